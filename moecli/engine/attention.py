@@ -1,0 +1,159 @@
+"""Attention over the cache: grouped-query, and DeepSeek's latent attention without expanding the cache."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moecli.engine.cache import LayerCache
+from moecli.engine.layers import Rotation
+from moecli.engine.weights import LayerWeights
+from moecli.spec import GroupedQuery, Latent, QkNorm
+
+_SCORES = 4_000_000  # numbers of one block of attention scores: bounds memory, and stays near the caches
+_ABSORB = 8  # up to so many new tokens, scoring against latents beats expanding them
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    offset: int,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Causal attention. q [K, G, T, d], k [K, n, d], v [K, n, w]; query 0 stands at key `offset`.
+
+    Softmax in float32, in blocks of queries. Returns [T, K * G * w].
+    """
+    heads, groups, tokens, _ = q.shape
+    out = q.new_empty(tokens, heads, groups, v.shape[-1])
+    rows = max(1, _SCORES // max(1, heads * groups * k.shape[1]))
+    for begin in range(0, tokens, rows):
+        end = min(begin + rows, tokens)
+        first = 0 if window is None else max(0, offset + begin - window + 1)
+        last = offset + end
+        block = q[:, :, begin:end].reshape(heads, -1, q.shape[-1])  # [K, G * t, d]
+        scores = torch.bmm(block, k[:, first:last].transpose(1, 2)).float().mul_(scale)  # [K, G * t, n]
+        if softcap is not None:
+            scores = scores.div_(softcap).tanh_().mul_(softcap)
+        if end - begin > 1:
+            hidden = _hidden(end - begin, last - first, window, q.device)
+            scores.view(heads, groups, end - begin, -1).masked_fill_(hidden, -torch.inf)
+        mixed = torch.bmm(scores.softmax(-1).to(v.dtype), v[:, first:last])  # [K, G * t, w]
+        out[begin:end] = mixed.view(heads, groups, end - begin, -1).permute(2, 0, 1, 3)
+    return out.flatten(1)
+
+
+def _hidden(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """[queries, keys]: True where a key is not visible; the last query sees the last key."""
+    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+    hidden = distance < 0
+    return hidden if window is None else hidden | (distance >= window)
+
+
+class GroupedQueryAttention:
+    """x -> q, k, v -> (norm, clip, rotate) -> attend -> output."""
+
+    def __init__(self, spec: GroupedQuery, weights: LayerWeights, rotation: Rotation, eps: float) -> None:
+        self._spec = spec
+        self._rotation = rotation
+        self._eps = eps
+        self._qkv, self._qkv_bias = weights["qkv"], weights.get("qkv_bias")
+        self._o, self._o_bias = weights["o"], weights.get("o_bias")
+        self._q_norm, self._k_norm = weights.get("q_norm"), weights.get("k_norm")
+        if spec.qk_norm is QkNorm.HEAD:
+            q, k = weights["q_norm"], weights["k_norm"]
+            self._head_norm = torch.cat((q.expand(spec.heads, -1), k.expand(spec.kv_heads, -1)))  # [H + K, d]
+
+    def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:
+        """x [T, D] -> [T, D]; the tokens are appended to `cache`."""
+        spec, start = self._spec, cache.length
+        qk, v = self._project(x)
+        qk = self._rotation.rotate(qk.unflatten(-1, (-1, spec.head_dim)), start)  # [T, H + K, d]
+        q, k = qk.split((spec.heads, spec.kv_heads), dim=1)
+        k, v = cache.append(k, v.unflatten(-1, (-1, spec.head_dim)))
+        q = q.unflatten(1, (spec.kv_heads, -1)).permute(1, 2, 0, 3)  # [K, G, T, d]
+        mixed = attend(q, k, v, scale=spec.scale, offset=start - cache.first, window=spec.window, softcap=spec.softcap)
+        return F.linear(mixed, self._o, self._o_bias)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys side by side [T, (H + K) * d], and values [T, K * d]."""
+        spec = self._spec
+        qkv = F.linear(x, self._qkv, self._qkv_bias)
+        if spec.clip is not None and spec.qk_norm is QkNorm.NONE:
+            qkv = qkv.clamp_(-spec.clip, spec.clip)
+        qk, v = qkv.split((spec.query_width + spec.kv_width, spec.kv_width), dim=-1)
+        if spec.qk_norm is QkNorm.FULL:
+            q, k = qk.split((spec.query_width, spec.kv_width), dim=-1)
+            q = F.rms_norm(q, (spec.query_width,), self._q_norm, self._eps)
+            k = F.rms_norm(k, (spec.kv_width,), self._k_norm, self._eps)
+            qk = torch.cat((q, k), -1)
+        elif spec.qk_norm is QkNorm.HEAD:
+            heads = F.rms_norm(qk.unflatten(-1, (-1, spec.head_dim)), (spec.head_dim,), None, self._eps)
+            qk = (heads * self._head_norm).flatten(-2)
+        if spec.clip is not None and spec.qk_norm is not QkNorm.NONE:
+            qk, v = qk.clamp(-spec.clip, spec.clip), v.clamp(-spec.clip, spec.clip)
+        return qk, v
+
+
+class LatentAttention:
+    """Keys and values live as one latent per token. Few queries meet the latents as they are (the expansion is
+    absorbed into the query and the output); many queries expand them first, a few heads at a time."""
+
+    def __init__(self, spec: Latent, weights: LayerWeights, rotation: Rotation) -> None:
+        self._spec = spec
+        self._rotation = rotation
+        self._weights = weights
+        expand = weights["kv_b"].view(spec.heads, spec.nope_dim + spec.value_dim, spec.kv_rank)
+        self._expand_key, self._expand_value = expand.split((spec.nope_dim, spec.value_dim), dim=1)  # [H, w, rank]
+
+    def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:
+        """x [T, D] -> [T, D]; the tokens' latents are appended to `cache`."""
+        start = cache.length
+        q = self._queries(x).unflatten(-1, (self._spec.heads, -1))  # [T, H, nope + rope]
+        q_nope, q_rope = q.split((self._spec.nope_dim, self._spec.rope_dim), dim=-1)
+        q_rope = self._rotation.rotate(q_rope, start)
+        (latents,) = cache.append(self._latents(x, start))  # [1, n, rank + rope]
+        attention = self._absorbed if len(x) <= _ABSORB else self._expanded
+        mixed = attention(q_nope, q_rope, latents[0], start - cache.first)
+        return F.linear(mixed, self._weights["o"], self._weights.get("o_bias"))
+
+    def _queries(self, x: Tensor) -> Tensor:
+        w = self._weights
+        if self._spec.query_rank is None:
+            return F.linear(x, w["q"])
+        low = F.linear(x, w["q_a"], w.get("q_a_bias"))
+        return F.linear(F.rms_norm(low, low.shape[-1:], w["q_a_norm"], self._spec.norm_eps), w["q_b"])
+
+    def _latents(self, x: Tensor, start: int) -> Tensor:
+        """[T, 1, rank + rope]: the normed latent, and the one rotary key that all heads share."""
+        low = F.linear(x, self._weights["kv_a"], self._weights.get("kv_a_bias"))
+        latent, key = low.split((self._spec.kv_rank, self._spec.rope_dim), dim=-1)
+        latent = F.rms_norm(latent, latent.shape[-1:], self._weights["kv_a_norm"], self._spec.norm_eps)
+        return torch.cat((latent[:, None], self._rotation.rotate(key[:, None], start)), -1)
+
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, offset: int) -> Tensor:
+        """One key/value "head", the latent itself, shared by all query heads."""
+        q_latent = torch.bmm(q_nope.transpose(0, 1), self._expand_key)  # [H, T, rank]
+        q = torch.cat((q_latent, q_rope.transpose(0, 1)), -1)[None]  # [1, H, T, rank + rope]
+        values = latents[None, :, : self._spec.kv_rank]
+        mixed = attend(q, latents[None], values, scale=self._spec.scale, offset=offset, window=self._spec.window)
+        mixed = mixed.unflatten(-1, (self._spec.heads, -1)).transpose(0, 1)  # [H, T, rank]
+        return torch.bmm(mixed, self._expand_value.transpose(1, 2)).transpose(0, 1).flatten(1)
+
+    def _expanded(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, offset: int) -> Tensor:
+        latent, key = latents.split((self._spec.kv_rank, self._spec.rope_dim), dim=-1)
+        q = torch.cat((q_nope, q_rope), -1).transpose(0, 1)[:, None]  # [H, 1, T, d]
+        step = max(1, _SCORES // (len(latent) * (self._spec.head_dim + self._spec.value_dim)))
+        parts = []
+        for begin in range(0, self._spec.heads, step):
+            some = slice(begin, begin + step)
+            k_nope = torch.matmul(latent, self._expand_key[some].transpose(1, 2))  # [h, n, nope]
+            k = torch.cat((k_nope, key.expand(len(k_nope), -1, -1)), -1)
+            v = torch.matmul(latent, self._expand_value[some].transpose(1, 2))
+            parts.append(attend(q[some], k, v, scale=self._spec.scale, offset=offset, window=self._spec.window))
+        return torch.cat(parts, -1)

@@ -1,0 +1,114 @@
+"""The decoder: token ids through every block to logits. It asks a store for experts and knows nothing of files."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moecli.engine.attention import GroupedQueryAttention, LatentAttention
+from moecli.engine.cache import Cache, LayerCache
+from moecli.engine.layers import Rotation, normalise
+from moecli.engine.router import route
+from moecli.engine.weights import DenseWeights, LayerWeights
+from moecli.experts.store import ExpertStore
+from moecli.kernels.plain import feed_forward_fused
+from moecli.spec import FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, Rope
+
+
+class Trace(Protocol):
+    """Whoever wants to see the routing."""
+
+    def record(self, layer: int, chosen: Tensor, weights: Tensor) -> None: ...
+
+
+class Block:
+    """Attention, then a feed-forward or a mixture, each normed before and added to the residual stream."""
+
+    def __init__(
+        self, spec: ModelSpec, index: int, weights: LayerWeights, rotation: Rotation, experts: ExpertStore
+    ) -> None:
+        layer: Layer = spec.layers[index]
+        self._spec, self._index, self._weights, self._experts = spec, index, weights, experts
+        self._attention = (
+            GroupedQueryAttention(layer.attention, weights, rotation, spec.norm_eps)
+            if isinstance(layer.attention, GroupedQuery)
+            else LatentAttention(layer.attention, weights, rotation)
+        )
+        self._ffn = layer.ffn
+
+    def forward(self, x: Tensor, cache: LayerCache, trace: Trace | None) -> Tensor:
+        """x [T, D] -> [T, D]."""
+        x = x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache))
+        normed = self._norm("ffn_norm", x)
+        if isinstance(self._ffn, Mixture):
+            return x + self._branch("ffn", self._mixture(normed, self._ffn, trace))
+        return x + self._branch("ffn", self._feed_forward("", normed, self._ffn))
+
+    def _mixture(self, x: Tensor, mixture: Mixture, trace: Trace | None) -> Tensor:
+        chosen, weights = route(x, self._weights["router"], self._weights.get("router_bias"), mixture.router)
+        if trace is not None:
+            trace.record(self._index, chosen, weights)
+        out = self._experts.mixture(self._index, x, chosen, weights)
+        if mixture.shared is None:
+            return out
+        shared = self._feed_forward("shared_", x, mixture.shared)
+        if mixture.shared_gate:
+            shared = shared * F.linear(x, self._weights["shared_gate"]).sigmoid()
+        return out + shared
+
+    def _feed_forward(self, prefix: str, x: Tensor, ffn: FeedForward) -> Tensor:
+        w = self._weights
+        return feed_forward_fused(x, w[f"{prefix}gate_up"], w[f"{prefix}down"], ffn.activation)
+
+    def _norm(self, role: str, x: Tensor) -> Tensor:
+        return normalise(x, self._weights[role], self._spec.norm, self._spec.norm_eps)
+
+    def _branch(self, name: str, out: Tensor) -> Tensor:
+        return self._norm(f"post_{name}_norm", out) if self._spec.branch_norms else out
+
+
+class Decoder:
+    """A model ready to run: dense weights in memory, experts behind a store."""
+
+    def __init__(self, spec: ModelSpec, dense: DenseWeights, experts: ExpertStore, positions: int) -> None:
+        self.spec = spec
+        self._outside = dense.outside
+        self.dtype, self.device = dense.outside["embedding"].dtype, dense.outside["embedding"].device
+        self._rotations: dict[Rope, Rotation] = {
+            layer.attention.rope: Rotation(layer.attention.rope, positions, self.dtype, self.device)
+            for layer in spec.layers
+        }
+        self._blocks = [
+            Block(spec, index, weights, self._rotations[spec.layers[index].attention.rope], experts)
+            for index, weights in enumerate(dense.layers)
+        ]
+
+    def new_cache(self, capacity: int, chunk: int) -> Cache:
+        return Cache(self.spec, capacity, chunk, self.dtype, self.device)
+
+    def forward(self, ids: Tensor, cache: Cache, trace: Trace | None = None) -> Tensor:
+        """Feed `ids` [T] after what `cache` holds, a chunk at a time; returns the last chunk's states [t, D], normed."""
+        with torch.inference_mode():
+            for rotation in self._rotations.values():
+                rotation.prepare(cache.length + len(ids))
+            for part in ids.split(cache.chunk):
+                states = self._chunk(part, cache, trace)
+            return normalise(states, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps)
+
+    def _chunk(self, ids: Tensor, cache: Cache, trace: Trace | None) -> Tensor:
+        x = F.embedding(ids, self._outside["embedding"])  # [t, D]
+        if self.spec.embedding_multiplier != 1:
+            x = x * self.spec.embedding_multiplier
+        for block, layer_cache in zip(self._blocks, cache.layers, strict=True):
+            x = block.forward(x, layer_cache, trace)
+        return x
+
+    def logits(self, states: Tensor) -> Tensor:
+        """states [t, D] -> [t, V], float32."""
+        with torch.inference_mode():
+            head = self._outside.get("head", self._outside["embedding"])
+            logits = F.linear(states, head).float()
+            return logits if self.spec.logit_multiplier == 1 else logits * self.spec.logit_multiplier

@@ -1,0 +1,91 @@
+"""Generation: prefill once, then one token at a time. Knows token ids and nothing of text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from moecli.engine.cache import Cache
+from moecli.engine.decoder import Decoder, Trace
+from moecli.engine.sampling import Sampler
+from moecli.errors import MoecliError
+
+
+@dataclass(slots=True)
+class Timing:
+    """What one answer cost. Rates are tokens per second; None where nothing was measured."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, already in the cache
+    steps: int = 0  # decode steps after the prompt
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def prefill_rate(self) -> float | None:
+        fed = self.prompt_tokens - self.cached_tokens
+        return fed / self.prefill_s if self.prefill_s > 0 else None
+
+    @property
+    def decode_rate(self) -> float | None:
+        return self.steps / self.decode_s if self.decode_s > 0 else None
+
+
+@dataclass(slots=True)
+class Session:
+    """One text that grows: the decoder's cache and the ids it holds. Later turns reuse what they share."""
+
+    decoder: Decoder
+    cache: Cache
+    held: list[int] = field(default_factory=list)
+    _torn: bool = False  # a forward pass was interrupted: the layers' caches disagree
+
+    def generate(
+        self, prompt: Sequence[int], sampler: Sampler, limit: int, timing: Timing, trace: Trace | None = None
+    ) -> Iterator[int]:
+        """Yield up to `limit` ids after `prompt`, the whole text so far. The caller decides when to stop early."""
+        if len(prompt) > self.cache.capacity:
+            raise MoecliError(
+                f"the prompt is {len(prompt)} tokens and the context {self.cache.capacity}",
+                "shorten it, or raise --ctx",
+            )
+        limit = min(limit, self.cache.capacity - len(prompt) + 1)
+        timing.prompt_tokens = len(prompt)
+        timing.cached_tokens = self._rewind(prompt)
+        pending = list(prompt[timing.cached_tokens :])
+        seen = list(prompt)
+        for step in range(limit):
+            began = time.perf_counter()
+            logits = self._feed(pending, trace)
+            token = sampler.pick(logits, seen)
+            spent = time.perf_counter() - began
+            if step == 0:
+                timing.prefill_s = spent
+            else:
+                timing.decode_s += spent
+                timing.steps += 1
+            yield token
+            pending = [token]
+            seen.append(token)
+
+    def _feed(self, ids: list[int], trace: Trace | None) -> torch.Tensor:
+        """Append `ids` to the text; returns the logits [V] after the last."""
+        self._torn = True
+        states = self.decoder.forward(torch.tensor(ids), self.cache, trace)
+        self.held.extend(ids)
+        self._torn = False
+        return self.decoder.logits(states[-1:])[0]
+
+    def _rewind(self, prompt: Sequence[int]) -> int:
+        """Keep what cache and prompt share, at most all but the last id, whose logits are needed."""
+        shared = 0
+        for held, wanted in zip(self.held, prompt[:-1], strict=False):
+            if held != wanted:
+                break
+            shared += 1
+        kept = self.cache.rewind(0 if self._torn else shared)
+        del self.held[kept:]
+        return kept

@@ -1,0 +1,114 @@
+"""Norms and the rotation of queries and keys."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moecli.spec import NormKind, Rope, RopeKind
+
+
+def normalise(x: Tensor, weight: Tensor, kind: NormKind, eps: float) -> Tensor:
+    """RMS or layer norm without bias over the last axis; statistics in float32."""
+    if kind is NormKind.RMS:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return F.layer_norm(x, weight.shape, weight, None, eps)
+
+
+class Rotation:
+    """Cosines and sines of every position, [positions, dims]; rotating is two products and one shuffle."""
+
+    def __init__(self, rope: Rope, positions: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.rope = rope
+        self._positions = positions
+        self._dtype = dtype
+        self._device = device
+        self._regime: int | None = None
+        self._prepare(0)
+
+    def prepare(self, length: int) -> None:
+        """Choose the frequencies for a text of `length` tokens, where the kind of rope depends on it."""
+        if self.rope.depends_on_length:
+            self._prepare(length)
+
+    def rotate(self, x: Tensor, start: int) -> Tensor:
+        """Rotate the leading dims of x [T, heads, d], whose first row stands at position `start`."""
+        dims = self.rope.dims
+        turned, kept = (x, None) if dims == x.shape[-1] else (x[..., :dims], x[..., dims:])
+        cos = self._cos[start : start + len(x), None]  # [T, 1, dims]
+        sin = self._sin[start : start + len(x), None]
+        if self.rope.interleaved:
+            partner = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        else:
+            partner = turned.roll(dims // 2, -1)
+        turned = (turned * cos).addcmul_(partner, sin)
+        return turned if kept is None else torch.cat((turned, kept), -1)
+
+    def _prepare(self, length: int) -> None:
+        regime = _regime(self.rope, length)
+        if regime == self._regime:
+            return
+        self._regime = regime
+        angles = torch.outer(torch.arange(self._positions, dtype=torch.float32), frequencies(self.rope, length))
+        cos, sin = angles.cos() * self.rope.attention_factor, angles.sin() * self.rope.attention_factor
+        if self.rope.interleaved:
+            cos, sin = cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
+        else:
+            cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+        self._cos = cos.to(self._device, self._dtype)
+        self._sin = sin.to(self._device, self._dtype)
+
+
+def _regime(rope: Rope, length: int) -> int:
+    """A number that changes exactly when the frequencies do."""
+    if rope.kind is RopeKind.DYNAMIC:
+        return max(length, rope.original_context)
+    return int(rope.kind is RopeKind.LONGROPE and length > rope.original_context)
+
+
+def frequencies(rope: Rope, length: int = 0) -> Tensor:
+    """Angle per position of each pair, [dims / 2], float32, for a text of `length` tokens."""
+    exponents = torch.arange(0, rope.dims, 2, dtype=torch.float32) / rope.dims
+    theta = rope.theta
+    if rope.kind is RopeKind.DYNAMIC:
+        stretch = rope.factor * max(length, rope.original_context) / rope.original_context - (rope.factor - 1)
+        theta *= stretch ** (rope.dims / (rope.dims - 2))
+    plain = 1.0 / theta**exponents
+    if rope.kind is RopeKind.LINEAR:
+        return plain / rope.factor
+    if rope.kind is RopeKind.YARN:
+        return _yarn(rope, plain)
+    if rope.kind is RopeKind.LLAMA3:
+        return _llama3(rope, plain)
+    if rope.kind is RopeKind.LONGROPE:
+        factors = rope.long_factors if length > rope.original_context else rope.short_factors
+        return plain / torch.tensor(factors)
+    return plain
+
+
+def _yarn(rope: Rope, plain: Tensor) -> Tensor:
+    """Fast pairs as trained, slow ones interpolated, a ramp between (arXiv 2309.00071, section 3.2)."""
+
+    def dimension(rotations: float) -> float:
+        return rope.dims * math.log(rope.original_context / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dims - 1)
+    width = high - low if high != low else 0.001
+    slow = ((torch.arange(rope.dims // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+    return plain / rope.factor * slow + plain * (1 - slow)
+
+
+def _llama3(rope: Rope, plain: Tensor) -> Tensor:
+    """Wavelengths beyond the training context are stretched, short ones kept, a smooth band between."""
+    turns = rope.original_context * plain / (2 * math.pi)  # full turns within the training context
+    band = rope.high_frequency_factor - rope.low_frequency_factor
+    if band <= 0:  # no band: a switch
+        return torch.where(turns < rope.low_frequency_factor, plain / rope.factor, plain)
+    smooth = ((turns - rope.low_frequency_factor) / band).clamp(0, 1)
+    return (1 - smooth) * plain / rope.factor + smooth * plain

@@ -1,0 +1,43 @@
+"""Which experts each token takes, and with what weights: one function per rule, all in float32."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moecli.spec import GroupScore, Router, Scoring
+
+
+def route(x: Tensor, weight: Tensor, bias: Tensor | None, router: Router) -> tuple[Tensor, Tensor]:
+    """x [T, D], weight [E, D] and bias [E] in float32 -> chosen experts and their weights, both [T, A], best first."""
+    logits = F.linear(x.float(), weight)  # [T, E]
+    if router.scoring is Scoring.SOFTMAX_OF_CHOSEN:
+        best, chosen = logits.topk(router.active, dim=-1)
+        return chosen, best.softmax(-1) * router.scaling
+    scores = logits.softmax(-1) if router.scoring is Scoring.SOFTMAX else logits.sigmoid()
+    ranking = scores if bias is None else scores + bias
+    if router.groups > 1:
+        ranking = _within_best_groups(ranking, router)
+    chosen = ranking.topk(router.active, dim=-1).indices
+    return chosen, _weigh(scores.gather(-1, chosen), router)
+
+
+def _within_best_groups(ranking: Tensor, router: Router) -> Tensor:
+    """Rule out every expert outside the best `kept_groups` groups."""
+    grouped = ranking.unflatten(-1, (router.groups, -1))  # [T, groups, E / groups]
+    if router.group_score is GroupScore.MAX:
+        group_scores = grouped.amax(-1)
+    else:
+        group_scores = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+    kept = group_scores.topk(router.kept_groups, dim=-1).indices
+    dropped = torch.ones_like(group_scores, dtype=torch.bool).scatter_(-1, kept, False)
+    ranking = grouped.masked_fill(dropped[..., None], -torch.inf).flatten(-2)
+    return ranking
+
+
+def _weigh(weights: Tensor, router: Router) -> Tensor:
+    if router.norm_power is not None:
+        total = weights.sum(-1, keepdim=True) if router.norm_power == 1 else weights.norm(router.norm_power, -1, True)
+        weights = weights / (total + router.norm_epsilon)
+    return weights if router.scaling == 1 else weights * router.scaling

@@ -1,0 +1,96 @@
+"""Logits -> one token id: greedy, temperature, top-k, top-p, min-p, repetition penalty; reproducible by seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moecli.errors import UsageError
+
+_FIRST_LOOK = 512  # candidates sorted before falling back to the whole vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. temperature 0 is greedy; the neutral values switch a filter off."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        ranges = (
+            ("--temperature", self.temperature, 0 <= self.temperature <= 100, "0 to 100"),
+            ("--top-k", self.top_k, self.top_k >= 0, "0 (off) or more"),
+            ("--top-p", self.top_p, 0 < self.top_p <= 1, "more than 0, up to 1"),
+            ("--min-p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
+            ("--repeat-penalty", self.repeat_penalty, 0 < self.repeat_penalty <= 100, "more than 0, up to 100"),
+        )
+        for option, value, good, meaning in ranges:
+            if not good:
+                raise UsageError(f"{option} {value} is out of range", f"it takes {meaning}")
+
+
+class Sampler:
+    """Draws tokens; the same seed and logits give the same tokens on every machine."""
+
+    def __init__(self, sampling: Sampling, seed: int) -> None:
+        self._sampling = sampling
+        self._random = random.Random(seed)
+
+    def pick(self, logits: Tensor, seen: Collection[int]) -> int:
+        """The next id from float32 `logits` [V]; `seen` are the ids that the repetition penalty touches."""
+        options = self._sampling
+        if options.repeat_penalty != 1 and seen:
+            logits = _penalise(logits, seen, options.repeat_penalty)
+        if options.temperature == 0:
+            return int(logits.argmax())
+        logits = logits / options.temperature
+        draw = self._random.random()
+        if options.top_k == 0 and options.top_p == 1 and options.min_p == 0:
+            return _invert(logits.softmax(-1), draw)
+        probabilities, ids = _candidates(logits, options)
+        return int(ids[_invert(probabilities, draw)])
+
+
+def _penalise(logits: Tensor, seen: Collection[int], penalty: float) -> Tensor:
+    """CTRL's rule (arXiv 1909.05858): seen tokens' logits shrink towards less likely."""
+    ids = torch.tensor(sorted(set(seen)))
+    scores = logits[ids]
+    return logits.scatter(0, ids, torch.where(scores > 0, scores / penalty, scores * penalty))
+
+
+def _candidates(logits: Tensor, options: Sampling) -> tuple[Tensor, Tensor]:
+    """Probabilities and ids that survive the filters, likeliest first."""
+    size = len(logits)
+    look = min(size, options.top_k or _FIRST_LOOK)
+    values, ids = logits.topk(look)
+    # With top-k the rest is out; without it, it still counts in the sum.
+    total = values.logsumexp(0) if options.top_k else logits.logsumexp(0)
+    probabilities = (values - total).exp()
+    kept = _survivors(probabilities, options)
+    if kept == look < size and not options.top_k:
+        values, ids = logits.sort(descending=True)
+        probabilities = (values - total).exp()
+        kept = _survivors(probabilities, options)
+    return probabilities[:kept], ids[:kept]
+
+
+def _survivors(probabilities: Tensor, options: Sampling) -> int:
+    """How many of the sorted probabilities stay: the nucleus, and all within min-p of the best; at least one."""
+    before = probabilities.cumsum(0) - probabilities  # probability mass ahead of each candidate
+    kept = (before < options.top_p) & (probabilities >= options.min_p * probabilities[0])
+    return max(1, int(kept.sum()))
+
+
+def _invert(probabilities: Tensor, draw: float) -> int:
+    """The index at which the cumulative probability passes `draw` of the total."""
+    cumulative = probabilities.double().cumsum(0)
+    index = int(torch.searchsorted(cumulative, draw * float(cumulative[-1]), right=True))
+    return min(index, len(probabilities) - 1)

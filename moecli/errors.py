@@ -1,0 +1,44 @@
+"""Every failure a user or a file can cause: one sentence, one hint, one exit code."""
+
+from __future__ import annotations
+
+
+class MoecliError(Exception):
+    """A failure that is explained. `hint` is what to type or do next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(MoecliError):
+    """An option or argument that cannot be meant."""
+
+    exit_code = 2
+
+
+class ModelNotFound(MoecliError):
+    """A MODEL that names nothing on this machine."""
+
+
+class ConfigError(MoecliError):
+    """A `config.json` that is unreadable, unsupported or absurd."""
+
+
+class CheckpointError(MoecliError):
+    """Weights that are missing, damaged or in a format that is refused."""
+
+
+class TextError(MoecliError):
+    """A tokenizer or chat template that is missing, damaged or hostile."""
+
+
+class NotEnoughMemory(MoecliError):
+    """A plan that does not fit this machine."""
+
+
+class NetworkError(MoecliError):
+    """The Hub cannot be reached, or says no."""

@@ -1,0 +1,1 @@
+"""Numeric formats of weights: how many bytes a shape takes, and how bytes become tensors."""

@@ -1,0 +1,46 @@
+"""The unquantised formats fp32, bf16 and fp16: stored bytes seen as torch tensors, without a copy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moecli.checkpoint import Checkpoint, StoredTensor
+from moecli.weights import Slice
+
+if TYPE_CHECKING:
+    import torch
+
+_TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a plain format."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, TORCH_DTYPES[name])
+    return dtype
+
+
+def stored_tensor(checkpoint: Checkpoint, stored: StoredTensor) -> torch.Tensor:
+    """A whole stored tensor, in place in its mapped file."""
+    return _view(checkpoint, stored, 0, stored.size, stored.shape)
+
+
+def stored_slice(checkpoint: Checkpoint, part: Slice) -> torch.Tensor:
+    """One expert matrix as [out, in], in place in its mapped file."""
+    matrix = _view(checkpoint, part.stored, part.offset, part.size, part.shape)
+    return matrix.T if part.transposed else matrix
+
+
+def _view(checkpoint: Checkpoint, stored: StoredTensor, offset: int, size: int, shape: tuple[int, ...]) -> torch.Tensor:
+    import torch
+
+    dtype = getattr(torch, _TORCH_NAMES[stored.dtype])
+    if size == 0:
+        return torch.empty(shape, dtype=dtype)
+    buffer = checkpoint.buffer(stored)[offset : offset + size]
+    if stored.offset % dtype.itemsize:  # the format allows odd header lengths; torch does not
+        buffer = memoryview(bytearray(buffer))
+    return torch.frombuffer(buffer, dtype=dtype).view(shape)

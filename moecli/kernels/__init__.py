@@ -1,0 +1,1 @@
+"""Products of hidden states with weights: one gated feed-forward block, by whichever kernel serves its format."""

@@ -1,0 +1,62 @@
+"""Every environment variable and directory this program reads; nothing else looks at the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One environment variable as `--help` and the README show it."""
+
+    name: str
+    meaning: str
+
+
+VARIABLES = (
+    Variable("MOECLI_HOME", "packed stores and traces (default: moecli in the XDG data directory)"),
+    Variable("MOECLI_KERNEL", "force a kernel: native, bnb or torch"),
+    Variable("MOECLI_THREADS", "compute threads (default: one per physical core)"),
+    Variable("MOECLI_DEBUG", "1 shows the traceback of an explained failure"),
+    Variable("HF_HOME", "the Hugging Face folder; models lie in its hub/ (also HF_HUB_CACHE)"),
+    Variable("HF_TOKEN", "access token for gated models"),
+    Variable("HF_ENDPOINT", "another Hub"),
+    Variable("HF_HUB_OFFLINE", "1 forbids the network, as --offline does"),
+    Variable("NO_COLOR", "any value: no colour (FORCE_COLOR: colour even when piped)"),
+)
+
+
+def read(name: str) -> str | None:
+    """The value of a listed variable; an empty one counts as unset."""
+    return os.environ.get(name) or None
+
+
+def debug() -> bool:
+    return read("MOECLI_DEBUG") == "1"
+
+
+def offline() -> bool:
+    return (read("HF_HUB_OFFLINE") or "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def home() -> Path:
+    """Where packed stores and traces live."""
+    if chosen := read("MOECLI_HOME"):
+        return Path(chosen).expanduser()
+    if os.name == "nt" and (local := read("LOCALAPPDATA")):
+        return Path(local) / "moecli"
+    data = read("XDG_DATA_HOME")
+    base = Path(data) if data and Path(data).is_absolute() else Path.home() / ".local" / "share"
+    return base / "moecli"
+
+
+def hub_cache() -> Path:
+    """The Hugging Face cache, found by huggingface_hub's own rules without importing it."""
+    if chosen := read("HF_HUB_CACHE") or read("HUGGINGFACE_HUB_CACHE"):
+        return Path(chosen).expanduser()
+    if chosen := read("HF_HOME"):
+        return Path(chosen).expanduser() / "hub"
+    cache = read("XDG_CACHE_HOME")
+    return (Path(cache).expanduser() if cache else Path.home() / ".cache") / "huggingface" / "hub"

@@ -1,0 +1,51 @@
+"""Sizes and counts as people write them: "6GiB" <-> bytes, 46702792704 -> "46.7 B"."""
+
+from __future__ import annotations
+
+import re
+
+from moecli.errors import UsageError
+
+_FACTORS = {"": 1, "b": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgtp", start=1)
+    for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
+}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z]*)\s*", re.IGNORECASE)
+_LARGEST = 2**63 - 1
+
+
+def parse_size(text: str) -> int:
+    """Bytes in `text`: "6GiB" and "6G" are binary, "6GB" is decimal, a bare number is bytes."""
+    match = _SIZE.fullmatch(text)
+    factor = _FACTORS.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise UsageError(f"'{text}' is not a size", "write a number and a unit, such as 6GiB, 512MiB or 20GB")
+    size = round(float(match[1]) * factor)
+    if size > _LARGEST:
+        raise UsageError(f"'{text}' is larger than any machine")
+    return size
+
+
+def format_bytes(size: float) -> str:
+    """Binary units, three significant figures: 512 MiB, 12.9 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{_three_figures(size)} {unit}"
+        size /= 1024
+    return f"{_three_figures(size)} TiB"
+
+
+def format_count(count: float) -> str:
+    """Decimal units as vendors quote parameters: 7.9 M, 46.7 B."""
+    for unit in ("", " K", " M"):
+        if abs(count) < 1000:
+            return f"{_three_figures(count)}{unit}"
+        count /= 1000
+    return f"{_three_figures(count)} B"
+
+
+def _three_figures(value: float) -> str:
+    if value == int(value) and abs(value) < 1000:
+        return str(int(value))
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"

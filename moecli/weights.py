@@ -1,0 +1,150 @@
+"""Which stored bytes make up each tensor of a spec: a layout bound to a checkpoint, names and shapes checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from moecli.checkpoint import Checkpoint, StoredTensor
+from moecli.errors import CheckpointError
+from moecli.families import Family, Layout, Piece
+from moecli.spec import ModelSpec
+from moecli.tensors import EXPERT_MATRICES, Tensor, dense_tensors, expert_shapes
+
+FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One matrix as it lies: `size` bytes at `offset` of a file. `shape` is as stored."""
+
+    stored: StoredTensor
+    offset: int  # within the stored tensor
+    size: int
+    shape: tuple[int, ...]
+    transposed: bool  # stored [in, out]
+
+
+class Weights:
+    """Every tensor of a model, found in its checkpoint. CheckpointError if any is missing, misshapen or unknown."""
+
+    def __init__(self, spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> None:
+        self.spec = spec
+        self.checkpoint = checkpoint
+        self._layout = _choose_layout(spec, family, checkpoint)
+        self._check()
+
+    @cached_property
+    def dtype(self) -> str:
+        """The format that most bytes are in: fp32, bf16 or fp16."""
+        sizes: dict[str, int] = {}
+        for tensor in self.checkpoint.tensors.values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size
+        return FLOATS[max(sizes, key=sizes.__getitem__)]
+
+    def dense(self, tensor: Tensor) -> list[StoredTensor]:
+        """The stored tensors that, stacked by rows, are `tensor`."""
+        return [self.checkpoint[name.format(layer=tensor.layer)] for name in self._layout.dense[tensor.role]]
+
+    def expert(self, layer: int, expert: int, matrix: str) -> Slice:
+        """Where one matrix ("gate", "up" or "down") of one expert lies."""
+        piece: Piece = getattr(self._layout.experts, matrix)
+        stored = self.checkpoint[piece.name.format(layer=layer, expert=expert)]
+        if not piece.stacked:
+            return Slice(stored, 0, stored.size, stored.shape, piece.transposed)
+        experts = self._experts_of(layer)
+        *stack, columns = stored.shape
+        rows = stack[1] if len(stack) == 2 else stack[0] // experts
+        size, offset = stored.size // experts, expert * (stored.size // experts)
+        if piece.half is not None:
+            size, rows = size // 2, rows // 2
+            offset += piece.half * size
+        return Slice(stored, offset, size, (rows, columns), piece.transposed)
+
+    def _experts_of(self, layer: int) -> int:
+        mixtures = dict(self.spec.mixtures)
+        return mixtures[layer].router.experts
+
+    def _check(self) -> None:
+        used: set[str] = set()
+        for tensor in dense_tensors(self.spec):
+            stored = self.dense(tensor)
+            used.update(part.name for part in stored)
+            _check_dense(tensor, stored)
+        for layer, expert, matrix, shape in self._expert_matrices():
+            found = self.expert(layer, expert, matrix)
+            used.add(found.stored.name)
+            _check_expert(found, shape, self._experts_of(layer))
+        unknown = sorted(n for n in self.checkpoint.tensors.keys() - used if not self._is_ignored(n))
+        if unknown:
+            raise CheckpointError(
+                f"the checkpoint holds '{unknown[0]}', which {self.spec.family} does not know"
+                + (f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""),
+                "config.json and the weights belong to different models, or the format is not supported",
+            )
+
+    def _expert_matrices(self) -> Iterator[tuple[int, int, str, tuple[int, int]]]:
+        for layer, mixture in self.spec.mixtures:
+            shapes = expert_shapes(self.spec.hidden_size, mixture.expert)
+            for expert in range(mixture.router.experts):
+                for matrix in EXPERT_MATRICES:
+                    yield layer, expert, matrix, shapes[matrix]
+
+    def _is_ignored(self, name: str) -> bool:
+        if self.spec.tied_embeddings and name in self._layout.dense.get("head", ()):
+            return True
+        if match := re.match(r"model\.layers\.(\d+)\.", name):
+            real = len(self.spec.layers)
+            if real <= int(match[1]) < real + self.spec.extra_layers:
+                return True
+        return any(re.fullmatch(pattern, name) for pattern in self._layout.ignored)
+
+
+def _choose_layout(spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> Layout:
+    """The first layout whose router and expert names are there."""
+    if not spec.mixtures:
+        return family.layouts[0]
+    layer = spec.mixtures[0][0]
+    for layout in family.layouts:
+        names = (*layout.dense["router"], layout.experts.gate.name, layout.experts.down.name)
+        if all(name.format(layer=layer, expert=0) in checkpoint for name in names):
+            return layout
+    raise CheckpointError(
+        f"the checkpoint holds no expert under a name that {spec.family} uses",
+        "it may be quantised in a format that is not supported, or belong to another model",
+    )
+
+
+def _check_dense(tensor: Tensor, stored: list[StoredTensor]) -> None:
+    rows, *rest = tensor.shape
+    where = tensor.role if tensor.layer is None else f"{tensor.role} of layer {tensor.layer}"
+    for part in stored:
+        _check_float(part)
+    # A vector may be stored as [1, n]; a matrix may not change its columns.
+    found = sum(part.shape[0] if rest else max(part.shape, default=0) for part in stored)
+    same_columns = all(list(part.shape[1:]) == rest or (not rest and part.shape == (1, rows)) for part in stored)
+    if found != rows or not same_columns:
+        shapes = " + ".join(str(list(part.shape)) for part in stored)
+        raise CheckpointError(f"{stored[0].name}: {where} must be {list(tensor.shape)} but the file has {shapes}")
+
+
+def _check_expert(found: Slice, shape: tuple[int, int], experts: int) -> None:
+    _check_float(found.stored)
+    actual = found.shape[::-1] if found.transposed else found.shape
+    whole = not found.offset and found.size == found.stored.size
+    stack, *rest = found.stored.shape
+    counted = stack == experts if len(rest) == 2 else stack % experts == 0
+    if actual != shape or not (whole or counted):
+        raise CheckpointError(
+            f"{found.stored.name} is {list(found.stored.shape)}, which is not {experts} experts of {list(shape)}"
+        )
+
+
+def _check_float(stored: StoredTensor) -> None:
+    if stored.dtype not in FLOATS:
+        raise CheckpointError(
+            f"{stored.name} is stored as {stored.dtype}; only F32, BF16 and F16 weights can be run",
+            "use an unquantised revision of the model",
+        )
