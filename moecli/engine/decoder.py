@@ -90,7 +90,7 @@ class Decoder:
         return Cache(self.spec, capacity, chunk, self.dtype, self.device)
 
     def forward(self, ids: Tensor, cache: Cache, trace: Trace | None = None) -> Tensor:
-        """Feed `ids` [T] after what `cache` holds, a chunk at a time; returns the last chunk's states [t, D], normed."""
+        """Feed `ids` [T] after what `cache` holds, chunk by chunk; returns the last chunk's normed states [t, D]."""
         with torch.inference_mode():
             for rotation in self._rotations.values():
                 rotation.prepare(cache.length + len(ids))
