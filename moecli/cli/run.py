@@ -1,0 +1,115 @@
+"""`moecli run`: generate text from a prompt, or chat."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moecli.cli import options
+from moecli.errors import UsageError
+from moecli.output import terminal
+
+if TYPE_CHECKING:
+    from moecli.engine.runner import Runner
+
+EXAMPLES = """Examples:
+
+  moecli run tiny "The sea"
+
+  cat notes.txt | moecli run dbrx-instruct "Summarise."
+
+  moecli run mixtral "Why is the sky blue?" --temperature 0 --json
+"""
+
+_DTYPES = ("auto", "fp32", "bf16", "fp16")
+_Prompt = Annotated[
+    str | None,
+    typer.Argument(
+        help="Text on stdin comes before it. With neither, on a terminal, a chat begins.", show_default=False
+    ),
+]
+
+
+def run(
+    model: options.Model,
+    prompt: _Prompt = None,
+    *,
+    system: Annotated[str | None, typer.Option(help="System message for the chat template.", show_default=False)] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt as it is.")] = False,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Longest answer.")] = 512,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default=False)] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the K likeliest tokens; 0 is off.", show_default=False)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest that make up P.", show_default=False)] = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop all below P x the likeliest.", show_default=False)] = None,
+    repeat_penalty: Annotated[float | None, typer.Option(help="Shun tokens seen; 1 is off.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same text.", show_default=False)] = None,
+    dtype: options.Dtype = "auto",
+    ctx: options.Context = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Generate text from a prompt, or chat.
+
+    Sampling options left out are the model's own (generation_config.json), else temperature 0.7.
+    """
+    if dtype not in _DTYPES:
+        raise UsageError(f"--dtype {dtype} is not known", f"it takes {', '.join(_DTYPES)}")
+    text = _read_prompt(prompt)
+    if text is None and json:
+        raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
+    with terminal.status("loading ...", quiet):
+        from moecli.engine.runner import Choices, open_runner
+
+        choices = Choices(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty,
+            seed=seed, max_tokens=max_tokens, stops=tuple(map(terminal.clean, stop or ())),
+            system=system and terminal.clean(system), raw=raw, context=ctx, threads=threads,
+        )  # fmt: skip
+        runner = open_runner(model, dtype, choices)
+        runner.load(text)
+    if verbose:
+        terminal.say(f"{runner.name}: {runner.dtype}, {runner.sampling}, seed {runner.seed}")
+    if text is not None:
+        _answer(runner, text, json, quiet)
+    else:
+        from moecli.output.chat import chat
+
+        chat(runner, quiet)
+
+
+def _read_prompt(argument: str | None) -> str | None:
+    """Piped text, a blank line, the argument; None when there is neither and a terminal to chat on."""
+    typed = "" if argument in (None, "-") else terminal.clean(argument or "")
+    parts = [part for part in (terminal.read_stdin().strip("\n"), typed) if part]
+    if parts:
+        return "\n\n".join(parts)
+    if argument is None and sys.stdin is not None and sys.stdin.isatty():
+        return None
+    raise UsageError("the prompt is empty", 'moecli run MODEL "prompt", or pipe text in')
+
+
+def _answer(runner: Runner, text: str, json: bool, quiet: bool) -> None:
+    from moecli.engine.answer import Answer
+    from moecli.output.answer import document, statistics
+
+    answer = Answer()
+    interrupted = False
+    try:
+        for piece in runner.ask(text, answer):
+            if not json:
+                terminal.write(piece)
+    except KeyboardInterrupt:
+        interrupted = True
+    if json:
+        terminal.write_json(document(runner, answer))
+    elif not answer.text.endswith("\n"):
+        terminal.write("\n")
+    if not quiet and not json:
+        terminal.say(statistics(answer))
+    if interrupted:
+        raise typer.Exit(130)

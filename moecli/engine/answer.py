@@ -1,0 +1,61 @@
+"""One answer: prompt ids in, pieces of text out, with every rule that ends it. Where token ids meet text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from moecli.engine.decoder import Trace
+from moecli.engine.generate import Session, Timing
+from moecli.engine.sampling import Sampler, Sampling
+from moecli.text.stream import TextStream
+from moecli.text.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length", "interrupt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one answer may be. `end_ids` end it and are not part of it; so do the strings in `stops`."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    seed: int
+    max_tokens: int
+    end_ids: frozenset[int] = frozenset()
+    stops: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class Answer:
+    """What has been said so far, and what it cost; complete when the pieces are."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason = "interrupt"  # until it ends by itself
+    timing: Timing = field(default_factory=Timing)
+
+
+def pieces(
+    session: Session, tokenizer: Tokenizer, request: Request, answer: Answer, trace: Trace | None = None
+) -> Iterator[str]:
+    """Yield printable text as it is generated, and keep `answer` up to date."""
+    stream = TextStream(tokenizer, request.stops, prompt_ids=request.prompt)
+    sampler = Sampler(request.sampling, request.seed)
+    reason: FinishReason = "length"
+    for token in session.generate(request.prompt, sampler, request.max_tokens, answer.timing, trace):
+        if token in request.end_ids:
+            reason = "stop"
+            break
+        answer.token_ids.append(token)
+        if piece := stream.push(token):
+            answer.text += piece
+            yield piece
+        if stream.stopped:
+            reason = "stop"
+            break
+    if rest := stream.finish():
+        answer.text += rest
+        yield rest
+    answer.finish_reason = "stop" if stream.stopped else reason

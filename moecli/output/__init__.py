@@ -1,0 +1,1 @@
+"""Everything a person sees: the answer on stdout; progress, statistics, hints and errors on stderr."""
