@@ -6,6 +6,21 @@ from dataclasses import dataclass
 from enum import Enum
 
 
+class Part(Enum):
+    """Where a parameter is counted; every tensor belongs to exactly one part."""
+
+    EMBEDDING = "embedding"
+    ATTENTION = "attention"
+    MIXER_OTHER = "mixer_other"  # what stands in place of attention: Mamba, gated delta net, lightning attention
+    ROUTER = "router"
+    ROUTED_EXPERTS = "routed_experts"
+    SHARED_EXPERTS = "shared_experts"
+    DENSE_FFN = "dense_ffn"
+    NORMS = "norms"
+    OTHER = "other"  # between the blocks: hyper-connections, projections around the experts
+    HEAD = "lm_head"
+
+
 class Activation(Enum):
     """The nonlinearity of a feed-forward block, by its `hidden_act` name."""
 
@@ -13,6 +28,9 @@ class Activation(Enum):
     GELU = "gelu"
     GELU_TANH = "gelu_pytorch_tanh"
     RELU = "relu"
+    RELU_SQUARED = "relu2"
+    CLAMPED_SWIGLU = "swigluoai"  # gpt-oss
+    SITU = "situ"  # Kimi-K3
 
 
 class NormKind(Enum):
@@ -47,6 +65,9 @@ class Scoring(Enum):
     SOFTMAX = "softmax"  # softmax over all experts, then pick
     SIGMOID = "sigmoid"  # each expert by itself, then pick (DeepSeek-V3)
     SOFTMAX_OF_CHOSEN = "softmax of the chosen"  # pick by logit, then softmax over the picked
+    SIGMOID_INPUT = "sigmoid, on the input"  # the weight multiplies what the expert reads (Llama 4)
+    SPARSEMIXER = "sparsemixer"  # one after the other, each against its close rivals only (Phi-3.5-MoE)
+    SQRT_SOFTPLUS = "square root of softplus"  # DeepSeek-V4
 
 
 class GroupScore(Enum):
@@ -57,11 +78,20 @@ class GroupScore(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Extra:
+    """A tensor that no field describes: counted and held, but not computed with yet."""
+
+    role: str
+    shape: tuple[int, ...]
+    part: Part
+
+
+@dataclass(frozen=True, slots=True)
 class Rope:
     """Rotary position embedding of one attention (RoFormer; YaRN arXiv 2309.00071; LongRoPE 2402.13753)."""
 
     theta: float
-    dims: int  # leading dimensions of the head that rotate
+    dims: int  # leading dimensions of the head that rotate; 0: no positions
     interleaved: bool = False  # pairs are even/odd neighbours instead of first/second half
     kind: RopeKind = RopeKind.DEFAULT
     factor: float = 1.0
@@ -81,6 +111,9 @@ class Rope:
         return self.kind in (RopeKind.DYNAMIC, RopeKind.LONGROPE)
 
 
+NO_ROPE = Rope(theta=1.0, dims=0)
+
+
 @dataclass(frozen=True, slots=True)
 class GroupedQuery:
     """Grouped-query attention (multi-head when `kv_heads == heads`)."""
@@ -96,6 +129,11 @@ class GroupedQuery:
     clip: float | None = None  # the q/k/v projections are clamped to +-clip
     softcap: float | None = None  # logits become cap * tanh(logits / cap)
     window: int | None = None  # key j is visible to query i iff i - j < window
+    chunked: bool = False  # the window does not slide: it starts anew at its multiples (Llama 4)
+    value_dim: int | None = None  # of a value head; None: head_dim; 0: the keys serve as values
+    gate_width: int = 0  # outputs of a projection whose sigmoid multiplies the heads, or each number of theirs
+    sinks: bool = False  # one logit per head that takes part in the softmax only (gpt-oss)
+    projections: tuple[Extra, ...] = ()  # stand in place of the q, k, v and o matrices and their norms
 
     @property
     def query_width(self) -> int:
@@ -106,9 +144,13 @@ class GroupedQuery:
         return self.kv_heads * self.head_dim
 
     @property
+    def value_width(self) -> int:
+        return self.kv_heads * (self.head_dim if self.value_dim is None else self.value_dim)
+
+    @property
     def cache_width(self) -> int:
         """Numbers kept per token."""
-        return 2 * self.kv_width
+        return self.kv_width + self.value_width
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +168,7 @@ class Latent:
     bias: bool = False  # on the two down projections and the output
     norm_eps: float = 1e-6  # of the norms on the latents; a constant of the family
     window: int | None = None
+    gate_width: int = 0  # as in GroupedQuery
 
     @property
     def head_dim(self) -> int:
@@ -138,6 +181,16 @@ class Latent:
 
 
 Attention = GroupedQuery | Latent
+NO_ATTENTION = GroupedQuery(heads=0, kv_heads=0, head_dim=0, rope=NO_ROPE, scale=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrent:
+    """A token mixer that keeps a state of fixed size instead of a cache."""
+
+    kind: str  # in plain words: "mamba", "gated delta net"
+    tensors: tuple[Extra, ...]
+    state: int  # numbers kept per sequence, whatever its length
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +207,21 @@ class Router:
     kept_groups: int = 1
     group_score: GroupScore = GroupScore.MAX
     correction_bias: bool = False  # added to the scores for picking only
+    bias: bool = False  # of the linear map itself (gpt-oss)
+    by_token: bool = False  # a table picks by token id; the scores only weigh (DeepSeek-V4)
 
 
 @dataclass(frozen=True, slots=True)
 class FeedForward:
-    """A gated block: down(activation(gate x) * up x)."""
+    """A gated block, down(activation(gate x) * up x), or a plain one, down(activation(up x))."""
 
     width: int
     activation: Activation = Activation.SILU
+    gated: bool = True
+    bias: bool = False
+
+
+NO_FFN = FeedForward(width=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,19 +232,25 @@ class Mixture:
     expert: FeedForward
     shared: FeedForward | None = None  # always on
     shared_gate: bool = False  # its output is multiplied by sigmoid(w . x)
+    latent_width: int | None = None  # experts read and write a projection this wide (Kimi-K3); None: hidden_size
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder block."""
+    """One block: each half has a norm before it. NO_ATTENTION and NO_FFN stand for a half that is not there."""
 
     attention: Attention
     ffn: FeedForward | Mixture
+    recurrent: Recurrent | None = None  # where attention is not
+    cross: GroupedQuery | None = None  # attention to the encoder's output, after the layer's own, with its norm
+    parallel: FeedForward | None = None  # a dense block beside the mixture, with a norm of its own
+    extra: tuple[Extra, ...] = ()
+    cache_extra: int = 0  # numbers per token beside keys and values: an indexer's keys, compressed entries
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A decoder-only transformer, said completely. Widths are in numbers, not bytes."""
+    """A transformer, said completely if `unsupported` is empty, else as far as sizes go. Widths are in numbers."""
 
     family: str
     hidden_size: int
@@ -200,6 +266,12 @@ class ModelSpec:
     stored_dtype: str | None = None  # what config.json says the weights are, e.g. "bfloat16"
     quantization: str | None = None  # how config.json says they are quantised, e.g. "fp8"
     extra_layers: int = 0  # multi-token-prediction layers in the files after the last real one; not loaded
+    norm_bias: bool = False
+    head_bias: bool = False
+    encoder: tuple[Layer, ...] = ()  # read before the decoder, with a final norm of its own
+    extra: tuple[Extra, ...] = ()
+    unsupported: tuple[str, ...] = ()  # what the engine lacks, in plain words; runnable iff empty
+    notes: tuple[str, ...] = ()  # what a reader of the counts should know
 
     @property
     def mixtures(self) -> tuple[tuple[int, Mixture], ...]:

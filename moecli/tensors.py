@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, replace
 
-from moecli.spec import FeedForward, GroupedQuery, Latent, Layer, Mixture, ModelSpec, QkNorm
+from moecli.spec import Extra, FeedForward, GroupedQuery, Latent, Layer, Mixture, ModelSpec, Part, QkNorm
 
-
-class Part(Enum):
-    """Where a parameter is counted; every tensor belongs to exactly one part."""
-
-    EMBEDDING = "embedding"
-    ATTENTION = "attention"
-    ROUTER = "router"
-    ROUTED_EXPERTS = "routed_experts"
-    SHARED_EXPERTS = "shared_experts"
-    DENSE_FFN = "dense_ffn"
-    NORMS = "norms"
-    HEAD = "lm_head"
+__all__ = ["EXPERT_MATRICES", "Part", "Tensor", "dense_tensors", "expert_count", "expert_shapes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,44 +29,93 @@ EXPERT_MATRICES = ("gate", "up", "down")
 
 
 def expert_shapes(hidden_size: int, expert: FeedForward) -> dict[str, tuple[int, int]]:
-    """The matrices of one expert, [out, in]."""
-    return {
+    """The matrices of one expert, [out, in]. `hidden_size` is what it reads and writes."""
+    shapes = {
         "gate": (expert.width, hidden_size),
         "up": (expert.width, hidden_size),
         "down": (hidden_size, expert.width),
     }
+    if not expert.gated:
+        del shapes["gate"]
+    return shapes
+
+
+def expert_count(hidden_size: int, expert: FeedForward) -> int:
+    """The parameters of one expert, biases included."""
+    shapes = expert_shapes(hidden_size, expert).values()
+    return sum(rows * columns + (rows if expert.bias else 0) for rows, columns in shapes)
 
 
 def dense_tensors(spec: ModelSpec) -> Iterator[Tensor]:
-    """All tensors but the routed experts, in the order of the forward pass."""
+    """All tensors but the routed experts of the mixtures, in the order of the forward pass."""
     width = spec.hidden_size
     yield Tensor("embedding", (spec.vocab_size, width), Part.EMBEDDING)
+    for index, layer in enumerate(spec.encoder):
+        for tensor in _layer_tensors(spec, index, layer):
+            yield replace(tensor, role=f"encoder_{tensor.role}")
+    if spec.encoder:
+        yield from _norm(spec, "encoder_final_norm", None)
     for index, layer in enumerate(spec.layers):
         yield from _layer_tensors(spec, index, layer)
-    yield Tensor("final_norm", (width,), Part.NORMS)
+    yield from _extras(spec.extra, None)
+    yield from _norm(spec, "final_norm", None)
     if not spec.tied_embeddings:
         yield Tensor("head", (spec.vocab_size, width), Part.HEAD)
+    if spec.head_bias:
+        yield Tensor("head_bias", (spec.vocab_size,), Part.HEAD)
 
 
 def _layer_tensors(spec: ModelSpec, index: int, layer: Layer) -> Iterator[Tensor]:
     width = spec.hidden_size
-    yield Tensor("attn_norm", (width,), Part.NORMS, index)
-    if isinstance(layer.attention, Latent):
-        yield from _latent(layer.attention, width, index)
-    else:
-        yield from _grouped_query(layer.attention, width, index)
-    yield Tensor("ffn_norm", (width,), Part.NORMS, index)
+    mixes = isinstance(layer.attention, Latent) or layer.attention.heads > 0 or layer.recurrent is not None
+    feeds = isinstance(layer.ffn, Mixture) or layer.ffn.width > 0
+    if mixes:
+        yield from _norm(spec, "attn_norm", index)
+        yield from _mixer(layer, width, index)
+    if layer.cross is not None:
+        yield from _norm(spec, "cross_norm", index)
+        for tensor in _grouped_query(layer.cross, width, index):
+            yield replace(tensor, role=f"cross_{tensor.role}")
+    if feeds:
+        yield from _norm(spec, "ffn_norm", index)
     if spec.branch_norms:
-        yield Tensor("post_attn_norm", (width,), Part.NORMS, index)
-        yield Tensor("post_ffn_norm", (width,), Part.NORMS, index)
+        yield from _norm(spec, "post_attn_norm", index)
+        yield from _norm(spec, "post_ffn_norm", index)
     if isinstance(layer.ffn, Mixture):
         yield from _mixture(layer.ffn, width, index)
-    else:
+    elif feeds:
         yield from _feed_forward("", layer.ffn, width, Part.DENSE_FFN, index)
+    if layer.parallel is not None:
+        yield from _norm(spec, "parallel_norm", index)
+        yield from _feed_forward("parallel_", layer.parallel, width, Part.DENSE_FFN, index)
+    yield from _extras(layer.extra, index)
+
+
+def _norm(spec: ModelSpec, role: str, layer: int | None) -> Iterator[Tensor]:
+    yield Tensor(role, (spec.hidden_size,), Part.NORMS, layer)
+    if spec.norm_bias:
+        yield Tensor(f"{role}_bias", (spec.hidden_size,), Part.NORMS, layer)
+
+
+def _extras(extras: tuple[Extra, ...], layer: int | None) -> Iterator[Tensor]:
+    for extra in extras:
+        yield Tensor(extra.role, extra.shape, extra.part, layer)
+
+
+def _mixer(layer: Layer, width: int, index: int) -> Iterator[Tensor]:
+    if layer.recurrent is not None:
+        yield from _extras(layer.recurrent.tensors, index)
+    elif isinstance(layer.attention, Latent):
+        yield from _latent(layer.attention, width, index)
+    elif layer.attention.projections:
+        yield from _extras(layer.attention.projections, index)
+    else:
+        yield from _grouped_query(layer.attention, width, index)
 
 
 def _grouped_query(attention: GroupedQuery, width: int, layer: int) -> Iterator[Tensor]:
-    rows = attention.query_width + 2 * attention.kv_width
+    rows = attention.query_width + attention.kv_width + attention.value_width
+    mixed = attention.heads * (attention.head_dim if attention.value_dim is None else attention.value_dim)
     yield Tensor("qkv", (rows, width), Part.ATTENTION, layer)
     if attention.qkv_bias:
         yield Tensor("qkv_bias", (rows,), Part.ATTENTION, layer)
@@ -86,7 +123,11 @@ def _grouped_query(attention: GroupedQuery, width: int, layer: int) -> Iterator[
         whole = attention.qk_norm is QkNorm.FULL
         yield Tensor("q_norm", (attention.query_width if whole else attention.head_dim,), Part.NORMS, layer)
         yield Tensor("k_norm", (attention.kv_width if whole else attention.head_dim,), Part.NORMS, layer)
-    yield Tensor("o", (width, attention.query_width), Part.ATTENTION, layer)
+    if attention.sinks:
+        yield Tensor("sinks", (attention.heads,), Part.ATTENTION, layer)
+    if attention.gate_width:
+        yield Tensor("attn_gate", (attention.gate_width, width), Part.ATTENTION, layer)
+    yield Tensor("o", (width, mixed), Part.ATTENTION, layer)
     if attention.output_bias:
         yield Tensor("o_bias", (width,), Part.ATTENTION, layer)
 
@@ -107,6 +148,8 @@ def _latent(attention: Latent, width: int, layer: int) -> Iterator[Tensor]:
     yield Tensor("kv_a_norm", (attention.kv_rank,), Part.NORMS, layer)
     expanded = attention.heads * (attention.nope_dim + attention.value_dim)
     yield Tensor("kv_b", (expanded, attention.kv_rank), Part.ATTENTION, layer)
+    if attention.gate_width:
+        yield Tensor("attn_gate", (attention.gate_width, width), Part.ATTENTION, layer)
     yield Tensor("o", (width, attention.heads * attention.value_dim), Part.ATTENTION, layer)
     if attention.bias:
         yield Tensor("o_bias", (width,), Part.ATTENTION, layer)
@@ -115,6 +158,8 @@ def _latent(attention: Latent, width: int, layer: int) -> Iterator[Tensor]:
 def _mixture(mixture: Mixture, width: int, layer: int) -> Iterator[Tensor]:
     experts = mixture.router.experts
     yield Tensor("router", (experts, width), Part.ROUTER, layer)
+    if mixture.router.bias:
+        yield Tensor("router_linear_bias", (experts,), Part.ROUTER, layer)
     if mixture.router.correction_bias:
         yield Tensor("router_bias", (experts,), Part.ROUTER, layer)
     if mixture.shared is not None:
@@ -124,5 +169,9 @@ def _mixture(mixture: Mixture, width: int, layer: int) -> Iterator[Tensor]:
 
 
 def _feed_forward(prefix: str, ffn: FeedForward, width: int, part: Part, layer: int) -> Iterator[Tensor]:
-    yield Tensor(f"{prefix}gate_up", (2 * ffn.width, width), part, layer)
+    name, rows = ("gate_up", 2 * ffn.width) if ffn.gated else ("up", ffn.width)
+    yield Tensor(f"{prefix}{name}", (rows, width), part, layer)
     yield Tensor(f"{prefix}down", (width, ffn.width), part, layer)
+    if ffn.bias:
+        yield Tensor(f"{prefix}{name}_bias", (rows,), part, layer)
+        yield Tensor(f"{prefix}down_bias", (width,), part, layer)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moecli import hub
 from moecli.cli import options
 from moecli.errors import UsageError
 from moecli.output import terminal
@@ -36,15 +37,21 @@ def run(
     model: options.Model,
     prompt: _Prompt = None,
     *,
-    system: Annotated[str | None, typer.Option(help="System message for the chat template.", show_default=False)] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System message for the chat template.", show_default=False)
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt as it is.")] = False,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Longest answer.")] = 512,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default=False)] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the K likeliest tokens; 0 is off.", show_default=False)] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Keep the K likeliest tokens; 0 is off.", show_default=False)
+    ] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the likeliest that make up P.", show_default=False)] = None,
     min_p: Annotated[float | None, typer.Option(help="Drop all below P x the likeliest.", show_default=False)] = None,
-    repeat_penalty: Annotated[float | None, typer.Option(help="Shun tokens seen; 1 is off.", show_default=False)] = None,
+    repeat_penalty: Annotated[
+        float | None, typer.Option(help="Shun tokens seen; 1 is off.", show_default=False)
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same text.", show_default=False)] = None,
     dtype: options.Dtype = "auto",
     ctx: options.Context = None,
@@ -62,6 +69,8 @@ def run(
     text = _read_prompt(prompt)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
+    source = hub.resolve(model)
+    folder = hub.require_folder(source)
     with terminal.status("loading ...", quiet):
         from moecli.engine.runner import Choices, open_runner
 
@@ -70,7 +79,7 @@ def run(
             seed=seed, max_tokens=max_tokens, stops=tuple(map(terminal.clean, stop or ())),
             system=system and terminal.clean(system), raw=raw, context=ctx, threads=threads,
         )  # fmt: skip
-        runner = open_runner(model, dtype, choices)
+        runner = open_runner(source.name, folder, dtype, choices)
         runner.load(text)
     if verbose:
         terminal.say(f"{runner.name}: {runner.dtype}, {runner.sampling}, seed {runner.seed}")

@@ -1,14 +1,15 @@
-"""A loaded model in conversation: what `run` needs, from the name of a MODEL to pieces of text."""
+"""A loaded model in conversation: what `run` needs, from a folder to pieces of text."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
-from moecli import hub, machine
+from moecli import machine
 from moecli.engine.answer import Answer, Request, pieces
 from moecli.engine.generate import Session
 from moecli.engine.load import Model, open_model
@@ -95,9 +96,7 @@ class Runner:
         """Yield the answer piece by piece; what was said, even interrupted, stays part of the conversation."""
         assert self.session is not None
         prompt = self.prompt(text)
-        request = Request(
-            prompt, self.sampling, self.seed, self.choices.max_tokens, self.end_ids, self.choices.stops
-        )
+        request = Request(prompt, self.sampling, self.seed, self.choices.max_tokens, self.end_ids, self.choices.stops)
         try:
             yield from pieces(self.session, self.tokenizer, request, answer)
         finally:
@@ -132,17 +131,15 @@ class Runner:
         return min(longest, needed + self.choices.max_tokens)
 
 
-def open_runner(name: str, dtype: str, choices: Choices) -> Runner:
-    """Find the model, check all it consists of, and read everything but its weights."""
+def open_runner(name: str, folder: Path, dtype: str, choices: Choices) -> Runner:
+    """Check all that the model in `folder` consists of, and read everything but its weights."""
     torch.set_num_threads(machine.compute_threads(choices.threads))
-    source = hub.resolve(name)
-    folder = hub.require_folder(source)
     model = open_model(folder)
     vendor = read_generation_defaults(folder)
     tokenizer = Tokenizer.load(folder)
     own = frozenset() if tokenizer.eos_id is None else frozenset({tokenizer.eos_id})
     return Runner(
-        name=source.name,
+        name=name,
         dtype=model.dtype(dtype),
         seed=int.from_bytes(os.urandom(4), "little") if choices.seed is None else choices.seed,
         choices=choices,

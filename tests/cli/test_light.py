@@ -1,0 +1,66 @@
+"""What the program must not load, and what it says about itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = {"torch", "bitsandbytes", "tokenizers", "safetensors", "huggingface_hub", "transformers", "numpy", "jinja2"}
+COMPLETIONS = {"bash": "moecli.bash", "zsh": "_moecli", "fish": "moecli.fish"}
+
+
+@pytest.mark.parametrize(
+    "argv", (["--version"], ["-h"], ["--help"], ["run", "--help"], ["run", "mixtrl", "x"], ["completion", "bash"])
+)
+def test_stays_light(argv, environment):
+    code = (
+        "import sys\nfrom moecli.cli.app import main\n"
+        f"sys.argv = ['moecli', *{argv!r}]\n"
+        "try: main()\nfinally: print('LOADED', *sorted(sys.modules), file=sys.stderr)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", timeout=60
+    )
+    loaded = set(result.stderr.split("LOADED", 1)[1].split())
+    assert not {name.split(".")[0] for name in loaded} & HEAVY
+
+
+def test_version_names_the_program_and_torch(moecli):
+    from moecli import __version__
+
+    assert moecli("--version").stdout.startswith(f"moecli {__version__} (torch ")
+
+
+@pytest.mark.parametrize("shell", COMPLETIONS)
+def test_the_scripts_in_completions_are_what_the_command_prints(moecli, shell):
+    script = Path(__file__).parents[2] / "completions" / COMPLETIONS[shell]
+    assert moecli("completion", shell).stdout == script.read_text()
+
+
+def test_model_names_complete(moecli):
+    result = moecli(_MOECLI_COMPLETE="complete_bash", COMP_WORDS="moecli run mixt", COMP_CWORD="2")
+    assert "mixtral" in result.stdout.split()
+
+
+def test_an_unknown_shell_is_wrong_usage(moecli):
+    assert moecli("completion", "tcsh").returncode == 2
+
+
+def test_every_command_has_help_and_an_example(moecli):
+    names = [
+        line.split()[0] for line in moecli("--help").stdout.split("Commands:")[1].split("\n\n")[0].strip().splitlines()
+    ]
+    assert "run" in names
+    for name in names:
+        text = moecli(name, "-h").stdout
+        assert "Example" in text and f"moecli {name}" in text, name
+
+
+def test_every_variable_is_in_the_help(moecli):
+    from moecli.settings import VARIABLES
+
+    text = " ".join(moecli("--help").stdout.split())
+    assert all(variable.name in text for variable in VARIABLES)

@@ -1,0 +1,314 @@
+"""`moecli run` through real processes: streams, exit codes, pipes, signals, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+import moecli
+
+TINY = Path(moecli.__file__).parent / "tiny"
+GREEDY = ("--temperature", "0", "-n", "16")
+CONTRACT = {
+    "schema_version", "model", "dtype", "device", "text", "token_ids", "prompt_tokens", "completion_tokens",
+    "finish_reason", "prefill_s", "decode_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_rss_bytes",
+    "planned_bytes", "expert_cache",
+}  # fmt: skip
+
+
+def test_json_is_valid_complete_and_the_same_twice(moecli):
+    documents = []
+    for _ in range(2):
+        result = moecli("run", "tiny", "The sea", *GREEDY, "--json")
+        assert result.returncode == 0, result.stderr
+        documents.append(json.loads(result.stdout))
+    first, second = documents
+    assert first.keys() >= CONTRACT
+    assert (first["text"], first["token_ids"]) == (second["text"], second["token_ids"])
+    assert first["completion_tokens"] == len(first["token_ids"]) == 16
+    assert first["finish_reason"] == "length"
+    assert first["planned_bytes"].keys() == {"device", "ram", "disk"}
+    assert first["expert_cache"].keys() >= {"hits", "misses", "bytes_read", "budget_bytes"}
+    assert first["text"].strip()
+
+
+def test_stdout_is_the_text_alone(moecli):
+    text = json.loads(moecli("run", "tiny", "The sea", *GREEDY, "--json").stdout)["text"]
+    plain = moecli("run", "tiny", "The sea", *GREEDY)
+    assert plain.stdout == text.rstrip("\n") + "\n" or plain.stdout == text
+    assert "tok/s" in plain.stderr
+    quiet = moecli("run", "tiny", "The sea", *GREEDY, "--quiet")
+    assert (quiet.stdout, quiet.stderr) == (plain.stdout, "")
+
+
+def test_the_same_seed_gives_the_same_text_and_another_seed_another(moecli):
+    def text(seed: str) -> str:
+        return json.loads(
+            moecli("run", "tiny", "The sea", "-n", "24", "--seed", seed, "--temperature", "1", "--json").stdout
+        )["text"]
+
+    assert text("7") == text("7")
+    assert len({text("7"), text("8"), text("9")}) > 1
+
+
+def test_a_sampled_run_says_its_seed_and_can_be_repeated(moecli):
+    first = json.loads(moecli("run", "tiny", "The sea", "-n", "12", "--json").stdout)
+    again = json.loads(moecli("run", "tiny", "The sea", "-n", "12", "--json", "--seed", str(first["seed"])).stdout)
+    assert first["text"] == again["text"]
+
+
+def test_stdin_comes_before_the_argument(moecli):
+    both = json.loads(moecli("run", "tiny", "continue", *GREEDY, "--json", input="some text\n").stdout)
+    written = json.loads(moecli("run", "tiny", "some text\n\ncontinue", *GREEDY, "--json").stdout)
+    assert both["text"] == written["text"]
+    assert both["prompt_tokens"] == written["prompt_tokens"]
+    alone = json.loads(moecli("run", "tiny", *GREEDY, "--json", input="some text\n").stdout)
+    assert alone["prompt_tokens"] < both["prompt_tokens"]
+
+
+def test_a_reader_that_leaves_ends_it_quietly(command, environment):
+    process = subprocess.Popen(
+        [*command, "run", "tiny", "The sea", "-n", "900"], env=environment, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout and process.stderr
+    assert process.stdout.read(1)
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    assert process.wait(60) in (0, 1)
+    assert "Traceback" not in errors and "BrokenPipe" not in errors
+
+
+def test_text_arrives_while_it_is_generated(command, environment):
+    process = subprocess.Popen(
+        [*command, "run", "tiny", "The sea", "-n", "900", "--temperature", "1"], env=environment,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout
+    os.read(process.stdout.fileno(), 1)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("as_json", (False, True))
+def test_ctrl_c_keeps_the_text_and_exits_130(command, environment, as_json):
+    arguments = ["run", "tiny", "The sea", "-n", "900", "--temperature", "1", "--seed", "1"]
+    with subprocess.Popen(
+        [*command, *arguments, *(["--json"] if as_json else [])], env=environment, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+    ) as process:  # fmt: skip
+        assert process.stdout and process.stderr
+        if as_json:
+            time.sleep(6)
+            head = ""
+        else:
+            head = process.stdout.read(12)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    assert process.returncode == 130
+    if as_json and out:
+        assert json.loads(out)["finish_reason"] in ("interrupt", "length")
+    elif not as_json:
+        assert head and (head + out).endswith("\n")
+        assert "tok/s" in err
+
+
+def test_stop_text_is_not_printed(moecli):
+    text = json.loads(moecli("run", "tiny", "The sea", "--temperature", "0", "-n", "40", "--json").stdout)["text"]
+    stop = re.findall(r"\w+", text)[3]
+    stopped = json.loads(
+        moecli("run", "tiny", "The sea", "--temperature", "0", "-n", "40", "--json", "--stop", stop).stdout
+    )
+    assert stopped["finish_reason"] == "stop"
+    assert stopped["text"] == text[: text.index(stop)]
+
+
+def test_precision_is_as_asked(moecli):
+    assert json.loads(moecli("run", "tiny", "a", *GREEDY, "--json").stdout)["dtype"] == "bf16"
+    assert json.loads(moecli("run", "tiny", "a", *GREEDY, "--json", "--dtype", "fp32").stdout)["dtype"] == "fp32"
+
+
+def test_the_context_bounds_the_answer(moecli):
+    document = json.loads(moecli("run", "tiny", "The sea", "--ctx", "10", "-n", "400", "--json").stdout)
+    assert document["prompt_tokens"] + document["completion_tokens"] <= 11
+    long = moecli("run", "tiny", "The sea " * 50, "--ctx", "10")
+    assert long.returncode == 1
+    assert "tokens and the context 10" in long.stderr and "hint:" in long.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("run", "mixtrl", "x"), 1, "mixtral"),
+        (("run", "mixtral", "x"), 1, "moecli pull mixtral"),
+        (("run", "tiny", "x", "--temperature", "-1"), 2, "-1"),
+        (("run", "tiny", "x", "--top-p", "2"), 2, "2"),
+        (("run", "tiny", "x", "--dtype", "q99"), 2, "q99"),
+        (("run", "tiny", "x", "-n", "0"), 2, "0"),
+        (("run", "tiny", ""), 2, "empty"),
+        (("run", "tiny", "--json"), 2, "prompt"),
+        (("run", "./nowhere", "x"), 1, "nowhere"),
+        (("frobnicate",), 2, "frobnicate"),
+    ],
+)
+def test_failures_are_one_clear_error(moecli, arguments, code, words):
+    result = moecli(*arguments)
+    assert result.returncode == code
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_threads_from_the_environment_are_checked(moecli):
+    result = moecli("run", "tiny", "x", MOECLI_THREADS="many")
+    assert result.returncode == 2 and "MOECLI_THREADS" in result.stderr
+
+
+def _copy(folder: Path) -> Path:
+    shutil.copytree(TINY, folder)
+    return folder
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def _lie(folder: Path) -> None:
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.write((2**62).to_bytes(8, "little"))
+
+
+def _unknown_key(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_spiral": 3}))
+
+
+def _not_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def _pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def _hostile_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(
+        "{% for i in range(10**9) %}{% for j in range(10**9) %}x{% endfor %}{% endfor %}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_truncate, "cut short"),
+        (_lie, "damaged"),
+        (_unknown_key, "attention_spiral"),
+        (_not_json, "not readable JSON"),
+        (_pickle, "pickle"),
+        (_no_tokenizer, "tokenizer.json"),
+        (_hostile_template, "template"),
+    ],
+)
+def test_damaged_models_end_in_one_error(moecli, tmp_path, damage, words):
+    folder = _copy(tmp_path / "model")
+    damage(folder)
+    result = moecli("run", str(folder), "hello", "-n", "4")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error:") and words in result.stderr
+    assert "Traceback" not in result.stderr and result.stdout == ""
+
+
+def test_text_that_is_not_utf8_is_taken_as_it_can(command, environment):
+    result = subprocess.run(
+        [*command, "run", "tiny", b"caf\xe9", "-n", "4"],
+        env=environment,
+        input=b"\xff\xfe",
+        capture_output=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_ascii_terminal_gets_an_answer_all_the_same(moecli):
+    result = moecli("run", "tiny", "Élève", *GREEDY, PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert result.returncode == 0 and "Traceback" not in result.stderr
+
+
+class Terminal:
+    """moecli on a pseudo-terminal."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
+        import pty
+
+        self.pid, self.descriptor = pty.fork()
+        if self.pid == 0:
+            os.execve(arguments[0], arguments, environment)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.descriptor, text.encode())
+
+    def wait_for(self, text: str, times: int = 1, seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while self.seen.count(text) < times:
+            assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
+            if select.select([self.descriptor], [], [], 1)[0]:
+                self.seen += os.read(self.descriptor, 4096).decode(errors="replace")
+
+    def exit_code(self) -> int:
+        while True:
+            try:
+                self.seen += os.read(self.descriptor, 4096).decode(errors="replace")
+            except OSError:
+                return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
+def test_chat_remembers_clears_stops_and_leaves(command, environment):
+    terminal = Terminal([*command, "run", "tiny", "-n", "8", "--temperature", "0"], environment | {"TERM": "dumb"})
+    terminal.wait_for(">>> ")
+    terminal.type("The sea\n")
+    terminal.wait_for("tok/s", times=2)
+    terminal.wait_for(">>> ", times=2)
+    terminal.type(" and the sky\n")
+    terminal.wait_for("cached")  # the first turn's keys and values are used again
+    terminal.type("/clear\n")
+    terminal.wait_for(">>> ", times=4)
+    terminal.type("The sea\n")
+    terminal.wait_for(">>> ", times=5)
+    terminal.type("\x04")
+    assert terminal.exit_code() == 0
+    assert "Traceback" not in terminal.seen
+    answers = re.findall(r"The sea\r\n(.*)\r\n", terminal.seen)
+    assert len(answers) == 2 and answers[0] == answers[1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
+def test_ctrl_c_stops_an_answer_but_not_the_chat(command, environment):
+    terminal = Terminal([*command, "run", "tiny", "-n", "900", "--temperature", "1"], environment | {"TERM": "dumb"})
+    terminal.wait_for(">>> ")
+    terminal.type("The sea\n")
+    terminal.wait_for("The sea\r\n")
+    time.sleep(2)
+    terminal.type("\x03")
+    terminal.wait_for(">>> ", times=2)
+    terminal.type("/bye\n")
+    assert terminal.exit_code() == 0
+    assert "Traceback" not in terminal.seen
