@@ -1,3 +1,4 @@
+
 _moecli_completion() {
     local IFS=$'
 '
@@ -8,3 +9,4 @@ _moecli_completion() {
 }
 
 complete -o default -F _moecli_completion moecli
+

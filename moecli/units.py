@@ -6,7 +6,7 @@ import re
 
 from moecli.errors import UsageError
 
-_FACTORS = {"": 1, "b": 1} | {
+_FACTORS: dict[str, int] = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
     for power, letter in enumerate("kmgtp", start=1)
     for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
@@ -18,7 +18,7 @@ _LARGEST = 2**63 - 1
 def parse_size(text: str) -> int:
     """Bytes in `text`: "6GiB" and "6G" are binary, "6GB" is decimal, a bare number is bytes."""
     match = _SIZE.fullmatch(text)
-    factor = _FACTORS.get(match[2].lower()) if match else None
+    factor: int | None = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise UsageError(f"'{text}' is not a size", "write a number and a unit, such as 6GiB, 512MiB or 20GB")
     size = round(float(match[1]) * factor)

@@ -12,10 +12,11 @@ from moecli.cli import completion, run
 from moecli.errors import MoecliError
 from moecli.output import terminal
 
+PROGRAM = "moecli"
 _EPILOG = "Environment: " + "; ".join(f"{v.name}: {v.meaning}" for v in settings.VARIABLES) + "."
 
 app = typer.Typer(
-    name="moecli",
+    name=PROGRAM,
     help="Run Mixture-of-Experts models on machines too small for them, and see what the router does.",
     epilog=_EPILOG,
     no_args_is_help=True,
@@ -57,6 +58,6 @@ def main() -> None:
     """
     terminal.prepare_streams()
     try:
-        app()
+        app(prog_name=PROGRAM)
     except MoecliError as error:
         sys.exit(terminal.report(error))

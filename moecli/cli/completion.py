@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from typing import Annotated
 
 import typer
-
-from moecli.output import terminal
 
 EXAMPLES = "Example: moecli completion bash > ~/.local/share/bash-completion/completions/moecli"
 
@@ -21,12 +20,11 @@ class Shell(str, Enum):
 
 
 def completion(shell: Annotated[Shell, typer.Argument(help="bash, zsh or fish.", show_default=False)]) -> None:
-    """Print the completion script for a shell."""
-    terminal.write(script(shell.value))
+    """Print the completion script for a shell.
 
+    The script asks the installed moecli for every word, so it never goes stale.
+    """
+    from moecli.cli.app import PROGRAM, app
 
-def script(shell: str) -> str:
-    """Typer's script for `shell`: it asks the installed moecli, so it never goes stale between versions."""
-    from typer.completion import get_completion_script
-
-    return get_completion_script(prog_name="moecli", complete_var="_MOECLI_COMPLETE", shell=shell).strip() + "\n"
+    os.environ[f"_{PROGRAM.upper()}_COMPLETE"] = f"source_{shell.value}"  # Typer's own door to its scripts
+    app(args=[], prog_name=PROGRAM)

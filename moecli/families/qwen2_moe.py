@@ -46,7 +46,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
 
 def _windows(c: ConfigReader, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     """Layers named sliding get the window; without names, transformers slides the even ones below a limit."""
-    window = c.optional_count("sliding_window", 4096)
+    window = c.optional_count("sliding_window", 4096, least=0)  # transformers 5 writes 0 when it is switched off
     limit = c.count("max_window_layers", 28, least=0)
     sliding = c.flag("use_sliding_window", False)
     kinds = ("full_attention", "sliding_attention")
@@ -54,7 +54,7 @@ def _windows(c: ConfigReader, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     types = c.raw("layer_types", None) or even
     if not isinstance(types, list) or len(types) != len(layers) or any(kind not in kinds for kind in types):
         raise c.fail("layer_types", f"must name {len(layers)} layers as full_attention or sliding_attention")
-    if not sliding or window is None:
+    if not sliding or not window:
         return layers
     return tuple(
         replace(layer, attention=replace(layer.attention, window=window)) if kind == "sliding_attention" else layer
