@@ -12,6 +12,7 @@ from moecli.engine.weights import LayerWeights
 from moecli.spec import GroupedQuery, Latent, QkNorm
 
 _SCORES = 4_000_000  # numbers of one block of attention scores: bounds memory, and stays near the caches
+_BUCKET = 64  # keys are scored in multiples of this
 _ABSORB = 8  # up to so many new tokens, scoring against latents beats expanding them
 
 
@@ -25,32 +26,36 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Causal attention. q [K, G, T, d], k [K, n, d], v [K, n, w]; query 0 stands at key `offset`.
+    """Causal attention. q [K, G, T, d], k [K, rows, d], v [K, rows, w]; query 0 stands at key `offset`.
 
-    Softmax in float32, in blocks of queries. Returns [T, K * G * w].
+    Softmax in float32, in blocks of queries. Keys are taken in whole buckets, those not visible masked:
+    a matrix product whose shape changed with every token would be compiled anew for every token.
+    Returns [T, K * G * w].
     """
     heads, groups, tokens, _ = q.shape
     out = q.new_empty(tokens, heads, groups, v.shape[-1])
-    rows = max(1, _SCORES // max(1, heads * groups * k.shape[1]))
-    for begin in range(0, tokens, rows):
-        end = min(begin + rows, tokens)
-        first = 0 if window is None else max(0, offset + begin - window + 1)
-        last = offset + end
+    step = max(1, _SCORES // (heads * groups * (offset + tokens + _BUCKET)))
+    for begin in range(0, tokens, step):
+        end = min(begin + step, tokens)
+        first = 0 if window is None else max(0, offset + begin - window + 1) // _BUCKET * _BUCKET
+        last = min(k.shape[1], -(-(offset + end) // _BUCKET) * _BUCKET)
         block = q[:, :, begin:end].reshape(heads, -1, q.shape[-1])  # [K, G * t, d]
         scores = torch.bmm(block, k[:, first:last].transpose(1, 2)).float().mul_(scale)  # [K, G * t, n]
         if softcap is not None:
             scores = scores.div_(softcap).tanh_().mul_(softcap)
-        if end - begin > 1:
-            hidden = _hidden(end - begin, last - first, window, q.device)
+        if end - begin == 1 and window is None:
+            scores[..., offset + end :] = -torch.inf
+        else:
+            hidden = _hidden(offset + begin - first, end - begin, last - first, window, q.device)
             scores.view(heads, groups, end - begin, -1).masked_fill_(hidden, -torch.inf)
         mixed = torch.bmm(scores.softmax(-1).to(v.dtype), v[:, first:last])  # [K, G * t, w]
         out[begin:end] = mixed.view(heads, groups, end - begin, -1).permute(2, 0, 1, 3)
     return out.flatten(1)
 
 
-def _hidden(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """[queries, keys]: True where a key is not visible; the last query sees the last key."""
-    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+def _hidden(start: int, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """[queries, keys]: True where a key is not visible; query 0 stands at key `start`."""
+    distance = torch.arange(start, start + queries, device=device)[:, None] - torch.arange(keys, device=device)
     hidden = distance < 0
     return hidden if window is None else hidden | (distance >= window)
 
@@ -146,6 +151,7 @@ class LatentAttention:
         return torch.bmm(mixed, self._expand_value.transpose(1, 2)).transpose(0, 1).flatten(1)
 
     def _expanded(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, offset: int) -> Tensor:
+        latents = latents[: offset + len(q_nope)]
         latent, key = latents.split((self._spec.kv_rank, self._spec.rope_dim), dim=-1)
         q = torch.cat((q_nope, q_rope), -1).transpose(0, 1)[:, None]  # [H, 1, T, d]
         step = max(1, _SCORES // (len(latent) * (self._spec.head_dim + self._spec.value_dim)))

@@ -25,12 +25,13 @@ class LayerCache:
             else [(attention.kv_heads, attention.head_dim)] * 2
         )
         self._window = attention.window
-        self._buffers = [torch.empty(heads, rows, width, dtype=dtype, device=device) for heads, width in shapes]
+        # Zeroed, not empty: attention reads some rows past the end, at weight 0.
+        self._buffers = [torch.zeros(heads, rows, width, dtype=dtype, device=device) for heads, width in shapes]
         self.first = 0  # position of row 0
         self.length = 0  # positions seen
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
-        """Add [T, heads, width] tensors; returns views [heads, n, width] of all that is kept, from `first` on."""
+        """Add [T, heads, width] tensors; returns the buffers [heads, rows, width], filled up to `length - first`."""
         added, rows = len(new[0]), self._buffers[0].shape[1]
         if self.length - self.first + added > rows:
             self._slide()
@@ -38,7 +39,7 @@ class LayerCache:
         for buffer, rows_added in zip(self._buffers, new, strict=True):
             buffer[:, begin : begin + added] = rows_added.transpose(0, 1)
         self.length += added
-        return tuple(buffer[:, : self.length - self.first] for buffer in self._buffers)
+        return tuple(self._buffers)
 
     def _slide(self) -> None:
         """Move the last window - 1 positions, all that coming queries can see, to the front."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,17 @@ class ConfigReader:
         if not isinstance(value, list) or any(type(v) is not int or not 0 <= v < limit for v in value):
             raise self.fail(key, f"must be a list of layer indices below {limit}")
         return frozenset(value)
+
+    def choices(self, key: str, length: int, allowed: Sequence[Any], default: Any = None, spare: int = 0) -> list[Any]:
+        """A list with one of `allowed` per layer, `spare` entries more at most; null and absent mean `default`."""
+        value = self.raw(key, None)
+        if value is None and default is not None:
+            return list(default)
+        if not isinstance(value, list) or not length <= len(value) <= length + spare:
+            raise self.fail(key, f"must be a list with one entry for each of {length} layers")
+        if wrong := [v for v in value if v not in allowed]:
+            raise self.fail(key, f"holds {_show(wrong[0])}, which is not supported")
+        return value[:length]
 
     def activation(self, key: str, default: Any = _REQUIRED) -> Activation:
         name = self.text(key, default)

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from moecli.families._config import ConfigReader
 from moecli.families._rope import read_rope, yarn_mscale
-from moecli.spec import Attention, FeedForward, GroupedQuery, Latent, Layer, Mixture, QkNorm
+from moecli.spec import (
+    Attention,
+    FeedForward,
+    GroupedQuery,
+    GroupScore,
+    Latent,
+    Layer,
+    Mixture,
+    ModelSpec,
+    QkNorm,
+    Router,
+    Scoring,
+)
 
 _MOST_LAYERS = 10_000
 
@@ -16,7 +31,9 @@ def grouped_query(
     *,
     heads: int,
     kv_heads: int | None = None,
+    head_dim: int | None = None,
     theta: float = 10_000.0,
+    rotary: float | None = None,
     qk_norm: QkNorm = QkNorm.NONE,
     qkv_bias: bool = False,
     output_bias: bool = False,
@@ -25,15 +42,18 @@ def grouped_query(
     window: int | None = None,
     scale: float | None = None,
 ) -> GroupedQuery:
-    """Grouped-query attention from the usual keys; `heads` and `kv_heads` are the family's defaults."""
+    """Grouped-query attention from the usual keys; `heads`, `kv_heads`, `head_dim` are the family's defaults.
+
+    `rotary` is its default share of rotating dimensions, if it knows the key.
+    """
     heads = c.count("num_attention_heads", heads)
     kv_heads = c.optional_count("num_key_value_heads", kv_heads or heads) or heads
     if heads % kv_heads:
         raise c.fail("num_key_value_heads", f"is {kv_heads}, which does not divide the {heads} heads")
-    head_dim = c.optional_count("head_dim") or width // heads
+    head_dim = c.optional_count("head_dim", head_dim) or width // heads
     if head_dim % 2 or not head_dim:
         raise c.fail("head_dim", f"is {head_dim}: rotary embedding needs an even number")
-    rope = read_rope(c, head_dim, context, theta)
+    rope = read_rope(c, head_dim, context, theta, partial=rotary)
     return GroupedQuery(
         heads, kv_heads, head_dim, rope, scale or head_dim**-0.5, qkv_bias, output_bias, qk_norm, clip, softcap, window
     )
@@ -101,3 +121,73 @@ def sparse_steps(
         Layer(attention, mixture if index not in plain and (index + 1) % step == 0 else dense)
         for index in range(layers)
     )
+
+
+def biased_sigmoid(
+    c: ConfigReader,
+    *,
+    experts: int,
+    active: int,
+    scaling: float = 1.0,
+    experts_key: str = "n_routed_experts",
+    scaling_key: str = "routed_scaling_factor",
+) -> Router:
+    """DeepSeek-V3's router, as its descendants spell it: sigmoid scores, a bias for picking, groups where there are."""
+    return Router(
+        c.count(experts_key, experts),
+        c.count("num_experts_per_tok", active),
+        Scoring.SIGMOID,
+        norm_power=1.0 if c.raw("norm_topk_prob", True) else None,
+        norm_epsilon=1e-20,
+        scaling=c.optional_number(scaling_key, scaling) or 1.0,
+        groups=c.optional_count("n_group") or 1,
+        kept_groups=c.optional_count("topk_group") or 1,
+        group_score=GroupScore.TOP2_SUM,
+        correction_bias=True,
+    )
+
+
+def language_part(config: Mapping[str, Any], family: str, *ignored: str) -> ConfigReader:
+    """The reader of `text_config` in a file that also describes a vision tower; a plain file is its own.
+
+    `ignored` are keys of the outer level: where images go in the text.
+    """
+    inner = config.get("text_config")
+    if not isinstance(inner, dict):
+        return ConfigReader(config, family)
+    outer = ConfigReader(config, family)
+    outer.ignore("text_config", "vision_config", "audio_config", *ignored)
+    shared = ("dtype", "torch_dtype", "tie_word_embeddings", "quantization_config")
+    outer.ignore(*shared)
+    outer.finish()
+    return ConfigReader({key: config[key] for key in shared if key in config} | inner, family, "text_config.")
+
+
+def make_spec(
+    c: ConfigReader,
+    family: str,
+    layers: Iterable[Layer],
+    *,
+    width: int,
+    context: int,
+    vocab: int,
+    eps: float = 1e-6,
+    eps_key: str = "rms_norm_eps",
+    tied: bool = False,
+    **more: Any,
+) -> ModelSpec:
+    """The spec, from the keys that hardly any family spells otherwise; then whatever nobody has read is refused."""
+    spec = ModelSpec(
+        family=family,
+        hidden_size=width,
+        vocab_size=c.count("vocab_size", vocab),
+        context_length=context,
+        layers=tuple(layers),
+        norm_eps=c.number(eps_key, eps),
+        tied_embeddings=c.flag("tie_word_embeddings", tied),
+        stored_dtype=c.stored_dtype(),
+        quantization=c.quantization(),
+        **more,
+    )
+    c.finish()
+    return spec

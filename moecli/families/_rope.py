@@ -8,26 +8,52 @@ from moecli.families._config import ConfigReader
 from moecli.spec import Rope, RopeKind
 
 
+# Images are placed on several axes; in a text all of them count the same.
+_TEXT_ONLY = frozenset({"mrope_interleaved", "mrope_section"})
+
+
 def read_rope(
-    config: ConfigReader, dims: int, context: int, default_theta: float = 10_000.0, interleaved: bool = False
+    config: ConfigReader,
+    dims: int,
+    context: int,
+    default_theta: float = 10_000.0,
+    interleaved: bool = False,
+    partial: float | None = None,
 ) -> Rope:
-    """Rope over the first `dims` of a head. `context` is max_position_embeddings. Defaults are transformers'."""
-    config.expect("partial_rotary_factor", 1.0, None)
+    """Rope over the first `dims` of a head. `context` is max_position_embeddings. Defaults are transformers'.
+
+    `partial` is the default of partial_rotary_factor; without it, the family knows no factor but 1.
+    """
     theta = config.optional_number("rope_theta")
     scaling = config.nested("rope_scaling")
     parameters = config.nested("rope_parameters")
     part = parameters or scaling
+    dims = _rotating(config, part, dims, partial)
     if part is None:
         return Rope(theta or default_theta, dims, interleaved)
     theta = part.number("rope_theta", theta or default_theta)
     rope = _read_scaling(part, theta, dims, context, interleaved)
-    part.finish(irrelevant=())
+    part.finish(irrelevant=_TEXT_ONLY)
     return rope
+
+
+def _rotating(config: ConfigReader, part: ConfigReader | None, dims: int, partial: float | None) -> int:
+    if partial is None:
+        config.expect("partial_rotary_factor", 1.0, None)
+        if part is not None:
+            part.expect("partial_rotary_factor", 1.0, None)
+        return dims
+    factor = config.optional_number("partial_rotary_factor", partial) or partial
+    if part is not None:
+        factor = part.optional_number("partial_rotary_factor", factor) or factor
+    rotating = int(dims * factor)
+    if not 0 < rotating <= dims or rotating % 2:
+        raise config.fail("partial_rotary_factor", f"makes {rotating} of {dims} dimensions rotate")
+    return rotating
 
 
 def _read_scaling(part: ConfigReader, theta: float, dims: int, context: int, interleaved: bool) -> Rope:
     name = part.text("rope_type", part.raw("type", "default"))
-    part.expect("partial_rotary_factor", 1.0, None)
     try:
         kind = RopeKind({"su": "longrope"}.get(name, name))
     except ValueError:
