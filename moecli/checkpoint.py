@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
 import re
+import sys
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ ITEM_SIZES = {
 }  # fmt: skip
 _LARGEST_HEADER = 100_000_000  # the format's own limit
 _LARGEST_INDEX = 256 * 1024**2
+_POPULATE_READ = 22  # Linux's MADV_POPULATE_READ, which the mmap module does not name
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -47,9 +50,15 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    return header_tensors(path, text, file_size)
+
+
+def header_tensors(path: Path, text: bytes, file_size: int) -> dict[str, StoredTensor]:
+    """The tensors that the JSON of a header describes, held against the size of the file it heads."""
+    start = 8 + len(text)
     header = parse_header(path, text)
-    tensors = [_checked(path, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"]
-    _check_layout(path, tensors, 8 + length, file_size)
+    tensors = [_checked(path, name, entry, start) for name, entry in header.items() if name != "__metadata__"]
+    _check_layout(path, tensors, start, file_size)
     return {tensor.name: tensor for tensor in tensors}
 
 
@@ -77,7 +86,7 @@ def _checked(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
         whole = all(type(n) is int and 0 <= n < 2**48 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"its header describes '{name[:80]}' in an unknown way") from error
-    if not whole or len(shape) > 8 or begin > end or end - begin != math.prod(shape) * item:
+    if type(shape) is not list or not whole or len(shape) > 8 or begin > end or end - begin != math.prod(shape) * item:
         raise _damaged(path, f"the shape and the offsets of '{name[:80]}' disagree")
     return StoredTensor(name, dtype, tuple(shape), path, start + begin, end - begin)
 
@@ -132,13 +141,38 @@ class Checkpoint:
                 f"tensor '{name}' is missing from the checkpoint", "is a shard missing? fetch the model again"
             ) from None
 
+    def read_into(self, target: memoryview, tensor: StoredTensor, offset: int = 0) -> None:
+        """Fill `target` with the bytes of `tensor` from `offset` on, without mapping them."""
+        try:
+            with tensor.path.open("rb", buffering=0) as file:
+                file.seek(tensor.offset + offset)
+                done = 0
+                while done < len(target):
+                    read = file.readinto(target[done:])
+                    if not read:
+                        raise _damaged(tensor.path, f"'{tensor.name}' is cut short")
+                    done += read
+        except OSError as error:
+            raise CheckpointError(f"{tensor.path} cannot be read: {error.strerror or error}") from error
+
+    def populate(self, tensors: Iterable[StoredTensor]) -> None:
+        """Bring tensors into memory now, in file order, not fault by fault later. Linux only; elsewhere nothing."""
+        if not sys.platform.startswith("linux"):
+            return
+        for tensor in sorted(tensors, key=lambda t: (t.path, t.offset)):
+            start = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            with contextlib.suppress(OSError):  # a kernel older than 5.14
+                self._map(tensor.path).madvise(_POPULATE_READ, start, tensor.offset + tensor.size - start)
+
     def buffer(self, tensor: StoredTensor) -> memoryview:
         """The mapped bytes of `tensor`. Copy-on-write, so that a stray write can never reach the file."""
+        return memoryview(self._map(tensor.path))[tensor.offset : tensor.offset + tensor.size]
+
+    def _map(self, path: Path) -> mmap.mmap:
         with self._lock:
-            mapped = self._maps.get(tensor.path)
-            if mapped is None:
-                mapped = self._maps[tensor.path] = _map(tensor.path)
-        return memoryview(mapped)[tensor.offset : tensor.offset + tensor.size]
+            if path not in self._maps:
+                self._maps[path] = _map(path)
+            return self._maps[path]
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -160,7 +194,8 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index.name} is not a readable index", "fetch the file again") from error
     paths = [folder / name for name in sorted(names)]
-    missing = [path.name for path in paths if not path.is_file()]
+    here = {path.name for path in folder.iterdir() if path.is_file()}  # no name is too long to be looked for
+    missing = [path.name for path in paths if path.name not in here]
     if missing:
         raise CheckpointError(
             f"{len(missing)} of {len(paths)} shards are missing, {missing[0]} first", "fetch the model again"
@@ -178,7 +213,9 @@ def _check_numbering(folder: Path, paths: list[Path]) -> None:
     for path in paths:
         if match := re.fullmatch(r"(.*)-(\d+)-of-(\d+)\.safetensors", path.name):
             expected = int(match[3])
-            have = len(list(folder.glob(f"{match[1]}-*-of-{match[3]}.safetensors")))
+            have = sum(
+                p.name.startswith(f"{match[1]}-") and p.name.endswith(f"-of-{match[3]}.safetensors") for p in paths
+            )
             if have != expected:
                 raise CheckpointError(f"{have} of {expected} shards of {match[1]} are here", "fetch the model again")
 

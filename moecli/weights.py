@@ -39,9 +39,10 @@ class Weights:
     @cached_property
     def dtype(self) -> str:
         """The format that most bytes are in: fp32, bf16 or fp16."""
-        sizes: dict[str, int] = {}
+        sizes = dict.fromkeys(FLOATS, 0)
         for tensor in self.checkpoint.tensors.values():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size
+            if tensor.dtype in FLOATS:
+                sizes[tensor.dtype] += tensor.size
         return FLOATS[max(sizes, key=sizes.__getitem__)]
 
     def dense(self, tensor: Tensor) -> list[StoredTensor]:
@@ -55,13 +56,19 @@ class Weights:
         if not piece.stacked:
             return Slice(stored, 0, stored.size, stored.shape, piece.transposed)
         experts = self._experts_of(layer)
-        *stack, columns = stored.shape
-        rows = stack[1] if len(stack) == 2 else stack[0] // experts
+        rows, columns = _stack_shape(stored, experts)
         size, offset = stored.size // experts, expert * (stored.size // experts)
         if piece.half is not None:
+            if rows % 2:
+                raise CheckpointError(f"{stored.name} is {list(stored.shape)}: an odd number of rows for gate and up")
             size, rows = size // 2, rows // 2
             offset += piece.half * size
         return Slice(stored, offset, size, (rows, columns), piece.transposed)
+
+    def expert_tensors(self) -> list[StoredTensor]:
+        """Every stored tensor that holds routed experts."""
+        found = (self.expert(layer, expert, matrix).stored for layer, expert, matrix, _ in self._expert_matrices())
+        return list(dict.fromkeys(found))
 
     def _experts_of(self, layer: int) -> int:
         mixtures = dict(self.spec.mixtures)
@@ -76,7 +83,7 @@ class Weights:
         for layer, expert, matrix, shape in self._expert_matrices():
             found = self.expert(layer, expert, matrix)
             used.add(found.stored.name)
-            _check_expert(found, shape, self._experts_of(layer))
+            _check_expert(found, shape)
         unknown = sorted(n for n in self.checkpoint.tensors.keys() - used if not self._is_ignored(n))
         if unknown:
             raise CheckpointError(
@@ -123,22 +130,29 @@ def _check_dense(tensor: Tensor, stored: list[StoredTensor]) -> None:
     for part in stored:
         _check_float(part)
     # A vector may be stored as [1, n]; a matrix may not change its columns.
-    found = sum(part.shape[0] if rest else max(part.shape, default=0) for part in stored)
+    found = sum((part.shape[0] if rest and part.shape else max(part.shape, default=0)) for part in stored)
     same_columns = all(list(part.shape[1:]) == rest or (not rest and part.shape == (1, rows)) for part in stored)
     if found != rows or not same_columns:
         shapes = " + ".join(str(list(part.shape)) for part in stored)
         raise CheckpointError(f"{stored[0].name}: {where} must be {list(tensor.shape)} but the file has {shapes}")
 
 
-def _check_expert(found: Slice, shape: tuple[int, int], experts: int) -> None:
+def _stack_shape(stored: StoredTensor, experts: int) -> tuple[int, int]:
+    """Rows and columns of one of the matrices stacked in [E, rows, columns] or [E * rows, columns]."""
+    match stored.shape:
+        case (count, rows, columns) if count == experts:
+            return rows, columns
+        case (count, columns) if count % experts == 0:
+            return count // experts, columns
+    raise CheckpointError(f"{stored.name} is {list(stored.shape)}, which is not a stack of {experts} experts")
+
+
+def _check_expert(found: Slice, shape: tuple[int, int]) -> None:
     _check_float(found.stored)
     actual = found.shape[::-1] if found.transposed else found.shape
-    whole = not found.offset and found.size == found.stored.size
-    stack, *rest = found.stored.shape
-    counted = stack == experts if len(rest) == 2 else stack % experts == 0
-    if actual != shape or not (whole or counted):
+    if actual != shape:
         raise CheckpointError(
-            f"{found.stored.name} is {list(found.stored.shape)}, which is not {experts} experts of {list(shape)}"
+            f"{found.stored.name} is {list(found.stored.shape)}, which does not hold experts of {list(shape)}"
         )
 
 

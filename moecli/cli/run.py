@@ -119,6 +119,6 @@ def _answer(runner: Runner, text: str, json: bool, quiet: bool) -> None:
     elif not answer.text.endswith("\n"):
         terminal.write("\n")
     if not quiet and not json:
-        terminal.say(statistics(answer))
+        terminal.say(statistics(runner, answer))
     if interrupted:
         raise typer.Exit(130)

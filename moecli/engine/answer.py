@@ -25,6 +25,7 @@ class Request:
     max_tokens: int
     end_ids: frozenset[int] = frozenset()
     stops: Sequence[str] = ()
+    continues: bool = False  # the answer goes on in the prompt's own text: a space before its first word counts
 
 
 @dataclass(slots=True)
@@ -41,7 +42,7 @@ def pieces(
     session: Session, tokenizer: Tokenizer, request: Request, answer: Answer, trace: Trace | None = None
 ) -> Iterator[str]:
     """Yield printable text as it is generated, and keep `answer` up to date."""
-    stream = TextStream(tokenizer, request.stops, prompt_ids=request.prompt)
+    stream = TextStream(tokenizer, request.stops, prompt_ids=request.prompt if request.continues else ())
     sampler = Sampler(request.sampling, request.seed)
     reason: FinishReason = "length"
     for token in session.generate(request.prompt, sampler, request.max_tokens, answer.timing, trace):

@@ -9,10 +9,9 @@ from torch import Tensor
 from moecli.engine.cache import LayerCache
 from moecli.engine.layers import Rotation
 from moecli.engine.weights import LayerWeights
+from moecli.plan import BUCKET, SCORES
 from moecli.spec import GroupedQuery, Latent, QkNorm
 
-_SCORES = 4_000_000  # numbers of one block of attention scores: bounds memory, and stays near the caches
-_BUCKET = 64  # keys are scored in multiples of this
 _ABSORB = 8  # up to so many new tokens, scoring against latents beats expanding them
 
 
@@ -34,11 +33,11 @@ def attend(
     """
     heads, groups, tokens, _ = q.shape
     out = q.new_empty(tokens, heads, groups, v.shape[-1])
-    step = max(1, _SCORES // (heads * groups * (offset + tokens + _BUCKET)))
+    step = max(1, SCORES // (heads * groups * (offset + tokens + BUCKET)))
     for begin in range(0, tokens, step):
         end = min(begin + step, tokens)
-        first = 0 if window is None else max(0, offset + begin - window + 1) // _BUCKET * _BUCKET
-        last = min(k.shape[1], -(-(offset + end) // _BUCKET) * _BUCKET)
+        first = 0 if window is None else max(0, offset + begin - window + 1) // BUCKET * BUCKET
+        last = min(k.shape[1], -(-(offset + end) // BUCKET) * BUCKET)
         block = q[:, :, begin:end].reshape(heads, -1, q.shape[-1])  # [K, G * t, d]
         scores = torch.bmm(block, k[:, first:last].transpose(1, 2)).float().mul_(scale)  # [K, G * t, n]
         if softcap is not None:
@@ -154,7 +153,7 @@ class LatentAttention:
         latents = latents[: offset + len(q_nope)]
         latent, key = latents.split((self._spec.kv_rank, self._spec.rope_dim), dim=-1)
         q = torch.cat((q_nope, q_rope), -1).transpose(0, 1)[:, None]  # [H, 1, T, d]
-        step = max(1, _SCORES // (len(latent) * (self._spec.head_dim + self._spec.value_dim)))
+        step = max(1, SCORES // (len(latent) * (self._spec.head_dim + self._spec.value_dim)))
         parts = []
         for begin in range(0, self._spec.heads, step):
             some = slice(begin, begin + step)

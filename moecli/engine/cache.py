@@ -5,14 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moecli.plan import cache_rows
 from moecli.spec import Attention, Latent, ModelSpec
-
-
-def cache_rows(attention: Attention, capacity: int, chunk: int) -> int:
-    """Positions that one layer's cache holds. A window keeps itself plus room to append without moving often."""
-    if attention.window is None:
-        return capacity
-    return min(capacity, attention.window + max(attention.window, chunk))
 
 
 class LayerCache:

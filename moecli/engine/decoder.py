@@ -75,6 +75,7 @@ class Decoder:
 
     def __init__(self, spec: ModelSpec, dense: DenseWeights, experts: ExpertStore, positions: int) -> None:
         self.spec = spec
+        self.experts = experts
         self._outside = dense.outside
         self.dtype, self.device = dense.outside["embedding"].dtype, dense.outside["embedding"].device
         self._rotations: dict[Rope, Rotation] = {

@@ -47,6 +47,8 @@ class Session:
         self, prompt: Sequence[int], sampler: Sampler, limit: int, timing: Timing, trace: Trace | None = None
     ) -> Iterator[int]:
         """Yield up to `limit` ids after `prompt`, the whole text so far. The caller decides when to stop early."""
+        if not prompt:
+            raise MoecliError("the prompt is empty", "a model without a start token needs at least one token")
         if len(prompt) > self.cache.capacity:
             raise MoecliError(
                 f"the prompt is {len(prompt)} tokens and the context {self.cache.capacity}",

@@ -9,7 +9,7 @@ from moecli import families
 from moecli.checkpoint import Checkpoint
 from moecli.engine.decoder import Decoder
 from moecli.engine.weights import DenseWeights
-from moecli.errors import CheckpointError
+from moecli.errors import CheckpointError, ConfigError
 from moecli.experts.mapped import MappedExperts
 from moecli.formats.plain import torch_dtype
 from moecli.spec import ModelSpec
@@ -27,10 +27,10 @@ class Model:
         """The precision to compute in: "auto" is as stored."""
         return self.weights.dtype if wanted == "auto" else wanted
 
-    def decoder(self, dtype: str, positions: int) -> Decoder:
-        """Read the dense weights; `positions` is the longest text it will meet."""
-        target = torch_dtype(dtype)
-        return Decoder(self.spec, DenseWeights(self.weights, target), MappedExperts(self.weights, target), positions)
+    def decoder(self, dtype: str, positions: int, budget: int = 0) -> Decoder:
+        """Read the weights; `positions` is the longest text it will meet, `budget` the bytes planned for experts."""
+        experts = MappedExperts(self.weights, dtype, budget)
+        return Decoder(self.spec, DenseWeights(self.weights, torch_dtype(dtype)), experts, positions)
 
 
 def open_model(folder: Path) -> Model:
@@ -38,6 +38,11 @@ def open_model(folder: Path) -> Model:
     config = families.load_config(folder / "config.json")
     family = families.find(config)
     spec = family.read(config)
+    if spec.unsupported:
+        raise ConfigError(
+            f"{spec.family} models cannot be run yet: the engine lacks {', '.join(spec.unsupported)}",
+            f"moecli inspect and moecli memory know them: moecli inspect {folder}",
+        )
     if spec.quantization is not None:
         raise CheckpointError(
             f"the checkpoint is quantised ({spec.quantization}), which cannot be run yet",

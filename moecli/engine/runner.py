@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 
-from moecli import machine
+from moecli import machine, plan
 from moecli.engine.answer import Answer, Request, pieces
 from moecli.engine.generate import Session
 from moecli.engine.load import Model, open_model
 from moecli.engine.sampling import Sampling
-from moecli.errors import CheckpointError, MoecliError
+from moecli.errors import CheckpointError, MoecliError, NotEnoughMemory
 from moecli.text.chat import Message
 from moecli.text.defaults import GenerationDefaults, read_generation_defaults
 from moecli.text.tokenizer import Tokenizer
+from moecli.units import format_bytes
 
-_CHUNK = 512  # prompt tokens per pass through the layers
 _CHAT_CONTEXT = 8192
 
 
@@ -56,6 +56,14 @@ class Choices:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What `Runner.load` leaves: the plan that was obeyed, and the session it made."""
+
+    plan: plan.Plan
+    session: Session
+
+
 @dataclass(slots=True)
 class Runner:
     """One conversation. A base model, or --raw, continues one growing text instead."""
@@ -68,13 +76,18 @@ class Runner:
     end_ids: frozenset[int]
     model: Model
     tokenizer: Tokenizer
-    session: Session | None = None
+    _loaded: Loaded | None = None
     _messages: list[Message] = field(default_factory=list)
     _ids: list[int] = field(default_factory=list)  # a raw text so far
 
     @property
     def is_chat(self) -> bool:
         return self.tokenizer.chat_template is not None and not self.choices.raw
+
+    @property
+    def loaded(self) -> Loaded:
+        assert self._loaded is not None, "load() comes first"
+        return self._loaded
 
     def prompt(self, text: str) -> list[int]:
         """The ids of the whole conversation up to where the model goes on after `text`."""
@@ -94,11 +107,18 @@ class Runner:
 
     def ask(self, text: str, answer: Answer) -> Iterator[str]:
         """Yield the answer piece by piece; what was said, even interrupted, stays part of the conversation."""
-        assert self.session is not None
         prompt = self.prompt(text)
-        request = Request(prompt, self.sampling, self.seed, self.choices.max_tokens, self.end_ids, self.choices.stops)
+        request = Request(
+            prompt,
+            self.sampling,
+            self.seed,
+            self.choices.max_tokens,
+            self.end_ids,
+            self.choices.stops,
+            continues=not self.is_chat,
+        )
         try:
-            yield from pieces(self.session, self.tokenizer, request, answer)
+            yield from pieces(self.loaded.session, self.tokenizer, request, answer)
         finally:
             self._messages += [Message("user", text), Message("assistant", answer.text)]
             self._ids = [*prompt, *answer.token_ids]
@@ -115,8 +135,11 @@ class Runner:
     def load(self, first: str | None) -> None:
         """Reserve the context, read the dense weights. `first`: the only prompt to come, or None for a chat."""
         capacity = self._capacity(first)
-        decoder = self.model.decoder(self.dtype, capacity)
-        self.session = Session(decoder, decoder.new_cache(capacity, min(_CHUNK, capacity)))
+        placed = plan.place(plan.needs(self.model.spec, self.dtype, capacity), machine.free_ram())
+        if not placed.fits:
+            raise _too_large(self.name, placed)
+        decoder = self.model.decoder(self.dtype, capacity, placed.ram.expert_bytes)
+        self._loaded = Loaded(placed, Session(decoder, decoder.new_cache(capacity, min(plan.CHUNK, capacity))))
 
     def _capacity(self, first: str | None) -> int:
         longest = self.choices.context or self.model.spec.context_length
@@ -147,4 +170,14 @@ def open_runner(name: str, folder: Path, dtype: str, choices: Choices) -> Runner
         end_ids=vendor.eos_ids | own,
         model=model,
         tokenizer=tokenizer,
+    )
+
+
+def _too_large(name: str, placed: plan.Plan) -> NotEnoughMemory:
+    """The whole sum, the shortage, and the smallest budget that would do."""
+    terms = " + ".join(f"{term.name} {format_bytes(term.bytes)}" for term in placed.needs.terms if term.bytes)
+    return NotEnoughMemory(
+        f"'{name}' in {placed.needs.dtype} needs {format_bytes(placed.full_ram)} of RAM "
+        f"and {format_bytes(placed.ram_budget)} is free ({terms})",
+        f"free {format_bytes(placed.full_ram - placed.ram_budget)} more, or see what would fit: moecli memory {name}",
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moecli.errors import UsageError
 
+_COLDEST = 1e-6  # any lower is greedy all the same, and would overflow float32
 _FIRST_LOOK = 512  # candidates sorted before falling back to the whole vocabulary
 
 
@@ -51,7 +52,7 @@ class Sampler:
             logits = _penalise(logits, seen, options.repeat_penalty)
         if options.temperature == 0:
             return int(logits.argmax())
-        logits = logits / options.temperature
+        logits = logits / max(options.temperature, _COLDEST)
         draw = self._random.random()
         if options.top_k == 0 and options.top_p == 1 and options.min_p == 0:
             return _invert(logits.softmax(-1), draw)

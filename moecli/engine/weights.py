@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 import torch
 from torch import Tensor
 
 from moecli import tensors
-from moecli.formats.plain import stored_tensor
+from moecli.formats.plain import read_into
 from moecli.weights import Weights
 
 LayerWeights = dict[str, Tensor]  # by role
@@ -29,11 +30,10 @@ class DenseWeights:
 
 
 def _load(weights: Weights, tensor: tensors.Tensor, dtype: torch.dtype) -> Tensor:
-    parts = [stored_tensor(weights.checkpoint, stored) for stored in weights.dense(tensor)]
     loaded = torch.empty(tensor.shape, dtype=dtype)
     start = 0
-    for part in parts:
-        rows = part.reshape(-1, *tensor.shape[1:])
-        loaded[start : start + len(rows)] = rows
-        start += len(rows)
+    for stored in weights.dense(tensor):
+        rows = math.prod(stored.shape) // math.prod(tensor.shape[1:])
+        read_into(loaded[start : start + rows], weights.checkpoint, stored)
+        start += rows
     return loaded

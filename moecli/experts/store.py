@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -14,8 +15,20 @@ from moecli.spec import Activation
 MatricesOf = Callable[[int], Matrices]  # by expert
 
 
+@dataclass(slots=True)
+class Statistics:
+    """What the store has done: one hit or miss per expert, layer and pass."""
+
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+    budget_bytes: int = 0
+
+
 class ExpertStore(Protocol):
     """Experts addressed by layer; where they live is the store's own affair."""
+
+    statistics: Statistics
 
     def mixture(self, layer: int, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """The weighted sum of the chosen experts. x [T, D], chosen and weights [T, A]; returns [T, D]."""

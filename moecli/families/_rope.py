@@ -7,7 +7,6 @@ import math
 from moecli.families._config import ConfigReader
 from moecli.spec import Rope, RopeKind
 
-
 # Images are placed on several axes; in a text all of them count the same.
 _TEXT_ONLY = frozenset({"mrope_interleaved", "mrope_section"})
 
@@ -31,7 +30,7 @@ def read_rope(
     dims = _rotating(config, part, dims, partial)
     if part is None:
         return Rope(theta or default_theta, dims, interleaved)
-    theta = part.number("rope_theta", theta or default_theta)
+    theta = part.optional_number("rope_theta", theta) or theta or default_theta
     rope = _read_scaling(part, theta, dims, context, interleaved)
     part.finish(irrelevant=_TEXT_ONLY)
     return rope
@@ -46,7 +45,7 @@ def _rotating(config: ConfigReader, part: ConfigReader | None, dims: int, partia
     factor = config.optional_number("partial_rotary_factor", partial) or partial
     if part is not None:
         factor = part.optional_number("partial_rotary_factor", factor) or factor
-    rotating = int(dims * factor)
+    rotating = int(dims * factor + 1e-6)
     if not 0 < rotating <= dims or rotating % 2:
         raise config.fail("partial_rotary_factor", f"makes {rotating} of {dims} dimensions rotate")
     return rotating

@@ -73,11 +73,10 @@ def sparse_after(
     check_router(c, mixture)
     dense = FeedForward(c.count("intermediate_size", dense_width), activation)
     first = c.optional_count("first_k_dense_replace", default_dense, least=0) or 0
-    every = c.count("moe_layer_freq", 1)
-    return tuple(
-        Layer(attention, mixture if index >= first and index % every == 0 else dense)
-        for index in range(layer_count(c, default_layers))
-    )
+    every, count = c.count("moe_layer_freq", 1), layer_count(c, default_layers)
+    usual = ["sparse" if index >= first and index % every == 0 else "dense" for index in range(count)]
+    kinds = c.choices("mlp_layer_types", count, ("dense", "sparse"), usual)
+    return tuple(Layer(attention, mixture if kind == "sparse" else dense) for kind in kinds)
 
 
 FAMILY = Family(

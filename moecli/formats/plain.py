@@ -23,9 +23,26 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def stored_tensor(checkpoint: Checkpoint, stored: StoredTensor) -> torch.Tensor:
-    """A whole stored tensor, in place in its mapped file."""
-    return _view(checkpoint, stored, 0, stored.size, stored.shape)
+def read_into(target: torch.Tensor, checkpoint: Checkpoint, stored: StoredTensor, offset: int = 0) -> None:
+    """Fill `target`, contiguous, from the file, starting `offset` bytes in; converted if the precision differs."""
+    import torch
+
+    if target.numel() == 0:
+        return
+    dtype = getattr(torch, _TORCH_NAMES[stored.dtype])
+    staging = target if target.dtype is dtype else torch.empty(target.shape, dtype=dtype)
+    checkpoint.read_into(staging.view(-1).view(torch.uint8).numpy().data, stored, offset)
+    if staging is not target:
+        target.copy_(staging)
+
+
+def read_slice(checkpoint: Checkpoint, part: Slice, dtype: torch.dtype) -> torch.Tensor:
+    """A copy of one expert matrix as [out, in], in another precision than the stored one."""
+    import torch
+
+    matrix = torch.empty(part.shape, dtype=dtype)
+    read_into(matrix, checkpoint, part.stored, part.offset)
+    return matrix.T if part.transposed else matrix
 
 
 def stored_slice(checkpoint: Checkpoint, part: Slice) -> torch.Tensor:

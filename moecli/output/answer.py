@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from moecli import machine
@@ -12,14 +13,14 @@ if TYPE_CHECKING:
     from moecli.engine.runner import Runner
 
 
-def statistics(answer: Answer) -> str:
-    """prompt 5 tokens, 311 tok/s · answer 64 tokens, 182 tok/s · peak memory 391 MiB"""
+def statistics(runner: Runner, answer: Answer) -> str:
+    """prompt 5 tokens, 311 tok/s · answer 64 tokens, 182 tok/s · peak memory 391 MiB (planned 402 MiB)"""
     timing = answer.timing
     cached = f" ({timing.cached_tokens} cached)" if timing.cached_tokens else ""
     parts = (
         f"prompt {timing.prompt_tokens} tokens{cached}{_rate(timing.prefill_rate)}",
         f"answer {len(answer.token_ids)} tokens{_rate(timing.decode_rate)}",
-        f"peak memory {format_bytes(machine.peak_rss())}",
+        f"peak memory {format_bytes(machine.peak_rss())} (planned {format_bytes(runner.loaded.plan.ram.total)})",
     )
     return " · ".join(parts)
 
@@ -32,7 +33,8 @@ def _rate(rate: float | None) -> str:
 
 def document(runner: Runner, answer: Answer) -> dict[str, Any]:
     """`run --json`: the keys of the command-line contract."""
-    timing = answer.timing
+    timing, loaded = answer.timing, runner.loaded
+    plan = loaded.plan
     return {
         "schema_version": 1,
         "model": runner.name,
@@ -49,4 +51,6 @@ def document(runner: Runner, answer: Answer) -> dict[str, Any]:
         "prefill_tokens_per_s": timing.prefill_rate,
         "decode_tokens_per_s": timing.decode_rate,
         "peak_rss_bytes": machine.peak_rss(),
+        "planned_bytes": {"device": plan.device.total, "ram": plan.ram.total, "disk": plan.disk.total},
+        "expert_cache": asdict(loaded.session.decoder.experts.statistics),
     }

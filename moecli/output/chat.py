@@ -47,7 +47,7 @@ def _turn(runner: Runner, line: str, quiet: bool) -> None:
         return
     terminal.write("\n" if not answer.text.endswith("\n") else "")
     if not quiet:
-        terminal.say(statistics(answer))
+        terminal.say(statistics(runner, answer))
 
 
 def _read_line() -> str | None:

@@ -1,0 +1,34 @@
+"""Granite 3 MoE: forty tiny experts, four multipliers, tied tables (GraniteMoeForCausalLM)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moecli.families._config import ConfigReader
+from moecli.families._layout import Family
+from moecli.families._parts import grouped_query, make_spec, uniform_layers
+from moecli.spec import FeedForward, Mixture, ModelSpec, Router, Scoring
+
+
+def read(config: Mapping[str, Any]) -> ModelSpec:
+    c = ConfigReader(config, "granitemoe")
+    width, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 2048)
+    bias = c.flag("attention_bias", False)
+    attention = grouped_query(
+        c, width, context, heads=32, qkv_bias=bias, output_bias=bias, scale=c.number("attention_multiplier", 1.0)
+    )
+    router = Router(c.count("num_local_experts", 8), c.count("num_experts_per_tok", 2), Scoring.SOFTMAX_OF_CHOSEN)
+    expert = FeedForward(c.count("intermediate_size", 11008), c.activation("hidden_act", "silu"))
+    c.ignore("residual_multiplier")  # scales each branch
+    c.expect("position_embedding_type", "rope", None)
+    return make_spec(
+        c, "granitemoe", uniform_layers(c, attention, Mixture(router, expert), default=32),
+        width=width, context=context, vocab=32000,
+        embedding_multiplier=c.number("embedding_multiplier", 1.0),
+        logit_multiplier=1 / c.number("logits_scaling", 1.0),
+        unsupported=("a multiplier on each residual branch",),
+    )  # fmt: skip
+
+
+FAMILY = Family(architectures=("GraniteMoeForCausalLM",), model_types=("granitemoe",), read=read, layouts=())

@@ -1,0 +1,284 @@
+"""Bytes and placement: what a model takes, and where it goes. The only arithmetic of memory; `run` obeys it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from moecli.formats import PLAIN, bytes_for
+from moecli.params import kv_numbers_per_token
+from moecli.spec import Attention, Latent, Mixture, ModelSpec, Part
+from moecli.tensors import Tensor, dense_tensors, expert_count, expert_shapes
+
+CHUNK = 512  # prompt tokens per pass through the layers
+SCORES = 4_000_000  # attention scores held at once
+BUCKET = 64  # keys are scored in multiples of this
+PROCESS = 240 * 2**20  # interpreter, torch and tokenizer before any weight: measured, see benchmarks/memory.py
+DEVICE_CONTEXT = 450 * 2**20  # what a CUDA context takes of the device
+STAGED = 2  # experts on their way to the device
+
+# Quantised models keep these in 16 bits: small, or amplified by what follows.
+_PRECISE_ROLES = frozenset({"q_a", "kv_a"})
+_PRECISE_PARTS = frozenset({Part.NORMS, Part.ROUTER, Part.EMBEDDING, Part.MIXER_OTHER, Part.OTHER})
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One line of the sum, with its formula in numbers and the config keys they came from."""
+
+    name: str
+    bytes: int
+    formula: str
+    keys: str
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What one model takes in one format, for `batch` texts of `context` tokens."""
+
+    dtype: str
+    context: int
+    batch: int
+    dense: Term
+    experts: Term
+    kv: Term
+    activations: Term
+    process: Term
+    expert_count: int  # over all layers
+    bytes_per_expert: int  # of the largest
+    active_per_layer: int
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return self.dense, self.experts, self.kv, self.activations, self.process
+
+    @property
+    def weights(self) -> int:
+        return self.dense.bytes + self.experts.bytes
+
+    @property
+    def total(self) -> int:
+        """Weights, cache and buffers, without the process."""
+        return self.weights + self.kv.bytes + self.activations.bytes
+
+    @property
+    def peak(self) -> int:
+        """The most that the process has resident when all of it is in RAM."""
+        return self.total + self.process.bytes
+
+
+def needs(spec: ModelSpec, dtype: str, context: int, batch: int = 1) -> Needs:
+    """Every byte that a run allocates; `dtype` is the format of the large matrices."""
+    mixtures = _mixtures(spec)
+    sizes = [_expert_bytes(spec, mixture, dtype) for mixture in mixtures]
+    groups = Counter((mixture.router.experts, size) for mixture, size in zip(mixtures, sizes, strict=True))
+    return Needs(
+        dtype,
+        context,
+        batch,
+        dense=_dense(spec, dtype),
+        experts=Term(
+            "routed experts",
+            sum(layers * experts * size for (experts, size), layers in groups.items()),
+            " + ".join(f"{layers} layers x {experts} experts x {size:,}" for (experts, size), layers in groups.items()),
+            "layers, experts, expert width, hidden size",
+        ),
+        kv=_kv(spec, dtype, context, batch),
+        activations=_activations(spec, dtype, context, batch),
+        process=Term("process", PROCESS, "interpreter, torch, tokenizer (typical)", "-"),
+        expert_count=sum(mixture.router.experts for mixture in mixtures),
+        bytes_per_expert=max(sizes, default=0),
+        active_per_layer=max((mixture.router.active for mixture in mixtures), default=0),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """What lies in one place, in bytes; `experts` counts them."""
+
+    dense: int = 0
+    kv: int = 0
+    activations: int = 0
+    process: int = 0
+    experts: int = 0
+    expert_bytes: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.dense + self.kv + self.activations + self.process + self.expert_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where everything goes for given budgets."""
+
+    needs: Needs
+    ram_budget: int
+    device_budget: int | None
+    device: Tier
+    ram: Tier
+    disk: Tier
+    full_ram: int  # the smallest RAM budget, beside this device, with which nothing is read from disk
+    least_ram: int  # the smallest that can run at all, experts streamed from disk
+
+    @property
+    def fits(self) -> bool:
+        return self.full_ram <= self.ram_budget
+
+
+def place(need: Needs, ram: int, device: int | None = None) -> Plan:
+    """Cache and buffers first, then dense weights, then experts while there is room; the rest stays on disk.
+
+    The device takes all of cache, buffers and dense weights, or nothing.
+    """
+    core = Tier(need.dense.bytes, need.kv.bytes, need.activations.bytes)
+    on_device = device is not None and core.total + DEVICE_CONTEXT <= device
+    size = max(1, need.bytes_per_expert)
+    free = device - core.total - DEVICE_CONTEXT if device is not None and on_device else 0
+    in_device = min(need.expert_count, free // size)
+    left = need.expert_count - in_device
+    staging = min(left, STAGED) * size if on_device else 0
+    fixed = need.process.bytes + staging + (0 if on_device else core.total)
+    in_ram = max(0, min(left, (ram - fixed) // size))
+    return Plan(
+        need,
+        ram,
+        device,
+        Tier(core.dense, core.kv, core.activations, DEVICE_CONTEXT, in_device, in_device * size)
+        if on_device
+        else Tier(),
+        Tier(0, 0, staging, need.process.bytes, in_ram, in_ram * size)
+        if on_device
+        else Tier(core.dense, core.kv, core.activations, need.process.bytes, in_ram, in_ram * size),
+        Tier(experts=left - in_ram, expert_bytes=(left - in_ram) * size),
+        full_ram=fixed + left * size,
+        least_ram=fixed + min(left, need.active_per_layer) * size,
+    )
+
+
+def largest_context(spec: ModelSpec, dtype: str, batch: int, ram: int, device: int | None = None) -> int:
+    """The longest context, up to the model's own, with which nothing is read from disk; 0 if none fits."""
+    low, high = 0, spec.context_length
+    while low < high:
+        middle = (low + high + 1) // 2
+        if place(needs(spec, dtype, middle, batch), ram, device).fits:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def cache_rows(attention: Attention, capacity: int, chunk: int = CHUNK) -> int:
+    """Positions that one layer's cache holds. A window keeps itself plus room to append without moving often."""
+    if attention.window is None:
+        return capacity
+    return min(capacity, attention.window + max(attention.window, min(chunk, capacity)))
+
+
+def kv_bytes_per_token(spec: ModelSpec) -> int:
+    """What one more token adds to a 2-byte cache; the windows' fixed part is not in it."""
+    return 2 * kv_numbers_per_token(spec)
+
+
+def read_bytes_per_token(spec: ModelSpec, dtype: str) -> int:
+    """Weights that one decode step reads: the active experts and all dense weights but the input table."""
+    active = sum(m.router.active * _expert_bytes(spec, m, dtype) for m in _mixtures(spec))
+    return active + dense_read_bytes(spec, dtype)
+
+
+def dense_read_bytes(spec: ModelSpec, dtype: str) -> int:
+    """The dense part of it. A tied table is read whole, as the head."""
+    return sum(
+        tensor_bytes(tensor, dtype)
+        for tensor in dense_tensors(spec)
+        if spec.tied_embeddings or tensor.part is not Part.EMBEDDING
+    )
+
+
+def tensor_bytes(tensor: Tensor, dtype: str) -> int:
+    """One dense tensor in memory: the router in float32, sensitive tensors in 16 bits at least."""
+    if tensor.role in ("router", "router_bias"):
+        return bytes_for("fp32", tensor.shape)
+    precise = tensor.role in _PRECISE_ROLES or tensor.part in _PRECISE_PARTS or len(tensor.shape) != 2
+    return bytes_for("bf16" if precise and dtype not in PLAIN else dtype, tensor.shape)
+
+
+def _mixtures(spec: ModelSpec) -> list[Mixture]:
+    return [layer.ffn for layer in (*spec.encoder, *spec.layers) if isinstance(layer.ffn, Mixture)]
+
+
+def _expert_bytes(spec: ModelSpec, mixture: Mixture, dtype: str) -> int:
+    width = mixture.latent_width or spec.hidden_size
+    shapes = expert_shapes(width, mixture.expert)
+    biases = expert_count(width, mixture.expert) - sum(rows * columns for rows, columns in shapes.values())
+    return sum(bytes_for(dtype, shape) for shape in shapes.values()) + bytes_for(dtype, (biases,))
+
+
+def _dense(spec: ModelSpec, dtype: str) -> Term:
+    parts: Counter[str] = Counter()
+    for tensor in dense_tensors(spec):
+        parts[tensor.part.value] += tensor_bytes(tensor, dtype)
+    formula = " + ".join(f"{name} {size:,}" for name, size in parts.items())
+    return Term("dense weights", sum(parts.values()), formula, "every width but the routed experts'")
+
+
+def _number_bytes(dtype: str) -> int:
+    return 4 if dtype == "fp32" else 2
+
+
+def _kv(spec: ModelSpec, dtype: str, context: int, batch: int) -> Term:
+    """Every layer's rows as the engine allocates them, and the fixed states of layers without attention."""
+    rows: Counter[tuple[int, int]] = Counter()
+    states = 0
+    for layer in spec.layers:
+        rows[cache_rows(layer.attention, context), layer.attention.cache_width] += 1
+        rows[context, layer.cache_extra + (layer.cross.cache_width if layer.cross else 0)] += 1
+        states += layer.recurrent.state if layer.recurrent else 0
+    kinds = [(layers, count, width) for (count, width), layers in rows.items() if width]
+    numbers = states + sum(layers * count * width for layers, count, width in kinds)
+    terms = [f"{layers} layers x {count:,} rows x {width:,} numbers" for layers, count, width in kinds]
+    terms += [f"{states:,} numbers of state"] if states else []
+    size = _number_bytes(dtype)
+    return Term(
+        "KV cache",
+        batch * numbers * size,
+        f"({' + '.join(terms)}) x {size} bytes x batch {batch}",
+        "layers, key/value heads or latent rank, head_dim, sliding_window, --ctx, --batch",
+    )
+
+
+def _activations(spec: ModelSpec, dtype: str, context: int, batch: int) -> Term:
+    """The largest buffers alive at once while a chunk of the prompt passes a block, and the rotary tables."""
+    size = _number_bytes(dtype)
+    tokens = min(CHUNK, context)
+    width = spec.hidden_size
+    tables = sum(2 * context * rope.dims * size for rope in {layer.attention.rope for layer in spec.layers})
+    stream = 3 * tokens * width * size
+    attention = max((_attention(layer.attention, tokens, context, size) for layer in spec.layers), default=0)
+    mixture = max((_mixture(spec, mixture, tokens, size) for mixture in _mixtures(spec)), default=0)
+    logits = 2 * batch * spec.vocab_size * 4
+    return Term(
+        "activations",
+        tables + stream + max(attention, mixture, logits),
+        f"rotary tables {tables:,} + residual stream {stream:,} + the largest of attention {attention:,}, "
+        f"experts {mixture:,}, logits {logits:,}, for {tokens} prompt tokens at once",
+        "hidden size, heads, expert width, vocab_size",
+    )
+
+
+def _attention(attention: Attention, tokens: int, context: int, size: int) -> int:
+    keys = context if attention.window is None else min(context, attention.window + tokens)
+    keys = -(-keys // BUCKET) * BUCKET
+    scores = min(SCORES, attention.heads * tokens * keys) * (2 * size + 4 + 4)  # product, float32, softmax, cast
+    if isinstance(attention, Latent):
+        expanded = min(SCORES, keys * attention.heads * (attention.head_dim + attention.value_dim)) * 2 * size
+        return scores + expanded + 3 * tokens * attention.heads * attention.head_dim * size
+    return scores + 3 * tokens * (attention.query_width + attention.cache_width) * size
+
+
+def _mixture(spec: ModelSpec, mixture: Mixture, tokens: int, size: int) -> int:
+    """Every choice's output, the float32 sum, and the tokens of one expert on their way through it."""
+    width = mixture.latent_width or spec.hidden_size
+    outputs = tokens * mixture.router.active * width * size
+    inside = tokens * (2 * width + 2 * mixture.expert.width) * size
+    return outputs + 2 * tokens * width * 4 + inside

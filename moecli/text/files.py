@@ -1,0 +1,48 @@
+"""Read the small text files beside a model's weights, with a bound on how much is believed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from moecli.errors import MoecliError, TextError
+
+MOST_JSON = 64 * 2**20
+
+
+def read_bytes(path: Path, most: int, error: type[MoecliError] = TextError) -> bytes | None:
+    """The file's bytes, None when there is no such file."""
+    try:
+        if path.stat().st_size > most:
+            raise error(f"{path} is larger than {most // 2**20} MiB")
+        with path.open("rb") as file:
+            return file.read(most)
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise error(f"cannot read {path}: {problem.strerror or problem}") from None
+
+
+def read_text(path: Path, most: int) -> str | None:
+    content = read_bytes(path, most)
+    if content is None:
+        return None
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise TextError(f"{path} is not UTF-8 text") from None
+
+
+def read_object(path: Path, error: type[MoecliError] = TextError) -> dict[str, Any]:
+    """The JSON object in a file; an absent file is an empty object."""
+    content = read_bytes(path, MOST_JSON, error)
+    if content is None:
+        return {}
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        raise error(f"{path} is not valid JSON", "the file is damaged: download it again") from None
+    if not isinstance(value, dict):
+        raise error(f"{path} holds a JSON {type(value).__name__}, not an object")
+    return value
