@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,10 @@ def peak_rss() -> int:
     """The most memory this process has had resident so far, in bytes; mapped files count while resident."""
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
+    if sys.platform == "linux":  # getrusage would count what the parent held when it forked
+        fields = Path("/proc/self/status").read_text()
+        if match := re.search(r"^VmHWM:\s*(\d+) kB$", fields, re.MULTILINE):
+            return int(match[1]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from moecli import __version__, settings
-from moecli.cli import completion, run
+from moecli.cli import completion, inspect, list, memory, run
 from moecli.errors import MoecliError
 from moecli.output import terminal
 
@@ -48,6 +48,9 @@ def root(
 
 
 app.command("run", epilog=run.EXAMPLES)(run.run)
+app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command("list", epilog=list.EXAMPLES)(list.list_models)
+app.command("memory", epilog=memory.EXAMPLES)(memory.memory)
 app.command("completion", epilog=completion.EXAMPLES)(completion.completion)
 
 

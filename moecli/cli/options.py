@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
+
+from moecli.errors import UsageError
 
 
 def _complete_model(incomplete: str) -> Iterator[str]:
@@ -15,6 +17,17 @@ def _complete_model(incomplete: str) -> Iterator[str]:
     names = [catalog.BUILT_IN, *(entry.alias for entry in catalog.known())]
     names += [model.repo for model in hub.local_models()]
     return (name for name in dict.fromkeys(names) if name.startswith(incomplete))
+
+
+def at_least(least: int) -> Callable[[typer.CallbackParam, int | None], int | None]:
+    """Refuse smaller numbers, naming the value; Typer's own range check does not."""
+
+    def check(parameter: typer.CallbackParam, value: int | None) -> int | None:
+        if value is not None and value < least:
+            raise UsageError(f"{parameter.opts[0]} {value} is out of range", f"it takes {least} or more")
+        return value
+
+    return check
 
 
 Model = Annotated[
@@ -28,11 +41,14 @@ Model = Annotated[
 ]
 Dtype = Annotated[str, typer.Option("--dtype", "--quant", help="Weights: auto (as stored), fp32, bf16 or fp16.")]
 Context = Annotated[
-    int | None, typer.Option("--ctx", min=1, help="Longest text in tokens, prompt and answer.", show_default=False)
+    int | None,
+    typer.Option("--ctx", help="Longest text in tokens, prompt and answer.", show_default=False, callback=at_least(1)),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, max=1024, help="Compute threads.", envvar="MOECLI_THREADS", show_default=False)
+    int | None, typer.Option("--threads", help="Compute threads.", show_default=False, callback=at_least(1))
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no statistics.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is decided and why.")]
+Offline = Annotated[bool, typer.Option("--offline", help="No network; what is not on this machine is an error.")]
+NoColor = Annotated[bool, typer.Option("--no-color", help="No colour.")]

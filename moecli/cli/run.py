@@ -41,7 +41,9 @@ def run(
         str | None, typer.Option(help="System message for the chat template.", show_default=False)
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt as it is.")] = False,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Longest answer.")] = 512,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", help="Longest answer.", callback=options.at_least(1))
+    ] = 512,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default=False)] = None,
     top_k: Annotated[
@@ -52,7 +54,10 @@ def run(
     repeat_penalty: Annotated[
         float | None, typer.Option(help="Shun tokens seen; 1 is off.", show_default=False)
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same text.", show_default=False)] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Same seed, same text.", show_default=False, callback=options.at_least(0)),
+    ] = None,
     dtype: options.Dtype = "auto",
     ctx: options.Context = None,
     threads: options.Threads = None,

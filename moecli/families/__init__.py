@@ -35,8 +35,9 @@ def find(config: Mapping[str, Any]) -> Family:
         for family in families().values():
             if model_type in family.model_types or (model_type is None and family.signature in config):
                 return family
+    named = next((name for name in (architecture, model_type) if name and isinstance(name, str)), "(none)")
     raise ConfigError(
-        f"architecture '{architecture or model_type or '(none)'}' is not supported",
+        f"architecture '{named[:80]}' is not supported",
         "supported: " + ", ".join(families()),
     )
 

@@ -13,6 +13,7 @@ from moecli.spec import Activation
 
 _LARGEST_FILE = 16 * 1024**2
 _LARGEST_COUNT = 2**31 - 1
+_SMALLEST_NUMBER, _LARGEST_NUMBER = 1e-18, 1e18  # so that no arithmetic on them overflows
 _REQUIRED = object()
 
 # Training, bookkeeping and generation defaults: they never change the mathematics of a forward pass.
@@ -94,8 +95,8 @@ class ConfigReader:
             number = float(value)
         except OverflowError:
             number = math.inf
-        if not math.isfinite(number) or (positive and number <= 0):
-            raise self.fail(key, f"is {_show(value)}: not a {'positive ' if positive else ''}finite number")
+        if not (_SMALLEST_NUMBER if positive else -_LARGEST_NUMBER) <= number <= _LARGEST_NUMBER:
+            raise self.fail(key, f"is {_show(value)}: not a {'positive ' if positive else ''}number in a sane range")
         return number
 
     def optional_number(self, key: str, default: float | None = None) -> float | None:
@@ -106,6 +107,10 @@ class ConfigReader:
         if not isinstance(value, bool):
             raise self.fail(key, f"must be true or false, not {_show(value)}")
         return value
+
+    def optional_flag(self, key: str, default: bool) -> bool:
+        """null counts as false."""
+        return self.raw(key, default) is not None and self.flag(key, default)
 
     def text(self, key: str, default: Any = _REQUIRED) -> str:
         value = self.raw(key, default)
@@ -193,5 +198,8 @@ class ConfigReader:
 
 
 def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:
+        text = "something deeply nested"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -137,7 +137,7 @@ def biased_sigmoid(
         c.count(experts_key, experts),
         c.count("num_experts_per_tok", active),
         Scoring.SIGMOID,
-        norm_power=1.0 if c.raw("norm_topk_prob", True) else None,
+        norm_power=1.0 if c.optional_flag("norm_topk_prob", True) else None,
         norm_epsilon=1e-20,
         scaling=c.optional_number(scaling_key, scaling) or 1.0,
         groups=c.optional_count("n_group") or 1,

@@ -27,10 +27,16 @@ def read_rope(
     scaling = config.nested("rope_scaling")
     parameters = config.nested("rope_parameters")
     part = parameters or scaling
+    if parameters and scaling and config.raw("rope_parameters") != config.raw("rope_scaling"):
+        raise config.fail("rope_scaling", "contradicts rope_parameters")
     dims = _rotating(config, part, dims, partial)
+    if part is not None:
+        theta = part.optional_number("rope_theta", theta) or theta
+    theta = theta or default_theta
+    if theta <= 1:
+        raise config.fail("rope_theta", f"is {theta}: it must be more than 1")
     if part is None:
-        return Rope(theta or default_theta, dims, interleaved)
-    theta = part.optional_number("rope_theta", theta) or theta or default_theta
+        return Rope(theta, dims, interleaved)
     rope = _read_scaling(part, theta, dims, context, interleaved)
     part.finish(irrelevant=_TEXT_ONLY)
     return rope

@@ -41,7 +41,7 @@ def _router(c: ConfigReader) -> Router:
     if method == "greedy":
         groups = kept = 1
     active = c.count("num_experts_per_tok")
-    normalise = bool(c.raw("norm_topk_prob", False)) and active > 1
+    normalise = c.optional_flag("norm_topk_prob", False) and active > 1
     scaling = c.number("routed_scaling_factor", 1.0)
     return Router(
         c.count("n_routed_experts", 64),

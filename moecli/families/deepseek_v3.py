@@ -41,7 +41,7 @@ def _router(c: ConfigReader) -> Router:
         c.count("n_routed_experts", 256),
         c.count("num_experts_per_tok", 8),
         Scoring.SIGMOID,
-        norm_power=1.0 if c.raw("norm_topk_prob", True) else None,
+        norm_power=1.0 if c.optional_flag("norm_topk_prob", True) else None,
         norm_epsilon=1e-20,
         scaling=c.number("routed_scaling_factor", 2.5),
         groups=c.optional_count("n_group", 8) or 1,

@@ -33,7 +33,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
             for index in range(layer_count(c, 64, "n_layers"))
         ),
         tied_embeddings=True,
-        unsupported=("weights: none were released",),
+        unsupported=("any released weights",),
         notes=(
             "dense layers with three matrices, experts with two and a tied table give the paper's figures",
             "the paper does not give the size of the position bias, which is not counted",

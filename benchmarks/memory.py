@@ -1,0 +1,54 @@
+"""Planned against measured peak memory: python benchmarks/memory.py [FOLDER]
+
+Runs `moecli run` on the built-in model and on a random 1.2 GB checkpoint (written to FOLDER, default a temporary
+folder) with prompts that fill contexts of 512 and 8192 tokens, and prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import checkpoint
+
+
+def measure(model: str, context: int) -> dict[str, int]:
+    """Planned and measured bytes of one run whose prompt nearly fills `context`."""
+    digits = "".join(random.Random(0).choices("0123456789", k=context - 16))  # the tokenizer splits every digit
+    command = [sys.executable, "-m", "moecli", "run", model, "--ctx", str(context), "-n", "8", "--json", "--raw"]
+    result = subprocess.run(command, input=digits, capture_output=True, encoding="utf-8", check=True)
+    document = json.loads(result.stdout)
+    return {
+        "tokens": document["prompt_tokens"],
+        "planned": document["planned_bytes"]["ram"],
+        "measured": document["peak_rss_bytes"],
+    }
+
+
+def rows(folder: Path) -> Iterator[tuple[str, int, dict[str, int]]]:
+    """Both models at both contexts."""
+    checkpoint.write("small", folder)
+    for model in ("tiny", str(folder)):
+        for context in (512, 8192):
+            yield model, context, measure(model, context)
+
+
+def main() -> None:
+    print("| model | context | prompt tokens | planned MiB | measured MiB | planned / measured |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as scratch:
+        for model, context, row in rows(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(scratch)):
+            planned, measured = row["planned"] / 2**20, row["measured"] / 2**20
+            name = "tiny" if model == "tiny" else "random 1.2 GB"
+            ratio = planned / measured
+            print(f"| {name} | {context} | {row['tokens']} | {planned:.0f} | {measured:.0f} | {ratio:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

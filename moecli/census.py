@@ -1,0 +1,117 @@
+"""What the files of a model hold, counted from their headers and held against what config.json implies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from moecli.checkpoint import Checkpoint, StoredTensor
+from moecli.errors import CheckpointError
+from moecli.families import Family
+from moecli.packed_headers import TrueTensor, main_format, true_tensors
+from moecli.params import Counts
+from moecli.spec import ModelSpec, Part
+from moecli.weights import FLOATS, Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """Tensors in the files that the counts leave out, by reason."""
+
+    reason: str
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """The files of one model. `parameters` leaves out what is `excluded`; `bytes` is all tensors, as stored."""
+
+    parameters: int
+    bytes: int
+    format: str
+    read_bytes_per_token: int | None  # as stored; None where the names do not tell the experts
+    excluded: tuple[Excluded, ...]
+    differences: tuple[str, ...]  # from config.json, in plain words; empty if all is well
+
+
+def take_census(header: Mapping[str, StoredTensor], family: Family, spec: ModelSpec, counts: Counts) -> Census:
+    """Count the tensors of `header`; never reads a weight."""
+    reasons = _reasons(family, spec)
+    kept: list[TrueTensor] = []
+    excluded: dict[str, list[TrueTensor]] = {}
+    dtypes = {stored.name: stored.dtype for stored in header.values()}
+    for tensor in true_tensors(header):
+        reason = _reason(tensor.name, dtypes.get(tensor.name, ""), reasons)
+        (kept if reason is None else excluded.setdefault(reason, [])).append(tensor)
+    return Census(
+        parameters=sum(tensor.numbers for tensor in kept),
+        bytes=sum(stored.size for stored in header.values()),
+        format=main_format(kept),
+        read_bytes_per_token=_read_bytes(kept, spec, counts),
+        excluded=tuple(_sum(reason, tensors) for reason, tensors in excluded.items()),
+        differences=tuple(_differences(header, kept, family, spec, counts)),
+    )
+
+
+def _sum(reason: str, tensors: list[TrueTensor]) -> Excluded:
+    numbers, size = sum(t.numbers for t in tensors), sum(t.stored_bytes for t in tensors)
+    return Excluded(reason, len(tensors), numbers, size)
+
+
+_VISION = r"(.*\.)?(vision_\w+|visual|multi_modal_projector|mm_projector|audio_tower|embed_vision|embed_audio)\..+"
+_Reasons = list[tuple[str, re.Pattern[str]]]
+
+
+def _reasons(family: Family, spec: ModelSpec) -> _Reasons:
+    """Why a tensor may stand in the files and not in the counts, by the form of its name."""
+    first, last = len(spec.layers), len(spec.layers) + spec.extra_layers
+    beyond = "|".join(str(index) for index in range(first, last)) or "none"
+    tied = r"(.*\.)?lm_head\.weight|(.*\.)?output\.weight|(en|de)coder\.embed_tokens\.weight"
+    buffers = "|".join((r".*\.inv_freq", r".*\.masked_bias", *(p for each in family.layouts for p in each.ignored)))
+    rows = {
+        "multi-token prediction": rf"(.*\.)?mtp[._].+|model\.layers\.({beyond})\..+",
+        "vision and audio": _VISION,
+        "copies of the tied table": tied if spec.tied_embeddings else r"(en|de)coder\.embed_tokens\.weight",
+        "buffers": buffers,
+    }
+    return [(reason, re.compile(pattern)) for reason, pattern in rows.items()]
+
+
+def _reason(name: str, dtype: str, reasons: _Reasons) -> str | None:
+    if dtype in ("I64", "I32", "BOOL"):
+        return "tables of integers"
+    return next((reason for reason, pattern in reasons if pattern.fullmatch(name)), None)
+
+
+def _differences(
+    header: Mapping[str, StoredTensor], kept: list[TrueTensor], family: Family, spec: ModelSpec, counts: Counts
+) -> Iterator[str]:
+    found = sum(tensor.numbers for tensor in kept)
+    if found != counts.total:
+        more = f"{abs(found - counts.total):,} {'more' if found > counts.total else 'fewer'}"
+        yield f"the files hold {found:,} parameters and config.json implies {counts.total:,}: {more}"
+    plain = all(stored.dtype in FLOATS for stored in header.values())
+    if family.layouts and spec.mixtures and plain:  # then every name and shape can be checked, not the sum alone
+        try:
+            Weights(spec, family, Checkpoint(header))
+        except CheckpointError as error:
+            yield error.message if error.message.isprintable() else ascii(error.message)
+
+
+_EXPERT = re.compile(r"(.*\.)?experts?\..+|.*block_sparse_moe\.(input|output)_linear\.weight")
+_TABLE = re.compile(r"(.*\.)?(embed_tokens|wte|word_embeddings|in_out_embed|shared|embeddings|tok_embeddings)\.weight")
+
+
+def _read_bytes(kept: list[TrueTensor], spec: ModelSpec, counts: Counts) -> int | None:
+    """Bytes that one decode step reads: active experts and the rest but the input table. None unless it adds up."""
+    experts = [tensor for tensor in kept if _EXPERT.fullmatch(tensor.name)]
+    tables = [tensor for tensor in kept if _TABLE.fullmatch(tensor.name)]
+    expected = counts.parts.get(Part.ROUTED_EXPERTS, 0), counts.parts[Part.EMBEDDING]
+    if (sum(t.numbers for t in experts), sum(t.numbers for t in tables)) != expected:
+        return None
+    expert_bytes, table_bytes = (sum(t.stored_bytes for t in group) for group in (experts, tables))
+    rest = sum(t.stored_bytes for t in kept) - expert_bytes - (0 if counts.tied else table_bytes)
+    return rest + expert_bytes * counts.active_experts // counts.experts

@@ -1,0 +1,78 @@
+"""`moecli inspect`: what a model is, from its configuration and the headers of its weights."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from moecli import hub, settings
+from moecli.cli import options
+from moecli.errors import CheckpointError, MoecliError
+from moecli.output import terminal
+
+EXAMPLES = """Examples:
+
+  moecli inspect mixtral
+
+  moecli inspect mixtral dbrx grok-1 deepseek-v2 llama-2-70b
+
+  moecli inspect ./my-model --json
+"""
+
+_Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL...",
+        help="Aliases, folders, config.json files or Hub ids org/name[@revision].",
+        autocompletion=options._complete_model,
+        show_default=False,
+    ),
+]
+
+
+def inspect(
+    models: _Models,
+    *,
+    offline: options.Offline = False,
+    json: options.Json = False,
+    no_color: options.NoColor = False,
+) -> None:
+    """Show the architecture of a model; several side by side.
+
+    Aliases need no network and no weights. Of a Hub id only config.json and the headers of the weights are read.
+    """
+    from moecli import inspection
+
+    reports = []
+    for model in models:
+        source = hub.resolve(model)
+        ask_hub = "/" in model and not (offline or settings.offline())
+        with terminal.status(f"reading {source.name} ...", json):
+            reports.append(inspection.inspect(source, ask_hub))
+    reference = inspection.dense_reference(reports)
+    if json:
+        from moecli.output.inspect_document import document
+
+        documents = [document(report, reference) for report in reports]
+        terminal.write_json(documents if len(documents) > 1 else documents[0])
+    elif len(reports) > 1:
+        from moecli.output import comparison, tables
+
+        comparison.comparison(tables.console(no_color), reports, reference)
+    else:
+        from moecli.output import inspect as view
+        from moecli.output import tables
+
+        view.card(tables.console(no_color), reports[0])
+    for report in reports:
+        if report.census is not None and report.census.differences:
+            raise _disagreement(report.model, report.census.differences)
+
+
+def _disagreement(model: str, differences: tuple[str, ...]) -> MoecliError:
+    more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+    return CheckpointError(
+        f"the weights of '{model}' differ from config.json: {differences[0]}{more}",
+        "config.json and the weights belong to different models, or files are missing or damaged",
+    )

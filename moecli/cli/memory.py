@@ -1,0 +1,73 @@
+"""`moecli memory`: what a model takes, where it goes, how fast it will be; without its weights."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from moecli.cli import options
+from moecli.output import terminal
+
+EXAMPLES = """Examples:
+
+  moecli memory grok-1 --dtype bf16
+
+  moecli memory mixtral --gpu rtx4090 --ram 64GiB --ctx 32768
+
+  moecli memory dbrx --dtype q4 --ram 80GiB --check && echo "it fits"
+"""
+
+
+def memory(
+    model: options.Model,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", "--quant", help="One format in detail.", show_default=False)
+    ] = None,
+    ctx: options.Context = None,
+    batch: Annotated[int, typer.Option("--batch", help="Texts at once.", callback=options.at_least(1))] = 1,
+    ram: Annotated[
+        str | None,
+        typer.Option("--ram", metavar="SIZE", help="RAM budget; default: what is free now.", show_default=False),
+    ] = None,
+    vram: Annotated[
+        str | None, typer.Option("--vram", metavar="SIZE", help="GPU memory budget.", show_default=False)
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", metavar="NAME[:N]", help="A GPU by name, e.g. rtx4090:2.", show_default=False)
+    ] = None,
+    ram_speed: Annotated[
+        str | None,
+        typer.Option("--ram-speed", metavar="SIZE", help="RAM bandwidth per second, e.g. 60GB.", show_default=False),
+    ] = None,
+    disk_speed: Annotated[
+        str | None,
+        typer.Option("--disk-speed", metavar="SIZE", help="Disk reads per second, e.g. 3GB.", show_default=False),
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Each term with its formula.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit 3 if it does not fit in VRAM and RAM.")] = False,
+    max_ctx: Annotated[bool, typer.Option("--max-ctx", help="The longest context that fits.")] = False,
+    json: options.Json = False,
+    offline: options.Offline = False,
+    no_color: options.NoColor = False,
+) -> None:
+    """What a model takes, where it goes, how fast it will be; without its weights.
+
+    Without --dtype: every format in a table.
+    """
+    from moecli import hub, inspection, settings
+    from moecli.estimate import Budget, estimate
+    from moecli.output import memory as show
+
+    budget = Budget.of(ram, vram, gpu, ram_speed, disk_speed)
+    source = hub.resolve(model)
+    report = inspection.inspect(source, ask_hub="/" in model and not (offline or settings.offline()))
+    result = estimate(report.model, report.spec, budget, dtype, ctx, batch, max_ctx)
+    if json:
+        terminal.write_json(show.document(result))
+    elif max_ctx:
+        show.largest_context(result)
+    else:
+        show.screen(result, explain, no_color)
+    if check and not result.chosen.plan.fits:
+        raise typer.Exit(3)

@@ -1,0 +1,116 @@
+"""What a model takes on a machine, format by format: needs, placement and speed for given budgets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from moecli import machine
+from moecli.errors import UsageError
+from moecli.forecast import Links, Speed, forecast
+from moecli.formats import FORMATS, stored_as
+from moecli.gpus import Gpu, parse_gpu
+from moecli.plan import DEVICE_CONTEXT, Needs, Plan, largest_context, needs, place
+from moecli.spec import ModelSpec
+from moecli.units import parse_size
+
+_USUAL_CONTEXT = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The machine to plan for."""
+
+    ram: int
+    ram_given: bool
+    device: int | None
+    gpu: Gpu | None
+    gpus: int
+    links: Links
+
+    @classmethod
+    def of(
+        cls,
+        ram: str | None = None,
+        vram: str | None = None,
+        gpu: str | None = None,
+        ram_speed: str | None = None,
+        disk_speed: str | None = None,
+    ) -> Budget:
+        """Budgets as people write them. RAM left out: what this machine has free now. UsageError if unreadable."""
+        card, count = parse_gpu(gpu) if gpu else (None, 1)
+        device = parse_size(vram) if vram else count * card.memory if card else None
+        usual = Links()
+        speeds = (ram_speed, disk_speed, gpu)
+        links = Links(
+            ram=parse_size(ram_speed) if ram_speed else usual.ram,
+            disk=parse_size(disk_speed) if disk_speed else usual.disk,
+            device=card.bandwidth if card else usual.device,
+            evidence="given" if any(speeds) else "typical",
+        )
+        for option, size in (
+            ("--ram", ram),
+            ("--vram", vram),
+            ("--ram-speed", ram_speed),
+            ("--disk-speed", disk_speed),
+        ):
+            if size is not None and parse_size(size) == 0:
+                raise UsageError(f"{option} {size} is nothing", "name a size such as 6GiB")
+        return cls(parse_size(ram) if ram else machine.free_ram(), ram is not None, device, card, count, links)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One format on one machine."""
+
+    needs: Needs
+    plan: Plan
+    speed: Speed
+    gpus_needed: int | None  # of the named GPU, to hold everything
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """All that `memory` shows. `chosen` is the format asked for, or the one the model is stored in."""
+
+    model: str
+    spec: ModelSpec
+    budget: Budget
+    chosen: Estimate
+    every: tuple[Estimate, ...]  # each format; only the chosen one if it was asked for
+    asked: bool
+    max_context: int | None
+
+
+def estimate(
+    model: str,
+    spec: ModelSpec,
+    budget: Budget,
+    dtype: str | None,
+    context: int | None,
+    batch: int,
+    find_context: bool,
+) -> Result:
+    """UsageError for an unknown format."""
+    if dtype is not None and dtype != "auto" and dtype not in FORMATS:
+        raise UsageError(f"--dtype {dtype} is not known", f"it takes auto, {', '.join(FORMATS)}")
+    name = stored_as(spec.stored_dtype) if dtype in (None, "auto") else dtype
+    context = context or min(spec.context_length, _USUAL_CONTEXT)
+    names = [name] if dtype else list(FORMATS)
+    every = {each: _one(spec, budget, each, context, batch) for each in dict.fromkeys([*names, name])}
+    return Result(
+        model,
+        spec,
+        budget,
+        every[name],
+        tuple(every[each] for each in names),
+        dtype is not None,
+        largest_context(spec, name, batch, budget.ram, budget.device) if find_context else None,
+    )
+
+
+def _one(spec: ModelSpec, budget: Budget, dtype: str, context: int, batch: int) -> Estimate:
+    need = needs(spec, dtype, context, batch)
+    plan = place(need, budget.ram, budget.device)
+    count = math.ceil(need.total / (budget.gpu.memory - DEVICE_CONTEXT)) if budget.gpu else None
+    return Estimate(need, plan, forecast(spec, plan, budget.links), count)

@@ -1,0 +1,132 @@
+"""One model -> a report of all that can be known without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from moecli import catalog, families, hub, params, plan
+from moecli.census import Census, take_census
+from moecli.checkpoint import Checkpoint, StoredTensor
+from moecli.errors import NetworkError
+from moecli.formats import stored_as
+from moecli.params import Counts, Explanation
+from moecli.spec import ModelSpec
+
+REFERENCE = "llama-2-70b"  # what costs are compared with when no dense model is among the arguments
+
+Kind = Literal["built-in", "catalog", "config", "folder", "cache", "hub"]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The facts of one model. `census` is there where the headers of its weights were read."""
+
+    model: str
+    source: Kind
+    location: str  # a path, a repository, or the catalog
+    revision: str | None
+    spec: ModelSpec
+    counts: Counts
+    kv_bytes_per_token: int
+    read_bytes_per_token: int  # in bf16
+    stored_read_bytes_per_token: int | None  # as stored, where that is known
+    entry: catalog.Entry | None = None
+    explanation: Explanation | None = None
+    census: Census | None = None
+    fallback: str | None = None  # why the Hub's answer is not what is shown, where it was asked
+
+    @property
+    def runnable(self) -> bool:
+        return not self.spec.unsupported
+
+    @property
+    def dense(self) -> bool:
+        return self.counts.experts == 1 and not self.spec.mixtures
+
+
+def inspect(source: hub.Source, ask_hub: bool = False) -> Report:
+    """The facts of a model: from the files on this machine, the Hub if it may be asked, or the catalog."""
+    if source.folder is not None:
+        return _from_folder(source, source.folder)
+    if ask_hub and source.repo is not None:
+        try:
+            return _from_hub(source, source.repo)
+        except NetworkError as error:
+            if source.entry is None or source.revision != source.entry.revision:
+                raise
+            return replace(inspect(source), fallback=error.message)
+    if source.config_file is not None:
+        kind: Kind = "cache" if source.repo else "config"
+        config = families.load_config(source.config_file)
+        return _report(source, kind, str(source.config_file), source.revision, config)
+    if source.entry is not None:
+        return _report(source, "catalog", source.entry.repo or "the catalog", source.revision, source.entry.config())
+    if source.repo is not None:
+        raise NetworkError(
+            f"'{source.repo}' is not on this machine, and the network is not to be used",
+            "leave out --offline (and unset HF_HUB_OFFLINE), or name a folder or an alias",
+        )
+    hub.require_folder(source)  # says what is missing
+    raise AssertionError("a source without a folder is refused above")
+
+
+def dense_reference(reports: list[Report]) -> Report:
+    """What to measure the cost of a token against: the first dense model named, else Llama 2 70B."""
+    return next((report for report in reports if report.dense), None) or inspect(hub.Source(REFERENCE, entry=_known()))
+
+
+def _known() -> catalog.Entry | None:
+    return catalog.find(REFERENCE)
+
+
+def _from_folder(source: hub.Source, folder: Path) -> Report:
+    kind: Kind = "cache" if source.repo else "built-in" if source.name == catalog.BUILT_IN else "folder"
+    config = families.load_config(folder / "config.json")
+    if not any(folder.glob("*.safetensors")):
+        return _report(source, "config", str(folder / "config.json"), None, config)
+    return _report(source, kind, str(folder), source.commit, config, Checkpoint.open(folder).tensors)
+
+
+def _from_hub(source: hub.Source, repo: str) -> Report:
+    from moecli.hub_headers import read_remote
+
+    remote = read_remote(repo, source.revision)
+    return _report(source, "hub", repo, remote.commit or source.revision, remote.config, remote.tensors)
+
+
+def _report(
+    source: hub.Source,
+    kind: Kind,
+    location: str,
+    revision: str | None,
+    config: Mapping[str, Any],
+    header: Mapping[str, StoredTensor] | None = None,
+) -> Report:
+    family = families.find(config)
+    spec = family.read(config)
+    counts = params.count(spec)
+    published = source.entry.published if source.entry else None
+    census = take_census(header, family, spec, counts) if header else None
+    return Report(
+        model=source.name,
+        source=kind,
+        location=location,
+        revision=revision,
+        spec=spec,
+        counts=counts,
+        kv_bytes_per_token=plan.kv_bytes_per_token(spec),
+        read_bytes_per_token=plan.read_bytes_per_token(spec, "bf16"),
+        stored_read_bytes_per_token=census.read_bytes_per_token if census else _as_stored(spec),
+        entry=source.entry,
+        explanation=params.explain_published(counts, published.total, published.active) if published else None,
+        census=census,
+    )
+
+
+def _as_stored(spec: ModelSpec) -> int | None:
+    """Without headers only plain formats are known to the byte."""
+    plain = spec.stored_dtype in ("float32", "float16", "bfloat16") and spec.quantization is None
+    return plan.read_bytes_per_token(spec, stored_as(spec.stored_dtype)) if plain else None

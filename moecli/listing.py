@@ -1,0 +1,85 @@
+"""What moecli can run or inspect: the models on this machine, and those it knows by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moecli import catalog, families, hub, params
+from moecli.errors import ConfigError
+from moecli.formats import stored_as
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """One model on this machine."""
+
+    name: str
+    format: str
+    bytes: int
+    path: Path
+    source: str
+    revision: str | None
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """One model that has an alias, with its computed size. `entry` is None for the built-in one."""
+
+    alias: str
+    entry: catalog.Entry | None
+    family: str
+    total: int
+    active: int
+    lacks: tuple[str, ...]  # what the engine cannot do yet; runnable if empty
+
+
+def here() -> list[Here]:
+    """The built-in model, and every repository in the Hugging Face cache whose family is known."""
+    return [*_built_in(), *filter(None, map(_cached, hub.local_models()))]
+
+
+def known() -> list[Known]:
+    """The built-in model and the catalog, sizes counted from the bundled configurations."""
+    folder = hub.resolve(catalog.BUILT_IN).folder
+    built_in = [_known(catalog.BUILT_IN, None, families.load_config(folder / "config.json"))] if folder else []
+    return built_in + [_known(entry.alias, entry, entry.config()) for entry in catalog.known()]
+
+
+def _known(alias: str, entry: catalog.Entry | None, config: Mapping[str, Any]) -> Known:
+    spec = families.read_spec(config)
+    counts = params.count(spec)
+    return Known(alias, entry, spec.family, counts.total, counts.active, spec.unsupported)
+
+
+def _built_in() -> list[Here]:
+    folder = hub.resolve(catalog.BUILT_IN).folder
+    if folder is None:
+        return []
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    config = families.load_config(folder / "config.json")
+    return [Here(catalog.BUILT_IN, _format(config), size, folder, "built in", None, True)]
+
+
+def _cached(model: hub.LocalModel) -> Here | None:
+    """None for what is no model of a family known here: tokenizers, image models, something unreadable."""
+    try:
+        config = families.load_config(model.path / "config.json")
+        families.find(config)
+    except ConfigError:
+        return None
+    return Here(model.name, _format(config), model.bytes, model.path, model.repo, model.revision, model.complete)
+
+
+def _format(config: Mapping[str, Any]) -> str:
+    """How the weights are stored, by the word of config.json."""
+    quantised = config.get("quantization_config")
+    if isinstance(quantised, dict):
+        method = str(quantised.get("quant_method", "bitsandbytes"))
+        return method if re.fullmatch(r"[\w.-]{1,24}", method) else "quantised"
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    return stored_as(dtype if isinstance(dtype, str) else None)

@@ -1,0 +1,191 @@
+"""The architecture card of one model."""
+
+from __future__ import annotations
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from moecli.census import Census
+from moecli.inspection import Report
+from moecli.output import tables, words
+from moecli.params import Counts
+from moecli.spec import Mixture, ModelSpec, Part
+from moecli.units import format_bytes
+
+PART_NAMES = {
+    Part.EMBEDDING: "input embedding",
+    Part.ATTENTION: "attention",
+    Part.MIXER_OTHER: "other mixers",
+    Part.ROUTER: "router",
+    Part.ROUTED_EXPERTS: "routed experts",
+    Part.SHARED_EXPERTS: "shared experts",
+    Part.DENSE_FFN: "dense FFN",
+    Part.NORMS: "norms",
+    Part.OTHER: "other",
+    Part.HEAD: "output head",
+}
+_STATUS = {
+    "published": "the published configuration",
+    "sibling": "configuration of a sibling release of the same architecture",
+    "reconstructed": "configuration reconstructed from named sources, not a copy",
+    "trimmed": "real configuration, with some keys lost",
+    "described": "configuration written from its description",
+    "paper": "configuration written from the paper",
+}
+
+
+def card(to: Console, report: Report) -> None:
+    """All that is known of one model, on one screen."""
+    parts: list[RenderableType] = [
+        tables.Group(tables.title(report.model, _subtitle(report)), _wrapped(_provenance(report))),
+        tables.facts(_architecture(report.spec)),
+        _breakdown(to, report.counts),
+        tables.facts(_conventions(report)),
+        tables.facts(_costs(report)),
+    ]
+    tables.show(to, *parts)
+
+
+def mixture_of(spec: ModelSpec) -> Mixture | None:
+    """The first mixture: all of a model's mixtures have one router and one expert shape, or nearly."""
+    return next((layer.ffn for layer in (*spec.encoder, *spec.layers) if isinstance(layer.ffn, Mixture)), None)
+
+
+def _subtitle(report: Report) -> str:
+    entry = report.entry
+    names = [f"{report.spec.family} family", entry.licence if entry else None, entry.repo if entry else None]
+    return ", ".join(name for name in names if name)
+
+
+def _provenance(report: Report) -> str:
+    if report.fallback:
+        return f"{_from(report)} The Hub was asked first: {report.fallback}."
+    return _from(report)
+
+
+def _from(report: Report) -> str:
+    at = f" at {report.revision[:12]}" if report.revision else ""
+    if report.source == "catalog" and report.entry is not None:
+        return f"From the catalog: {_STATUS[report.entry.config_status]}; nothing was fetched."
+    if report.source == "hub":
+        return f"From the Hub, {report.location}{at}: config.json and the headers of its weights."
+    what = "config.json and the headers of its weights" if report.census else "a configuration without weights"
+    return f"From {report.location}: {what}."
+
+
+def _wrapped(text: str) -> Text:
+    return Text(text, style="dim")
+
+
+def _architecture(spec: ModelSpec) -> list[tuple[str, str | Text]]:
+    mixture = mixture_of(spec)
+    rows: list[tuple[str, str | Text]] = [
+        ("layers", layers(spec)),
+        ("hidden size", f"{spec.hidden_size:,}"),
+        ("attention", "\n".join(words.attention_lines(spec))),
+    ]
+    if mixture is None:
+        dense = next(layer.ffn for layer in spec.layers)
+        assert not isinstance(dense, Mixture)
+        rows.append(("feed-forward", f"dense: {words.feed_forward(dense)}"))
+    else:
+        rows += [("router", words.router(mixture.router)), ("experts", _experts(spec, mixture))]
+    rows += [
+        ("context", f"{spec.context_length:,} tokens"),
+        ("vocabulary", f"{spec.vocab_size:,}" + (", tied to the output head" if spec.tied_embeddings else "")),
+        ("engine", "runs this model" if not spec.unsupported else f"lacks {', '.join(spec.unsupported)}"),
+    ]
+    return rows + [("note", note) for note in spec.notes]
+
+
+def layers(spec: ModelSpec) -> str:
+    """32, all mixture-of-experts."""
+    every = (*spec.encoder, *spec.layers)
+    mixed = sum(isinstance(layer.ffn, Mixture) for layer in every)
+    sides = f" ({len(spec.encoder)} of them in the encoder)" if spec.encoder else ""
+    if mixed == len(every):
+        return f"{mixed}{sides}, all mixture-of-experts"
+    return f"{len(every)}{sides}, " + (f"{mixed} mixture-of-experts" if mixed else "dense")
+
+
+def _experts(spec: ModelSpec, mixture: Mixture) -> str:
+    shared = words.shared_experts(mixture)
+    gated = " behind a gate" if mixture.shared_gate else ""
+    beside = next((layer.parallel for layer in spec.layers if layer.parallel is not None), None)
+    lines = [
+        f"{mixture.router.experts} routed, {mixture.router.active} active"
+        + (f", {shared} shared and always on{gated}" if shared else ""),
+        f"each {words.feed_forward(mixture.expert)}"
+        + (f", behind a projection to {mixture.latent_width:,}" if mixture.latent_width else ""),
+        f"a dense block beside them, {words.feed_forward(beside)}" if beside else "",
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _breakdown(to: Console, counts: Counts) -> Table:
+    """Every part once, largest first: its share of all parameters, and of those that work on one token."""
+    idle = counts.total - counts.active
+    rows = [
+        (PART_NAMES[part], number, number - (idle if part is Part.ROUTED_EXPERTS else 0))
+        for part, number in sorted(counts.parts.items(), key=lambda item: -item[1])
+    ]
+    rows.append(("all", counts.total, counts.active))
+    numbers = len(f"{counts.total:,}{counts.active:,}")
+    width = min(max((to.width - numbers - 37) // 2, 3), 20)  # 37: names, percentages and gaps
+    cells: list[list[str | Text]] = [
+        [name, *_share(to, all_, counts.total, width), *_share(to, active, counts.active, width, "yellow")]
+        for name, all_, active in rows
+    ]
+    return tables.grid(("parameters", "total", "", "", "active", "", ""), cells, left=(0, 2, 5), total=True)
+
+
+def _share(to: Console, number: int, whole: int, width: int, style: str = "blue") -> tuple[str, Text, str]:
+    share = number / whole if whole else 0.0
+    return f"{number:,}", tables.bar(to, share, width, style), tables.percent(share)
+
+
+def _conventions(report: Report) -> list[tuple[str, str | Text]]:
+    counts, entry = report.counts, report.entry
+    rows: list[tuple[str, str | Text]] = [
+        ("active", f"{counts.active:,} with both tables"),
+        ("", f"{counts.active_without_input_embedding:,} without the input table" + (", which is tied" * counts.tied)),
+        ("", f"{counts.active_without_embeddings:,} without both tables"),
+    ]
+    if entry is not None and entry.published is not None:
+        published = entry.published
+        active = f", {published.active} active" if published.active else ""
+        rows.append(("published", f"{published.total}{active} ({published.source})"))
+    if report.explanation is not None:
+        rows.append(("", Text(report.explanation.text, style="" if report.explanation.complete else "yellow")))
+    if entry is not None and entry.published is not None and entry.published.note:
+        rows.append(("", entry.published.note))
+    return rows
+
+
+def _costs(report: Report) -> list[tuple[str, str | Text]]:
+    rows: list[tuple[str, str | Text]] = [
+        ("KV cache", f"{_bytes(report.kv_bytes_per_token)} per token, at 2 bytes a number"),
+        ("reads", f"{_bytes(report.read_bytes_per_token)} of weights per token in bf16"),
+    ]
+    if report.census is not None:
+        rows += _files(report, report.census)
+    return rows
+
+
+def _files(report: Report, census: Census) -> list[tuple[str, str | Text]]:
+    rows: list[tuple[str, str | Text]] = []
+    if report.stored_read_bytes_per_token is not None:
+        rows.append(("", f"{_bytes(report.stored_read_bytes_per_token)} per token as stored"))
+    rows.append(("files", f"{census.parameters:,} parameters, mostly {census.format}, in {_bytes(census.bytes)}"))
+    for each in census.excluded:
+        rows.append(("not counted", f"{each.reason}: {each.parameters:,} in {each.tensors} tensors"))
+    for text in census.differences:
+        rows.append(("difference", Text(text, style="bold red")))
+    if not census.differences:
+        rows.append(("", Text("The files agree with config.json.", style="green")))
+    return rows
+
+
+def _bytes(size: int) -> str:
+    return f"{size:,} bytes ({format_bytes(size)})"

@@ -1,0 +1,89 @@
+"""Lists of models, for people and for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from moecli.listing import Here, Known
+from moecli.output import tables
+from moecli.output.comparison import billions
+from moecli.units import format_bytes
+
+
+def show_here(to: Console, models: Sequence[Here]) -> None:
+    """What is on this machine."""
+    rows = [
+        (
+            model.name,
+            model.format,
+            format_bytes(model.bytes),
+            (model.revision or model.source)[:12] + ("" if model.complete else "  (not complete)"),
+        )
+        for model in models
+    ]
+    tables.show(to, tables.grid(("name", "format", "size", "revision"), rows, left=(0, 1, 3)))
+
+
+def show_known(to: Console, models: Sequence[Known]) -> None:
+    """The catalog: one line a model where it fits, else repository and licence below."""
+    header = ("alias", "total", "active", "runs", "licence", "repository")
+    rows = [_known_row(model) for model in models]
+    if tables.columns_that_fit(to, header, rows) == len(header) - 1:
+        tables.show(to, tables.grid(header, rows, left=(0, 3, 4, 5)))
+    else:
+        tables.show(to, "\n".join(_two_lines(header, rows)))
+
+
+def _two_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for alias, total, active, runs, licence, repository in (header, *rows):
+        yield f"{alias:<{widths[0]}}  {total:>{widths[1]}}  {active:>{widths[2]}}  {runs}"
+        yield f"  {repository}, {licence}"
+
+
+def documents_here(models: Sequence[Here]) -> list[dict[str, Any]]:
+    """`list --json`."""
+    return [
+        {
+            "name": model.name,
+            "format": model.format,
+            "bytes": model.bytes,
+            "path": str(model.path),
+            "source": model.source,
+            "revision": model.revision,
+            "complete": model.complete,
+        }
+        for model in models
+    ]
+
+
+def documents_known(models: Sequence[Known]) -> list[dict[str, Any]]:
+    """`list --known --json`."""
+    return [
+        {
+            "name": model.alias,
+            "names": list(model.entry.names) if model.entry else [],
+            "repository": model.entry.repo if model.entry else None,
+            "revision": model.entry.revision if model.entry else None,
+            "licence": model.entry.licence if model.entry else None,
+            "kind": model.entry.kind if model.entry else "moe",
+            "config_status": model.entry.config_status if model.entry else "published",
+            "family": model.family,
+            "total": model.total,
+            "active": model.active,
+            "runnable": not model.lacks,
+            "lacks": list(model.lacks),
+        }
+        for model in models
+    ]
+
+
+def _known_row(model: Known) -> tuple[str, ...]:
+    entry = model.entry
+    licence = (entry.licence or "no licence named") if entry else "as moecli"
+    repository = (entry.repo or "no weights published") if entry else "built in"
+    runs = "no" if model.lacks else "yes"
+    return model.alias, billions(model.total), billions(model.active), runs, licence, repository

@@ -1,0 +1,193 @@
+"""How a memory estimate is shown: the sum with bars, where each part goes, formats in a table, one JSON document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from moecli.estimate import Estimate, Result
+from moecli.formats import FORMATS
+from moecli.output import tables, terminal
+from moecli.plan import Plan, Tier, kv_bytes_per_token, read_bytes_per_token
+from moecli.units import format_bytes
+
+_NOT_YET = "* this version's engine runs fp32, bf16 and fp16, and only what fits in RAM"
+
+
+def screen(result: Result, explain: bool, no_color: bool) -> None:
+    """One format in detail, or all of them in a table."""
+    to = tables.console(no_color)
+    parts = [_title(result), _sum(to, result.chosen) if result.asked else _formats(result)]
+    if explain:
+        parts.append(_explanation(result.chosen))
+    if result.asked:
+        parts += [_placement(result), _verdict(result)]
+    else:
+        parts.append(Text(_machine(result)))
+    if not result.asked or not _runs_here(result.chosen):
+        parts.append(Text(_NOT_YET, "dim"))
+    tables.show(to, *parts)
+
+
+def largest_context(result: Result) -> None:
+    """The number alone on stdout; what it means on stderr."""
+    chosen = result.chosen.needs
+    terminal.write(f"{result.max_context}\n")
+    terminal.say(f"tokens of context that fit {_machine(result)}, {chosen.dtype}, batch {chosen.batch}")
+
+
+def document(result: Result) -> dict[str, Any]:
+    """`memory --json`: the keys of the command-line contract."""
+    every = [] if result.asked else [_facts(result, each) for each in result.every]
+    head = {"schema_version": 1, "model": result.model}
+    return head | _facts(result, result.chosen) | {"max_context": result.max_context, "formats": every}
+
+
+def _facts(result: Result, one: Estimate) -> dict[str, Any]:
+    need, plan, speed = one.needs, one.plan, one.speed
+    return {
+        "dtype": need.dtype,
+        "context": need.context,
+        "batch": need.batch,
+        "weights_bytes": need.weights,
+        "resident_bytes": need.dense.bytes,
+        "expert_bytes": need.experts.bytes,
+        "bytes_per_expert": need.bytes_per_expert,
+        "kv_cache_bytes": need.kv.bytes,
+        "kv_bytes_per_token": kv_bytes_per_token(result.spec),
+        "activation_bytes": need.activations.bytes,
+        "total_bytes": need.total,
+        "process_bytes": need.process.bytes,
+        "peak_rss_bytes": plan.ram.total,
+        "read_bytes_per_token": read_bytes_per_token(result.spec, need.dtype),
+        "ram_budget_bytes": plan.ram_budget,
+        "vram_budget_bytes": plan.device_budget,
+        "plan": {name: _tier(tier) for name, tier in _tiers(plan)},
+        "fits": plan.fits,
+        "smallest_ram_bytes": plan.full_ram,
+        "gpus_needed": one.gpus_needed,
+        "speed": {
+            "low": speed.low,
+            "high": speed.high,
+            "unit": "tokens_per_s",
+            "evidence": speed.evidence,
+            "first_token_low_s": speed.first_token_low_s,
+            "first_token_high_s": speed.first_token_high_s,
+        },
+    }
+
+
+def _tiers(plan: Plan) -> tuple[tuple[str, Tier], ...]:
+    return ("device", plan.device), ("ram", plan.ram), ("disk", plan.disk)
+
+
+def _tier(tier: Tier) -> dict[str, int]:
+    return {
+        "dense_bytes": tier.dense,
+        "kv_bytes": tier.kv,
+        "activation_bytes": tier.activations,
+        "process_bytes": tier.process,
+        "experts": tier.experts,
+        "expert_bytes": tier.expert_bytes,
+        "total_bytes": tier.total,
+    }
+
+
+def _title(result: Result) -> Text:
+    need = result.chosen.needs
+    name = f"{result.model} in {need.dtype}" if result.asked else result.model
+    return tables.title(name, f"context {need.context:,} tokens, batch {need.batch}")
+
+
+def _sum(to: Console, one: Estimate) -> RenderableType:
+    peak = one.needs.peak
+    width = 30 if to.width >= 70 else 12
+    rows = [
+        (term.name, format_bytes(term.bytes), tables.bar(to, term.bytes / peak, width))
+        for term in one.needs.terms
+        if term.bytes
+    ]
+    return tables.grid(("part", "bytes", "share"), [*rows, ("together", format_bytes(peak), "")], left=(0, 2))
+
+
+def _formats(result: Result) -> RenderableType:
+    header = ("format", "weights", "an expert", "KV cache", "in all", "fits", "tokens/s")
+    rows = [
+        (
+            one.needs.dtype + ("" if FORMATS[one.needs.dtype].runnable else "*"),
+            format_bytes(one.needs.weights),
+            format_bytes(one.needs.bytes_per_expert) if one.needs.expert_count else "-",
+            format_bytes(one.needs.kv.bytes),
+            format_bytes(one.needs.peak),
+            "yes" if one.plan.fits else "no",
+            _band(one.speed.low, one.speed.high),
+        )
+        for one in result.every
+    ]
+    return tables.grid(header, rows)
+
+
+def _explanation(one: Estimate) -> RenderableType:
+    return tables.facts(
+        [(term.name, f"{term.bytes:,} = {term.formula}  [from {term.keys}]") for term in one.needs.terms if term.bytes]
+    )
+
+
+def _placement(result: Result) -> RenderableType:
+    plan, total = result.chosen.plan, result.chosen.needs.expert_count
+    names = {"device": "VRAM", "ram": "RAM", "disk": "disk"}
+    rows = []
+    for name, tier in _tiers(plan):
+        held = [word for word, size in (("dense weights", tier.dense), ("KV cache", tier.kv)) if size]
+        if tier.experts:
+            held.append(f"{tier.experts:,} of {total:,} experts")
+        if tier.total:
+            rows.append((names[name], f"{format_bytes(tier.total)}: {', '.join(held) or 'the process'}"))
+    return tables.facts(rows)
+
+
+def _verdict(result: Result) -> Text:
+    one = result.chosen
+    plan, speed = one.plan, one.speed
+    lines = [f"reads {format_bytes(read_bytes_per_token(result.spec, one.needs.dtype))} of weights for each token"]
+    lines.append(
+        f"expect {_band(speed.low, speed.high)} tokens/s, the first of a 512-token prompt after "
+        f"{_band(speed.first_token_low_s, speed.first_token_high_s)} s ({speed.evidence} bandwidths)"
+    )
+    if result.budget.gpu and one.gpus_needed:
+        lines.append(f"all of it in VRAM takes {one.gpus_needed} x {result.budget.gpu.name}")
+    if plan.fits:
+        lines.append(f"fits {_machine(result)}")
+    else:
+        short = format_bytes(plan.full_ram - plan.ram_budget)
+        lines.append(f"does not fit {_machine(result)}: {short} short, the smallest --ram is {_up(plan.full_ram)}")
+        lines.append(f"with experts read from disk as they are needed: {_up(plan.least_ram)}")
+    return Text("\n".join(lines))
+
+
+def _machine(result: Result) -> str:
+    plan, budget = result.chosen.plan, result.budget
+    ram = f"{format_bytes(plan.ram_budget)} RAM" + ("" if budget.ram_given else " (free now)")
+    if budget.gpu:
+        return f"{budget.gpus} x {budget.gpu.name} and {ram}"
+    return ram if budget.device is None else f"{format_bytes(budget.device)} VRAM and {ram}"
+
+
+def _runs_here(one: Estimate) -> bool:
+    return FORMATS[one.needs.dtype].runnable and one.plan.fits and not one.plan.device.total
+
+
+def _band(low: float, high: float) -> str:
+    return f"{_figure(low)} to {_figure(high)}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _up(size: int) -> str:
+    """A size that can be given back as --ram, rounded up."""
+    unit, name = (2**30, "GiB") if size >= 10 * 2**30 else (2**20, "MiB")
+    return f"{-(-size // unit)}{name}"

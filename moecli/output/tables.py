@@ -1,0 +1,106 @@
+"""Tables, facts and bars that read the same on a terminal, in a pipe and without colour."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Group", "bar", "columns_that_fit", "console", "facts", "grid", "percent", "show", "title"]
+
+_EIGHTHS = "▏▎▍▌▋▊▉█"
+_GAP = 2
+_WIDEST = 500
+_LABEL = 11  # of facts, so that groups of them line up
+
+
+def console(no_color: bool = False) -> Console:
+    """stdout as rich sees it: NO_COLOR, FORCE_COLOR, TERM=dumb and COLUMNS hold. Piped: 80 columns, plain."""
+    return Console(file=sys.stdout, no_color=True if no_color else None, highlight=False, markup=False, emoji=False)
+
+
+def show(to: Console, *parts: RenderableType) -> None:
+    """Print parts with a blank line between them, and no blanks at the ends of lines."""
+    with to.capture() as capture:
+        for index, part in enumerate(parts):
+            if index:
+                to.print()
+            to.print(part, width=max(to.width, _least(to, part)), crop=False)
+    lines = capture.get().splitlines()
+    to.file.write("".join(f"{line.rstrip()}\n" for line in lines))
+    to.file.flush()
+
+
+def _least(to: Console, part: RenderableType) -> int:
+    """The width below which numbers would be cut: better a line that the terminal wraps."""
+    if isinstance(part, Group):
+        return max(_least(to, each) for each in part.renderables)
+    return part.__rich_measure__(to, to.options.update(width=_WIDEST)).minimum if isinstance(part, Table) else 0
+
+
+def title(text: str, rest: str = "") -> Text:
+    """A name that stands out where it can, and what is said about it."""
+    return Text.assemble((text, "bold"), f"  {rest}" if rest else "")
+
+
+def facts(rows: Sequence[tuple[str, str | Text]]) -> Table:
+    """Label and value, one pair a line; long values wrap under themselves."""
+    table = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True, style="cyan", min_width=_LABEL)
+    table.add_column()
+    for label, value in rows:
+        table.add_row(label, value)
+    return table
+
+
+def grid(
+    header: Sequence[str], rows: Sequence[Sequence[str | Text]], left: Sequence[int] = (0,), total: bool = False
+) -> Table:
+    """A table without lines: columns in `left` are text, the others numbers, right-aligned; the last may be a sum."""
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index in left else "right", no_wrap=True)
+    for index, row in enumerate(rows):
+        table.add_row(*row, style="bold" if total and index == len(rows) - 1 else None)
+    return table
+
+
+def columns_that_fit(to: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """How many columns after the first stand side by side on this console; at least one."""
+    widths = [max(len(text) for text in column) for column in zip(header, *rows, strict=True)]
+    left = to.width - widths[0]
+    for count, width in enumerate(widths[1:]):
+        left -= width + _GAP
+        if left < 0:
+            return max(count, 1)
+    return max(len(widths) - 1, 1)
+
+
+def bar(to: Console, share: float, width: int, style: str = "blue") -> Text:
+    """A share of one as a bar. Its length is the value; colour only repeats it. Never empty for more than nothing."""
+    share = min(max(share, 0.0), 1.0)
+    if not _shows_blocks(to):
+        return Text(("#" * max(round(share * width), 1 if share else 0)).ljust(width, "."), style)
+    eighths = max(round(share * width * 8), 1 if share else 0)
+    whole, part = divmod(eighths, 8)
+    return Text(("█" * whole + (_EIGHTHS[part - 1] if part else "")).ljust(width), style)
+
+
+def percent(share: float) -> str:
+    """100%, 96.6%, 0.02%: never 0 for what is there."""
+    value = share * 100
+    if value == 0 or value >= 99.95:
+        return f"{value:.0f}%"
+    return f"{value:.1f}%" if value >= 0.1 else "<0.1%"
+
+
+def _shows_blocks(to: Console) -> bool:
+    """Whether the stream can carry block characters: a UTF-8 one, as an ASCII one cannot."""
+    try:
+        _EIGHTHS.encode(to.encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

@@ -1,0 +1,149 @@
+"""A spec in plain words: attention, router, experts, as one line each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fractions import Fraction
+
+from moecli.spec import (
+    Attention,
+    FeedForward,
+    GroupedQuery,
+    GroupScore,
+    Latent,
+    Layer,
+    Mixture,
+    ModelSpec,
+    QkNorm,
+    Rope,
+    RopeKind,
+    Router,
+    Scoring,
+)
+
+
+def attention_lines(spec: ModelSpec) -> list[str]:
+    """What each kind of layer does to mix tokens, with how many layers do it where there are several kinds."""
+    kinds = Counter(_mixer(layer) for layer in (*spec.encoder, *spec.layers))
+    kinds.pop("", None)
+    if len(kinds) == 1:
+        return list(kinds)
+    return [f"{number} layers: {kind}" for kind, number in kinds.items()]
+
+
+def _mixer(layer: Layer) -> str:
+    if layer.recurrent is not None:
+        return layer.recurrent.kind
+    if isinstance(layer.attention, GroupedQuery) and not layer.attention.heads:
+        return ""
+    return attention(layer.attention)
+
+
+def attention(kind: Attention) -> str:
+    """One attention in words."""
+    parts = _latent(kind) if isinstance(kind, Latent) else _grouped(kind)
+    return "; ".join(part for part in (*parts, _window(kind), rope(kind.rope)) if part)
+
+
+def attention_kind(kind: Attention) -> str:
+    """mla, mha, mqa or gqa."""
+    if isinstance(kind, Latent):
+        return "mla"
+    if kind.kv_heads == kind.heads:
+        return "mha"
+    return "mqa" if kind.kv_heads == 1 else "gqa"
+
+
+def _grouped(kind: GroupedQuery) -> list[str]:
+    name = {"mha": "multi-head", "mqa": "multi-query", "gqa": "grouped-query"}[attention_kind(kind)]
+    heads = f"{kind.heads} heads of {kind.head_dim}"
+    if kind.kv_heads != kind.heads:
+        heads += f" share {kind.kv_heads} key/value heads"
+    extras = [
+        f"values of {kind.value_dim}" if kind.value_dim else "",
+        "biases" if kind.qkv_bias else "",
+        {QkNorm.NONE: "", QkNorm.FULL: "q/k norm over all heads", QkNorm.HEAD: "q/k norm per head"}[kind.qk_norm],
+        f"clipped at {_number(kind.clip)}" if kind.clip is not None else "",
+        f"logits capped at {_number(kind.softcap)}" if kind.softcap is not None else "",
+        "sinks" if kind.sinks else "",
+        "gated output" if kind.gate_width else "",
+    ]
+    return [f"{name}, {heads}", ", ".join(extra for extra in extras if extra)]
+
+
+def _latent(kind: Latent) -> list[str]:
+    ranks = f"key/value latent of {kind.kv_rank} and a rotary key of {kind.rope_dim}"
+    queries = "full queries" if kind.query_rank is None else f"query latent of {kind.query_rank}"
+    return [f"multi-head latent, {kind.heads} heads of {kind.head_dim}", ranks, queries]
+
+
+def _window(kind: Attention) -> str:
+    if kind.window is None:
+        return ""
+    chunked = isinstance(kind, GroupedQuery) and kind.chunked
+    return f"chunks of {kind.window:,} tokens" if chunked else f"window of {kind.window:,} tokens"
+
+
+def rope(rope: Rope) -> str:
+    """Positions in words."""
+    if not rope.dims:
+        return "no rotary positions"
+    pairs = ", interleaved" if rope.interleaved else ""
+    stretch = "" if rope.kind is RopeKind.DEFAULT else f", {rope.kind.value} x{_number(rope.factor)}"
+    return f"RoPE on {rope.dims} dimensions, theta {_number(rope.theta)}{pairs}{stretch}"
+
+
+def router(rule: Router) -> str:
+    """How experts are chosen and weighed."""
+    pick = f"best {rule.active} of {rule.experts}"
+    if rule.groups > 1:
+        rank = "best score" if rule.group_score is GroupScore.MAX else "sum of its best two scores"
+        pick += f", from the {rule.kept_groups} best of {rule.groups} groups (by the {rank})"
+    sentences = {
+        Scoring.SOFTMAX: f"softmax over all, then the {pick}",
+        Scoring.SIGMOID: f"sigmoid of each, then the {pick}",
+        Scoring.SQRT_SOFTPLUS: f"square root of softplus of each, then the {pick}",
+        Scoring.SOFTMAX_OF_CHOSEN: f"{pick}, then softmax over the chosen",
+        Scoring.SIGMOID_INPUT: f"{pick}; sigmoid of its score scales what it reads",
+        Scoring.SPARSEMIXER: f"sparsemixer: {pick}, each weighed against its close rivals",
+    }
+    weights = _weights(rule)
+    extras = [
+        "a bias per expert corrects the choice, not the weights" if rule.correction_bias else "",
+        "some layers choose by token, from a table" if rule.by_token else "",
+    ]
+    return "; ".join(text for text in (sentences[rule.scoring], weights, *extras) if text)
+
+
+def _weights(rule: Router) -> str:
+    plain = rule.scoring in (Scoring.SOFTMAX, Scoring.SIGMOID, Scoring.SQRT_SOFTPLUS)
+    if rule.norm_power is not None:
+        norm = "sum" if rule.norm_power == 1 else f"{_number(rule.norm_power)}-norm"
+        text = f"weights divided by their {norm}"
+    else:
+        text = "weights as they are" if plain else ""
+    return f"{text}{', ' if text else 'weights '}times {_number(rule.scaling)}" if rule.scaling != 1 else text
+
+
+def normalised(rule: Router) -> bool:
+    """Whether the weights of the chosen experts sum to one."""
+    return rule.norm_power is not None or rule.scoring is Scoring.SOFTMAX_OF_CHOSEN
+
+
+def shared_experts(mixture: Mixture) -> int:
+    """Always-on experts, in units of a routed one: one block twice as wide counts as two."""
+    if mixture.shared is None:
+        return 0
+    whole = Fraction(mixture.shared.width, mixture.expert.width)
+    return int(whole) if whole.denominator == 1 else 1
+
+
+def feed_forward(ffn: FeedForward) -> str:
+    """SwiGLU 14,336 wide."""
+    names = {"silu": "SwiGLU", "gelu": "GEGLU", "gelu_pytorch_tanh": "GEGLU (tanh)", "swigluoai": "clamped SwiGLU"}
+    kind = ffn.activation.value
+    return f"{names.get(kind, f'gated {kind}') if ffn.gated else kind}, {ffn.width:,} wide"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"

@@ -1,0 +1,157 @@
+"""Safetensors headers -> true parameters: what a packed or quantised tensor stands for, from names and shapes alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from moecli.checkpoint import StoredTensor
+from moecli.errors import CheckpointError
+
+Sidecars = Mapping[str, StoredTensor]  # by suffix
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """One way to store a matrix as a body and tensors beside it."""
+
+    name: str
+    body: str  # how the name of the tensor with the codes ends
+    needed: tuple[str, ...]  # regular expressions of the endings that must stand beside it
+    optional: tuple[str, ...]
+    numbers: Callable[[StoredTensor, Sidecars], int | None]  # None: it is not this packing after all
+    restored: str = ""  # what takes the place of `body` in the name of the matrix
+
+
+@dataclass(frozen=True, slots=True)
+class TrueTensor:
+    """One tensor of the model: `numbers` parameters in `stored_bytes`, everything beside the codes included."""
+
+    name: str
+    numbers: int
+    stored_bytes: int
+    format: str
+
+
+def true_tensors(header: Mapping[str, StoredTensor]) -> list[TrueTensor]:
+    """The tensors a checkpoint stands for; scales, zero points and lookup tables are folded into their matrix."""
+    siblings = _siblings(header)
+    taken: set[str] = set()
+    packed: list[TrueTensor] = []
+    for stored in header.values():
+        for packing in PACKINGS:
+            found = _unpack(stored, packing, siblings) if stored.name.endswith(packing.body) else None
+            if found is not None:
+                tensor, names = found
+                packed.append(tensor)
+                taken.update(names)
+                break
+    plain = (s for s in header.values() if s.name not in taken)
+    return packed + [TrueTensor(s.name, math.prod(s.shape), s.size, _PLAIN.get(s.dtype, s.dtype)) for s in plain]
+
+
+def main_format(tensors: Iterable[TrueTensor]) -> str:
+    """The format most of the parameters are in: "bf16", "mxfp4", "bitsandbytes 4-bit"."""
+    numbers: Counter[str] = Counter()
+    for tensor in tensors:
+        numbers[tensor.format] += tensor.numbers
+    return max(numbers, key=numbers.__getitem__, default="empty")
+
+
+_Siblings = Mapping[str, Mapping[str, StoredTensor]]
+# Where a name may be cut in two: a module and what it holds. Formats that append to the parameter's own name cut twice.
+_ENDINGS = re.compile(
+    r"(?P<stem>.+?)(?P<ending>"
+    r"\.weight(?:\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+)|_\w+)?"
+    r"|\.(?:SCB|qweight|qzeros|scales|g_idx|scale|input_scale|output_scale)|_(?:blocks|scales|scale|scale_inv))"
+)
+
+
+def _siblings(header: Mapping[str, StoredTensor]) -> _Siblings:
+    found: dict[str, dict[str, StoredTensor]] = {}
+    for stored in header.values():
+        if match := _ENDINGS.fullmatch(stored.name):
+            found.setdefault(match["stem"], {})[match["ending"]] = stored
+    return found
+
+
+def _unpack(stored: StoredTensor, packing: Packing, siblings: _Siblings) -> tuple[TrueTensor, list[str]] | None:
+    stem = stored.name.removesuffix(packing.body)
+    near = siblings.get(stem, {})
+    beside: dict[str, StoredTensor] = {}
+    for pattern in packing.needed:
+        endings = [ending for ending in near if re.fullmatch(pattern, ending)]
+        if not endings:
+            return None
+        beside |= {ending: near[ending] for ending in endings}
+    for pattern in packing.optional:
+        beside |= {ending: tensor for ending, tensor in near.items() if re.fullmatch(pattern, ending)}
+    numbers = packing.numbers(stored, beside)
+    if numbers is None:
+        return None
+    size = stored.size + sum(tensor.size for tensor in beside.values())
+    names = [stored.name, *(tensor.name for tensor in beside.values())]
+    return TrueTensor(stem + packing.restored, numbers, size, packing.name), names
+
+
+def _two_a_byte(stored: StoredTensor, _: Sidecars) -> int | None:
+    return 2 * stored.size if stored.dtype == "U8" else None
+
+
+def _two_a_stored_byte(stored: StoredTensor, _: Sidecars) -> int:
+    """bitsandbytes may keep its bytes in a tensor of any dtype; the size is what counts."""
+    return 2 * stored.size
+
+
+def _one_each(*dtypes: str) -> Callable[[StoredTensor, Sidecars], int | None]:
+    return lambda stored, _: math.prod(stored.shape) if stored.dtype in dtypes else None
+
+
+def _as_scaled(stored: StoredTensor, beside: Sidecars) -> int:
+    """GPTQ and AWQ: zero points are packed as the codes are, scales are not, so their ratio tells the bits."""
+    scales, zeros = beside[r".scales"].shape, beside[r".qzeros"].shape
+    if not scales or not zeros or not zeros[-1]:
+        raise CheckpointError(f"'{stored.name[:80]}' has scales and zero points of no use")
+    numbers = math.prod(stored.shape) * Fraction(scales[-1], zeros[-1])
+    if numbers.denominator != 1:
+        raise CheckpointError(f"'{stored.name[:80]}' does not agree with its scales and zero points")
+    return int(numbers)
+
+
+def _gptq(stored: StoredTensor, beside: Sidecars) -> int | None:
+    """Packed along the input: its columns are those of its scales."""
+    same = bool(stored.shape) and stored.shape[-1:] == beside[".scales"].shape[-1:]
+    return _as_scaled(stored, beside) if same else None
+
+
+def _four_bit_words(stored: StoredTensor, _: Sidecars) -> int | None:
+    return 2 * stored.size if stored.dtype in ("I32", "U8") else None
+
+
+_PLAIN = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+_FLOAT8 = ("F8_E4M3", "F8_E5M2")
+_SCALES = (r"\.weight_scale(?:_\w+)?", r"\.input_scale", r"\.output_scale")
+
+PACKINGS = (
+    Packing(
+        "bitsandbytes 4-bit", ".weight", (r"\.weight\.absmax", r"\.weight\.quant_state\.\w+"),
+        (r"\.weight\.quant_map", r"\.weight\.nested_\w+"), _two_a_stored_byte, ".weight",
+    ),
+    Packing("bitsandbytes 8-bit", ".weight", (r"\.SCB",), (r"\.weight_format",), _one_each("I8"), ".weight"),
+    Packing("gptq", ".qweight", (r"\.qzeros", r"\.scales"), (r"\.g_idx",), _gptq, ".weight"),
+    Packing("awq", ".qweight", (r"\.qzeros", r"\.scales"), (), _as_scaled, ".weight"),
+    Packing("mxfp4", "_blocks", (r"_scales",), (), _two_a_byte),
+    Packing("fp8", ".weight", (r"\.weight_scale(?:_inv)?|\.scale",), _SCALES, _one_each(*_FLOAT8), ".weight"),
+    Packing("fp8", "", (r"_scale(?:_inv)?",), (), _one_each(*_FLOAT8)),  # experts in one tensor
+    Packing("fp4", ".weight", (r"\.weight_scale",), _SCALES, _two_a_byte, ".weight"),
+    Packing("int8", ".weight", (r"\.weight_scale",), _SCALES, _one_each("I8"), ".weight"),
+    Packing(
+        "compressed-tensors 4-bit", ".weight_packed", (r"\.weight_scale",),
+        (*_SCALES, r"\.weight_shape", r"\.weight_zero_point", r"\.weight_g_idx", r"\.weight_global_scale"),
+        _four_bit_words, ".weight",
+    ),
+)  # fmt: skip

@@ -1,0 +1,101 @@
+"""Tiny random checkpoints of every family, made by transformers: as published, in shards, or as a raw state dict."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+VOCABULARY = 97
+_BASE = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256,
+}  # fmt: skip
+_LATENT = {
+    "num_key_value_heads": 4, "intermediate_size": 40, "moe_intermediate_size": 16, "n_routed_experts": 8,
+    "num_experts_per_tok": 3, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6,
+    "first_k_dense_replace": 1,
+}  # fmt: skip
+_QWEN = {"intermediate_size": 40, "moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 3}
+
+# By family: the stem of its transformers classes, and a configuration that is small but not degenerate.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("Mixtral", _BASE | {"intermediate_size": 24, "num_local_experts": 5}),
+    "dbrx": (
+        "Dbrx",
+        {
+            "vocab_size": VOCABULARY, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256,
+            # transformers 5.23 rotates by 10000 whatever the file says; the real base is in the reference fixture.
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
+            "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 6, "moe_top_k": 3},
+        },
+    ),
+    "deepseek_v2": ("DeepseekV2", _BASE | _LATENT | {"q_lora_rank": 12, "n_shared_experts": 2}),
+    "deepseek_v3": ("DeepseekV3", _BASE | _LATENT | {"q_lora_rank": 12, "n_group": 4, "topk_group": 2}),
+    "olmoe": ("Olmoe", _BASE | {"intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3}),
+    "qwen2_moe": ("Qwen2Moe", _BASE | _QWEN | {"shared_expert_intermediate_size": 20}),
+    "qwen3_moe": ("Qwen3Moe", _BASE | _QWEN | {"head_dim": 16}),
+}  # fmt: skip
+LAYOUTS = ("published", "fused")
+
+
+def make(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A random model of `family`; `changes` are keys of its configuration, one level deep where they are objects."""
+    stem, base = FAMILIES[family]
+    settings = copy.deepcopy(base)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
+        settings[key] = settings[key] | value if nested else value
+    config = getattr(transformers, f"{stem}Config")(**settings)
+    config._attn_implementation = "eager"
+    model = getattr(transformers, f"{stem}ForCausalLM")(config).eval()
+    _randomise(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
+    """Norms and biases that are not neutral, and routers that are sure of their choice."""
+
+    def normal(shape: torch.Size, scale: float) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * scale
+
+    with torch.no_grad():
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            if "inv_freq" in name:
+                continue
+            if "correction_bias" in name or name.endswith("bias"):
+                value.copy_(normal(value.shape, 0.3))
+            elif value.dim() == 1:
+                value.copy_(1 + normal(value.shape, 0.3))
+            elif re.search(r"(gate|router\.layer)\.weight$", name):
+                value.copy_(normal(value.shape, 0.4))
+            else:
+                value.copy_(normal(value.shape, 1.0 if re.search("embed_tokens|wte", name) else 0.25))
+
+
+def write(model: PreTrainedModel, folder: Path, layout: str = "published", shard: str | None = None) -> Path:
+    """Save `model` in `folder`; `shard` is the largest size of one file."""
+    if layout == "published":
+        model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
+        tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+        tensors = {name: value.contiguous() for name, value in model.state_dict().items() if name not in tied}
+        save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def prompt(length: int, seed: int = 1) -> list[int]:
+    """Random ids."""
+    return torch.randint(0, VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed)).tolist()

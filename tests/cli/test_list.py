@@ -1,0 +1,80 @@
+"""`moecli list`: what is here, and what is known by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import headers
+import pytest
+
+from moecli import catalog
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "hf" / "hub"
+
+
+def add(cache: Path, repo: str, config: object, *shards: headers.Tensors) -> Path:
+    root = cache / f"models--{repo.replace('/', '--')}"
+    folder = headers.write(root / "snapshots" / COMMIT, config, *shards)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(COMMIT)
+    return folder
+
+
+def small() -> headers.Tensors:
+    return headers.plain(headers.mixtral(layers=1, width=128, expert=64, experts=2))
+
+
+def test_an_empty_machine_has_the_built_in_model(moecli):
+    (tiny,) = json.loads(moecli("list", "--json").stdout)
+    assert tiny.items() >= {"name": "tiny", "format": "bf16", "source": "built in", "revision": None}.items()
+    assert tiny["bytes"] == sum(file.stat().st_size for file in Path(tiny["path"]).iterdir())
+
+
+def test_models_of_a_known_family_are_listed(moecli, cache):
+    mixtral, oss = catalog.find("mixtral").config(), catalog.find("gpt-oss-20b").config()
+    folder = add(cache, "mistralai/Mixtral-8x7B-Instruct-v0.1", mixtral, small())
+    add(cache, "somebody/half", oss | {"_name_or_path": "x"}, *headers.split(small(), 2))
+    (cache / "models--somebody--half/snapshots" / COMMIT / "model-00002-of-00002.safetensors").unlink()
+    add(cache, "somebody/image-model", {"architectures": ["NovelForImages"]}, small())
+    (cache / "models--somebody--image-model/snapshots" / COMMIT / "extra.json").write_text("{}")
+    models = {model["name"]: model for model in json.loads(moecli("list", "--json").stdout)}
+    assert list(models) == ["tiny", "mixtral", "somebody/half"]
+    assert models["mixtral"].keys() >= {"name", "format", "bytes", "path", "source", "revision"}
+    assert models["mixtral"]["path"] == str(folder) and models["mixtral"]["revision"] == COMMIT
+    assert models["mixtral"]["source"] == "mistralai/Mixtral-8x7B-Instruct-v0.1"
+    assert models["somebody/half"]["format"] == "mxfp4" and not models["somebody/half"]["complete"]
+    text = moecli("list").stdout
+    assert "somebody/half" in text and "(not complete)" in text and "image" not in text
+
+
+@pytest.mark.parametrize(
+    "config", ["{", '"text"', '{"architectures": 7}', '{"quantization_config": {"quant_method": "\\u001b[31m"}}']
+)
+def test_an_odd_config_in_the_cache_spoils_nothing(moecli, cache, config):
+    folder = add(cache, "somebody/odd", {}, small())
+    (folder / "config.json").write_text(config)
+    result = moecli("list")
+    assert result.returncode == 0 and "tiny" in result.stdout and "\x1b" not in result.stdout
+
+
+def test_the_catalog(moecli):
+    known = json.loads(moecli("list", "--known", "--json").stdout)
+    models = {model["name"]: model for model in known}
+    assert models.keys() == {"tiny", *(entry.alias for entry in catalog.known())}
+    assert models["dbrx"]["total"] == 131_596_523_520 and models["dbrx"]["active"] == 36_469_708_800
+    assert models["mixtral"]["runnable"] and not models["jamba"]["runnable"] and models["jamba"]["lacks"]
+
+
+def test_the_catalog_for_people(moecli):
+    narrow, wide = moecli("list", "--known").stdout, moecli("list", "--known", COLUMNS="160").stdout
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert len(wide.splitlines()) == len(catalog.known()) + 2
+    row = next(line for line in wide.splitlines() if line.startswith("dbrx "))
+    assert row.split()[:6] == ["dbrx", "131.60", "B", "36.47", "B", "yes"]
+    assert row.endswith("Databricks Open Model License      databricks/dbrx-instruct")

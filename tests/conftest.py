@@ -1,0 +1,36 @@
+"""Every test: a home of its own, no network beyond this machine, one compute thread."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("moecli", database=None, deadline=None, derandomize=True)
+settings.load_profile("moecli")
+
+_SETTINGS = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "LOCALAPPDATA")
+_connect = socket.socket.connect
+
+
+def _connect_nearby(self: socket.socket, address: Any) -> None:
+    """Only this machine answers."""
+    if isinstance(address, tuple) and not str(address[0]).startswith(("127.", "::1", "localhost")):
+        raise ConnectionRefusedError(f"a test reached for the network: {address}")
+    _connect(self, address)
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of this machine's own settings and models is seen, and nothing is left behind."""
+    home = tmp_path_factory.mktemp("home")
+    for name in (*_SETTINGS, *(name for name in os.environ if name.startswith(("MOECLI_", "XDG_")))):
+        monkeypatch.delenv(name, raising=False)
+    for name, folder in {"HOME": "", "HF_HOME": "huggingface", "MOECLI_HOME": "moecli"}.items():
+        monkeypatch.setenv(name, str(home / folder))
+    monkeypatch.setattr(socket.socket, "connect", _connect_nearby)

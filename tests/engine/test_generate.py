@@ -1,0 +1,92 @@
+"""Generation: limits, timing, errors, and checkpoints in half precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import make, prompt, write
+from running import answer, greedy, load, score, session
+
+from moecli.engine.decoder import Decoder
+from moecli.engine.generate import Timing
+from moecli.engine.load import open_model
+from moecli.engine.sampling import Sampler, Sampling
+from moecli.errors import MoecliError
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return load(write(make("mixtral"), tmp_path_factory.mktemp("mixtral")))
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0, 0), (1, 1), (5, 5), (100, 11)])
+def test_as_many_tokens_as_asked_for_or_as_fit(limit: int, expected: int, decoder: Decoder) -> None:
+    assert len(answer(session(decoder, capacity=30), prompt(20), limit)) == expected
+
+
+def test_a_prompt_may_fill_the_context_and_not_more(decoder: Decoder) -> None:
+    running = session(decoder, capacity=20)
+    assert answer(running, prompt(20), 5) == greedy(decoder, prompt(20), 1)
+    with pytest.raises(MoecliError, match="prompt is 21 tokens and the context 20"):
+        answer(running, prompt(21), 5)
+
+
+def test_an_empty_prompt_is_refused(decoder: Decoder) -> None:
+    with pytest.raises(MoecliError, match="prompt is empty"):
+        answer(session(decoder), [], 5)
+
+
+def test_timing_counts_what_was_done(decoder: Decoder) -> None:
+    timing = Timing()
+    assert timing.prefill_rate is None and timing.decode_rate is None
+    list(session(decoder).generate(prompt(20), Sampler(Sampling(), 0), 5, timing))
+    assert (timing.prompt_tokens, timing.cached_tokens, timing.steps) == (20, 0, 4)
+    assert timing.prefill_rate == pytest.approx(20 / timing.prefill_s)
+    assert timing.decode_rate == pytest.approx(4 / timing.decode_s)
+
+
+def test_the_penalty_sees_prompt_and_answer(decoder: Decoder) -> None:
+    """With an overwhelming penalty no token comes twice, nor any of the prompt."""
+    ids = prompt(20)
+    sampler = Sampler(Sampling(repeat_penalty=100.0), 0)
+    reply = list(session(decoder).generate(ids, sampler, 30, Timing()))
+    assert len({*reply, *ids}) == len(reply) + len(set(ids))
+
+
+class Recording:
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, torch.Size, torch.Size]] = []
+
+    def record(self, layer: int, chosen: torch.Tensor, weights: torch.Tensor) -> None:
+        self.seen.append((layer, chosen.shape, weights.shape))
+
+
+def test_a_trace_sees_every_mixture_of_every_chunk(tmp_path: Path) -> None:
+    decoder = load(write(make("deepseek_v3", num_hidden_layers=3), tmp_path))
+    trace = Recording()
+    decoder.forward(torch.tensor(prompt(10)), decoder.new_cache(10, 6), trace)
+    assert trace.seen == [(layer, (tokens, 3), (tokens, 3)) for tokens in (6, 4) for layer in (1, 2)]
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+@pytest.mark.parametrize("family", ["mixtral", "dbrx", "deepseek_v2", "deepseek_v3", "qwen2_moe"])
+def test_half_precision_runs_close_to_full(family: str, name: str, tmp_path: Path) -> None:
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    model, ids = make(family), prompt(60)
+    with torch.inference_mode():
+        for value in (*model.parameters(), *(b for n, b in model.named_buffers() if "inv_freq" not in n)):
+            value.copy_(value.to(dtype))
+        rounded = model(torch.tensor([ids])).logits[0]  # transformers, in float32 with the rounded weights
+    found = open_model(write(model.to(dtype), tmp_path))
+    assert found.dtype() == name
+    exact = score(found.decoder("fp32", 64), ids)
+    assert (exact - rounded).abs().max() <= 1e-4
+    half = score(found.decoder(name, 64), ids)
+    assert half.dtype is torch.float32
+    # A token whose router is torn may take another expert, so a few may differ much.
+    error = (half - exact).norm(dim=-1) / exact.norm(dim=-1)
+    assert error.median() <= (0.03 if name == "bf16" else 0.004)
+    assert not torch.equal(half, exact)
+    assert len(greedy(found.decoder(name, 64), ids[:20], 10)) == 10

@@ -1,0 +1,156 @@
+"""Each family, in the configurations that change its mathematics, against transformers: logits and greedy tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import LAYOUTS, make, prompt, write
+from running import greedy, load, score
+from transformers import PreTrainedModel
+
+TOKENS = 24
+PROMPTS = (prompt(5), prompt(200))
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+STRETCHED = [1.0, 1.2, 1.5, 2.0]  # per pair of a head of 8
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0},
+    "llama3": {
+        "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": YARN,
+    "yarn untruncated": YARN | {"truncate": False, "beta_fast": 8.0, "beta_slow": 0.5},
+    "yarn with factor": YARN | {"attention_factor": 1.3},
+    "longrope": {
+        "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64, "factor": 4.0,
+        "short_factor": STRETCHED, "long_factor": [2 * f for f in STRETCHED],
+    },
+    "longrope with factor": {
+        "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64, "factor": 4.0,
+        "short_factor": STRETCHED, "long_factor": [3 * f for f in STRETCHED], "attention_factor": 0.9,
+    },
+}  # fmt: skip
+DYNAMIC = {
+    "max_position_embeddings": 64, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+}  # fmt: skip
+MSCALE = {name: YARN | {"original_max_position_embeddings": 16} | values for name, values in {
+    "mscale 0.707": {"mscale": 0.707, "mscale_all_dim": 0.707},
+    "mscale 1": {"mscale": 1.0, "mscale_all_dim": 1.0},
+    "unequal mscale": {"mscale": 1.0, "mscale_all_dim": 0.5},
+    "mscale for scores only": {"mscale_all_dim": 0.8},
+    "hard switch": {"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 1.0, "beta_slow": 1.0, "factor": 32.0},
+}.items()}  # fmt: skip
+SLIDING = {"sliding_window": 16, "use_sliding_window": True}
+GROUPS = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
+
+# family, what is special, configuration
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("mixtral", "plain", {}),
+    ("mixtral", "window", {"sliding_window": 16}),
+    ("mixtral", "wide heads, tied", {"head_dim": 12, "tie_word_embeddings": True}),
+    ("mixtral", "multi-head, gelu", {"num_key_value_heads": 4, "hidden_act": "gelu"}),
+    ("mixtral", "one kv head, tanh gelu, all experts",
+     {"num_key_value_heads": 1, "hidden_act": "gelu_pytorch_tanh", "num_experts_per_tok": 5}),
+    ("mixtral", "one expert, relu", {"num_experts_per_tok": 1, "hidden_act": "relu"}),
+    # transformers stretches ropes only where the width of a head is given
+    *(("mixtral", name, {"rope_parameters": rope, "head_dim": 8}) for name, rope in ROPES.items()),
+    ("mixtral", "dynamic", {**DYNAMIC, "head_dim": 8}),
+    ("dbrx", "plain", {}),
+    ("dbrx", "clip that bites", {"attn_config": {"clip_qkv": 0.5}}),
+    ("dbrx", "wide clip, one kv head", {"attn_config": {"clip_qkv": 1000, "kv_n_heads": 1}}),
+    ("dbrx", "p-norm of 2", {"ffn_config": {"moe_normalize_expert_weights": 2.0}}),
+    ("dbrx", "weights as they are", {"ffn_config": {"moe_normalize_expert_weights": None}}),
+    ("dbrx", "gelu, multi-head", {"ffn_config": {"ffn_act_fn": {"name": "gelu"}}, "attn_config": {"kv_n_heads": 4}}),
+    ("deepseek_v2", "plain", {}),
+    ("deepseek_v2", "full queries", {"q_lora_rank": None, "n_shared_experts": 1}),
+    ("deepseek_v2", "groups, scaled", {**GROUPS, "routed_scaling_factor": 4.0}),
+    ("deepseek_v2", "one group kept", {**GROUPS, "topk_group": 1, "num_experts_per_tok": 2}),
+    ("deepseek_v2", "biases, tied", {"attention_bias": True, "tie_word_embeddings": True}),
+    ("deepseek_v2", "all sparse", {"first_k_dense_replace": 0}),
+    ("deepseek_v2", "mostly dense", {"num_hidden_layers": 3, "first_k_dense_replace": 2, "hidden_act": "gelu"}),
+    *(("deepseek_v2", name, {"rope_parameters": rope, **GROUPS}) for name, rope in MSCALE.items()),
+    ("deepseek_v3", "plain", {}),
+    ("deepseek_v3", "full queries", {"q_lora_rank": None}),
+    ("deepseek_v3", "one group", {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827}),
+    ("deepseek_v3", "groups of four", {"n_group": 2, "topk_group": 1}),
+    ("deepseek_v3", "weights as they are", {"norm_topk_prob": False, "routed_scaling_factor": 1.0}),
+    ("deepseek_v3", "biases, tied", {"attention_bias": True, "tie_word_embeddings": True}),
+    ("deepseek_v3", "mostly dense", {"num_hidden_layers": 3, "first_k_dense_replace": 2, "n_shared_experts": 2}),
+    *(("deepseek_v3", name, {"rope_parameters": rope}) for name, rope in MSCALE.items()),
+    ("olmoe", "plain", {}),
+    ("olmoe", "clip that bites", {"clip_qkv": 0.5}),
+    ("olmoe", "normalised, multi-head", {"norm_topk_prob": True, "num_key_value_heads": 4}),
+    ("olmoe", "biases, tied, gelu", {"attention_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"}),
+    ("qwen2_moe", "plain", {}),
+    ("qwen2_moe", "normalised, multi-head", {"norm_topk_prob": True, "num_key_value_heads": 4}),
+    ("qwen2_moe", "no biases, tied", {"qkv_bias": False, "tie_word_embeddings": True}),
+    ("qwen2_moe", "every second layer sparse", {"num_hidden_layers": 4, "decoder_sparse_step": 2}),
+    ("qwen2_moe", "one layer dense", {"mlp_only_layers": [0]}),
+    ("qwen2_moe", "window below a limit", {**SLIDING, "num_hidden_layers": 4, "max_window_layers": 2}),
+    ("qwen2_moe", "windows by name", {
+        **SLIDING, "num_hidden_layers": 3,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
+    ("qwen3_moe", "plain", {}),
+    ("qwen3_moe", "normalised, usual heads", {"norm_topk_prob": True, "head_dim": 8}),
+    ("qwen3_moe", "biases, tied", {"attention_bias": True, "tie_word_embeddings": True}),
+    ("qwen3_moe", "every second layer sparse, one dense",
+     {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]}),
+    ("qwen3_moe", "window", SLIDING),
+    ("qwen3_moe", "yarn, multi-head", {"rope_parameters": YARN, "num_key_value_heads": 4}),
+    ("qwen3_moe", "dynamic", DYNAMIC),
+]  # fmt: skip
+
+
+def oracle(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """transformers' logits after each of `ids`, in one pass without a cache. [T, V]"""
+    with torch.inference_mode():
+        return model(torch.tensor([ids]), use_cache=False).logits[0]
+
+
+def oracle_greedy(model: PreTrainedModel, ids: list[int]) -> list[int]:
+    """transformers' own cached continuation, for ropes whose frequencies change with the length of the text."""
+    found = model.generate(torch.tensor([ids]), max_new_tokens=TOKENS, do_sample=False, eos_token_id=None)
+    return found[0, len(ids) :].tolist()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("family", "special", "changes"), CASES, ids=[f"{f}-{s}" for f, s, _ in CASES])
+def test_parity(family: str, special: str, changes: dict[str, Any], layout: str, tmp_path: Path) -> None:
+    model = make(family, seed=len(special), **changes)
+    decoder = load(write(model, tmp_path, layout))
+    for ids in PROMPTS:
+        ours = greedy(decoder, ids, TOKENS)
+        text = ids + ours[:-1]
+        if special == "dynamic":  # first: transformers keeps the frequencies of the longest text it has seen
+            assert ours == oracle_greedy(model, ids)
+        expected = oracle(model, text)
+        assert (score(decoder, text) - expected).abs().max() <= 1e-4
+        if special != "dynamic":  # each token follows from those before it, so one pass shows the whole greedy text
+            assert ours == expected[len(ids) - 1 :].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("family", ["mixtral", "dbrx", "deepseek_v3", "qwen2_moe"])
+def test_shards_read_as_one_file_does(family: str, tmp_path: Path) -> None:
+    model = make(family)
+    whole, parts = write(model, tmp_path / "whole"), write(model, tmp_path / "parts", shard="30KB")
+    assert len(list(parts.glob("*.safetensors"))) > 2
+    expected = score(load(whole), PROMPTS[1])
+    assert torch.allclose(score(load(parts), PROMPTS[1]), expected, rtol=0, atol=1e-5)
+    (parts / "model.safetensors.index.json").unlink()  # the numbers in the names suffice
+    assert torch.allclose(score(load(parts), PROMPTS[1]), expected, rtol=0, atol=1e-5)
+
+
+def test_a_null_clip_is_no_clip(tmp_path: Path) -> None:
+    """transformers cannot run DBRX without a clip; one that never bites is the same."""
+    model = make("dbrx", attn_config={"clip_qkv": 1000})
+    wide = score(load(write(model, tmp_path)), PROMPTS[0])
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["attn_config"]["clip_qkv"] = None
+    path.write_text(json.dumps(config))
+    assert torch.equal(score(load(tmp_path), PROMPTS[0]), wide)

@@ -1,0 +1,48 @@
+"""Stored checkpoints and the logits that reference implementations gave: no library needed to check them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from reference.grok import Grok
+from safetensors.torch import load_file
+
+from moecli.engine.load import open_model
+
+DATA = Path(__file__).parents[1] / "data" / "reference"
+IDS = json.loads((DATA / "input_ids.json").read_text())
+LOGITS = load_file(DATA / "logits.safetensors")
+
+# The DBRX fixture is ill-conditioned: a mere change of summation order moves it by 5e-5 (a wrong rope base, by 0.8).
+TOLERANCE = dict.fromkeys(LOGITS, 2e-5) | {"dbrx": 1e-4}
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def fixture(name: str, tmp_path: Path) -> Path:
+    """The stored folder; Grok-1's reference uses the exact GELU, which its file does not say."""
+    if name != "grok1":
+        return DATA / name
+    folder = Path(shutil.copytree(DATA / name, tmp_path / name))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    return folder
+
+
+@pytest.mark.parametrize("chunk", [48, 7, 1])
+@pytest.mark.parametrize("name", sorted(LOGITS))
+def test_logits_are_those_of_the_reference(name: str, chunk: int, tmp_path: Path) -> None:
+    decoder = open_model(fixture(name, tmp_path)).decoder("fp32", 48)
+    cache = decoder.new_cache(48, chunk)
+    parts = [decoder.logits(decoder.forward(part, cache)) for part in torch.tensor(IDS).split(chunk)]
+    assert relative_error(torch.cat(parts), LOGITS[name]) <= TOLERANCE[name]
+
+
+def test_the_plain_grok_reference_agrees_with_the_port(tmp_path: Path) -> None:
+    assert relative_error(Grok(fixture("grok1", tmp_path)).logits(IDS), LOGITS["grok1"]) <= 2e-5

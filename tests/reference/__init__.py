@@ -1,0 +1,1 @@
+"""Plain reference implementations, for families that no library holds."""

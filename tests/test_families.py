@@ -1,0 +1,411 @@
+"""Reading config.json: strict, in both dialects, with transformers' defaults, and never an unexplained failure."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from checkpoints import FAMILIES, LAYOUTS, make, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moecli.engine.layers import frequencies
+from moecli.engine.load import open_model
+from moecli.errors import ConfigError
+from moecli.families import find, load_config, read_spec
+from moecli.spec import Activation, GroupedQuery, Latent, Mixture, ModelSpec, RopeKind
+from moecli.tensors import Part, dense_tensors, expert_shapes
+
+DATA = Path(__file__).parent / "data" / "reference"
+CONFIGS: dict[str, dict[str, Any]] = {
+    path.parent.name: json.loads(path.read_text()) for path in sorted(DATA.glob("*/config.json"))
+}
+
+
+def config(name: str, **changes: Any) -> dict[str, Any]:
+    return copy.deepcopy(CONFIGS[name]) | changes
+
+
+def refusal(values: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_spec(values)
+    assert len(caught.value.message) < 300
+    return caught.value.message
+
+
+# The file
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "not readable JSON"), (b"{", "not readable JSON"), (b"\xff\xfe", "not readable JSON"),
+        (b"[" * 100_000, "not readable JSON"), (b'{"a":' * 100_000, "not readable JSON"),
+        (b'{"hidden_size": ' + b"9" * 10_000 + b"}", "not readable JSON"),
+        (b"[]", "does not hold a JSON object"), (b"null", "does not hold a JSON object"), (b"3", "JSON object"),
+        (b" " * (16 * 1024**2 + 1), "too large for a config.json"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_config(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        load_config(path)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        load_config(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "architectures", "hidden_act", "rope_parameters", "made_up", "dtype"])
+def test_nesting_of_any_depth_is_refused(key: str, tmp_path: Path) -> None:
+    """Also where it is just shallow enough to be read, and too deep to be shown."""
+    path = tmp_path / "config.json"
+    whole = {name: value for name, value in CONFIGS["mixtral"].items() if name not in (key, "model_type")}
+    text = json.dumps(whole)[:-1] + f', "{key}": '
+    for depth in (10, 100, *range(800, 1010, 6), 5000):
+        for opened, closed in (("[", "]"), ('{"a":', "}")):
+            path.write_text(text + opened * depth + "1" + closed * depth + "}")
+            with pytest.raises(ConfigError):
+                read_spec(load_config(path))
+
+
+# The family
+
+
+def test_architectures_come_before_model_types() -> None:
+    assert read_spec(config("grok1", architectures=["Grok1ModelForCausalLM"], model_type="mixtral")).family == "grok-1"
+    assert read_spec(config("grok1")).family == "grok-1"  # neither: by the key that only it has
+    assert read_spec(config("deepseek_v3", model_type="kimi_k2")).family == "deepseek_v3"
+    nameless = config("mixtral")
+    del nameless["architectures"]
+    assert read_spec(nameless).family == "mixtral"
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "MixtralForSequenceClassification", "", 3, ["MixtralForCausalLM"]])
+def test_an_unknown_architecture_is_refused_whatever_its_model_type(name: object) -> None:
+    assert "is not supported" in refusal(config("mixtral", architectures=[name]))
+
+
+@pytest.mark.parametrize("values", [{}, {"model_type": "gpt2"}, {"model_type": None}, {"architectures": "Mixtral"}])
+def test_no_known_family(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="is not supported") as caught:
+        find(values)
+    assert caught.value.hint is not None and "mixtral" in caught.value.hint
+
+
+# Keys and values
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_unknown_key_is_refused_by_name(name: str) -> None:
+    assert "config key 'made_up_key' is not supported" in refusal(config(name, made_up_key=1))
+    message = refusal(config(name, made_up_key=None, another=0))
+    assert "config key 'another' is not supported (nor are 1 others)" in message
+
+
+def test_an_unknown_key_inside_an_object_is_refused_with_its_place() -> None:
+    for place in ("attn_config", "ffn_config"):
+        changed = config("dbrx")
+        changed[place]["made_up"] = 1
+        assert f"config key '{place}.made_up' is not supported" in refusal(changed)
+    changed = config("deepseek_v2")
+    changed["rope_scaling"]["made_up"] = 1
+    assert "config key 'rope_scaling.made_up' is not supported" in refusal(changed)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, 32.0, True, "32", None, [32], {}, 2**31, 2**70, math.nan, math.inf])
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size", "num_experts_per_tok"])
+def test_a_count_is_a_whole_number_in_a_sane_range(key: str, value: object) -> None:
+    assert f"config key '{key}'" in refusal(config("mixtral", **{key: value}))
+
+
+@pytest.mark.parametrize("value", [0, -1e-5, True, "1e-5", None, [], math.nan, math.inf, 10**400])
+def test_a_number_is_finite_and_positive(value: object) -> None:
+    assert "config key 'rms_norm_eps'" in refusal(config("mixtral", rms_norm_eps=value))
+
+
+def test_numbers_that_json_should_not_hold(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    for text in ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1e-999"):
+        path.write_text(json.dumps(config("mixtral", rms_norm_eps="?")).replace('"?"', text))
+        assert "rms_norm_eps" in refusal(load_config(path))
+
+
+@pytest.mark.parametrize("value", [0, 1, "false", "true", [], {}])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("olmoe", "norm_topk_prob"), ("deepseek_v2", "norm_topk_prob"), ("deepseek_v3", "norm_topk_prob"),
+     ("qwen3_moe", "attention_bias"), ("mixtral", "tie_word_embeddings"), ("qwen2_moe", "use_sliding_window")],
+)  # fmt: skip
+def test_a_flag_is_true_or_false(name: str, key: str, value: object) -> None:
+    assert f"config key '{key}'" in refusal(config(name, **{key: value}))
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("mixtral", {"num_layers": 3}, "'num_layers' is not supported"),
+    ("mixtral", {"num_hidden_layers": 10_001}, "no model is that deep"),
+    ("mixtral", {"num_key_value_heads": 3}, "does not divide the 4 heads"),
+    ("mixtral", {"head_dim": 7}, "needs an even number"),
+    ("mixtral", {"num_attention_heads": 64, "num_key_value_heads": 64}, "head_dim"),
+    ("mixtral", {"num_experts_per_tok": 7}, "more than the 6 experts"),
+    ("mixtral", {"hidden_act": "swiglu"}, "unknown activation, 'swiglu'"),
+    ("mixtral", {"hidden_act": None}, "must be text"),
+    ("mixtral", {"partial_rotary_factor": 0.5}, "'partial_rotary_factor' is 0.5"),
+    ("mixtral", {"is_encoder_decoder": True}, "'is_encoder_decoder' is true"),
+    ("mixtral", {"sliding_window": 0}, "'sliding_window' is 0"),
+    ("mixtral", {"rope_theta": 0}, "'rope_theta'"),
+    ("mixtral", {"rope_theta": "1e6"}, "'rope_theta'"),
+    ("mixtral", {"quantization_config": "gptq"}, "'quantization_config' must be an object"),
+    ("mixtral", {"dtype": 16}, "'torch_dtype' must be text"),
+    ("mixtral", {"architectures": ["OlmoeForCausalLM"]}, "olmoe: config key"),
+    ("dbrx", {"n_heads": 5}, "'n_heads' is 5"),
+    ("dbrx", {"n_heads": 32}, "'n_heads' is 32"),
+    ("dbrx", {"attn_config": {"kv_n_heads": 3}}, "over 3 key/value heads"),
+    ("dbrx", {"attn_config": {"clip_qkv": 0}}, "'attn_config.clip_qkv' is 0"),
+    ("dbrx", {"attn_config": []}, "'attn_config' must be an object"),
+    ("dbrx", {"ffn_config": {"ffn_act_fn": {"name": "silu", "alpha": 2}}}, "'ffn_config.ffn_act_fn.alpha'"),
+    ("dbrx", {"ffn_config": {"moe_top_k": 9, "moe_num_experts": 8}}, "more than the 8 experts"),
+    ("dbrx", {"ffn_config": {"uniform_expert_assignment": True}}, "uniform_expert_assignment"),
+    ("dbrx", {"ffn_config": {"moe_normalize_expert_weights": -1.0}}, "moe_normalize_expert_weights"),
+    ("deepseek_v2", {"topk_method": "noaux_tc"}, "'topk_method' is \"noaux_tc\""),
+    ("deepseek_v2", {"scoring_func": "sigmoid"}, "'scoring_func' is \"sigmoid\""),
+    ("deepseek_v2", {"n_group": 3}, "'n_group' is 3"),
+    ("deepseek_v2", {"topk_group": 5}, "keeping 5"),
+    ("deepseek_v2", {"topk_group": 1}, "the groups kept hold fewer than 3 experts"),
+    ("deepseek_v2", {"qk_rope_head_dim": 5}, "needs an even number"),
+    ("deepseek_v2", {"rope_interleave": False}, "'rope_interleave' is false"),
+    ("deepseek_v2", {"mlp_bias": True}, "'mlp_bias' is true"),
+    ("deepseek_v3", {"scoring_func": "softmax"}, "'scoring_func' is \"softmax\""),
+    ("deepseek_v3", {"first_k_dense_replace": -1}, "'first_k_dense_replace' is -1"),
+    ("olmoe", {"clip_qkv": 0}, "'clip_qkv' is 0"),
+    ("qwen2_moe", {"mlp_only_layers": [3]}, "layer indices below 3"),
+    ("qwen2_moe", {"mlp_only_layers": [True]}, "layer indices"),
+    ("qwen2_moe", {"mlp_only_layers": "0"}, "layer indices"),
+    ("qwen2_moe", {"decoder_sparse_step": 0}, "'decoder_sparse_step' is 0"),
+    ("qwen2_moe", {"layer_types": ["full_attention"]}, "must name 3 layers"),
+    ("qwen2_moe", {"layer_types": ["full_attention", "linear_attention", "full_attention"]}, "must name 3 layers"),
+    ("qwen2_moe", {"layer_types": 3}, "must name 3 layers"),
+    ("qwen3_moe", {"use_qk_norm": False}, "'use_qk_norm' is false"),
+    ("qwen3_moe", {"shared_expert_intermediate_size": 64}, "'shared_expert_intermediate_size' is 64"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"), REFUSED, ids=[f"{n}-{next(iter(c))}-{i}" for i, (n, c, _) in enumerate(REFUSED)]
+)
+def test_what_cannot_be_run_is_refused_by_its_key(name: str, changes: dict[str, Any], said: str) -> None:
+    assert said in refusal(config(name, **changes))
+
+
+ALLOWED_NULLS = [
+    ("mixtral", "sliding_window"), ("mixtral", "head_dim"), ("mixtral", "rope_scaling"), ("mixtral", "rope_theta"),
+    ("mixtral", "num_key_value_heads"), ("mixtral", "torch_dtype"), ("mixtral", "quantization_config"),
+    ("deepseek_v2", "q_lora_rank"), ("deepseek_v2", "norm_topk_prob"), ("deepseek_v3", "q_lora_rank"),
+    ("deepseek_v3", "first_k_dense_replace"), ("olmoe", "clip_qkv"), ("qwen2_moe", "sliding_window"),
+    ("qwen2_moe", "mlp_only_layers"), ("qwen2_moe", "layer_types"), ("qwen3_moe", "sliding_window"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "key"), ALLOWED_NULLS)
+def test_null_where_files_have_it(name: str, key: str) -> None:
+    assert isinstance(read_spec(config(name, **{key: None})), ModelSpec)
+
+
+def test_null_means_none_and_not_zero() -> None:
+    attention = read_spec(config("olmoe", clip_qkv=None)).layers[0].attention
+    assert isinstance(attention, GroupedQuery) and attention.clip is None
+    latent = read_spec(config("deepseek_v2", q_lora_rank=None)).layers[0].attention
+    assert isinstance(latent, Latent) and latent.query_rank is None
+    changed = config("dbrx")
+    changed["attn_config"]["clip_qkv"] = changed["ffn_config"]["moe_normalize_expert_weights"] = None
+    layer = read_spec(changed).layers[0]
+    assert isinstance(layer.attention, GroupedQuery) and isinstance(layer.ffn, Mixture)
+    assert layer.attention.clip is None and layer.ffn.router.norm_power is None
+
+
+def test_activations_under_their_other_names() -> None:
+    for name, meant in {"swish": "silu", "gelu_new": "gelu_pytorch_tanh", "relu": "relu"}.items():
+        layer = read_spec(config("mixtral", hidden_act=name)).layers[0].ffn
+        assert isinstance(layer, Mixture) and layer.expert.activation is Activation(meant)
+
+
+def test_a_window_that_is_switched_off_may_be_zero() -> None:
+    """transformers 5 writes Qwen2's unused window so."""
+    spec = read_spec(config("qwen2_moe", sliding_window=0, use_sliding_window=False))
+    assert all(layer.attention.window is None for layer in spec.layers)
+
+
+# Rope in both dialects
+
+YARN = {"factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16, "beta_slow": 2}
+SCALINGS: list[dict[str, Any]] = [
+    {"rope_type": "default"},
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "dynamic", "factor": 2.0},
+    {"rope_type": "yarn", **YARN},
+    {"rope_type": "yarn", **YARN, "mscale": 0.7, "mscale_all_dim": 0.8, "truncate": False},
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 64},
+    {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 4.0,
+     "original_max_position_embeddings": 64},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=[s["rope_type"] for s in SCALINGS])
+def test_both_dialects_say_the_same(scaling: dict[str, Any]) -> None:
+    base = config("mixtral")
+    for key in ("rope_theta", "rope_scaling", "rope_parameters"):
+        base.pop(key, None)
+    new = read_spec(base | {"rope_parameters": scaling | {"rope_theta": 5e5}})
+    old = read_spec(base | {"rope_theta": 5e5, "rope_scaling": scaling})
+    older = {"type" if key == "rope_type" else key: value for key, value in scaling.items()}
+    assert new == old == read_spec(base | {"rope_theta": 5e5, "rope_scaling": older})
+    assert new.layers[0].attention.rope.theta == 5e5
+    assert new.layers[0].attention.rope.kind is RopeKind(scaling["rope_type"])
+
+
+def test_dtype_is_written_two_ways() -> None:
+    base = {key: value for key, value in CONFIGS["mixtral"].items() if key not in ("dtype", "torch_dtype")}
+    assert read_spec(base | {"dtype": "bfloat16"}) == read_spec(base | {"torch_dtype": "bfloat16"})
+    assert read_spec(base | {"dtype": "bfloat16"}).stored_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("scaling", "said"),
+    [
+        ({"rope_type": "alibi"}, "unknown kind, 'alibi'"), ({"type": 3}, "must be text"), ("yarn", "must be an object"),
+        ({"rope_type": "linear"}, "'rope_scaling.factor' is missing"),
+        ({"rope_type": "linear", "factor": 0}, "factor"), ({"rope_type": "linear", "factor": "2"}, "factor"),
+        ({"rope_type": "linear", "factor": 2.0, "beta_fast": 32}, "'rope_scaling.beta_fast' is not supported"),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0}, "original_max"),
+        ({"rope_type": "yarn", "factor": 4.0, "truncate": 1}, "truncate"),
+        ({"rope_type": "yarn", "factor": 4.0, "mscale": "x"}, "mscale"),
+        ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, "must hold 4 numbers"),
+        ({"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, None, 3.0]}, "long_factor[2]"),
+        ({"rope_type": "longrope", "short_factor": [0.0] * 4, "long_factor": [1.0] * 4}, "short_factor[0]"),
+        ({"rope_type": "longrope", "short_factor": 1.0, "long_factor": [1.0] * 4}, "must be a list"),
+        ({"rope_type": "llama3", "factor": 8.0}, "low_freq_factor"),
+        ({"full_attention": {"rope_type": "default"}}, "'rope_scaling.full_attention' is not supported"),
+    ],
+)  # fmt: skip
+def test_a_rope_that_is_not_understood_is_refused(scaling: Any, said: str) -> None:
+    assert said in refusal(config("mixtral", rope_scaling=scaling))
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v2"])
+@pytest.mark.parametrize("parameters", [{}, {"rope_type": "default", "rope_theta": 1e4}])
+def test_two_ropes_that_disagree_are_refused(name: str, parameters: dict[str, Any]) -> None:
+    scaling = {"rope_type": "yarn", **YARN, "mscale_all_dim": "x"}
+    assert "rope_" in refusal(config(name, rope_parameters=parameters, rope_scaling=scaling))
+
+
+@pytest.mark.parametrize("theta", [1, 0.5, 1e-300])
+def test_a_rope_base_that_does_not_slow_down_is_refused(theta: float) -> None:
+    assert "rope_theta" in refusal(config("mixtral", rope_theta=theta))
+    assert "rope_theta" in refusal(config("mixtral", rope_scaling={"rope_type": "yarn", **YARN, "rope_theta": theta}))
+
+
+# Defaults and counts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_missing_key_means_what_it_means_to_transformers(family: str) -> None:
+    stem, _ = FAMILIES[family]
+    needed = {"architectures": [f"{stem}ForCausalLM"], "num_experts_per_tok": 2} if family == "deepseek_v2" else {}
+    needed = needed or {"architectures": [f"{stem}ForCausalLM"]}
+    full = getattr(transformers, f"{stem}Config")(**{k: v for k, v in needed.items() if k != "architectures"}).to_dict()
+    spelled = read_spec(json.loads(json.dumps(full)) | needed)
+    assert read_spec(needed) == spelled
+
+
+SPECIAL: dict[str, list[dict[str, Any]]] = {
+    "mixtral": [{}, {"head_dim": 12, "tie_word_embeddings": True}],
+    "dbrx": [{}],
+    "deepseek_v2": [{}, {"q_lora_rank": None}, {"attention_bias": True, "tie_word_embeddings": True}],
+    "deepseek_v3": [{}, {"attention_bias": True, "n_shared_experts": 2, "first_k_dense_replace": 0}],
+    "olmoe": [{}, {"attention_bias": True}],
+    "qwen2_moe": [{}, {"qkv_bias": False}, {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [1]}],
+    "qwen3_moe": [{}, {"attention_bias": True, "tie_word_embeddings": True}],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("family", "number"), [(f, n) for f, cases in SPECIAL.items() for n in range(len(cases))])
+def test_a_spec_implies_exactly_the_numbers_that_are_stored(
+    family: str, number: int, layout: str, tmp_path: Path
+) -> None:
+    model = make(family, **SPECIAL[family][number])
+    weights = open_model(write(model, tmp_path, layout)).weights
+    spec = weights.spec
+    dense = sum(tensor.count for tensor in dense_tensors(spec))
+    experts = sum(
+        mixture.router.experts * math.prod(shape)
+        for _, mixture in spec.mixtures
+        for shape in expert_shapes(spec.hidden_size, mixture.expert).values()
+    )
+    buffers = sum(value.numel() for name, value in model.named_buffers() if "correction_bias" in name)
+    assert dense + experts == sum(value.numel() for value in model.parameters()) + buffers
+    assert dense + experts == sum(math.prod(stored.shape) for stored in weights.checkpoint.tensors.values())
+    norms = sum(tensor.count for tensor in dense_tensors(spec) if tensor.part is Part.NORMS)
+    assert norms == sum(
+        v.numel() for n, v in model.named_parameters() if "norm" in n and v.dim() == 1 and "bias" not in n
+    )
+
+
+# Anything at all
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 9), st.integers(), st.floats(), st.text(max_size=6),
+    st.sampled_from([2**31, 2**63, 1e300, 1e-300, "silu", "yarn", "linear", "longrope", "dynamic", "llama3", [], {}]),
+    st.lists(st.integers(-1, 3), max_size=4), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)  # fmt: skip
+ROPE_KEYS = (
+    "rope_type type factor rope_theta mscale mscale_all_dim attention_factor beta_fast beta_slow truncate "
+    "original_max_position_embeddings low_freq_factor high_freq_factor short_factor long_factor"
+).split()
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_any_config_is_read_or_refused(data: st.DataObject) -> None:
+    values = config(data.draw(st.sampled_from(sorted(CONFIGS))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        action = data.draw(st.sampled_from(["replace", "drop", "rope", "nested", "add"]))
+        key = data.draw(st.sampled_from(sorted(values)))
+        if action == "replace":
+            values[key] = data.draw(VALUES)
+        elif action == "drop" and len(values) > 1:
+            del values[key]
+        elif action == "add":
+            values[data.draw(st.sampled_from(["head_dim", "sliding_window", "rope_parameters", "layer_types"]))] = (
+                data.draw(VALUES)
+            )
+        else:
+            place = data.draw(
+                st.sampled_from(
+                    ["rope_scaling", "rope_parameters"] if action == "rope" else ["attn_config", "ffn_config"]
+                )
+            )
+            inner = values[place] if isinstance(values.get(place), dict) else {}
+            keys = ROPE_KEYS if action == "rope" else sorted(inner) or ["clip_qkv"]
+            values[place] = inner | {data.draw(st.sampled_from(keys)): data.draw(VALUES)}
+    try:
+        spec = read_spec(values)
+    except ConfigError as error:
+        assert error.message and len(error.message) < 400
+        return
+    assert isinstance(spec, ModelSpec)
+    rope = spec.layers[0].attention.rope
+    if rope.dims < 10_000:
+        for length in (1, 5000):
+            assert torch.isfinite(frequencies(rope, length)).all()

@@ -1,0 +1,85 @@
+"""House rules that no linter knows: families stay data, modules stay small and say what they are."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import moecli
+from moecli.families import families
+
+PACKAGE = Path(moecli.__file__).parent
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+GENERIC = [name for name in MODULES if name.split("/")[0] in ("engine", "experts", "kernels", "formats")]
+_WORDS = {"step", "switch"}  # family names that are plain English too
+_STEMS = ({re.match("[a-z]+", name)[0] for name in families()} | {"qwen", "glm", "kimi", "grok"}) - _WORDS
+FAMILY_NAMES = re.compile(f"({'|'.join(sorted(_STEMS))})(?!3$)", re.IGNORECASE)  # llama3 is a way to stretch a rope
+
+
+def parse(name: str) -> ast.Module:
+    return ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
+
+
+def words(tree: ast.Module) -> Iterator[str]:
+    """Every name and text in the code itself: no comments, no docstrings."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
+        elif isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias | ast.arg | ast.FunctionDef | ast.ClassDef | ast.keyword):
+            yield getattr(node, "name", None) or getattr(node, "arg", None) or ""
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert "engine/attention.py" in GENERIC and len(GENERIC) > 10
+    assert "mixtral" in families() and FAMILY_NAMES.search("DeepseekV2") and not FAMILY_NAMES.search("softmax")
+
+
+@pytest.mark.parametrize("name", GENERIC)
+def test_the_engine_knows_no_family(name: str) -> None:
+    """New mathematics is one function and one enum value; a family is data."""
+    found = sorted({word for word in words(parse(name)) if FAMILY_NAMES.search(word)})
+    assert not found
+
+
+@pytest.mark.parametrize("name", GENERIC)
+def test_the_engine_never_decides_by_family(name: str) -> None:
+    """It may name a spec's family in a message, and nothing else."""
+    deciding = ast.Compare | ast.Match | ast.Subscript | ast.Dict
+    found = [ast.unparse(node) for node in ast.walk(parse(name)) if isinstance(node, deciding)]
+    assert not [code for code in found if ".family" in code]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_says_in_one_sentence_what_it_is(name: str) -> None:
+    first = (ast.get_docstring(parse(name)) or "").split("\n\n")[0].splitlines()
+    assert len(first) == 1 and first[0].endswith((".", ")", '"', "?")), f"moecli/{name} needs a one-line docstring"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("families/") and "/_" not in name])
+def test_a_family_is_a_small_file_of_data(name: str) -> None:
+    tree = parse(name)
+    assert len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) < 150
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {module for module in imported if module.split(".")[0] in ("torch", "numpy", "safetensors")}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in MODULES if n.split("/")[0] in ("families", "spec.py", "tensors.py", "checkpoint.py", "weights.py")],
+)
+def test_rooms_below_the_engine_load_no_torch_when_imported(name: str) -> None:
+    tops = [node for node in parse(name).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not [node for node in tops if "torch" in ast.unparse(node)]
