@@ -33,7 +33,8 @@ def measure(model: str, context: int) -> dict[str, int]:
 
 def rows(folder: Path) -> Iterator[tuple[str, int, dict[str, int]]]:
     """Both models at both contexts."""
-    checkpoint.write("small", folder)
+    if not (folder / "config.json").is_file():
+        checkpoint.write("small", folder)
     for model in ("tiny", str(folder)):
         for context in (512, 8192):
             yield model, context, measure(model, context)
@@ -46,8 +47,8 @@ def main() -> None:
         for model, context, row in rows(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(scratch)):
             planned, measured = row["planned"] / 2**20, row["measured"] / 2**20
             name = "tiny" if model == "tiny" else "random 1.2 GB"
-            ratio = planned / measured
-            print(f"| {name} | {context} | {row['tokens']} | {planned:.0f} | {measured:.0f} | {ratio:.3f} |", flush=True)
+            cells = (name, context, row["tokens"], f"{planned:.0f}", f"{measured:.0f}", f"{planned / measured:.3f}")
+            print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -196,9 +196,7 @@ def dense_read_bytes(spec: ModelSpec, dtype: str) -> int:
 
 
 def tensor_bytes(tensor: Tensor, dtype: str) -> int:
-    """One dense tensor in memory: the router in float32, sensitive tensors in 16 bits at least."""
-    if tensor.role in ("router", "router_bias"):
-        return bytes_for("fp32", tensor.shape)
+    """One dense tensor as stored; sensitive ones in 16 bits at least."""
     precise = tensor.role in _PRECISE_ROLES or tensor.part in _PRECISE_PARTS or len(tensor.shape) != 2
     return bytes_for("bf16" if precise and dtype not in PLAIN else dtype, tensor.shape)
 
@@ -257,11 +255,12 @@ def _activations(spec: ModelSpec, dtype: str, context: int, batch: int) -> Term:
     attention = max((_attention(layer.attention, tokens, context, size) for layer in spec.layers), default=0)
     mixture = max((_mixture(spec, mixture, tokens, size) for mixture in _mixtures(spec)), default=0)
     logits = 2 * batch * spec.vocab_size * 4
+    routers = sum((4 - size) * tensor.count for tensor in dense_tensors(spec) if tensor.role == "router")
     return Term(
         "activations",
-        tables + stream + max(attention, mixture, logits),
-        f"rotary tables {tables:,} + residual stream {stream:,} + the largest of attention {attention:,}, "
-        f"experts {mixture:,}, logits {logits:,}, for {tokens} prompt tokens at once",
+        tables + routers + stream + attention + max(mixture, logits),
+        f"rotary tables {tables:,} + routers in float32 {routers:,} + for {tokens} prompt tokens at once: residual "
+        f"stream {stream:,}, attention {attention:,}, the larger of experts {mixture:,} and logits {logits:,}",
         "hidden size, heads, expert width, vocab_size",
     )
 
@@ -269,7 +268,8 @@ def _activations(spec: ModelSpec, dtype: str, context: int, batch: int) -> Term:
 def _attention(attention: Attention, tokens: int, context: int, size: int) -> int:
     keys = context if attention.window is None else min(context, attention.window + tokens)
     keys = -(-keys // BUCKET) * BUCKET
-    scores = min(SCORES, attention.heads * tokens * keys) * (2 * size + 4 + 4)  # product, float32, softmax, cast
+    block = min(SCORES, attention.heads * tokens * keys)  # see engine.attention.attend
+    scores = max(block, attention.heads * keys) * (size + 4 + 4)
     if isinstance(attention, Latent):
         expanded = min(SCORES, keys * attention.heads * (attention.head_dim + attention.value_dim)) * 2 * size
         return scores + expanded + 3 * tokens * attention.heads * attention.head_dim * size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,11 +17,28 @@ from moecli.spec import GroupedQuery, Latent, QkNorm
 _ABSORB = 8  # up to so many new tokens, scoring against latents beats expanding them
 
 
+class Scratch:
+    """Room for one block of attention scores, kept from call to call: fresh pages cost more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor that is valid until `name` is taken again."""
+        size = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < size or buffer.dtype is not dtype:
+            # All at once: pages never written take no memory, a buffer that grows leaves holes.
+            buffer = self._buffers[name] = torch.empty(max(size, SCORES), dtype=dtype, device=like.device)
+        return buffer[:size].view(shape)
+
+
 def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     *,
+    scratch: Scratch,
     scale: float,
     offset: int,
     window: int | None = None,
@@ -33,37 +52,46 @@ def attend(
     """
     heads, groups, tokens, _ = q.shape
     out = q.new_empty(tokens, heads, groups, v.shape[-1])
-    step = max(1, SCORES // (heads * groups * (offset + tokens + BUCKET)))
+    last = min(k.shape[1], -(-(offset + tokens) // BUCKET) * BUCKET)  # one end for all blocks: fewer shapes
+    step = -(-tokens // -(-heads * groups * tokens * last // SCORES))  # blocks of one size, or nearly
     for begin in range(0, tokens, step):
         end = min(begin + step, tokens)
         first = 0 if window is None else max(0, offset + begin - window + 1) // BUCKET * BUCKET
-        last = min(k.shape[1], -(-(offset + end) // BUCKET) * BUCKET)
         block = q[:, :, begin:end].reshape(heads, -1, q.shape[-1])  # [K, G * t, d]
-        scores = torch.bmm(block, k[:, first:last].transpose(1, 2)).float().mul_(scale)  # [K, G * t, n]
+        shape = (heads, groups * (end - begin), last - first)  # [K, G * t, n]
+        product = scratch.take("product", shape, q, q.dtype)
+        torch.bmm(block, k[:, first:last].transpose(1, 2), out=product)
+        scores = scratch.take("scores", shape, q, torch.float32).copy_(product).mul_(scale)
         if softcap is not None:
-            scores = scores.div_(softcap).tanh_().mul_(softcap)
+            scores.div_(softcap).tanh_().mul_(softcap)
         if end - begin == 1 and window is None:
             scores[..., offset + end :] = -torch.inf
         else:
             hidden = _hidden(offset + begin - first, end - begin, last - first, window, q.device)
             scores.view(heads, groups, end - begin, -1).masked_fill_(hidden, -torch.inf)
-        mixed = torch.bmm(scores.softmax(-1).to(v.dtype), v[:, first:last])  # [K, G * t, w]
+        torch.softmax(scores, -1, out=scratch.take("weights", shape, q, torch.float32))
+        product.copy_(scratch.take("weights", shape, q, torch.float32))
+        mixed = torch.bmm(product, v[:, first:last])  # [K, G * t, w]
         out[begin:end] = mixed.view(heads, groups, end - begin, -1).permute(2, 0, 1, 3)
     return out.flatten(1)
 
 
 def _hidden(start: int, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
     """[queries, keys]: True where a key is not visible; query 0 stands at key `start`."""
-    distance = torch.arange(start, start + queries, device=device)[:, None] - torch.arange(keys, device=device)
-    hidden = distance < 0
-    return hidden if window is None else hidden | (distance >= window)
+    query = torch.arange(start, start + queries, device=device)[:, None]
+    key = torch.arange(keys, device=device)
+    hidden = key > query
+    return hidden if window is None else hidden | (key <= query - window)
 
 
 class GroupedQueryAttention:
     """x -> q, k, v -> (norm, clip, rotate) -> attend -> output."""
 
-    def __init__(self, spec: GroupedQuery, weights: LayerWeights, rotation: Rotation, eps: float) -> None:
+    def __init__(
+        self, spec: GroupedQuery, weights: LayerWeights, rotation: Rotation, scratch: Scratch, eps: float
+    ) -> None:
         self._spec = spec
+        self._scratch = scratch
         self._rotation = rotation
         self._eps = eps
         self._qkv, self._qkv_bias = weights["qkv"], weights.get("qkv_bias")
@@ -81,7 +109,10 @@ class GroupedQueryAttention:
         q, k = qk.split((spec.heads, spec.kv_heads), dim=1)
         k, v = cache.append(k, v.unflatten(-1, (-1, spec.head_dim)))
         q = q.unflatten(1, (spec.kv_heads, -1)).permute(1, 2, 0, 3)  # [K, G, T, d]
-        mixed = attend(q, k, v, scale=spec.scale, offset=start - cache.first, window=spec.window, softcap=spec.softcap)
+        mixed = attend(
+            q, k, v, scratch=self._scratch, scale=spec.scale, offset=start - cache.first, window=spec.window,
+            softcap=spec.softcap,
+        )  # fmt: skip
         return F.linear(mixed, self._o, self._o_bias)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,8 +139,9 @@ class LatentAttention:
     """Keys and values live as one latent per token. Few queries meet the latents as they are (the expansion is
     absorbed into the query and the output); many queries expand them first, a few heads at a time."""
 
-    def __init__(self, spec: Latent, weights: LayerWeights, rotation: Rotation) -> None:
+    def __init__(self, spec: Latent, weights: LayerWeights, rotation: Rotation, scratch: Scratch) -> None:
         self._spec = spec
+        self._scratch = scratch
         self._rotation = rotation
         self._weights = weights
         expand = weights["kv_b"].view(spec.heads, spec.nope_dim + spec.value_dim, spec.kv_rank)
@@ -145,7 +177,7 @@ class LatentAttention:
         q_latent = torch.bmm(q_nope.transpose(0, 1), self._expand_key)  # [H, T, rank]
         q = torch.cat((q_latent, q_rope.transpose(0, 1)), -1)[None]  # [1, H, T, rank + rope]
         values = latents[None, :, : self._spec.kv_rank]
-        mixed = attend(q, latents[None], values, scale=self._spec.scale, offset=offset, window=self._spec.window)
+        mixed = self._attend(q, latents[None], values, offset)
         mixed = mixed.unflatten(-1, (self._spec.heads, -1)).transpose(0, 1)  # [H, T, rank]
         return torch.bmm(mixed, self._expand_value.transpose(1, 2)).transpose(0, 1).flatten(1)
 
@@ -160,5 +192,9 @@ class LatentAttention:
             k_nope = torch.matmul(latent, self._expand_key[some].transpose(1, 2))  # [h, n, nope]
             k = torch.cat((k_nope, key.expand(len(k_nope), -1, -1)), -1)
             v = torch.matmul(latent, self._expand_value[some].transpose(1, 2))
-            parts.append(attend(q[some], k, v, scale=self._spec.scale, offset=offset, window=self._spec.window))
+            parts.append(self._attend(q[some], k, v, offset))
         return torch.cat(parts, -1)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
+        spec = self._spec
+        return attend(q, k, v, scratch=self._scratch, scale=spec.scale, offset=offset, window=spec.window)

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moecli.engine.attention import GroupedQueryAttention, LatentAttention
+from moecli.engine.attention import GroupedQueryAttention, LatentAttention, Scratch
 from moecli.engine.cache import Cache, LayerCache
 from moecli.engine.layers import Rotation, normalise
 from moecli.engine.router import route
 from moecli.engine.weights import DenseWeights, LayerWeights
 from moecli.experts.store import ExpertStore
 from moecli.kernels.plain import feed_forward_fused
-from moecli.spec import FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, Rope
+from moecli.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Rope
 
 
 class Trace(Protocol):
@@ -28,16 +28,16 @@ class Block:
     """Attention, then a feed-forward or a mixture, each normed before and added to the residual stream."""
 
     def __init__(
-        self, spec: ModelSpec, index: int, weights: LayerWeights, rotation: Rotation, experts: ExpertStore
+        self,
+        spec: ModelSpec,
+        index: int,
+        weights: LayerWeights,
+        attention: GroupedQueryAttention | LatentAttention,
+        experts: ExpertStore,
     ) -> None:
-        layer: Layer = spec.layers[index]
-        self._spec, self._index, self._weights, self._experts = spec, index, weights, experts
-        self._attention = (
-            GroupedQueryAttention(layer.attention, weights, rotation, spec.norm_eps)
-            if isinstance(layer.attention, GroupedQuery)
-            else LatentAttention(layer.attention, weights, rotation)
-        )
-        self._ffn = layer.ffn
+        self._spec, self._index, self._weights = spec, index, weights
+        self._attention, self._experts = attention, experts
+        self._ffn = spec.layers[index].ffn
 
     def forward(self, x: Tensor, cache: LayerCache, trace: Trace | None) -> Tensor:
         """x [T, D] -> [T, D]."""
@@ -82,10 +82,20 @@ class Decoder:
             layer.attention.rope: Rotation(layer.attention.rope, positions, self.dtype, self.device)
             for layer in spec.layers
         }
+        scratch = Scratch()
         self._blocks = [
-            Block(spec, index, weights, self._rotations[spec.layers[index].attention.rope], experts)
+            Block(spec, index, weights, self._attention(index, weights, scratch), experts)
             for index, weights in enumerate(dense.layers)
         ]
+
+    def _attention(
+        self, index: int, weights: LayerWeights, scratch: Scratch
+    ) -> GroupedQueryAttention | LatentAttention:
+        attention = self.spec.layers[index].attention
+        rotation = self._rotations[attention.rope]
+        if isinstance(attention, GroupedQuery):
+            return GroupedQueryAttention(attention, weights, rotation, scratch, self.spec.norm_eps)
+        return LatentAttention(attention, weights, rotation, scratch)
 
     def new_cache(self, capacity: int, chunk: int) -> Cache:
         return Cache(self.spec, capacity, chunk, self.dtype, self.device)

@@ -49,10 +49,18 @@ def mix(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, matr
     for expert, count in enumerate(chosen.flatten().bincount().tolist()):
         if count:
             mine = order[start : start + count]
-            parts[mine] = feed_forward(x[mine // active], matrices(expert), activation)
+            fed = x[_padded(mine) // active]
+            parts[mine] = feed_forward(fed, matrices(expert), activation)[:count]
             start += count
     ranked = parts.view(tokens, active, -1)
     total = torch.zeros(tokens, x.shape[1], dtype=torch.float32, device=x.device)
     for rank in range(active):
         total.addcmul_(ranked[:, rank], weights[:, rank, None])
     return total.to(x.dtype)
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """Repeat the last row up to one of few sizes: a matrix product compiles itself anew for each height it meets."""
+    count = len(rows)
+    size = 1 << (count - 1).bit_length() if count <= 16 else -(-count // 16) * 16
+    return rows if size == count else torch.cat((rows, rows[-1:].expand(size - count)))

@@ -5,9 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol, cast
 
-__all__ = ["FORMATS", "PLAIN", "Format", "bytes_for", "stored_as"]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["FORMATS", "PLAIN", "Codec", "Format", "bytes_for", "matmul", "pack", "stored_as", "unpack", "unpack_rows"]
+
+
+class Codec(Protocol):
+    """What turns a matrix [out, in] into a format's bytes and back."""
+
+    def pack(self, weights: Tensor) -> Tensor: ...
+
+    def unpack(self, packed: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor: ...
+
+    def unpack_rows(
+        self, packed: Tensor, shape: tuple[int, int], dtype: torch.dtype, first: int, last: int
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +36,7 @@ class Format:
     meaning: str
     bits: float  # per weight, of a large matrix
     matrix_bytes: Callable[[int, int], int]
+    codec: Callable[[], Codec]  # called only where there is torch
     runnable: bool = True
 
 
@@ -41,17 +60,44 @@ def _int8(rows: int, columns: int) -> int:
     return rows * columns + 4 * rows
 
 
+def _unquantised(name: str) -> Callable[[], Codec]:
+    def codec() -> Codec:
+        from moecli.formats.unquantised import Unquantised
+
+        return Unquantised(name)
+
+    return codec
+
+
+def _module(name: str) -> Callable[[], Codec]:
+    return lambda: cast(Codec, import_module(f"moecli.formats.{name}"))
+
+
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         each.name: each
         for each in (
-            Format("fp32", "32-bit floats", 32, _plain(4)),
-            Format("bf16", "16-bit brain floats", 16, _plain(2)),
-            Format("fp16", "16-bit floats", 16, _plain(2)),
-            Format("q8", "8-bit codes, a scale per 32", 8.5, _tiles(16, 32, 16 * 32 + 16 * 2), runnable=False),
-            Format("int8", "bitsandbytes LLM.int8 rows", 8, _int8, runnable=False),
-            Format("q4", "4-bit codebook, a scale per 64", 4.25, _tiles(16, 128, 16 * 64 + 32 * 2), runnable=False),
-            Format("nf4", "bitsandbytes NormalFloat, blocks of 64", 4.5, _nf4, runnable=False),
+            Format("fp32", "32-bit floats", 32, _plain(4), _unquantised("fp32")),
+            Format("bf16", "16-bit brain floats", 16, _plain(2), _unquantised("bf16")),
+            Format("fp16", "16-bit floats", 16, _plain(2), _unquantised("fp16")),
+            Format(
+                "q8",
+                "8-bit codes, a scale per 32",
+                8.5,
+                _tiles(16, 32, 16 * 32 + 16 * 2),
+                _module("q8"),
+                runnable=False,
+            ),
+            Format("int8", "bitsandbytes LLM.int8 rows", 8, _int8, _module("int8"), runnable=False),
+            Format(
+                "q4",
+                "4-bit codebook, a scale per 64",
+                4.25,
+                _tiles(16, 128, 16 * 64 + 32 * 2),
+                _module("q4"),
+                runnable=False,
+            ),
+            Format("nf4", "bitsandbytes NormalFloat, blocks of 64", 4.5, _nf4, _module("nf4"), runnable=False),
         )
     }
 )
@@ -64,6 +110,42 @@ def bytes_for(dtype: str, shape: tuple[int, ...]) -> int:
         rows = math.prod(shape[:-1])
         return FORMATS[dtype].matrix_bytes(rows, shape[-1] if shape else 1)
     return 2 * math.prod(shape)
+
+
+def pack(dtype: str, weights: Tensor) -> Tensor:
+    """The bytes of a matrix [out, in]: a flat uint8 tensor of `bytes_for(dtype, weights.shape)`.
+
+    They depend on the weights alone: not on threads, strides or machine. CheckpointError where a weight is not finite
+    or, for q4 and q8, beyond fp16.
+    """
+    return FORMATS[dtype].codec().pack(weights)
+
+
+def unpack(dtype: str, packed: Tensor, shape: tuple[int, int], to: torch.dtype) -> Tensor:
+    """The matrix [out, in] again, rounded once to `to`."""
+    return FORMATS[dtype].codec().unpack(packed, shape, to)
+
+
+def unpack_rows(dtype: str, packed: Tensor, shape: tuple[int, int], to: torch.dtype, first: int, last: int) -> Tensor:
+    """Rows first to last of it; `first` is a multiple of 64."""
+    return FORMATS[dtype].codec().unpack_rows(packed, shape, to, first, last)
+
+
+def matmul(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
+    """x [T, in] times the matrix [out, in]: [T, out], in x's precision. A few rows are unpacked at a time."""
+    import torch.nn.functional as F
+
+    from moecli.formats.blocks import row_blocks
+
+    rows, columns = shape
+    codec = FORMATS[dtype].codec()
+    if dtype in PLAIN:
+        return F.linear(x, codec.unpack(packed, shape, x.dtype))
+    product = x.new_empty(x.shape[0], rows)
+    for block in row_blocks(rows, columns):
+        weights = codec.unpack_rows(packed, shape, x.dtype, block.start, block.stop)
+        product[:, block] = F.linear(x, weights)
+    return product
 
 
 def stored_as(name: str | None) -> str:

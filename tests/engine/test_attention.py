@@ -35,7 +35,7 @@ def test_blocks_of_any_size_agree_with_torch(
     for window, (spare, bucket) in product((None, 1, 5, 100), ((0, 64), (100, 64), (3, 4), (9, 4))):
         monkeypatch.setattr(attention, "BUCKET", bucket)  # how many keys are read at once, some of them spare rows
         q, k, v = tensors(kv_heads, groups, queries, keys + spare)
-        found = attend(q, k, v, scale=0.7, offset=offset, window=window)
+        found = attend(q, k, v, scratch=attention.Scratch(), scale=0.7, offset=offset, window=window)
         mask = visible(queries, keys, offset, window)
         expected = F.scaled_dot_product_attention(q, k[:, None, :keys], v[:, None, :keys], attn_mask=mask, scale=0.7)
         assert torch.allclose(found, expected.permute(2, 0, 1, 3).flatten(1), atol=1e-5)
@@ -45,7 +45,7 @@ def test_blocks_of_any_size_agree_with_torch(
 def test_a_cap_bends_scores_before_the_mask(scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "SCORES", scores)
     q, k, v = tensors(2, 2, 9, 9)
-    found = attend(q, k, v, scale=0.7, offset=0, softcap=1.5)
+    found = attend(q, k, v, scratch=attention.Scratch(), scale=0.7, offset=0, softcap=1.5)
     bent = 1.5 * torch.tanh(torch.einsum("kgtd,knd->kgtn", q, k) * 0.7 / 1.5)
     shares = bent.masked_fill(~visible(9, 9, 0, None), -torch.inf).softmax(-1)
     expected = torch.einsum("kgtn,knw->tkgw", shares, v).flatten(1)

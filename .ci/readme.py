@@ -1,0 +1,52 @@
+"""What README.md shows of the program, made by running it; cog calls these functions."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+
+import cog
+
+from moecli import catalog, families, settings
+
+
+def shell(*commands: str) -> None:
+    """Run moecli commands and show them with their output, as on a terminal of 80 columns."""
+    lines = []
+    with tempfile.TemporaryDirectory() as home:
+        environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1", "HF_HOME": home, "MOECLI_HOME": home, "HOME": home}
+        for command in commands:
+            program, *arguments = shlex.split(command)
+            assert program == "moecli"
+            result = subprocess.run(
+                [sys.executable, "-m", "moecli", *arguments],
+                env=environment, capture_output=True, encoding="utf-8", check=True, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+            lines += [f"$ {command}", result.stdout.rstrip("\n"), ""]
+    cog.outl("```console\n" + "\n".join(lines).rstrip("\n") + "\n```")
+
+
+def models() -> None:
+    """Which families run, and the names that mean them; then those that are facts only."""
+    runs: dict[str, list[str]] = {}
+    facts: list[str] = []
+    for entry in catalog.known():
+        spec = families.read_spec(entry.config())
+        if spec.unsupported or spec.quantization:
+            facts.append(entry.alias)
+        else:
+            runs.setdefault(spec.family, []).append(entry.alias)
+    cog.outl("| family | aliases that run, once their weights are here |\n|---|---|")
+    for family, aliases in runs.items():
+        cog.outl(f"| {family} | {', '.join(f'`{alias}`' for alias in aliases)} |")
+    cog.outl(f"\nFacts only (`inspect`, `memory`): {', '.join(f'`{alias}`' for alias in facts)}.")
+
+
+def variables() -> None:
+    """Every environment variable."""
+    cog.outl("| variable | meaning |\n|---|---|")
+    for variable in settings.VARIABLES:
+        cog.outl(f"| `{variable.name}` | {variable.meaning} |")
