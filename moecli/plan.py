@@ -187,12 +187,17 @@ def read_bytes_per_token(spec: ModelSpec, dtype: str) -> int:
 
 
 def dense_read_bytes(spec: ModelSpec, dtype: str) -> int:
-    """The dense part of it. A tied table is read whole, as the head."""
-    return sum(
-        tensor_bytes(tensor, dtype)
-        for tensor in dense_tensors(spec)
-        if spec.tied_embeddings or tensor.part is not Part.EMBEDDING
-    )
+    """The dense part of it. A tied table is read whole, as the head; of routed attention only what is chosen."""
+    read = routed = 0
+    for tensor in dense_tensors(spec):
+        if tensor.part is Part.ROUTED_EXPERTS:
+            routed += tensor_bytes(tensor, dtype)
+        elif spec.tied_embeddings or tensor.part is not Part.EMBEDDING:
+            read += tensor_bytes(tensor, dtype)
+    if routed:
+        router = _mixtures(spec)[0].router
+        read += routed * router.active // router.experts
+    return read
 
 
 def tensor_bytes(tensor: Tensor, dtype: str) -> int:
