@@ -1,4 +1,4 @@
-"""Where a MODEL lies on this machine, and the only file that may use huggingface_hub."""
+"""Where a MODEL lies on this machine: paths, aliases and the Hugging Face cache; no network, ever."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _Models = Annotated[
     typer.Argument(
         metavar="MODEL...",
         help="Aliases, folders, config.json files or Hub ids org/name[@revision].",
-        autocompletion=options._complete_model,
+        autocompletion=options.complete_model,
         show_default=False,
     ),
 ]

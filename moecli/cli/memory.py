@@ -26,10 +26,7 @@ def memory(
     ] = None,
     ctx: options.Context = None,
     batch: Annotated[int, typer.Option("--batch", help="Texts at once.", callback=options.at_least(1))] = 1,
-    ram: Annotated[
-        str | None,
-        typer.Option("--ram", metavar="SIZE", help="RAM budget; default: what is free now.", show_default=False),
-    ] = None,
+    ram: options.Ram = None,
     vram: Annotated[
         str | None, typer.Option("--vram", metavar="SIZE", help="GPU memory budget.", show_default=False)
     ] = None,

@@ -10,7 +10,7 @@ import typer
 from moecli.errors import UsageError
 
 
-def _complete_model(incomplete: str) -> Iterator[str]:
+def complete_model(incomplete: str) -> Iterator[str]:
     """Aliases, then what is in the Hugging Face cache; touches no network and imports nothing heavy."""
     from moecli import catalog, hub
 
@@ -35,7 +35,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A folder, an alias (tiny, mixtral, dbrx, ...) or a Hub id org/name[@revision].",
-        autocompletion=_complete_model,
+        autocompletion=complete_model,
         show_default=False,
     ),
 ]
@@ -52,3 +52,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no stat
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is decided and why.")]
 Offline = Annotated[bool, typer.Option("--offline", help="No network; what is not on this machine is an error.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colour.")]
+Ram = Annotated[
+    str | None,
+    typer.Option("--ram", metavar="SIZE", help="RAM budget, e.g. 6GiB; default: what is free now.", show_default=False),
+]

@@ -11,6 +11,7 @@ from moecli import hub
 from moecli.cli import options
 from moecli.errors import UsageError
 from moecli.output import terminal
+from moecli.units import parse_size
 
 if TYPE_CHECKING:
     from moecli.engine.runner import Runner
@@ -60,8 +61,11 @@ def run(
     ] = None,
     dtype: options.Dtype = "auto",
     ctx: options.Context = None,
+    ram: options.Ram = None,
+    device: Annotated[str, typer.Option("--device", help="auto or cpu.")] = "auto",
     threads: options.Threads = None,
     json: options.Json = False,
+    offline: options.Offline = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -71,6 +75,8 @@ def run(
     """
     if dtype not in _DTYPES:
         raise UsageError(f"--dtype {dtype} is not known", f"it takes {', '.join(_DTYPES)}")
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"--device {device} is not in this version", "it takes auto or cpu")
     text = _read_prompt(prompt)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
@@ -81,7 +87,8 @@ def run(
 
         choices = Choices(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty,
-            seed=seed, max_tokens=max_tokens, stops=tuple(map(terminal.clean, stop or ())),
+            seed=seed, max_tokens=max_tokens, ram=None if ram is None else parse_size(ram),
+            stops=tuple(map(terminal.clean, stop or ())),
             system=system and terminal.clean(system), raw=raw, context=ctx, threads=threads,
         )  # fmt: skip
         runner = open_runner(source.name, folder, dtype, choices)

@@ -38,6 +38,7 @@ class Choices:
     system: str | None = None
     raw: bool = False
     context: int | None = None
+    ram: int | None = None
     threads: int | None = None
 
     def sampling(self, vendor: GenerationDefaults) -> Sampling:
@@ -135,7 +136,10 @@ class Runner:
     def load(self, first: str | None) -> None:
         """Reserve the context, read the dense weights. `first`: the only prompt to come, or None for a chat."""
         capacity = self._capacity(first)
-        placed = plan.place(plan.needs(self.model.spec, self.dtype, capacity), machine.free_ram())
+        placed = plan.place(
+            plan.needs(self.model.spec, self.dtype, capacity),
+            machine.free_ram() if self.choices.ram is None else self.choices.ram,
+        )
         if not placed.fits:
             raise _too_large(self.name, placed)
         decoder = self.model.decoder(self.dtype, capacity, placed.ram.expert_bytes)
