@@ -13,7 +13,11 @@ from moecli.tensors import Tensor, dense_tensors, expert_count, expert_shapes
 CHUNK = 512  # prompt tokens per pass through the layers
 SCORES = 4_000_000  # attention scores held at once
 BUCKET = 64  # keys are scored in multiples of this
-PROCESS = 240 * 2**20  # interpreter, torch and tokenizer before any weight: measured, see benchmarks/memory.py
+# Measured with benchmarks/memory.py (torch 2.13, oneDNN): what no line of ours allocates.
+PROCESS = 257 * 2**20  # interpreter, torch and tokenizer before any weight
+LIBRARY = 30 * 2**20  # compiled products and freed blocks that the allocator keeps, after a first chunk
+LIBRARY_CHUNK = 3 * 2**20  # the same for each further chunk
+PACKED_KEY = 24  # bytes per number of keys and values while the library multiplies with them
 DEVICE_CONTEXT = 450 * 2**20  # what a CUDA context takes of the device
 STAGED = 2  # experts on their way to the device
 
@@ -259,13 +263,16 @@ def _activations(spec: ModelSpec, dtype: str, context: int, batch: int) -> Term:
     stream = 3 * tokens * width * size
     attention = max((_attention(layer.attention, tokens, context, size) for layer in spec.layers), default=0)
     mixture = max((_mixture(spec, mixture, tokens, size) for mixture in _mixtures(spec)), default=0)
+    chunks = context / CHUNK
+    library = int(min(1, chunks) * LIBRARY + min(64, chunks) * LIBRARY_CHUNK)
     logits = 2 * batch * spec.vocab_size * 4
     routers = sum((4 - size) * tensor.count for tensor in dense_tensors(spec) if tensor.role == "router")
     return Term(
         "activations",
-        tables + routers + stream + attention + max(mixture, logits),
-        f"rotary tables {tables:,} + routers in float32 {routers:,} + for {tokens} prompt tokens at once: residual "
-        f"stream {stream:,}, attention {attention:,}, the larger of experts {mixture:,} and logits {logits:,}",
+        tables + routers + library + stream + attention + max(mixture, logits),
+        f"rotary tables {tables:,} + routers in float32 {routers:,} + matrix library {library:,} + for {tokens} prompt "
+        f"tokens at once: residual stream {stream:,}, attention {attention:,}, the larger of experts {mixture:,} and "
+        f"logits {logits:,}",
         "hidden size, heads, expert width, vocab_size",
     )
 
@@ -276,9 +283,11 @@ def _attention(attention: Attention, tokens: int, context: int, size: int) -> in
     block = min(SCORES, attention.heads * tokens * keys)  # see engine.attention.attend
     scores = max(block, attention.heads * keys) * (size + 4 + 4)
     if isinstance(attention, Latent):
-        expanded = min(SCORES, keys * attention.heads * (attention.head_dim + attention.value_dim)) * 2 * size
-        return scores + expanded + 3 * tokens * attention.heads * attention.head_dim * size
-    return scores + 3 * tokens * (attention.query_width + attention.cache_width) * size
+        expanded = min(SCORES, keys * attention.heads * (attention.head_dim + attention.value_dim))
+        queries = 3 * tokens * attention.heads * attention.head_dim * size
+        return scores + expanded * (size + PACKED_KEY // 2) + queries
+    packed = PACKED_KEY * attention.kv_width * keys
+    return scores + packed + 3 * tokens * (attention.query_width + attention.cache_width) * size
 
 
 def _mixture(spec: ModelSpec, mixture: Mixture, tokens: int, size: int) -> int:
