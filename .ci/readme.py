@@ -17,7 +17,8 @@ def shell(*commands: str) -> None:
     """Run moecli commands and show them with their output, as on a terminal of 80 columns."""
     lines = []
     with tempfile.TemporaryDirectory() as home:
-        environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1", "HF_HOME": home, "MOECLI_HOME": home, "HOME": home}
+        homes = dict.fromkeys(("HOME", "HF_HOME", "MOECLI_HOME"), home)
+        environment = os.environ | homes | {"COLUMNS": "80", "NO_COLOR": "1"}
         for command in commands:
             program, *arguments = shlex.split(command)
             assert program == "moecli"
@@ -32,16 +33,20 @@ def shell(*commands: str) -> None:
 def models() -> None:
     """Which families run, and the names that mean them; then those that are facts only."""
     runs: dict[str, list[str]] = {}
+    quantised: list[str] = []
     facts: list[str] = []
     for entry in catalog.known():
         spec = families.read_spec(entry.config())
-        if spec.unsupported or spec.quantization:
+        if spec.unsupported:
             facts.append(entry.alias)
+        elif spec.quantization:
+            quantised.append(entry.alias)
         else:
             runs.setdefault(spec.family, []).append(entry.alias)
     cog.outl("| family | aliases that run, once their weights are here |\n|---|---|")
     for family, aliases in runs.items():
         cog.outl(f"| {family} | {', '.join(f'`{alias}`' for alias in aliases)} |")
+    cog.outl(f"\nPublished in fp8, run from a bf16 copy: {', '.join(f'`{alias}`' for alias in quantised)}.")
     cog.outl(f"\nFacts only (`inspect`, `memory`): {', '.join(f'`{alias}`' for alias in facts)}.")
 
 

@@ -16,8 +16,6 @@ class Variable:
 
 
 VARIABLES = (
-    Variable("MOECLI_HOME", "packed stores and traces (default: moecli in the XDG data directory)"),
-    Variable("MOECLI_KERNEL", "force a kernel: native, bnb or torch"),
     Variable("MOECLI_THREADS", "compute threads (default: one per physical core)"),
     Variable("MOECLI_DEBUG", "1 shows the traceback of an explained failure"),
     Variable("HF_HOME", "the Hugging Face folder; models lie in its hub/ (also HF_HUB_CACHE)"),
@@ -39,17 +37,6 @@ def debug() -> bool:
 
 def offline() -> bool:
     return (read("HF_HUB_OFFLINE") or "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def home() -> Path:
-    """Where packed stores and traces live."""
-    if chosen := read("MOECLI_HOME"):
-        return Path(chosen).expanduser()
-    if os.name == "nt" and (local := read("LOCALAPPDATA")):
-        return Path(local) / "moecli"
-    data = read("XDG_DATA_HOME")
-    base = Path(data) if data and Path(data).is_absolute() else Path.home() / ".local" / "share"
-    return base / "moecli"
 
 
 def hub_cache() -> Path:

@@ -44,7 +44,8 @@ COLUMNS = 128
 TILE = 1088
 
 # Scales tried, relative to the one that puts a group's extreme weight on -127. Negative ones put it on the other side.
-_TRIED = tuple(sign * (70 + 5 * step) / 100 for sign in (1, -127 / 110) for step in range(8))
+# Ten chosen greedily on Gaussian, heavy-tailed and trained weights: within 0.2 % of the error of fifty.
+_TRIED = (0.9, 0.94, 0.96, 0.98, 1.02, 1.06, -1.02, -1.08, -1.13, -1.18)
 _CELLS = 1024  # half a code wide, around 0: every midpoint between two codes lies on an edge
 _FAINT = 1e-30  # weights below it are zeros: far under the least scale, and their inverse would overflow
 
@@ -100,29 +101,30 @@ _TILING = Tiling(COLUMNS, TILE, _encode, _decode)
 
 def _scales(groups: Tensor) -> Tensor:
     """The fp16 scale of each group [64, groups]: the best of those tried, then fitted to the codes it gives."""
+    import torch
+
     extreme = extremes(groups, 0)
     base = extreme.masked_fill(extreme.abs() < _FAINT, 0.0).div_(-127)
-    chosen = base * _best(groups, _inverse(base))
+    chosen = _best(groups, (base * torch.tensor(_TRIED)[:, None]).clamp_(-LARGEST / 128, LARGEST / 128))
     codes = _look_up(_codes(), _cells(groups, _inverse(chosen)))
     squares = codes.square().sum(0)
     return (_sum(codes.mul_(groups)) / squares).mul_(128).clamp_(-LARGEST, LARGEST).half()
 
 
-def _best(groups: Tensor, inverse: Tensor) -> Tensor:
-    """Which of the scales tried leaves each group the least squared error; the first of equals."""
+def _best(groups: Tensor, tried: Tensor) -> Tensor:
+    """Of the scales tried [n, groups] the one that leaves each group the least squared error; the first of equals."""
     import torch
 
-    tried = torch.tensor(_TRIED)
-    errors = torch.empty(len(_TRIED), groups.shape[1])
+    errors = torch.empty_like(tried)
     cells = torch.empty(groups.shape, dtype=torch.int32)
     values, found = torch.empty_like(groups), torch.empty(groups.numel())
-    for factor, error in zip((inverse / tried[:, None]).unbind(), errors.unbind(), strict=True):
-        cells.copy_(torch.mul(groups, factor, out=values).add_(_CELLS // 2))
+    for inverse, error in zip(_inverse(tried).unbind(), errors.unbind(), strict=True):
+        cells.copy_(torch.mul(groups, inverse, out=values).add_(_CELLS // 2))
         torch.index_select(_errors(), 0, cells.view(-1), out=found)
         torch.sum(found.view(groups.shape), 0, out=error)  # whole numbers below 2**24: the same in any order
-    errors.mul_(tried.square()[:, None])
-    order = torch.arange(len(_TRIED))[:, None].where(errors == errors.amin(0), len(_TRIED)).amin(0)
-    return tried[order]
+    errors.mul_(tried.square())
+    order = torch.arange(len(tried))[:, None].where(errors == errors.amin(0), len(tried)).amin(0)
+    return tried.gather(0, order.unsqueeze(0)).squeeze(0)
 
 
 def _inverse(scale: Tensor) -> Tensor:

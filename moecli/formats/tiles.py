@@ -7,9 +7,7 @@ of the next 16. So every strip of 16 rows is one run of bytes. The matrix is pad
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from moecli.errors import CheckpointError
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 ROWS = 16
 LARGEST = 65504.0  # of an fp16 scale, and so of a weight
-_BLOCK = 30_720  # weights packed at once: fits the cache, and below what torch splits among threads by itself
+_BLOCK = 2**18  # weights packed at once: fits the cache, and is worth splitting among torch's threads
 _DECODED = 2**20  # weights unpacked at once
 
 
@@ -40,14 +38,8 @@ class Tiling:
 
         rows, columns = weights.shape
         packed = torch.empty(self._grid(rows, columns), dtype=torch.uint8)
-        blocks = list(_blocks(packed.shape[0], packed.shape[1], max(1, _BLOCK // (ROWS * self.columns))))
-        fill = partial(self._fill, packed, weights.detach())
-        if len(blocks) < 2 or torch.get_num_threads() < 2:
-            for block in blocks:
-                fill(block)
-        else:
-            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                list(pool.map(fill, blocks))
+        for block in _blocks(packed.shape[0], packed.shape[1], max(1, _BLOCK // (ROWS * self.columns))):
+            self._fill(packed, weights.detach(), block)
         return packed.view(-1)
 
     def unpack_rows(self, packed: Tensor, shape: tuple[int, int], dtype: torch.dtype, first: int, last: int) -> Tensor:

@@ -40,6 +40,7 @@ def document(runner: Runner, answer: Answer) -> dict[str, Any]:
         "model": runner.name,
         "dtype": runner.dtype,
         "device": "cpu",
+        "context": plan.needs.context,
         "seed": runner.seed,
         "text": answer.text,
         "token_ids": answer.token_ids,

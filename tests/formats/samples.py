@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+import moecli
 from moecli.formats import pack, unpack
-from moecli.settings import PACKAGE_TINY as TINY
+
+TINY = Path(moecli.__file__).parent / "tiny" / "model.safetensors"
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -36,6 +39,6 @@ def error(dtype: str, weights: torch.Tensor) -> float:
 def tiny_experts() -> Iterator[torch.Tensor]:
     """Every expert matrix of the model that the package brings."""
     with safe_open(TINY, "pt") as file:
-        for name in file.keys():
+        for name in sorted(file.keys()):
             if ".experts." in name:
                 yield file.get_tensor(name)
