@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+from pathlib import Path
 
 import pytest
+
+import moecli as moecli_package
+from moecli import families
+from moecli.tensors import dense_tensors, expert_shapes
 
 CONTRACT = {
     "model", "dtype", "context", "batch", "weights_bytes", "resident_bytes", "expert_bytes", "bytes_per_expert",
@@ -128,9 +134,6 @@ def test_the_forecast_of_the_peak_is_near_the_measured_one(moecli, context):
 
 def test_a_model_too_large_for_this_machine_is_refused_before_loading(moecli, tmp_path):
     """A real header over a hole in a file: 1 TB that no machine here has."""
-    from moecli import families
-    from moecli.tensors import dense_tensors, expert_shapes
-
     config = {
         "architectures": ["MixtralForCausalLM"], "hidden_size": 8192, "num_attention_heads": 64, "num_hidden_layers": 8,
         "num_local_experts": 64, "intermediate_size": 32768, "vocab_size": 4096, "tie_word_embeddings": True,
@@ -157,9 +160,7 @@ def test_a_model_too_large_for_this_machine_is_refused_before_loading(moecli, tm
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    from tests.cli.test_run import TINY
-
-    (tmp_path / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
+    shutil.copy(Path(moecli_package.__file__).parent / "tiny" / "tokenizer.json", tmp_path)
     result = moecli("run", str(tmp_path), "hello")
     assert result.returncode == 1
     assert "needs" in result.stderr and "is free" in result.stderr and "hint:" in result.stderr
