@@ -262,6 +262,7 @@ class ModelSpec:
     branch_norms: bool = False  # a second norm on each branch's output, before the residual add (Grok-1)
     tied_embeddings: bool = False
     embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0  # scales each branch before the residual add
     logit_multiplier: float = 1.0
     stored_dtype: str | None = None  # what config.json says the weights are, e.g. "bfloat16"
     quantization: str | None = None  # how config.json says they are quantised, e.g. "fp8"

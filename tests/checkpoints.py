@@ -41,6 +41,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek_v2": ("DeepseekV2", _BASE | _LATENT | {"q_lora_rank": 12, "n_shared_experts": 2}),
     "deepseek_v3": ("DeepseekV3", _BASE | _LATENT | {"q_lora_rank": 12, "n_group": 4, "topk_group": 2}),
+    "granitemoe": (
+        "GraniteMoe",
+        _BASE
+        | {
+            "intermediate_size": 24, "num_local_experts": 6, "num_experts_per_tok": 3, "tie_word_embeddings": True,
+            "attention_multiplier": 0.2, "embedding_multiplier": 6.0, "logits_scaling": 4.0, "residual_multiplier": 0.4,
+        },
+    ),
     "olmoe": ("Olmoe", _BASE | {"intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3}),
     "qwen2_moe": ("Qwen2Moe", _BASE | _QWEN | {"shared_expert_intermediate_size": 20}),
     "qwen3_moe": ("Qwen3Moe", _BASE | _QWEN | {"head_dim": 16}),

@@ -15,7 +15,7 @@ from moecli.params import Counts, count, explain_published, kv_numbers, kv_numbe
 from moecli.spec import ModelSpec, Part
 
 EXPECTED = json.loads(Path(__file__).with_name("data").joinpath("params.json").read_text(encoding="utf-8"))["models"]
-RUNNABLE = {"mixtral", "dbrx", "grok-1", "deepseek_v2", "deepseek_v3", "qwen2_moe", "qwen3_moe", "olmoe"}
+RUNNABLE = {"mixtral", "dbrx", "grok-1", "deepseek_v2", "deepseek_v3", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe"}
 
 
 def read(alias: str, **changes: object) -> ModelSpec:

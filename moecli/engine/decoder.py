@@ -67,7 +67,9 @@ class Block:
         return normalise(x, self._weights[role], self._spec.norm, self._spec.norm_eps)
 
     def _branch(self, name: str, out: Tensor) -> Tensor:
-        return self._norm(f"post_{name}_norm", out) if self._spec.branch_norms else out
+        if self._spec.branch_norms:
+            out = self._norm(f"post_{name}_norm", out)
+        return out if self._spec.residual_multiplier == 1 else out * self._spec.residual_multiplier
 
 
 class Decoder:

@@ -51,6 +51,10 @@ GROUPS = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
 # family, what is special, configuration
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("mixtral", "plain", {}),
+    ("granitemoe", "plain", {}),
+    ("granitemoe", "biases, untied", {"attention_bias": True, "tie_word_embeddings": False}),
+    ("granitemoe", "neutral multipliers, yarn",
+     {"residual_multiplier": 1.0, "embedding_multiplier": 1.0, "logits_scaling": 1.0, "rope_parameters": YARN}),
     ("mixtral", "window", {"sliding_window": 16}),
     ("mixtral", "wide heads, tied", {"head_dim": 12, "tie_word_embeddings": True}),
     ("mixtral", "multi-head, gelu", {"num_key_value_heads": 4, "hidden_act": "gelu"}),
