@@ -17,6 +17,8 @@ import pytest
 import moecli
 
 TINY = Path(moecli.__file__).parent / "tiny"
+# Greedy text without a penalty goes in circles and never ends: longer than any test waits.
+LONG = ("-n", "15000", "--ctx", "16000", "--temperature", "0", "--repeat-penalty", "1")
 GREEDY = ("--temperature", "0", "-n", "16")
 CONTRACT = {
     "schema_version", "model", "dtype", "device", "text", "token_ids", "prompt_tokens", "completion_tokens",
@@ -77,7 +79,7 @@ def test_stdin_comes_before_the_argument(moecli):
 
 def test_a_reader_that_leaves_ends_it_quietly(command, environment):
     process = subprocess.Popen(
-        [*command, "run", "tiny", "The sea", "-n", "900"], env=environment, stdin=subprocess.DEVNULL,
+        [*command, "run", "tiny", "The sea", *LONG], env=environment, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout and process.stderr
@@ -90,7 +92,7 @@ def test_a_reader_that_leaves_ends_it_quietly(command, environment):
 
 def test_text_arrives_while_it_is_generated(command, environment):
     process = subprocess.Popen(
-        [*command, "run", "tiny", "The sea", "-n", "900", "--temperature", "1"], env=environment,
+        [*command, "run", "tiny", "The sea", *LONG], env=environment,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdout
@@ -102,7 +104,7 @@ def test_text_arrives_while_it_is_generated(command, environment):
 
 @pytest.mark.parametrize("as_json", (False, True))
 def test_ctrl_c_keeps_the_text_and_exits_130(command, environment, as_json):
-    arguments = ["run", "tiny", "The sea", "-n", "900", "--temperature", "1", "--seed", "1"]
+    arguments = ["run", "tiny", "The sea", *LONG]
     with subprocess.Popen(
         [*command, *arguments, *(["--json"] if as_json else [])], env=environment, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
@@ -302,7 +304,7 @@ def test_chat_remembers_clears_stops_and_leaves(command, environment):
 
 @pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
 def test_ctrl_c_stops_an_answer_but_not_the_chat(command, environment):
-    terminal = Terminal([*command, "run", "tiny", "-n", "900", "--temperature", "1"], environment | {"TERM": "dumb"})
+    terminal = Terminal([*command, "run", "tiny", *LONG], environment | {"TERM": "dumb"})
     terminal.wait_for(">>> ")
     terminal.type("The sea\n")
     terminal.wait_for("The sea\r\n")
