@@ -1,4 +1,4 @@
-"""Sizes and counts as people write them: "6GiB" <-> bytes, 46702792704 -> "46.7 B"."""
+"""Sizes as people write them: "6GiB" <-> bytes."""
 
 from __future__ import annotations
 
@@ -34,15 +34,6 @@ def format_bytes(size: float) -> str:
             return f"{_three_figures(size)} {unit}"
         size /= 1024
     return f"{_three_figures(size)} TiB"
-
-
-def format_count(count: float) -> str:
-    """Decimal units as vendors quote parameters: 7.9 M, 46.7 B."""
-    for unit in ("", " K", " M"):
-        if abs(count) < 1000:
-            return f"{_three_figures(count)}{unit}"
-        count /= 1000
-    return f"{_three_figures(count)} B"
 
 
 def _three_figures(value: float) -> str:

@@ -107,7 +107,7 @@ class Runner:
         return ids
 
     def ask(self, text: str, answer: Answer) -> Iterator[str]:
-        """Yield the answer piece by piece; what was said, even interrupted, stays part of the conversation."""
+        """Yield the answer piece by piece. Even interrupted it stays part of the conversation; a failure does not."""
         prompt = self.prompt(text)
         request = Request(
             prompt,
@@ -118,11 +118,16 @@ class Runner:
             self.choices.stops,
             continues=not self.is_chat,
         )
+        kept = True
         try:
             yield from pieces(self.loaded.session, self.tokenizer, request, answer)
+        except MoecliError:
+            kept = False
+            raise
         finally:
-            self._messages += [Message("user", text), Message("assistant", answer.text)]
-            self._ids = [*prompt, *answer.token_ids]
+            if kept:
+                self._messages += [Message("user", text), Message("assistant", answer.text)]
+                self._ids = [*prompt, *answer.token_ids]
 
     def clear(self) -> None:
         """Forget the conversation."""

@@ -303,6 +303,21 @@ def test_chat_remembers_clears_stops_and_leaves(command, environment):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
+def test_a_turn_that_fails_is_not_part_of_the_chat(command, environment):
+    arguments = ["run", "tiny", "-n", "2", "--ctx", "30", "--temperature", "0"]
+    terminal = Terminal([*command, *arguments], environment | {"TERM": "dumb"})
+    terminal.wait_for(">>> ")
+    terminal.type("word " * 60 + "\n")
+    terminal.wait_for("error: the prompt is")
+    terminal.wait_for(">>> ", times=2)
+    terminal.type("The sea\n")
+    terminal.wait_for("tok/s")
+    terminal.type("/bye\n")
+    assert terminal.exit_code() == 0
+    assert terminal.seen.count("error:") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
 def test_ctrl_c_stops_an_answer_but_not_the_chat(command, environment):
     terminal = Terminal([*command, "run", "tiny", *LONG], environment | {"TERM": "dumb"})
     terminal.wait_for(">>> ")
