@@ -21,6 +21,7 @@ import moecli
 from benchmarks import checkpoint
 from moecli import machine
 from moecli.engine.load import open_model
+from moecli.plan import fit
 
 PROMPTS = (32, 128, 512)
 DECODED = 32
@@ -30,7 +31,8 @@ Measure = Callable[[torch.Tensor], tuple[float, float]]  # prompt [T] -> seconds
 
 
 def ours(folder: Path) -> Measure:
-    decoder = open_model(folder).decoder("bf16", 1024)
+    model = open_model(folder)
+    decoder = model.decoder(fit(model.spec, "bf16", 1024, machine.free_ram()))
 
     def run(prompt: torch.Tensor) -> tuple[float, float]:
         cache = decoder.new_cache(len(prompt) + DECODED, 512)

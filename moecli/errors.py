@@ -40,5 +40,13 @@ class NotEnoughMemory(MoecliError):
     """A plan that does not fit this machine."""
 
 
+class DiskError(MoecliError):
+    """A disk that is full, or a folder that cannot be written."""
+
+
 class NetworkError(MoecliError):
     """The Hub cannot be reached, or says no."""
+
+
+class Declined(MoecliError):
+    """A question that was answered with no."""

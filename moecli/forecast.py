@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +40,11 @@ class Speed:
     first_token_low_s: float
     first_token_high_s: float
     evidence: Evidence
+
+    @property
+    def middle(self) -> float:
+        """One figure for the band."""
+        return math.sqrt(self.low * self.high)
 
 
 def forecast(spec: ModelSpec, plan: Plan, links: Links, prompt_tokens: int = 512) -> Speed:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from moecli.formats import PLAIN, bytes_for
+from moecli.formats import bytes_for
 from moecli.params import kv_numbers_per_token
+from moecli.records import STAGING, dense_dtype, mixture_record, staging_size
 from moecli.spec import Attention, Latent, Mixture, ModelSpec, Part
 from moecli.tensors import Tensor, dense_tensors, expert_count, expert_shapes
 
 CHUNK = 512  # prompt tokens per pass through the layers
+_LEAST_CHUNK = 32  # when memory is short
 SCORES = 4_000_000  # attention scores held at once
 BUCKET = 64  # keys are scored in multiples of this
 # Measured with benchmarks/memory.py (torch 2.13, oneDNN): what no line of ours allocates.
@@ -20,10 +22,6 @@ LIBRARY_CHUNK = 3 * 2**20  # the same for each further chunk
 PACKED_KEY = 24  # bytes per number of keys and values while the library multiplies with them
 DEVICE_CONTEXT = 450 * 2**20  # what a CUDA context takes of the device
 STAGED = 2  # experts on their way to the device
-
-# Quantised models keep these in 16 bits: small, or amplified by what follows.
-_PRECISE_ROLES = frozenset({"q_a", "kv_a"})
-_PRECISE_PARTS = frozenset({Part.NORMS, Part.ROUTER, Part.EMBEDDING, Part.MIXER_OTHER, Part.OTHER})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +46,11 @@ class Needs:
     kv: Term
     activations: Term
     process: Term
+    chunk: int  # prompt tokens per pass
     expert_count: int  # over all layers
     bytes_per_expert: int  # of the largest
-    active_per_layer: int
+    slot_bytes: int  # the same in whole pages, as a slot holds it
+    staging: int  # buffers that experts pass through when some are read from disk
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -71,9 +71,10 @@ class Needs:
         return self.total + self.process.bytes
 
 
-def needs(spec: ModelSpec, dtype: str, context: int, batch: int = 1) -> Needs:
+def needs(spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int = CHUNK) -> Needs:
     """Every byte that a run allocates; `dtype` is the format of the large matrices."""
     mixtures = _mixtures(spec)
+    records = [mixture_record(spec, mixture, dtype) for mixture in mixtures]
     sizes = [_expert_bytes(spec, mixture, dtype) for mixture in mixtures]
     groups = Counter((mixture.router.experts, size) for mixture, size in zip(mixtures, sizes, strict=True))
     return Needs(
@@ -87,12 +88,14 @@ def needs(spec: ModelSpec, dtype: str, context: int, batch: int = 1) -> Needs:
             " + ".join(f"{layers} layers x {experts} experts x {size:,}" for (experts, size), layers in groups.items()),
             "layers, experts, expert width, hidden size",
         ),
-        kv=_kv(spec, dtype, context, batch),
-        activations=_activations(spec, dtype, context, batch),
+        kv=_kv(spec, dtype, context, batch, chunk),
+        activations=_activations(spec, dtype, context, batch, chunk),
         process=Term("process", PROCESS, "interpreter, torch, tokenizer (typical)", "-"),
+        chunk=min(chunk, context),
         expert_count=sum(mixture.router.experts for mixture in mixtures),
         bytes_per_expert=max(sizes, default=0),
-        active_per_layer=max((mixture.router.active for mixture in mixtures), default=0),
+        slot_bytes=max((record.stride for record in records), default=0),
+        staging=STAGING * max(map(staging_size, records), default=0),
     )
 
 
@@ -104,12 +107,13 @@ class Tier:
     kv: int = 0
     activations: int = 0
     process: int = 0
+    staging: int = 0
     experts: int = 0
     expert_bytes: int = 0
 
     @property
     def total(self) -> int:
-        return self.dense + self.kv + self.activations + self.process + self.expert_bytes
+        return self.dense + self.kv + self.activations + self.process + self.staging + self.expert_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,13 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """Nothing is read from disk."""
         return self.full_ram <= self.ram_budget
+
+    @property
+    def runs(self) -> bool:
+        """With experts read from disk if need be."""
+        return min(self.full_ram, self.least_ram) <= self.ram_budget
 
 
 def place(need: Needs, ram: int, device: int | None = None) -> Plan:
@@ -136,28 +146,44 @@ def place(need: Needs, ram: int, device: int | None = None) -> Plan:
     The device takes all of cache, buffers and dense weights, or nothing.
     """
     core = Tier(need.dense.bytes, need.kv.bytes, need.activations.bytes)
-    on_device = device is not None and core.total + DEVICE_CONTEXT <= device
-    size = max(1, need.bytes_per_expert)
-    free = device - core.total - DEVICE_CONTEXT if device is not None and on_device else 0
-    in_device = min(need.expert_count, free // size)
+    device_fixed = core.total + DEVICE_CONTEXT + min(need.expert_count, STAGED) * need.slot_bytes
+    on_device = device is not None and device_fixed <= device
+    in_device = 0
+    if device is not None and on_device:
+        in_device = min(need.expert_count, (device - device_fixed) // max(1, need.slot_bytes))
     left = need.expert_count - in_device
-    staging = min(left, STAGED) * size if on_device else 0
-    fixed = need.process.bytes + staging + (0 if on_device else core.total)
-    in_ram = max(0, min(left, (ram - fixed) // size))
+    fixed = need.process.bytes + (0 if on_device else core.total)
+    size = max(1, need.bytes_per_expert if not on_device else need.slot_bytes)
+    full = fixed + left * size
+    staging = 0 if full <= ram else need.staging
+    slot = size if full <= ram else max(1, need.slot_bytes)
+    in_ram = max(0, min(left, (ram - fixed - staging) // slot))
+    in_device_bytes = in_device * need.slot_bytes
+    device_staging = device_fixed - core.total - DEVICE_CONTEXT
     return Plan(
         need,
         ram,
         device,
-        Tier(core.dense, core.kv, core.activations, DEVICE_CONTEXT, in_device, in_device * size)
+        Tier(core.dense, core.kv, core.activations, DEVICE_CONTEXT, device_staging, in_device, in_device_bytes)
         if on_device
         else Tier(),
-        Tier(0, 0, staging, need.process.bytes, in_ram, in_ram * size)
+        Tier(0, 0, 0, need.process.bytes, staging, in_ram, in_ram * slot)
         if on_device
-        else Tier(core.dense, core.kv, core.activations, need.process.bytes, in_ram, in_ram * size),
-        Tier(experts=left - in_ram, expert_bytes=(left - in_ram) * size),
-        full_ram=fixed + left * size,
-        least_ram=fixed + min(left, need.active_per_layer) * size,
+        else Tier(core.dense, core.kv, core.activations, need.process.bytes, staging, in_ram, in_ram * slot),
+        Tier(experts=left - in_ram, expert_bytes=(left - in_ram) * need.bytes_per_expert),
+        full_ram=full,
+        least_ram=fixed + (need.staging if left else 0),
     )
+
+
+def fit(spec: ModelSpec, dtype: str, context: int, ram: int, device: int | None = None) -> Plan:
+    """The plan that a run obeys: smaller chunks of the prompt only where the usual ones would not fit at all."""
+    chunk = CHUNK
+    plan = place(needs(spec, dtype, context, chunk=chunk), ram, device)
+    while not plan.runs and chunk > _LEAST_CHUNK:
+        chunk //= 2
+        plan = place(needs(spec, dtype, context, chunk=chunk), ram, device)
+    return plan
 
 
 def largest_context(spec: ModelSpec, dtype: str, batch: int, ram: int, device: int | None = None) -> int:
@@ -206,8 +232,7 @@ def dense_read_bytes(spec: ModelSpec, dtype: str) -> int:
 
 def tensor_bytes(tensor: Tensor, dtype: str) -> int:
     """One dense tensor as stored; sensitive ones in 16 bits at least."""
-    precise = tensor.role in _PRECISE_ROLES or tensor.part in _PRECISE_PARTS or len(tensor.shape) != 2
-    return bytes_for("bf16" if precise and dtype not in PLAIN else dtype, tensor.shape)
+    return bytes_for(dense_dtype(tensor, dtype), tensor.shape)
 
 
 def _mixtures(spec: ModelSpec) -> list[Mixture]:
@@ -233,12 +258,12 @@ def _number_bytes(dtype: str) -> int:
     return 4 if dtype == "fp32" else 2
 
 
-def _kv(spec: ModelSpec, dtype: str, context: int, batch: int) -> Term:
+def _kv(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: int) -> Term:
     """Every layer's rows as the engine allocates them, and the fixed states of layers without attention."""
     rows: Counter[tuple[int, int]] = Counter()
     states = 0
     for layer in spec.layers:
-        rows[cache_rows(layer.attention, context), layer.attention.cache_width] += 1
+        rows[cache_rows(layer.attention, context, chunk), layer.attention.cache_width] += 1
         rows[context, layer.cache_extra + (layer.cross.cache_width if layer.cross else 0)] += 1
         states += layer.recurrent.state if layer.recurrent else 0
     kinds = [(layers, count, width) for (count, width), layers in rows.items() if width]
@@ -254,10 +279,10 @@ def _kv(spec: ModelSpec, dtype: str, context: int, batch: int) -> Term:
     )
 
 
-def _activations(spec: ModelSpec, dtype: str, context: int, batch: int) -> Term:
+def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: int) -> Term:
     """The largest buffers alive at once while a chunk of the prompt passes a block, and the rotary tables."""
     size = _number_bytes(dtype)
-    tokens = min(CHUNK, context)
+    tokens = min(chunk, context)
     width = spec.hidden_size
     tables = sum(2 * context * rope.dims * size for rope in {layer.attention.rope for layer in spec.layers})
     stream = 3 * tokens * width * size

@@ -16,6 +16,8 @@ class Variable:
 
 
 VARIABLES = (
+    Variable("MOECLI_HOME", "packed models and traces (default: moecli in the XDG data directory)"),
+    Variable("MOECLI_KERNEL", "native, bnb or torch: who multiplies packed weights (default: the fastest)"),
     Variable("MOECLI_THREADS", "compute threads (default: one per physical core)"),
     Variable("MOECLI_DEBUG", "1 shows the traceback of an explained failure"),
     Variable("HF_HOME", "the Hugging Face folder; models lie in its hub/ (also HF_HUB_CACHE)"),
@@ -47,3 +49,16 @@ def hub_cache() -> Path:
         return Path(chosen).expanduser() / "hub"
     cache = read("XDG_CACHE_HOME")
     return (Path(cache).expanduser() if cache else Path.home() / ".cache") / "huggingface" / "hub"
+
+
+def home() -> Path:
+    """Where this program keeps what it makes."""
+    if chosen := read("MOECLI_HOME"):
+        return Path(chosen).expanduser()
+    data = read("XDG_DATA_HOME")
+    return (Path(data).expanduser() if data else Path.home() / ".local" / "share") / "moecli"
+
+
+def stores() -> Path:
+    """Where packed models lie."""
+    return home() / "models"

@@ -40,3 +40,14 @@ def _three_figures(value: float) -> str:
     if value == int(value) and abs(value) < 1000:
         return str(int(value))
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def round_up(size: int) -> str:
+    """A size that can be given back as an option's value, never less than `size`."""
+    unit, name = (2**30, "GiB") if size >= 10 * 2**30 else (2**20, "MiB")
+    return f"{-(-size // unit)}{name}"
+
+
+def figure(value: float) -> str:
+    """A rate as people read it: 12, 3.4, 0.0042."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

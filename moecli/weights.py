@@ -70,6 +70,10 @@ class Weights:
         found = (self.expert(layer, expert, matrix).stored for layer, expert, matrix, _ in self._expert_matrices())
         return list(dict.fromkeys(found))
 
+    def experts_are(self, dtype: str) -> bool:
+        """Whether every routed expert is stored in this format."""
+        return all(FLOATS[stored.dtype] == dtype for stored in self.expert_tensors())
+
     def _experts_of(self, layer: int) -> int:
         mixtures = dict(self.spec.mixtures)
         return mixtures[layer].router.experts

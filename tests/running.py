@@ -11,10 +11,14 @@ from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Session, Timing
 from moecli.engine.load import open_model
 from moecli.engine.sampling import Sampler, Sampling
+from moecli.plan import fit
+
+ALL = 2**60  # a budget that holds everything
 
 
 def load(folder: Path, dtype: str = "fp32", positions: int = 256) -> Decoder:
-    return open_model(folder).decoder(dtype, positions)
+    model = open_model(folder)
+    return model.decoder(fit(model.spec, dtype, positions, ALL))
 
 
 def session(decoder: Decoder, capacity: int = 256, chunk: int = 256) -> Session:

@@ -15,12 +15,13 @@ import torch
 from checkpoints import make, prompt, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import load, score
+from running import ALL, load, score
 from safetensors.torch import load_file, save_file
 
 from moecli.checkpoint import Checkpoint, read_header
 from moecli.engine.load import open_model
 from moecli.errors import CheckpointError, MoecliError
+from moecli.plan import fit
 
 GOOD = {
     "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
@@ -353,7 +354,7 @@ def test_prediction_layers_after_the_last_are_left_alone(models: dict[str, Path]
     extra = {"model.layers.2.eh_proj.weight": torch.ones(4, 4), "model.layers.2.enorm.weight": torch.ones(4)}
     extra["model.layers.2.big"] = torch.zeros(500_000, dtype=torch.int32)  # most bytes, and no number format of ours
     folder = altered(models["deepseek_v3"], tmp_path, lambda tensors: tensors.update(extra))
-    assert open_model(folder).dtype() == "fp32"
+    assert open_model(folder).dtypes[0] == "fp32"
     too_far = altered(folder, tmp_path / "more", put("model.layers.3.enorm.weight", torch.ones(4)))
     assert "model.layers.3" in refusal(lambda: open_model(too_far))
 
@@ -426,4 +427,4 @@ def test_any_change_of_an_entry_is_read_or_refused(
         model = open_model(folder)
     except MoecliError:
         return
-    score(model.decoder("fp32", 4), [1, 2])
+    score(model.decoder(fit(model.spec, "fp32", 4, ALL)), [1, 2])

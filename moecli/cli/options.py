@@ -12,10 +12,10 @@ from moecli.errors import UsageError
 
 def complete_model(incomplete: str) -> Iterator[str]:
     """Aliases, then what is in the Hugging Face cache; touches no network and imports nothing heavy."""
-    from moecli import catalog, hub
+    from moecli import catalog, hub_cache
 
     names = [catalog.BUILT_IN, *(entry.alias for entry in catalog.known())]
-    names += [model.repo for model in hub.local_models()]
+    names += [model.repo for model in hub_cache.local_models()]
     return (name for name in dict.fromkeys(names) if name.startswith(incomplete))
 
 
@@ -39,7 +39,10 @@ Model = Annotated[
         show_default=False,
     ),
 ]
-Dtype = Annotated[str, typer.Option("--dtype", "--quant", help="Weights: auto (as stored), fp32, bf16 or fp16.")]
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", "--quant", help="Weights: auto (as stored if it fits), fp32, bf16, fp16, q8, q4, ..."),
+]
 Context = Annotated[
     int | None,
     typer.Option("--ctx", help="Longest text in tokens, prompt and answer.", show_default=False, callback=at_least(1)),
@@ -56,3 +59,4 @@ Ram = Annotated[
     str | None,
     typer.Option("--ram", metavar="SIZE", help="RAM budget, e.g. 6GiB; default: what is free now.", show_default=False),
 ]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer questions with yes.")]

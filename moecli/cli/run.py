@@ -10,7 +10,9 @@ import typer
 from moecli import hub
 from moecli.cli import options
 from moecli.errors import UsageError
-from moecli.output import terminal
+from moecli.formats import FORMATS
+from moecli.output import loading, terminal
+from moecli.policies import DEFAULT, POLICIES
 from moecli.units import parse_size
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ EXAMPLES = """Examples:
   moecli run mixtral "Why is the sky blue?" --temperature 0 --json
 """
 
-_DTYPES = ("auto", "fp32", "bf16", "fp16")
+_SLOW = 1.0  # tokens per second: below it, the user is asked first
 _Prompt = Annotated[
     str | None,
     typer.Argument(
@@ -62,10 +64,14 @@ def run(
     dtype: options.Dtype = "auto",
     ctx: options.Context = None,
     ram: options.Ram = None,
+    policy: Annotated[
+        str, typer.Option("--policy", help=f"Which expert leaves when RAM is full: {', '.join(POLICIES)}.")
+    ] = DEFAULT,
     device: Annotated[str, typer.Option("--device", help="auto or cpu.")] = "auto",
     threads: options.Threads = None,
     json: options.Json = False,
     offline: options.Offline = False,
+    yes: options.Yes = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -73,8 +79,10 @@ def run(
 
     Sampling options left out are the model's own (generation_config.json), else temperature 0.7.
     """
-    if dtype not in _DTYPES:
-        raise UsageError(f"--dtype {dtype} is not known", f"it takes {', '.join(_DTYPES)}")
+    if dtype != "auto" and dtype not in FORMATS:
+        raise UsageError(f"--dtype {dtype} is not known", f"it takes auto, {', '.join(FORMATS)}")
+    if policy not in POLICIES:
+        raise UsageError(f"--policy {policy} is not known", f"it takes {', '.join(POLICIES)}")
     if device not in ("auto", "cpu"):
         raise UsageError(f"--device {device} is not in this version", "it takes auto or cpu")
     text = _read_prompt(prompt)
@@ -89,12 +97,21 @@ def run(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty,
             seed=seed, max_tokens=max_tokens, ram=None if ram is None else parse_size(ram),
             stops=tuple(map(terminal.clean, stop or ())),
-            system=system and terminal.clean(system), raw=raw, context=ctx, threads=threads,
+            system=system and terminal.clean(system), raw=raw, context=ctx, threads=threads, policy=policy,
         )  # fmt: skip
         runner = open_runner(source.name, folder, dtype, choices)
-        runner.load(text)
+        plan = runner.plan(text)
     if verbose:
-        terminal.say(f"{runner.name}: {runner.dtype}, {runner.sampling}, seed {runner.seed}")
+        terminal.say(f"{runner.name}: {runner.sampling}, seed {runner.seed}")
+        terminal.say(loading.explain(plan))
+    if not plan.fits:
+        speed = runner.forecast(plan)
+        if not quiet or speed.middle < _SLOW:
+            terminal.say(loading.expectation(plan, speed))
+        if speed.middle < _SLOW:
+            terminal.confirm("go on?", yes)
+    with loading.progress(runner.name, quiet) as progress:
+        runner.load(plan, progress)
     if text is not None:
         _answer(runner, text, json, quiet)
     else:

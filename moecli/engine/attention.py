@@ -11,6 +11,7 @@ from torch import Tensor
 from moecli.engine.cache import LayerCache
 from moecli.engine.layers import Rotation
 from moecli.engine.weights import LayerWeights
+from moecli.kernels.products import linear
 from moecli.plan import BUCKET, SCORES
 from moecli.spec import GroupedQuery, Latent, QkNorm
 
@@ -94,8 +95,8 @@ class GroupedQueryAttention:
         self._scratch = scratch
         self._rotation = rotation
         self._eps = eps
-        self._qkv, self._qkv_bias = weights["qkv"], weights.get("qkv_bias")
-        self._o, self._o_bias = weights["o"], weights.get("o_bias")
+        self._qkv, self._qkv_bias = weights.matrix("qkv"), weights.get("qkv_bias")
+        self._o, self._o_bias = weights.matrix("o"), weights.get("o_bias")
         self._q_norm, self._k_norm = weights.get("q_norm"), weights.get("k_norm")
         if spec.qk_norm is QkNorm.HEAD:
             q, k = weights["q_norm"], weights["k_norm"]
@@ -113,12 +114,12 @@ class GroupedQueryAttention:
             q, k, v, scratch=self._scratch, scale=spec.scale, offset=start - cache.first, window=spec.window,
             softcap=spec.softcap,
         )  # fmt: skip
-        return F.linear(mixed, self._o, self._o_bias)
+        return linear(mixed, self._o, self._o_bias)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys side by side [T, (H + K) * d], and values [T, K * d]."""
         spec = self._spec
-        qkv = F.linear(x, self._qkv, self._qkv_bias)
+        qkv = linear(x, self._qkv, self._qkv_bias)
         if spec.clip is not None and spec.qk_norm is QkNorm.NONE:
             qkv = qkv.clamp_(-spec.clip, spec.clip)
         qk, v = qkv.split((spec.query_width + spec.kv_width, spec.kv_width), dim=-1)
@@ -156,14 +157,14 @@ class LatentAttention:
         (latents,) = cache.append(self._latents(x, start))  # [1, n, rank + rope]
         attention = self._absorbed if len(x) <= _ABSORB else self._expanded
         mixed = attention(q_nope, q_rope, latents[0], start - cache.first)
-        return F.linear(mixed, self._weights["o"], self._weights.get("o_bias"))
+        return linear(mixed, self._weights.matrix("o"), self._weights.get("o_bias"))
 
     def _queries(self, x: Tensor) -> Tensor:
         w = self._weights
         if self._spec.query_rank is None:
-            return F.linear(x, w["q"])
+            return linear(x, w.matrix("q"))
         low = F.linear(x, w["q_a"], w.get("q_a_bias"))
-        return F.linear(F.rms_norm(low, low.shape[-1:], w["q_a_norm"], self._spec.norm_eps), w["q_b"])
+        return linear(F.rms_norm(low, low.shape[-1:], w["q_a_norm"], self._spec.norm_eps), w.matrix("q_b"))
 
     def _latents(self, x: Tensor, start: int) -> Tensor:
         """[T, 1, rank + rope]: the normed latent, and the one rotary key that all heads share."""

@@ -14,7 +14,7 @@ from moecli.engine.layers import Rotation, normalise
 from moecli.engine.router import route
 from moecli.engine.weights import DenseWeights, LayerWeights
 from moecli.experts.store import ExpertStore
-from moecli.kernels.plain import feed_forward_fused
+from moecli.kernels.products import feed_forward, linear
 from moecli.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Rope
 
 
@@ -61,7 +61,7 @@ class Block:
 
     def _feed_forward(self, prefix: str, x: Tensor, ffn: FeedForward) -> Tensor:
         w = self._weights
-        return feed_forward_fused(x, w[f"{prefix}gate_up"], w[f"{prefix}down"], ffn.activation)
+        return feed_forward(x, w.matrix(f"{prefix}gate_up"), w.matrix(f"{prefix}down"), ffn.activation)
 
     def _norm(self, role: str, x: Tensor) -> Tensor:
         return normalise(x, self._weights[role], self._spec.norm, self._spec.norm_eps)
@@ -79,7 +79,7 @@ class Decoder:
         self.spec = spec
         self.experts = experts
         self._outside = dense.outside
-        self.dtype, self.device = dense.outside["embedding"].dtype, dense.outside["embedding"].device
+        self.dtype, self.device = dense.dtype, dense.outside["embedding"].device
         self._rotations: dict[Rope, Rotation] = {
             layer.attention.rope: Rotation(layer.attention.rope, positions, self.dtype, self.device)
             for layer in spec.layers
@@ -122,6 +122,5 @@ class Decoder:
     def logits(self, states: Tensor) -> Tensor:
         """states [t, D] -> [t, V], float32."""
         with torch.inference_mode():
-            head = self._outside.get("head", self._outside["embedding"])
-            logits = F.linear(states, head).float()
+            logits = linear(states, self._outside.matrix("head" if "head" in self._outside else "embedding")).float()
             return logits if self.spec.logit_multiplier == 1 else logits * self.spec.logit_multiplier

@@ -1,43 +1,140 @@
-"""From a checkpoint folder to a decoder that is ready to run."""
+"""From a folder to a decoder that is ready to run: a checkpoint or a packed store, resident or streamed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from moecli import families
 from moecli.checkpoint import Checkpoint
 from moecli.engine.decoder import Decoder
-from moecli.engine.weights import DenseWeights
-from moecli.errors import CheckpointError, ConfigError
-from moecli.experts.mapped import MappedExperts
-from moecli.formats.plain import torch_dtype
+from moecli.engine.weights import checkpoint_weights, store_weights
+from moecli.errors import CheckpointError, ConfigError, UsageError
+from moecli.experts import disk
+from moecli.experts.resident import checkpoint_experts, packed_experts, store_experts
+from moecli.experts.store import ExpertStore
+from moecli.experts.tiered import TieredExperts
+from moecli.plan import Plan
+from moecli.policies import DEFAULT
+from moecli.records import compute_dtype
 from moecli.spec import ModelSpec
+from moecli.store.packed import PackedStore
 from moecli.weights import Weights
+
+Progress = Callable[[int, int], None]  # experts done, of how many
+
+
+def _silent(done: int, total: int) -> None:
+    """Nobody watches."""
+
+
+class Model(Protocol):
+    """Weights opened and checked, not yet read."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The formats it can run in, the most precise first; as it is stored before the others."""
+        ...
+
+    @property
+    def streams(self) -> bool:
+        """Whether experts can be read from disk as they are needed."""
+        ...
+
+    @property
+    def disk_speed(self) -> float | None:
+        """Bytes per second that experts arrive at, measured now; None where they are not streamed."""
+        ...
+
+    def decoder(self, plan: Plan, policy: str = DEFAULT, progress: Progress = _silent) -> Decoder:
+        """Read the weights as planned."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """A checkpoint opened and checked, its weights not yet read."""
+class CheckpointModel:
+    """A Hub checkpoint: as stored in place, or converted while it is loaded."""
 
-    spec: ModelSpec
     weights: Weights
 
-    def dtype(self, wanted: str = "auto") -> str:
-        """The precision to compute in: "auto" is as stored."""
-        return self.weights.dtype if wanted == "auto" else wanted
+    @property
+    def spec(self) -> ModelSpec:
+        return self.weights.spec
 
-    def decoder(self, dtype: str, positions: int, budget: int = 0) -> Decoder:
-        """Read the weights; `positions` is the longest text it will meet, `budget` the bytes planned for experts."""
-        experts = MappedExperts(self.weights, dtype, budget)
-        return Decoder(self.spec, DenseWeights(self.weights, torch_dtype(dtype)), experts, positions)
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        stored = self.weights.dtype
+        return (stored, *(dtype for dtype in ("fp32", "bf16", "fp16", "q8", "int8", "nf4", "q4") if dtype != stored))
+
+    @property
+    def streams(self) -> bool:
+        return False
+
+    @property
+    def disk_speed(self) -> float | None:
+        return None
+
+    def decoder(self, plan: Plan, policy: str = DEFAULT, progress: Progress = _silent) -> Decoder:
+        dtype, budget = plan.needs.dtype, plan.ram.expert_bytes
+        experts = (
+            checkpoint_experts(self.weights, budget)
+            if self.weights.experts_are(dtype)
+            else packed_experts(self.weights, dtype, budget, progress)
+        )
+        dense = checkpoint_weights(self.weights, dtype, compute_dtype(dtype, self.weights.dtype))
+        return Decoder(self.spec, dense, experts, plan.needs.context)
 
 
-def open_model(folder: Path) -> Model:
-    """Read config.json and every safetensors header of `folder`. ConfigError or CheckpointError if they are unfit."""
+@dataclass(frozen=True, slots=True)
+class StoreModel:
+    """A packed store: in place if all of it fits, else experts in slots and on disk."""
+
+    store: PackedStore
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.store.spec
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        return (self.store.dtype,)
+
+    @property
+    def streams(self) -> bool:
+        return True
+
+    @property
+    def disk_speed(self) -> float | None:
+        return disk.measure(self.store)
+
+    def decoder(self, plan: Plan, policy: str = DEFAULT, progress: Progress = _silent) -> Decoder:
+        experts: ExpertStore = (
+            store_experts(self.store, plan.ram.expert_bytes)
+            if plan.fits
+            else TieredExperts(self.store, plan.ram.experts, policy)
+        )
+        return Decoder(self.spec, store_weights(self.store), experts, plan.needs.context)
+
+
+def open_model(folder: Path) -> CheckpointModel | StoreModel:
+    """Read the configuration and every header in `folder`. ConfigError or CheckpointError if they are unfit."""
+    if (folder / "manifest.json").is_file():
+        store = PackedStore.open(folder)
+        _check_runs(store.spec, folder)
+        return StoreModel(store)
     config = families.load_config(folder / "config.json")
     family = families.find(config)
     spec = family.read(config)
+    _check_runs(spec, folder)
+    return CheckpointModel(Weights(spec, family, Checkpoint.open(folder)))
+
+
+def _check_runs(spec: ModelSpec, folder: Path) -> None:
     if spec.unsupported:
         raise ConfigError(
             f"{spec.family} models cannot be run yet: the engine lacks {', '.join(spec.unsupported)}",
@@ -48,4 +145,12 @@ def open_model(folder: Path) -> Model:
             f"the checkpoint is quantised ({spec.quantization}), which cannot be run yet",
             "use an unquantised bf16 or fp16 revision",
         )
-    return Model(spec, Weights(spec, family, Checkpoint.open(folder)))
+
+
+def check_dtype(model: Model, dtype: str) -> None:
+    """UsageError for a format that this model cannot run in."""
+    if dtype != "auto" and dtype not in model.dtypes:
+        raise UsageError(
+            f"--dtype {dtype} does not suit a store packed to {model.dtypes[0]}",
+            "leave --dtype out, or pack the original checkpoint again",
+        )

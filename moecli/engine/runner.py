@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from moecli import machine, plan
+from moecli import machine
 from moecli.engine.answer import Answer, Request, pieces
 from moecli.engine.generate import Session
-from moecli.engine.load import Model, open_model
+from moecli.engine.load import Model, Progress, check_dtype, open_model
 from moecli.engine.sampling import Sampling
 from moecli.errors import CheckpointError, MoecliError, NotEnoughMemory
+from moecli.forecast import Links, Speed, forecast
+from moecli.plan import Plan, fit
+from moecli.policies import DEFAULT
 from moecli.text.chat import Message
 from moecli.text.defaults import GenerationDefaults, read_generation_defaults
 from moecli.text.tokenizer import Tokenizer
-from moecli.units import format_bytes
+from moecli.units import format_bytes, round_up
 
 _CHAT_CONTEXT = 8192
+_AUTO = ("bf16", "q8", "q4")  # what "auto" falls back to; the others are chosen by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class Choices:
     context: int | None = None
     ram: int | None = None
     threads: int | None = None
+    policy: str = DEFAULT
 
     def sampling(self, vendor: GenerationDefaults) -> Sampling:
         """The user's word first, then the vendor's, then a temperature of 0.7."""
@@ -61,7 +66,7 @@ class Choices:
 class Loaded:
     """What `Runner.load` leaves: the plan that was obeyed, and the session it made."""
 
-    plan: plan.Plan
+    plan: Plan
     session: Session
 
 
@@ -70,7 +75,7 @@ class Runner:
     """One conversation. A base model, or --raw, continues one growing text instead."""
 
     name: str
-    dtype: str
+    wanted: str  # a format, or "auto"
     seed: int
     choices: Choices
     sampling: Sampling
@@ -80,6 +85,10 @@ class Runner:
     _loaded: Loaded | None = None
     _messages: list[Message] = field(default_factory=list)
     _ids: list[int] = field(default_factory=list)  # a raw text so far
+
+    @property
+    def dtype(self) -> str:
+        return self.loaded.plan.needs.dtype
 
     @property
     def is_chat(self) -> bool:
@@ -138,17 +147,30 @@ class Runner:
         system = [Message("system", self.choices.system)] if self.choices.system else []
         return system + self._messages
 
-    def load(self, first: str | None) -> None:
-        """Reserve the context, read the dense weights. `first`: the only prompt to come, or None for a chat."""
-        capacity = self._capacity(first)
-        placed = plan.place(
-            plan.needs(self.model.spec, self.dtype, capacity),
-            machine.free_ram() if self.choices.ram is None else self.choices.ram,
-        )
-        if not placed.fits:
-            raise _too_large(self.name, placed)
-        decoder = self.model.decoder(self.dtype, capacity, placed.ram.expert_bytes)
-        self._loaded = Loaded(placed, Session(decoder, decoder.new_cache(capacity, min(plan.CHUNK, capacity))))
+    def plan(self, first: str | None) -> Plan:
+        """Where everything will go. `first`: the only prompt to come, or None for a chat. NotEnoughMemory if it cannot.
+
+        "auto" is the format it is stored in if that fits, else the most precise block format that does.
+        """
+        ram = machine.free_ram() if self.choices.ram is None else self.choices.ram
+        context = self._capacity(first)
+        stored, *others = self.model.dtypes
+        names = [self.wanted] if self.wanted != "auto" else [stored, *(name for name in others if name in _AUTO)]
+        plans = [fit(self.model.spec, name, context, ram) for name in names]
+        for placed in plans:
+            if placed.fits or (placed.runs and self.model.streams):
+                return placed
+        raise _too_large(self.name, plans, self.model.streams)
+
+    def forecast(self, placed: Plan) -> Speed:
+        """What to expect of a plan that reads experts from disk, whose speed is measured now."""
+        links = Links() if self.model.disk_speed is None else Links(disk=self.model.disk_speed, evidence="measured")
+        return forecast(self.model.spec, placed, links)
+
+    def load(self, placed: Plan, progress: Progress) -> None:
+        """Read the weights and reserve the context, as planned."""
+        decoder = self.model.decoder(placed, self.choices.policy, progress)
+        self._loaded = Loaded(placed, Session(decoder, decoder.new_cache(placed.needs.context, placed.needs.chunk)))
 
     def _capacity(self, first: str | None) -> int:
         longest = self.choices.context or self.model.spec.context_length
@@ -167,12 +189,13 @@ def open_runner(name: str, folder: Path, dtype: str, choices: Choices) -> Runner
     """Check all that the model in `folder` consists of, and read everything but its weights."""
     torch.set_num_threads(machine.compute_threads(choices.threads))
     model = open_model(folder)
+    check_dtype(model, dtype)
     vendor = read_generation_defaults(folder)
     tokenizer = Tokenizer.load(folder)
     own = frozenset() if tokenizer.eos_id is None else frozenset({tokenizer.eos_id})
     return Runner(
         name=name,
-        dtype=model.dtype(dtype),
+        wanted=dtype,
         seed=int.from_bytes(os.urandom(4), "little") if choices.seed is None else choices.seed,
         choices=choices,
         sampling=choices.sampling(vendor),
@@ -182,11 +205,21 @@ def open_runner(name: str, folder: Path, dtype: str, choices: Choices) -> Runner
     )
 
 
-def _too_large(name: str, placed: plan.Plan) -> NotEnoughMemory:
+def _too_large(name: str, plans: Sequence[Plan], streams: bool) -> NotEnoughMemory:
     """The whole sum, the shortage, and the smallest budget that would do."""
-    terms = " + ".join(f"{term.name} {format_bytes(term.bytes)}" for term in placed.needs.terms if term.bytes)
+    first, least = plans[0], min(plans, key=lambda placed: placed.full_ram)
+    smallest = least.least_ram if streams else least.full_ram
+    terms = " + ".join(f"{term.name} {format_bytes(term.bytes)}" for term in first.needs.terms if term.bytes)
+    budget = first.ram_budget
+    message = f"'{name}' in {first.needs.dtype} needs {format_bytes(first.full_ram)} of RAM and the budget is "
+    message += f"{format_bytes(budget)} ({terms})"
+    if streams:
+        return NotEnoughMemory(
+            f"{message}; even with every expert on disk it is {format_bytes(smallest - budget)} short",
+            f"the smallest budget that works is --ram {round_up(smallest)}; a shorter --ctx needs less",
+        )
     return NotEnoughMemory(
-        f"'{name}' in {placed.needs.dtype} needs {format_bytes(placed.full_ram)} of RAM "
-        f"and {format_bytes(placed.ram_budget)} is free ({terms})",
-        f"free {format_bytes(placed.full_ram - placed.ram_budget)} more, or see what would fit: moecli memory {name}",
+        f"{message}; it is {format_bytes(first.full_ram - budget)} short",
+        f"experts are read from disk once it is packed: moecli pack {name} --dtype q4; "
+        f"without, --ram {round_up(smallest)} in {least.needs.dtype}",
     )

@@ -1,35 +1,98 @@
-"""Dense weights for the forward pass: read once into memory, stacked and converted where the spec says so."""
+"""Dense weights for the forward pass: read once into memory, by role, in the format that the plan gave each."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from moecli import tensors
-from moecli.formats.plain import read_into
-from moecli.weights import Weights
+from moecli import formats, tensors
+from moecli.formats.plain import read_into, torch_dtype
+from moecli.kernels.products import Matrix, as_matrix
+from moecli.records import dense_dtype
+from moecli.spec import ModelSpec
+from moecli.store.packed import PackedStore
+from moecli.weights import FLOATS, Weights
 
-LayerWeights = dict[str, Tensor]  # by role
+Load = Callable[[tensors.Tensor], Matrix]
 
 _FLOAT32 = frozenset({"router", "router_bias"})  # the router's arithmetic never loses precision
 
 
+class LayerWeights:
+    """One layer's weights by role: most are tensors, `[role]`; large matrices may be packed, `matrix(role)`."""
+
+    def __init__(self, matrices: Mapping[str, Matrix]) -> None:
+        self._matrices = matrices
+
+    def __contains__(self, role: str) -> bool:
+        return role in self._matrices
+
+    def __getitem__(self, role: str) -> Tensor:
+        found = self._matrices[role]
+        assert isinstance(found, Tensor), f"{role} is packed"
+        return found
+
+    def get(self, role: str) -> Tensor | None:
+        """None where the model has no such tensor."""
+        return self[role] if role in self else None
+
+    def matrix(self, role: str) -> Matrix:
+        """What `kernels.products.linear` takes."""
+        return self._matrices[role]
+
+
 class DenseWeights:
-    """Every tensor but the routed experts, by role: `outside` the blocks and per layer."""
+    """Every tensor but the routed experts: `outside` the blocks and per layer. Activations are in `compute`."""
 
-    def __init__(self, weights: Weights, dtype: torch.dtype) -> None:
-        by_layer: dict[int | None, LayerWeights] = defaultdict(dict)
-        for tensor in tensors.dense_tensors(weights.spec):
-            target = torch.float32 if tensor.role in _FLOAT32 else dtype
-            by_layer[tensor.layer][tensor.role] = _load(weights, tensor, target)
-        self.outside = by_layer[None]
-        self.layers = [by_layer[index] for index in range(len(weights.spec.layers))]
+    def __init__(self, spec: ModelSpec, compute: str, load: Load) -> None:
+        self.dtype = torch_dtype(compute)
+        by_layer: dict[int | None, dict[str, Matrix]] = defaultdict(dict)
+        for tensor in tensors.dense_tensors(spec):
+            by_layer[tensor.layer][tensor.role] = load(tensor)
+        self.outside = LayerWeights(by_layer[None])
+        self.layers = [LayerWeights(by_layer[index]) for index in range(len(spec.layers))]
 
 
-def _load(weights: Weights, tensor: tensors.Tensor, dtype: torch.dtype) -> Tensor:
+def checkpoint_weights(weights: Weights, dtype: str, compute: str) -> DenseWeights:
+    """From a checkpoint; the large matrices are packed where `dtype` is quantised."""
+
+    def load(tensor: tensors.Tensor) -> Matrix:
+        wanted = dense_dtype(tensor, dtype, compute)
+        if wanted in formats.PLAIN:
+            return _read(weights, tensor, _precision(tensor.role, wanted))
+        rows, columns = tensor.shape
+        stored = FLOATS[weights.dense(tensor)[0].dtype]
+        return as_matrix(wanted, (rows, columns), formats.pack(wanted, _read(weights, tensor, torch_dtype(stored))))
+
+    return DenseWeights(weights.spec, compute, load)
+
+
+def store_weights(store: PackedStore) -> DenseWeights:
+    """From a packed store, as they lie there."""
+
+    def load(tensor: tensors.Tensor) -> Matrix:
+        stored, dtype = store.dense(tensor)
+        if dtype in formats.PLAIN:
+            plain = torch.empty(tensor.shape, dtype=_precision(tensor.role, dtype))
+            read_into(plain, store.checkpoint, stored)
+            return plain.to(_precision(tensor.role, store.compute))
+        rows, columns = tensor.shape
+        data = torch.empty(stored.size, dtype=torch.uint8)
+        store.checkpoint.read_into(data.numpy().data, stored)
+        return as_matrix(dtype, (rows, columns), data)
+
+    return DenseWeights(store.spec, store.compute, load)
+
+
+def _precision(role: str, dtype: str) -> torch.dtype:
+    return torch.float32 if role in _FLOAT32 else torch_dtype(dtype)
+
+
+def _read(weights: Weights, tensor: tensors.Tensor, dtype: torch.dtype) -> Tensor:
     loaded = torch.empty(tensor.shape, dtype=dtype)
     start = 0
     for stored in weights.dense(tensor):

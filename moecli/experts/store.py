@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from moecli.kernels.plain import Matrices, feed_forward
+from moecli.kernels.products import Expert, expert_outputs
 from moecli.spec import Activation
-
-MatricesOf = Callable[[int], Matrices]  # by expert
 
 
 @dataclass(slots=True)
@@ -22,6 +22,7 @@ class Statistics:
     hits: int = 0
     misses: int = 0
     bytes_read: int = 0
+    wait_s: float = 0.0  # for bytes on their way while there was nothing to compute
     budget_bytes: int = 0
 
 
@@ -35,23 +36,45 @@ class ExpertStore(Protocol):
         ...
 
 
-def mix(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, matrices: MatricesOf) -> Tensor:
-    """Sum in rank order, whatever the order of computation, so that placement never changes a bit."""
-    if len(x) == 1:
-        total = torch.zeros(1, x.shape[1], dtype=torch.float32, device=x.device)
-        for expert, weight in zip(chosen[0].tolist(), weights[0].tolist(), strict=True):
-            total.add_(feed_forward(x, matrices(expert), activation), alpha=weight)
-        return total.to(x.dtype)
+class Streamed(Protocol):
+    """A large expert, computed by runs of its rows, which may still be arriving."""
+
+    def __call__(self, x: Tensor, activation: Activation) -> Tensor:
+        """x [T, D] -> [T, D]."""
+        ...
+
+
+Group = Sequence[tuple[int, Expert | Streamed]]  # by number: experts at hand together, all of one kind
+Arrivals = Callable[[dict[int, int]], Generator[Group, None, None]]
+
+
+def mix(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, arrivals: Arrivals) -> Tensor:
+    """The weighted sum of the chosen experts, each computed when `arrivals` brings it.
+
+    `arrivals` is told how many tokens take each expert, and yields each once, in groups. The sum is in rank order,
+    whatever the order of arrival, so that placement never changes a bit.
+    """
+    return (_one if len(x) == 1 else _many)(x, chosen, weights, activation, arrivals)
+
+
+def _one(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, arrivals: Arrivals) -> Tensor:
+    ranks = {expert: rank for rank, expert in enumerate(chosen[0].tolist())}
+    parts = x.new_empty(len(ranks), x.shape[1], dtype=torch.float32)  # [A, D]
+    with closing(arrivals(dict.fromkeys(ranks, 1))) as groups:
+        for group in groups:
+            parts[[ranks[expert] for expert, _ in group]] = _compute(x, group, activation)[:, 0].float()
+    return (weights.float() @ parts).to(x.dtype)
+
+
+def _many(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, arrivals: Arrivals) -> Tensor:
     tokens, active = chosen.shape
-    order = chosen.flatten().argsort(stable=True)  # assignments, grouped by expert
+    counts = chosen.flatten().bincount()
+    order = chosen.flatten().argsort(stable=True).split(counts.tolist())  # assignments of each expert
     parts = x.new_empty(tokens * active, x.shape[1])  # [T * A, D]
-    start = 0
-    for expert, count in enumerate(chosen.flatten().bincount().tolist()):
-        if count:
-            mine = order[start : start + count]
-            fed = x[_padded(mine) // active]
-            parts[mine] = feed_forward(fed, matrices(expert), activation)[:count]
-            start += count
+    with closing(arrivals({expert: len(mine) for expert, mine in enumerate(order) if len(mine)})) as groups:
+        for each in chain.from_iterable(groups):
+            mine = order[each[0]]
+            parts[mine] = _compute(x[mine // active], [each], activation)[0].to(x.dtype)
     ranked = parts.view(tokens, active, -1)
     total = torch.zeros(tokens, x.shape[1], dtype=torch.float32, device=x.device)
     for rank in range(active):
@@ -59,8 +82,8 @@ def mix(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, matr
     return total.to(x.dtype)
 
 
-def _padded(rows: Tensor) -> Tensor:
-    """Repeat the last row up to one of few sizes: a matrix product compiles itself anew for each height it meets."""
-    count = len(rows)
-    size = 1 << (count - 1).bit_length() if count <= 16 else -(-count // 16) * 16
-    return rows if size == count else torch.cat((rows, rows[-1:].expand(size - count)))
+def _compute(x: Tensor, group: Group, activation: Activation) -> Tensor:
+    """[n, T, D]: what each expert of the group makes of x [T, D]."""
+    if whole := [expert for _, expert in group if isinstance(expert, tuple)]:
+        return expert_outputs(x, whole, activation)
+    return torch.stack([expert(x, activation) for _, expert in group if not isinstance(expert, tuple)])

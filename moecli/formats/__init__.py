@@ -37,7 +37,6 @@ class Format:
     bits: float  # per weight, of a large matrix
     matrix_bytes: Callable[[int, int], int]
     codec: Callable[[], Codec]  # called only where there is torch
-    runnable: bool = True
 
 
 def _plain(size: int) -> Callable[[int, int], int]:
@@ -86,18 +85,16 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
                 8.5,
                 _tiles(16, 32, 16 * 32 + 16 * 2),
                 _module("q8"),
-                runnable=False,
             ),
-            Format("int8", "bitsandbytes LLM.int8 rows", 8, _int8, _module("int8"), runnable=False),
+            Format("int8", "bitsandbytes LLM.int8 rows", 8, _int8, _module("int8")),
             Format(
                 "q4",
                 "4-bit codebook, a scale per 64",
                 4.25,
                 _tiles(16, 128, 16 * 64 + 32 * 2),
                 _module("q4"),
-                runnable=False,
             ),
-            Format("nf4", "bitsandbytes NormalFloat, blocks of 64", 4.5, _nf4, _module("nf4"), runnable=False),
+            Format("nf4", "bitsandbytes NormalFloat, blocks of 64", 4.5, _nf4, _module("nf4")),
         )
     }
 )

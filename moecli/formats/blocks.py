@@ -14,9 +14,14 @@ ROWS = 64  # every format can be read from a row that is a multiple of this
 _WEIGHTS = 2**20  # about as many at once
 
 
+def block_rows(columns: int) -> int:
+    """How many rows make up a block: a multiple of 64."""
+    return max(1, _WEIGHTS // (ROWS * max(1, columns))) * ROWS
+
+
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """The rows of a matrix, in order, in multiples of 64."""
-    step = max(1, _WEIGHTS // (ROWS * max(1, columns))) * ROWS
+    """The rows of a matrix, in order, block by block."""
+    step = block_rows(columns)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 

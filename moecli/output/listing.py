@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
 from typing import Any
 
 from rich.console import Console
@@ -16,15 +18,24 @@ from moecli.units import format_bytes
 def show_here(to: Console, models: Sequence[Here]) -> None:
     """What is on this machine."""
     rows = [
-        (
-            model.name,
-            model.format,
-            format_bytes(model.bytes),
-            (model.revision or model.source)[:12] + ("" if model.complete else "  (not complete)"),
-        )
+        (model.name, model.format, format_bytes(model.bytes), _age(model.last_used), _revision(model))
         for model in models
     ]
-    tables.show(to, tables.grid(("name", "format", "size", "revision"), rows, left=(0, 1, 3)))
+    tables.show(to, tables.grid(("name", "format", "size", "used", "revision"), rows, left=(0, 1, 3, 4)))
+
+
+def _revision(model: Here) -> str:
+    """The one in use, how many there are, and what is unfinished."""
+    several = f" (of {len(model.revisions)})" if len(model.revisions) > 1 else ""
+    partial = f", {format_bytes(model.partial_bytes)} of a download" if model.partial_bytes else ""
+    return (model.revision or model.source)[:12] + several + ("" if model.complete else " (not complete)") + partial
+
+
+def _age(when: float | None) -> str:
+    if when is None:
+        return "-"
+    days = int((time.time() - when) // 86400)
+    return "today" if days < 1 else "yesterday" if days == 1 else f"{days} days ago"
 
 
 def show_known(to: Console, models: Sequence[Known]) -> None:
@@ -55,9 +66,16 @@ def documents_here(models: Sequence[Here]) -> list[dict[str, Any]]:
             "source": model.source,
             "revision": model.revision,
             "complete": model.complete,
+            "revisions": list(model.revisions),
+            "partial_bytes": model.partial_bytes,
+            "last_used": None if model.last_used is None else _iso(model.last_used),
         }
         for model in models
     ]
+
+
+def _iso(when: float) -> str:
+    return datetime.fromtimestamp(when, timezone.utc).isoformat(timespec="seconds")
 
 
 def documents_known(models: Sequence[Known]) -> list[dict[str, Any]]:

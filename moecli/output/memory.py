@@ -8,12 +8,9 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from moecli.estimate import Estimate, Result
-from moecli.formats import FORMATS
 from moecli.output import tables, terminal
 from moecli.plan import Plan, Tier, kv_bytes_per_token, read_bytes_per_token
-from moecli.units import format_bytes
-
-_NOT_YET = "* this version's engine runs fp32, bf16 and fp16, and only what fits in RAM"
+from moecli.units import figure, format_bytes, round_up
 
 
 def screen(result: Result, explain: bool, no_color: bool) -> None:
@@ -26,8 +23,6 @@ def screen(result: Result, explain: bool, no_color: bool) -> None:
         parts += [_placement(result), _verdict(result)]
     else:
         parts.append(Text(_machine(result)))
-    if not result.asked or not _runs_here(result.chosen):
-        parts.append(Text(_NOT_YET, "dim"))
     tables.show(to, *parts)
 
 
@@ -89,6 +84,7 @@ def _tier(tier: Tier) -> dict[str, int]:
         "kv_bytes": tier.kv,
         "activation_bytes": tier.activations,
         "process_bytes": tier.process,
+        "staging_bytes": tier.staging,
         "experts": tier.experts,
         "expert_bytes": tier.expert_bytes,
         "total_bytes": tier.total,
@@ -116,7 +112,7 @@ def _formats(result: Result) -> RenderableType:
     header = ("format", "weights", "an expert", "KV cache", "in all", "fits", "tokens/s")
     rows = [
         (
-            one.needs.dtype + ("" if FORMATS[one.needs.dtype].runnable else "*"),
+            one.needs.dtype,
             format_bytes(one.needs.weights),
             format_bytes(one.needs.bytes_per_expert) if one.needs.expert_count else "-",
             format_bytes(one.needs.kv.bytes),
@@ -162,8 +158,8 @@ def _verdict(result: Result) -> Text:
         lines.append(f"fits {_machine(result)}")
     else:
         short = format_bytes(plan.full_ram - plan.ram_budget)
-        lines.append(f"does not fit {_machine(result)}: {short} short, the smallest --ram is {_up(plan.full_ram)}")
-        lines.append(f"with experts read from disk as they are needed: {_up(plan.least_ram)}")
+        lines.append(f"does not fit {_machine(result)}: {short} short, the smallest --ram is {round_up(plan.full_ram)}")
+        lines.append(f"with experts read from disk as they are needed: {round_up(plan.least_ram)}")
     return Text("\n".join(lines))
 
 
@@ -175,19 +171,5 @@ def _machine(result: Result) -> str:
     return ram if budget.device is None else f"{format_bytes(budget.device)} VRAM and {ram}"
 
 
-def _runs_here(one: Estimate) -> bool:
-    return FORMATS[one.needs.dtype].runnable and one.plan.fits and not one.plan.device.total
-
-
 def _band(low: float, high: float) -> str:
-    return f"{_figure(low)} to {_figure(high)}"
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def _up(size: int) -> str:
-    """A size that can be given back as --ram, rounded up."""
-    unit, name = (2**30, "GiB") if size >= 10 * 2**30 else (2**20, "MiB")
-    return f"{-(-size // unit)}{name}"
+    return f"{figure(low)} to {figure(high)}"

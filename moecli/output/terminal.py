@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moecli import settings
-from moecli.errors import MoecliError, UsageError
+from moecli.errors import Declined, MoecliError, UsageError
 
 
 def prepare_streams() -> None:
@@ -37,19 +37,48 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+class Line:
+    """A line that stands on a terminal's stderr while something takes time; elsewhere nothing."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._wanted = not quiet and sys.stderr.isatty()
+        self._width = 0
+
+    def show(self, text: str) -> None:
+        """Instead of what stood there."""
+        if self._wanted:
+            sys.stderr.write("\r" + text.ljust(self._width))
+            sys.stderr.flush()
+            self._width = len(text)
+
+    def clear(self) -> None:
+        if self._width:
+            sys.stderr.write("\r" + " " * self._width + "\r")
+            sys.stderr.flush()
+            self._width = 0
+
+
 @contextlib.contextmanager
 def status(text: str, quiet: bool = False) -> Iterator[None]:
-    """A line that stands on a terminal while something takes time, and is gone after."""
-    if quiet or not sys.stderr.isatty():
-        yield
-        return
-    sys.stderr.write(text)
-    sys.stderr.flush()
+    """One such line for the time of a block."""
+    line = Line(quiet)
+    line.show(text)
     try:
         yield
     finally:
-        sys.stderr.write("\r" + " " * len(text) + "\r")
-        sys.stderr.flush()
+        line.clear()
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask on a terminal; Declined if the answer is not yes. Without a terminal it takes --yes."""
+    if yes:
+        return
+    if sys.stdin is None or not sys.stdin.isatty() or not sys.stderr.isatty():
+        raise UsageError(f"there is nobody to ask '{question}'", "add --yes to go on without being asked")
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().casefold() not in {"y", "yes"}:
+        raise Declined("nothing was done")
 
 
 def report(error: MoecliError) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Generator
 from itertools import product
 from pathlib import Path
 
@@ -11,17 +13,18 @@ import torch.nn.functional as F
 from checkpoints import make, write
 
 from moecli.engine.load import open_model
-from moecli.experts.store import MatricesOf, mix
+from moecli.experts.store import Arrivals, Group, mix
 from moecli.formats.plain import read_slice, stored_slice
-from moecli.kernels.plain import ACTIVATIONS, Matrices, feed_forward, feed_forward_fused
+from moecli.kernels.products import ACTIVATIONS, Expert, expert_outputs, feed_forward
 from moecli.spec import Activation
 from moecli.tensors import EXPERT_MATRICES
 
 WIDTH, INNER, EXPERTS, ACTIVE = 16, 12, 6, 3
+Locate = Callable[[int], Expert]
 
 
 @pytest.fixture
-def experts() -> list[Matrices]:
+def experts() -> list[Expert]:
     torch.manual_seed(0)
     shapes = (INNER, WIDTH), (INNER, WIDTH), (WIDTH, INNER)
     return [tuple(torch.randn(shape) * 0.3 for shape in shapes) for _ in range(EXPERTS)]
@@ -33,7 +36,26 @@ def routing(tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn(tokens, WIDTH), chosen, torch.rand(tokens, ACTIVE)
 
 
-def plain(x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, experts: MatricesOf) -> torch.Tensor:
+def at_once(experts: Locate) -> Arrivals:
+    """A store that has everything at hand."""
+
+    def arrivals(counts: dict[int, int]) -> Generator[Group, None, None]:
+        yield [(expert, experts(expert)) for expert in counts]
+
+    return arrivals
+
+
+def one_by_one(experts: Locate, seed: int) -> Arrivals:
+    """A store whose experts arrive one after another, in any order."""
+
+    def arrivals(counts: dict[int, int]) -> Generator[Group, None, None]:
+        for expert in random.Random(seed).sample(sorted(counts), len(counts)):
+            yield [(expert, experts(expert))]
+
+    return arrivals
+
+
+def plain(x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, experts: Locate) -> torch.Tensor:
     out = torch.zeros(x.shape, dtype=torch.float64)
     for token, row in enumerate(x.double()):
         for expert, weight in zip(chosen[token].tolist(), weights[token].double(), strict=True):
@@ -43,9 +65,9 @@ def plain(x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, experts:
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 40])
-def test_a_mixture_is_its_plain_sum(tokens: int, experts: list[Matrices]) -> None:
+def test_a_mixture_is_its_plain_sum(tokens: int, experts: list[Expert]) -> None:
     x, chosen, weights = routing(tokens)
-    found = mix(x, chosen, weights, Activation.SILU, experts.__getitem__)
+    found = mix(x, chosen, weights, Activation.SILU, at_once(experts.__getitem__))
     assert torch.allclose(found, plain(x, chosen, weights, experts.__getitem__), atol=1e-5)
 
 
@@ -55,65 +77,77 @@ def test_by_hand() -> None:
     experts = [(one, one, one * 10**power) for power in range(3)]
     chosen, weights = torch.tensor([[2, 0], [1, 2]]), torch.tensor([[0.5, 0.25], [1.0, 2.0]])
     x = torch.tensor([[2.0], [-3.0]])
-    both = mix(x, chosen, weights, Activation.RELU, experts.__getitem__)
+    both = mix(x, chosen, weights, Activation.RELU, at_once(experts.__getitem__))
     assert both.tolist() == [[0.5 * 400 + 0.25 * 4], [0.0]]
-    assert mix(x[:1], chosen[:1], weights[:1], Activation.RELU, experts.__getitem__).tolist() == [[201.0]]
+    assert mix(x[:1], chosen[:1], weights[:1], Activation.RELU, at_once(experts.__getitem__)).tolist() == [[201.0]]
 
 
-def test_one_token_alone_is_as_in_a_batch(experts: list[Matrices]) -> None:
+def test_one_token_alone_is_as_in_a_batch(experts: list[Expert]) -> None:
     x, chosen, weights = routing(20)
-    batch = mix(x, chosen, weights, Activation.SILU, experts.__getitem__)
+    batch = mix(x, chosen, weights, Activation.SILU, at_once(experts.__getitem__))
     alone = [
-        mix(x[t : t + 1], chosen[t : t + 1], weights[t : t + 1], Activation.SILU, experts.__getitem__)
+        mix(x[t : t + 1], chosen[t : t + 1], weights[t : t + 1], Activation.SILU, at_once(experts.__getitem__))
         for t in range(20)
     ]
     assert torch.allclose(torch.cat(alone), batch, rtol=0, atol=1e-6)
 
 
-def test_the_order_of_computation_changes_no_bit(experts: list[Matrices]) -> None:
+def test_the_order_of_computation_changes_no_bit(experts: list[Expert]) -> None:
     """The same experts under other numbers are computed in another order, and summed in the same one."""
     x, chosen, weights = routing(40)
-    expected = mix(x, chosen, weights, Activation.SILU, experts.__getitem__)
+    expected = mix(x, chosen, weights, Activation.SILU, at_once(experts.__getitem__))
     for seed in range(5):
         numbers = torch.randperm(EXPERTS, generator=torch.Generator().manual_seed(seed))
         renamed = {int(numbers[old]): matrices for old, matrices in enumerate(experts)}
-        found = mix(x, numbers[chosen], weights, Activation.SILU, renamed.__getitem__)
+        found = mix(x, numbers[chosen], weights, Activation.SILU, at_once(renamed.__getitem__))
         assert torch.equal(found, expected)
-        found = mix(x[:1], numbers[chosen][:1], weights[:1], Activation.SILU, renamed.__getitem__)
-        assert torch.equal(found, mix(x[:1], chosen[:1], weights[:1], Activation.SILU, experts.__getitem__))
+        found = mix(x[:1], numbers[chosen][:1], weights[:1], Activation.SILU, at_once(renamed.__getitem__))
+        assert torch.equal(found, mix(x[:1], chosen[:1], weights[:1], Activation.SILU, at_once(experts.__getitem__)))
 
 
-def test_only_chosen_experts_are_asked_for_and_each_once(experts: list[Matrices]) -> None:
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_the_order_of_arrival_changes_no_bit(tokens: int, experts: list[Expert]) -> None:
+    x, chosen, weights = routing(tokens)
+    expected = mix(x, chosen, weights, Activation.SILU, at_once(experts.__getitem__))
+    for seed in range(5):
+        assert torch.equal(mix(x, chosen, weights, Activation.SILU, one_by_one(experts.__getitem__, seed)), expected)
+
+
+def test_only_chosen_experts_are_asked_for_and_each_once(experts: list[Expert]) -> None:
     asked: list[int] = []
 
-    def fetch(expert: int) -> Matrices:
+    def fetch(expert: int) -> Expert:
         asked.append(expert)
         return experts[expert]
 
     x, _, weights = routing(8)
-    mix(x, torch.tensor([[4, 1, 2]] * 8), weights, Activation.SILU, fetch)
+    mix(x, torch.tensor([[4, 1, 2]] * 8), weights, Activation.SILU, at_once(fetch))
     assert asked == [1, 2, 4]
 
 
-def test_half_precision_is_summed_in_float32(experts: list[Matrices]) -> None:
+def test_half_precision_is_summed_in_float32(experts: list[Expert]) -> None:
     """A thousand equal parts of 1/1000 would stall in bfloat16."""
     one = torch.ones(1, 1, dtype=torch.bfloat16)
     parts = 1000
     chosen, weights = torch.arange(parts)[None].expand(2, -1), torch.full((2, parts), 1 / parts)
     for tokens in (1, 2):
         found = mix(
-            one.expand(tokens, 1), chosen[:tokens], weights[:tokens], Activation.RELU, lambda _: (one, one, one)
+            one.expand(tokens, 1),
+            chosen[:tokens],
+            weights[:tokens],
+            Activation.RELU,
+            at_once(lambda _: (one, one, one)),
         )
         assert found.dtype is torch.bfloat16
         assert found.flatten().tolist() == [1.0] * tokens
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_fused_and_separate_matrices_agree(activation: Activation, experts: list[Matrices]) -> None:
+def test_fused_and_separate_matrices_agree(activation: Activation, experts: list[Expert]) -> None:
     x = torch.randn(7, WIDTH)
     gate, up, down = experts[0]
-    fused = feed_forward_fused(x, torch.cat((gate, up)), down, activation)
-    assert torch.allclose(feed_forward(x, experts[0], activation), fused, atol=1e-6)
+    fused = feed_forward(x, torch.cat((gate, up)), down, activation)
+    assert torch.allclose(expert_outputs(x, experts[:1], activation)[0], fused, atol=1e-6)
 
 
 def test_activations_are_what_their_names_say() -> None:

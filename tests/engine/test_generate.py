@@ -79,14 +79,13 @@ def test_half_precision_runs_close_to_full(family: str, name: str, tmp_path: Pat
         for value in (*model.parameters(), *(b for n, b in model.named_buffers() if "inv_freq" not in n)):
             value.copy_(value.to(dtype))
         rounded = model(torch.tensor([ids])).logits[0]  # transformers, in float32 with the rounded weights
-    found = open_model(write(model.to(dtype), tmp_path))
-    assert found.dtype() == name
-    exact = score(found.decoder("fp32", 64), ids)
+    assert open_model(write(model.to(dtype), tmp_path)).dtypes[0] == name
+    exact = score(load(tmp_path, "fp32", 64), ids)
     assert (exact - rounded).abs().max() <= 1e-4
-    half = score(found.decoder(name, 64), ids)
+    half = score(load(tmp_path, name, 64), ids)
     assert half.dtype is torch.float32
     # A token whose router is torn may take another expert, so a few may differ much.
     error = (half - exact).norm(dim=-1) / exact.norm(dim=-1)
     assert error.median() <= (0.03 if name == "bf16" else 0.004)
     assert not torch.equal(half, exact)
-    assert len(greedy(found.decoder(name, 64), ids[:20], 10)) == 10
+    assert len(greedy(load(tmp_path, name, 64), ids[:20], 10)) == 10

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from reference.grok import Grok
+from running import load
 from safetensors.torch import load_file
-
-from moecli.engine.load import open_model
 
 DATA = Path(__file__).parents[1] / "data" / "reference"
 IDS = json.loads((DATA / "input_ids.json").read_text())
@@ -39,7 +38,7 @@ def fixture(name: str, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("chunk", [48, 7, 1])
 @pytest.mark.parametrize("name", sorted(LOGITS))
 def test_logits_are_those_of_the_reference(name: str, chunk: int, tmp_path: Path) -> None:
-    decoder = open_model(fixture(name, tmp_path)).decoder("fp32", 48)
+    decoder = load(fixture(name, tmp_path), positions=48)
     cache = decoder.new_cache(48, chunk)
     parts = [decoder.logits(decoder.forward(part, cache)) for part in torch.tensor(IDS).split(chunk)]
     assert relative_error(torch.cat(parts), LOGITS[name]) <= (WHOLE if chunk == len(IDS) else CHUNKED[name])

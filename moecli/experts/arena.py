@@ -1,0 +1,39 @@
+"""Slots of one size in memory: page-aligned, huge pages asked for, on the CPU or a device."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+
+import torch
+from torch import Tensor
+
+_CPU = torch.device("cpu")
+
+
+class Arena:
+    """`count` slots of `size` bytes each. Pages take no memory until they are first written."""
+
+    def __init__(self, count: int, size: int, device: torch.device = _CPU, pinned: bool = False) -> None:
+        self.size = size
+        self._map: mmap.mmap | None = None
+        if device.type != "cpu" or count * size == 0:
+            self._data = torch.empty(count, size, dtype=torch.uint8, device=device)
+        elif pinned:
+            self._data = torch.empty(count, size, dtype=torch.uint8, pin_memory=True)
+        else:
+            self._map = mmap.mmap(-1, count * size)
+            with contextlib.suppress(AttributeError, OSError):  # a wish, and Linux's
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+            self._data = torch.frombuffer(self._map, dtype=torch.uint8).view(count, size)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def slot(self, index: int) -> Tensor:
+        """The bytes of one slot: uint8 [size]."""
+        return self._data[index]
+
+    def memory(self, index: int) -> memoryview:
+        """The same, for a reader to write into."""
+        return self._data[index].numpy().data

@@ -1,0 +1,155 @@
+"""The records of a packed store on disk: whole into a slot, or in pieces through a few staging buffers."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from moecli.experts.arena import Arena
+from moecli.experts.pieces import PiecewiseExpert, piece_matrices
+from moecli.experts.readers import Landing, Range, Readers
+from moecli.experts.store import Statistics, Streamed
+from moecli.kernels.products import Expert, Matrix, record_matrices
+from moecli.records import PAGE, STAGING, Piece, Record, pages, staging_size
+from moecli.store.packed import PackedStore
+
+_SAMPLE = 64 * 2**20  # bytes that a measurement reads
+
+
+class Disk:
+    """Begins reads; the statistics are the store's that uses it."""
+
+    def __init__(self, store: PackedStore, statistics: Statistics) -> None:
+        self._store = store
+        self._statistics = statistics
+        self._readers = Readers()
+        self._staging = Arena(STAGING, max(staging_size(store.record(layer)) for layer, _ in store.spec.mixtures))
+
+    def fetch(self, layer: int, expert: int, slot: memoryview, arrived: Callable[[Landing], None]) -> Landing:
+        """Read one record whole into memory of at least its stride."""
+        record = self._store.record(layer)
+        return self._read(layer, expert, [(0, slot[: record.stride])], arrived)
+
+    def stream(self, layer: int, experts: Sequence[int]) -> Stream:
+        """Begin to read experts that stay nowhere."""
+        return Stream(self, layer, experts)
+
+    def next(self, arrived: queue.SimpleQueue[Landing]) -> Landing:
+        """The next to arrive. CheckpointError if it could not be read."""
+        began = time.perf_counter()
+        landing = arrived.get()
+        self._statistics.wait_s += time.perf_counter() - began
+        landing.check()
+        return landing
+
+    def wait(self, landing: Landing) -> None:
+        """Until this one has arrived."""
+        began = time.perf_counter()
+        landing.done.wait()
+        self._statistics.wait_s += time.perf_counter() - began
+        landing.check()
+
+    def _read(
+        self,
+        layer: int,
+        expert: int,
+        parts: Sequence[tuple[int, memoryview]],
+        arrived: Callable[[Landing], None] | None = None,
+    ) -> Landing:
+        """Parts of one record: where each begins in it, in whole pages, and the memory it goes to."""
+        stored = self._store.experts(layer)
+        start = stored.offset + expert * self._store.record(layer).stride
+        self._statistics.bytes_read += sum(len(memory) for _, memory in parts)
+        return self._readers.read([Range(stored.path, start + offset, memory) for offset, memory in parts], arrived)
+
+
+def measure(store: PackedStore) -> float:
+    """Bytes per second of a short burst of reads, spread over the store."""
+    disk = Disk(store, Statistics())
+    layers = [layer for layer, _ in store.spec.mixtures]
+    stride = store.record(layers[0]).stride
+    count = max(1, min(len(layers), _SAMPLE // stride))
+    arena = Arena(count, stride)
+    chosen = layers[:: max(1, len(layers) // count)][:count]
+    arrived: queue.SimpleQueue[Landing] = queue.SimpleQueue()
+    began = time.perf_counter()
+    for slot, layer in enumerate(chosen):
+        disk.fetch(layer, 0, arena.memory(slot), arrived.put)
+    for _ in chosen:
+        disk.next(arrived)
+    return stride * len(chosen) / (time.perf_counter() - began)
+
+
+class _Flying(NamedTuple):
+    piece: Piece
+    buffer: int
+    landing: Landing
+
+
+class Stream:
+    """Experts in the order asked for; while one piece is computed, the next ones are read."""
+
+    def __init__(self, disk: Disk, layer: int, experts: Sequence[int]) -> None:
+        self._disk, self._layer, self._experts = disk, layer, experts
+        self._record: Record = disk._store.record(layer)
+        self._waiting = deque((expert, piece) for expert in experts for piece in self._record.pieces())
+        self._free = list(range(len(disk._staging)))
+        self._flying: deque[_Flying] = deque()
+        self._submit()
+
+    def __iter__(self) -> Iterator[tuple[int, Expert | Streamed]]:
+        whole = len(self._record.pieces()) == 1
+        for expert in self._experts:
+            if whole:
+                for _, spans in self._landed(1):
+                    yield expert, record_matrices(self._record, spans[0])
+            else:
+                yield expert, PiecewiseExpert(self._record, self._pieces)
+
+    def close(self) -> None:
+        """Wait for what is on its way: nothing may be written into the buffers afterwards."""
+        self._waiting.clear()
+        while self._flying:
+            self._flying.popleft().landing.done.wait()
+
+    def _pieces(self) -> Iterator[tuple[Piece, list[Matrix]]]:
+        for piece, spans in self._landed(len(self._record.pieces())):
+            yield piece, piece_matrices(self._record, piece, spans)
+
+    def _landed(self, count: int) -> Iterator[tuple[Piece, list[Tensor]]]:
+        """The next pieces, each valid until the one after it is asked for."""
+        for _ in range(count):
+            piece, buffer, landing = self._flying[0]
+            self._disk.wait(landing)
+            yield piece, _spans(piece, self._disk._staging.slot(buffer))
+            self._flying.popleft()
+            self._free.append(buffer)
+            self._submit()
+
+    def _submit(self) -> None:
+        while self._free and self._waiting:
+            expert, piece = self._waiting.popleft()
+            buffer = self._free.pop()
+            memory = self._disk._staging.memory(buffer)
+            parts = []
+            position = 0
+            for offset, size in piece.spans:
+                length = pages(offset % PAGE + size)
+                parts.append((offset // PAGE * PAGE, memory[position : position + length]))
+                position += length
+            self._flying.append(_Flying(piece, buffer, self._disk._read(self._layer, expert, parts)))
+
+
+def _spans(piece: Piece, buffer: Tensor) -> list[Tensor]:
+    """The bytes of each span, in the pages that were read for it."""
+    found = []
+    position = 0
+    for offset, size in piece.spans:
+        found.append(buffer[position + offset % PAGE :][:size])
+        position += pages(offset % PAGE + size)
+    return found

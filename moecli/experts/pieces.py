@@ -1,0 +1,68 @@
+"""An expert from the bytes of its record: at once, or piece by piece where it is large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moecli.experts.store import Streamed
+from moecli.kernels.products import ACTIVATIONS, Expert, Matrix, as_matrix, linear, record_matrices
+from moecli.records import Piece, Record
+from moecli.spec import Activation
+from moecli.store.packed import PackedStore
+
+Pieces = Iterable[tuple[Piece, list[Matrix]]]
+
+
+@dataclass(frozen=True, slots=True)
+class PiecewiseExpert:
+    """A large expert: runs of its rows, in order, from memory or as they arrive. Both give the same bits."""
+
+    record: Record
+    pieces: Callable[[], Pieces]
+
+    def __call__(self, x: Tensor, activation: Activation) -> Tensor:
+        """x [T, D] -> [T, D]."""
+        hidden = x.new_empty(len(x), self.record.fields["up"].shape[0])  # [T, I]
+        out = torch.empty_like(x)
+        for piece, matrices in self.pieces():
+            assert piece.rows is not None, "a large expert comes in rows"
+            rows = slice(piece.first, piece.first + piece.rows)
+            if piece.matrices == ("down",):
+                out[:, rows] = linear(hidden, matrices[0])
+            else:
+                gate, up = matrices
+                hidden[:, rows] = ACTIVATIONS[activation](linear(x, gate)).mul_(linear(x, up))
+        return out
+
+
+def as_expert(record: Record, data: Tensor) -> Expert | Streamed:
+    """The expert whose record lies whole in `data`, uint8."""
+    pieces = record.pieces()
+    if len(pieces) == 1:
+        return record_matrices(record, data)
+
+    def cut() -> Iterator[tuple[Piece, list[Matrix]]]:
+        for piece in pieces:
+            yield piece, piece_matrices(record, piece, [data[start : start + size] for start, size in piece.spans])
+
+    return PiecewiseExpert(record, cut)
+
+
+def piece_matrices(record: Record, piece: Piece, spans: Iterable[Tensor]) -> list[Matrix]:
+    """The rows that a piece holds, each matrix in its span of bytes."""
+    assert piece.rows is not None, "a whole record has matrices of its own"
+    return [
+        as_matrix(record.dtype, (piece.rows, record.fields[name].shape[1]), span)
+        for name, span in zip(piece.matrices, spans, strict=True)
+    ]
+
+
+def mapped_record(store: PackedStore, layer: int, expert: int) -> Tensor:
+    """One record in place in its mapped file: uint8 [stride]."""
+    stride = store.record(layer).stride
+    stored = store.experts(layer)
+    return torch.frombuffer(store.checkpoint.buffer(stored), dtype=torch.uint8, offset=expert * stride, count=stride)

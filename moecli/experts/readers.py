@@ -1,0 +1,130 @@
+"""Threads that read ranges of files straight into page-aligned memory, past the page cache where that is allowed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moecli.errors import CheckpointError
+from moecli.records import PAGE
+
+THREADS = 4
+_SEGMENT = 4 * 2**20  # read by one thread at once: large enough for the disk, small enough to share among threads
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """`size` bytes at `offset` of a file, both in whole pages, and the memory they go to."""
+
+    path: Path
+    offset: int
+    target: memoryview
+
+
+@dataclass(slots=True, eq=False)
+class Landing:
+    """Some ranges on their way. When all are there, or one has failed, `done` is set and `arrived` called."""
+
+    left: int
+    arrived: Callable[[Landing], None] | None = None
+    failure: OSError | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def finish(self, failure: OSError | None) -> None:
+        """One segment more is over."""
+        with self._lock:
+            self.left -= 1
+            self.failure = self.failure or failure
+            last = self.left == 0
+        if last:
+            self.done.set()
+            if self.arrived is not None:
+                self.arrived(self)
+
+    def check(self) -> None:
+        """CheckpointError if a read failed."""
+        if self.failure is not None:
+            where, problem = self.failure.filename, self.failure.strerror or self.failure
+            raise CheckpointError(f"{where} cannot be read: {problem}", "moecli verify tells whether the file is whole")
+
+
+class Readers:
+    """A pool that lives as long as the process; its threads wait while there is nothing to read."""
+
+    def __init__(self, threads: int = THREADS) -> None:
+        self._tasks: queue.SimpleQueue[tuple[Range, Landing]] = queue.SimpleQueue()
+        self._files: dict[Path, _File] = {}
+        self._lock = threading.Lock()
+        for number in range(threads):
+            threading.Thread(target=self._work, name=f"reader-{number}", daemon=True).start()
+
+    def read(self, ranges: Iterable[Range], arrived: Callable[[Landing], None] | None = None) -> Landing:
+        """Begin to read. `arrived` is called on a reader's thread."""
+        segments = [
+            Range(each.path, each.offset + start, each.target[start : start + _SEGMENT])
+            for each in ranges
+            for start in range(0, len(each.target), _SEGMENT)
+        ]
+        landing = Landing(len(segments), arrived)
+        for segment in segments:
+            self._tasks.put((segment, landing))
+        return landing
+
+    def _work(self) -> None:
+        while True:
+            segment, landing = self._tasks.get()
+            failure: OSError | None = None
+            if landing.failure is None:
+                try:
+                    self._file(segment.path).read(segment.offset, segment.target)
+                except OSError as error:
+                    failure = error
+                    failure.filename = str(segment.path)
+            landing.finish(failure)
+
+    def _file(self, path: Path) -> _File:
+        with self._lock:
+            if path not in self._files:
+                self._files[path] = _File(path)
+            return self._files[path]
+
+
+class _File:
+    """One open file; direct reads until the file system refuses them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._direct = getattr(os, "O_DIRECT", 0)
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | self._direct)
+        except OSError as error:
+            if not self._direct or error.errno != errno.EINVAL:
+                raise
+            self._direct = 0
+            self._descriptor = os.open(path, os.O_RDONLY)
+
+    def read(self, offset: int, target: memoryview) -> None:
+        """Fill `target`. A file that ends early is an error, but for the last page's padding."""
+        done = 0
+        while done < len(target):
+            try:
+                count = os.preadv(self._descriptor, [target[done:]], offset + done)
+            except OSError as error:
+                if not self._direct or error.errno != errno.EINVAL:
+                    raise
+                self._direct = 0
+                self._descriptor = os.open(self._path, os.O_RDONLY)
+                continue
+            if count == 0:
+                if len(target) - done < PAGE:
+                    return
+                raise OSError(errno.EIO, "the file is cut short")
+            done += count
+        if not self._direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, offset, len(target), os.POSIX_FADV_DONTNEED)

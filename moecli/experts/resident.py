@@ -1,0 +1,87 @@
+"""The store for models that fit: every expert in memory, in place in its mapped file or in an arena."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+
+from torch import Tensor
+
+from moecli import formats
+from moecli.experts.arena import Arena
+from moecli.experts.pieces import as_expert, mapped_record
+from moecli.experts.store import Group, Statistics, Streamed, mix
+from moecli.formats.plain import read_slice, stored_slice, torch_dtype
+from moecli.kernels.products import Expert
+from moecli.records import layer_records
+from moecli.spec import ModelSpec
+from moecli.store.packed import PackedStore
+from moecli.tensors import EXPERT_MATRICES
+from moecli.weights import FLOATS, Weights
+
+Locate = Callable[[int, int], Expert | Streamed]  # by layer and expert
+Progress = Callable[[int, int], None]  # done, of how many
+
+
+class ResidentExperts:
+    """Experts that `locate` finds in memory; each is looked up once."""
+
+    def __init__(self, spec: ModelSpec, locate: Locate, budget: int = 0) -> None:
+        self.statistics = Statistics(budget_bytes=budget)
+        self._locate = locate
+        self._activations = {layer: mixture.expert.activation for layer, mixture in spec.mixtures}
+        self._found: dict[tuple[int, int], Expert | Streamed] = {}
+
+    def mixture(self, layer: int, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """See ExpertStore."""
+
+        def arrivals(counts: Mapping[int, int]) -> Generator[Group, None, None]:
+            self.statistics.hits += len(counts)
+            yield [(expert, self._expert(layer, expert)) for expert in counts]
+
+        return mix(x, chosen, weights, self._activations[layer], arrivals)
+
+    def _expert(self, layer: int, expert: int) -> Expert | Streamed:
+        key = layer, expert
+        if key not in self._found:
+            self._found[key] = self._locate(layer, expert)
+        return self._found[key]
+
+
+def checkpoint_experts(weights: Weights, budget: int) -> ResidentExperts:
+    """The checkpoint's own bytes, as they are stored."""
+    checkpoint = weights.checkpoint
+    checkpoint.populate(weights.expert_tensors())
+
+    def locate(layer: int, expert: int) -> Expert:
+        gate, up, down = (stored_slice(checkpoint, weights.expert(layer, expert, name)) for name in EXPERT_MATRICES)
+        return gate, up, down
+
+    return ResidentExperts(weights.spec, locate, budget)
+
+
+def store_experts(store: PackedStore, budget: int) -> ResidentExperts:
+    """A packed store's records in place."""
+    store.checkpoint.populate(store.experts(layer) for layer, _ in store.spec.mixtures)
+    return ResidentExperts(
+        store.spec,
+        lambda layer, expert: as_expert(store.record(layer), mapped_record(store, layer, expert)),
+        budget,
+    )
+
+
+def packed_experts(weights: Weights, dtype: str, budget: int, progress: Progress) -> ResidentExperts:
+    """A checkpoint's experts in another format, packed now; CheckpointError for weights that it cannot hold."""
+    spec = weights.spec
+    records = layer_records(spec, dtype)
+    places = [(layer, expert) for layer, mixture in spec.mixtures for expert in range(mixture.router.experts)]
+    arena = Arena(len(places), max(record.stride for record in records.values()))
+    slots = {place: index for index, place in enumerate(places)}
+    for (layer, expert), index in slots.items():
+        for name, field in records[layer].fields.items():
+            part = weights.expert(layer, expert, name)
+            matrix = read_slice(weights.checkpoint, part, torch_dtype(FLOATS[part.stored.dtype]))
+            arena.slot(index)[field.offset : field.offset + field.size] = formats.pack(dtype, matrix)
+        progress(index + 1, len(places))
+    return ResidentExperts(
+        spec, lambda layer, expert: as_expert(records[layer], arena.slot(slots[layer, expert])), budget
+    )

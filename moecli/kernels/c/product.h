@@ -1,0 +1,216 @@
+/* Packed rows times quantised activations.
+
+   Before this a tier defines a vector of LANES rows (a divisor of 16):
+
+       codes    4 columns of each row, a byte each; `ints` and `floats`, one number a row
+       start    the accumulator before the first product, given the record's start: that, or 0 if codes are signed
+       dot      adds 4 products a row to it, exactly
+       q4_codes, q8_codes    the codes of a line; load_codes, store_codes    those codes in a buffer
+       scales, load, store    floats from fp16 and from floats, and to floats
+       add      sum + (dot * activation scale) * scale, the last two in one rounding
+
+   and STRIPS and TOKENS, how many are taken at once. Each sum adds the groups of 32 from left to right whatever the
+   number of tokens and rows, and so is the same on every tier. */
+#ifndef MOECLI_PRODUCT_H
+#define MOECLI_PRODUCT_H
+
+#include "numbers.h"
+
+#define ROWS 16      /* of a strip of tiles */
+#define UNIT 32      /* rows of a unit of work: two strips */
+#define LINE 64      /* bytes of 4 columns of a strip */
+#define AHEAD 4096   /* bytes, of a prefetch */
+#define UNPACKED 576 /* bytes of a group of a strip in a buffer: 8 lines and 16 scales */
+#define CHUNK 16     /* groups in a buffer at once */
+
+struct shape {
+    enum format format;
+    size_t rows, columns;
+};
+
+static size_t tile_bytes(enum format format) { return format == Q4 ? 1088 : 544; }
+
+static size_t tile_groups(enum format format) { return format == Q4 ? 4 : 1; }
+
+static size_t tiles_across(struct shape shape) { return parts(shape.columns, GROUP * tile_groups(shape.format)); }
+
+static size_t groups_across(struct shape shape) { return tiles_across(shape) * tile_groups(shape.format); }
+
+static size_t strip_bytes(struct shape shape) { return tiles_across(shape) * tile_bytes(shape.format); }
+
+#define VECTORS (STRIPS * ROWS / LANES)
+/* Where vector v begins in a line of 4 bytes a row; further vectors are in the next strips. */
+#define LANE(v, stride) ((v) * LANES / ROWS * (stride) + (v) * LANES % ROWS * 4)
+/* And among 2 or 4 bytes a row. */
+#define SCALE(v, stride, bytes) ((v) * LANES / ROWS * (stride) + (v) * LANES % ROWS * (bytes))
+#define EACH_VECTOR _Pragma("GCC unroll 4") for (int v = 0; v < VECTORS; v++)
+#define EACH_TOKEN _Pragma("GCC unroll 6") for (int t = 0; t < tokens; t++)
+
+INLINE void begin(ints (*sums)[TOKENS], const uint8_t *group, const int tokens) {
+    EACH_TOKEN {
+        int32_t value;
+        memcpy(&value, group + tokens * (GROUP + 4) + t * 4, 4);
+        EACH_VECTOR sums[v][t] = start(value);
+    }
+}
+
+INLINE void finish(floats (*totals)[TOKENS], ints (*sums)[TOKENS], const uint8_t *group, const floats *scale,
+                   const int tokens) {
+    EACH_TOKEN {
+        float value;
+        memcpy(&value, group + tokens * GROUP + t * 4, 4);
+        EACH_VECTOR totals[v][t] = add(totals[v][t], sums[v][t], value, scale[v]);
+    }
+}
+
+/* 64 columns: the low nibbles are the first group, the high nibbles the second. */
+INLINE void q4_pair(const uint8_t *scale_line, const uint8_t *lines, size_t stride, const uint8_t *group,
+                    floats (*totals)[TOKENS], const int tokens) {
+    const uint8_t *second = group + tokens * RECORD;
+    ints low[VECTORS][TOKENS], high[VECTORS][TOKENS];
+    floats scale[VECTORS];
+    begin(low, group, tokens);
+    begin(high, second, tokens);
+    for (int j = 0; j < 8; j++) EACH_VECTOR {
+        codes first, last;
+        const uint8_t *line = lines + j * LINE + LANE(v, stride);
+        __builtin_prefetch(line + AHEAD);
+        q4_codes(line, &first, &last);
+        EACH_TOKEN {
+            low[v][t] = dot(low[v][t], first, (const int8_t *)group + t * GROUP + 4 * j);
+            high[v][t] = dot(high[v][t], last, (const int8_t *)second + t * GROUP + 4 * j);
+        }
+    }
+    EACH_VECTOR scale[v] = scales(scale_line + SCALE(v, stride, 2));
+    finish(totals, low, group, scale, tokens);
+    finish(totals, high, second, scale, tokens);
+}
+
+/* 32 columns, of q8 or from a buffer. */
+INLINE void one_group(const uint8_t *lines, size_t stride, const floats *scale, int buffered, const uint8_t *group,
+                      floats (*totals)[TOKENS], const int tokens) {
+    ints sums[VECTORS][TOKENS];
+    begin(sums, group, tokens);
+    for (int j = 0; j < 8; j++) {
+        codes line[VECTORS];
+        EACH_VECTOR {
+            const uint8_t *bytes = lines + j * LINE + LANE(v, stride);
+            if (!buffered)
+                __builtin_prefetch(bytes + AHEAD);
+            line[v] = buffered ? load_codes(bytes) : q8_codes(bytes);
+        }
+        EACH_TOKEN EACH_VECTOR sums[v][t] = dot(sums[v][t], line[v], (const int8_t *)group + t * GROUP + 4 * j);
+    }
+    finish(totals, sums, group, scale, tokens);
+}
+
+/* sums [tokens, 32] += groups of STRIPS strips. `kind` is a format, or BUFFERED. */
+INLINE void sweep(const int kind, const uint8_t *packed, size_t stride, size_t groups, const uint8_t *group,
+                  float *sums, const int tokens) {
+    floats totals[VECTORS][TOKENS], scale[VECTORS];
+    EACH_TOKEN EACH_VECTOR totals[v][t] = load(sums + t * UNIT + v * LANES);
+    if (kind == Q4) {
+        for (; groups; groups -= 4, packed += 1088) {
+            q4_pair(packed, packed + 64, stride, group, totals, tokens);
+            group += 2 * tokens * RECORD;
+            q4_pair(packed + 32, packed + 576, stride, group, totals, tokens);
+            group += 2 * tokens * RECORD;
+        }
+    } else if (kind == Q8) {
+        for (; groups; groups--, packed += 544, group += tokens * RECORD) {
+            EACH_VECTOR scale[v] = scales(packed + SCALE(v, stride, 2));
+            one_group(packed + 32, stride, scale, 0, group, totals, tokens);
+        }
+    } else {
+        for (; groups; groups--, packed += UNPACKED, group += tokens * RECORD) {
+            EACH_VECTOR scale[v] = load((const float *)(packed + 8 * LINE + SCALE(v, stride, 4)));
+            one_group(packed, stride, scale, 1, group, totals, tokens);
+        }
+    }
+    EACH_TOKEN EACH_VECTOR store(sums + t * UNIT + v * LANES, totals[v][t]);
+}
+
+INLINE void unpack_scales(const uint8_t *scale_line, uint8_t *buffer) {
+    for (int row = 0; row < ROWS; row += LANES)
+        store((float *)(buffer + 8 * LINE) + row, scales(scale_line + 2 * row));
+}
+
+INLINE void unpack_q4(const uint8_t *scale_line, const uint8_t *lines, uint8_t *buffer) {
+    for (int byte = 0; byte < 8 * LINE; byte += 4 * LANES) {
+        codes first, last;
+        q4_codes(lines + byte, &first, &last);
+        store_codes(buffer + byte, first);
+        store_codes(buffer + UNPACKED + byte, last);
+    }
+    unpack_scales(scale_line, buffer);
+    unpack_scales(scale_line, buffer + UNPACKED);
+}
+
+INLINE void unpack_q8(const uint8_t *tile, uint8_t *buffer) {
+    for (int byte = 0; byte < 8 * LINE; byte += 4 * LANES)
+        store_codes(buffer + byte, q8_codes(tile + 32 + byte));
+    unpack_scales(tile, buffer);
+}
+
+/* Tiles of a strip in a buffer: each group's lines as codes, then its scales as floats. */
+static void unpack(enum format format, const uint8_t *packed, size_t groups, uint8_t *buffer) {
+    for (; groups; groups -= format == Q4 ? 4 : 1, packed += tile_bytes(format)) {
+        if (format == Q8) {
+            unpack_q8(packed, buffer);
+            buffer += UNPACKED;
+        } else {
+            unpack_q4(packed, packed + 64, buffer);
+            unpack_q4(packed + 32, packed + 576, buffer + 2 * UNPACKED);
+            buffer += 4 * UNPACKED;
+        }
+    }
+}
+
+typedef void kernel(const uint8_t *packed, size_t stride, size_t groups, const uint8_t *group, float *sums);
+
+#define KERNEL(kind, tokens)                                                                                           \
+    static void sweep_##kind##_##tokens(const uint8_t *packed, size_t stride, size_t groups, const uint8_t *group,     \
+                                        float *sums) {                                                                 \
+        sweep(kind, packed, stride, groups, group, sums, tokens);                                                      \
+    }
+#define KERNELS(tokens) KERNEL(Q4, tokens) KERNEL(Q8, tokens) KERNEL(BUFFERED, tokens)
+KERNELS(1) KERNELS(2) KERNELS(3) KERNELS(4)
+#if TOKENS > 4
+KERNELS(5) KERNELS(6)
+#define NAMES(kind) {sweep_##kind##_1, sweep_##kind##_2, sweep_##kind##_3, sweep_##kind##_4, sweep_##kind##_5, sweep_##kind##_6}
+#else
+#define NAMES(kind) {sweep_##kind##_1, sweep_##kind##_2, sweep_##kind##_3, sweep_##kind##_4}
+#endif
+static kernel *const kernels[3][TOKENS] = {NAMES(Q4), NAMES(Q8), NAMES(BUFFERED)};
+
+/* sums [tokens, 32] of a unit: its rows, as far as there are, times a block of tokens. `buffer` has 2 strips' chunk. */
+static void product(struct shape shape, const uint8_t *packed, size_t unit, const uint8_t *records, size_t tokens,
+                    float *sums, uint8_t *buffer) {
+    size_t groups = groups_across(shape), stride = strip_bytes(shape);
+    size_t strips = minimum(UNIT / ROWS, parts(shape.rows, ROWS) - unit * (UNIT / ROWS));
+    packed += unit * (UNIT / ROWS) * stride;
+    memset(sums, 0, tokens * UNIT * sizeof *sums);
+    for (size_t strip = 0; strip < strips; strip += STRIPS) {
+        /* a tier that takes two strips at once takes the last one twice, and the second result is nobody's */
+        size_t next = strip + STRIPS <= strips ? stride : 0;
+        const uint8_t *from = packed + strip * stride;
+        if (tokens <= TOKENS) {
+            kernels[shape.format][tokens - 1](from, next, groups, records, sums + strip * ROWS);
+            continue;
+        }
+        for (size_t first = 0; first < groups; first += CHUNK) {
+            size_t count = minimum(CHUNK, groups - first);
+            for (size_t s = 0; s < STRIPS && strip + s < strips; s++)
+                unpack(shape.format, from + s * stride + first / tile_groups(shape.format) * tile_bytes(shape.format),
+                       count, buffer + s * CHUNK * UNPACKED);
+            for (size_t token = 0; token < tokens; token += TOKENS) {
+                size_t width = minimum(TOKENS, tokens - token);
+                kernels[BUFFERED][width - 1](buffer, next ? CHUNK * UNPACKED : 0, count,
+                                           records + (token * groups + first * width) * RECORD,
+                                           sums + token * UNIT + strip * ROWS);
+            }
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,96 @@
+"""Hidden states times weight matrices, plain or packed, by the fastest kernel that serves the format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moecli import formats
+from moecli.formats.plain import torch_dtype
+from moecli.kernels import native
+from moecli.kernels.choice import serves
+from moecli.records import Record
+from moecli.spec import Activation
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A matrix [out, in] in a quantised format: a flat uint8 tensor of its bytes."""
+
+    dtype: str
+    shape: tuple[int, int]
+    data: Tensor
+
+
+Matrix = Tensor | Packed
+Expert = tuple[Matrix, Matrix, Matrix]  # gate [I, D], up [I, D], down [D, I]
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.SILU: F.silu,
+    Activation.GELU: F.gelu,
+    Activation.GELU_TANH: _gelu_tanh,
+    Activation.RELU: torch.relu,
+}
+
+
+def as_matrix(dtype: str, shape: tuple[int, int], data: Tensor) -> Matrix:
+    """The bytes of a matrix, seen as what `linear` takes; no copy."""
+    if dtype in formats.PLAIN:
+        return data.view(torch_dtype(dtype)).view(shape)
+    return Packed(dtype, shape, data)
+
+
+def record_matrices(record: Record, data: Tensor) -> Expert:
+    """The three matrices of an expert, in place in its record's bytes."""
+    gate, up, down = (
+        as_matrix(record.dtype, field.shape, data[field.offset : field.offset + field.size])
+        for field in record.fields.values()
+    )
+    return gate, up, down
+
+
+def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
+    """x [T, in] times a matrix [out, in]: [T, out], in x's precision."""
+    if isinstance(matrix, Tensor):
+        return F.linear(x, matrix, bias)
+    multiply = native.linear if serves("native", matrix.dtype, x.device) else formats.matmul
+    product = multiply(matrix.dtype, x, matrix.data, matrix.shape)
+    return product if bias is None else product.add_(bias)
+
+
+def feed_forward(x: Tensor, gate_up: Matrix, down: Matrix, activation: Activation) -> Tensor:
+    """down(activation(gate x) * up x) with gate and up stacked by rows, [2I, D]. x [T, D]; returns [T, D]."""
+    gate, up = linear(x, gate_up).chunk(2, dim=-1)
+    return linear(ACTIVATIONS[activation](gate) * up, down)
+
+
+def expert_outputs(x: Tensor, experts: Sequence[Expert], activation: Activation) -> Tensor:
+    """What each expert makes of all of x [T, D]: [n, T, D], in x's precision or better."""
+    packed = [tuple(matrix.data for matrix in expert if isinstance(matrix, Packed)) for expert in experts]
+    up = experts[0][1]
+    if isinstance(up, Packed) and serves("native", up.dtype, x.device):
+        return native.feed_forward(up.dtype, x, packed, up.shape[0], activation)
+    rows = _padded(x)
+    outputs = [_expert(rows, expert, activation)[: len(x)] for expert in experts]
+    return outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)
+
+
+def _expert(x: Tensor, expert: Expert, activation: Activation) -> Tensor:
+    gate, up, down = expert
+    return linear(ACTIVATIONS[activation](linear(x, gate)).mul_(linear(x, up)), down)
+
+
+def _padded(x: Tensor) -> Tensor:
+    """Repeat the last row up to one of few heights: torch's product compiles itself anew for each it meets."""
+    count = len(x)
+    size = 1 << (count - 1).bit_length() if count <= 16 else -(-count // 16) * 16
+    return x if size == count else torch.cat((x, x[-1:].expand(size - count, -1)))

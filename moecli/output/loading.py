@@ -1,0 +1,65 @@
+"""What `run` says before the answer: the plan and how it was made, what speed to expect, and how loading goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from moecli.output import terminal
+from moecli.units import figure, format_bytes
+
+if TYPE_CHECKING:
+    from moecli.forecast import Speed
+    from moecli.plan import Plan, Tier
+
+
+def explain(plan: Plan) -> str:
+    """Every term of the sum, the budget, and what lies where."""
+    need = plan.needs
+    lines = [f"{need.dtype}, context {need.context:,}, prompt in chunks of {need.chunk:,}"]
+    lines += [f"  {term.name:<15} {format_bytes(term.bytes):>9} = {term.formula}" for term in need.terms if term.bytes]
+    lines.append(f"  RAM budget {format_bytes(plan.ram_budget)}; all in RAM takes {format_bytes(plan.full_ram)}")
+    for name, tier in (("device", plan.device), ("RAM", plan.ram)):
+        if tier.total:
+            lines.append(f"  {name}: {_tier(plan, tier)}")
+    if plan.disk.experts:
+        lines.append(f"  disk: {plan.disk.experts:,} of {need.expert_count:,} experts")
+    return "\n".join(lines)
+
+
+def _tier(plan: Plan, tier: Tier) -> str:
+    held = [
+        f"{word} {format_bytes(size)}"
+        for word, size in (
+            ("process", tier.process), ("dense weights", tier.dense), ("KV cache", tier.kv),
+            ("activations", tier.activations), ("staging", tier.staging),
+        )
+        if size
+    ]  # fmt: skip
+    if tier.experts:
+        held.append(f"{tier.experts:,} of {plan.needs.expert_count:,} experts {format_bytes(tier.expert_bytes)}")
+    return f"{format_bytes(tier.total)} = {' + '.join(held)}"
+
+
+def expectation(plan: Plan, speed: Speed) -> str:
+    """One line: what is read from disk, and how fast that will be."""
+    return (
+        f"{plan.disk.experts:,} of {plan.needs.expert_count:,} experts stay on disk: "
+        f"expect {figure(speed.low)} to {figure(speed.high)} tokens/s ({speed.evidence} bandwidths)"
+    )
+
+
+@contextmanager
+def progress(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A line that stands on a terminal while weights are read or packed, and is gone after."""
+    line = terminal.Line(quiet)
+
+    def show(done: int, total: int) -> None:
+        line.show(f"packing {name}: expert {done:,} of {total:,}")
+
+    line.show("loading ...")
+    try:
+        yield show
+    finally:
+        line.clear()

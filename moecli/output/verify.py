@@ -1,0 +1,61 @@
+"""How a check of hashes is shown: a line while it runs, then what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from moecli.output import tables, terminal
+from moecli.units import format_bytes
+from moecli.verification import Checked, Subject
+
+
+@contextmanager
+def bar(subject: Subject, quiet: bool) -> Iterator[Callable[[str, int], None]]:
+    """A line on a terminal that says how far the reading is."""
+    line = terminal.Line(quiet)
+    total, done = max(1, subject.bytes), 0
+
+    def advance(name: str, size: int) -> None:
+        nonlocal done
+        done += size
+        line.show(f"{tables.percent(done / total):>6} of {format_bytes(total)}  {name}"[:78])
+
+    try:
+        yield advance
+    finally:
+        line.clear()
+
+
+def report(subject: Subject, results: Sequence[Checked], removed: bool, quiet: bool) -> None:
+    """One line for each problem on stdout, and the verdict."""
+    damaged = [result for result in results if result.problem]
+    for result in damaged:
+        terminal.write(f"{result.name or subject.name}: {result.problem}\n")
+    if damaged and not quiet:
+        repair = "" if removed else f"moecli verify {subject.name} --remove, then "
+        terminal.say(f"hint: {repair}moecli pull {subject.name}")
+    elif not quiet:
+        size = format_bytes(sum(result.bytes for result in results))
+        hashed = sum(result.hashed for result in results)
+        more = f"; {len(results) - hashed} copies name no hash" if hashed < len(results) else ""
+        terminal.write(f"{subject.name}: {hashed} files, {size}, all as published{more}\n")
+
+
+def document(subject: Subject, results: Sequence[Checked], removed: bool) -> dict[str, Any]:
+    """`verify --json`."""
+    return {
+        "schema_version": 1,
+        "name": subject.name,
+        "source": subject.source,
+        "revision": subject.revision,
+        "path": str(subject.path),
+        "bytes": sum(result.bytes for result in results),
+        "intact": not any(result.problem for result in results),
+        "removed": removed,
+        "files": [
+            {"name": result.name, "path": str(result.path), "bytes": result.bytes, "problem": result.problem, "hashed": result.hashed}
+            for result in results
+        ],
+    }

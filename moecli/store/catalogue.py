@@ -1,0 +1,103 @@
+"""The packed stores on this machine: list them, find one by a model's name, remove one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moecli import settings
+from moecli.errors import DiskError, ModelNotFound, MoecliError
+from moecli.store import journal, manifest
+from moecli.store.journal import explained, locked
+from moecli.store.manifest import Origin
+from moecli.store.packed import is_partial
+from moecli.store.source import TEXTS
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStore:
+    """One store, or what was packed of it so far. Its `path` is a MODEL once it is complete."""
+
+    name: str  # of its folder
+    model: str  # the name it was packed from
+    dtype: str
+    bytes: int  # on disk
+    path: Path
+    source: str
+    revision: str | None
+    complete: bool
+
+
+def local_stores() -> list[LocalStore]:
+    """Every store under MOECLI_HOME, finished or not, by name."""
+    try:
+        folders = sorted(settings.stores().iterdir())
+    except OSError:
+        return []
+    return [store for folder in folders if (store := describe(folder)) is not None]
+
+
+def default_folder(model: str, dtype: str) -> Path:
+    """Where the store of a model goes unless the user says so: named after its alias, org/name or folder."""
+    return settings.stores() / f"{model.replace('/', '--')}-{dtype}"
+
+
+def find(model: str, dtype: str | None = None) -> LocalStore | None:
+    """A complete store of a model (alias, org/name or the store's own name): in `dtype` if there is one, else any."""
+    wanted = model.casefold()
+    stores = [
+        store
+        for store in local_stores()
+        if store.complete and wanted in (store.name.casefold(), store.model.casefold(), store.source.casefold())
+    ]
+    return next((store for store in stores if store.dtype == dtype), stores[0] if stores else None)
+
+
+def describe(folder: Path) -> LocalStore | None:
+    """What a folder holds of a store; None if it is none. One that is damaged counts as not complete."""
+    complete = False
+    try:
+        found: Mapping[str, Any] | None = asdict(manifest.read(folder))
+        complete = not is_partial(folder)
+    except MoecliError:
+        found = journal.read_plan(folder)
+    if found is None and not (folder / manifest.FILE).is_file():
+        return None
+    try:
+        origin = Origin(**found["origin"]) if found else None
+        dtype = str(found["dtype"]) if found else "unknown"
+    except (KeyError, TypeError):
+        return None
+    return LocalStore(
+        name=folder.name,
+        model=origin.model if origin else folder.name,
+        dtype=dtype,
+        bytes=sum(journal.occupied(file) for file in folder.iterdir()),
+        path=folder,
+        source=(origin.repo or origin.path or origin.model) if origin else str(folder),
+        revision=origin.revision if origin else None,
+        complete=complete,
+    )
+
+
+def remove(folder: Path) -> int:
+    """Delete a store, finished or not; the bytes that frees. ModelNotFound or DiskError for anything else."""
+    store = describe(folder)
+    if store is None or folder.is_symlink():
+        raise ModelNotFound(f"{folder} is no packed model")
+    strangers = sorted(file.name for file in folder.iterdir() if not _is_ours(file))
+    if strangers:
+        raise DiskError(f"{folder} holds '{strangers[0]}', which moecli did not put there", "move it away first")
+    with locked(folder) if is_partial(folder) else nullcontext(), explained(folder):
+        (folder / manifest.FILE).unlink(missing_ok=True)  # first, so that what is left is no model
+        shutil.rmtree(folder)
+    return store.bytes
+
+
+def _is_ours(file: Path) -> bool:
+    named = file.name in (manifest.FILE, journal.FILE, journal.LOCK, *TEXTS) or file.suffix == ".safetensors"
+    return named and file.is_file() and not file.is_symlink()

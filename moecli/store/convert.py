@@ -1,0 +1,107 @@
+"""Jobs -> packed bytes, a strip of rows at a time: the next strip is read while one is packed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moecli import formats
+from moecli.checkpoint import ITEM_SIZES, Checkpoint
+from moecli.errors import CheckpointError
+from moecli.formats import PLAIN, bytes_for
+from moecli.formats.blocks import ROWS
+from moecli.store.jobs import Job
+from moecli.weights import FLOATS, Slice
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_STRIP = 2**24  # numbers read at once
+_BY_ROWS = frozenset({*PLAIN, "q8", "q4"})  # rows packed by themselves give the same bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Some rows of a job. A vector is one row; so is a matrix that can only be packed whole."""
+
+    job: Job
+    first: int
+    last: int
+
+    @property
+    def offset(self) -> int:
+        """Where its bytes go in the job's file."""
+        return self.job.offset + (bytes_for(self.job.dtype, (self.first, self.job.shape[-1])) if self.first else 0)
+
+    @property
+    def read_size(self) -> int:
+        """Its share of what the job reads."""
+        rows, size = self.job.shape[0], self.job.read_size
+        return size * self.last // rows - size * self.first // rows
+
+    @property
+    def is_last(self) -> bool:
+        return self.last == self.job.shape[0]
+
+
+def packed_strips(todo: Iterable[Job], checkpoint: Checkpoint) -> Iterator[tuple[Strip, memoryview]]:
+    """The bytes of each strip, in order. Memory: three strips of 2**24 numbers, or matrices if those are larger.
+
+    CheckpointError where a file cannot be read or a weight cannot be packed.
+    """
+    with ThreadPoolExecutor(1, "moecli-pack-reader") as reader:
+        ahead: tuple[Strip, Future[Tensor]] | None = None
+        for strip in (strip for job in todo for strip in _strips(job)):
+            reading = strip, reader.submit(_read, strip, checkpoint)
+            if ahead is not None:
+                yield _packed(*ahead)
+            ahead = reading
+        if ahead is not None:
+            yield _packed(*ahead)
+
+
+def _strips(job: Job) -> Iterator[Strip]:
+    rows = job.shape[0]
+    by_rows = len(job.shape) == 2 and job.dtype in _BY_ROWS and not any(each.transposed for each in job.sources)
+    step = max(ROWS, _STRIP // max(1, job.shape[-1]) // ROWS * ROWS) if by_rows else rows
+    for first in range(0, rows, step):
+        yield Strip(job, first, min(first + step, rows))
+
+
+def _packed(strip: Strip, reading: Future[Tensor]) -> tuple[Strip, memoryview]:
+    try:
+        packed = formats.pack(strip.job.dtype, reading.result())
+    except CheckpointError as error:
+        raise CheckpointError(f"{strip.job.name} cannot be packed: {error.message}", error.hint) from error
+    return strip, packed.numpy().data
+
+
+def _read(strip: Strip, checkpoint: Checkpoint) -> Tensor:
+    """Rows of the stacked sources as [out, in], in the stored precision; float32 where the sources differ."""
+    import torch
+
+    from moecli.formats.plain import read_into, read_slice, torch_dtype
+
+    job = strip.job
+    stored = {FLOATS[source.stored.dtype] for source in job.sources}
+    dtype = torch_dtype(stored.pop() if len(stored) == 1 else "fp32")
+    if any(source.transposed for source in job.sources):
+        return torch.cat([read_slice(checkpoint, source, dtype) for source in job.sources])
+    rows = torch.empty((strip.last - strip.first, *job.shape[1:]), dtype=dtype)
+    start = 0  # of the source, in rows of the stack
+    for source in job.sources:
+        end = start + _rows(source, job)
+        first, last = max(start, strip.first), min(end, strip.last)
+        if first < last:
+            skipped = (first - start) * math.prod(job.shape[1:]) * ITEM_SIZES[source.stored.dtype]
+            part = rows[first - strip.first : last - strip.first]
+            read_into(part, checkpoint, source.stored, source.offset + skipped)
+        start = end
+    return rows
+
+
+def _rows(source: Slice, job: Job) -> int:
+    return math.prod(source.shape) // math.prod(job.shape[1:])

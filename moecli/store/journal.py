@@ -1,0 +1,175 @@
+"""The memory of unfinished packing: which jobs are safely on disk. A kill at any moment loses little."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from moecli.errors import CheckpointError, DiskError
+from moecli.store.manifest import FileSums
+
+FILE = "journal"
+LOCK = "lock"
+_LONGEST_PLAN = 2**20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Journal:
+    """A plan, then one line per event, each synced; a last line that was cut off counts as never written.
+
+    What it says is believed: a line is written only after its data were synced.
+    """
+
+    def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
+        self._path = folder / FILE
+        self.done: set[str] = set()  # jobs
+        self.sealed: dict[str, FileSums] = {}  # files that are complete
+        self.kept: set[str] = set()  # shards whose leftovers were put aside
+        events = self._read(plan)
+        if events is None:
+            self._path.write_bytes(b"")
+            self._append(dict(plan))
+        for event in events or []:
+            self._apply(event)
+
+    def add(self, *, done: Iterable[str] = (), kept: Iterable[str] = ()) -> None:
+        """Jobs whose bytes are synced, shards whose leftovers are."""
+        self._record({"done": sorted(done), "kept": sorted(kept)})
+
+    def seal(self, file: str, sums: FileSums) -> None:
+        """A file that is complete and synced."""
+        self._record({"sealed": file, "sums": asdict(sums)})
+
+    def _record(self, event: Mapping[str, Any]) -> None:
+        self._append(event)
+        self._apply(event)
+
+    def _apply(self, event: Mapping[str, Any]) -> None:
+        self.done.update(event.get("done", ()))
+        self.kept.update(event.get("kept", ()))
+        if "sealed" in event:
+            sums = event["sums"]
+            self.sealed[event["sealed"]] = FileSums(sums["bytes"], sums["sha256"], tuple(sums["parts"]))
+
+    def _read(self, plan: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """The events after the plan, or None to start anew. CheckpointError if another plan is being worked on."""
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+        events, end = _events(content)
+        if end < len(content):
+            os.truncate(self._path, end)
+        if events and events[0] != plan:
+            folder = self._path.parent
+            raise CheckpointError(
+                f"{folder} was begun from another source, or from this one before it changed, or by another moecli",
+                f"moecli rm {folder}",
+            )
+        return events[1:] if events else None
+
+    def _append(self, event: Mapping[str, Any]) -> None:
+        with self._path.open("ab") as file:
+            file.write(json.dumps(event).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """What the system says of a disk, as DiskError."""
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads our output any more: no disk
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            hint = "free some space and give the same command again: it goes on from there"
+            raise DiskError(f"the disk of {folder} is full", hint) from error
+        raise DiskError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def read_plan(folder: Path) -> Mapping[str, Any] | None:
+    """What unfinished work in `folder` is to become; None if there is none."""
+    try:
+        with (folder / FILE).open("rb") as file:
+            events, _ = _events(file.readline(_LONGEST_PLAN))
+    except OSError:
+        return None
+    return events[0] if events and isinstance(events[0], dict) else None
+
+
+def occupied(path: Path) -> int:
+    """What a file takes of its disk, holes left out; 0 if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512)
+
+
+def _events(content: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines, as far as they can be read, and where they end."""
+    events, end = [], 0
+    with contextlib.suppress(ValueError):
+        for line in content.splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break
+            events.append(json.loads(line))
+            end += len(line)
+    return events, end
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only process that works in `folder`, which is made. The lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
+    try:
+        if not _try_lock(descriptor) or not _is_at(descriptor, folder / LOCK):
+            raise DiskError(f"another moecli is packing into {folder}", "wait for it, or stop it")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names durable; where folders cannot be opened that is the system's business."""
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the file is still there by that name: its folder may have become a finished store meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True

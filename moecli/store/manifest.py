@@ -1,0 +1,142 @@
+"""manifest.json: what a packed store was made from, its formats, and a checksum of every file and record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moecli import __version__
+from moecli.errors import CheckpointError
+from moecli.records import Record
+
+FILE = "manifest.json"
+SCHEMA = 1
+_LARGEST = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The checkpoint a store was packed from. `fingerprint` changes when any of its files does."""
+
+    model: str  # the name it was asked for by: an alias, org/name or a folder
+    repo: str | None
+    revision: str | None  # the commit
+    path: str | None  # where it lay, if not in a cache
+    fingerprint: str
+
+    def is_same(self, other: Origin) -> bool:
+        """Whether both are one commit of one repository, or the same files."""
+        if self.repo and self.revision:
+            return (self.repo, self.revision) == (other.repo, other.revision)
+        return self.fingerprint == other.fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class FileSums:
+    """The size and SHA-256 of a file, and the first half of the SHA-256 of each of its tensors or records."""
+
+    bytes: int
+    sha256: str
+    parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that manifest.json says; what can be computed from config.json is there for other programs to read."""
+
+    dtype: str
+    compute: str
+    origin: Origin
+    roles: Mapping[str, str]  # formats
+    files: Mapping[str, FileSums]
+    records: Mapping[str, Any] = field(default_factory=dict)  # by layer, as `describe` puts it
+
+    def write(self, path: Path) -> None:
+        """Its last key is the digest of all others, so that no stray bit in it goes unseen."""
+        document = {"schema_version": SCHEMA, "moecli_version": __version__} | asdict(self)
+        text = json.dumps(document | {"digest": _digest(document)}, indent=1, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def describe(record: Record, experts: int) -> dict[str, Any]:
+    """One layer's records in words and numbers."""
+    fields = {
+        name: {"shape": list(part.shape), "offset": part.offset, "bytes": part.size}
+        for name, part in record.fields.items()
+    }
+    return {"count": experts, "dtype": record.dtype, "stride": record.stride, "fields": fields}
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a store. CheckpointError if it is absent, damaged, or of a newer moecli."""
+    document = _load(folder / FILE)
+    schema = document.get("schema_version")
+    if type(schema) is int and schema > SCHEMA:
+        raise CheckpointError(
+            f"{folder} was packed by a newer moecli (schema {schema}; this one reads {SCHEMA})", "upgrade moecli"
+        )
+    if schema != SCHEMA or document.pop("digest", None) != _digest(document):
+        raise damaged(folder, f"its {FILE} does not match its own checksum")
+    try:
+        return _parse(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(folder, f"its {FILE} does not describe a store") from error
+
+
+def damaged(folder: Path, problem: str) -> CheckpointError:
+    return CheckpointError(f"the packed model {folder} is damaged: {problem}", f"moecli rm {folder}, and pack it again")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise damaged(path.parent, f"its {FILE} is too large")
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} is not a packed model: it holds no {FILE}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(path.parent, f"its {FILE} is not JSON") from error
+    if not isinstance(document, dict):
+        raise damaged(path.parent, f"its {FILE} is not a JSON object")
+    return document
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    """Of the values, however they are spaced. What no JSON can hold gives a digest that matches nothing."""
+    try:
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    except (ValueError, RecursionError):
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _parse(document: Mapping[str, Any]) -> Manifest:
+    origin = document["origin"]
+    optional = {key: None if origin[key] is None else _text(origin[key]) for key in ("repo", "revision", "path")}
+    return Manifest(
+        dtype=_text(document["dtype"]),
+        compute=_text(document["compute"]),
+        origin=Origin(model=_text(origin["model"]), fingerprint=_text(origin["fingerprint"]), **optional),
+        roles={role: _text(dtype) for role, dtype in document["roles"].items()},
+        files={name: _sums(entry) for name, entry in document["files"].items()},
+        records=dict(document["records"]),
+    )
+
+
+def _sums(entry: Mapping[str, Any]) -> FileSums:
+    parts = entry["parts"]
+    if type(entry["bytes"]) is not int or type(parts) is not list:
+        raise TypeError("sizes are whole numbers, parts a list")
+    return FileSums(entry["bytes"], _text(entry["sha256"]), tuple(map(_text, parts)))
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError("not text")
+    return value

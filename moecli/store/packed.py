@@ -1,0 +1,136 @@
+"""A packed store opened: every tensor's and record's place, held against its own config.json, manifest and headers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moecli import families
+from moecli.checkpoint import Checkpoint, StoredTensor, read_header
+from moecli.errors import CheckpointError
+from moecli.formats import FORMATS, PLAIN
+from moecli.records import Record
+from moecli.spec import ModelSpec
+from moecli.store import manifest
+from moecli.store.layout import DENSE, EXPERTS, StoreLayout, are_possible, tensor_name
+from moecli.store.manifest import Manifest, Origin, damaged
+from moecli.store.sums import file_sums
+from moecli.tensors import Tensor
+
+PARTIAL = ".partial"  # what the name of an unfinished store ends with
+
+
+@dataclass(frozen=True, slots=True)
+class PackedStore:
+    """A model on disk in one format, all of it found and of the right size. Contents are for `verify`."""
+
+    folder: Path
+    manifest: Manifest
+    layout: StoreLayout
+    checkpoint: Checkpoint
+
+    @classmethod
+    def open(cls, folder: Path) -> PackedStore:
+        """Read manifest, config.json and headers. CheckpointError or ConfigError with a hint if they are unfit."""
+        if is_partial(folder):
+            raise CheckpointError(f"{folder} is not finished", "give the same command again: it goes on from there")
+        found = manifest.read(folder)
+        _check_sizes(folder, found)
+        layout = read_layout(folder, found)
+        return cls(folder, found, layout, _checkpoint(folder, layout))
+
+    @property
+    def name(self) -> str:
+        """What its folder is called."""
+        return self.folder.resolve().name
+
+    @property
+    def dtype(self) -> str:
+        return self.layout.dtype
+
+    @property
+    def compute(self) -> str:
+        """The precision of activations and unquantised tensors."""
+        return self.layout.compute
+
+    @property
+    def source(self) -> Origin:
+        return self.manifest.origin
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.layout.spec
+
+    @property
+    def bytes(self) -> int:
+        """What all files take, the manifest aside."""
+        return sum(sums.bytes for sums in self.manifest.files.values())
+
+    def dense(self, tensor: Tensor) -> tuple[StoredTensor, str]:
+        """Where a dense tensor lies and its format; a quantised one is a flat run of bytes."""
+        return self.checkpoint[tensor_name(tensor)], self.layout.roles[tensor.role]
+
+    def record(self, layer: int) -> Record:
+        """How each expert of a layer lies."""
+        return self.layout.records[layer]
+
+    def experts(self, layer: int) -> StoredTensor:
+        """The records of a layer: uint8 [E, stride], from a page of their file on."""
+        return self.checkpoint[f"layers.{layer}.{EXPERTS}"]
+
+
+def is_partial(folder: Path) -> bool:
+    """Whether this is what packing leaves when it is interrupted."""
+    return folder.name.endswith(PARTIAL)
+
+
+def _check_sizes(folder: Path, found: Manifest) -> None:
+    """Every file that the manifest names is there and of its size."""
+    for name, sums in found.files.items():
+        if Path(name).name != name or "\0" in name or "\\" in name:
+            raise damaged(folder, f"its {manifest.FILE} names a file outside the folder")
+        try:
+            size = (folder / name).stat().st_size
+        except FileNotFoundError:
+            raise damaged(folder, f"its {name} is missing") from None
+        except OSError as error:
+            raise CheckpointError(f"{folder / name} cannot be read: {error.strerror or error}") from error
+        if size != sums.bytes:
+            raise damaged(folder, f"its {name} has {size} bytes instead of {sums.bytes}")
+
+
+def read_layout(folder: Path, found: Manifest) -> StoreLayout:
+    """What config.json, which must be the one that was packed, and the formats imply; the manifest may only agree."""
+    spec = families.read_spec(families.load_config(folder / "config.json"))
+    if found.files.get("config.json") != file_sums(folder / "config.json"):
+        raise damaged(folder, "its config.json does not match its checksum")
+    known = found.dtype in FORMATS and found.compute in PLAIN
+    if not known or not are_possible(spec, found.dtype, found.compute, found.roles):
+        raise damaged(folder, f"its {manifest.FILE} names formats that moecli does not give to its tensors")
+    layout = StoreLayout(spec, found.dtype, found.compute, found.roles)
+    if found.records != describe_records(layout):
+        raise damaged(folder, f"its {manifest.FILE} describes records of another layout")
+    for name, size in layout.sizes.items():
+        sums = found.files.get(name)
+        if sums is None or sums.bytes != size or len(sums.parts) != len(layout.parts(name)):
+            raise damaged(folder, f"its {manifest.FILE} does not describe {name} as config.json implies it")
+    return layout
+
+
+def describe_records(layout: StoreLayout) -> dict[str, object]:
+    return {str(layer): manifest.describe(record, layout.experts[layer]) for layer, record in layout.records.items()}
+
+
+def _checkpoint(folder: Path, layout: StoreLayout) -> Checkpoint:
+    """The dense tensors by name, and the records of each layer as `layers.3.experts`."""
+    tensors: dict[str, StoredTensor] = {}
+    for name in layout.sizes:
+        header = read_header(folder / name)
+        with (folder / name).open("rb") as file:
+            if file.read(len(layout.header(name))) != layout.header(name):
+                raise damaged(folder, f"the header of {name} is not the one config.json implies")
+        if name == DENSE:
+            tensors |= header
+        else:
+            tensors[f"layers.{layout.layer_of(name)}.{EXPERTS}"] = header[EXPERTS]
+    return Checkpoint(tensors)

@@ -1,0 +1,72 @@
+"""The checkpoint a store is packed from: opened by its files or by its headers alone, and known again later."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from moecli import families
+from moecli.checkpoint import Checkpoint, StoredTensor
+from moecli.errors import CheckpointError, ConfigError
+from moecli.store import manifest
+from moecli.weights import Weights
+
+TEXTS = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+
+
+def open_source(folder: Path) -> Weights:
+    """A checkpoint that can be run. ConfigError or CheckpointError if it cannot, or is a packed store."""
+    if (folder / manifest.FILE).is_file():
+        raise CheckpointError(
+            f"{folder} is packed already, to {manifest.read(folder).dtype}",
+            "to have another format, pack the checkpoint it was made from",
+        )
+    return _bind(folder, None)
+
+
+def announced(folder: Path, tensors: Iterable[StoredTensor]) -> Weights:
+    """The same of weights that are not here yet: `tensors` are what their headers say, `folder` has config.json."""
+    return _bind(folder, Checkpoint({tensor.name: tensor for tensor in tensors}))
+
+
+def text_files(folder: Path) -> list[Path]:
+    """What a model needs beside its weights: configuration, tokenizer, chat template."""
+    return [folder / name for name in TEXTS if (folder / name).is_file()]
+
+
+def fingerprint(folder: Path, weights: Weights) -> str:
+    """Changes when a file of a checkpoint does: names, sizes, times and headers of its weights, and all its texts."""
+    found = hashlib.sha256()
+    paths = sorted({tensor.path for tensor in weights.checkpoint.tensors.values()})
+    try:
+        for path in paths:
+            status = path.stat()
+            found.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+            with path.open("rb") as file:
+                found.update(file.read(int.from_bytes(file.read(8), "little")))
+        for path in text_files(folder):
+            found.update(f"{path.name}\0".encode() + path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror or error}") from error
+    return found.hexdigest()
+
+
+def _bind(folder: Path, checkpoint: Checkpoint | None) -> Weights:
+    config = families.load_config(folder / "config.json")
+    family = families.find(config)
+    spec = family.read(config)
+    if spec.unsupported:
+        raise ConfigError(
+            f"{spec.family} models cannot be run yet: the engine lacks {', '.join(spec.unsupported)}",
+            f"moecli inspect and moecli memory know them: moecli inspect {folder}",
+        )
+    if spec.quantization is not None:
+        raise CheckpointError(
+            f"the checkpoint is quantised ({spec.quantization}), which cannot be run yet",
+            "use an unquantised bf16 or fp16 revision",
+        )
+    return Weights(spec, family, checkpoint or Checkpoint.open(folder))

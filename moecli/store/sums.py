@@ -1,0 +1,49 @@
+"""Checksums of a file and of each of its parts, in one reading."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from moecli.store.manifest import FileSums
+
+_CHUNK = 4 * 2**20
+_HALF = 32  # hexadecimal digits of a part's digest
+
+
+def _unwatched(size: int) -> None:
+    """Nobody watches."""
+
+
+def file_sums(path: Path, parts: Sequence[tuple[int, int]] = (), seen: Callable[[int], None] = _unwatched) -> FileSums:
+    """`parts` are (offset, size), one after another to the end of the file; what is before them is only in the whole.
+
+    `seen` is told the bytes of each chunk.
+    OSError where the file cannot be read. Parts beyond its end have the digest of nothing.
+    """
+    whole = hashlib.sha256()
+    size = 0
+    digests = []
+    with path.open("rb", buffering=0) as file:
+        for chunk in _chunks(file, parts[0][0] if parts else -1):
+            whole.update(chunk)
+            size += len(chunk)
+            seen(len(chunk))
+        for _, length in parts:
+            part = hashlib.sha256()
+            for chunk in _chunks(file, length):
+                whole.update(chunk)
+                part.update(chunk)
+                size += len(chunk)
+                seen(len(chunk))
+            digests.append(part.hexdigest()[:_HALF])
+    return FileSums(size, whole.hexdigest(), tuple(digests))
+
+
+def _chunks(file: io.FileIO, size: int) -> Iterator[bytes]:
+    """The next `size` bytes, or all that are left."""
+    while size and (chunk := file.read(_CHUNK if size < 0 else min(_CHUNK, size))):
+        size -= len(chunk) if size > 0 else 0
+        yield chunk
