@@ -14,10 +14,12 @@ from moecli.errors import NetworkError
 from moecli.formats import stored_as
 from moecli.params import Counts, Explanation
 from moecli.spec import ModelSpec
+from moecli.store import manifest
+from moecli.store.packed import PackedStore
 
 REFERENCE = "llama-2-70b"  # what costs are compared with when no dense model is among the arguments
 
-Kind = Literal["built-in", "catalog", "config", "folder", "cache", "hub"]
+Kind = Literal["built-in", "catalog", "config", "folder", "cache", "hub", "store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +85,22 @@ def _known() -> catalog.Entry | None:
 
 
 def _from_folder(source: hub.Source, folder: Path) -> Report:
+    if (folder / manifest.FILE).is_file():
+        return _from_store(source, PackedStore.open(folder))
     kind: Kind = "cache" if source.repo else "built-in" if source.name == catalog.BUILT_IN else "folder"
     config = families.load_config(folder / "config.json")
     if not any(folder.glob("*.safetensors")):
         return _report(source, "config", str(folder / "config.json"), None, config)
     return _report(source, kind, str(folder), source.commit, config, Checkpoint.open(folder).tensors)
+
+
+def _from_store(source: hub.Source, store: PackedStore) -> Report:
+    report = _report(
+        source, "store", str(store.folder), store.source.revision, families.load_config(store.folder / "config.json")
+    )
+    read = plan.read_bytes_per_token(store.spec, store.dtype)
+    census = Census(report.counts.total, store.bytes, store.dtype, read, (), ())
+    return replace(report, stored_read_bytes_per_token=read, census=census)
 
 
 def _from_hub(source: hub.Source, repo: str) -> Report:

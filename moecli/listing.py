@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli import catalog, families, hub, params
+from moecli import catalog, families, hub, hub_cache, params
 from moecli.errors import ConfigError
 from moecli.formats import stored_as
 
@@ -24,6 +24,9 @@ class Here:
     source: str
     revision: str | None
     complete: bool
+    revisions: tuple[str, ...] = ()
+    partial_bytes: int = 0  # of downloads that were not finished
+    last_used: float | None = None  # seconds since 1970
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Known:
 
 def here() -> list[Here]:
     """The built-in model, and every repository in the Hugging Face cache whose family is known."""
-    return [*_built_in(), *filter(None, map(_cached, hub.local_models()))]
+    return [*_built_in(), *filter(None, map(_cached, hub_cache.local_models()))]
 
 
 def known() -> list[Known]:
@@ -65,14 +68,17 @@ def _built_in() -> list[Here]:
     return [Here(catalog.BUILT_IN, _format(config), size, folder, "built in", None, True)]
 
 
-def _cached(model: hub.LocalModel) -> Here | None:
+def _cached(model: hub_cache.LocalModel) -> Here | None:
     """None for what is no model of a family known here: tokenizers, image models, something unreadable."""
     try:
         config = families.load_config(model.path / "config.json")
         families.find(config)
     except ConfigError:
         return None
-    return Here(model.name, _format(config), model.bytes, model.path, model.repo, model.revision, model.complete)
+    return Here(
+        model.name, _format(config), model.bytes, model.path, model.repo, model.revision, model.complete,
+        model.revisions, model.partial_bytes, model.last_used,
+    )  # fmt: skip
 
 
 def _format(config: Mapping[str, Any]) -> str:

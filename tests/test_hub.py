@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils._validators import validate_repo_id
 
-from moecli import hub
+from moecli import hub, hub_cache
 from moecli.errors import ModelNotFound
 
 REPO = "mistralai/Mixtral-8x7B-Instruct-v0.1"
@@ -209,7 +209,7 @@ def test_a_link_to_a_blob_that_is_gone_counts_as_missing(cache: Path) -> None:
 
 def test_one_whole_series_of_weight_files_is_enough(cache: Path) -> None:
     folder = download(cache, (*WHOLE, "consolidated-01-of-02.safetensors"))
-    assert hub.snapshot(REPO) == folder
+    assert hub_cache.snapshot(REPO) == folder
 
 
 def test_an_index_tells_about_files_without_numbers(cache: Path) -> None:
@@ -218,7 +218,7 @@ def test_an_index_tells_about_files_without_numbers(cache: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"x": "first.safetensors", "y": "second.safetensors"}}))
     assert "1 of its 2 weight files are missing" in refusal("mixtral")[0]
     index.write_text("not json")
-    assert hub.snapshot(REPO) == folder
+    assert hub_cache.snapshot(REPO) == folder
 
 
 def test_a_download_that_has_just_begun(cache: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_snapshot_is_the_one_the_library_would_take(cache: Path, revision: str
     (cache / repo_folder_name(repo_id=REPO, repo_type="model") / "refs" / "refs" / "pr").mkdir(parents=True)
     (cache / repo_folder_name(repo_id=REPO, repo_type="model") / "refs" / "refs" / "pr" / "7").write_text(OLD)
     theirs = huggingface_hub.try_to_load_from_cache(REPO, "config.json", cache_dir=cache, revision=revision)
-    ours = hub.snapshot(REPO, revision)
+    ours = hub_cache.snapshot(REPO, revision)
     assert (str(ours / "config.json") if ours else None) == theirs
 
 
@@ -260,37 +260,39 @@ def test_without_a_ref_the_newest_whole_snapshot_is_taken(cache: Path) -> None:
     old, new = download(cache, commit=OLD, ref=None), download(cache, commit=NEW, ref=None)
     os.utime(old, (1, 1))
     os.utime(new, (2, 2))
-    assert hub.snapshot(REPO) == new
+    assert hub_cache.snapshot(REPO) == new
     os.utime(old, (3, 3))
-    assert hub.snapshot(REPO) == old
+    assert hub_cache.snapshot(REPO) == old
     (old / SHARDS[0]).unlink()
-    assert hub.snapshot(REPO) == new
+    assert hub_cache.snapshot(REPO) == new
 
 
 def test_a_whole_old_snapshot_is_better_than_a_partial_main(cache: Path) -> None:
     old = download(cache, commit=OLD, ref=None)
     download(cache, ("config.json",), commit=NEW)
-    assert hub.snapshot(REPO) == old
-    assert hub.snapshot(REPO, "main") is None
+    assert hub_cache.snapshot(REPO) == old
+    assert hub_cache.snapshot(REPO, "main") is None
 
 
 def test_one_weight_file_without_a_number_is_whole(cache: Path) -> None:
-    assert hub.snapshot(REPO) is None
+    assert hub_cache.snapshot(REPO) is None
     folder = download(cache, ("config.json", "model.safetensors"))
-    assert hub.snapshot(REPO) == folder
+    assert hub_cache.snapshot(REPO) == folder
 
 
 def test_the_list_agrees_with_the_library(cache: Path) -> None:
     download(cache, commit=OLD, ref="v1.0")
     folder = download(cache, commit=NEW)
     download(cache, ("config.json", SHARDS[0]), repo="someone/Half")
-    listed = {model.repo: model for model in hub.local_models()}
+    listed = {model.repo: model for model in hub_cache.local_models()}
     theirs = {repo.repo_id: repo for repo in huggingface_hub.scan_cache_dir(cache).repos}
     assert listed.keys() == theirs.keys() == {REPO, "someone/Half"}
     for repo, model in listed.items():
         assert model.bytes == theirs[repo].size_on_disk
         assert model.revision in {revision.commit_hash for revision in theirs[repo].revisions}
-    assert listed[REPO] == hub.LocalModel("mixtral", REPO, NEW, folder, listed[REPO].bytes, complete=True)
+    assert (listed[REPO].name, listed[REPO].revision, listed[REPO].path) == ("mixtral", NEW, folder)
+    assert listed[REPO].complete and listed[REPO].revisions == (OLD, NEW) and not listed[REPO].partial_bytes
+    assert listed[REPO].last_used == pytest.approx(theirs[REPO].last_accessed)
     assert (listed["someone/Half"].name, listed["someone/Half"].complete) == ("someone/Half", False)
     assert hub.resolve(listed[REPO].name).folder == listed[REPO].path
 
@@ -311,17 +313,19 @@ def test_the_list_counts_unfinished_files_and_skips_strangers(cache: Path) -> No
         if not other.endswith("empty"):
             (cache / other / "blobs" / "file").write_text("x")
     root = cache / "models--someone--Begun"
-    assert hub.local_models() == [hub.LocalModel("someone/Begun", "someone/Begun", None, root, 4, complete=False)]
+    (begun,) = hub_cache.local_models()
+    assert (begun.name, begun.repo, begun.revision, begun.path) == ("someone/Begun", "someone/Begun", None, root)
+    assert (begun.bytes, begun.partial_bytes, begun.complete, begun.revisions) == (4, 4, False, ())
 
 
 def test_the_list_calls_a_model_by_an_alias_only_if_the_alias_leads_to_it(cache: Path) -> None:
     download(cache, repo=REPO.lower())
-    assert [model.name for model in hub.local_models()] == [REPO.lower()]
+    assert [model.name for model in hub_cache.local_models()] == [REPO.lower()]
     assert hub.resolve("mixtral").folder is None
 
 
 def test_the_list_of_a_machine_without_a_cache_is_empty() -> None:
-    assert hub.local_models() == []
+    assert hub_cache.local_models() == []
 
 
 # Hostile names
@@ -370,7 +374,7 @@ def test_a_hostile_revision_finds_nothing(cache: Path, revision: str) -> None:
     outside = model_folder(cache.parent / "x")
     (outside / "model.safetensors").write_bytes(b"weights")
     download(cache)
-    assert hub.snapshot(REPO, revision) is None
+    assert hub_cache.snapshot(REPO, revision) is None
 
 
 @pytest.mark.parametrize("commit", ["../../../x", "../../x", "/etc", "", "a b", "\0", "x" * 1000, "ü" * 40])
@@ -379,13 +383,13 @@ def test_a_hostile_ref_file_leads_nowhere(cache: Path, commit: str) -> None:
     outside = model_folder(cache / "x")
     (outside / "model.safetensors").write_bytes(b"weights")
     (folder.parent.parent / "refs" / "main").write_text(commit)
-    assert hub.snapshot(REPO, "main") is None
-    assert hub.snapshot(REPO) == folder
+    assert hub_cache.snapshot(REPO, "main") is None
+    assert hub_cache.snapshot(REPO) == folder
 
 
 @pytest.mark.parametrize("repo", ["../x", "a/../b", "a/b/c", "a", "", "a--b/c", "\0/x"])
 def test_a_hostile_repository_finds_nothing(repo: str) -> None:
-    assert hub.snapshot(repo) is None
+    assert hub_cache.snapshot(repo) is None
 
 
 @pytest.mark.parametrize(

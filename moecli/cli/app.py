@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from moecli import __version__, settings
-from moecli.cli import completion, inspect, list, memory, run
+from moecli.cli import completion, inspect, list, memory, pack, pull, rm, run, verify
 from moecli.errors import MoecliError
 from moecli.output import terminal
 
@@ -49,7 +49,11 @@ def root(
 
 app.command("run", epilog=run.EXAMPLES)(run.run)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command("pull", epilog=pull.EXAMPLES)(pull.pull)
+app.command("pack", epilog=pack.EXAMPLES)(pack.pack)
 app.command("list", epilog=list.EXAMPLES)(list.list_models)
+app.command("rm", epilog=rm.EXAMPLES)(rm.rm)
+app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
 app.command("memory", epilog=memory.EXAMPLES)(memory.memory)
 app.command("completion", epilog=completion.EXAMPLES)(completion.completion)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moecli import hub, settings
+from moecli import local, settings
 from moecli.cli import options
 from moecli.errors import CheckpointError, MoecliError
 from moecli.output import terminal
@@ -46,7 +46,7 @@ def inspect(
 
     reports = []
     for model in models:
-        source = hub.resolve(model)
+        source = local.resolve(model)
         ask_hub = "/" in model and not (offline or settings.offline())
         with terminal.status(f"reading {source.name} ...", json):
             reports.append(inspection.inspect(source, ask_hub))

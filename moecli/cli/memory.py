@@ -52,13 +52,15 @@ def memory(
 
     Without --dtype: every format in a table.
     """
-    from moecli import hub, inspection, settings
+    from moecli import inspection, local, settings
     from moecli.estimate import Budget, estimate
     from moecli.output import memory as show
 
     budget = Budget.of(ram, vram, gpu, ram_speed, disk_speed)
-    source = hub.resolve(model)
+    source = local.resolve(model)
     report = inspection.inspect(source, ask_hub="/" in model and not (offline or settings.offline()))
+    if dtype is None and report.source == "store" and report.census is not None:
+        dtype = report.census.format
     result = estimate(report.model, report.spec, budget, dtype, ctx, batch, max_ctx)
     if json:
         terminal.write_json(show.document(result))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moecli import hub
-from moecli.cli import options
+from moecli import hub, local
+from moecli.cli import options, pull
 from moecli.errors import UsageError
 from moecli.formats import FORMATS
 from moecli.output import loading, terminal
@@ -88,8 +88,8 @@ def run(
     text = _read_prompt(prompt)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
-    source = hub.resolve(model)
-    folder = hub.require_folder(source)
+    source = local.resolve(model, dtype)
+    folder = (None if offline else pull.offer(source, quiet)) or hub.require_folder(source)
     with terminal.status("loading ...", quiet):
         from moecli.engine.runner import Choices, open_runner
 

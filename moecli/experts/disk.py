@@ -24,10 +24,10 @@ _SAMPLE = 64 * 2**20  # bytes that a measurement reads
 class Disk:
     """Begins reads; the statistics are the store's that uses it."""
 
-    def __init__(self, store: PackedStore, statistics: Statistics) -> None:
+    def __init__(self, store: PackedStore, statistics: Statistics, readers: Readers) -> None:
         self._store = store
         self._statistics = statistics
-        self._readers = Readers()
+        self._readers = readers
         self._staging = Arena(STAGING, max(staging_size(store.record(layer)) for layer, _ in store.spec.mixtures))
 
     def fetch(self, layer: int, expert: int, slot: memoryview, arrived: Callable[[Landing], None]) -> Landing:
@@ -70,7 +70,7 @@ class Disk:
 
 def measure(store: PackedStore) -> float:
     """Bytes per second of a short burst of reads, spread over the store."""
-    disk = Disk(store, Statistics())
+    disk = Disk(store, Statistics(), Readers())
     layers = [layer for layer, _ in store.spec.mixtures]
     stride = store.record(layers[0]).stride
     count = max(1, min(len(layers), _SAMPLE // stride))

@@ -12,7 +12,7 @@ from torch import Tensor
 from moecli.experts.arena import Arena
 from moecli.experts.disk import Disk
 from moecli.experts.pieces import as_expert
-from moecli.experts.readers import Landing
+from moecli.experts.readers import Landing, Readers
 from moecli.experts.store import Group, Statistics, Streamed, mix
 from moecli.kernels.products import Expert
 from moecli.policies import POLICIES, Slots
@@ -23,13 +23,13 @@ from moecli.store.packed import PackedStore
 class TieredExperts:
     """`slots` experts of a packed store in RAM, shared out evenly among the layers; which ones, the policy says."""
 
-    def __init__(self, store: PackedStore, slots: int, policy: str) -> None:
+    def __init__(self, store: PackedStore, slots: int, policy: str, readers: Readers | None = None) -> None:
         mixtures = store.spec.mixtures
         self._activations = {layer: mixture.expert.activation for layer, mixture in mixtures}
         self._records = {layer: store.record(layer) for layer, _ in mixtures}
         self._arena = Arena(slots, max(record.stride for record in self._records.values()))
         self.statistics = Statistics(budget_bytes=slots * self._arena.size)
-        self._disk = Disk(store, self.statistics)
+        self._disk = Disk(store, self.statistics, readers or Readers())
         self._layers: dict[int, _Layer] = {}
         first = 0
         for (layer, _), count in zip(mixtures, shares(store.spec, slots), strict=True):

@@ -75,13 +75,17 @@ def feed_forward(x: Tensor, gate_up: Matrix, down: Matrix, activation: Activatio
 
 def expert_outputs(x: Tensor, experts: Sequence[Expert], activation: Activation) -> Tensor:
     """What each expert makes of all of x [T, D]: [n, T, D], in x's precision or better."""
-    packed = [tuple(matrix.data for matrix in expert if isinstance(matrix, Packed)) for expert in experts]
     up = experts[0][1]
     if isinstance(up, Packed) and serves("native", up.dtype, x.device):
-        return native.feed_forward(up.dtype, x, packed, up.shape[0], activation)
+        return native.feed_forward(up.dtype, x, [_bytes(expert) for expert in experts], up.shape[0], activation)
     rows = _padded(x)
     outputs = [_expert(rows, expert, activation)[: len(x)] for expert in experts]
     return outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)
+
+
+def _bytes(expert: Expert) -> tuple[Tensor, Tensor, Tensor]:
+    gate, up, down = (matrix.data for matrix in expert)
+    return gate, up, down
 
 
 def _expert(x: Tensor, expert: Expert, activation: Activation) -> Tensor:

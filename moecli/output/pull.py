@@ -22,14 +22,14 @@ from moecli.download.proposal import Proposal
 from moecli.output import tables, terminal
 from moecli.units import figure, format_bytes
 
-_LONGEST_NAME = 28
+_LONGEST_NAME = 26
 _WORTH_TELLING = 3.0  # seconds of waiting
 
 
 def screen(proposal: Proposal, on_stderr: bool, no_color: bool) -> None:
     """The facts before anything is fetched: the answer of a dry run, else talk."""
     manifest, plan, speed = proposal.manifest, proposal.estimate.plan, proposal.estimate.speed
-    names = f"{len(manifest.weights)} of weights, {len(manifest.texts)} small ones, {format_bytes(manifest.bytes)}"
+    names = f"{len(manifest.weights)} with weights, {len(manifest.texts)} small ones, {format_bytes(manifest.bytes)}"
     free, after = format_bytes(proposal.free), format_bytes(max(0, proposal.free - proposal.missing))
     band = f"{figure(speed.low)} to {figure(speed.high)} tokens/s ({speed.evidence} bandwidths)"
     how = "fits into RAM" if plan.fits else "with experts read from disk" if plan.runs else "does not run in this RAM"
@@ -46,7 +46,8 @@ def screen(proposal: Proposal, on_stderr: bool, no_color: bool) -> None:
         ("memory", f"{format_bytes(proposal.estimate.needs.peak)} in {proposal.estimate.needs.dtype}; {how}"),
         ("speed", band if plan.runs else "-"),
     ]
-    to = Console(stderr=on_stderr, no_color=True if no_color else None, highlight=False, markup=False, emoji=False)
+    colour = True if no_color else None
+    to = Console(stderr=on_stderr, no_color=colour, highlight=False, markup=False, emoji=False)
     tables.show(to, tables.title(proposal.name, f"{manifest.repo} at {manifest.commit[:12]}"), tables.facts(rows))
 
 
@@ -89,6 +90,12 @@ def _head(proposal: Proposal) -> dict[str, Any]:
     }
 
 
+def tell(why: str, seconds: float | None) -> None:
+    """That nothing moves for a while, if the while is long."""
+    if seconds is None or seconds >= _WORTH_TELLING:
+        terminal.say(why if seconds is None else f"{why}: next attempt in {seconds:.0f} s")
+
+
 class Bars:
     """A bar for each file under way and one for all, on a terminal; elsewhere only what takes patience is told."""
 
@@ -98,10 +105,12 @@ class Bars:
         self._quiet = quiet
         self._shown = shown
         self._lock = threading.Lock()
-        self._tasks: dict[str, TaskID] = {}
+        self._tasks: dict[RemoteFile, TaskID] = {}
+        self._left: dict[RemoteFile, int] = {}
+        self._done = 0
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(20),
+            BarColumn(14),
             DownloadColumn(binary_units=True),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
@@ -121,36 +130,32 @@ class Bars:
     def found(self, file: RemoteFile, size: int) -> None:
         """Bytes that cost no time, or that turned out to be wrong: they say nothing about the rate."""
         with self._lock:
-            for task in (self._task(file), self._total):
-                done = next(each.completed for each in self._bars.tasks if each.id == task)
-                self._bars.reset(task, completed=int(done) + size)
-        self._retire(file)
+            done = file.size - self._left.setdefault(file, file.size) + size
+            self._bars.reset(self._task(file), completed=done)
+            self._done += size
+            self._bars.reset(self._total, completed=self._done)
+            self._count(file, size)
 
     def advance(self, file: RemoteFile, size: int) -> None:
         with self._lock:
             self._bars.advance(self._task(file), size)
+            self._done += size
             self._bars.advance(self._total, size)
-        self._retire(file)
+            self._count(file, size)
 
-    def wait(self, file: RemoteFile, why: str, seconds: float) -> None:
-        self.tell(why, seconds)
-
-    def tell(self, why: str, seconds: float) -> None:
-        text = f"{why}: next attempt in {seconds:.0f} s"
-        if self._shown:
-            self._bars.console.print(text)
-        elif not self._quiet and seconds >= _WORTH_TELLING:
-            terminal.say(text)
+    def wait(self, file: RemoteFile, why: str, seconds: float | None) -> None:
+        if not self._quiet:
+            tell(why, seconds)
 
     def _task(self, file: RemoteFile) -> TaskID:
-        if file.name not in self._tasks:
+        if file not in self._tasks:
             name = file.name if len(file.name) <= _LONGEST_NAME else f"…{file.name[1 - _LONGEST_NAME :]}"
-            self._tasks[file.name] = self._bars.add_task(name, total=file.size)
-        return self._tasks[file.name]
+            done = file.size - self._left.setdefault(file, file.size)
+            self._tasks[file] = self._bars.add_task(name, total=file.size, completed=done)
+        return self._tasks[file]
 
-    def _retire(self, file: RemoteFile) -> None:
+    def _count(self, file: RemoteFile, size: int) -> None:
         """A whole file leaves its line to the next."""
-        with self._lock:
-            task = next((each for each in self._bars.tasks if each.id == self._tasks.get(file.name)), None)
-            if task is not None and task.finished:
-                self._bars.update(task.id, visible=False)
+        self._left[file] -= size
+        if not self._left[file]:
+            self._bars.remove_task(self._tasks.pop(file))

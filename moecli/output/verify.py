@@ -55,7 +55,13 @@ def document(subject: Subject, results: Sequence[Checked], removed: bool) -> dic
         "intact": not any(result.problem for result in results),
         "removed": removed,
         "files": [
-            {"name": result.name, "path": str(result.path), "bytes": result.bytes, "problem": result.problem, "hashed": result.hashed}
+            {
+                "name": result.name,
+                "path": str(result.path),
+                "bytes": result.bytes,
+                "problem": result.problem,
+                "hashed": result.hashed,
+            }
             for result in results
         ],
     }

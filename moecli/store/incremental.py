@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from moecli.checkpoint import Checkpoint, StoredTensor, read_header
 from moecli.errors import CheckpointError
 from moecli.store.jobs import Job, jobs
-from moecli.store.journal import sync_folder
+from moecli.store.journal import explained
 from moecli.store.layout import StoreLayout, safetensors_header
 from moecli.store.manifest import Origin
 from moecli.store.packed import PackedStore
@@ -39,8 +39,9 @@ class ShardPacker:
         self._writer = writer
         self._todo = {job.name: job for job in writer.todo}
         self._aside: dict[str, StoredTensor] = {}
-        for shard in writer.journal.kept:
-            self._aside |= read_header(self._left_over(shard))
+        for path in map(self._left_over, writer.journal.kept):
+            self._aside |= read_header(path) if path.exists() else {}
+        self._drop_unneeded()
 
     @property
     def pending(self) -> list[str]:
@@ -52,17 +53,80 @@ class ShardPacker:
         """Bytes of the checkpoint packed so far, of how many."""
         return self._writer.packed, self._writer.total
 
-    def take(self, path: Path, progress: Progress = silent) -> None:
+    def take(self, shard: str, path: Path, progress: Progress = silent) -> None:
         """Convert all that this shard completes; when this returns the file is not needed any more.
 
         CheckpointError if it is damaged or not what its header was announced to be. Taking one twice does no harm.
         """
-        here = self._announced(path)
+        here = self._announced(shard, path)
         at_hand = self._aside | here
-        ready = [job for job in self._todo.values() if all(source.stored.name in at_hand for source in job.sources)]
-        located = [_located(job, at_hand) for job in ready]
-        self._writer.convert(located, Checkpoint(at_hand), progress)
+        ready = [job for job in self._todo.values() if _needs(job) <= at_hand.keys()]
+        self._writer.convert([_located(job, at_hand) for job in ready], Checkpoint(at_hand), progress)
         for job in ready:
             del self._todo[job.name]
-        self._put_aside(path.name, here)
-        self._writer.sync(...)
+        self._put_aside(shard, here)
+        self._writer.sync()
+        self._writer.journal.add(kept=[shard])
+        self._drop_unneeded()
+
+    def finish(self, folder: Path) -> PackedStore:
+        """The store, with the configuration and tokenizer of `folder`, once nothing is pending."""
+        if self._todo:
+            raise CheckpointError(f"{len(self.pending)} shards were not packed, {self.pending[0]} first")
+        return self._writer.finish(text_files(folder))
+
+    def _missing(self) -> Iterator[StoredTensor]:
+        for job in self._todo.values():
+            for source in job.sources:
+                if source.stored.name not in self._aside:
+                    yield source.stored
+
+    def _announced(self, shard: str, path: Path) -> dict[str, StoredTensor]:
+        """The tensors of a shard that are still to come, where they really lie."""
+        header = read_header(path)
+        found: dict[str, StoredTensor] = {}
+        for stored in self._missing():
+            if stored.path.name == shard:
+                here = header.get(stored.name)
+                if here is None or replace(here, path=stored.path) != stored:
+                    raise CheckpointError(f"{path} does not hold '{stored.name}' as was announced", "fetch it again")
+                found[stored.name] = here
+        return found
+
+    def _put_aside(self, shard: str, here: Mapping[str, StoredTensor]) -> None:
+        waiting = {stored.name for stored in self._missing()} & here.keys()
+        if not waiting:
+            return
+        tensors = [here[name] for name in sorted(waiting)]
+        path = self._left_over(shard)
+        growing = path.with_suffix(".growing")
+        checkpoint = Checkpoint(here)
+        with explained(path.parent), growing.open("wb") as file:
+            file.write(safetensors_header([(each.name, each.dtype, each.shape) for each in tensors]))
+            for tensor in tensors:
+                data = bytearray(tensor.size)
+                checkpoint.read_into(memoryview(data), tensor)
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        growing.replace(path)
+        self._aside |= read_header(path)
+
+    def _drop_unneeded(self) -> None:
+        """Forget what no job waits for any more, and delete the left-overs that hold nothing else."""
+        needed = set().union(*map(_needs, self._todo.values()))
+        kept = {name: stored for name, stored in self._aside.items() if name in needed}
+        for path in {stored.path for stored in self._aside.values()} - {stored.path for stored in kept.values()}:
+            path.unlink()
+        self._aside = kept
+
+    def _left_over(self, shard: str) -> Path:
+        return self._writer.folder / f"{_LEFT_OVER}{shard}"
+
+
+def _needs(job: Job) -> set[str]:
+    return {source.stored.name for source in job.sources}
+
+
+def _located(job: Job, at_hand: Mapping[str, StoredTensor]) -> Job:
+    return replace(job, sources=tuple(replace(each, stored=at_hand[each.stored.name]) for each in job.sources))

@@ -74,7 +74,7 @@ class StoreLayout:
         if file == DENSE:
             return self._dense_header([(place.tensor, place.dtype, place.size) for place in self.dense])
         layer = self.layer_of(file)
-        return _header([(EXPERTS, "U8", (self.experts[layer], self.records[layer].stride))])
+        return safetensors_header([(EXPERTS, "U8", (self.experts[layer], self.records[layer].stride))])
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -101,7 +101,9 @@ class StoreLayout:
 
     @staticmethod
     def _dense_header(sized: Sequence[tuple[Tensor, str, int]]) -> bytes:
-        return _header([(tensor_name(tensor), *_stored_as(tensor, dtype, size)) for tensor, dtype, size in sized])
+        return safetensors_header(
+            [(tensor_name(tensor), *_stored_as(tensor, dtype, size)) for tensor, dtype, size in sized]
+        )
 
 
 def choose_layout(weights: Weights, dtype: str) -> StoreLayout:
@@ -141,7 +143,7 @@ def _stored_as(tensor: Tensor, dtype: str, size: int) -> tuple[str, tuple[int, .
     return (_CODES[dtype], tensor.shape) if dtype in _CODES else ("U8", (size,))
 
 
-def _header(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> bytes:
+def safetensors_header(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> bytes:
     """A safetensors header padded with blanks, so that the data starts on a page."""
     described: dict[str, object] = {"__metadata__": {"format": "moecli"}}
     end = 0

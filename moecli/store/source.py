@@ -10,6 +10,7 @@ from moecli import families
 from moecli.checkpoint import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError, ConfigError
 from moecli.store import manifest
+from moecli.store.manifest import Origin
 from moecli.weights import Weights
 
 TEXTS = (
@@ -38,6 +39,12 @@ def text_files(folder: Path) -> list[Path]:
     return [folder / name for name in TEXTS if (folder / name).is_file()]
 
 
+def origin_of(model: str, repo: str | None, revision: str | None, folder: Path, weights: Weights) -> Origin:
+    """What a store says of a checkpoint on this machine; `revision` is a commit of `repo`."""
+    path = None if repo else str(folder.resolve())
+    return Origin(model, repo, revision, path, fingerprint(folder, weights))
+
+
 def fingerprint(folder: Path, weights: Weights) -> str:
     """Changes when a file of a checkpoint does: names, sizes, times and headers of its weights, and all its texts."""
     found = hashlib.sha256()
@@ -53,6 +60,12 @@ def fingerprint(folder: Path, weights: Weights) -> str:
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read: {error.strerror or error}") from error
     return found.hexdigest()
+
+
+def header_fingerprint(tensors: Iterable[StoredTensor]) -> str:
+    """That of weights known by their headers alone."""
+    lines = sorted(f"{each.path.name} {each.name} {each.dtype} {each.shape} {each.offset}" for each in tensors)
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _bind(folder: Path, checkpoint: Checkpoint | None) -> Weights:

@@ -49,6 +49,7 @@ def pack(
     if (store := existing(target, layout, origin)) is not None:
         return store
     with writing(target, layout, origin, jobs(weights, layout)) as writer:
+        progress(writer.packed, writer.total)
         for unit in by_layer(writer.todo):
             writer.convert(unit, weights.checkpoint, progress)
             writer.sync()
@@ -60,9 +61,9 @@ def pack(
 def existing(target: Path, layout: StoreLayout, origin: Origin) -> PackedStore | None:
     """The finished store of this source in this format, if it is there. CheckpointError if something else is."""
     partial = partial_folder(target)
-    if (partial / manifest.FILE).exists() and not (partial / journal.FILE).exists():
-        with contextlib.suppress(FileNotFoundError):  # all was done but the last step
-            partial.rename(target)
+    if (partial / manifest.FILE).exists() and not (partial / journal.FILE).exists():  # all was done but the last step
+        with explained(partial), locked(partial):
+            _give_name(partial, target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
     if not (target / manifest.FILE).is_file():
@@ -163,11 +164,10 @@ class Writer:
         whole.write(self.folder / manifest.FILE)
         _sync(self.folder / manifest.FILE)
         sync_folder(self.folder)
-        for file in self.folder.iterdir():  # the journal, the lock, leftovers of shards
-            if file.name != manifest.FILE and file.name not in sums:
-                file.unlink()
-        self.folder.rename(self._target)
-        sync_folder(self._target.parent)
+        extra = [file for file in self.folder.iterdir() if file.name not in (manifest.FILE, journal.LOCK, *sums)]
+        for file in sorted(extra, key=lambda file: file.name == journal.FILE):  # last: its absence says all is there
+            file.unlink()
+        _give_name(self.folder, self._target)
         return PackedStore.open(self._target)
 
     def _is_done(self, job: Job) -> bool:
@@ -202,6 +202,12 @@ class Writer:
         copy.write_bytes(path.read_bytes())
         _sync(copy)
         return file_sums(copy)
+
+
+def _give_name(partial: Path, target: Path) -> None:
+    partial.rename(target)
+    (target / journal.LOCK).unlink()
+    sync_folder(target.parent)
 
 
 def _plan(layout: StoreLayout, origin: Origin) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""`moecli pack`: convert a checkpoint into a packed store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moecli import hub
+from moecli.cli import options
+from moecli.errors import UsageError
+from moecli.output import terminal
+
+EXAMPLES = """Examples:
+
+  moecli pack mixtral
+
+  moecli pack ./my-model --dtype q8 -o /data/my-model-q8
+"""
+
+
+def pack(
+    model: options.Model,
+    *,
+    dtype: Annotated[
+        str, typer.Option("--dtype", "--quant", help="q4, q8, nf4, int8, bf16, fp16, fp32, or auto: as stored.")
+    ] = "q4",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="The store's folder; default: in MOECLI_HOME.", show_default=False
+        ),
+    ] = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Convert a checkpoint on this machine into a packed store, which then runs without it.
+
+    Interrupted, it goes on where it stopped when repeated. Prints the store's folder, which is a MODEL.
+    """
+    from moecli.formats import FORMATS
+    from moecli.store import catalogue
+
+    if dtype != "auto" and dtype not in FORMATS:
+        raise UsageError(f"--dtype {dtype} is not known", f"it takes auto, {', '.join(FORMATS)}")
+    source = hub.resolve(model)
+    folder = hub.require_folder(source)
+    with terminal.status("loading ...", quiet or json):
+        import torch
+
+        from moecli.machine import compute_threads
+        from moecli.output import pack as view
+        from moecli.store.layout import choose_layout
+        from moecli.store.source import open_source, origin_of
+        from moecli.store.write import pack as write
+
+        torch.set_num_threads(compute_threads(threads))
+        weights = open_source(folder)
+        dtype = weights.dtype if dtype == "auto" else dtype
+        origin = origin_of(source.name, source.repo, source.commit, folder, weights)
+        target = output.absolute() if output else catalogue.default_folder(source.name, dtype)
+    if verbose:
+        view.explain(choose_layout(weights, dtype), target)
+    size = sum(tensor.size for tensor in weights.checkpoint.tensors.values())
+    try:
+        with view.Watch(source.name, dtype, size, quiet or json) as watch:
+            store = write(weights, folder, target, dtype, origin, watch)
+    except KeyboardInterrupt:
+        terminal.say("interrupted; the same command goes on from here")
+        raise typer.Exit(130) from None
+    if json:
+        terminal.write_json(view.document(store, watch))
+        return
+    if not quiet:
+        view.summary(store, watch)
+    terminal.write(f"{store.folder}\n")

@@ -1,0 +1,48 @@
+"""`moecli rm`: delete a model and say what was freed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from moecli.cli import options
+from moecli.output import terminal
+
+if TYPE_CHECKING:
+    from moecli.removal import Removal
+
+EXAMPLES = """Examples:
+
+  moecli rm mixtral
+
+  moecli rm org/name@v1.0 --yes --json
+"""
+
+
+def rm(
+    model: options.Model, *, yes: options.Yes = False, json: options.Json = False, quiet: options.Quiet = False
+) -> None:
+    """Delete a model that was pulled; with @revision only that revision. What others share stays."""
+    from moecli import removal
+    from moecli.units import format_bytes
+
+    target = removal.find(model)
+    size = format_bytes(target.bytes)
+    shared = f" ({format_bytes(target.kept_bytes)} that other revisions share stay)" if target.kept_bytes else ""
+    what = f"{target.source}@{target.revisions[0][:12]}" if "@" in model else f"all of {target.source}"
+    terminal.confirm(f"delete {what} and free {size}{shared}?", yes)
+    target.carry_out()
+    if json:
+        terminal.write_json(_document(target))
+    elif not quiet:
+        terminal.say(f"deleted {what}: {size} freed{shared}")
+
+
+def _document(target: Removal) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "name": target.name,
+        "source": target.source,
+        "revisions": list(target.revisions),
+        "freed_bytes": target.bytes,
+        "kept_bytes": target.kept_bytes,
+    }

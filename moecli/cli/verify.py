@@ -1,0 +1,43 @@
+"""`moecli verify`: re-hash a model and say what differs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from moecli.cli import options
+from moecli.output import terminal
+
+EXAMPLES = """Examples:
+
+  moecli verify mixtral
+
+  moecli verify mixtral --remove && moecli pull mixtral
+"""
+
+
+def verify(
+    model: options.Model,
+    *,
+    remove: Annotated[bool, typer.Option("--remove", help="Delete damaged files, so that pull fetches them.")] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Read every file of a model again and compare its hash with the published one; exit 3 if something differs."""
+    from moecli import verification
+    from moecli.output import verify as view
+
+    subject = verification.find(model)
+    with view.bar(subject, quiet or json) as advance:
+        results = list(verification.check(subject, advance))
+    damaged = [result for result in results if result.problem]
+    for result in damaged:
+        if remove and result.path.is_file():
+            result.path.unlink()
+    if json:
+        terminal.write_json(view.document(subject, results, remove))
+    else:
+        view.report(subject, results, remove, quiet)
+    if damaged:
+        raise typer.Exit(3)

@@ -1,0 +1,186 @@
+"""Files of a manifest into the Hugging Face cache, several at once, laid out as huggingface_hub lays them out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from moecli.download.blob import FULL, Transfer, Watcher
+from moecli.download.manifest import Manifest, RemoteFile
+from moecli.download.patience import Patience
+from moecli.errors import DiskError
+from moecli.hub_cache import UNFINISHED, lock_folder, status
+from moecli.units import format_bytes
+
+_AT_ONCE = 4
+Result = TypeVar("Result")
+
+
+def fetch_all(manifest: Manifest, watcher: Watcher, patience: Patience | None = None) -> Path:
+    """The whole model, and the ref that names it; returns its snapshot folder.
+
+    The ref moves last, so that an update that was cut leaves the earlier revision in use.
+    """
+    for files in (manifest.texts, manifest.weights):  # a snapshot with all weights has everything
+        for _ in each(manifest, files, watcher, ahead=_AT_ONCE - 1, patience=patience):
+            pass
+    write_ref(manifest)
+    return manifest.snapshot
+
+
+def each(
+    manifest: Manifest, files: Sequence[RemoteFile], watcher: Watcher, ahead: int = 1, patience: Patience | None = None
+) -> Iterator[tuple[RemoteFile, Path]]:
+    """File after file, verified and in place, in the given order; at most `ahead` more are fetched meanwhile.
+
+    When the caller stops, all transfers stop at once; what they have is resumed next time.
+    """
+    stop = threading.Event()
+    transfer = Transfer(manifest.repo, manifest.commit, watcher, patience or Patience(), stop)
+    waiting: deque[tuple[RemoteFile, Future[Path]]] = deque()
+    rest = iter(files)
+    try:
+        while True:
+            while len(waiting) <= ahead and (file := next(rest, None)) is not None:
+                waiting.append((file, _in_background(partial(_place, manifest, file, transfer))))
+            if not waiting:
+                return
+            file, future = waiting.popleft()
+            yield file, future.result()
+    finally:
+        stop.set()
+
+
+def present(manifest: Manifest, file: RemoteFile) -> int:
+    """Bytes of the file that need not be fetched any more."""
+    if _is_whole(manifest.snapshot / file.name, file) or _is_whole(manifest.blob(file), file):
+        return file.size
+    blob = manifest.blob(file)
+    partial = status(blob.with_name(blob.name + UNFINISHED))
+    return partial.st_size if partial is not None and partial.st_size <= file.size else 0
+
+
+def check_space(manifest: Manifest, files: Sequence[RemoteFile]) -> None:
+    """DiskError unless what is still to come fits the disk."""
+    missing = sum(file.size - present(manifest, file) for file in files)
+    free = free_space(manifest.root)
+    if missing > free:
+        raise DiskError(
+            f"{format_bytes(missing)} are to be fetched and {format_bytes(free)} are free in {manifest.root.parent}",
+            "make room, or set HF_HOME to a folder on a larger disk",
+        )
+
+
+def free_space(folder: Path) -> int:
+    """Free bytes where the folder is or would be."""
+    there = next((parent for parent in (folder, *folder.parents) if parent.is_dir()), Path())
+    return shutil.disk_usage(there).free
+
+
+def discard(manifest: Manifest, file: RemoteFile) -> int:
+    """Delete one file again, unless another revision uses it too; returns the bytes freed."""
+    blob, pointer = manifest.blob(file), manifest.snapshot / file.name
+    pointer.unlink(missing_ok=True)
+    others = (manifest.root / "snapshots").glob("*/*")
+    if not blob.is_file() or any(other.is_symlink() and other.readlink().name == file.hash for other in others):
+        return 0
+    blob.unlink()
+    return file.size
+
+
+def write_ref(manifest: Manifest) -> None:
+    """Let the branch or tag that was asked for name the commit."""
+    if manifest.revision == manifest.commit:
+        return
+    with _explained(manifest.root):
+        path = manifest.root / "refs" / manifest.revision
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _beside(path)
+        temporary.write_text(manifest.commit)
+        temporary.replace(path)
+
+
+def _place(manifest: Manifest, file: RemoteFile, transfer: Transfer) -> Path:
+    """The file in its snapshot. The lock is huggingface_hub's own: one process fetches, the others wait for it."""
+    blob, pointer = manifest.blob(file), manifest.snapshot / file.name
+    locks = lock_folder(manifest.repo)
+    busy = partial(transfer.watcher.wait, file, f"another process is fetching {file.name}", None)
+    with _explained(manifest.root):
+        for folder in (blob.parent, pointer.parent, locks):
+            folder.mkdir(parents=True, exist_ok=True)
+        with _alone(locks / f"{file.hash}.lock", busy):
+            linked = _is_whole(pointer, file)
+            if linked or _is_whole(blob, file):
+                transfer.watcher.found(file, file.size)
+            else:
+                transfer.fetch(file, blob)
+            if not linked:
+                _link(blob, pointer)
+    return pointer
+
+
+@contextlib.contextmanager
+def _alone(lock: Path, busy: Callable[[], None]) -> Iterator[None]:
+    """While no other process holds the lock; `busy` is called once if that takes a while."""
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(lock, timeout=0.5))
+        except TimeoutError:
+            busy()
+            stack.enter_context(WeakFileLock(lock))
+        yield
+
+
+def _link(blob: Path, pointer: Path) -> None:
+    """A relative link, as the library makes it; where the system has none, the file itself."""
+    temporary = _beside(pointer)
+    try:
+        temporary.symlink_to(os.path.relpath(blob, pointer.parent))
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        temporary = blob
+    temporary.replace(pointer)
+
+
+def _is_whole(path: Path, file: RemoteFile) -> bool:
+    found = status(path)
+    return found is not None and found.st_size == file.size
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _in_background(action: Callable[[], Result]) -> Future[Result]:
+    """A thread that the end of the program does not wait for, so that Ctrl-C stops at once."""
+    future: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:  # of whatever kind, it belongs to the one who waits
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Trouble with the cache folder in words."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{error.filename or folder} cannot be written: {error.strerror}") from error

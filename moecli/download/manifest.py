@@ -1,0 +1,166 @@
+"""Which files of a Hub repository a model needs, with their sizes and hashes, at one commit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moecli import hub_client, settings
+from moecli.download.patience import Patience, Tell, persist
+from moecli.errors import CheckpointError, NetworkError
+from moecli.hub_cache import BLOB_NAME, INDEX, PICKLES, repository, status
+from moecli.hub_headers import LARGEST_CONFIG, LARGEST_INDEX, SINGLE, Repository, json_object, shards
+
+_TEXTS = (
+    "config.json", "generation_config.json", INDEX, "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+_OTHER_TOKENIZERS = ("vocab.json", "merges.txt", "tokenizer.model", "tiktoken.model", "tekken.json")
+_WEIGHTS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.safetensors")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LARGEST_TEXT = 512 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file as the Hub announces it; `hash` names its blob in the cache and is checked."""
+
+    name: str
+    size: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a model needs of its repository: small files first, weights in the order of their names."""
+
+    repo: str
+    revision: str  # as asked for: a branch, a tag or a commit
+    commit: str
+    texts: tuple[RemoteFile, ...]
+    weights: tuple[RemoteFile, ...]
+    config: Mapping[str, Any]
+    licence: str | None
+    gated: bool
+
+    @property
+    def files(self) -> tuple[RemoteFile, ...]:
+        return self.texts + self.weights
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def root(self) -> Path:
+        return repository(self.repo)
+
+    @property
+    def snapshot(self) -> Path:
+        return self.root / "snapshots" / self.commit
+
+    def blob(self, file: RemoteFile) -> Path:
+        return self.root / "blobs" / file.hash
+
+
+def read_manifest(
+    repo: str, revision: str | None = None, patience: Patience | None = None, tell: Tell | None = None
+) -> Manifest:
+    """Ask the Hub; nothing is written. NetworkError if it says no, CheckpointError if the answer cannot be right."""
+    hub_client.check_endpoint()
+    if settings.offline():
+        raise NetworkError(f"'{repo}' is on the Hub, and the network is not to be used", "unset HF_HUB_OFFLINE")
+    patience = patience or Patience(attempts=4)
+    info = persist(lambda: _ask(repo, revision), patience, tell=tell)
+    listed = {file.name: file for file in _listed(repo, info)}
+    if not _COMMIT.fullmatch(info.sha or ""):
+        raise CheckpointError(f"the Hub names no commit of {repo}")
+    source = Repository(repo, info.sha)
+
+    def read(name: str, largest: int) -> dict[str, Any] | None:
+        """A small JSON file, from the cache if it is there."""
+        if name not in listed:
+            return None
+        here = status(repository(repo) / "blobs" / listed[name].hash)
+        if here is not None and here.st_size == listed[name].size <= largest:
+            return json_object((repository(repo) / "blobs" / listed[name].hash).read_bytes(), name)
+        piece = persist(lambda: source.fetch(name, largest), patience, tell=tell)
+        return json_object(piece.data, name) if piece else None
+
+    index = read(INDEX, LARGEST_INDEX)
+    weights = _weights(repo, listed.keys(), index)
+    config = read("config.json", LARGEST_CONFIG)
+    if config is None:
+        raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be used")
+    texts = [name for name in _TEXTS if name in listed]
+    texts += [name for name in _OTHER_TOKENIZERS if name in listed and "tokenizer.json" not in listed]
+    if large := next((name for name in texts if listed[name].size > _LARGEST_TEXT), None):
+        raise CheckpointError(f"{large} of {repo} has {listed[large].size} bytes, which cannot be right")
+    licences = (str(tag)[8:] for tag in info.tags or () if str(tag).startswith("license:"))
+    return Manifest(
+        repo, revision or "main", info.sha, tuple(map(listed.__getitem__, texts)),
+        tuple(map(listed.__getitem__, weights)), config, _plain(next(licences, "")), bool(info.gated),
+    )  # fmt: skip
+
+
+def _ask(repo: str, revision: str | None) -> Any:
+    """The model's information with sizes and hashes of its files, in one request of huggingface_hub."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        return HfApi(library_name="moecli").model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
+    except HfHubHTTPError as error:
+        answer = error.response
+        raise hub_client.refusal(repo, revision, "", answer.status_code, answer.headers) from error
+    except hub_client.transport_failures() as error:
+        raise hub_client.unreachable(error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"what the server at {constants.ENDPOINT} says of {repo} is not the language of the Hub"
+        raise NetworkError(message, "is HF_ENDPOINT right?") from error
+
+
+def _listed(repo: str, info: Any) -> list[RemoteFile]:
+    """Every file at the top of the repository. A name that git cannot hold proves that the server lies."""
+    files = []
+    for each in info.siblings or ():
+        name, size = each.rfilename, each.size
+        parts = name.split("/") if isinstance(name, str) else [".."]
+        if not {"", ".", ".."}.isdisjoint(parts) or "\\" in name or not name.isprintable():
+            raise CheckpointError(f"{repo} names the file {str(name)[:80]!a}, which is outside its folder")
+        sha256 = each.lfs.sha256 if each.lfs else None
+        blob = sha256 or each.blob_id
+        if len(parts) > 1:
+            continue
+        if type(size) is not int or not 0 <= size < 2**50 or not BLOB_NAME.fullmatch(str(blob)):
+            raise CheckpointError(f"the Hub tells no size or no hash of {name} of {repo}")
+        files.append(RemoteFile(name, size, blob))
+    return files
+
+
+def _weights(repo: str, names: Iterable[str], index: Mapping[str, Any] | None) -> list[str]:
+    """The files an index names; without one the single file, else every shard but `consolidated.*` copies."""
+    held = {name for name in names if _WEIGHTS.fullmatch(name)}
+    if index is not None:
+        wanted = sorted(shards(repo, index))
+        if missing := [name for name in wanted if name not in held]:
+            raise CheckpointError(f"{INDEX} of {repo} names '{missing[0][:80]}', which it does not hold")
+        return wanted
+    if SINGLE in held:
+        return [SINGLE]
+    if found := sorted(name for name in held if not name.startswith("consolidated")):
+        return found
+    pickles = next((name for name in sorted(names) if name.endswith(PICKLES)), None)
+    hint = "look for a release in safetensors format"
+    if pickles:
+        raise CheckpointError(f"{repo} holds only pickled weights ({pickles}), which can run code when opened", hint)
+    raise CheckpointError(f"{repo} holds no safetensors weights", hint)
+
+
+def _plain(text: str) -> str | None:
+    """A stranger's word, safe for a terminal."""
+    return text[:40] if text and text.isprintable() else None

@@ -1,0 +1,60 @@
+"""How often and how long to wait for a Hub that is busy or a connection that was lost."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from moecli.hub_client import HubBusy
+
+Result = TypeVar("Result")
+Tell = Callable[[str, float], None]  # why, and for how many seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Failures in a row that are borne, and the waits between them, doubling; in seconds."""
+
+    attempts: int = 8
+    first_wait: float = 0.5
+    longest_wait: float = 30
+    longest_asked: float = 600  # what the Hub may ask for
+
+    def wait(self, failures: int, asked: float | None) -> float:
+        """Half of it is chance, so that many who were refused together do not come back together."""
+        if asked is not None:
+            return min(asked, self.longest_asked) + self.first_wait * random.random()
+        doubled: float = self.first_wait * 2 ** (failures - 1)
+        return min(self.longest_wait, doubled) * (0.5 + random.random())
+
+
+class Stopped(Exception):
+    """Somebody else's failure or Ctrl-C ended this."""
+
+
+def persist(
+    action: Callable[[], Result],
+    patience: Patience,
+    progress: Callable[[], int] = lambda: 0,
+    tell: Tell | None = None,
+    stop: threading.Event | None = None,
+) -> Result:
+    """Do it until it succeeds. HubBusy after too many failures in a row; what makes progress has not failed."""
+    stop = stop or threading.Event()
+    failures, reached = 0, progress()
+    while True:
+        try:
+            return action()
+        except HubBusy as error:
+            failures = 1 if progress() > reached else failures + 1
+            reached = progress()
+            if failures >= patience.attempts:
+                raise
+            seconds = patience.wait(failures, error.wait)
+            if tell is not None:
+                tell(error.message, seconds)
+        if stop.wait(seconds):
+            raise Stopped

@@ -1,0 +1,194 @@
+"""The Hugging Face cache, shared with every other tool: which models it holds, and what a snapshot still lacks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moecli import catalog, settings
+from moecli.errors import ModelNotFound
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+INDEX = "model.safetensors.index.json"
+UNFINISHED = ".incomplete"  # the suffix of a blob that is still being fetched
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+BLOB_NAME = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+_REPO = re.compile(rf"{_PART}/{_PART}")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
+_COMMIT = re.compile(r"[0-9A-Za-z]{1,64}")
+_SHARD = re.compile(r"(.+)-[0-9]+-of-([0-9]+)\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """One repository in the cache; `path` is the revision in use, `bytes` counts all of them."""
+
+    name: str
+    repo: str
+    revision: str | None
+    path: Path
+    bytes: int
+    complete: bool
+    revisions: tuple[str, ...]  # commits
+    partial_bytes: int  # of downloads that were not finished
+    last_used: float  # seconds since 1970; when a file of it was last read, as far as the disk records that
+
+
+def local_models() -> list[LocalModel]:
+    """Every model repository in the cache, by name."""
+    models = []
+    for root in children(settings.hub_cache()):
+        kind, *parts = root.name.split("--")
+        repo = "/".join(parts)
+        if kind == "models" and is_repo(repo) and (model := _local_model(root, repo)):
+            models.append(model)
+    return sorted(models, key=lambda model: model.name.casefold())
+
+
+def _local_model(root: Path, repo: str) -> LocalModel | None:
+    files = disk_files(root / "blobs", root / "snapshots")
+    if not sum(status.st_size for status in files.values()):
+        return None
+    best = snapshot(repo) or next(iter(snapshots(repo, None)), None)
+    entry = catalog.find(repo)
+    return LocalModel(
+        name=entry.alias if entry and entry.repo == repo else repo,
+        repo=repo,
+        revision=best.name if best else None,
+        path=best or root,
+        bytes=sum(status.st_size for status in files.values()),
+        complete=best is not None and lack(best) is None,
+        revisions=tuple(folder.name for folder in children(root / "snapshots")),
+        partial_bytes=sum(status.st_size for file, status in files.items() if file.suffix == UNFINISHED),
+        last_used=max(status.st_atime for status in files.values()),
+    )
+
+
+def snapshot(repo: str, revision: str | None = None) -> Path | None:
+    """The newest whole-looking snapshot of a repository."""
+    return next((folder for folder in snapshots(repo, revision) if lack(folder) is None), None)
+
+
+def snapshots(repo: str, revision: str | None) -> list[Path]:
+    """The asked revision alone; without one, what main points to and then the others, newest first."""
+    if not is_repo(repo) or (revision is not None and not is_revision(revision)):
+        return []
+    root = repository(repo)
+    named = commit(root, revision or "main")
+    chosen = [root / "snapshots" / named] if named and is_folder(root / "snapshots" / named) else []
+    if revision is not None:
+        return chosen
+    others = [folder for folder in children(root / "snapshots") if is_file(folder / "config.json")]
+    return chosen + sorted(set(others).difference(chosen), key=_changed, reverse=True)
+
+
+def repository(repo: str) -> Path:
+    """Where the cache keeps a repository, whether it is there or not."""
+    return settings.hub_cache() / f"models--{repo.replace('/', '--')}"
+
+
+def lock_folder(repo: str) -> Path:
+    return settings.hub_cache() / ".locks" / repository(repo).name
+
+
+def commit(root: Path, revision: str) -> str | None:
+    """The commit a branch or tag points to; a commit names itself. A refs file may hold one plain name."""
+    try:
+        with (root / "refs" / revision).open("rb") as file:
+            name = file.read(100).decode("ascii", errors="replace").strip()
+    except OSError:
+        name = revision
+    return name if _COMMIT.fullmatch(name) else None
+
+
+def lack(folder: Path) -> str | None:
+    """What a snapshot still needs before it can run, in words; None when it looks whole."""
+    if not is_file(folder / "config.json"):
+        return "its config.json is missing"
+    files = [file for file in children(folder) if file.suffix == ".safetensors"]
+    present = {file.name for file in files if is_file(file)}
+    if not present:
+        return "its weights are missing"
+    shards = Counter((match[1], int(match[2])) for name in present if (match := _SHARD.fullmatch(name)))
+    if shards:
+        missing, total = min((total - count, total) for (_, total), count in shards.items())
+    else:
+        expected = _indexed(folder / INDEX)
+        missing, total = len(expected - present), len(expected)
+    return f"{missing} of its {total} weight files are missing" if missing > 0 else None
+
+
+def _indexed(index: Path) -> set[str]:
+    """The weight files an index names; none if it cannot be read: whoever opens the weights reports that."""
+    try:
+        return {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return set()
+
+
+def holds_pickles(folder: Path) -> bool:
+    files = {file.suffix for file in children(folder)}
+    return ".safetensors" not in files and not files.isdisjoint(PICKLES)
+
+
+def blob_hash(blob: str, size: int) -> _Hash:
+    """The running hash a blob is named by: sha256 for a large file, git's sha1 of `size` bytes for a small one."""
+    return hashlib.sha256() if len(blob) == 64 else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+
+def disk_files(*roots: Path) -> dict[Path, os.stat_result]:
+    """What occupies the disk: blobs, unfinished ones too, and files copied where links do not work."""
+    paths = [Path(folder, file) for root in roots for folder, _, files in os.walk(root) for file in files]
+    found = {path: status(path, follow_symlinks=False) for path in paths}
+    return {path: each for path, each in found.items() if each is not None and stat.S_ISREG(each.st_mode)}
+
+
+def children(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ModelNotFound(f"'{folder}' cannot be read: {error.strerror}") from error
+
+
+def is_repo(name: str) -> bool:
+    unsafe = "--" in name or ".." in name or name.endswith(".git") or max(map(len, name.split("/"))) > 96
+    return not unsafe and _REPO.fullmatch(name) is not None
+
+
+def is_revision(text: str) -> bool:
+    return len(text) <= 200 and _REVISION.fullmatch(text) is not None
+
+
+def is_file(path: Path) -> bool:
+    found = status(path)
+    return found is not None and stat.S_ISREG(found.st_mode)
+
+
+def is_folder(path: Path) -> bool:
+    found = status(path)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def _changed(path: Path) -> float:
+    found = status(path)
+    return found.st_mtime if found else 0
+
+
+def status(path: Path, follow_symlinks: bool = True) -> os.stat_result | None:
+    """None for what is not there, what was renamed a moment ago, and names no file system takes."""
+    try:
+        return path.stat(follow_symlinks=follow_symlinks)
+    except (OSError, ValueError):
+        return None

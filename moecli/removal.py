@@ -1,0 +1,96 @@
+"""Deleting a model: what goes, what stays because something else uses it, and how much room that makes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from moecli import hub, hub_cache
+from moecli.errors import DiskError, ModelNotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What would be deleted. `bytes` is what it frees, `kept_bytes` what other revisions share."""
+
+    name: str
+    source: str
+    revisions: tuple[str, ...]
+    paths: tuple[Path, ...]
+    bytes: int
+    kept_bytes: int
+
+    def carry_out(self) -> None:
+        """Delete. DiskError if something cannot be deleted."""
+        for path in self.paths:
+            try:
+                if hub_cache.is_folder(path) and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise DiskError(f"{error.filename or path} cannot be deleted: {error.strerror}") from error
+
+
+def find(model: str) -> Removal:
+    """What MODEL names in the Hugging Face cache: every revision, or the one after `@`. ModelNotFound if nothing."""
+    source = hub.resolve(model)
+    if source.repo is None:
+        where = f"it lies in {source.folder}" if source.folder else f"moecli inspect {source.name}"
+        raise ModelNotFound(f"'{source.name}' was not pulled, so rm leaves it alone", where)
+    root = hub_cache.repository(source.repo)
+    folders = hub_cache.children(root / "snapshots")
+    chosen = hub_cache.snapshots(source.repo, source.revision) if "@" in model else folders
+    if not chosen and ("@" in model or not hub_cache.disk_files(root)):
+        raise ModelNotFound(f"'{model}' is not on this machine", "moecli list")
+    _refuse_while_pulled(source.repo, root / "blobs")
+    if len(chosen) == len(folders):
+        return _everything(source.name, source.repo, root, chosen)
+    return _revision(source.name, source.repo, root, chosen[0])
+
+
+def _everything(name: str, repo: str, root: Path, folders: list[Path]) -> Removal:
+    size = sum(status.st_size for status in hub_cache.disk_files(root).values())
+    return Removal(name, repo, tuple(f.name for f in folders), (root, hub_cache.lock_folder(repo)), size, 0)
+
+
+def _revision(name: str, repo: str, root: Path, folder: Path) -> Removal:
+    """One of several revisions: its own blobs, its links, and the refs that name it."""
+    others = [other for other in hub_cache.children(root / "snapshots") if other != folder]
+    used = _blobs(folder)
+    shared = used & set[Path]().union(*map(_blobs, others))
+    refs = [ref for ref in (root / "refs").rglob("*") if ref.is_file() and ref.read_text().strip() == folder.name]
+    own = tuple(sorted(used - shared))
+    notes = (root / "trees" / f"{folder.name}.json", root / ".no_exist" / folder.name)
+    size = _sizes(own) + _sizes(hub_cache.disk_files(folder))
+    return Removal(name, repo, (folder.name,), (*refs, folder, *own, *notes), size, _sizes(shared))
+
+
+def _blobs(folder: Path) -> set[Path]:
+    """What a snapshot links to, in this repository only."""
+    root = folder.parents[1] / "blobs"
+    links = (file.readlink().name for file in folder.rglob("*") if file.is_symlink())
+    return {root / name for name in links if hub_cache.is_file(root / name)}
+
+
+def _sizes(paths: Iterable[Path]) -> int:
+    found = (hub_cache.status(path, follow_symlinks=False) for path in paths)
+    return sum(status.st_size for status in found if status is not None)
+
+
+def _refuse_while_pulled(repo: str, blobs: Path) -> None:
+    """Whoever fetches a blob holds its lock."""
+    for partial in blobs.glob(f"*{hub_cache.UNFINISHED}"):
+        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+        lock = hub_cache.lock_folder(repo) / f"{partial.name.partition('.')[0]}.lock"
+        try:
+            if lock.exists():
+                with WeakFileLock(lock, timeout=0.05):
+                    pass
+        except TimeoutError as error:
+            raise DiskError(f"{repo} is being downloaded right now", "stop that download first") from error

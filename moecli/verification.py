@@ -1,0 +1,81 @@
+"""Re-hashing a model that is here: every file against the hash it was published with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from moecli import hub, hub_cache
+from moecli.errors import ModelNotFound
+
+_READ = 1 << 20
+Advance = Callable[[str, int], None]  # file, bytes read of it
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One file after its check; `problem` is None if nothing differs. A copy without a hash cannot be `hashed`."""
+
+    name: str
+    path: Path
+    bytes: int
+    problem: str | None
+    hashed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is to be checked, so far unread."""
+
+    name: str
+    source: str
+    revision: str | None
+    path: Path
+    files: tuple[Path, ...]
+
+    @property
+    def bytes(self) -> int:
+        found = map(hub_cache.status, self.files)
+        return sum(status.st_size for status in found if status is not None)
+
+
+def find(model: str) -> Subject:
+    """The revision of MODEL in use, or the one after `@`, whole or not. ModelNotFound if there is none."""
+    source = hub.resolve(model)
+    if source.repo is None:
+        raise ModelNotFound(f"'{source.name}' was not pulled: there is no hash to check it against")
+    folder = source.folder or next(iter(hub_cache.snapshots(source.repo, source.revision)), None)
+    if folder is None:
+        hub.require_folder(source)
+        raise AssertionError("a source without a folder is refused above")
+    files = tuple(file for file in hub_cache.children(folder) if not hub_cache.is_folder(file))
+    return Subject(source.name, source.repo, folder.name, folder, files)
+
+
+def check(subject: Subject, advance: Advance) -> Iterator[Checked]:
+    """Read every file once; what a snapshot lacks to be run comes last."""
+    for file in subject.files:
+        yield _check(file, advance)
+    if (lack := hub_cache.lack(subject.path)) is not None:
+        yield Checked("", subject.path, 0, lack)
+
+
+def _check(file: Path, advance: Advance) -> Checked:
+    blob = file.parent / file.readlink() if file.is_symlink() else file  # one hop: blobs may be links themselves
+    if not hub_cache.BLOB_NAME.fullmatch(blob.name):
+        return Checked(file.name, blob, 0, None, hashed=False)
+    read = 0
+    try:
+        with blob.open("rb", buffering=0) as stream:
+            digest = hub_cache.blob_hash(blob.name, blob.stat().st_size)
+            while chunk := stream.read(_READ):
+                digest.update(chunk)
+                read += len(chunk)
+                advance(file.name, len(chunk))
+    except FileNotFoundError:
+        return Checked(file.name, blob, 0, "its blob is gone")
+    except OSError as error:
+        return Checked(file.name, blob, read, f"it cannot be read: {error.strerror}")
+    problem = None if digest.hexdigest() == blob.name else "its bytes are not those that were published"
+    return Checked(file.name, blob, read, problem)
