@@ -1,0 +1,88 @@
+"""Two traces of the same text side by side: two formats of a model, or two models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from moecli.errors import MoecliError
+from moecli.routing.domains import divergences
+from moecli.routing.repetition import overlaps
+from moecli.routing.trace import Counts, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class LayerAgreement:
+    """Over the tokens that both traces read. The last two figures are what two uniform routers show."""
+
+    layer: int
+    equal_sets: float  # share of tokens that take the same k experts
+    equal_first: float
+    overlap: float  # share of the k experts in common
+    load_distance: float  # Jensen-Shannon divergence of the loads, bits
+    equal_sets_by_chance: float  # 1 / C(E, k)
+    overlap_by_chance: float  # k / E
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How alike two traces route."""
+
+    tokens: int  # compared: up to where the texts part, prompt by prompt
+    layers: tuple[LayerAgreement, ...]
+
+    @property
+    def equal_sets(self) -> float:
+        """Mean over layers."""
+        return float(np.mean([layer.equal_sets for layer in self.layers]))
+
+    @property
+    def overlap(self) -> float:
+        return float(np.mean([layer.overlap for layer in self.layers]))
+
+
+def agreement(one: Trace, other: Trace) -> Agreement:
+    """Compare where both read the same ids after the same ids. MoecliError if the models differ in shape."""
+    shapes = [[(layer.layer, layer.experts, layer.active) for layer in trace.layers] for trace in (one, other)]
+    if shapes[0] != shapes[1]:
+        raise MoecliError(
+            "the two traces have different layers, experts or active experts, so their choices cannot be compared",
+            "compare two formats of one model; loads of different models are shown side by side without --against",
+        )
+    ours, theirs = _same_text(one, other)
+    if not len(ours):
+        raise MoecliError("the two traces have no token in common", "record both with the same prompts")
+    layers = []
+    for left, right in zip(one.layers, other.layers, strict=True):
+        a, b = left.chosen[ours], right.chosen[theirs]
+        shared = overlaps(a, b)
+        loads = np.stack([np.bincount(side.ravel(), minlength=left.experts) for side in (a, b)])
+        layers.append(
+            LayerAgreement(
+                left.layer,
+                float((shared == left.active).mean()),
+                float((a[:, 0] == b[:, 0]).mean()),
+                float(shared.mean() / left.active),
+                float(divergences(loads)[0, 1]),
+                1 / math.comb(left.experts, left.active),
+                left.active / left.experts,
+            )
+        )
+    return Agreement(len(ours), tuple(layers))
+
+
+def _same_text(one: Trace, other: Trace) -> tuple[Counts, Counts]:
+    """Places of the tokens with equal ids up to and including themselves, prompt by prompt."""
+    ours: list[Counts] = []
+    theirs: list[Counts] = []
+    for prompt in np.intersect1d(one.prompt, other.prompt):
+        left, right = np.flatnonzero(one.prompt == prompt), np.flatnonzero(other.prompt == prompt)
+        length = min(len(left), len(right))
+        same = one.ids[left[:length]] == other.ids[right[:length]]
+        until = length if same.all() else int(same.argmin())
+        ours.append(left[:until])
+        theirs.append(right[:until])
+    empty = np.zeros(0, np.int64)
+    return np.concatenate([empty, *ours]), np.concatenate([empty, *theirs])

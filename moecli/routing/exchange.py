@@ -1,0 +1,141 @@
+"""Traces from and to other tools: CSV with a line `layer,expert` per choice, JSONL with an object per token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from moecli.errors import MoecliError
+from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, Choices, LayerTrace, Trace, bare
+
+_CSV_HINT = "one line per choice: layer,expert"
+
+
+def to_csv(trace: Trace) -> Iterator[str]:
+    """Token by token, layer by layer, best expert first. Lines without line ends."""
+    yield "layer,expert"
+    rows = [(layer.layer, layer.chosen.tolist()) for layer in trace.layers]
+    for token in range(trace.tokens):
+        for layer, chosen in rows:
+            for expert in chosen[token]:
+                yield f"{layer},{expert}"
+
+
+def from_csv(lines: Iterable[str], active: int, experts: int | None = None) -> Trace:
+    """`active` choices of each layer in a row are one token's. Without `experts`: as many as the highest seen + 1."""
+    chosen: dict[int, list[int]] = {}
+    for number, line in enumerate(lines, 1):
+        fields = [field.strip() for field in line.split(",")]
+        if fields in (["layer", "expert"], [""]):
+            continue
+        if len(fields) != 2 or not all(field.isdecimal() and len(field) < 7 for field in fields):
+            raise MoecliError(f"line {number} is {line.strip()[:60]!r}, not two whole numbers", _CSV_HINT)
+        chosen.setdefault(int(fields[0]), []).append(int(fields[1]))
+    return _bare(chosen, active, experts)
+
+
+def _bare(chosen: Mapping[int, list[int]], active: int, experts: int | None) -> Trace:
+    lengths = sorted({len(column) for column in chosen.values()})
+    if len(lengths) != 1 or lengths[0] % active:
+        raise MoecliError(
+            f"the layers have {', '.join(map(str, lengths[:8])) or 'no'} choices, not the same multiple of {active}",
+            "name the number of active experts per token, and give every token at every layer",
+        )
+    layers = {layer: np.array(column).reshape(-1, active) for layer, column in chosen.items()}
+    known = experts or max(int(rows.max()) for rows in layers.values()) + 1
+    return bare({layer: (known, _checked(rows, layer, known)) for layer, rows in layers.items()})
+
+
+def _checked(rows: Any, layer: int, experts: int) -> Choices:
+    """rows [T, k] as choices: in range and all different."""
+    ordered = np.sort(rows, axis=1)
+    if ordered.min() < 0 or ordered.max() >= experts or experts > MOST_EXPERTS:
+        raise MoecliError(
+            f"layer {layer} takes expert {ordered.max()} of {experts}", "name the right number of experts"
+        )
+    if (twice := (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)).any():
+        token = int(twice.argmax())
+        raise MoecliError(
+            f"layer {layer} takes one expert twice for token {token}: {rows[token].tolist()}",
+            "name the right number of active experts per token",
+        )
+    return np.asarray(rows, np.uint16)
+
+
+def to_jsonl(trace: Trace) -> Iterator[str]:
+    """A first line about the model, then a line per token. Lines without line ends."""
+    about = {name: getattr(trace, name) for name in ("model", "revision", "dtype", "family")}
+    yield json.dumps(about | {"experts": {str(layer.layer): layer.experts for layer in trace.layers}})
+    for token, number in enumerate(trace.ids.tolist()):
+        layers = {}
+        for layer in trace.layers:
+            row: dict[str, Any] = {"experts": layer.chosen[token].tolist()}
+            if layer.weights is not None:
+                row["weights"] = [round(weight, 5) for weight in layer.weights[token].tolist()]
+            layers[str(layer.layer)] = row
+        line = {
+            "token": number,
+            "text": trace.pieces.get(number),
+            "prompt": int(trace.prompt[token]),
+            "domain": trace.domains[trace.domain[token]],
+            "generated": bool(trace.generated[token]),
+            "layers": layers,
+        }
+        yield json.dumps(line, ensure_ascii=False)
+
+
+def from_jsonl(lines: Iterable[str]) -> Trace:
+    """The lines of `to_jsonl`. Only `layers` with `experts` is required; the first line may be missing."""
+    about: dict[str, Any] = {}
+    tokens: list[dict[str, Any]] = []
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise MoecliError(f"line {number} is not JSON: {error}", "one JSON object per token") from error
+        if not isinstance(line, dict):
+            raise MoecliError(f"line {number} is {text.strip()[:60]}, not an object", "one JSON object per token")
+        if number == 1 and "layers" not in line:
+            about = line
+        else:
+            tokens.append(line)
+    if not tokens:
+        raise MoecliError("there is no token in the file", "one JSON object per token")
+    try:
+        return _assemble(about, tokens)
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise MoecliError(f"the tokens do not fit together ({reason})", "every token needs the same layers") from error
+
+
+def _assemble(about: dict[str, Any], tokens: list[dict[str, Any]]) -> Trace:
+    experts = {int(layer): int(count) for layer, count in about.get("experts", {}).items()}
+    layers = []
+    for name in sorted(tokens[0]["layers"], key=int):
+        rows = np.array([token["layers"][name]["experts"] for token in tokens])
+        if rows.ndim != 2 or rows.dtype.kind != "i" or not rows.size:
+            raise ValueError(f"experts of layer {name}")
+        known = experts.get(int(name), int(rows.max()) + 1)
+        weights = None
+        if "weights" in tokens[0]["layers"][name]:
+            weights = np.array([token["layers"][name]["weights"] for token in tokens], np.float32).reshape(rows.shape)
+        layers.append(LayerTrace(int(name), known, _checked(rows, int(name), known), weights))
+    names = dict.fromkeys(str(token.get("domain", "")) for token in tokens)
+    domains = {name: place for place, name in enumerate(names)}
+    if len(domains) > MOST_DOMAINS:
+        raise ValueError(f"{len(domains)} domains, more than {MOST_DOMAINS}")
+    return Trace(
+        tuple(layers),
+        np.array([token.get("token", 0) for token in tokens], np.uint32),
+        np.array([token.get("prompt", 0) for token in tokens], np.uint32),
+        np.array([domains[str(token.get("domain", ""))] for token in tokens], np.uint16),
+        np.array([token.get("generated", False) is True for token in tokens]),
+        tuple(domains),
+        {int(token["token"]): str(token["text"]) for token in tokens if token.get("text") is not None},
+        **{name: str(about.get(name, "")) for name in ("model", "revision", "dtype", "family")},
+    )

@@ -1,0 +1,125 @@
+"""Everything measured of one trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moecli.routing.balance import OVERFLOW_FACTORS, Balance, Noise, balance, noise, overflow
+from moecli.routing.coactivation import Coactivation, coactivation
+from moecli.routing.domains import DomainDistance, domain_counts, domain_distance
+from moecli.routing.repetition import Repetition, RepetitionBaseline, repetition, repetition_baseline
+from moecli.routing.replay import Replay, Verdict, replay, verdict
+from moecli.routing.trace import LayerTrace, Trace
+from moecli.routing.vocabulary import Vocabulary, vocabulary
+
+_SMALL_NOISE = 0.5  # max violation by chance alone, beyond which a heatmap shows mostly luck
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerReport:
+    """One layer's figures, each beside what a uniform router shows."""
+
+    layer: int
+    experts: int
+    active: int
+    counts: tuple[int, ...]  # assignments of each expert
+    by_domain: tuple[tuple[int, ...], ...]  # the same by domain
+    balance: Balance
+    noise: Noise
+    dead_chance: float  # (1 - k/E)^T: that a uniform router leaves a given expert unused
+    overflow: tuple[float, ...]  # share dropped, for each of OVERFLOW_FACTORS
+    repetition: Repetition
+    repetition_baseline: RepetitionBaseline
+    gate_entropy: float | None  # mean over tokens of H(gate) / ln E: the router's doubt
+    auxiliary_loss: float | None  # E * sum f_e P_e with f_e = c_e / T; a uniform router has k
+    z_loss: float | None  # mean logsumexp^2
+    coactivation: Coactivation
+    domain_distance: DomainDistance | None  # with one domain there is none
+    vocabulary: Vocabulary
+
+    @property
+    def utilisation(self) -> tuple[float, ...]:
+        """p_e * E: 1 is an even share."""
+        mean = sum(self.counts) / self.experts
+        return tuple(count / mean for count in self.counts)
+
+    @property
+    def few_tokens(self) -> bool:
+        """Whether chance alone makes one expert look hot or dead."""
+        return self.noise.mean.max_violation > _SMALL_NOISE
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoutingReport:
+    """One trace: its size, its layers, and what a cache would have done."""
+
+    model: str
+    family: str
+    dtype: str
+    domains: tuple[str, ...]
+    domain_tokens: tuple[int, ...]
+    prompts: int
+    tokens: int
+    generated_tokens: int
+    layers: tuple[LayerReport, ...]
+    replay: Replay | None
+    verdict: Verdict | None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.tokens - self.generated_tokens
+
+    @property
+    def few_tokens(self) -> bool:
+        return any(layer.few_tokens for layer in self.layers)
+
+
+def report(trace: Trace, with_replay: bool = True, adjacent_ranks: bool = False) -> RoutingReport:
+    """Analyse a trace. `adjacent_ranks`: see coactivation."""
+    result = replay(trace) if with_replay else None
+    return RoutingReport(
+        trace.model,
+        trace.family,
+        trace.dtype,
+        trace.domains,
+        tuple(np.bincount(trace.domain, minlength=len(trace.domains)).tolist()),
+        len(np.unique(trace.prompt)),
+        trace.tokens,
+        int(trace.generated.sum()),
+        tuple(_layer(layer, trace, adjacent_ranks) for layer in trace.layers),
+        result,
+        verdict(result) if result else None,
+    )
+
+
+def _layer(layer: LayerTrace, trace: Trace, adjacent_ranks: bool) -> LayerReport:
+    counts, by_domain = layer.counts(), domain_counts(layer, trace)
+    return LayerReport(
+        layer=layer.layer,
+        experts=layer.experts,
+        active=layer.active,
+        counts=tuple(counts.tolist()),
+        by_domain=tuple(tuple(row) for row in by_domain.tolist()),
+        balance=balance(counts),
+        noise=noise(layer.experts, layer.active, trace.tokens),
+        dead_chance=(1 - layer.active / layer.experts) ** trace.tokens,
+        overflow=tuple(float(overflow(counts, factor)) for factor in OVERFLOW_FACTORS),
+        repetition=repetition(layer, trace.follows),
+        repetition_baseline=repetition_baseline(layer, int(trace.follows.sum())),
+        gate_entropy=None if layer.entropy is None else float(layer.entropy.mean()),
+        auxiliary_loss=_auxiliary_loss(layer, trace),
+        z_loss=layer.log_sum_squared,
+        coactivation=coactivation(layer, adjacent_ranks=adjacent_ranks),
+        domain_distance=domain_distance(by_domain, layer.active) if len(trace.domains) > 1 else None,
+        vocabulary=vocabulary(layer, trace.ids),
+    )
+
+
+def _auxiliary_loss(layer: LayerTrace, trace: Trace) -> float | None:
+    if layer.mean_probabilities is None:
+        return None
+    share = np.bincount(trace.domain, minlength=len(trace.domains)) / trace.tokens
+    overall = share @ layer.mean_probabilities  # [E]
+    return float(layer.experts * (layer.counts() / trace.tokens * overall).sum())

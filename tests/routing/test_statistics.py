@@ -1,0 +1,152 @@
+"""Repetition, domains, co-activation, vocabulary and agreement on traces whose answer is known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moecli.errors import MoecliError
+from moecli.routing.agreement import agreement
+from moecli.routing.coactivation import coactivation, pair_counts
+from moecli.routing.domains import divergences, domain_distance
+from moecli.routing.repetition import repetition, repetition_baseline, uniform_repetition
+from moecli.routing.trace import LayerTrace, Trace, bare
+from moecli.routing.vocabulary import vocabulary
+from tests.routing.traces import drifting, uniform
+
+
+def test_the_published_baselines() -> None:
+    golden = json.loads((Path(__file__).parent / "golden.json").read_text())["mixtral_table5"]["random"]
+    even = uniform_repetition(8, 2)
+    assert [round(100 * (even.top1 or 0), 2)] * 3 == golden[:3]
+    assert [round(100 * (even.any or 0), 2)] * 3 == golden[3:]
+    assert even.overlap == 0.25
+
+
+@pytest.mark.parametrize("stay", [0.0, 0.15, 0.5])
+def test_the_repetition_of_a_markov_chain_is_recovered(stay: float) -> None:
+    random = np.random.default_rng(1)
+    first = random.integers(0, 8, 20_000)
+    for token in np.flatnonzero(random.random(len(first)) < stay):
+        first[token] = first[token - 1] if token else first[token]
+    chosen = np.stack([first, (first + random.integers(1, 8, len(first))) % 8], 1).astype(np.uint16)
+    measured = repetition(LayerTrace(0, 8, chosen), np.ones(len(first) - 1, bool))
+    assert measured.top1 == pytest.approx(stay + (1 - stay) / 8, abs=0.012)
+
+
+def test_a_uniform_router_repeats_as_often_as_its_baseline_says() -> None:
+    layer = LayerTrace(0, 16, uniform(16, 4, 8000))
+    follows = np.ones(7999, bool)
+    measured, expected = repetition(layer, follows), repetition_baseline(layer, 7999)
+    for name in ("top1", "any", "overlap"):
+        mean, limit = getattr(expected.uniform, name), getattr(expected.limit, name)
+        assert abs(getattr(measured, name) - mean) < 2.5 * (limit - mean) / 1.645
+    assert expected.top1_by_load == pytest.approx(1 / 16, rel=0.02)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.permutations(range(5))), min_size=1, max_size=20))
+def test_repetition_never_crosses_prompts(tokens: list[tuple[int, list[int]]]) -> None:
+    tokens.sort(key=lambda token: token[0])
+    chosen = np.array([ranks[:2] for _, ranks in tokens], np.uint16)
+    prompts = np.array([prompt for prompt, _ in tokens])
+    pairs = [(a, b) for (p, a), (q, b) in pairwise(tokens) if p == q]
+    measured = repetition(LayerTrace(0, 5, chosen), prompts[1:] == prompts[:-1])
+    if not pairs:
+        assert measured.top1 is None
+        return
+    assert measured.top1 == pytest.approx(sum(a[0] == b[0] for a, b in pairs) / len(pairs))
+    assert measured.any == pytest.approx(sum(bool({*a[:2]} & {*b[:2]}) for a, b in pairs) / len(pairs))
+    assert measured.overlap == pytest.approx(sum(len({*a[:2]} & {*b[:2]}) for a, b in pairs) / len(pairs) / 2)
+
+
+def test_the_distance_of_domains() -> None:
+    apart = divergences(np.array([[5, 5, 0, 0], [0, 0, 3, 3], [1, 1, 1, 1]]))
+    assert apart[0, 1] == pytest.approx(1), "nothing in common: one bit"
+    assert np.diag(apart) == pytest.approx(0)
+    assert apart[0, 2] == pytest.approx(apart[2, 0]) == pytest.approx(apart[1, 2])
+
+
+def test_domains_by_lot_are_within_noise_and_true_ones_beyond() -> None:
+    same = np.stack([np.bincount(uniform(16, 4, 400, seed).ravel(), minlength=16) for seed in range(40)])
+    alike = domain_distance(same, 4)
+    assert alike.mean == pytest.approx(alike.noise_mean, rel=0.08)
+    assert not alike.beyond_noise
+    shifted = np.stack(
+        [np.bincount(part.ravel(), minlength=16) for part in np.split(drifting(16, 4, 800, 0.8, 0, 2), 2)]
+    )
+    assert domain_distance(shifted, 4).beyond_noise
+    assert domain_distance(shifted, 4).mean > 5 * domain_distance(shifted, 4).noise_mean
+
+
+def test_pairs_are_counted_all_or_by_adjacent_rank() -> None:
+    layer = LayerTrace(0, 4, np.array([[0, 1, 2], [2, 0, 1], [3, 1, 0]] * 5, np.uint16))
+    assert pair_counts(layer)[0].tolist() == [0, 15, 10, 5]
+    assert pair_counts(layer, adjacent_ranks=True)[0].tolist() == [0, 15, 5, 0]
+    closest = coactivation(layer).top[0]
+    assert (closest.expert, closest.other, closest.share, closest.tokens) == (0, 1, 1.0, 15)
+
+
+def test_pairs_of_a_uniform_router_meet_the_baseline() -> None:
+    found = coactivation(LayerTrace(0, 16, uniform(16, 4, 6000)))
+    off_diagonal = found.shares[~np.eye(16, dtype=bool)]
+    assert off_diagonal.mean() == pytest.approx(found.baseline, rel=0.01)
+    assert off_diagonal.max() == pytest.approx(found.limit, rel=0.1)
+
+
+def test_an_expert_with_a_favourite_token_is_found() -> None:
+    random = np.random.default_rng(0)
+    ids = random.integers(0, 20, 2000).astype(np.uint32)
+    chosen = uniform(8, 2, 2000)
+    chosen[ids == 7] = [3, 5]
+    ids[:9] = 999  # too rare to count
+    words = vocabulary(LayerTrace(0, 8, chosen), ids)
+    best = words.favourites[3][0]
+    assert (best.id, best.share) == (7, 1.0)
+    assert best.lift == pytest.approx(1 / ((chosen == 3).any(1).mean()))
+    assert best.occurrences == (ids == 7).sum()
+    assert words.ids == 20
+    assert 999 not in {word.id for favourites in words.favourites for word in favourites}
+
+
+def test_without_favourites_the_lift_is_that_of_shuffled_choices() -> None:
+    ids = np.random.default_rng(0).integers(0, 50, 3000).astype(np.uint32)
+    words = vocabulary(LayerTrace(0, 16, uniform(16, 2, 3000)), ids)
+    assert words.lift == pytest.approx(words.shuffled_lift, rel=0.15)
+    assert vocabulary(LayerTrace(0, 16, uniform(16, 2, 9)), ids[:9]).lift is None
+
+
+def trace_of(chosen: np.ndarray, ids: list[int]) -> Trace:
+    return replace(bare({0: (8, chosen)}), ids=np.array(ids, np.uint32))
+
+
+def test_agreement_ends_where_the_texts_part() -> None:
+    one = trace_of(np.array([[0, 1], [2, 3], [4, 5], [6, 7]], np.uint16), [1, 2, 3, 4])
+    other = trace_of(np.array([[1, 0], [2, 7], [4, 5]], np.uint16), [1, 2, 9])
+    found = agreement(one, other)
+    assert found.tokens == 2
+    layer = found.layers[0]
+    assert (layer.equal_sets, layer.equal_first, layer.overlap) == (0.5, 0.5, 0.75)
+    assert (layer.equal_sets_by_chance, layer.overlap_by_chance) == (1 / 28, 0.25)
+    assert agreement(one, one).equal_sets == agreement(one, one).overlap == 1
+
+
+def test_two_uniform_routers_agree_by_chance() -> None:
+    one, other = (bare({0: (8, uniform(8, 2, 4000, seed))}) for seed in (1, 2))
+    layer = agreement(one, other).layers[0]
+    assert layer.equal_sets == pytest.approx(layer.equal_sets_by_chance, abs=0.01)
+    assert layer.overlap == pytest.approx(layer.overlap_by_chance, abs=0.015)
+
+
+def test_traces_that_cannot_be_compared_say_why() -> None:
+    one = trace_of(np.array([[0, 1]], np.uint16), [1])
+    with pytest.raises(MoecliError, match="no token in common"):
+        agreement(one, replace(one, ids=np.array([2], np.uint32)))
+    with pytest.raises(MoecliError, match="different layers"):
+        agreement(one, bare({1: (8, one.layers[0].chosen)}))

@@ -1,0 +1,63 @@
+"""Choices of experts for tests: drawn by a known law, or recorded from the built-in model."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import moecli
+from moecli.text.tokenizer import Tokenizer
+from tests.running import load
+
+TINY = Path(moecli.__file__).parent / "tiny"
+HELD_OUT = Path(__file__).parents[2] / "training" / "heldout"
+Choices = NDArray[np.uint16]
+
+
+def uniform(experts: int, active: int, tokens: int, seed: int = 0) -> Choices:
+    """Every set of experts alike, at every token. [T, k]"""
+    return drifting(experts, active, tokens, skew=0, stickiness=0, domains=1, seed=seed)
+
+
+def drifting(
+    experts: int, active: int, tokens: int, skew: float, stickiness: float, domains: int, seed: int = 0
+) -> Choices:
+    """Popularity falls as rank^-skew, ranks are redrawn for each domain, the last token's experts are e^stickiness
+    times as likely. [T, k]"""
+    random = np.random.default_rng(seed)
+    chosen = np.empty((tokens, active), np.uint16)
+    last = np.zeros(experts)
+    for part in np.array_split(np.arange(tokens), domains):
+        popularity = -skew * np.log(1 + random.permutation(experts))
+        for token, luck in zip(part, random.gumbel(size=(len(part), experts)), strict=True):
+            chosen[token] = np.argsort(-(popularity + stickiness * last + luck))[:active]
+            last[:] = 0
+            last[chosen[token]] = 1
+    return chosen
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self.chosen: dict[int, list[Choices]] = {}
+
+    def record(self, layer: int, chosen: torch.Tensor, *rest: object) -> None:
+        self.chosen.setdefault(layer, []).append(chosen.numpy().astype(np.uint16))
+
+
+@cache
+def recorded(tokens: int = 250) -> tuple[tuple[Choices, ...], tuple[str, ...], tuple[int, ...]]:
+    """The built-in model reading the first tokens of each domain in turn: choices [T, 2] of each layer, the
+    domain of each token and its id."""
+    decoder, tokenizer, recorder = load(TINY, positions=tokens), Tokenizer.load(TINY), _Recorder()
+    domains: list[str] = []
+    read: list[int] = []
+    for text in sorted(HELD_OUT.glob("*.txt")):
+        ids = tokenizer.encode(text.read_text()[: tokens * 20])[:tokens]
+        decoder.forward(torch.tensor(ids), decoder.new_cache(tokens, tokens), recorder)
+        domains += [text.stem] * len(ids)
+        read += ids
+    return tuple(np.concatenate(parts) for parts in recorder.chosen.values()), tuple(domains), tuple(read)

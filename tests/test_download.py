@@ -1,0 +1,398 @@
+"""Fetching from a Hub that misbehaves: the real huggingface_hub session against a small server on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import headers
+import hub_server
+import huggingface_hub
+import pytest
+from hub_server import Fault
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+
+from moecli import catalog, hub_cache
+from moecli.download.fetch import discard, each, fetch_all
+from moecli.download.manifest import Manifest, RemoteFile, read_manifest
+from moecli.download.patience import Patience
+from moecli.errors import CheckpointError, MoecliError, NetworkError
+
+REPO = "somebody/some-moe"
+FIRST, SECOND = headers.shard_names(2)
+QUICK = Patience(attempts=4, first_wait=0.01)
+
+
+class Seen:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.arrived: dict[str, int] = {}
+        self.earlier: dict[str, int] = {}
+        self.waits: list[tuple[str, float]] = []
+
+    def advance(self, file: RemoteFile, size: int) -> None:
+        self.arrived[file.name] = self.arrived.get(file.name, 0) + size
+
+    def found(self, file: RemoteFile, size: int) -> None:
+        self.earlier[file.name] = self.earlier.get(file.name, 0) + size
+
+    def wait(self, file: RemoteFile, why: str, seconds: float | None) -> None:
+        self.waits.append((why, seconds or 0))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
+    """A Hub with a model of two shards of 300 KB and what else lies in such a repository."""
+    with hub_server.serve() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
+        running.put(f"{REPO}/config.json", json.dumps(catalog.find("mixtral").config()).encode())
+        for seed, name in enumerate((FIRST, SECOND)):
+            running.put(f"{REPO}/{name}", weights(seed))
+        index = {"metadata": {}, "weight_map": {"a": FIRST, "b": SECOND}}
+        running.put(f"{REPO}/model.safetensors.index.json", json.dumps(index).encode())
+        running.put(f"{REPO}/tokenizer.json", b'{"a": 1}')
+        running.put(f"{REPO}/tokenizer_config.json", b"{}")
+        for other in (
+            "pytorch_model.bin",
+            "README.md",
+            "consolidated.safetensors",
+            "vocab.json",
+            "model.py",
+            "x/y.json",
+        ):
+            running.put(f"{REPO}/{other}", b"not wanted")
+        yield running
+
+
+def weights(seed: int, size: int = 300_000) -> bytes:
+    import random
+
+    return random.Random(seed).randbytes(size)
+
+
+def pull(revision: str | None = None, watcher: Seen | None = None) -> Path:
+    return fetch_all(read_manifest(REPO, revision, QUICK), watcher or Seen(), QUICK)
+
+
+def partials() -> list[Path]:
+    return sorted(hub_cache.repository(REPO).glob("blobs/*.incomplete"))
+
+
+# The result
+
+
+def test_only_what_is_needed_is_fetched_once(hub: hub_server.Hub) -> None:
+    watcher = Seen()
+    folder = pull(watcher=watcher)
+    wanted = {"config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", FIRST, SECOND}
+    assert {file.name for file in folder.iterdir()} == wanted
+    assert (folder / FIRST).read_bytes() == weights(0) and (folder / SECOND).read_bytes() == weights(1)
+    assert watcher.arrived[FIRST] == hub.sent_of[FIRST] == 300_000 and not watcher.earlier
+    assert not partials() and hub_cache.snapshot(REPO) == folder
+    before = len(hub.seen)
+    assert pull() == folder
+    assert len(hub.seen) == before + 1  # the listing: what it names is here
+
+
+def test_the_library_finds_all_of_it_and_fetches_nothing(hub: hub_server.Hub) -> None:
+    folder = pull()
+    cache = folder.parents[2]
+    assert snapshot_download(REPO, cache_dir=cache, local_files_only=True) == str(folder)
+    assert try_to_load_from_cache(REPO, FIRST, cache_dir=cache) == str(folder / FIRST)
+    (repo,) = huggingface_hub.scan_cache_dir(cache).repos
+    assert repo.repo_id == REPO and {ref for each in repo.revisions for ref in each.refs} == {"main"}
+    sent = hub.sent_of.copy()
+    wanted = [file.name for file in folder.iterdir()]
+    theirs = snapshot_download(REPO, cache_dir=cache, endpoint=hub.url, allow_patterns=wanted)
+    assert theirs == str(folder)
+    assert {name: hub.sent_of[name] for name in wanted} == {name: sent[name] for name in wanted}
+    assert repo.size_on_disk == sum(file.stat().st_size for file in (repo.repo_path / "blobs").iterdir())
+
+
+def test_what_the_library_fetched_is_not_fetched_again(hub: hub_server.Hub) -> None:
+    cache = hub_cache.settings.hub_cache()
+    theirs = snapshot_download(REPO, cache_dir=cache, endpoint=hub.url, allow_patterns=["config.json", FIRST])
+    before = hub.sent_of.copy()
+    watcher = Seen()
+    assert str(pull(watcher=watcher)) == theirs
+    assert hub.sent_of[FIRST] == before[FIRST] and hub.sent_of["config.json"] == before["config.json"]
+    assert watcher.earlier[FIRST] == 300_000 and watcher.arrived[SECOND] == 300_000
+
+
+def test_a_branch_gets_a_ref_only_when_it_is_whole(hub: hub_server.Hub) -> None:
+    old = pull()
+    hub.commit = "f" * 40
+    hub.put(f"{REPO}/{SECOND}", weights(7))
+    hub.faults[SECOND] = [Fault(status=404)] * 9
+    with pytest.raises(NetworkError):
+        pull()
+    assert (hub_cache.repository(REPO) / "refs/main").read_text() == hub_server.COMMIT
+    assert hub_cache.snapshot(REPO) == old
+    hub.faults.clear()
+    new = pull()
+    assert hub_cache.snapshot(REPO) == new != old and new.name == hub.commit
+    assert hub.sent_of[FIRST] == 300_000  # the same bytes in both revisions are one blob
+    pinned = pull(hub.commit)
+    assert pinned == new and not (hub_cache.repository(REPO) / "refs" / hub.commit).exists()
+
+
+# Trouble that passes
+
+
+def test_a_cut_connection_goes_on_where_it_was_cut(hub: hub_server.Hub) -> None:
+    hub.faults[FIRST] = [Fault(cut=100_000), Fault(cut=1), Fault(cut=0), Fault(cut=99_999)]
+    pull()
+    assert hub.sent_of[FIRST] == 300_000
+    starts = [sent["range"] for sent in hub.requests(FIRST)]
+    assert starts == [f"bytes={at}-" for at in (0, 100_000, 100_001, 100_001, 200_000)]
+
+
+def test_a_cut_that_ends_the_program_is_resumed_by_the_next(hub: hub_server.Hub) -> None:
+    hub.faults[SECOND] = [Fault(cut=123_456), *[Fault(cut=0)] * 9]
+    with pytest.raises(NetworkError, match=r"the connection to 127.0.0.1 was lost"):
+        pull()
+    (partial,) = partials()
+    assert partial.stat().st_size == 123_456
+    hub.faults.clear()
+    watcher = Seen()
+    pull(watcher=watcher)
+    assert hub.sent_of[SECOND] == 300_000 and watcher.earlier[SECOND] == 123_456
+
+
+def test_a_server_without_ranges_still_gets_there(hub: hub_server.Hub) -> None:
+    hub.ranges = False
+    hub.faults[FIRST] = [Fault(cut=100_000)]
+    folder = pull()
+    assert (folder / FIRST).read_bytes() == weights(0)
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("name", ["", "config.json", FIRST])
+def test_a_refusal_that_passes_is_waited_for(hub: hub_server.Hub, status: int, name: str) -> None:
+    hub.faults[name] = [Fault(status=status)]
+    assert (pull() / FIRST).read_bytes() == weights(0)
+    assert hub.sent_of[FIRST] == 300_000
+
+
+def test_the_wait_the_hub_asks_for_is_kept(hub: hub_server.Hub) -> None:
+    hub.faults[FIRST] = [
+        Fault(status=429, headers={"retry-after": "1"}),
+        Fault(status=429, headers={"ratelimit": '"resolvers";r=0;t=1'}),
+    ]
+    watcher = Seen()
+    pull(watcher=watcher)
+    assert [round(seconds) for _, seconds in watcher.waits] == [1, 1] and "HTTP 429" in watcher.waits[0][0]
+
+
+def test_patience_has_an_end(hub: hub_server.Hub) -> None:
+    hub.faults[FIRST] = [Fault(status=503)] * 99
+    with pytest.raises(NetworkError, match="HTTP 503"):
+        pull()
+    assert len(hub.requests(FIRST)) == QUICK.attempts
+
+
+def test_a_slow_trickle_is_not_a_silence(hub: hub_server.Hub) -> None:
+    hub.faults[FIRST] = [Fault(pace=(30_000, 0.1))]  # twice as long as the timeout in all
+    pull()
+    assert len(hub.requests(FIRST)) == 1
+
+
+def test_a_silence_is_a_cut(hub: hub_server.Hub) -> None:
+    hub.faults[FIRST] = [Fault(cut=150_000, stall=3)]
+    pull()
+    assert [sent["range"] for sent in hub.requests(FIRST)] == ["bytes=0-", "bytes=150000-"]
+
+
+def test_wrong_bytes_are_fetched_once_more(hub: hub_server.Hub) -> None:
+    hub.faults[FIRST] = [Fault(wrong=True)]
+    watcher = Seen()
+    assert (pull(watcher=watcher) / FIRST).read_bytes() == weights(0)
+    assert hub.sent_of[FIRST] == 600_000
+    assert watcher.arrived[FIRST] + watcher.earlier[FIRST] == 300_000
+
+
+def test_a_spoilt_beginning_is_noticed_and_replaced(hub: hub_server.Hub) -> None:
+    manifest = read_manifest(REPO)
+    blob = manifest.blob(manifest.weights[0])
+    blob.parent.mkdir(parents=True)
+    blob.with_name(blob.name + ".incomplete").write_bytes(b"\0" * 100_000)
+    assert (pull() / FIRST).read_bytes() == weights(0)
+    assert hub.sent_of[FIRST] == 500_000
+
+
+def test_a_blob_of_the_wrong_size_is_replaced(hub: hub_server.Hub) -> None:
+    folder = pull()
+    (folder / FIRST).resolve().write_bytes(b"short")
+    assert (pull() / FIRST).read_bytes() == weights(0)
+
+
+# Trouble that does not pass
+
+
+@pytest.mark.parametrize("name", [FIRST, "tokenizer.json"])  # a sha256, and git's sha1
+def test_wrong_bytes_twice_are_refused_and_removed(hub: hub_server.Hub, name: str) -> None:
+    hub.faults[name] = [Fault(wrong=True)] * 9
+    with pytest.raises(CheckpointError, match=f"{name} of {REPO} arrives damaged"):
+        pull()
+    manifest = read_manifest(REPO)
+    file = next(file for file in manifest.files if file.name == name)
+    assert not manifest.blob(file).exists() and not (manifest.snapshot / name).exists()
+    assert not [partial for partial in partials() if partial.name.startswith(file.hash)]
+    assert hub.sent_of[name] == 2 * file.size and hub_cache.snapshot(REPO) is None
+
+
+def test_another_hash_than_the_listed_one_is_refused_before_its_bytes(hub: hub_server.Hub) -> None:
+    target = f"{hub.url}/{REPO}/resolve/main/{FIRST}"
+    hub.faults[FIRST] = [Fault(status=302, headers={"location": target, "x-linked-etag": f'"{"a" * 64}"'})]
+    with pytest.raises(CheckpointError, match="another hash"):
+        pull()
+
+
+@pytest.mark.parametrize("size", [299_999, 300_001, 5, 2**40])
+def test_a_lying_size_is_refused_before_its_bytes(hub: hub_server.Hub, size: int) -> None:
+    hub.sizes[FIRST] = size
+    manifest = read_manifest(REPO)
+    with pytest.raises(CheckpointError, match=r"not the .* bytes that the Hub announced"):
+        list(each(manifest, manifest.weights[:1], Seen(), patience=QUICK))
+    assert not (manifest.snapshot / FIRST).exists()
+
+
+def test_more_bytes_than_announced_stop_the_stream(hub: hub_server.Hub) -> None:
+    hub.faults[FIRST] = [Fault(longer=1 << 30)] * 9
+    with pytest.raises(CheckpointError, match="goes on after the 300,000 bytes"):
+        pull()
+    assert hub.sent_of[FIRST] < 32 * 2**20  # what lay in the sockets' buffers
+    assert sum(file.stat().st_size for file in partials()) <= 600_000
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.safetensors", "/etc/evil.json", "a/../../evil", "..\\evil.json", "a\0b", "\x1b[31m", "a//b", ""]
+)
+def test_names_that_lead_outside_are_refused(hub: hub_server.Hub, name: str) -> None:
+    hub.listed = [{"rfilename": name, "size": 4, "blobId": "a" * 40}]
+    with pytest.raises(CheckpointError, match="outside its folder"):
+        pull()
+    assert not hub_cache.repository(REPO).exists()
+
+
+@pytest.mark.parametrize("blob", ["../../evil", "", None, "A" * 40, "a" * 41, 7])
+def test_a_hash_that_is_none_is_refused(hub: hub_server.Hub, blob: object) -> None:
+    hub.listed = [{"rfilename": "x.safetensors", "size": 4, "blobId": blob}]
+    with pytest.raises(CheckpointError, match=r"no hash of x.safetensors"):
+        pull()
+
+
+@pytest.mark.parametrize("commit", ["..", "main", "f" * 39, None])
+def test_a_commit_that_is_none_is_refused(hub: hub_server.Hub, commit: str) -> None:
+    hub.commit = commit
+    with pytest.raises(MoecliError):
+        pull()
+    assert not hub_cache.repository(REPO).exists()
+
+
+@pytest.mark.parametrize("listing", [[7], [{"size": 4}], [{"rfilename": 4}], "x", [{"rfilename": "a", "size": "4"}]])
+def test_a_listing_that_is_none_is_explained(hub: hub_server.Hub, listing: object) -> None:
+    hub.listed = listing if isinstance(listing, list) else [{"rfilename": listing, "size": -1, "blobId": "a" * 40}]
+    with pytest.raises(MoecliError):
+        pull()
+
+
+def test_an_index_of_files_that_are_not_there(hub: hub_server.Hub) -> None:
+    index = {"weight_map": {"a": FIRST, "b": "other.safetensors"}}
+    hub.put(f"{REPO}/model.safetensors.index.json", json.dumps(index).encode())
+    with pytest.raises(CheckpointError, match=r"names 'other.safetensors', which it does not hold"):
+        read_manifest(REPO)
+    index["weight_map"]["b"] = "pytorch_model.bin"
+    hub.put(f"{REPO}/model.safetensors.index.json", json.dumps(index).encode())
+    with pytest.raises(CheckpointError):
+        read_manifest(REPO)
+
+
+def test_only_pickles(hub: hub_server.Hub) -> None:
+    for name in (FIRST, SECOND, "model.safetensors.index.json", "consolidated.safetensors"):
+        del hub.files[f"{REPO}/{name}"]
+    with pytest.raises(CheckpointError, match="only pickled weights") as caught:
+        read_manifest(REPO)
+    assert "safetensors" in (caught.value.hint or "")
+
+
+def test_without_an_index_one_file_or_every_shard(hub: hub_server.Hub) -> None:
+    del hub.files[f"{REPO}/model.safetensors.index.json"]
+    assert [file.name for file in read_manifest(REPO).weights] == [FIRST, SECOND]
+    hub.put(f"{REPO}/model.safetensors", weights(3))
+    assert [file.name for file in read_manifest(REPO).weights] == ["model.safetensors"]
+
+
+def test_an_older_tokenizer_is_taken_where_there_is_no_other(hub: hub_server.Hub) -> None:
+    del hub.files[f"{REPO}/tokenizer.json"]
+    assert "vocab.json" in [file.name for file in read_manifest(REPO).texts]
+
+
+# The token
+
+
+def test_the_token_goes_to_no_other_host(hub: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    hub.gated = True
+    with hub_server.serve() as elsewhere:
+        elsewhere.files = hub.files
+        hub.redirect = elsewhere.url
+        hub.faults[FIRST] = [Fault(status=503)]
+        elsewhere.faults[FIRST] = [Fault(cut=1000), Fault(status=403)]  # an address that has expired
+        pull()
+        assert all(sent["authorization"] == f"Bearer {hub.token}" for _, sent in hub.seen)
+        assert len(elsewhere.seen) == 4 and all("authorization" not in sent for _, sent in elsewhere.seen)
+        assert elsewhere.sent_of[FIRST] == 300_000 and not hub.sent_of[FIRST]
+
+
+# One shard at a time
+
+
+def shards_and_rest(hub: hub_server.Hub) -> Manifest:
+    for number in range(6):
+        hub.put(f"{REPO}/part-{number}.safetensors", weights(number, 1000 + number))
+    index = {"weight_map": {str(number): f"part-{number}.safetensors" for number in range(6)}}
+    hub.put(f"{REPO}/model.safetensors.index.json", json.dumps(index).encode())
+    return read_manifest(REPO)
+
+
+def test_shards_come_in_order_and_can_go_again(hub: hub_server.Hub) -> None:
+    manifest = shards_and_rest(hub)
+    most = 0
+    for number, (file, path) in enumerate(each(manifest, manifest.weights, Seen(), ahead=1)):
+        assert file.name == path.name == f"part-{number}.safetensors" and path.read_bytes() == weights(
+            number, 1000 + number
+        )
+        most = max(most, len(list(manifest.snapshot.iterdir())))
+        assert discard(manifest, file) == 1000 + number
+        assert not os.path.lexists(path) and not manifest.blob(file).exists()
+    assert number == 5 and most <= 3
+
+
+def test_a_shard_another_revision_uses_is_not_discarded(hub: hub_server.Hub) -> None:
+    old = pull()
+    hub.commit = "f" * 40
+    manifest = read_manifest(REPO)
+    ((file, path),) = each(manifest, manifest.weights[:1], Seen())
+    assert discard(manifest, file) == 0 and not path.exists() and (old / FIRST).read_bytes() == weights(0)
+
+
+def test_leaving_early_stops_the_transfers(hub: hub_server.Hub) -> None:
+    manifest = read_manifest(REPO)
+    hub.faults[SECOND] = [Fault(pace=(1000, 0.02))]
+    files = each(manifest, manifest.weights, Seen())
+    next(files)
+    files.close()
+    for thread in threading.enumerate():
+        if thread.daemon and thread.name.endswith("(work)"):
+            thread.join(5)
+            assert not thread.is_alive()
+    assert hub.sent_of[SECOND] < 300_000
