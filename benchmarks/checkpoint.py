@@ -87,6 +87,8 @@ def _tensors(spec: ModelSpec, layout: Layout, layer: int | None) -> dict[str, to
 def _random(shape: tuple[int, ...], role: str) -> torch.Tensor:
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
+    if role == "embedding":  # as large as what the layers add, or every token would look alike to the routers
+        return torch.randn(shape, dtype=torch.bfloat16)
     scale = 2.0 if role == "router" else 1.0
     return torch.randn(shape, dtype=torch.bfloat16).mul_(scale * shape[-1] ** -0.5)
 

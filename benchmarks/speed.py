@@ -6,7 +6,6 @@ median of interleaved repetitions; the table names the machine. Compute threads:
 
 from __future__ import annotations
 
-import platform
 import statistics
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import transformers
 
 import moecli
 from benchmarks import checkpoint
+from benchmarks.machine_name import machine_name
 from moecli import machine
 from moecli.engine.load import open_model
 from moecli.plan import fit
@@ -78,8 +78,7 @@ def table(name: str, folder: Path) -> None:
 
 def main() -> None:
     torch.set_num_threads(machine.compute_threads())
-    cores, versions = torch.get_num_threads(), f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{_processor()}, {cores} cores; bf16; {versions}\n")
+    print(f"{machine_name()}; bf16; torch {torch.__version__}, transformers {transformers.__version__}\n")
     print("| model | tokens | moecli tok/s | transformers tok/s | ratio |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(sys.argv[1] if len(sys.argv) > 1 else scratch)
@@ -87,14 +86,6 @@ def main() -> None:
             checkpoint.write("small", folder)
         table("tiny", Path(moecli.__file__).parent / "tiny")
         table("random 1.2 GB, 64 experts", folder)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

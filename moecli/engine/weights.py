@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from moecli import formats, tensors
+from moecli.experts.arena import CPU
 from moecli.formats.plain import read_into, torch_dtype
-from moecli.kernels.products import Matrix, as_matrix
+from moecli.kernels.products import Matrix, as_matrix, pack
 from moecli.records import dense_dtype
 from moecli.spec import ModelSpec
 from moecli.store.packed import PackedStore
@@ -46,18 +47,21 @@ class LayerWeights:
 
 
 class DenseWeights:
-    """Every tensor but the routed experts: `outside` the blocks and per layer. Activations are in `compute`."""
+    """Every tensor but the routed experts, on `device`: `outside` the blocks and per layer.
 
-    def __init__(self, spec: ModelSpec, compute: str, load: Load) -> None:
-        self.dtype = torch_dtype(compute)
+    Activations are in `compute`.
+    """
+
+    def __init__(self, spec: ModelSpec, compute: str, load: Load, device: torch.device) -> None:
+        self.dtype, self.device = torch_dtype(compute), device
         by_layer: dict[int | None, dict[str, Matrix]] = defaultdict(dict)
         for tensor in tensors.dense_tensors(spec):
-            by_layer[tensor.layer][tensor.role] = load(tensor)
+            by_layer[tensor.layer][tensor.role] = load(tensor).to(device)
         self.outside = LayerWeights(by_layer[None])
         self.layers = [LayerWeights(by_layer[index]) for index in range(len(spec.layers))]
 
 
-def checkpoint_weights(weights: Weights, dtype: str, compute: str) -> DenseWeights:
+def checkpoint_weights(weights: Weights, dtype: str, compute: str, device: torch.device = CPU) -> DenseWeights:
     """From a checkpoint; the large matrices are packed where `dtype` is quantised."""
 
     def load(tensor: tensors.Tensor) -> Matrix:
@@ -66,12 +70,12 @@ def checkpoint_weights(weights: Weights, dtype: str, compute: str) -> DenseWeigh
             return _read(weights, tensor, _precision(tensor.role, wanted))
         rows, columns = tensor.shape
         stored = FLOATS[weights.dense(tensor)[0].dtype]
-        return as_matrix(wanted, (rows, columns), formats.pack(wanted, _read(weights, tensor, torch_dtype(stored))))
+        return as_matrix(wanted, (rows, columns), pack(wanted, _read(weights, tensor, torch_dtype(stored))))
 
-    return DenseWeights(weights.spec, compute, load)
+    return DenseWeights(weights.spec, compute, load, device)
 
 
-def store_weights(store: PackedStore) -> DenseWeights:
+def store_weights(store: PackedStore, device: torch.device = CPU) -> DenseWeights:
     """From a packed store, as they lie there."""
 
     def load(tensor: tensors.Tensor) -> Matrix:
@@ -85,7 +89,7 @@ def store_weights(store: PackedStore) -> DenseWeights:
         store.checkpoint.read_into(data.numpy().data, stored)
         return as_matrix(dtype, (rows, columns), data)
 
-    return DenseWeights(store.spec, store.compute, load)
+    return DenseWeights(store.spec, store.compute, load, device)
 
 
 def _precision(role: str, dtype: str) -> torch.dtype:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moecli.experts.arena import CPU
 from moecli.experts.store import Streamed
 from moecli.kernels.products import ACTIVATIONS, Expert, Matrix, as_matrix, linear, record_matrices
 from moecli.records import Piece, Record
@@ -23,6 +24,7 @@ class PiecewiseExpert:
 
     record: Record
     pieces: Callable[[], Pieces]
+    device: torch.device = CPU
 
     def __call__(self, x: Tensor, activation: Activation) -> Tensor:
         """x [T, D] -> [T, D]."""
@@ -49,7 +51,7 @@ def as_expert(record: Record, data: Tensor) -> Expert | Streamed:
         for piece in pieces:
             yield piece, piece_matrices(record, piece, [data[start : start + size] for start, size in piece.spans])
 
-    return PiecewiseExpert(record, cut)
+    return PiecewiseExpert(record, cut, data.device)
 
 
 def piece_matrices(record: Record, piece: Piece, spans: Iterable[Tensor]) -> list[Matrix]:

@@ -6,13 +6,12 @@ from collections.abc import Callable, Generator, Mapping
 
 from torch import Tensor
 
-from moecli import formats
 from moecli.experts.arena import Arena
 from moecli.experts.pieces import as_expert, mapped_record
 from moecli.experts.store import Group, Statistics, Streamed, mix
 from moecli.formats.plain import read_slice, stored_slice, torch_dtype
-from moecli.kernels.products import Expert
-from moecli.records import layer_records
+from moecli.kernels.products import Expert, pack
+from moecli.records import Record, layer_records
 from moecli.spec import ModelSpec
 from moecli.store.packed import PackedStore
 from moecli.tensors import EXPERT_MATRICES
@@ -77,11 +76,17 @@ def packed_experts(weights: Weights, dtype: str, budget: int, progress: Progress
     arena = Arena(len(places), max(record.stride for record in records.values()))
     slots = {place: index for index, place in enumerate(places)}
     for (layer, expert), index in slots.items():
-        for name, field in records[layer].fields.items():
-            part = weights.expert(layer, expert, name)
-            matrix = read_slice(weights.checkpoint, part, torch_dtype(FLOATS[part.stored.dtype]))
-            arena.slot(index)[field.offset : field.offset + field.size] = formats.pack(dtype, matrix)
+        write_record(weights, records, layer, expert, arena.slot(index))
         progress(index + 1, len(places))
     return ResidentExperts(
         spec, lambda layer, expert: as_expert(records[layer], arena.slot(slots[layer, expert])), budget
     )
+
+
+def write_record(weights: Weights, records: Mapping[int, Record], layer: int, expert: int, target: Tensor) -> None:
+    """Pack one expert of a checkpoint into its record's bytes, uint8 [stride]."""
+    record = records[layer]
+    for name, field in record.fields.items():
+        part = weights.expert(layer, expert, name)
+        matrix = read_slice(weights.checkpoint, part, torch_dtype(FLOATS[part.stored.dtype]))
+        target[field.offset : field.offset + field.size] = pack(record.dtype, matrix)

@@ -29,7 +29,8 @@ class Statistics:
 class ExpertStore(Protocol):
     """Experts addressed by layer; where they live is the store's own affair."""
 
-    statistics: Statistics
+    @property
+    def statistics(self) -> Statistics: ...
 
     def mixture(self, layer: int, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """The weighted sum of the chosen experts. x [T, D], chosen and weights [T, A]; returns [T, D]."""
@@ -38,6 +39,9 @@ class ExpertStore(Protocol):
 
 class Streamed(Protocol):
     """A large expert, computed by runs of its rows, which may still be arriving."""
+
+    @property
+    def device(self) -> torch.device: ...
 
     def __call__(self, x: Tensor, activation: Activation) -> Tensor:
         """x [T, D] -> [T, D]."""
@@ -51,30 +55,39 @@ Arrivals = Callable[[dict[int, int]], Generator[Group, None, None]]
 def mix(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, arrivals: Arrivals) -> Tensor:
     """The weighted sum of the chosen experts, each computed when `arrivals` brings it.
 
-    `arrivals` is told how many tokens take each expert, and yields each once, in groups. The sum is in rank order,
-    whatever the order of arrival, so that placement never changes a bit.
+    `arrivals` is told how many tokens take each expert, and yields each once, in groups. Each group is computed where
+    its weights are, by x or a copy of it on the host. The sum is in rank order, whatever the order of arrival, so that
+    placement never changes a bit.
     """
-    return (_one if len(x) == 1 else _many)(x, chosen, weights, activation, arrivals)
+    return (_one if len(x) == 1 else _many)(x, chosen.cpu(), weights, activation, arrivals)
 
 
 def _one(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, arrivals: Arrivals) -> Tensor:
     ranks = {expert: rank for rank, expert in enumerate(chosen[0].tolist())}
-    parts = x.new_empty(len(ranks), x.shape[1], dtype=torch.float32)  # [A, D]
+    host = x.cpu()
+    parts = [host] * len(ranks)  # each replaced by what the expert makes of it, [D]
     with closing(arrivals(dict.fromkeys(ranks, 1))) as groups:
         for group in groups:
-            parts[[ranks[expert] for expert, _ in group]] = _compute(x, group, activation)[:, 0].float()
-    return (weights.float() @ parts).to(x.dtype)
+            rows = x if _device(group) == x.device else host
+            outputs = compute(rows, group, activation)[:, 0].to(x.device, torch.float32)
+            for (expert, _), output in zip(group, outputs.unbind(), strict=True):
+                parts[ranks[expert]] = output
+    return (weights.float() @ torch.stack(parts)).to(x.dtype)
 
 
 def _many(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, arrivals: Arrivals) -> Tensor:
     tokens, active = chosen.shape
-    counts = chosen.flatten().bincount()
-    order = chosen.flatten().argsort(stable=True).split(counts.tolist())  # assignments of each expert
+    counts = chosen.flatten().bincount().tolist()
+    order = chosen.flatten().argsort(stable=True)
+    places = {x.device: (x, order.to(x.device).split(counts))}  # tokens, and the assignments of each expert
+    if x.device != chosen.device:
+        places[chosen.device] = x.cpu(), order.split(counts)
     parts = x.new_empty(tokens * active, x.shape[1])  # [T * A, D]
-    with closing(arrivals({expert: len(mine) for expert, mine in enumerate(order) if len(mine)})) as groups:
+    with closing(arrivals({expert: count for expert, count in enumerate(counts) if count})) as groups:
         for each in chain.from_iterable(groups):
-            mine = order[each[0]]
-            parts[mine] = _compute(x[mine // active], [each], activation)[0].to(x.dtype)
+            rows, mine = places[_device([each])]
+            output = compute(rows[mine[each[0]] // active], [each], activation)[0]
+            parts[places[x.device][1][each[0]]] = output.to(x.device, x.dtype)
     ranked = parts.view(tokens, active, -1)
     total = torch.zeros(tokens, x.shape[1], dtype=torch.float32, device=x.device)
     for rank in range(active):
@@ -82,8 +95,14 @@ def _many(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, ar
     return total.to(x.dtype)
 
 
-def _compute(x: Tensor, group: Group, activation: Activation) -> Tensor:
-    """[n, T, D]: what each expert of the group makes of x [T, D]."""
+def _device(group: Group) -> torch.device:
+    """Where a group's weights are."""
+    expert = group[0][1]
+    return expert[1].device if isinstance(expert, tuple) else expert.device
+
+
+def compute(x: Tensor, group: Group, activation: Activation) -> Tensor:
+    """[n, T, D]: what each expert of the group makes of x [T, D], which is where they are."""
     if whole := [expert for _, expert in group if isinstance(expert, tuple)]:
         return expert_outputs(x, whole, activation)
     return torch.stack([expert(x, activation) for _, expert in group if not isinstance(expert, tuple)])

@@ -138,9 +138,7 @@ def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Ten
     return output.to(x.dtype)
 
 
-def feed_forward(
-    dtype: str, x: Tensor, experts: Sequence[Expert], width: int, activation: Activation
-) -> Tensor:
+def feed_forward(dtype: str, x: Tensor, experts: Sequence[Expert], width: int, activation: Activation) -> Tensor:
     """Each expert's down(activation(gate x) * up x) for x [T, D], D to `width` to D: [n, T, D] in fp32.
 
     x and what is between are rounded to int8 with a scale per 32. No number depends on the other tokens or experts.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from moecli import formats
 from moecli.formats.plain import torch_dtype
-from moecli.kernels import native
-from moecli.kernels.choice import serves
+from moecli.kernels import bnb, native
+from moecli.kernels.choice import Kernel, chosen, serves
 from moecli.records import Record
 from moecli.spec import Activation
 
@@ -25,7 +25,20 @@ class Packed:
     shape: tuple[int, int]
     data: Tensor
 
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
 
+    def to(self, device: torch.device) -> Packed:
+        """The same on another device; itself if it is there."""
+        return self if self.device == device else Packed(self.dtype, self.shape, self.data.to(device))
+
+
+_MULTIPLY: dict[Kernel, Callable[[str, Tensor, Tensor, tuple[int, int]], Tensor]] = {
+    "native": native.linear,
+    "bnb": bnb.linear,
+    "torch": formats.matmul,
+}
 Matrix = Tensor | Packed
 Expert = tuple[Matrix, Matrix, Matrix]  # gate [I, D], up [I, D], down [D, I]
 
@@ -58,11 +71,17 @@ def record_matrices(record: Record, data: Tensor) -> Expert:
     return gate, up, down
 
 
+def pack(dtype: str, weights: Tensor) -> Tensor:
+    """`formats.pack`, by the native quantiser where there is one: the same bytes, much sooner."""
+    quantise = native.pack if serves("native", dtype, weights.device) else formats.pack
+    return quantise(dtype, weights)
+
+
 def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
     """x [T, in] times a matrix [out, in]: [T, out], in x's precision."""
     if isinstance(matrix, Tensor):
         return F.linear(x, matrix, bias)
-    multiply = native.linear if serves("native", matrix.dtype, x.device) else formats.matmul
+    multiply = _MULTIPLY[chosen(matrix.dtype, x.device.type)]
     product = multiply(matrix.dtype, x, matrix.data, matrix.shape)
     return product if bias is None else product.add_(bias)
 

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moecli import formats
 from moecli.checkpoint import ITEM_SIZES, Checkpoint
 from moecli.errors import CheckpointError
 from moecli.formats import PLAIN, bytes_for
@@ -72,8 +71,10 @@ def _strips(job: Job) -> Iterator[Strip]:
 
 
 def _packed(strip: Strip, reading: Future[Tensor]) -> tuple[Strip, memoryview]:
+    from moecli.kernels.products import pack
+
     try:
-        packed = formats.pack(strip.job.dtype, reading.result())
+        packed = pack(strip.job.dtype, reading.result())
     except CheckpointError as error:
         raise CheckpointError(f"{strip.job.name} cannot be packed: {error.message}", error.hint) from error
     return strip, packed.numpy().data

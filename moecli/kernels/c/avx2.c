@@ -5,7 +5,6 @@
 #error "this tier needs AVX2"
 #endif
 
-#include <cpuid.h>
 #include <immintrin.h>
 
 #define LANES 8
@@ -34,11 +33,6 @@ INLINE ints start(int32_t value) { return _mm256_set1_epi32(value); }
 INLINE ints dot(ints sum, codes line, const int8_t *x) {
     return _mm256_dpbusd_avx_epi32(sum, line, four_activations(x));
 }
-
-static int has_dot(void) {
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
-}
 #else
 #define TIER avx2
 
@@ -54,8 +48,6 @@ INLINE ints dot(ints sum, codes line, const int8_t *x) {
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(line), _mm256_sign_epi8(four_activations(x), line));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-
-static int has_dot(void) { return 1; }
 #endif
 
 INLINE codes load_codes(const uint8_t *bytes) { return _mm256_loadu_si256((const __m256i *)bytes); }
@@ -80,12 +72,6 @@ INLINE void store(float *numbers, floats result) { _mm256_storeu_ps(numbers, res
 INLINE floats add(floats total, ints sum, float activation_scale, floats scale) {
     __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(activation_scale));
     return _mm256_fmadd_ps(scaled, scale, total);
-}
-
-static int usable(void) {
-    unsigned a, b, c = 0, d;
-    int f16c = __get_cpuid(1, &a, &b, &c, &d) && c >> 29 & 1;
-    return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_dot();
 }
 
 #include "layer.h"

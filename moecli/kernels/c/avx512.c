@@ -94,10 +94,4 @@ INLINE void q4_nibbles(const struct search *search, const float *weights, float 
         _mm256_storeu_si256((__m256i *)(nibbles + 32 * i), _mm512_cvtepi16_epi8(nearest_codes(search, cells[i])));
 }
 
-static int usable(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
-}
-
 #include "layer.h"

@@ -139,7 +139,14 @@ static void work(void *argument) {
         outer_unit(job, unit, space);
 }
 
+/* Bytes read times tokens: below this a second thread wakes up too late. */
+#define SMALL 65536
+
 static enum outcome finish_job(struct job *job) {
+    static const struct team nobody = {0};
+    size_t bytes = job->experts * parts(job->outer.rows, ROWS) * strip_bytes(job->outer);
+    if (bytes * job->tokens < SMALL)
+        job->team = &nobody;
     size_t threads = alone(job->team) ? 1 : (size_t)job->team->threads;
     size_t input = parts(records_bytes(job->tokens, job->input_groups), LINE) * LINE;
     size_t hidden = job->inner_units.count ? job->experts * records_bytes(job->tokens, groups_across(job->outer)) : 0;
@@ -189,6 +196,6 @@ static enum outcome feed_forward(const struct feed_forward *call) {
 #define NAMED_(name) moecli_##name
 #define TEXT(name) TEXT_(name)
 #define TEXT_(name) #name
-const struct tier NAMED(TIER) = {TEXT(TIER), usable, linear, feed_forward, pack};
+const struct tier NAMED(TIER) = {TEXT(TIER), linear, feed_forward, pack};
 
 #endif

@@ -58,7 +58,6 @@ struct pack {
 
 struct tier {
     const char *name;
-    int (*usable)(void);
     enum outcome (*linear)(const struct linear *);
     enum outcome (*feed_forward)(const struct feed_forward *);
     enum outcome (*pack)(const struct pack *);

@@ -6,9 +6,6 @@
 #endif
 
 #include <arm_neon.h>
-#if defined __linux__
-#include <sys/auxv.h>
-#endif
 
 #define TIER neon
 #define LANES 4
@@ -53,14 +50,6 @@ INLINE void store(float *numbers, floats result) { vst1q_f32(numbers, result); }
 
 INLINE floats add(floats total, ints sum, float activation_scale, floats scale) {
     return vfmaq_f32(total, vmulq_n_f32(vcvtq_f32_s32(sum), activation_scale), scale);
-}
-
-static int usable(void) {
-#if defined __linux__
-    return getauxval(AT_HWCAP) >> 20 & 1; /* HWCAP_ASIMDDP */
-#else
-    return 1; /* every Apple processor has it */
-#endif
 }
 
 #include "layer.h"

@@ -19,7 +19,7 @@
 #define ROWS 16      /* of a strip of tiles */
 #define UNIT 32      /* rows of a unit of work: two strips */
 #define LINE 64      /* bytes of 4 columns of a strip */
-#define AHEAD 4096   /* bytes, of a prefetch */
+#define AHEAD 1024   /* bytes, of a prefetch */
 #define UNPACKED 576 /* bytes of a group of a strip in a buffer: 8 lines and 16 scales */
 #define CHUNK 16     /* groups in a buffer at once */
 
@@ -38,15 +38,14 @@ static size_t groups_across(struct shape shape) { return tiles_across(shape) * t
 
 static size_t strip_bytes(struct shape shape) { return tiles_across(shape) * tile_bytes(shape.format); }
 
-#define VECTORS (STRIPS * ROWS / LANES)
-/* Where vector v begins in a line of 4 bytes a row; further vectors are in the next strips. */
-#define LANE(v, stride) ((v) * LANES / ROWS * (stride) + (v) * LANES % ROWS * 4)
-/* And among 2 or 4 bytes a row. */
-#define SCALE(v, stride, bytes) ((v) * LANES / ROWS * (stride) + (v) * LANES % ROWS * (bytes))
-#define EACH_VECTOR _Pragma("GCC unroll 4") for (int v = 0; v < VECTORS; v++)
+#define VECTORS (ROWS / LANES) /* of a strip */
+#define EACH_VECTOR _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)
 #define EACH_TOKEN _Pragma("GCC unroll 6") for (int t = 0; t < tokens; t++)
 
-INLINE void begin(ints (*sums)[TOKENS], const uint8_t *group, const int tokens) {
+typedef ints counts[STRIPS * VECTORS][TOKENS];
+typedef floats totals[STRIPS * VECTORS][TOKENS];
+
+INLINE void begin(counts sums, const uint8_t *group, const int vectors, const int tokens) {
     EACH_TOKEN {
         int32_t value;
         memcpy(&value, group + tokens * (GROUP + 4) + t * 4, 4);
@@ -54,80 +53,94 @@ INLINE void begin(ints (*sums)[TOKENS], const uint8_t *group, const int tokens) 
     }
 }
 
-INLINE void finish(floats (*totals)[TOKENS], ints (*sums)[TOKENS], const uint8_t *group, const floats *scale,
+INLINE void finish(totals sums, counts group_sums, const uint8_t *group, const floats *scale, const int vectors,
                    const int tokens) {
     EACH_TOKEN {
         float value;
         memcpy(&value, group + tokens * GROUP + t * 4, 4);
-        EACH_VECTOR totals[v][t] = add(totals[v][t], sums[v][t], value, scale[v]);
+        EACH_VECTOR sums[v][t] = add(sums[v][t], group_sums[v][t], value, scale[v]);
     }
 }
 
-/* 64 columns: the low nibbles are the first group, the high nibbles the second. */
-INLINE void q4_pair(const uint8_t *scale_line, const uint8_t *lines, size_t stride, const uint8_t *group,
-                    floats (*totals)[TOKENS], const int tokens) {
+/* 64 columns of a strip: the low nibbles are the first group, the high nibbles the second. */
+INLINE void q4_pair(const uint8_t *scale_line, const uint8_t *lines, const uint8_t *group, totals sums,
+                    const int tokens) {
+    const int vectors = VECTORS;
     const uint8_t *second = group + tokens * RECORD;
-    ints low[VECTORS][TOKENS], high[VECTORS][TOKENS];
+    counts low, high;
     floats scale[VECTORS];
-    begin(low, group, tokens);
-    begin(high, second, tokens);
-    for (int j = 0; j < 8; j++) EACH_VECTOR {
-        codes first, last;
-        const uint8_t *line = lines + j * LINE + LANE(v, stride);
-        __builtin_prefetch(line + AHEAD);
-        q4_codes(line, &first, &last);
-        EACH_TOKEN {
-            low[v][t] = dot(low[v][t], first, (const int8_t *)group + t * GROUP + 4 * j);
-            high[v][t] = dot(high[v][t], last, (const int8_t *)second + t * GROUP + 4 * j);
-        }
-    }
-    EACH_VECTOR scale[v] = scales(scale_line + SCALE(v, stride, 2));
-    finish(totals, low, group, scale, tokens);
-    finish(totals, high, second, scale, tokens);
-}
-
-/* 32 columns, of q8 or from a buffer. */
-INLINE void one_group(const uint8_t *lines, size_t stride, const floats *scale, int buffered, const uint8_t *group,
-                      floats (*totals)[TOKENS], const int tokens) {
-    ints sums[VECTORS][TOKENS];
-    begin(sums, group, tokens);
+    begin(low, group, vectors, tokens);
+    begin(high, second, vectors, tokens);
     for (int j = 0; j < 8; j++) {
-        codes line[VECTORS];
+        __builtin_prefetch(lines + j * LINE + AHEAD);
         EACH_VECTOR {
-            const uint8_t *bytes = lines + j * LINE + LANE(v, stride);
-            if (!buffered)
-                __builtin_prefetch(bytes + AHEAD);
-            line[v] = buffered ? load_codes(bytes) : q8_codes(bytes);
+            codes first, last;
+            q4_codes(lines + j * LINE + v * LANES * 4, &first, &last);
+            EACH_TOKEN {
+                low[v][t] = dot(low[v][t], first, (const int8_t *)group + t * GROUP + 4 * j);
+                high[v][t] = dot(high[v][t], last, (const int8_t *)second + t * GROUP + 4 * j);
+            }
         }
-        EACH_TOKEN EACH_VECTOR sums[v][t] = dot(sums[v][t], line[v], (const int8_t *)group + t * GROUP + 4 * j);
     }
-    finish(totals, sums, group, scale, tokens);
+    EACH_VECTOR scale[v] = scales(scale_line + v * LANES * 2);
+    finish(sums, low, group, scale, vectors, tokens);
+    finish(sums, high, second, scale, vectors, tokens);
 }
 
-/* sums [tokens, 32] += groups of STRIPS strips. `kind` is a format, or BUFFERED. */
+/* 32 columns of a strip. */
+INLINE void q8_group_sums(const uint8_t *tile, const uint8_t *group, totals sums, const int tokens) {
+    const int vectors = VECTORS;
+    counts group_sums;
+    floats scale[VECTORS];
+    begin(group_sums, group, vectors, tokens);
+    for (int j = 0; j < 8; j++) {
+        __builtin_prefetch(tile + 32 + j * LINE + AHEAD);
+        EACH_VECTOR {
+            codes line = q8_codes(tile + 32 + j * LINE + v * LANES * 4);
+            EACH_TOKEN group_sums[v][t] = dot(group_sums[v][t], line, (const int8_t *)group + t * GROUP + 4 * j);
+        }
+    }
+    EACH_VECTOR scale[v] = scales(tile + v * LANES * 2);
+    finish(sums, group_sums, group, scale, vectors, tokens);
+}
+
+/* 32 columns of STRIPS strips in a buffer. */
+INLINE void buffered_group(const uint8_t *buffer, size_t stride, const uint8_t *group, totals sums,
+                           const int tokens) {
+    const int vectors = STRIPS * VECTORS;
+    counts group_sums;
+    floats scale[STRIPS * VECTORS];
+    begin(group_sums, group, vectors, tokens);
+    for (int j = 0; j < 8; j++) {
+        codes line[STRIPS * VECTORS];
+        EACH_VECTOR line[v] = load_codes(buffer + v / VECTORS * stride + j * LINE + v % VECTORS * LANES * 4);
+        EACH_TOKEN EACH_VECTOR group_sums[v][t] =
+            dot(group_sums[v][t], line[v], (const int8_t *)group + t * GROUP + 4 * j);
+    }
+    EACH_VECTOR scale[v] = load((const float *)(buffer + v / VECTORS * stride + 8 * LINE) + v % VECTORS * LANES);
+    finish(sums, group_sums, group, scale, vectors, tokens);
+}
+
+/* out [tokens, 32] += groups of a strip, or of STRIPS strips in a buffer. `stride` is from strip to strip there. */
 INLINE void sweep(const int kind, const uint8_t *packed, size_t stride, size_t groups, const uint8_t *group,
-                  float *sums, const int tokens) {
-    floats totals[VECTORS][TOKENS], scale[VECTORS];
-    EACH_TOKEN EACH_VECTOR totals[v][t] = load(sums + t * UNIT + v * LANES);
+                  float *out, const int tokens) {
+    const int vectors = kind == BUFFERED ? STRIPS * VECTORS : VECTORS;
+    const size_t step = (size_t)tokens * RECORD;
+    totals sums;
+    EACH_TOKEN EACH_VECTOR sums[v][t] = load(out + t * UNIT + v * LANES);
     if (kind == Q4) {
-        for (; groups; groups -= 4, packed += 1088) {
-            q4_pair(packed, packed + 64, stride, group, totals, tokens);
-            group += 2 * tokens * RECORD;
-            q4_pair(packed + 32, packed + 576, stride, group, totals, tokens);
-            group += 2 * tokens * RECORD;
+        for (; groups; groups -= 4, packed += 1088, group += 4 * step) {
+            q4_pair(packed, packed + 64, group, sums, tokens);
+            q4_pair(packed + 32, packed + 576, group + 2 * step, sums, tokens);
         }
     } else if (kind == Q8) {
-        for (; groups; groups--, packed += 544, group += tokens * RECORD) {
-            EACH_VECTOR scale[v] = scales(packed + SCALE(v, stride, 2));
-            one_group(packed + 32, stride, scale, 0, group, totals, tokens);
-        }
+        for (; groups; groups--, packed += 544, group += step)
+            q8_group_sums(packed, group, sums, tokens);
     } else {
-        for (; groups; groups--, packed += UNPACKED, group += tokens * RECORD) {
-            EACH_VECTOR scale[v] = load((const float *)(packed + 8 * LINE + SCALE(v, stride, 4)));
-            one_group(packed, stride, scale, 1, group, totals, tokens);
-        }
+        for (; groups; groups--, packed += UNPACKED, group += step)
+            buffered_group(packed, stride, group, sums, tokens);
     }
-    EACH_TOKEN EACH_VECTOR store(sums + t * UNIT + v * LANES, totals[v][t]);
+    EACH_TOKEN EACH_VECTOR store(out + t * UNIT + v * LANES, sums[v][t]);
 }
 
 INLINE void unpack_scales(const uint8_t *scale_line, uint8_t *buffer) {
@@ -174,12 +187,15 @@ typedef void kernel(const uint8_t *packed, size_t stride, size_t groups, const u
         sweep(kind, packed, stride, groups, group, sums, tokens);                                                      \
     }
 #define KERNELS(tokens) KERNEL(Q4, tokens) KERNEL(Q8, tokens) KERNEL(BUFFERED, tokens)
+#if TOKENS == 1
+KERNELS(1)
+#define NAMES(kind) {sweep_##kind##_1}
+#elif TOKENS == 4
 KERNELS(1) KERNELS(2) KERNELS(3) KERNELS(4)
-#if TOKENS > 4
-KERNELS(5) KERNELS(6)
-#define NAMES(kind) {sweep_##kind##_1, sweep_##kind##_2, sweep_##kind##_3, sweep_##kind##_4, sweep_##kind##_5, sweep_##kind##_6}
-#else
 #define NAMES(kind) {sweep_##kind##_1, sweep_##kind##_2, sweep_##kind##_3, sweep_##kind##_4}
+#else
+KERNELS(1) KERNELS(2) KERNELS(3) KERNELS(4) KERNELS(5) KERNELS(6)
+#define NAMES(kind) {sweep_##kind##_1, sweep_##kind##_2, sweep_##kind##_3, sweep_##kind##_4, sweep_##kind##_5, sweep_##kind##_6}
 #endif
 static kernel *const kernels[3][TOKENS] = {NAMES(Q4), NAMES(Q8), NAMES(BUFFERED)};
 
@@ -190,24 +206,21 @@ static void product(struct shape shape, const uint8_t *packed, size_t unit, cons
     size_t strips = minimum(UNIT / ROWS, parts(shape.rows, ROWS) - unit * (UNIT / ROWS));
     packed += unit * (UNIT / ROWS) * stride;
     memset(sums, 0, tokens * UNIT * sizeof *sums);
-    for (size_t strip = 0; strip < strips; strip += STRIPS) {
-        /* a tier that takes two strips at once takes the last one twice, and the second result is nobody's */
-        size_t next = strip + STRIPS <= strips ? stride : 0;
-        const uint8_t *from = packed + strip * stride;
-        if (tokens <= TOKENS) {
-            kernels[shape.format][tokens - 1](from, next, groups, records, sums + strip * ROWS);
-            continue;
-        }
+    for (size_t strip = 0; strip < strips && tokens <= TOKENS; strip++)
+        kernels[shape.format][tokens - 1](packed + strip * stride, 0, groups, records, sums + strip * ROWS);
+    for (size_t strip = 0; strip < strips && tokens > TOKENS; strip += STRIPS) {
+        /* the last strip may be taken twice at once: the second result is in rows that nobody reads */
+        size_t between = strip + STRIPS <= strips ? CHUNK * UNPACKED : 0;
         for (size_t first = 0; first < groups; first += CHUNK) {
             size_t count = minimum(CHUNK, groups - first);
+            const uint8_t *from = packed + first / tile_groups(shape.format) * tile_bytes(shape.format);
             for (size_t s = 0; s < STRIPS && strip + s < strips; s++)
-                unpack(shape.format, from + s * stride + first / tile_groups(shape.format) * tile_bytes(shape.format),
-                       count, buffer + s * CHUNK * UNPACKED);
+                unpack(shape.format, from + (strip + s) * stride, count, buffer + s * CHUNK * UNPACKED);
             for (size_t token = 0; token < tokens; token += TOKENS) {
                 size_t width = minimum(TOKENS, tokens - token);
-                kernels[BUFFERED][width - 1](buffer, next ? CHUNK * UNPACKED : 0, count,
-                                           records + (token * groups + first * width) * RECORD,
-                                           sums + token * UNIT + strip * ROWS);
+                kernels[BUFFERED][width - 1](buffer, between, count,
+                                             records + (token * groups + first * width) * RECORD,
+                                             sums + token * UNIT + strip * ROWS);
             }
         }
     }

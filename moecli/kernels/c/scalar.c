@@ -4,10 +4,10 @@
 #define TIER scalar
 #define LANES 16
 #define STRIPS 1
-#define TOKENS 4
+#define TOKENS 1
 
 typedef struct {
-    int8_t at[LANES][4];
+    int8_t at[4][LANES]; /* a column after the other, as loops like it */
 } codes;
 typedef struct {
     int32_t at[LANES];
@@ -17,6 +17,7 @@ typedef struct {
 } floats;
 
 #define EACH_LANE for (int i = 0; i < LANES; i++)
+#define EACH_COLUMN for (int b = 0; b < 4; b++)
 
 static const int8_t codebook[16] = CODEBOOK;
 
@@ -26,15 +27,21 @@ INLINE ints start(int32_t value) {
 }
 
 INLINE ints dot(ints sum, codes line, const int8_t *x) {
-    EACH_LANE sum.at[i] += line.at[i][0] * x[0] + line.at[i][1] * x[1] + line.at[i][2] * x[2] + line.at[i][3] * x[3];
+    EACH_COLUMN EACH_LANE sum.at[i] += (int16_t)line.at[b][i] * (int16_t)x[b];
     return sum;
 }
 
 INLINE void q4_codes(const uint8_t *line, codes *low, codes *high) {
-    EACH_LANE for (int b = 0; b < 4; b++) {
-        low->at[i][b] = codebook[line[4 * i + b] & 15];
-        high->at[i][b] = codebook[line[4 * i + b] >> 4];
+    EACH_LANE EACH_COLUMN {
+        low->at[b][i] = codebook[line[4 * i + b] & 15];
+        high->at[b][i] = codebook[line[4 * i + b] >> 4];
     }
+}
+
+INLINE codes q8_codes(const uint8_t *line) {
+    codes result;
+    EACH_LANE EACH_COLUMN result.at[b][i] = (int8_t)line[4 * i + b];
+    return result;
 }
 
 INLINE codes load_codes(const uint8_t *bytes) {
@@ -44,8 +51,6 @@ INLINE codes load_codes(const uint8_t *bytes) {
 }
 
 INLINE void store_codes(uint8_t *bytes, codes line) { memcpy(bytes, &line, sizeof line); }
-
-INLINE codes q8_codes(const uint8_t *line) { return load_codes(line); }
 
 INLINE floats scales(const uint8_t *line) {
     floats result;
@@ -65,7 +70,5 @@ INLINE floats add(floats total, ints sum, float activation_scale, floats scale) 
     EACH_LANE total.at[i] = fmaf((float)sum.at[i] * activation_scale, scale.at[i], total.at[i]);
     return total;
 }
-
-static int usable(void) { return 1; }
 
 #include "layer.h"

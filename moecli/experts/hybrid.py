@@ -1,0 +1,251 @@
+"""The store for a device that holds some experts: the others lie in RAM or on disk, and are computed or copied."""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from moecli.experts.arena import Arena
+from moecli.experts.copies import Copies, Parts, copies_for
+from moecli.experts.disk import Disk
+from moecli.experts.pieces import PiecewiseExpert, as_expert
+from moecli.experts.places import Found, Place, Places
+from moecli.experts.rates import Rates, cheaper, measure, split
+from moecli.experts.readers import Landing, Readers
+from moecli.experts.store import Group, Statistics, Streamed, mix
+from moecli.kernels.products import Expert, Matrix, Packed
+from moecli.plan import STAGED
+from moecli.policies import POLICIES
+from moecli.records import Record, shares
+from moecli.spec import ModelSpec
+from moecli.store.packed import PackedStore
+
+Write = Callable[[int, int, Tensor], None]  # layer, expert, and the host memory that its record goes to
+_EXCHANGES = 1 / 32  # with RAM, per expert computed on the CPU: little traffic beside that of computing
+
+
+@dataclass(slots=True)
+class DeviceStatistics(Statistics):
+    """Also what the device did: hits there, and bytes of experts that were copied to it."""
+
+    device_hits: int = 0
+    bytes_copied: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A device, the precision it computes in, and how many experts it and the RAM hold over all layers."""
+
+    device: torch.device
+    compute: torch.dtype
+    on_device: int
+    in_ram: int
+
+
+class HybridExperts:
+    """Each expert is in the device, in RAM or on disk, never in two of them; the policy says which.
+
+    One in the device is computed there. One in RAM or from disk is computed on the CPU or, if that is quicker, copied
+    to the device first; there it stays if it is worth more than another, which goes to RAM in its place.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        records: Mapping[int, Record],
+        room: Room,
+        policy: str,
+        *,
+        store: PackedStore | None = None,
+        rates: Rates | None = None,
+        copies: Callable[[Arena, torch.device], Copies] = copies_for,
+    ) -> None:
+        self._activations = {layer: mixture.expert.activation for layer, mixture in spec.mixtures}
+        self._records = records
+        size = max(record.stride for record in records.values())
+        on_device, anywhere = shares(spec, room.on_device), shares(spec, room.on_device + room.in_ram)
+        self._device = Arena(STAGED + sum(on_device), size, room.device)
+        self._ram = Arena(sum(anywhere) - sum(on_device), size, pinned=room.device.type != "cpu")
+        self._copies = copies(self._device, room.device)
+        self._spare = deque(range(STAGED))  # slots of the device that belong to no layer
+        self._layers: dict[int, Places] = {}
+        device, ram = iter(range(STAGED, len(self._device))), iter(range(len(self._ram)))
+        for layer, first, count in zip(records, on_device, anywhere, strict=True):
+            places = [Place(True, next(device)) for _ in range(first)]
+            places += [Place(False, next(ram)) for _ in range(count - first)]
+            self._layers[layer] = Places(places, POLICIES[policy].new())
+        self._credit = 0.0  # exchanges that may be made
+        self.statistics = DeviceStatistics(budget_bytes=sum(anywhere) * size)
+        self._disk = None if store is None else Disk(store, self.statistics, Readers())
+        layer = next(iter(records))
+        self._rates = rates or measure(
+            records[layer], self._activations[layer], room.compute, self._device, self._copies
+        )
+
+    def fill(self, write: Write, progress: Callable[[int, int], None]) -> None:
+        """Put every expert in its place now; there is one for each."""
+        passing = Arena(1, self._ram.size).slot(0)
+        done, total = 0, sum(map(len, self._layers.values()))
+        for number, layer in self._layers.items():
+            found = layer.find(dict.fromkeys(range(len(layer)), 0), 1)
+            for expert, index in found.to_ram.items():
+                write(number, expert, self._ram.slot(index))
+                progress(done := done + 1, total)
+            for expert, index in found.to_device.items():
+                write(number, expert, passing)
+                self._copies.bring_parts(index, [(0, passing)])
+                progress(done := done + 1, total)
+            for expert in (*found.to_ram, *found.to_device):
+                layer.landed(expert)
+
+    def mixture(self, layer: int, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """See ExpertStore. x, chosen, weights and the result are on the device."""
+        return mix(x, chosen, weights, self._activations[layer], partial(self._arrivals, layer, len(x)))
+
+    def _arrivals(self, layer: int, tokens: int, counts: dict[int, int]) -> Generator[Group, None, None]:
+        found = self._layers[layer].find(counts, tokens)
+        self._count(found)
+        finished = False
+        try:
+            if self._disk is None:
+                yield from self._resident(layer, found, counts)
+            else:
+                yield from self._with_disk(self._disk, layer, found, counts)
+            finished = True
+        finally:
+            if not finished:  # nothing stays on its way
+                self._copies.drain()
+
+    def _with_disk(self, disk: Disk, layer: int, found: Found, counts: Mapping[int, int]) -> Iterator[Group]:
+        """What is at hand while the rest is read."""
+        arrived: queue.SimpleQueue[Landing] = queue.SimpleQueue()
+        flying: dict[Landing, int] = {}
+        try:
+            for expert, index in found.to_ram.items():
+                self._copies.settle(index)
+                flying[disk.fetch(layer, expert, self._ram.memory(index), arrived.put)] = expert
+            with closing(disk.stream(layer, [*found.to_device, *found.passing])) as stream:
+                yield from self._resident(layer, found, counts)
+                for _ in range(len(flying)):
+                    yield from self._landed(layer, flying[disk.next(arrived)], found, counts)
+                for expert, data in stream:
+                    yield from self._streamed(layer, expert, data, found, counts)
+        finally:
+            for landing in flying:
+                landing.done.wait()
+
+    def _resident(self, layer: int, found: Found, counts: Mapping[int, int]) -> Iterator[Group]:
+        """The device begins with its own and goes on with those copied to it, while the CPU computes the others."""
+        record = self._records[layer]
+        if found.device:
+            yield from self._on_device(layer, found.device)
+        copied = split({expert: counts[expert] for expert in found.ram}, record.size, self._rates)
+        for expert in copied:
+            yield from self._copied(layer, expert, found.ram[expert], counts)
+        if stay := found.ram.keys() - copied:
+            yield [(expert, self._in_ram(layer, found.ram[expert])) for expert in sorted(stay)]
+            self._credit = min(1.0, self._credit + len(stay) * _EXCHANGES)
+            if self._credit == 1.0:
+                best = self._layers[layer].strongest(stay)
+                if self._promote(layer, best, found.ram[best], counts) is not None:
+                    self._credit = 0.0
+
+    def _landed(self, layer: int, expert: int, found: Found, counts: Mapping[int, int]) -> Iterator[Group]:
+        """One that was read into RAM."""
+        index = found.to_ram[expert]
+        self._layers[layer].landed(expert)
+        if cheaper(counts[expert], self._records[layer].size, self._rates):
+            yield from self._copied(layer, expert, index, counts)
+        else:
+            yield [(expert, self._in_ram(layer, index))]
+
+    def _streamed(
+        self, layer: int, expert: int, data: Expert | Streamed, found: Found, counts: Mapping[int, int]
+    ) -> Iterator[Group]:
+        """One that passes through, or has its place in the device."""
+        record = self._records[layer]
+        if expert in found.to_device:
+            index = found.to_device[expert]
+            self._bring_parts(index, record, data)
+            self._layers[layer].landed(expert)
+            yield from self._on_device(layer, {expert: index})
+        elif cheaper(counts[expert], record.size, self._rates):
+            with self._borrowed() as index:
+                self._bring_parts(index, record, data)
+                yield from self._on_device(layer, {expert: index})
+        else:
+            yield [(expert, data)]
+
+    def _on_device(self, layer: int, slots: Mapping[int, int]) -> Iterator[Group]:
+        yield [(expert, as_expert(self._records[layer], self._copies.ready(slot))) for expert, slot in slots.items()]
+        for slot in slots.values():
+            self._copies.used(slot)
+
+    def _in_ram(self, layer: int, index: int) -> Expert | Streamed:
+        self._copies.settle(index)
+        return as_expert(self._records[layer], self._ram.slot(index))
+
+    def _copied(self, layer: int, expert: int, index: int, counts: Mapping[int, int]) -> Iterator[Group]:
+        """One from RAM, computed on the device; there to stay if another is worth less."""
+        if (slot := self._promote(layer, expert, index, counts)) is not None:
+            yield from self._on_device(layer, {expert: slot})
+            return
+        with self._borrowed() as slot:
+            self._bring(slot, index)
+            yield from self._on_device(layer, {expert: slot})
+
+    def _promote(self, layer: int, expert: int, index: int, asked: Collection[int]) -> int | None:
+        """Let it change places with the least valuable expert in the device. The slot it gets; None if it gets none."""
+        places = self._layers[layer]
+        if (leaving := places.weaker(expert, asked)) is None:
+            return None
+        slot = self._spare.popleft()
+        self._bring(slot, index)
+        freed = places.exchange(expert, leaving, slot)
+        self._copies.take(freed, self._ram.slot(index), index)
+        self._spare.append(freed)
+        return slot
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[int]:
+        slot = self._spare.popleft()
+        try:
+            yield slot
+        finally:
+            self._spare.append(slot)
+
+    def _bring(self, slot: int, index: int) -> None:
+        self._copies.bring(slot, self._ram.slot(index), index)
+        self.statistics.bytes_copied += self._ram.size
+
+    def _bring_parts(self, slot: int, record: Record, data: Expert | Streamed) -> None:
+        self._copies.bring_parts(slot, _parts(record, data))
+        self.statistics.bytes_copied += record.size
+
+    def _count(self, found: Found) -> None:
+        self.statistics.hits += len(found.device) + len(found.ram)
+        self.statistics.device_hits += len(found.device)
+        self.statistics.misses += len(found.to_device) + len(found.to_ram) + len(found.passing)
+
+
+def _parts(record: Record, data: Expert | Streamed) -> Parts:
+    """The bytes of an expert, wherever they are, and where in its record each run of them belongs."""
+    if isinstance(data, tuple):
+        for field, matrix in zip(record.fields.values(), data, strict=True):
+            yield field.offset, _bytes(matrix)
+    else:
+        assert isinstance(data, PiecewiseExpert), "what is streamed comes in pieces"
+        for piece, matrices in data.pieces():
+            for (offset, _), matrix in zip(piece.spans, matrices, strict=True):
+                yield offset, _bytes(matrix)
+
+
+def _bytes(matrix: Matrix) -> Tensor:
+    return matrix.data if isinstance(matrix, Packed) else matrix.view(-1).view(torch.uint8)
