@@ -41,6 +41,15 @@ def offline() -> bool:
     return (read("HF_HUB_OFFLINE") or "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
+def let_threads_sleep() -> None:
+    """Before torch is imported: threads that wait for each other give up the processor after microseconds.
+
+    OpenMP's own default spins for milliseconds; with another busy process on two cores a token took 8 times as long.
+    """
+    if not (os.environ.get("OMP_WAIT_POLICY") or os.environ.get("GOMP_SPINCOUNT")):
+        os.environ["GOMP_SPINCOUNT"] = "2000"
+
+
 def hub_cache() -> Path:
     """The Hugging Face cache, found by huggingface_hub's own rules without importing it."""
     if chosen := read("HF_HUB_CACHE") or read("HUGGINGFACE_HUB_CACHE"):

@@ -64,6 +64,7 @@ def main() -> None:
     Typer itself answers wrong usage (2), Ctrl-C (130) and a reader that has gone (quietly, 1).
     """
     terminal.prepare_streams()
+    settings.let_threads_sleep()
     try:
         app(prog_name=PROGRAM)
     except MoecliError as error:
