@@ -29,6 +29,11 @@ class Source:
     revision: str | None = None
 
     @property
+    def packed(self) -> bool:
+        """Whether the folder is a packed store."""
+        return self.folder is not None and hub_cache.is_file(self.folder / "manifest.json")
+
+    @property
     def commit(self) -> str | None:
         return self.folder.name if self.repo and self.folder else None
 

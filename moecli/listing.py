@@ -11,6 +11,7 @@ from typing import Any
 from moecli import catalog, families, hub, hub_cache, params
 from moecli.errors import ConfigError
 from moecli.formats import stored_as
+from moecli.store.catalogue import LocalStore, local_stores
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class Known:
 
 
 def here() -> list[Here]:
-    """The built-in model, and every repository in the Hugging Face cache whose family is known."""
-    return [*_built_in(), *filter(None, map(_cached, hub_cache.local_models()))]
+    """The built-in model, packed stores, and every repository in the Hugging Face cache whose family is known."""
+    return [*_built_in(), *map(_packed, local_stores()), *filter(None, map(_cached, hub_cache.local_models()))]
 
 
 def known() -> list[Known]:
@@ -79,6 +80,10 @@ def _cached(model: hub_cache.LocalModel) -> Here | None:
         model.name, _format(config), model.bytes, model.path, model.repo, model.revision, model.complete,
         model.revisions, model.partial_bytes, model.last_used,
     )  # fmt: skip
+
+
+def _packed(store: LocalStore) -> Here:
+    return Here(store.name, store.dtype, store.bytes, store.path, store.source, store.revision, store.complete)
 
 
 def _format(config: Mapping[str, Any]) -> str:

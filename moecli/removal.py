@@ -9,6 +9,8 @@ from pathlib import Path
 
 from moecli import hub, hub_cache
 from moecli.errors import DiskError, ModelNotFound
+from moecli.store import catalogue
+from moecli.store.catalogue import LocalStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,44 @@ class Removal:
                 raise DiskError(f"{error.filename or path} cannot be deleted: {error.strerror}") from error
 
 
-def find(model: str) -> Removal:
-    """What MODEL names in the Hugging Face cache: every revision, or the one after `@`. ModelNotFound if nothing."""
+@dataclass(frozen=True, slots=True)
+class StoreRemoval:
+    """The same for a packed store, finished or not."""
+
+    store: LocalStore
+
+    @property
+    def name(self) -> str:
+        return self.store.name
+
+    @property
+    def source(self) -> str:
+        return self.store.name
+
+    @property
+    def revisions(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def bytes(self) -> int:
+        return self.store.bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        return 0
+
+    def carry_out(self) -> None:
+        """Delete."""
+        catalogue.remove(self.store.path)
+
+
+def find(model: str) -> Removal | StoreRemoval:
+    """What MODEL names: a packed store by its own name or path, else what lies of it in the Hugging Face cache.
+
+    Every revision, or the one after `@`. ModelNotFound if there is nothing.
+    """
+    if (store := catalogue.named(model)) is not None:
+        return StoreRemoval(store)
     source = hub.resolve(model)
     if source.repo is None:
         where = f"it lies in {source.folder}" if source.folder else f"moecli inspect {source.name}"

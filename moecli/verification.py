@@ -1,4 +1,4 @@
-"""Re-hashing a model that is here: every file against the hash it was published with."""
+"""Re-hashing a model that is here: every file against the hash it was published or packed with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moecli import hub, hub_cache
-from moecli.errors import ModelNotFound
+from moecli.errors import ModelNotFound, UsageError
+from moecli.store import catalogue, verify
+from moecli.store.packed import PackedStore
+from moecli.store.source import open_source
 
 _READ = 1 << 20
 Advance = Callable[[str, int], None]  # file, bytes read of it
@@ -33,6 +36,7 @@ class Subject:
     revision: str | None
     path: Path
     files: tuple[Path, ...]
+    packed: bool = False  # a store, whose manifest knows every record
 
     @property
     def bytes(self) -> int:
@@ -41,7 +45,10 @@ class Subject:
 
 
 def find(model: str) -> Subject:
-    """The revision of MODEL in use, or the one after `@`, whole or not. ModelNotFound if there is none."""
+    """A packed store, or the revision of MODEL in use, or the one after `@`, whole or not. ModelNotFound if nothing."""
+    if (store := catalogue.named(model)) is not None:
+        files = tuple(file for file in hub_cache.children(store.path) if hub_cache.is_file(file))
+        return Subject(store.name, store.source, store.revision, store.path, files, packed=True)
     source = hub.resolve(model)
     if source.repo is None:
         raise ModelNotFound(f"'{source.name}' was not pulled: there is no hash to check it against")
@@ -55,10 +62,43 @@ def find(model: str) -> Subject:
 
 def check(subject: Subject, advance: Advance) -> Iterator[Checked]:
     """Read every file once; what a snapshot lacks to be run comes last."""
+    if subject.packed:
+        yield from _check_store(subject, advance)
+        return
     for file in subject.files:
         yield _check(file, advance)
     if (lack := hub_cache.lack(subject.path)) is not None:
         yield Checked("", subject.path, 0, lack)
+
+
+def compare(subject: Subject, original: str, advance: Advance) -> Iterator[Checked]:
+    """Pack the checkpoint that `original` names again, and yield what differs in the store."""
+    if not subject.packed:
+        raise UsageError(f"'{subject.name}' is not a packed model", "--against compares a store with its checkpoint")
+    weights = open_source(hub.require_folder(hub.resolve(original)))
+    problems = verify.compare(PackedStore.open(subject.path), weights, _steps(original, advance))
+    yield from (Checked(problem.file, subject.path / problem.file, 0, problem.what) for problem in problems)
+
+
+def _check_store(subject: Subject, advance: Advance) -> Iterator[Checked]:
+    problems = verify.verify(subject.path, _steps(subject.name, advance))
+    damaged = {problem.file for problem in problems}
+    yield from (Checked(problem.file, subject.path / problem.file, 0, problem.what) for problem in problems)
+    for file in subject.files:
+        if file.name not in damaged:
+            yield Checked(file.name, file, file.stat().st_size, None)
+
+
+def _steps(name: str, advance: Advance) -> Callable[[int, int], None]:
+    """Totals so far, as the steps that `advance` takes."""
+    before = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal before
+        advance(name, done - before)
+        before = done
+
+    return progress
 
 
 def _check(file: Path, advance: Advance) -> Checked:

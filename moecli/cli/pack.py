@@ -42,26 +42,26 @@ def pack(
     Interrupted, it goes on where it stopped when repeated. Prints the store's folder, which is a MODEL.
     """
     from moecli.formats import FORMATS
+    from moecli.output import pack as view
     from moecli.store import catalogue
+    from moecli.store.layout import choose_layout
+    from moecli.store.source import open_source, origin_of
 
     if dtype != "auto" and dtype not in FORMATS:
         raise UsageError(f"--dtype {dtype} is not known", f"it takes auto, {', '.join(FORMATS)}")
     source = hub.resolve(model)
     folder = hub.require_folder(source)
+    weights = open_source(folder)
+    dtype = weights.dtype if dtype == "auto" else dtype
+    origin = origin_of(source.name, source.repo, source.commit, folder, weights)
+    target = output.absolute() if output else catalogue.default_folder(source.name, dtype)
     with terminal.status("loading ...", quiet or json):
         import torch
 
         from moecli.machine import compute_threads
-        from moecli.output import pack as view
-        from moecli.store.layout import choose_layout
-        from moecli.store.source import open_source, origin_of
         from moecli.store.write import pack as write
 
         torch.set_num_threads(compute_threads(threads))
-        weights = open_source(folder)
-        dtype = weights.dtype if dtype == "auto" else dtype
-        origin = origin_of(source.name, source.repo, source.commit, folder, weights)
-        target = output.absolute() if output else catalogue.default_folder(source.name, dtype)
     if verbose:
         view.explain(choose_layout(weights, dtype), target)
     size = sum(tensor.size for tensor in weights.checkpoint.tensors.values())

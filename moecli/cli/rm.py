@@ -8,7 +8,7 @@ from moecli.cli import options
 from moecli.output import terminal
 
 if TYPE_CHECKING:
-    from moecli.removal import Removal
+    from moecli.removal import Removal, StoreRemoval
 
 EXAMPLES = """Examples:
 
@@ -28,7 +28,11 @@ def rm(
     target = removal.find(model)
     size = format_bytes(target.bytes)
     shared = f" ({format_bytes(target.kept_bytes)} that other revisions share stay)" if target.kept_bytes else ""
-    what = f"{target.source}@{target.revisions[0][:12]}" if "@" in model else f"all of {target.source}"
+    what = (
+        f"{target.source}@{target.revisions[0][:12]}"
+        if "@" in model and target.revisions
+        else f"all of {target.source}"
+    )
     terminal.confirm(f"delete {what} and free {size}{shared}?", yes)
     target.carry_out()
     if json:
@@ -37,7 +41,7 @@ def rm(
         terminal.say(f"deleted {what}: {size} freed{shared}")
 
 
-def _document(target: Removal) -> dict[str, Any]:
+def _document(target: Removal | StoreRemoval) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "name": target.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,7 +68,13 @@ def run(
     policy: Annotated[
         str, typer.Option("--policy", help=f"Which expert leaves when RAM is full: {', '.join(POLICIES)}.")
     ] = DEFAULT,
-    device: Annotated[str, typer.Option("--device", help="auto or cpu.")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:N.")] = "auto",
+    vram: Annotated[
+        str | None,
+        typer.Option(
+            "--vram", metavar="SIZE", help="GPU memory budget; default: what is free now.", show_default=False
+        ),
+    ] = None,
     threads: options.Threads = None,
     json: options.Json = False,
     offline: options.Offline = False,
@@ -83,13 +90,15 @@ def run(
         raise UsageError(f"--dtype {dtype} is not known", f"it takes auto, {', '.join(FORMATS)}")
     if policy not in POLICIES:
         raise UsageError(f"--policy {policy} is not known", f"it takes {', '.join(POLICIES)}")
-    if device not in ("auto", "cpu"):
-        raise UsageError(f"--device {device} is not in this version", "it takes auto or cpu")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
+        raise UsageError(f"--device {device} is not known", "it takes auto, cpu, cuda or cuda:N")
     text = _read_prompt(prompt)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
     source = local.resolve(model, dtype)
     folder = (None if offline else pull.offer(source, quiet)) or hub.require_folder(source)
+    if source.packed and not hub.is_path(model) and source.name.casefold() != model.casefold() and not quiet:
+        terminal.say(f"using {source.name}, packed from {model}")
     with terminal.status("loading ...", quiet):
         from moecli.engine.runner import Choices, open_runner
 
@@ -98,6 +107,7 @@ def run(
             seed=seed, max_tokens=max_tokens, ram=None if ram is None else parse_size(ram),
             stops=tuple(map(terminal.clean, stop or ())),
             system=system and terminal.clean(system), raw=raw, context=ctx, threads=threads, policy=policy,
+            device=device, vram=None if vram is None else parse_size(vram),
         )  # fmt: skip
         runner = open_runner(source.name, folder, dtype, choices)
         plan = runner.plan(text)

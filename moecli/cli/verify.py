@@ -20,6 +20,10 @@ EXAMPLES = """Examples:
 def verify(
     model: options.Model,
     *,
+    against: Annotated[
+        str | None,
+        typer.Option(help="A packed model: compare with this checkpoint, packed again.", show_default=False),
+    ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Delete damaged files, so that pull fetches them.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -31,9 +35,11 @@ def verify(
     subject = verification.find(model)
     with view.bar(subject, quiet or json) as advance:
         results = list(verification.check(subject, advance))
+        if against is not None:
+            results += verification.compare(subject, against, advance)
     damaged = [result for result in results if result.problem]
     for result in damaged:
-        if remove and result.path.is_file():
+        if remove and not subject.packed and result.path.is_file():
             result.path.unlink()
     if json:
         terminal.write_json(view.document(subject, results, remove))

@@ -34,13 +34,20 @@ def report(subject: Subject, results: Sequence[Checked], removed: bool, quiet: b
     for result in damaged:
         terminal.write(f"{result.name or subject.name}: {result.problem}\n")
     if damaged and not quiet:
-        repair = "" if removed else f"moecli verify {subject.name} --remove, then "
-        terminal.say(f"hint: {repair}moecli pull {subject.name}")
+        terminal.say(f"hint: {_repair(subject, removed)}")
     elif not quiet:
         size = format_bytes(sum(result.bytes for result in results))
         hashed = sum(result.hashed for result in results)
         more = f"; {len(results) - hashed} copies name no hash" if hashed < len(results) else ""
-        terminal.write(f"{subject.name}: {hashed} files, {size}, all as published{more}\n")
+        how = "packed" if subject.packed else "published"
+        terminal.write(f"{subject.name}: {hashed} files, {size}, all as {how}{more}\n")
+
+
+def _repair(subject: Subject, removed: bool) -> str:
+    if subject.packed:
+        return f"moecli rm {subject.name}, then pack or pull it again"
+    first = "" if removed else f"moecli verify {subject.name} --remove, then "
+    return f"{first}moecli pull {subject.name}"
 
 
 def document(subject: Subject, results: Sequence[Checked], removed: bool) -> dict[str, Any]:

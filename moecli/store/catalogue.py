@@ -57,20 +57,28 @@ def find(model: str, dtype: str | None = None) -> LocalStore | None:
     return next((store for store in stores if store.dtype == dtype), stores[0] if stores else None)
 
 
+def named(model: str) -> LocalStore | None:
+    """The store, finished or not, that MODEL names itself: by its folder's name, or as a path."""
+    for store in local_stores():
+        if store.name.casefold() == model.casefold():
+            return store
+    folder = Path(model).expanduser()
+    return describe(folder) if (folder / manifest.FILE).is_file() or is_partial(folder) else None
+
+
 def describe(folder: Path) -> LocalStore | None:
-    """What a folder holds of a store; None if it is none. One that is damaged counts as not complete."""
+    """What a folder holds of a store; None if it is none. A damaged one is known by where it lies."""
     complete = False
     try:
         found: Mapping[str, Any] | None = asdict(manifest.read(folder))
         complete = not is_partial(folder)
     except MoecliError:
         found = journal.read_plan(folder)
-    if found is None and not (folder / manifest.FILE).is_file():
-        return None
     try:
-        origin = Origin(**found["origin"]) if found else None
-        dtype = str(found["dtype"]) if found else "unknown"
+        origin, dtype = (Origin(**found["origin"]), str(found["dtype"])) if found else (None, "unknown")
     except (KeyError, TypeError):
+        return None
+    if origin is None and not (folder.parent == settings.stores() and (folder / manifest.FILE).is_file()):
         return None
     return LocalStore(
         name=folder.name,

@@ -103,7 +103,7 @@ def read_plan(folder: Path) -> Mapping[str, Any] | None:
             events, _ = _events(file.readline(_LONGEST_PLAN))
     except OSError:
         return None
-    return events[0] if events and isinstance(events[0], dict) else None
+    return events[0] if events else None
 
 
 def occupied(path: Path) -> int:
@@ -120,9 +120,10 @@ def _events(content: bytes) -> tuple[list[dict[str, Any]], int]:
     events, end = [], 0
     with contextlib.suppress(ValueError):
         for line in content.splitlines(keepends=True):
-            if not line.endswith(b"\n"):
+            event = json.loads(line)
+            if not line.endswith(b"\n") or not isinstance(event, dict):
                 break
-            events.append(json.loads(line))
+            events.append(event)
             end += len(line)
     return events, end
 

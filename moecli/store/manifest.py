@@ -79,7 +79,7 @@ def read(folder: Path) -> Manifest:
         raise CheckpointError(
             f"{folder} was packed by a newer moecli (schema {schema}; this one reads {SCHEMA})", "upgrade moecli"
         )
-    if schema != SCHEMA or document.pop("digest", None) != _digest(document):
+    if type(schema) is not int or schema != SCHEMA or document.pop("digest", None) != _digest(document):
         raise damaged(folder, f"its {FILE} does not match its own checksum")
     try:
         return _parse(document)

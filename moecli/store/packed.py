@@ -14,6 +14,7 @@ from moecli.spec import ModelSpec
 from moecli.store import manifest
 from moecli.store.layout import DENSE, EXPERTS, StoreLayout, are_possible, tensor_name
 from moecli.store.manifest import Manifest, Origin, damaged
+from moecli.store.source import TEXTS
 from moecli.store.sums import file_sums
 from moecli.tensors import Tensor
 
@@ -35,8 +36,8 @@ class PackedStore:
         if is_partial(folder):
             raise CheckpointError(f"{folder} is not finished", "give the same command again: it goes on from there")
         found = manifest.read(folder)
-        _check_sizes(folder, found)
         layout = read_layout(folder, found)
+        _check_sizes(folder, found)
         return cls(folder, found, layout, _checkpoint(folder, layout))
 
     @property
@@ -87,8 +88,6 @@ def is_partial(folder: Path) -> bool:
 def _check_sizes(folder: Path, found: Manifest) -> None:
     """Every file that the manifest names is there and of its size."""
     for name, sums in found.files.items():
-        if Path(name).name != name or "\0" in name or "\\" in name:
-            raise damaged(folder, f"its {manifest.FILE} names a file outside the folder")
         try:
             size = (folder / name).stat().st_size
         except FileNotFoundError:
@@ -110,6 +109,8 @@ def read_layout(folder: Path, found: Manifest) -> StoreLayout:
     layout = StoreLayout(spec, found.dtype, found.compute, found.roles)
     if found.records != describe_records(layout):
         raise damaged(folder, f"its {manifest.FILE} describes records of another layout")
+    if strangers := found.files.keys() - layout.sizes.keys() - set(TEXTS):
+        raise damaged(folder, f"its {manifest.FILE} names a file of no use, '{min(strangers)[:80]}'")
     for name, size in layout.sizes.items():
         sums = found.files.get(name)
         if sums is None or sums.bytes != size or len(sums.parts) != len(layout.parts(name)):

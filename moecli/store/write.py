@@ -59,7 +59,7 @@ def pack(
 
 
 def existing(target: Path, layout: StoreLayout, origin: Origin) -> PackedStore | None:
-    """The finished store of this source in this format, if it is there. CheckpointError if something else is."""
+    """The finished store of this source in this format, if it is there. DiskError if something else is."""
     partial = partial_folder(target)
     if (partial / manifest.FILE).exists() and not (partial / journal.FILE).exists():  # all was done but the last step
         with explained(partial), locked(partial):
@@ -70,6 +70,7 @@ def existing(target: Path, layout: StoreLayout, origin: Origin) -> PackedStore |
         raise DiskError(f"{target} is there already and is no packed model", "name another folder with -o")
     store = PackedStore.open(target)
     if store.dtype == layout.dtype and store.source.is_same(origin):
+        (target / journal.LOCK).unlink(missing_ok=True)  # a kill may have come between the name and this
         return store
     raise DiskError(
         f"{target} is there already: {store.source.model} in {store.dtype}, from another source or revision",

@@ -1,0 +1,76 @@
+"""Packed models on the command line: run within a budget, listed, verified, removed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+QUESTION = ("The sea", "--temperature", "0", "-n", "12", "--json")
+
+
+@pytest.fixture
+def store(moecli: Any, tmp_path: Path) -> Path:
+    result = moecli("pack", "tiny", "-o", str(tmp_path / "packed"), "--quiet")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{tmp_path / 'packed'}\n"
+    return tmp_path / "packed"
+
+
+def test_any_budget_gives_the_same_text(moecli: Any, store: Path) -> None:
+    """From all in RAM down to the least that the refusal itself names."""
+    whole = json.loads(moecli("run", str(store), *QUESTION).stdout)
+    assert whole["dtype"] == "q4"
+    assert whole["expert_cache"]["misses"] == 0
+    refused = moecli("run", str(store), *QUESTION, "--ram", "100MiB")
+    assert refused.returncode == 1
+    assert "short" in refused.stderr
+    least = refused.stderr.split("--ram ")[1].split(";")[0]
+    result = moecli("run", str(store), *QUESTION, "--ram", least, "--policy", "lru")
+    assert result.returncode == 0, result.stderr
+    small = json.loads(result.stdout)
+    assert small["token_ids"] == whole["token_ids"]
+    assert small["expert_cache"]["misses"] > 0
+    assert small["expert_cache"]["bytes_read"] > 0
+    assert "stay on disk: expect" in result.stderr
+
+
+def test_a_bare_name_means_its_store(moecli: Any) -> None:
+    assert json.loads(moecli("run", "tiny", *QUESTION).stdout)["dtype"] == "bf16"
+    assert moecli("pack", "tiny", "--dtype", "q8").returncode == 0
+    result = moecli("run", "tiny", *QUESTION)
+    assert json.loads(result.stdout)["dtype"] == "q8"
+    assert "tiny-q8" in result.stderr
+    assert json.loads(moecli("run", "tiny", *QUESTION, "--dtype", "bf16").stdout)["dtype"] == "bf16"
+    assert json.loads(moecli("run", "tiny-q8", *QUESTION).stdout)["dtype"] == "q8"
+    assert "q8" in moecli("inspect", "tiny-q8").stdout
+    assert json.loads(moecli("memory", "tiny-q8", "--json").stdout)["dtype"] == "q8"
+    names = [model["name"] for model in json.loads(moecli("list", "--json").stdout)]
+    assert names == ["tiny", "tiny-q8"]
+
+
+def test_a_store_in_another_format_is_not_taken_for_the_one_asked(moecli: Any, store: Path) -> None:
+    result = moecli("run", str(store), *QUESTION, "--dtype", "q8")
+    assert result.returncode == 2
+    assert "packed to q4" in result.stderr
+
+
+def test_verify_names_the_damaged_expert_and_rm_frees_the_store(moecli: Any, store: Path) -> None:
+    assert moecli("verify", str(store), "--against", "tiny").returncode == 0
+    path = store / "experts-003.safetensors"
+    with path.open("r+b") as file:
+        file.seek(60_000)
+        byte = file.read(1)
+        file.seek(60_000)
+        file.write(bytes([byte[0] ^ 1]))
+    for more in ([], ["--against", "tiny"]):
+        result = moecli("verify", str(store), *more)
+        assert result.returncode == 3
+        assert "experts-003.safetensors: expert 1 of layer 3 is damaged" in result.stdout
+        assert "hint: moecli rm" in result.stderr
+    size = sum(file.stat().st_size for file in store.iterdir())
+    removed = moecli("rm", str(store), "--yes", "--json")
+    assert json.loads(removed.stdout)["freed_bytes"] == size
+    assert not store.exists()

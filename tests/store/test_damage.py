@@ -1,0 +1,214 @@
+"""Damage is found and named, and nothing that a hostile folder claims is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from moecli.errors import CheckpointError, ConfigError
+from moecli.store import manifest
+from moecli.store.packed import PackedStore
+from moecli.store.source import open_source
+from moecli.store.verify import compare, verify
+from tests.store.conftest import in_child, packed
+
+
+def unwatched(done: int, total: int) -> None:
+    """Nobody watches."""
+
+
+@pytest.fixture
+def copy(store: PackedStore, tmp_path: Path) -> Path:
+    return shutil.copytree(store.folder, tmp_path / "copy")
+
+
+def flip(path: Path, offset: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def problems(folder: Path) -> list[str]:
+    return [str(problem) for problem in verify(folder, unwatched)]
+
+
+def test_a_whole_store_has_no_problems(store, checkpoint):
+    told: list[tuple[int, int]] = []
+    assert verify(store.folder, lambda *each: told.append(each)) == []
+    assert told[-1] == (store.bytes, store.bytes)
+    assert compare(store, open_source(checkpoint), unwatched) == []
+
+
+@pytest.mark.parametrize("where", [0, 5000, -1])
+def test_a_flipped_bit_in_a_record_names_the_expert(where, store, copy):
+    record = store.record(3)
+    flip(copy / "experts-003.safetensors", store.experts(3).offset + 4 * record.stride + where % record.stride)
+    assert problems(copy) == ["experts-003.safetensors: expert 4 of layer 3 is damaged"]
+    assert PackedStore.open(copy).dtype == "q4"  # what lies in the records is for verify alone
+
+
+def test_a_flipped_bit_in_a_dense_tensor_names_it(store, copy):
+    found = store.checkpoint["layers.2.qkv"]
+    flip(copy / "dense.safetensors", found.offset + found.size - 1, bit=7)
+    assert problems(copy) == ["dense.safetensors: tensor 'layers.2.qkv' is damaged"]
+
+
+def test_a_flipped_bit_in_a_header_is_refused(copy):
+    flip(copy / "experts-001.safetensors", 40)
+    with pytest.raises(CheckpointError):
+        PackedStore.open(copy)
+    assert problems(copy) == ["experts-001.safetensors: is damaged outside its tensors"]
+
+
+def test_a_flipped_bit_in_a_small_file_is_found(copy):
+    flip(copy / "tokenizer.json", 100)
+    assert problems(copy) == ["tokenizer.json: is damaged"]
+    flip(copy / "config.json", -20)
+    with pytest.raises((CheckpointError, ConfigError)):
+        PackedStore.open(copy)
+    assert any("config.json" in each for each in problems(copy))
+
+
+def test_a_flipped_bit_in_the_manifest_is_refused_wherever_it_matters(store, copy):
+    original = (copy / manifest.FILE).read_bytes()
+    places = random.Random(1)
+    for _ in range(60):
+        flip(copy / manifest.FILE, places.randrange(len(original)), places.randrange(8))
+        try:
+            assert manifest.read(copy) == store.manifest  # a blank that became another blank
+        except CheckpointError as error:
+            assert "copy" in error.message
+        (copy / manifest.FILE).write_bytes(original)
+
+
+@pytest.mark.parametrize("name", ["dense.safetensors", "experts-004.safetensors", "tokenizer.json"])
+def test_a_file_that_is_cut_short_is_refused(name, store, copy):
+    size = (copy / name).stat().st_size
+    with (copy / name).open("r+b") as file:
+        file.truncate(size - 100)
+    with pytest.raises(CheckpointError, match=rf"its {name} has {size - 100} bytes instead of {size}") as refused:
+        PackedStore.open(copy)
+    assert "moecli rm" in refused.value.hint
+    assert f"{name}: has {size - 100} bytes instead of {size}" in problems(copy)
+    if name.startswith("experts"):
+        assert f"{name}: expert 5 of layer 4 is damaged" in problems(copy)
+
+
+def test_a_missing_file_is_named(copy):
+    (copy / "experts-002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"its experts-002\.safetensors is missing"):
+        PackedStore.open(copy)
+    assert problems(copy) == ["experts-002.safetensors: cannot be read: No such file or directory"]
+
+
+def test_compare_names_what_the_source_does_not_give(store, copy, checkpoint):
+    flip(copy / "experts-003.safetensors", store.experts(3).offset + store.record(3).stride)
+    flip(copy / "dense.safetensors", store.checkpoint["final_norm"].offset)
+    found = [str(each) for each in compare(PackedStore.open(copy), open_source(checkpoint), unwatched)]
+    assert found == [
+        "dense.safetensors: final_norm is not what the source gives",
+        "experts-003.safetensors: layers.3.experts.1.gate is not what the source gives",
+    ]
+
+
+def test_compare_refuses_another_model(store):
+    import moecli
+
+    with pytest.raises(CheckpointError, match="not packed from this checkpoint"):
+        compare(store, open_source(Path(moecli.__file__).parent / "tiny"), unwatched)
+
+
+def rewrite(folder: Path, change) -> None:
+    """A manifest that somebody changed and gave a digest that fits."""
+    document = json.loads((folder / manifest.FILE).read_text())
+    document.pop("digest")
+    change(document)
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (folder / manifest.FILE).write_text(json.dumps(document | {"digest": digest}))
+
+
+def rename(document, old, new):
+    document["files"][new] = document["files"].pop(old)
+
+
+LIES = {
+    "a path": lambda d: rename(d, "tokenizer.json", "../../etc/passwd"),
+    "an absolute path": lambda d: rename(d, "tokenizer.json", "/etc/passwd"),
+    "a nul": lambda d: rename(d, "tokenizer.json", "to\0kenizer.json"),
+    "a folder": lambda d: rename(d, "tokenizer.json", ".."),
+    "an endless name": lambda d: rename(d, "tokenizer.json", "x" * 5000),
+    "no files": lambda d: d.update(files={}),
+    "no config": lambda d: d["files"].pop("config.json"),
+    "files a list": lambda d: d.update(files=[1, 2]),
+    "no dense file": lambda d: d["files"].pop("dense.safetensors"),
+    "a huge size": lambda d: d["files"]["dense.safetensors"].update(bytes=2**80),
+    "a negative size": lambda d: d["files"]["dense.safetensors"].update(bytes=-1),
+    "a size in words": lambda d: d["files"]["dense.safetensors"].update(bytes="many"),
+    "true as a size": lambda d: d["files"]["dense.safetensors"].update(bytes=True),
+    "parts left out": lambda d: d["files"]["dense.safetensors"].update(parts=[]),
+    "parts a number": lambda d: d["files"]["dense.safetensors"].update(parts=7),
+    "an unknown format": lambda d: d.update(dtype="q2"),
+    "a format in words": lambda d: d.update(dtype=["q4"]),
+    "another format": lambda d: d.update(dtype="q8"),
+    "a quantised norm": lambda d: d["roles"].update(attn_norm="q4"),
+    "a role left out": lambda d: d["roles"].pop("qkv"),
+    "a role more": lambda d: d["roles"].update(soul="bf16"),
+    "roles null": lambda d: d.update(roles=None),
+    "computed in q4": lambda d: d.update(compute="q4"),
+    "another stride": lambda d: d["records"]["0"].update(stride=1),
+    "a million experts": lambda d: d["records"]["0"].update(count=10**6),
+    "records a text": lambda d: d.update(records="none"),
+    "no origin": lambda d: d.pop("origin"),
+    "an origin of numbers": lambda d: d["origin"].update(model=7),
+    "schema null": lambda d: d.update(schema_version=None),
+    "schema true": lambda d: d.update(schema_version=True),
+    "nothing": lambda d: d.clear(),
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
+def test_a_manifest_that_lies_is_one_clear_error(lie, copy):
+    rewrite(copy, lie)
+    with pytest.raises(CheckpointError) as refused:
+        PackedStore.open(copy)
+    assert len(refused.value.message) < 400 and refused.value.hint
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"schema_version": NaN}', b"\xff\xfe"])
+def test_a_manifest_that_is_none_is_one_clear_error(text, copy):
+    (copy / manifest.FILE).write_bytes(text)
+    with pytest.raises(CheckpointError, match="damaged"):
+        PackedStore.open(copy)
+
+
+def test_a_store_of_a_newer_moecli_says_so(copy):
+    rewrite(copy, lambda d: d.update(schema_version=2))
+    with pytest.raises(CheckpointError, match="newer moecli") as refused:
+        PackedStore.open(copy)
+    assert refused.value.hint == "upgrade moecli"
+
+
+def test_a_config_that_was_swapped_is_refused(copy):
+    config = json.loads((copy / "config.json").read_text()) | {"num_hidden_layers": 50_000_000}
+    (copy / "config.json").write_text(json.dumps(config))
+    data = (copy / "config.json").read_bytes()
+    sums = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "parts": []}
+    rewrite(copy, lambda d: d["files"].update({"config.json": sums}))
+    with pytest.raises((CheckpointError, ConfigError)):
+        PackedStore.open(copy)
+
+
+def test_what_is_being_packed_is_never_opened_as_a_model(checkpoint, tmp_path):
+    seen: list[object] = []
+
+    def look(done: int, total: int) -> None:
+        seen.append(in_child(lambda: PackedStore.open(tmp_path / "store")))
+
+    packed(checkpoint, tmp_path / "store", progress=lambda *each: look(*each) if len(seen) < 5 else None)
+    assert len(seen) == 5 and all("is not a packed model" in str(each) for each in seen)

@@ -1,0 +1,177 @@
+"""Shards that come one by one and are deleted at once give the same store, with little on disk meanwhile."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from moecli.checkpoint import StoredTensor, read_header
+from moecli.errors import CheckpointError
+from moecli.store.incremental import ShardPacker, packing_shards
+from moecli.store.journal import occupied
+from moecli.store.layout import choose_layout
+from moecli.store.manifest import Origin
+from moecli.store.packed import PackedStore
+from moecli.store.source import announced, header_fingerprint
+from moecli.store.verify import verify
+from moecli.store.write import partial_folder
+from tests.store.conftest import contents, in_child, packed
+
+ORIGIN = Origin("five-layers", "someone/five-layers", "c0ffee", None, "")
+
+
+class Hub:
+    """A folder that stands for the Hub: headers can be read, shards copied from it."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.folder, self.cache = folder, cache
+        self.fetched: list[str] = []
+        cache.mkdir(exist_ok=True)
+        shutil.copy(folder / "config.json", cache)
+
+    def headers(self) -> list[StoredTensor]:
+        """As `read_remote` gives them: paths are bare names."""
+        shards = self.folder.glob("*.safetensors")
+        return [
+            StoredTensor(each.name, each.dtype, each.shape, Path(shard.name), each.offset, each.size)
+            for shard in sorted(shards)
+            for each in read_header(shard).values()
+        ]
+
+    def fetch(self, shard: str) -> Path:
+        self.fetched.append(shard)
+        return Path(shutil.copy(self.folder / shard, self.cache / shard))
+
+
+def pull(hub: Hub, target: Path, dtype: str = "q4", watch=lambda packer: None) -> PackedStore:
+    """Shard in, records out, shard deleted."""
+    headers = hub.headers()
+    weights = announced(hub.cache, headers)
+    origin = Origin(ORIGIN.model, ORIGIN.repo, ORIGIN.revision, None, header_fingerprint(headers))
+    with packing_shards(target, weights, choose_layout(weights, dtype), origin) as packer:
+        for shard in packer.pending:
+            path = hub.fetch(shard)
+            packer.take(shard, path)
+            watch(packer)
+            path.unlink()
+        return packer.finish(hub.folder)
+
+
+def shuffled(source: Path, folder: Path, seed: int, shards: int = 7) -> Path:
+    """The same tensors strewn over shards at random, with an index that lies about where."""
+    folder.mkdir()
+    for file in source.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, folder)
+    chance = random.Random(seed)
+    tensors = {name: value for file in source.glob("*.safetensors") for name, value in load_file(file).items()}
+    names = [f"model-{n:05d}-of-{shards:05d}.safetensors" for n in range(1, shards + 1)]
+    placed: dict[str, dict] = {name: {} for name in names}
+    for tensor, value in tensors.items():
+        placed[chance.choice(names)][tensor] = value
+    for name, values in placed.items():
+        save_file(values, folder / name)
+    index = {"metadata": {}, "weight_map": {tensor: chance.choice(names) for tensor in tensors}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def same_weights(one: PackedStore, other: PackedStore) -> bool:
+    """All but what the manifests say of their origins."""
+    ours, theirs = contents(one.folder), contents(other.folder)
+    return ours.pop("manifest.json") and theirs.pop("manifest.json") and ours == theirs
+
+
+@pytest.fixture(params=["by layer", 0, 1])
+def hub(request, checkpoint: Path, tmp_path: Path) -> Iterator[Hub]:
+    folder = checkpoint if request.param == "by layer" else shuffled(checkpoint, tmp_path / "strewn", request.param)
+    yield Hub(folder, tmp_path / "cache")
+
+
+def test_pulled_and_packed_are_equal(hub, store, tmp_path):
+    pulled = pull(hub, tmp_path / "store")
+    assert same_weights(pulled, store) and verify(pulled.folder, lambda done, total: None) == []
+    assert sorted(hub.fetched) == sorted(set(hub.fetched)) and not list(hub.cache.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("dtype", ["nf4", "bf16"])
+def test_in_other_formats_too(hub, checkpoint, dtype, tmp_path):
+    assert same_weights(pull(hub, tmp_path / "store", dtype), packed(checkpoint, tmp_path / "packed", dtype))
+
+
+def test_little_is_put_aside(checkpoint, tmp_path):
+    """In shards by layer nothing waits; where everything is strewn, only parts of what is stacked."""
+    left: list[int] = []
+
+    def look(packer: ShardPacker) -> None:
+        left.append(sum(map(occupied, partial_folder(tmp_path / "store").glob("left-over-*"))))
+
+    pull(Hub(checkpoint, tmp_path / "cache"), tmp_path / "store", watch=look)
+    assert left == [0] * 6
+    shutil.rmtree(tmp_path / "store")
+    left.clear()
+    strewn = shuffled(checkpoint, tmp_path / "strewn", 3)
+    stacked = sum(tensor.size for tensor in Hub(strewn, tmp_path / "cache").headers() if "self_attn" in tensor.name)
+    pull(Hub(strewn, tmp_path / "cache"), tmp_path / "store", watch=look)
+    assert 0 < max(left) < stacked + 7 * 8192 and left[-1] == 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_at_any_moment_it_ends_in_the_same_store(seed, checkpoint, store, tmp_path):
+    strewn, target = shuffled(checkpoint, tmp_path / "strewn", seed), tmp_path / "store"
+    chance = random.Random(seed)
+    for _ in range(6):
+        if not target.exists():
+            in_child(lambda: pull(Hub(strewn, tmp_path / "cache"), target), kill_after=chance.uniform(0.02, 0.5))
+    if not target.exists():
+        pull(Hub(strewn, tmp_path / "cache"), target)
+    (target / "lock").unlink(missing_ok=True)
+    assert same_weights(PackedStore.open(target), store)
+
+
+def test_shards_that_are_done_are_not_fetched_again(checkpoint, store, tmp_path):
+    strewn, target, cache = shuffled(checkpoint, tmp_path / "strewn", 5), tmp_path / "store", tmp_path / "cache"
+
+    def stop(packer: ShardPacker) -> None:
+        done, total = packer.packed
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    first = Hub(strewn, cache)
+    with pytest.raises(KeyboardInterrupt):
+        pull(first, target, watch=stop)
+    second = Hub(strewn, cache)
+    assert same_weights(pull(second, target), store)
+    assert len(first.fetched + second.fetched) == 7 and set(first.fetched).isdisjoint(second.fetched)
+
+
+def test_a_shard_that_is_not_the_announced_one_is_refused(checkpoint, tmp_path):
+    hub = Hub(checkpoint, tmp_path / "cache")
+    hub.fetch = lambda shard: Path(shutil.copy(checkpoint / "model-outside.safetensors", hub.cache / shard))
+    with pytest.raises(CheckpointError, match="as was announced"):
+        pull(hub, tmp_path / "store")
+
+
+def test_a_store_is_not_finished_early(checkpoint, tmp_path):
+    hub = Hub(checkpoint, tmp_path / "cache")
+    weights = announced(hub.cache, hub.headers())
+    with packing_shards(tmp_path / "store", weights, choose_layout(weights, "q4"), ORIGIN) as packer:
+        packer.take(packer.pending[0], hub.fetch(packer.pending[0]))
+        with pytest.raises(CheckpointError, match="5 shards were not packed"):
+            packer.finish(hub.folder)
+
+
+def test_a_shard_without_needed_tensors_is_not_asked_for(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "source")
+    import torch
+
+    save_file({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, folder / "model-buffers.safetensors")
+    hub = Hub(folder, tmp_path / "cache")
+    pull(hub, tmp_path / "store")
+    assert "model-buffers.safetensors" not in hub.fetched and len(hub.fetched) == 6
