@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import sys
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ class Arena:
         if device.type != "cpu" or count * size == 0:
             self._data = torch.empty(count, size, dtype=torch.uint8, device=device)
         else:
-            self._map = mmap.mmap(-1, count * size)
+            private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform != "win32" else {}
+            self._map = mmap.mmap(-1, count * size, **private)  # a shared map gets no huge pages
             with contextlib.suppress(AttributeError, OSError):  # a wish, and Linux's
                 self._map.madvise(mmap.MADV_HUGEPAGE)
             self._data = torch.frombuffer(self._map, dtype=torch.uint8).view(count, size)

@@ -6,6 +6,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 from torch import Tensor
@@ -70,19 +71,20 @@ class Disk:
 
 def measure(store: PackedStore) -> float:
     """Bytes per second of a short burst of reads, spread over the store."""
-    disk = Disk(store, Statistics(), Readers())
     layers = [layer for layer, _ in store.spec.mixtures]
     stride = store.record(layers[0]).stride
     count = max(1, min(len(layers), _SAMPLE // stride))
     arena = Arena(count, stride)
     chosen = layers[:: max(1, len(layers) // count)][:count]
     arrived: queue.SimpleQueue[Landing] = queue.SimpleQueue()
-    began = time.perf_counter()
-    for slot, layer in enumerate(chosen):
-        disk.fetch(layer, 0, arena.memory(slot), arrived.put)
-    for _ in chosen:
-        disk.next(arrived)
-    return stride * len(chosen) / (time.perf_counter() - began)
+    with closing(Readers()) as readers:
+        disk = Disk(store, Statistics(), readers)
+        began = time.perf_counter()
+        for slot, layer in enumerate(chosen):
+            disk.fetch(layer, 0, arena.memory(slot), arrived.put)
+        for _ in chosen:
+            disk.next(arrived)
+        return stride * len(chosen) / (time.perf_counter() - began)
 
 
 class _Flying(NamedTuple):

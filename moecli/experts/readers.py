@@ -55,14 +55,20 @@ class Landing:
 
 
 class Readers:
-    """A pool that lives as long as the process; its threads wait while there is nothing to read."""
+    """A pool; its threads wait while there is nothing to read, and end with the process or when it is closed."""
 
     def __init__(self, threads: int = THREADS) -> None:
-        self._tasks: queue.SimpleQueue[tuple[Range, Landing]] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[tuple[Range, Landing] | None] = queue.SimpleQueue()
         self._files: dict[Path, _File] = {}
         self._lock = threading.Lock()
+        self._threads = threads
         for number in range(threads):
             threading.Thread(target=self._work, name=f"reader-{number}", daemon=True).start()
+
+    def close(self) -> None:
+        """End the threads, after what was asked for."""
+        for _ in range(self._threads):
+            self._tasks.put(None)
 
     def read(self, ranges: Iterable[Range], arrived: Callable[[Landing], None] | None = None) -> Landing:
         """Begin to read. `arrived` is called on a reader's thread."""
@@ -77,16 +83,19 @@ class Readers:
         return landing
 
     def _work(self) -> None:
-        while True:
-            segment, landing = self._tasks.get()
-            failure: OSError | None = None
-            if landing.failure is None:
-                try:
-                    self._file(segment.path).read(segment.offset, segment.target)
-                except OSError as error:
-                    failure = error
-                    failure.filename = str(segment.path)
-            landing.finish(failure)
+        while (task := self._tasks.get()) is not None:
+            self._read(*task)
+            del task  # it holds on to memory that may be given up before the next one comes
+
+    def _read(self, segment: Range, landing: Landing) -> None:
+        failure: OSError | None = None
+        if landing.failure is None:
+            try:
+                self._file(segment.path).read(segment.offset, segment.target)
+            except OSError as error:
+                failure = error
+                failure.filename = str(segment.path)
+        landing.finish(failure)
 
     def _file(self, path: Path) -> _File:
         with self._lock:
