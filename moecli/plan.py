@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moecli.formats import bytes_for
 from moecli.params import kv_numbers_per_token
@@ -146,7 +146,7 @@ def place(need: Needs, ram: int, device: int | None = None) -> Plan:
     The device takes all of cache, buffers and dense weights, or nothing.
     """
     core = Tier(need.dense.bytes, need.kv.bytes, need.activations.bytes)
-    device_fixed = core.total + DEVICE_CONTEXT + min(need.expert_count, STAGED) * need.slot_bytes
+    device_fixed = least_device(need)
     on_device = device is not None and device_fixed <= device
     in_device = 0
     if device is not None and on_device:
@@ -176,6 +176,12 @@ def place(need: Needs, ram: int, device: int | None = None) -> Plan:
     )
 
 
+def least_device(need: Needs) -> int:
+    """What a device must hold to be of use: everything but experts, and those on their way through it."""
+    staged = min(need.expert_count, STAGED) * need.slot_bytes
+    return need.dense.bytes + need.kv.bytes + need.activations.bytes + DEVICE_CONTEXT + staged
+
+
 def fit(spec: ModelSpec, dtype: str, context: int, ram: int, device: int | None = None) -> Plan:
     """The plan that a run obeys: smaller chunks of the prompt only where the usual ones would not fit at all."""
     chunk = CHUNK
@@ -184,6 +190,35 @@ def fit(spec: ModelSpec, dtype: str, context: int, ram: int, device: int | None 
         chunk //= 2
         plan = place(needs(spec, dtype, context, chunk=chunk), ram, device)
     return plan
+
+
+def fit_survey(
+    spec: ModelSpec, dtype: str, longest: int, tokens: int, ram: int, streams: bool, device: int | None = None
+) -> Plan:
+    """The plan for reading `tokens` of many texts layer by layer, as many at once (`needs.chunk`) as memory allows.
+
+    `streams`: experts may be read from disk, which costs nothing here, since each is used once.
+    """
+    plan = place(_survey(spec, dtype, longest, tokens), ram, device)
+    while not (plan.fits or (streams and plan.runs)) and tokens > longest:
+        tokens = max(longest, tokens // 2)
+        plan = place(_survey(spec, dtype, longest, tokens), ram, device)
+    return plan
+
+
+def _survey(spec: ModelSpec, dtype: str, longest: int, tokens: int) -> Needs:
+    """All hidden states are kept and the experts see them at once; one layer's cache at a time holds one text."""
+    need = needs(spec, dtype, longest)
+    size = _number_bytes(dtype)
+    states = 3 * tokens * spec.hidden_size * size
+    mixture = max((_mixture(spec, mixture, tokens, size) for mixture in _mixtures(spec)), default=0)
+    formula = f"{need.activations.formula}; for {tokens} tokens at once: states {states:,}, experts {mixture:,}"
+    return replace(
+        need,
+        chunk=tokens,
+        kv=replace(need.kv, bytes=need.kv.bytes // len(spec.layers), formula=f"1 layer of {need.kv.formula}"),
+        activations=replace(need.activations, bytes=need.activations.bytes + states + mixture, formula=formula),
+    )
 
 
 def largest_context(spec: ModelSpec, dtype: str, batch: int, ram: int, device: int | None = None) -> int:
@@ -316,8 +351,8 @@ def _attention(attention: Attention, tokens: int, context: int, size: int) -> in
 
 
 def _mixture(spec: ModelSpec, mixture: Mixture, tokens: int, size: int) -> int:
-    """Every choice's output, the float32 sum, and the tokens of one expert on their way through it."""
+    """Every choice's input, and its output in two orders; the float32 sum; one expert's tokens on their way."""
     width = mixture.latent_width or spec.hidden_size
-    outputs = tokens * mixture.router.active * width * size
+    outputs = 3 * tokens * mixture.router.active * width * size
     inside = tokens * (2 * width + 2 * mixture.expert.width) * size
     return outputs + 2 * tokens * width * 4 + inside

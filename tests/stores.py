@@ -10,6 +10,7 @@ from moecli.engine.decoder import Decoder
 from moecli.engine.load import open_model
 from moecli.plan import Plan, fit, needs, place
 from moecli.policies import DEFAULT
+from moecli.spec import ModelSpec
 from moecli.store.manifest import Origin
 from moecli.store.packed import PackedStore
 from moecli.store.source import fingerprint
@@ -38,3 +39,13 @@ def plan_for(store: PackedStore, slots: int | None, positions: int = 256) -> Pla
 
 def decoder(store: PackedStore, slots: int | None, policy: str = DEFAULT) -> Decoder:
     return open_model(store.folder).decoder(plan_for(store, slots), policy)
+
+
+def split_plan(spec: ModelSpec, dtype: str, on_device: int, in_ram: int | None = None, positions: int = 256) -> Plan:
+    """A plan with room for so many experts on a device and in RAM; None is for all the others."""
+    need = needs(spec, dtype, positions)
+    everything = place(need, 2**60, 2**60).device
+    device = everything.total - everything.expert_bytes + on_device * need.slot_bytes
+    least = place(need, 0, device)
+    ram = 2**60 if in_ram is None else min(least.least_ram + in_ram * need.slot_bytes, least.full_ram - 1)
+    return place(need, ram, device)

@@ -1,4 +1,4 @@
-"""`moecli inspect`: what a model is, from its configuration and the headers of its weights."""
+"""`moecli inspect`: what a model is, from its configuration and the headers of its weights; or what its router does."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from moecli import local, settings
-from moecli.cli import options
-from moecli.errors import CheckpointError, MoecliError
+from moecli.cli import options, routing
+from moecli.cli import routing_options as wished
+from moecli.errors import CheckpointError, MoecliError, UsageError
 from moecli.output import terminal
 
 EXAMPLES = """Examples:
@@ -18,10 +19,14 @@ EXAMPLES = """Examples:
   moecli inspect mixtral dbrx grok-1 deepseek-v2 llama-2-70b
 
   moecli inspect ./my-model --json
+
+  moecli inspect tiny --routing --by domain
+
+  moecli inspect mixtral --routing --prompts my-texts.txt --against dtype=q4 -o routing.html
 """
 
 _Models = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
         metavar="MODEL...",
         help="Aliases, folders, config.json files or Hub ids org/name[@revision].",
@@ -32,16 +37,51 @@ _Models = Annotated[
 
 
 def inspect(
-    models: _Models,
+    models: _Models = None,
     *,
     offline: options.Offline = False,
     json: options.Json = False,
     no_color: options.NoColor = False,
+    with_routing: wished.Routing = False,
+    prompt: wished.PromptText = None,
+    prompts: wished.Prompts = None,
+    limit: wished.Limit = None,
+    max_tokens: wished.MaxTokens = 0,
+    from_trace: wished.FromTrace = None,
+    save_trace: wished.SaveTrace = None,
+    probabilities: wished.Probabilities = False,
+    against: wished.Against = None,
+    raw: wished.Raw = False,
+    dtype: options.Dtype = "auto",
+    ctx: options.Context = None,
+    ram: options.Ram = None,
+    threads: options.Threads = None,
+    seed: wished.Seed = 0,
+    format: wished.Format = None,
+    output: wished.Output = None,
+    layers: wished.Layers = None,
+    sort: wished.Sort = False,
+    by: wished.By = None,
+    capacity: wished.Capacity = None,
 ) -> None:
-    """Show the architecture of a model; several side by side.
+    """Show the architecture of a model; several side by side. With --routing, what its router does.
 
     Aliases need no network and no weights. Of a Hub id only config.json and the headers of the weights are read.
     """
+    wishes = wished.Wishes(
+        prompt, prompts, limit, max_tokens, from_trace, save_trace, probabilities, against, raw, dtype, ctx, ram,
+        threads, seed, format, output, layers, sort, by, capacity,
+    )  # fmt: skip
+    if with_routing:
+        routing.show(models or [], wishes, json, no_color, offline)
+    else:
+        wishes.refuse()
+        if not models:
+            raise UsageError("no MODEL is named", "moecli inspect tiny")
+        _architecture(models, json, no_color, offline)
+
+
+def _architecture(models: list[str], json: bool, no_color: bool, offline: bool) -> None:
     from moecli import inspection
 
     reports = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,10 +12,12 @@ from moecli.errors import UsageError
 
 
 def complete_model(incomplete: str) -> Iterator[str]:
-    """Aliases, then what is in the Hugging Face cache; touches no network and imports nothing heavy."""
+    """Aliases, then what is on this machine; touches no network and imports nothing heavy."""
     from moecli import catalog, hub_cache
+    from moecli.store import catalogue
 
     names = [catalog.BUILT_IN, *(entry.alias for entry in catalog.known())]
+    names += [store.name for store in catalogue.local_stores()]
     names += [model.repo for model in hub_cache.local_models()]
     return (name for name in dict.fromkeys(names) if name.startswith(incomplete))
 
@@ -28,6 +31,12 @@ def at_least(least: int) -> Callable[[typer.CallbackParam, int | None], int | No
         return value
 
     return check
+
+
+def check_folder(option: str, file: Path | None) -> None:
+    """Refuse a file to write whose folder is not there, before anything takes long."""
+    if file is not None and not file.parent.is_dir():
+        raise UsageError(f"{option} {file}: there is no folder '{file.parent}'", "make it first, or name another one")
 
 
 Model = Annotated[

@@ -19,6 +19,13 @@ EXAMPLES = """Examples:
   moecli pack ./my-model --dtype q8 -o /data/my-model-q8
 """
 
+StoreFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="DIR", help="The store's folder; default: in MOECLI_HOME.", show_default=False
+    ),
+]
+
 
 def pack(
     model: options.Model,
@@ -26,12 +33,7 @@ def pack(
     dtype: Annotated[
         str, typer.Option("--dtype", "--quant", help="q4, q8, nf4, int8, bf16, fp16, fp32, or auto: as stored.")
     ] = "q4",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="DIR", help="The store's folder; default: in MOECLI_HOME.", show_default=False
-        ),
-    ] = None,
+    output: StoreFolder = None,
     threads: options.Threads = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -41,27 +43,21 @@ def pack(
 
     Interrupted, it goes on where it stopped when repeated. Prints the store's folder, which is a MODEL.
     """
-    from moecli.formats import FORMATS
     from moecli.output import pack as view
     from moecli.store import catalogue
     from moecli.store.layout import choose_layout
     from moecli.store.source import open_source, origin_of
 
-    if dtype != "auto" and dtype not in FORMATS:
-        raise UsageError(f"--dtype {dtype} is not known", f"it takes auto, {', '.join(FORMATS)}")
+    check_format(dtype)
     source = hub.resolve(model)
     folder = hub.require_folder(source)
     weights = open_source(folder)
     dtype = weights.dtype if dtype == "auto" else dtype
     origin = origin_of(source.name, source.repo, source.commit, folder, weights)
     target = output.absolute() if output else catalogue.default_folder(source.name, dtype)
-    with terminal.status("loading ...", quiet or json):
-        import torch
+    load_packer(threads, quiet or json)
+    from moecli.store.write import pack as write
 
-        from moecli.machine import compute_threads
-        from moecli.store.write import pack as write
-
-        torch.set_num_threads(compute_threads(threads))
     if verbose:
         view.explain(choose_layout(weights, dtype), target)
     size = sum(tensor.size for tensor in weights.checkpoint.tensors.values())
@@ -77,3 +73,21 @@ def pack(
     if not quiet:
         view.summary(store, watch)
     terminal.write(f"{store.folder}\n")
+
+
+def check_format(dtype: str) -> None:
+    """UsageError unless there is such a format."""
+    from moecli.formats import FORMATS
+
+    if dtype != "auto" and dtype not in FORMATS:
+        raise UsageError(f"--dtype {dtype} is not known", f"it takes auto, {', '.join(FORMATS)}")
+
+
+def load_packer(threads: int | None, quiet: bool) -> None:
+    """What takes a moment and is needed by nothing before."""
+    with terminal.status("loading ...", quiet):
+        import torch
+
+        from moecli.machine import compute_threads
+
+        torch.set_num_threads(compute_threads(threads))

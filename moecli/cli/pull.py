@@ -1,4 +1,4 @@
-"""`moecli pull`: a model from the Hub into the Hugging Face cache."""
+"""`moecli pull`: a model from the Hub into the Hugging Face cache, or straight into a packed store."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import typer
 
 from moecli import hub, settings
 from moecli.cli import options
-from moecli.errors import Declined
+from moecli.cli.pack import StoreFolder, check_format, load_packer
+from moecli.errors import Declined, UsageError
 from moecli.output import terminal
 
 if TYPE_CHECKING:
+    from moecli.download.packing import PackedPull
     from moecli.download.proposal import Proposal
 
 EXAMPLES = """Examples:
 
   moecli pull mixtral --dry-run
 
-  moecli pull mixtral
+  moecli pull mixtral --dtype q4
 
   moecli pull Qwen/Qwen3-30B-A3B@main --yes --json
 """
@@ -29,6 +31,15 @@ EXAMPLES = """Examples:
 def pull(
     model: options.Model,
     *,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", "--quant", help="Pack to q4, q8, ... on the way, shard by shard.", show_default=False),
+    ] = None,
+    output: StoreFolder = None,
+    keep_original: Annotated[
+        bool, typer.Option("--keep-original", help="With --dtype: keep the download as well.")
+    ] = False,
+    threads: options.Threads = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be fetched, and stop.")] = False,
     yes: options.Yes = False,
     json: options.Json = False,
@@ -37,19 +48,28 @@ def pull(
 ) -> None:
     """Download a model from the Hub: safetensors, configuration and tokenizer only.
 
-    Interrupted, it goes on where it stopped when repeated. It asks only where something speaks against it.
+    With --dtype each shard is packed when it arrives, and deleted: the disk never holds more than the packed model and
+    two shards. Interrupted, it goes on where it stopped when repeated. It asks only where something speaks against it.
     """
-    from moecli.output import pull as view
-
-    proposal = _propose(hub.resolve(model), quiet or json)
-    if dry_run and json:
-        terminal.write_json(view.document(proposal))
-    elif dry_run or not (quiet or json):
-        view.screen(proposal, on_stderr=not dry_run, no_color=no_color)
+    source = hub.resolve(model)
+    if dtype is not None:
+        check_format(dtype)
+        target = output.absolute() if output else None
+        packing = _propose_packed(source, dtype, target, keep_original, quiet or json)
+        _show(packing, dry_run, json, quiet, no_color)
+        if not dry_run:
+            _pack(packing, threads, yes, json, quiet)
+        return
+    if output is not None or keep_original:
+        raise UsageError(f"{'-o' if output else '--keep-original'} goes with --dtype", "add for instance --dtype q4")
+    proposal = _propose(source, quiet or json)
+    _show(proposal, dry_run, json, quiet, no_color)
     if dry_run:
         return
     path = _fetch(proposal, yes, quiet or json)
     if json:
+        from moecli.output import pull as view
+
         terminal.write_json(view.done(proposal))
     else:
         terminal.write(f"{path}\n")
@@ -80,15 +100,61 @@ def _propose(source: hub.Source, quiet: bool) -> Proposal:
         return propose(source, tell=None if quiet else view.tell)
 
 
+def _propose_packed(source: hub.Source, dtype: str, target: Path | None, keep: bool, quiet: bool) -> PackedPull:
+    from moecli.download.packing import propose_packed
+    from moecli.output import pull as view
+
+    with terminal.status(f"asking the Hub for {source.name} ...", quiet):
+        return propose_packed(source, dtype, target, keep, tell=None if quiet else view.tell)
+
+
+def _show(plan: Proposal | PackedPull, dry_run: bool, json: bool, quiet: bool, no_color: bool) -> None:
+    """The answer of a dry run, or talk."""
+    from moecli.output import pull as view
+
+    if dry_run and json:
+        terminal.write_json(view.document(plan))
+    elif dry_run or not (quiet or json):
+        view.screen(plan, on_stderr=not dry_run, no_color=no_color)
+
+
 def _fetch(proposal: Proposal, yes: bool, quiet: bool) -> Path:
     """Ask if there is a doubt, then fetch what is missing."""
     from moecli.download import fetch
     from moecli.output import pull as view
 
     fetch.check_space(proposal.manifest, proposal.manifest.files)
+    _ask(proposal, yes)
+    with view.Bars(proposal.manifest.bytes, quiet) as bars:
+        return fetch.fetch_all(proposal.manifest, bars)
+
+
+def _pack(pull: PackedPull, threads: int | None, yes: bool, json: bool, quiet: bool) -> None:
+    """The same for a packed store."""
+    from moecli.download import packing
+    from moecli.output import pack as account
+    from moecli.output import pull as view
+
+    if pull.store is None:
+        packing.check_space(pull)
+        _ask(pull.proposal, yes)
+        load_packer(threads, quiet or json)
+    try:
+        with view.PackingBars(pull, quiet or json) as bars:
+            store = packing.pull_packed(pull, bars, bars.packed)
+    except KeyboardInterrupt:
+        terminal.say("interrupted; the same command goes on from here")
+        raise typer.Exit(130) from None
+    if json:
+        terminal.write_json(view.done_packed(pull, store, bars))
+        return
+    if not quiet:
+        account.summary(store, bars)
+    terminal.write(f"{store.folder}\n")
+
+
+def _ask(proposal: Proposal, yes: bool) -> None:
     if proposal.missing and proposal.doubts:
         for doubt in proposal.doubts:
             terminal.say(f"note: {doubt}")
         terminal.confirm("pull it nevertheless?", yes)
-    with view.Bars(proposal.manifest.bytes, quiet) as bars:
-        return fetch.fetch_all(proposal.manifest, bars)

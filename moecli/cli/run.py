@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -76,6 +79,12 @@ def run(
         ),
     ] = None,
     threads: options.Threads = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace", metavar="FILE", help="Keep which experts were used; see inspect --routing.", show_default=False
+        ),
+    ] = None,
     json: options.Json = False,
     offline: options.Offline = False,
     yes: options.Yes = False,
@@ -120,14 +129,32 @@ def run(
             terminal.say(loading.expectation(plan, speed))
         if speed.middle < _SLOW:
             terminal.confirm("go on?", yes)
-    with loading.progress(runner.name, quiet) as progress:
-        runner.load(plan, progress)
-    if text is not None:
-        _answer(runner, text, json, quiet)
-    else:
-        from moecli.output.chat import chat
+    with _kept(runner, trace):
+        with loading.progress(runner.name, quiet) as progress:
+            runner.load(plan, progress)
+        if text is not None:
+            _answer(runner, text, json, quiet)
+        else:
+            from moecli.output.chat import chat
 
-        chat(runner, quiet)
+            chat(runner, quiet)
+
+
+@contextmanager
+def _kept(runner: Runner, file: Path | None) -> Iterator[None]:
+    """Record what happens inside; written even if it was interrupted."""
+    if file is None:
+        yield
+        return
+    from moecli.routing import files
+
+    options.check_folder("--trace", file)
+    runner.record()
+    try:
+        yield
+    finally:
+        if (recorded := runner.trace()) is not None:
+            files.write(recorded, file)
 
 
 def _read_prompt(argument: str | None) -> str | None:

@@ -44,6 +44,10 @@ class LayerCache:
             buffer[:, :keep] = buffer[:, end - keep : end].clone()
         self.first = self.length - keep
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self.first = self.length = 0
+
     def can_rewind(self, length: int) -> bool:
         """Whether every key that a query at `length` sees is still held."""
         return self.first == 0 or (self._window is not None and self.first <= length - self._window + 1)

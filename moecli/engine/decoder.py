@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -11,17 +12,26 @@ from torch import Tensor
 from moecli.engine.attention import GroupedQueryAttention, LatentAttention, Scratch
 from moecli.engine.cache import Cache, LayerCache
 from moecli.engine.layers import Rotation, normalise
-from moecli.engine.router import route
+from moecli.engine.router import Routing, route
 from moecli.engine.weights import DenseWeights, LayerWeights
 from moecli.experts.store import ExpertStore
 from moecli.kernels.products import feed_forward, linear
+from moecli.plan import CHUNK, cache_rows
 from moecli.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Rope
 
 
 class Trace(Protocol):
     """Whoever wants to see the routing."""
 
-    def record(self, layer: int, chosen: Tensor, weights: Tensor) -> None: ...
+    generated: bool  # whether the tokens to come were generated; the session says so
+
+    def tokens(self, ids: Tensor) -> None:
+        """These [T] pass the layers next."""
+        ...
+
+    def record(self, layer: int, routing: Routing) -> None:
+        """Their routing at one layer."""
+        ...
 
 
 class Block:
@@ -41,23 +51,32 @@ class Block:
 
     def forward(self, x: Tensor, cache: LayerCache, trace: Trace | None) -> Tensor:
         """x [T, D] -> [T, D]."""
-        x = x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache))
+        return self.transform(self.attend(x, cache), trace)
+
+    def attend(self, x: Tensor, cache: LayerCache) -> Tensor:
+        """The first half, where tokens see those before them in `cache`."""
+        return x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache))
+
+    def transform(self, x: Tensor, trace: Trace | None) -> Tensor:
+        """The second half, each token by itself."""
         normed = self._norm("ffn_norm", x)
         if isinstance(self._ffn, Mixture):
             return x + self._branch("ffn", self._mixture(normed, self._ffn, trace))
         return x + self._branch("ffn", self._feed_forward("", normed, self._ffn))
 
     def _mixture(self, x: Tensor, mixture: Mixture, trace: Trace | None) -> Tensor:
-        chosen, weights = route(x, self._weights["router"], self._weights.get("router_bias"), mixture.router)
+        routing = route(x, self._weights["router"], self._weights.get("router_bias"), mixture.router)
         if trace is not None:
-            trace.record(self._index, chosen, weights)
-        out = self._experts.mixture(self._index, x, chosen, weights)
+            trace.record(self._index, routing)
+        out = self._experts.mixture(self._index, x, routing.chosen, routing.weights)
         if mixture.shared is None:
             return out
-        shared = self._feed_forward("shared_", x, mixture.shared)
-        if mixture.shared_gate:
-            shared = shared * F.linear(x, self._weights["shared_gate"]).sigmoid()
-        return out + shared
+        for tokens, sums in zip(x.split(CHUNK), out.split(CHUNK), strict=True):
+            shared = self._feed_forward("shared_", tokens, mixture.shared)
+            if mixture.shared_gate:
+                shared = shared * F.linear(tokens, self._weights["shared_gate"]).sigmoid()
+            sums += shared
+        return out
 
     def _feed_forward(self, prefix: str, x: Tensor, ffn: FeedForward) -> Tensor:
         w = self._weights
@@ -79,7 +98,7 @@ class Decoder:
         self.spec = spec
         self.experts = experts
         self._outside = dense.outside
-        self.dtype, self.device = dense.dtype, dense.outside["embedding"].device
+        self.dtype, self.device = dense.dtype, dense.device
         self._rotations: dict[Rope, Rotation] = {
             layer.attention.rope: Rotation(layer.attention.rope, positions, self.dtype, self.device)
             for layer in spec.layers
@@ -107,14 +126,37 @@ class Decoder:
         with torch.inference_mode():
             for rotation in self._rotations.values():
                 rotation.prepare(cache.length + len(ids))
-            for part in ids.split(cache.chunk):
+            for part in ids.to(self.device).split(cache.chunk):
                 states = self._chunk(part, cache, trace)
             return normalise(states, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps)
 
-    def _chunk(self, ids: Tensor, cache: Cache, trace: Trace | None) -> Tensor:
+    def survey(self, texts: Sequence[Tensor], chunk: int, trace: Trace) -> None:
+        """Route every token of several texts [T], each from its own start, asking for each expert once per layer.
+
+        All hidden states are kept from layer to layer. Only the routed experts see more than `chunk` tokens at a time.
+        """
+        longest = max(map(len, texts))
+        with torch.inference_mode():
+            x = torch.cat([self._embed(text.to(self.device)) for text in texts])
+            for block, layer in zip(self._blocks, self.spec.layers, strict=True):
+                rows = cache_rows(layer.attention, longest, chunk)
+                cache = LayerCache(layer.attention, rows, self.dtype, self.device)
+                for text in x.split([len(text) for text in texts]):
+                    cache.clear()
+                    self._rotations[layer.attention.rope].prepare(len(text))
+                    for part in text.split(chunk):
+                        part.copy_(block.attend(part, cache))
+                for part in x.split(len(x) if isinstance(layer.ffn, Mixture) else chunk):
+                    part.copy_(block.transform(part, trace))
+
+    def _embed(self, ids: Tensor) -> Tensor:
         x = F.embedding(ids, self._outside["embedding"])  # [t, D]
-        if self.spec.embedding_multiplier != 1:
-            x = x * self.spec.embedding_multiplier
+        return x if self.spec.embedding_multiplier == 1 else x * self.spec.embedding_multiplier
+
+    def _chunk(self, ids: Tensor, cache: Cache, trace: Trace | None) -> Tensor:
+        if trace is not None:
+            trace.tokens(ids)
+        x = self._embed(ids)
         for block, layer_cache in zip(self._blocks, cache.layers, strict=True):
             x = block.forward(x, layer_cache, trace)
         return x

@@ -61,6 +61,8 @@ class Session:
         seen = list(prompt)
         for step in range(limit):
             began = time.perf_counter()
+            if trace is not None:
+                trace.generated = step > 0
             logits = self._feed(pending, trace)
             token = sampler.pick(logits, seen)
             spent = time.perf_counter() - began
@@ -79,7 +81,7 @@ class Session:
         states = self.decoder.forward(torch.tensor(ids), self.cache, trace)
         self.held.extend(ids)
         self._torn = False
-        return self.decoder.logits(states[-1:])[0]
+        return self.decoder.logits(states[-1:])[0].cpu()
 
     def _rewind(self, prompt: Sequence[int]) -> int:
         """Keep what cache and prompt share, at most all but the last id, whose logits are needed."""

@@ -7,18 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from moecli import families
 from moecli.checkpoint import Checkpoint
 from moecli.engine.decoder import Decoder
-from moecli.engine.weights import checkpoint_weights, store_weights
+from moecli.engine.weights import DenseWeights, checkpoint_weights, store_weights
 from moecli.errors import CheckpointError, ConfigError, UsageError
 from moecli.experts import disk
-from moecli.experts.resident import checkpoint_experts, packed_experts, store_experts
+from moecli.experts.arena import CPU
+from moecli.experts.hybrid import HybridExperts, Room
+from moecli.experts.rates import Rates
+from moecli.experts.resident import checkpoint_experts, packed_experts, store_experts, write_record
 from moecli.experts.store import ExpertStore
 from moecli.experts.tiered import TieredExperts
 from moecli.plan import Plan
 from moecli.policies import DEFAULT
-from moecli.records import compute_dtype
+from moecli.records import compute_dtype, layer_records
 from moecli.spec import ModelSpec
 from moecli.store.packed import PackedStore
 from moecli.weights import Weights
@@ -51,8 +56,15 @@ class Model(Protocol):
         """Bytes per second that experts arrive at, measured now; None where they are not streamed."""
         ...
 
-    def decoder(self, plan: Plan, policy: str = DEFAULT, progress: Progress = _silent) -> Decoder:
-        """Read the weights as planned."""
+    def decoder(
+        self,
+        plan: Plan,
+        policy: str = DEFAULT,
+        progress: Progress = _silent,
+        device: torch.device = CPU,
+        rates: Rates | None = None,
+    ) -> Decoder:
+        """Read the weights as planned; `device` is the plan's. Its rates are measured unless they are given."""
         ...
 
 
@@ -79,14 +91,26 @@ class CheckpointModel:
     def disk_speed(self) -> float | None:
         return None
 
-    def decoder(self, plan: Plan, policy: str = DEFAULT, progress: Progress = _silent) -> Decoder:
+    def decoder(
+        self,
+        plan: Plan,
+        policy: str = DEFAULT,
+        progress: Progress = _silent,
+        device: torch.device = CPU,
+        rates: Rates | None = None,
+    ) -> Decoder:
         dtype, budget = plan.needs.dtype, plan.ram.expert_bytes
-        experts = (
-            checkpoint_experts(self.weights, budget)
-            if self.weights.experts_are(dtype)
-            else packed_experts(self.weights, dtype, budget, progress)
-        )
-        dense = checkpoint_weights(self.weights, dtype, compute_dtype(dtype, self.weights.dtype))
+        dense = checkpoint_weights(self.weights, dtype, compute_dtype(dtype, self.weights.dtype), device)
+        experts: ExpertStore
+        if plan.device.dense and self.spec.mixtures:
+            records = layer_records(self.spec, dtype)
+            hybrid = HybridExperts(self.spec, records, _room(plan, dense), policy, rates=rates)
+            hybrid.fill(lambda *place: write_record(self.weights, records, *place), progress)
+            experts = hybrid
+        elif self.weights.experts_are(dtype):
+            experts = checkpoint_experts(self.weights, budget)
+        else:
+            experts = packed_experts(self.weights, dtype, budget, progress)
         return Decoder(self.spec, dense, experts, plan.needs.context)
 
 
@@ -112,13 +136,28 @@ class StoreModel:
     def disk_speed(self) -> float | None:
         return disk.measure(self.store)
 
-    def decoder(self, plan: Plan, policy: str = DEFAULT, progress: Progress = _silent) -> Decoder:
-        experts: ExpertStore = (
-            store_experts(self.store, plan.ram.expert_bytes)
-            if plan.fits
-            else TieredExperts(self.store, plan.ram.experts, policy)
-        )
-        return Decoder(self.spec, store_weights(self.store), experts, plan.needs.context)
+    def decoder(
+        self,
+        plan: Plan,
+        policy: str = DEFAULT,
+        progress: Progress = _silent,
+        device: torch.device = CPU,
+        rates: Rates | None = None,
+    ) -> Decoder:
+        dense = store_weights(self.store, device)
+        experts: ExpertStore
+        if plan.device.dense and self.spec.mixtures:
+            records = self.store.layout.records
+            experts = HybridExperts(self.spec, records, _room(plan, dense), policy, store=self.store, rates=rates)
+        elif plan.fits:
+            experts = store_experts(self.store, plan.ram.expert_bytes)
+        else:
+            experts = TieredExperts(self.store, plan.ram.experts, policy)
+        return Decoder(self.spec, dense, experts, plan.needs.context)
+
+
+def _room(plan: Plan, dense: DenseWeights) -> Room:
+    return Room(dense.device, dense.dtype, plan.device.experts, plan.ram.experts)
 
 
 def open_model(folder: Path) -> CheckpointModel | StoreModel:

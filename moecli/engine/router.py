@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,18 +11,31 @@ from torch import Tensor
 from moecli.spec import GroupScore, Router, Scoring
 
 
-def route(x: Tensor, weight: Tensor, bias: Tensor | None, router: Router) -> tuple[Tensor, Tensor]:
-    """x [T, D], weight [E, D] and bias [E] in float32 -> chosen experts and their weights, both [T, A], best first."""
-    logits = F.linear(x.float(), weight)  # [T, E]
+class Routing(NamedTuple):
+    """Chosen experts and their weights, both [T, A], best first; the logits of all experts, float32 [T, E]."""
+
+    chosen: Tensor
+    weights: Tensor
+    logits: Tensor
+
+
+def route(x: Tensor, weight: Tensor, bias: Tensor | None, router: Router) -> Routing:
+    """x [T, D], weight [E, D] and bias [E] in float32."""
+    logits = F.linear(x.float(), weight)
     if router.scoring is Scoring.SOFTMAX_OF_CHOSEN:
         best, chosen = logits.topk(router.active, dim=-1)
-        return chosen, best.softmax(-1) * router.scaling
-    scores = logits.softmax(-1) if router.scoring is Scoring.SOFTMAX else logits.sigmoid()
+        return Routing(chosen, best.softmax(-1) * router.scaling, logits)
+    scores = gate_scores(logits, router)
     ranking = scores if bias is None else scores + bias
     if router.groups > 1:
         ranking = _within_best_groups(ranking, router)
     chosen = ranking.topk(router.active, dim=-1).indices
-    return chosen, _weigh(scores.gather(-1, chosen), router)
+    return Routing(chosen, _weigh(scores.gather(-1, chosen), router), logits)
+
+
+def gate_scores(logits: Tensor, router: Router) -> Tensor:
+    """What the router thinks of each expert, [T, E]: their softmax, or each one's sigmoid."""
+    return logits.sigmoid() if router.scoring is Scoring.SIGMOID else logits.softmax(-1)
 
 
 def _within_best_groups(ranking: Tensor, router: Router) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,13 +11,19 @@ import torch
 
 from moecli import machine
 from moecli.engine.answer import Answer, Request, pieces
+from moecli.engine.decoder import Decoder
+from moecli.engine.device import choose_device, free_vram
 from moecli.engine.generate import Session
 from moecli.engine.load import Model, Progress, check_dtype, open_model
+from moecli.engine.recorder import Recorder, finish, new_builder
 from moecli.engine.sampling import Sampling
-from moecli.errors import CheckpointError, MoecliError, NotEnoughMemory
+from moecli.errors import CheckpointError, MoecliError, NotEnoughMemory, UsageError
+from moecli.experts.arena import CPU
 from moecli.forecast import Links, Speed, forecast
-from moecli.plan import Plan, fit
+from moecli.plan import Plan, fit, least_device
 from moecli.policies import DEFAULT
+from moecli.routing.builder import TraceBuilder
+from moecli.routing.trace import Trace
 from moecli.text.chat import Message
 from moecli.text.defaults import GenerationDefaults, read_generation_defaults
 from moecli.text.tokenizer import Tokenizer
@@ -43,6 +49,8 @@ class Choices:
     raw: bool = False
     context: int | None = None
     ram: int | None = None
+    device: str = "auto"
+    vram: int | None = None
     threads: int | None = None
     policy: str = DEFAULT
 
@@ -82,13 +90,33 @@ class Runner:
     end_ids: frozenset[int]
     model: Model
     tokenizer: Tokenizer
+    asked_device: torch.device = CPU
     _loaded: Loaded | None = None
     _messages: list[Message] = field(default_factory=list)
     _ids: list[int] = field(default_factory=list)  # a raw text so far
+    _recorded: tuple[TraceBuilder, Recorder] | None = None
+    _turns: int = 0  # asked so far, a failed one too
 
     @property
     def dtype(self) -> str:
         return self.loaded.plan.needs.dtype
+
+    @property
+    def ram(self) -> int:
+        """The budget."""
+        return machine.free_ram() if self.choices.ram is None else self.choices.ram
+
+    @property
+    def vram(self) -> int | None:
+        """The budget on the device; None without one."""
+        if self.asked_device.type == "cpu":
+            return None
+        return free_vram(self.asked_device) if self.choices.vram is None else self.choices.vram
+
+    @property
+    def device(self) -> torch.device:
+        """Where dense weights and cache are."""
+        return self.loaded.session.decoder.device
 
     @property
     def is_chat(self) -> bool:
@@ -127,9 +155,13 @@ class Runner:
             self.choices.stops,
             continues=not self.is_chat,
         )
+        recorder = self._recorded and self._recorded[1]
+        if recorder:
+            recorder.begin(self._turns)
+        self._turns += 1
         kept = True
         try:
-            yield from pieces(self.loaded.session, self.tokenizer, request, answer)
+            yield from pieces(self.loaded.session, self.tokenizer, request, answer, recorder)
         except MoecliError:
             kept = False
             raise
@@ -152,13 +184,17 @@ class Runner:
 
         "auto" is the format it is stored in if that fits, else the most precise block format that does.
         """
-        ram = machine.free_ram() if self.choices.ram is None else self.choices.ram
         context = self._capacity(first)
+        return self.choose(lambda dtype: fit(self.model.spec, dtype, context, self.ram, self.vram))
+
+    def choose(self, plan_for: Callable[[str], Plan]) -> Plan:
+        """The plan of the first format that runs. NotEnoughMemory if none does."""
         stored, *others = self.model.dtypes
         names = [self.wanted] if self.wanted != "auto" else [stored, *(name for name in others if name in _AUTO)]
-        plans = [fit(self.model.spec, name, context, ram) for name in names]
+        plans = [plan_for(name) for name in names]
         for placed in plans:
             if placed.fits or (placed.runs and self.model.streams):
+                self._check_device(placed)
                 return placed
         raise _too_large(self.name, plans, self.model.streams)
 
@@ -167,10 +203,40 @@ class Runner:
         links = Links() if self.model.disk_speed is None else Links(disk=self.model.disk_speed, evidence="measured")
         return forecast(self.model.spec, placed, links)
 
+    def record(self) -> None:
+        """From now on, keep what the router does. ConfigError if there is no router."""
+        builder = new_builder(self.name, self.model.spec)
+        self._recorded = builder, Recorder(self.model.spec, builder)
+
+    def trace(self) -> Trace | None:
+        """What was recorded; None if no token was."""
+        assert self._recorded is not None, "record() comes first"
+        builder, recorder = self._recorded
+        recorder.flush()
+        if not recorder.recorded:
+            return None
+        return finish(builder, self.model.spec, self.tokenizer, self.name, self.dtype)
+
+    def decoder(self, placed: Plan, progress: Progress) -> Decoder:
+        """Read the weights as planned."""
+        device = self.asked_device if placed.device.dense else CPU
+        return self.model.decoder(placed, self.choices.policy, progress, device)
+
     def load(self, placed: Plan, progress: Progress) -> None:
         """Read the weights and reserve the context, as planned."""
-        decoder = self.model.decoder(placed, self.choices.policy, progress)
+        decoder = self.decoder(placed, progress)
         self._loaded = Loaded(placed, Session(decoder, decoder.new_cache(placed.needs.context, placed.needs.chunk)))
+
+    def _check_device(self, placed: Plan) -> None:
+        """NotEnoughMemory if a GPU was asked for by name and holds nothing. `auto` goes on without it."""
+        if placed.device.dense or placed.device_budget is None or self.choices.device == "auto":
+            return
+        least = least_device(placed.needs)
+        raise NotEnoughMemory(
+            f"'{self.name}' in {placed.needs.dtype} needs {format_bytes(least)} on {self.asked_device} before any "
+            f"expert, and the budget is {format_bytes(placed.device_budget)}",
+            f"--vram {round_up(least)} if there is so much; a shorter --ctx needs less; --device cpu needs none",
+        )
 
     def _capacity(self, first: str | None) -> int:
         longest = self.choices.context or self.model.spec.context_length
@@ -188,6 +254,9 @@ class Runner:
 def open_runner(name: str, folder: Path, dtype: str, choices: Choices) -> Runner:
     """Check all that the model in `folder` consists of, and read everything but its weights."""
     torch.set_num_threads(machine.compute_threads(choices.threads))
+    device = choose_device(choices.device)
+    if device.type == "cpu" and choices.vram is not None:
+        raise UsageError(f"--vram {format_bytes(choices.vram)} has no GPU to bound", "leave --vram out")
     model = open_model(folder)
     check_dtype(model, dtype)
     vendor = read_generation_defaults(folder)
@@ -202,6 +271,7 @@ def open_runner(name: str, folder: Path, dtype: str, choices: Choices) -> Runner
         end_ids=vendor.eos_ids | own,
         model=model,
         tokenizer=tokenizer,
+        asked_device=device,
     )
 
 

@@ -86,7 +86,7 @@ class HybridExperts:
         self._disk = None if store is None else Disk(store, self.statistics, Readers())
         layer = next(iter(records))
         self._rates = rates or measure(
-            records[layer], self._activations[layer], room.compute, self._device, self._copies
+            records[layer], self._activations[layer], room.compute, self._device, self._ram, self._copies
         )
 
     def fill(self, write: Write, progress: Callable[[int, int], None]) -> None:

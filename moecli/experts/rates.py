@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
-from torch import Tensor
 
-from moecli.experts.arena import Arena
+from moecli.experts.arena import CPU, Arena
 from moecli.experts.copies import Copies
 from moecli.experts.pieces import as_expert
-from moecli.experts.store import compute
+from moecli.experts.store import Streamed, compute
+from moecli.kernels.products import Expert
 from moecli.records import Record
 from moecli.spec import Activation
 
 _MANY = 32  # tokens of the larger of two measurements
-_TRIALS = 3
+_TRIALS, _TRIAL_S = 3, 0.05  # at least so many, at least so long
+_COLD = 128 * 2**20  # bytes of weights taken in turn, so that no cache holds them
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,38 +66,44 @@ def split(counts: Mapping[int, int], size: int, rates: Rates) -> list[int]:
     return copied
 
 
-def measure(record: Record, activation: Activation, dtype: torch.dtype, slots: Arena, copies: Copies) -> Rates:
-    """Time some copies of a record to the first device slot and computations on either side. Overwrites that slot."""
-    source = Arena(1, record.stride, pinned=True).slot(0).zero_()
-    width = record.fields["up"].shape[1]
-    device = slots.slot(0).device
+def measure(
+    record: Record, activation: Activation, dtype: torch.dtype, slots: Arena, ram: Arena, copies: Copies
+) -> Rates:
+    """Time copies of records to the first device slot, and computations on either side. Overwrites free slots."""
+    if len(ram) == 0:
+        ram = Arena(1, record.stride)
+    count = max(1, min(len(ram), _COLD // record.stride))
+    for index in range(count):
+        ram.slot(index).zero_()
+    turns = cycle(range(count))
+    on_host = [as_expert(record, ram.slot(index)) for index in range(count)]
 
     def copy() -> None:
-        copies.bring(0, source, 0)
-        copies.settle(0)
+        copies.bring(0, ram.slot(index := next(turns)), index)
+        copies.settle(index)
 
-    def pace(data: Tensor) -> Pace:
-        expert = as_expert(record, data)
-
+    def pace(experts: Sequence[Expert | Streamed], device: torch.device) -> Pace:
         def seconds(tokens: int) -> float:
-            x = torch.ones(tokens, width, dtype=dtype, device=data.device)
-            return _fastest(lambda: compute(x, [(0, expert)], activation)[0, 0, 0].item())
+            x = torch.ones(tokens, record.fields["up"].shape[1], dtype=dtype, device=device)
+            some = cycle(experts)
+            return _fastest(lambda: compute(x, [(0, next(some))], activation)[0, 0, 0].item())
 
         one, many = seconds(1), seconds(_MANY)
         return Pace(record.size / one, max(0.0, (many - one) / one / (_MANY - 1)))
 
     with torch.inference_mode():
-        bandwidth = record.stride / _fastest(copy)
-        host = pace(source)
-        return Rates(bandwidth, host, pace(copies.ready(0)) if device.type != "cpu" else host)
+        bandwidth = ram.size / _fastest(copy)
+        there = copies.ready(0)
+        host = pace(on_host, CPU)
+        return Rates(bandwidth, host, pace([as_expert(record, there)], there.device) if there.device != CPU else host)
 
 
 def _fastest(work: Callable[[], object]) -> float:
     """Seconds of the best of a few tries, after one that does not count."""
     work()
-    best = float("inf")
-    for _ in range(_TRIALS):
-        began = time.perf_counter()
+    began, times = time.perf_counter(), list[float]()
+    while len(times) < _TRIALS or time.perf_counter() - began < _TRIAL_S:
+        start = time.perf_counter()
         work()
-        best = min(best, time.perf_counter() - began)
-    return best
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Protocol
 
 import torch
@@ -78,17 +78,16 @@ def _one(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, arr
 def _many(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, arrivals: Arrivals) -> Tensor:
     tokens, active = chosen.shape
     counts = chosen.flatten().bincount().tolist()
-    order = chosen.flatten().argsort(stable=True)
-    places = {x.device: (x, order.to(x.device).split(counts))}  # tokens, and the assignments of each expert
-    if x.device != chosen.device:
-        places[chosen.device] = x.cpu(), order.split(counts)
-    parts = x.new_empty(tokens * active, x.shape[1])  # [T * A, D]
+    order = chosen.flatten().argsort(stable=True)  # assignments, those of one expert side by side
+    ends = list(accumulate(counts))
+    sorted_x = x[(order // active).to(x.device)]  # [T * A, D]
+    rows = {x.device: sorted_x, chosen.device: sorted_x.to(chosen.device)}
+    parts = torch.empty_like(sorted_x)
     with closing(arrivals({expert: count for expert, count in enumerate(counts) if count})) as groups:
         for each in chain.from_iterable(groups):
-            rows, mine = places[_device([each])]
-            output = compute(rows[mine[each[0]] // active], [each], activation)[0]
-            parts[places[x.device][1][each[0]]] = output.to(x.device, x.dtype)
-    ranked = parts.view(tokens, active, -1)
+            mine = slice(ends[each[0]] - counts[each[0]], ends[each[0]])
+            parts[mine] = compute(rows[_device([each])][mine], [each], activation)[0]
+    ranked = parts[order.argsort().to(x.device)].view(tokens, active, -1)
     total = torch.zeros(tokens, x.shape[1], dtype=torch.float32, device=x.device)
     for rank in range(active):
         total.addcmul_(ranked[:, rank], weights[:, rank, None])

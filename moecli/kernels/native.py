@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ctypes import c_char_p, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
+from itertools import count, takewhile
 from pathlib import Path
 
 import torch
@@ -129,13 +130,13 @@ def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Ten
     """
     library = _loaded()
     rows = _rows(x, shape[1])
-    _check_packed(dtype, packed, shape)
+    address = _address(packed, bytes_for(dtype, shape))
     output = rows.new_empty(rows.shape[0], shape[0])
     library.call(
         "moecli_linear",
-        _Linear(library.team(), FORMATS[dtype], _tokens(rows), packed.data_ptr(), shape[0], output.data_ptr()),
+        _Linear(library.team(), FORMATS[dtype], _tokens(rows), address, shape[0], output.data_ptr()),
     )
-    return output.to(x.dtype)
+    return output if output.dtype == x.dtype else output.to(x.dtype)
 
 
 def feed_forward(dtype: str, x: Tensor, experts: Sequence[Expert], width: int, activation: Activation) -> Tensor:
@@ -145,12 +146,10 @@ def feed_forward(dtype: str, x: Tensor, experts: Sequence[Expert], width: int, a
     """
     library = _loaded()
     rows = _rows(x, x.shape[-1])
-    inner, outer = (width, rows.shape[1]), (rows.shape[1], width)
+    inner, outer = bytes_for(dtype, (width, rows.shape[1])), bytes_for(dtype, (rows.shape[1], width))
     addresses = array("Q")
     for gate, up, down in experts:
-        for matrix, shape in ((gate, inner), (up, inner), (down, outer)):
-            _check_packed(dtype, matrix, shape)
-            addresses.append(matrix.data_ptr())
+        addresses.extend((_address(gate, inner), _address(up, inner), _address(down, outer)))
     output = torch.empty(len(experts), *rows.shape)
     library.call(
         "moecli_feed_forward",
@@ -171,7 +170,7 @@ def feed_forward(dtype: str, x: Tensor, experts: Sequence[Expert], width: int, a
 def pack(dtype: str, weights: Tensor) -> Tensor:
     """The same bytes, and the same errors, as `formats.pack`: much faster."""
     library = _loaded()
-    if weights.dim() != 2 or weights.device.type != "cpu":
+    if weights.dim() != 2 or not weights.is_cpu:
         raise ValueError("only a matrix on the CPU can be packed")
     if weights.dtype not in _NUMBERS:
         weights = weights.float()
@@ -199,7 +198,7 @@ def pack(dtype: str, weights: Tensor) -> Tensor:
 
 def _rows(x: Tensor, width: int) -> Tensor:
     """x as the kernels read it: dense rows in fp32 or bf16."""
-    if x.dim() != 2 or x.shape[1] != width or x.device.type != "cpu":
+    if x.dim() != 2 or x.shape[1] != width or not x.is_cpu:
         raise ValueError(f"activations {tuple(x.shape)} on {x.device}: not rows of {width} on the CPU")
     return x.contiguous() if x.dtype in (torch.float32, torch.bfloat16) else x.float().contiguous()
 
@@ -208,11 +207,10 @@ def _tokens(rows: Tensor) -> _Tokens:
     return _Tokens(rows.data_ptr(), _NUMBERS[rows.dtype], rows.shape[0], rows.shape[1])
 
 
-def _check_packed(dtype: str, packed: Tensor, shape: tuple[int, int]) -> None:
-    if packed.dtype != torch.uint8 or packed.device.type != "cpu" or not packed.is_contiguous():
-        raise ValueError("packed weights are contiguous bytes on the CPU")
-    if packed.numel() != bytes_for(dtype, shape):
-        raise ValueError(f"{packed.numel()} bytes are no {dtype} matrix {shape}")
+def _address(packed: Tensor, size: int) -> int:
+    if packed.dtype != torch.uint8 or packed.numel() != size or not packed.is_contiguous() or not packed.is_cpu:
+        raise ValueError(f"{packed.dtype} {tuple(packed.shape)} on {packed.device}: not the {size} bytes of a matrix")
+    return packed.data_ptr()
 
 
 def _loaded() -> _Library:
@@ -234,10 +232,8 @@ def _library() -> _Library | None:
     functions.moecli_tier.restype = c_char_p
     for name in ("moecli_linear", "moecli_feed_forward", "moecli_pack"):
         functions[name].argtypes = (c_int, c_void_p)
-    tiers: dict[str, int] = {}
-    while (name := functions.moecli_tier(index := len(tiers))) is not None:
-        tiers[name.decode() or f"unusable {index}"] = index
-    tiers = {name: index for name, index in tiers.items() if not name.startswith("unusable")}
+    names = takewhile(lambda name: name is not None, map(functions.moecli_tier, count()))
+    tiers = {name.decode(): index for index, name in enumerate(names) if name}
     return _Library(functions, *_openmp(), tiers, next(iter(tiers)))
 
 

@@ -39,7 +39,7 @@ def document(runner: Runner, answer: Answer) -> dict[str, Any]:
         "schema_version": 1,
         "model": runner.name,
         "dtype": runner.dtype,
-        "device": "cpu",
+        "device": str(runner.device),
         "context": plan.needs.context,
         "seed": runner.seed,
         "text": answer.text,

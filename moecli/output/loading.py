@@ -63,3 +63,13 @@ def progress(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         yield show
     finally:
         line.clear()
+
+
+@contextmanager
+def reading(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A line that stands on a terminal while prompts are read, and is gone after."""
+    line = terminal.Line(quiet)
+    try:
+        yield lambda done, total: line.show(f"{name} reads: {done:,} of {total:,} tokens")
+    finally:
+        line.clear()

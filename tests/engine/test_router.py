@@ -66,7 +66,7 @@ def test_a_rule_is_its_plain_lines(name: str, shift: float) -> None:
     torch.manual_seed(len(name))
     x, weight = torch.randn(40, 16), torch.randn(router.experts, 16) * 0.5
     bias = torch.randn(router.experts) * 0.5 + shift if router.correction_bias else None
-    chosen, weights = route(x, weight, bias, router)
+    chosen, weights, _ = route(x, weight, bias, router)
     plain_bias = [0.0] * router.experts if bias is None else bias.tolist()
     for token, logits in enumerate((x.double() @ weight.double().T).tolist()):
         expected, expected_weights = plain(logits, plain_bias, router)
@@ -78,7 +78,7 @@ def routed(logits: list[float], router: Router, bias: list[float] | None = None)
     """One token whose hidden state is its logits."""
     weight = torch.eye(len(logits))
     given = None if bias is None else torch.tensor(bias)
-    chosen, weights = route(torch.tensor([logits]), weight, given, router)
+    chosen, weights, _ = route(torch.tensor([logits]), weight, given, router)
     return chosen[0].tolist(), weights[0].tolist()
 
 
@@ -113,8 +113,8 @@ def test_dropped_groups_stay_out_when_every_biased_score_is_negative() -> None:
 
 def test_weights_are_float32_and_choices_ignore_the_precision_of_the_rest() -> None:
     x, weight = torch.randn(5, 16, dtype=torch.bfloat16), torch.randn(6, 16)
-    chosen, weights = route(x, weight, None, Router(6, 2))
-    again, same = route(x.float(), weight, None, Router(6, 2))
+    chosen, weights, _ = route(x, weight, None, Router(6, 2))
+    again, same, _ = route(x.float(), weight, None, Router(6, 2))
     assert weights.dtype is torch.float32
     assert torch.equal(chosen, again) and torch.equal(weights, same)
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 import moecli
+from moecli.engine.router import Routing
 from moecli.text.tokenizer import Tokenizer
 from tests.running import load
 
@@ -41,11 +42,16 @@ def drifting(
 
 
 class _Recorder:
+    generated = False
+
     def __init__(self) -> None:
         self.chosen: dict[int, list[Choices]] = {}
 
-    def record(self, layer: int, chosen: torch.Tensor, *rest: object) -> None:
-        self.chosen.setdefault(layer, []).append(chosen.numpy().astype(np.uint16))
+    def tokens(self, ids: torch.Tensor) -> None:
+        """Known already."""
+
+    def record(self, layer: int, routing: Routing) -> None:
+        self.chosen.setdefault(layer, []).append(routing.chosen.numpy().astype(np.uint16))
 
 
 @cache

@@ -1,4 +1,4 @@
-/* The tier of x86-64 with AVX2: 8 rows in a register, signed codes; with AVX-VNNI, unsigned ones and one instruction. */
+/* The tiers of x86-64 with AVX2, 8 rows in a register: signed codes; with AVX-VNNI unsigned ones, one instruction. */
 #include "numbers.h"
 
 #if !defined __AVX2__

@@ -24,9 +24,6 @@ static void quantise_token(const struct tokens *input, size_t token, size_t grou
         size_t first = group * GROUP, count = first < columns ? minimum(GROUP, columns - first) : 0;
         if (count && input->type == FP32)
             memcpy(numbers, (const float *)input->numbers + token * columns + first, count * sizeof *numbers);
-        else if (count == GROUP)
-            for (size_t i = 0; i < GROUP; i++)
-                numbers[i] = from_bf16(((const uint16_t *)input->numbers)[token * columns + first + i]);
         else
             for (size_t i = 0; i < count; i++)
                 numbers[i] = from_bf16(((const uint16_t *)input->numbers)[token * columns + first + i]);
@@ -117,9 +114,9 @@ static void outer_unit(const struct job *job, size_t unit, uint8_t *space) {
                   sums + token * UNIT, part.valid);
 }
 
-static void quantise_input(struct job *job) {
+static void quantise_input(struct job *job, size_t worker) {
     size_t token;
-    while (take(&job->quantised, &token))
+    while (take(&job->quantised, job->team, worker, &token))
         quantise_token(job->input, token, job->input_groups, job->records);
 }
 
@@ -128,14 +125,14 @@ static void work(void *argument) {
     size_t worker = __atomic_fetch_add(&job->workers, 1, __ATOMIC_RELAXED), unit;
     uint8_t *space = job->spaces + worker * space_bytes(job->tokens);
     if (job->tokens > TOKENS) {
-        quantise_input(job);
+        quantise_input(job, worker);
         meet(job->team);
     }
-    while (take(&job->inner_units, &unit))
+    while (take(&job->inner_units, job->team, worker, &unit))
         inner_unit(job, unit, space);
     if (job->inner_units.count)
         meet(job->team);
-    while (take(&job->outer_units, &unit))
+    while (take(&job->outer_units, job->team, worker, &unit))
         outer_unit(job, unit, space);
 }
 
@@ -160,7 +157,7 @@ static enum outcome finish_job(struct job *job) {
     job->quantised.count = job->tokens;
     job->outer_units.count = count_units(job->outer.rows, job->experts, job->tokens);
     if (job->tokens <= TOKENS) /* before another thread wakes up */
-        quantise_input(job);
+        quantise_input(job, 0);
     run(job->team, work, job);
     free(memory);
     return DONE;

@@ -6,7 +6,9 @@
 #include <stdint.h>
 
 enum format { Q4, Q8, BUFFERED };
-/* Of q4, see formats/q4.py. */
+/* The layouts are those of formats/q4.py and q8.py. */
+#define Q4_TILE 1088 /* bytes: 16 rows x 128 columns */
+#define Q8_TILE 544  /* 16 rows x 32 columns */
 #define CODEBOOK {-127, -96, -75, -59, -46, -34, -22, -10, 1, 13, 24, 36, 49, 64, 83, 110}
 
 enum number { FP32, BF16, FP16 };

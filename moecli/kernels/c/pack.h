@@ -126,7 +126,7 @@ struct packing {
     const struct pack *call;
     struct search search;
     struct units units;
-    size_t tile_columns, tiles;
+    size_t tile_columns, tiles, workers;
     int not_finite, too_large;
 };
 
@@ -166,7 +166,8 @@ static void read_tile(const struct pack *call, size_t row, size_t column, size_t
 static void pack_tile(struct packing *packing, size_t strip, size_t tile) {
     const struct pack *call = packing->call;
     float weights[STRIP][WIDEST];
-    uint8_t *bytes = (uint8_t *)call->packed + (strip * packing->tiles + tile) * (call->format == Q4 ? 1088 : 544);
+    size_t size = call->format == Q4 ? Q4_TILE : Q8_TILE;
+    uint8_t *bytes = (uint8_t *)call->packed + (strip * packing->tiles + tile) * size;
     int group = call->format == Q4 ? 64 : 32;
     read_tile(call, strip * STRIP, tile * packing->tile_columns, packing->tile_columns, weights);
     for (int row = 0; row < STRIP; row++)
@@ -186,8 +187,9 @@ static void pack_tile(struct packing *packing, size_t strip, size_t tile) {
 
 static void pack_units(void *argument) {
     struct packing *packing = argument;
+    size_t worker = __atomic_fetch_add(&packing->workers, 1, __ATOMIC_RELAXED);
     size_t runs = parts(packing->tiles, RUN), unit;
-    while (take(&packing->units, &unit)) {
+    while (take(&packing->units, &packing->call->team, worker, &unit)) {
         size_t strip = unit / runs, first = unit % runs * RUN;
         for (size_t tile = first; tile < minimum(first + RUN, packing->tiles); tile++)
             pack_tile(packing, strip, tile);

@@ -9,8 +9,9 @@
        scales, load, store    floats from fp16 and from floats, and to floats
        add      sum + (dot * activation scale) * scale, the last two in one rounding
 
-   and STRIPS and TOKENS, how many are taken at once. Each sum adds the groups of 32 from left to right whatever the
-   number of tokens and rows, and so is the same on every tier. */
+   and STRIPS and TOKENS (1, 4 or 6), how many are taken at once: strips only from a buffer that tokens share, since a
+   thread reads memory fastest as one stream, without prefetching by hand. Each sum adds the groups of 32 from left to
+   right whatever the number of tokens and rows, and so is the same on every tier. */
 #ifndef MOECLI_PRODUCT_H
 #define MOECLI_PRODUCT_H
 
@@ -19,7 +20,6 @@
 #define ROWS 16      /* of a strip of tiles */
 #define UNIT 32      /* rows of a unit of work: two strips */
 #define LINE 64      /* bytes of 4 columns of a strip */
-#define AHEAD 1024   /* bytes, of a prefetch */
 #define UNPACKED 576 /* bytes of a group of a strip in a buffer: 8 lines and 16 scales */
 #define CHUNK 16     /* groups in a buffer at once */
 
@@ -28,7 +28,7 @@ struct shape {
     size_t rows, columns;
 };
 
-static size_t tile_bytes(enum format format) { return format == Q4 ? 1088 : 544; }
+static size_t tile_bytes(enum format format) { return format == Q4 ? Q4_TILE : Q8_TILE; }
 
 static size_t tile_groups(enum format format) { return format == Q4 ? 4 : 1; }
 
@@ -71,15 +71,12 @@ INLINE void q4_pair(const uint8_t *scale_line, const uint8_t *lines, const uint8
     floats scale[VECTORS];
     begin(low, group, vectors, tokens);
     begin(high, second, vectors, tokens);
-    for (int j = 0; j < 8; j++) {
-        __builtin_prefetch(lines + j * LINE + AHEAD);
-        EACH_VECTOR {
-            codes first, last;
-            q4_codes(lines + j * LINE + v * LANES * 4, &first, &last);
-            EACH_TOKEN {
-                low[v][t] = dot(low[v][t], first, (const int8_t *)group + t * GROUP + 4 * j);
-                high[v][t] = dot(high[v][t], last, (const int8_t *)second + t * GROUP + 4 * j);
-            }
+    for (int j = 0; j < 8; j++) EACH_VECTOR {
+        codes first, last;
+        q4_codes(lines + j * LINE + v * LANES * 4, &first, &last);
+        EACH_TOKEN {
+            low[v][t] = dot(low[v][t], first, (const int8_t *)group + t * GROUP + 4 * j);
+            high[v][t] = dot(high[v][t], last, (const int8_t *)second + t * GROUP + 4 * j);
         }
     }
     EACH_VECTOR scale[v] = scales(scale_line + v * LANES * 2);
@@ -93,12 +90,9 @@ INLINE void q8_group_sums(const uint8_t *tile, const uint8_t *group, totals sums
     counts group_sums;
     floats scale[VECTORS];
     begin(group_sums, group, vectors, tokens);
-    for (int j = 0; j < 8; j++) {
-        __builtin_prefetch(tile + 32 + j * LINE + AHEAD);
-        EACH_VECTOR {
-            codes line = q8_codes(tile + 32 + j * LINE + v * LANES * 4);
-            EACH_TOKEN group_sums[v][t] = dot(group_sums[v][t], line, (const int8_t *)group + t * GROUP + 4 * j);
-        }
+    for (int j = 0; j < 8; j++) EACH_VECTOR {
+        codes line = q8_codes(tile + 32 + j * LINE + v * LANES * 4);
+        EACH_TOKEN group_sums[v][t] = dot(group_sums[v][t], line, (const int8_t *)group + t * GROUP + 4 * j);
     }
     EACH_VECTOR scale[v] = scales(tile + v * LANES * 2);
     finish(sums, group_sums, group, scale, vectors, tokens);
@@ -129,12 +123,12 @@ INLINE void sweep(const int kind, const uint8_t *packed, size_t stride, size_t g
     totals sums;
     EACH_TOKEN EACH_VECTOR sums[v][t] = load(out + t * UNIT + v * LANES);
     if (kind == Q4) {
-        for (; groups; groups -= 4, packed += 1088, group += 4 * step) {
+        for (; groups; groups -= 4, packed += Q4_TILE, group += 4 * step) {
             q4_pair(packed, packed + 64, group, sums, tokens);
             q4_pair(packed + 32, packed + 576, group + 2 * step, sums, tokens);
         }
     } else if (kind == Q8) {
-        for (; groups; groups--, packed += 544, group += step)
+        for (; groups; groups--, packed += Q8_TILE, group += step)
             q8_group_sums(packed, group, sums, tokens);
     } else {
         for (; groups; groups--, packed += UNPACKED, group += step)
@@ -187,15 +181,19 @@ typedef void kernel(const uint8_t *packed, size_t stride, size_t groups, const u
         sweep(kind, packed, stride, groups, group, sums, tokens);                                                      \
     }
 #define KERNELS(tokens) KERNEL(Q4, tokens) KERNEL(Q8, tokens) KERNEL(BUFFERED, tokens)
-#if TOKENS == 1
+#define NAME(kind, tokens) sweep_##kind##_##tokens
 KERNELS(1)
-#define NAMES(kind) {sweep_##kind##_1}
-#elif TOKENS == 4
-KERNELS(1) KERNELS(2) KERNELS(3) KERNELS(4)
-#define NAMES(kind) {sweep_##kind##_1, sweep_##kind##_2, sweep_##kind##_3, sweep_##kind##_4}
+#if TOKENS == 1
+#define NAMES(kind) {NAME(kind, 1)}
 #else
-KERNELS(1) KERNELS(2) KERNELS(3) KERNELS(4) KERNELS(5) KERNELS(6)
-#define NAMES(kind) {sweep_##kind##_1, sweep_##kind##_2, sweep_##kind##_3, sweep_##kind##_4, sweep_##kind##_5, sweep_##kind##_6}
+KERNELS(2) KERNELS(3) KERNELS(4)
+#define FOUR(kind) NAME(kind, 1), NAME(kind, 2), NAME(kind, 3), NAME(kind, 4)
+#if TOKENS == 4
+#define NAMES(kind) {FOUR(kind)}
+#else
+KERNELS(5) KERNELS(6)
+#define NAMES(kind) {FOUR(kind), NAME(kind, 5), NAME(kind, 6)}
+#endif
 #endif
 static kernel *const kernels[3][TOKENS] = {NAMES(Q4), NAMES(Q8), NAMES(BUFFERED)};
 

@@ -1,0 +1,126 @@
+"""Records a trace of a set of prompts, in any memory: layer by layer over all of them, or prompt by prompt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from moecli.engine.decoder import Decoder
+from moecli.engine.generate import Session, Timing
+from moecli.engine.load import Progress
+from moecli.engine.recorder import Recorder, SurveyRecorder, Text, finish, new_builder
+from moecli.engine.runner import Runner
+from moecli.engine.sampling import Sampler
+from moecli.errors import UsageError
+from moecli.plan import CHUNK, Plan, fit, fit_survey
+from moecli.routing.builder import TraceBuilder
+from moecli.routing.prompts import Prompt
+from moecli.routing.recorded import Recorded, described
+
+_LONGEST = 4096  # tokens read as one text; longer ones are read in pieces
+
+Watch = Callable[[int, int], None]  # tokens done, of how many
+
+
+def record(
+    runner: Runner,
+    prompts: Sequence[Prompt],
+    limit: int | None,
+    max_tokens: int,
+    progress: Progress,
+    watch: Watch,
+    keep_probabilities: bool = False,
+) -> Recorded:
+    """Read up to `limit` tokens of the prompts, and generate up to `max_tokens` after each.
+
+    With nothing to generate, all prompts pass one layer before any passes the next, so that each expert is asked for
+    once per layer, or once per group of prompts where memory for all of them is short.
+    """
+    spec, streams = runner.model.spec, runner.model.streams
+    builder = new_builder(runner.name, spec, keep_probabilities)
+    longest = min(runner.choices.context or _LONGEST, spec.context_length - max_tokens)
+    if longest < 1:
+        raise UsageError(
+            f"--max-tokens {max_tokens} leaves no room for a prompt",
+            f"the model's context is {spec.context_length} tokens",
+        )
+    texts = _cut([(prompt.domain, runner.prompt(prompt.text)) for prompt in prompts], longest, limit)
+    sizes = [len(text.ids) for text in texts]
+    most, total = max(sizes) + max_tokens, sum(sizes)
+    if max_tokens:
+        placed = runner.choose(lambda dtype: fit(spec, dtype, most, runner.ram, runner.vram))
+        steps = _generate(runner, runner.decoder(placed, progress), placed, texts, max_tokens, builder)
+    else:
+        placed = runner.choose(lambda dtype: fit_survey(spec, dtype, most, total, runner.ram, streams, runner.vram))
+        steps = _survey(runner.decoder(placed, progress), placed.needs.chunk, texts, builder)
+    for done in steps:
+        watch(done, total)
+    return described(finish(builder, spec, runner.tokenizer, runner.name, placed.needs.dtype), spec)
+
+
+def _cut(texts: Sequence[tuple[str, Sequence[int]]], longest: int, limit: int | None) -> list[Text]:
+    """In pieces of at most `longest` tokens, each a text of its own; `limit` in all, shared out among domains."""
+    left = _shares(texts, limit)
+    pieces: list[Text] = []
+    for domain, ids in texts:
+        for start in range(0, len(ids), longest):
+            if piece := ids[start : start + min(longest, left[domain])]:
+                pieces.append(Text(len(pieces), domain, piece))
+                left[domain] -= len(piece)
+    return pieces
+
+
+def _shares(texts: Sequence[tuple[str, Sequence[int]]], limit: int | None) -> dict[str, int]:
+    """Tokens to read of each domain; what the smallest leave is shared by the others."""
+    sizes: Counter[str] = Counter()
+    for domain, ids in texts:
+        sizes[domain] += len(ids)
+    if limit is None:
+        return sizes
+    shares: dict[str, int] = {}
+    for domain in sorted(sizes, key=lambda name: sizes[name]):
+        fair = -(-(limit - sum(shares.values())) // (len(sizes) - len(shares)))
+        shares[domain] = min(sizes[domain], fair)
+    return shares
+
+
+def _survey(decoder: Decoder, together: int, texts: Sequence[Text], builder: TraceBuilder) -> Iterator[int]:
+    """Yields the tokens done after each group of at most `together` tokens."""
+    done = 0
+    for group in _groups(texts, together):
+        recorder = SurveyRecorder(decoder.spec, builder, group)
+        decoder.survey([torch.tensor(text.ids) for text in group], CHUNK, recorder)
+        done += sum(len(text.ids) for text in group)
+        yield done
+
+
+def _groups(texts: Sequence[Text], together: int) -> Iterator[list[Text]]:
+    group: list[Text] = []
+    size = 0
+    for text in texts:
+        if group and size + len(text.ids) > together:
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += len(text.ids)
+    yield group
+
+
+def _generate(
+    runner: Runner, decoder: Decoder, placed: Plan, texts: Sequence[Text], max_tokens: int, builder: TraceBuilder
+) -> Iterator[int]:
+    """Yields the prompt tokens done after each text. The last token generated is fed too, to see its routing."""
+    recorder = Recorder(decoder.spec, builder)
+    cache = decoder.new_cache(placed.needs.context, placed.needs.chunk)
+    done = 0
+    for text in texts:
+        recorder.begin(text.prompt, text.domain)
+        sampler = Sampler(runner.sampling, runner.seed)
+        for token in Session(decoder, cache).generate(text.ids, sampler, max_tokens + 1, Timing(), recorder):
+            if token in runner.end_ids:
+                break
+        done += len(text.ids)
+        yield done
+    recorder.flush()

@@ -1,0 +1,133 @@
+"""Recorders: what the decoder shows of its routing, put into a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from moecli.engine.router import Routing, gate_scores
+from moecli.errors import ConfigError
+from moecli.routing.builder import TraceBuilder
+from moecli.routing.trace import Trace
+from moecli.spec import ModelSpec
+from moecli.text.tokenizer import Tokenizer
+
+_WAITING = 256  # tokens kept as the decoder left them; each alone would cost more to convert than to compute
+
+
+def new_builder(name: str, spec: ModelSpec, keep_probabilities: bool = False) -> TraceBuilder:
+    """An empty trace of this model. ConfigError if it has nothing to record."""
+    if not spec.mixtures:
+        raise ConfigError(f"'{name}' has no routed experts, so there is no routing to see", f"moecli inspect {name}")
+    return TraceBuilder({layer: mixture.router.experts for layer, mixture in spec.mixtures}, keep_probabilities)
+
+
+def finish(builder: TraceBuilder, spec: ModelSpec, tokenizer: Tokenizer, name: str, dtype: str) -> Trace:
+    """The trace, with the text of its tokens."""
+    trace = builder.build(model=name, dtype=dtype, family=spec.family)
+    return replace(trace, pieces=_pieces(tokenizer, set(trace.ids.tolist())))
+
+
+def _pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> dict[int, str]:
+    """The text of each id inside a text: alone, some tokenizers drop its space."""
+    anchor = tokenizer.encode("a", special=False)[-1:]
+    before = len(tokenizer.decode(anchor))
+    return {number: tokenizer.decode([*anchor, number], skip_special=False)[before:] for number in sorted(ids)}
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One chunk on its way through the layers."""
+
+    ids: list[int]
+    generated: bool
+    layers: dict[int, Routing] = field(default_factory=dict)
+
+
+class Recorder:
+    """Fills a trace while one text after another is read or generated. A pass that was interrupted is left out."""
+
+    def __init__(self, spec: ModelSpec, builder: TraceBuilder) -> None:
+        self.generated = False
+        self._builder = builder
+        self._routers = {layer: mixture.router for layer, mixture in spec.mixtures}
+        self._passes: list[_Pass] = []
+        self._waiting = 0
+        self.recorded = 0  # tokens handed over
+
+    def begin(self, prompt: int, domain: str = "") -> None:
+        """What follows belongs to this prompt."""
+        self.flush()
+        self._builder.begin(prompt, domain)
+
+    def tokens(self, ids: Tensor) -> None:
+        """See Trace."""
+        self._drop_torn()
+        if self._waiting >= _WAITING:
+            self.flush()
+        self._passes.append(_Pass(ids.tolist(), self.generated))
+        self._waiting += len(ids)
+
+    def record(self, layer: int, routing: Routing) -> None:
+        """See Trace."""
+        self._passes[-1].layers[layer] = routing
+
+    def flush(self) -> None:
+        """Hand over what waits."""
+        self._drop_torn()
+        for each in self._passes:
+            self._builder.tokens(each.ids, each.generated)
+        for layer, router in self._routers.items() if self._passes else ():
+            routings = [each.layers[layer] for each in self._passes]
+            chosen, weights, logits = (torch.cat(parts) for parts in zip(*routings, strict=True))
+            _hand_over(self._builder, layer, Routing(chosen, weights, logits), gate_scores(logits, router))
+        self._passes.clear()
+        self.recorded += self._waiting
+        self._waiting = 0
+
+    def _drop_torn(self) -> None:
+        if self._passes and len(self._passes[-1].layers) < len(self._routers):
+            self._waiting -= len(self._passes.pop().ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One text of a set: its number, its domain and its ids."""
+
+    prompt: int
+    domain: str
+    ids: Sequence[int]
+
+
+class SurveyRecorder:
+    """Fills a trace while all texts of a set pass a layer before the next one."""
+
+    generated = False
+
+    def __init__(self, spec: ModelSpec, builder: TraceBuilder, texts: Sequence[Text]) -> None:
+        self._builder, self._texts = builder, texts
+        self._routers = {layer: mixture.router for layer, mixture in spec.mixtures}
+        for text in texts:
+            builder.begin(text.prompt, text.domain)
+            builder.tokens(text.ids, False)
+
+    def tokens(self, ids: Tensor) -> None:
+        """The texts were known before."""
+
+    def record(self, layer: int, routing: Routing) -> None:
+        """See Trace: all texts, one after another."""
+        lengths = [len(text.ids) for text in self._texts]
+        scores = gate_scores(routing.logits, self._routers[layer])
+        parts = zip(*(tensor.split(lengths) for tensor in (*routing, scores)), strict=True)
+        for text, (chosen, weights, logits, gates) in zip(self._texts, parts, strict=True):
+            self._builder.begin(text.prompt, text.domain)
+            _hand_over(self._builder, layer, Routing(chosen, weights, logits), gates)
+
+
+def _hand_over(builder: TraceBuilder, layer: int, routing: Routing, scores: Tensor) -> None:
+    log_sums = routing.logits.logsumexp(-1)
+    chosen, weights, scores, log_sums = (tensor.cpu() for tensor in (*routing[:2], scores, log_sums))
+    builder.record(layer, chosen.numpy(), weights.float().numpy(), scores.numpy(), log_sums.numpy())

@@ -1,0 +1,53 @@
+"""Traces by the name of their file: .csv and .jsonl as other tools know them, else the program's own format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from moecli.errors import DiskError, MoecliError
+from moecli.routing import exchange, trace_file
+from moecli.routing.trace import Trace
+
+_LINES = {".csv": exchange.to_csv, ".jsonl": exchange.to_jsonl}
+
+
+def read(path: Path, shape: tuple[int, int] | None = None) -> Trace:
+    """`shape`: active experts and experts of the model, which CSV does not say; left out, they are guessed."""
+    if path.suffix not in _LINES:
+        return trace_file.load(path)
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise MoecliError(f"cannot read the trace {path}: {error.strerror}") from error
+    try:
+        if path.suffix == ".jsonl":
+            return exchange.from_jsonl(lines)
+        active, experts = shape or (_active(lines), None)
+        return exchange.from_csv(lines, active, experts)
+    except MoecliError as error:
+        raise MoecliError(f"{path}: {error.message}", error.hint) from error
+
+
+def write(trace: Trace, path: Path) -> None:
+    """An existing file is replaced."""
+    try:
+        if path.suffix not in _LINES:
+            trace_file.save(trace, path)
+            return
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{line}\n" for line in _LINES[path.suffix](trace))
+    except OSError as error:
+        raise DiskError(f"cannot write the trace to {path}: {error.strerror}") from error
+
+
+def _active(lines: Iterable[str]) -> int:
+    """How many lines in a row name the first layer: one token's choices, where there is a second layer."""
+    layers = [line.split(",")[0].strip() for line in lines if line.strip() and not line.startswith("layer")]
+    active = next((place for place, layer in enumerate(layers) if layer != layers[0]), None)
+    if active is None:
+        raise MoecliError(
+            "with one layer alone it does not say how many experts a token takes",
+            "name the model it is of: moecli inspect MODEL --routing --from FILE",
+        )
+    return active

@@ -1,0 +1,32 @@
+"""A trace together with what only its model can say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moecli.formats import FORMATS
+from moecli.plan import needs, place
+from moecli.routing.analysis import Memory
+from moecli.routing.trace import Trace
+from moecli.spec import ModelSpec, Scoring
+
+_CONTEXT = 8192  # of the run that memory is for, unless the model's is shorter
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """`memory` is what the model takes to run, `note` what the reader must know; None without the model."""
+
+    trace: Trace
+    memory: Memory | None = None
+    note: str | None = None
+
+
+def described(trace: Trace, spec: ModelSpec) -> Recorded:
+    """The trace of this model."""
+    context = min(spec.context_length, _CONTEXT)
+    plan = place(needs(spec, trace.dtype if trace.dtype in FORMATS else "bf16", context), 0)
+    memory = Memory(plan.least_ram, plan.needs.slot_bytes * len(spec.mixtures), plan.full_ram, context)
+    by_itself = any(mixture.router.scoring is Scoring.SIGMOID for _, mixture in spec.mixtures)
+    note = "the router scores each expert by itself; gate probabilities are these scores divided by their sum"
+    return Recorded(trace, memory, note if by_itself else None)

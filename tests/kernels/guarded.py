@@ -1,0 +1,49 @@
+"""Every native call on buffers between forbidden pages; a script, for a touch of them ends the process."""
+
+import ctypes
+import mmap
+from collections.abc import Callable
+
+import native_samples as samples
+import torch
+from torch import Tensor
+
+from moecli.kernels import native
+from moecli.spec import Activation
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_KEPT = []
+
+
+def guarded(numbers: Tensor, at_end: bool) -> Tensor:
+    """A copy that ends where a forbidden page begins, or begins where one ends."""
+    size = numbers.numel() * numbers.element_size()
+    pages = -(-size // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 2) * mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (0, pages + 1):
+        assert not _LIBC.mprotect(ctypes.c_void_p(address + page * mmap.PAGESIZE), mmap.PAGESIZE, 0)
+    offset = (pages + 1) * mmap.PAGESIZE - size if at_end else mmap.PAGESIZE
+    copy = torch.frombuffer(memory, dtype=numbers.dtype, count=numbers.numel(), offset=offset).view(numbers.shape)
+    _KEPT.append(memory)
+    return copy.copy_(numbers)
+
+
+def everything(place: Callable[[Tensor], Tensor]) -> None:
+    for dtype in samples.FORMATS:
+        for width, inner in ((128, 64), (40, 100), (65, 17)):
+            experts = [tuple(map(place, expert)) for expert in samples.experts(dtype, width, inner, 2)]
+            for tokens in (1, 9):
+                x = place(samples.gaussian(tokens, width))
+                for rows in (x, place(x.bfloat16())):
+                    native.linear(dtype, rows, experts[0][0], (inner, width))
+                    native.feed_forward(dtype, rows, experts, inner, Activation.SILU)
+            for precision in (torch.float32, torch.bfloat16, torch.float16):
+                native.pack(dtype, place(samples.gaussian(inner, width).to(precision)))
+
+
+for name in native.tiers():
+    native.use_tier(name)
+    everything(lambda numbers: guarded(numbers, at_end=True))
+    everything(lambda numbers: guarded(numbers, at_end=False))
+    print(name)

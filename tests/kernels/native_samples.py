@@ -1,0 +1,55 @@
+"""Packed matrices, experts, and what their products should be."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moecli import formats
+from moecli.kernels.native import Expert
+from moecli.kernels.products import ACTIVATIONS
+from moecli.spec import Activation
+
+FORMATS = ("q4", "q8")
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def matrix(dtype: str, rows: int, columns: int, seed: int = 0) -> Tensor:
+    return formats.pack(dtype, gaussian(rows, columns, seed=seed) / columns**0.5)
+
+
+def experts(dtype: str, width: int, inner: int, count: int) -> list[Expert]:
+    return [
+        (
+            matrix(dtype, inner, width, seed=3 * i),
+            matrix(dtype, inner, width, seed=3 * i + 1),
+            matrix(dtype, width, inner, seed=3 * i + 2),
+        )
+        for i in range(count)
+    ]
+
+
+def rounded(x: Tensor) -> Tensor:
+    """x [T, n] as int8 with a scale per 32 has it: what the kernels multiply. In fp64."""
+    count = x.shape[1]
+    groups = F.pad(x.float(), (0, -count % 32)).view(len(x), -1, 32)
+    largest = groups.abs().amax(-1, keepdim=True)
+    inverse = torch.full_like(largest, 127) / largest  # `127 / largest` would round twice
+    codes = torch.where(largest < 1e-30, 0.0, (groups * inverse).round())
+    return (codes.double() * (largest.double() / 127)).view(len(x), -1)[:, :count]
+
+
+def product(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
+    """x [T, in] times the matrix as it is stored, in fp64."""
+    return x.double() @ formats.unpack(dtype, packed, shape, torch.float32).double().t()
+
+
+def layer(dtype: str, x: Tensor, expert: Expert, inner: int, activation: Activation) -> Tensor:
+    """One expert, rounded where the kernels round."""
+    width = x.shape[1]
+    gate, up = (product(dtype, rounded(x), each, (inner, width)) for each in expert[:2])
+    return product(dtype, rounded(ACTIVATIONS[activation](gate) * up), expert[2], (width, inner))
