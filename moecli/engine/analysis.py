@@ -14,7 +14,7 @@ from moecli.engine.recorder import Recorder, SurveyRecorder, Text, finish, new_b
 from moecli.engine.runner import Runner
 from moecli.engine.sampling import Sampler
 from moecli.errors import UsageError
-from moecli.plan import CHUNK, Plan, fit, fit_survey
+from moecli.plan import BUCKET, CHUNK, Plan, fit, fit_survey
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.prompts import Prompt
 from moecli.routing.recorded import Recorded, described
@@ -48,7 +48,7 @@ def record(
         )
     texts = _cut([(prompt.domain, runner.prompt(prompt.text)) for prompt in prompts], longest, limit)
     sizes = [len(text.ids) for text in texts]
-    most, total = max(sizes) + max_tokens, sum(sizes)
+    most, total = -(-max(sizes) // BUCKET) * BUCKET + max_tokens, sum(sizes)
     if max_tokens:
         placed = runner.choose(lambda dtype: fit(spec, dtype, most, runner.ram, runner.vram))
         steps = _generate(runner, runner.decoder(placed, progress), placed, texts, max_tokens, builder)

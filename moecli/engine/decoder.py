@@ -16,7 +16,7 @@ from moecli.engine.router import Routing, route
 from moecli.engine.weights import DenseWeights, LayerWeights
 from moecli.experts.store import ExpertStore
 from moecli.kernels.products import feed_forward, linear
-from moecli.plan import CHUNK, cache_rows
+from moecli.plan import BUCKET, CHUNK, cache_rows
 from moecli.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Rope
 
 
@@ -135,7 +135,8 @@ class Decoder:
 
         All hidden states are kept from layer to layer. Only the routed experts see more than `chunk` tokens at a time.
         """
-        longest = max(map(len, texts))
+        bucket = min(BUCKET, chunk)
+        longest = -(-max(map(len, texts)) // bucket) * bucket
         with torch.inference_mode():
             x = torch.cat([self._embed(text.to(self.device)) for text in texts])
             for block, layer in zip(self._blocks, self.spec.layers, strict=True):
@@ -145,7 +146,9 @@ class Decoder:
                     cache.clear()
                     self._rotations[layer.attention.rope].prepare(len(text))
                     for part in text.split(chunk):
-                        part.copy_(block.attend(part, cache))
+                        # As many rows for many lengths: the library compiles and keeps a product for each shape.
+                        padded = F.pad(part, (0, 0, 0, -len(part) % bucket))
+                        part.copy_(block.attend(padded, cache)[: len(part)])
                 for part in x.split(len(x) if isinstance(layer.ffn, Mixture) else chunk):
                     part.copy_(block.transform(part, trace))
 

@@ -39,7 +39,7 @@ class LayerWeights:
 
     def get(self, role: str) -> Tensor | None:
         """None where the model has no such tensor."""
-        return self[role] if role in self else None
+        return None if role not in self._matrices else self[role]
 
     def matrix(self, role: str) -> Matrix:
         """What `kernels.products.linear` takes."""

@@ -16,6 +16,7 @@ from running import answer, greedy, load, score, session
 from moecli.engine.cache import Cache, LayerCache, cache_rows
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Timing
+from moecli.engine.router import Routing
 from moecli.engine.sampling import Sampler, Sampling
 from moecli.spec import GroupedQuery, Rope
 
@@ -149,10 +150,15 @@ def test_the_same_prompt_again_feeds_only_its_last_token(decoders: dict[str, Dec
 class Interruption:
     """A trace that stops the forward pass in some layer, as Ctrl-C does."""
 
+    generated = False
+
     def __init__(self, layer: int) -> None:
         self.layer = layer
 
-    def record(self, layer: int, chosen: torch.Tensor, weights: torch.Tensor) -> None:
+    def tokens(self, ids: torch.Tensor) -> None:
+        """They are not looked at."""
+
+    def record(self, layer: int, routing: Routing) -> None:
         if layer == self.layer:
             raise KeyboardInterrupt
 

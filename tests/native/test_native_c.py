@@ -23,7 +23,7 @@ def build_script() -> ModuleType:
 
 
 def program(folder: Path, compiler: str, machine: str, *options: str) -> Path:
-    """tests/kernels/tiers.c with all tiers of a machine."""
+    """tests/native/tiers.c with all tiers of a machine."""
     build = build_script()
     tiers = {**build.TIERS.get(machine, {}), "scalar": ("scalar", [])}
     names = " ".join(f"TIER({name})" for name in tiers)
