@@ -212,12 +212,18 @@ def _survey(spec: ModelSpec, dtype: str, longest: int, tokens: int) -> Needs:
     size = _number_bytes(dtype)
     states = 3 * tokens * spec.hidden_size * size
     mixture = max((_mixture(spec, mixture, tokens, size) for mixture in _mixtures(spec)), default=0)
-    formula = f"{need.activations.formula}; for {tokens} tokens at once: states {states:,}, experts {mixture:,}"
+    library = int(min(64, tokens / CHUNK) * LIBRARY_CHUNK)
+    formula = (
+        f"{need.activations.formula}; for {tokens} tokens at once: states {states:,}, experts {mixture:,}, "
+        f"matrix library {library:,}"
+    )
     return replace(
         need,
         chunk=tokens,
         kv=replace(need.kv, bytes=need.kv.bytes // len(spec.layers), formula=f"1 layer of {need.kv.formula}"),
-        activations=replace(need.activations, bytes=need.activations.bytes + states + mixture, formula=formula),
+        activations=Term(
+            "activations", need.activations.bytes + states + mixture + library, formula, need.activations.keys
+        ),
     )
 
 

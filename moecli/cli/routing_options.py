@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,13 +18,7 @@ FORMATS_OF_OUTPUT = ("table", "json", "csv", "md", "html", "svg", "png")
 
 
 def _option(*names: str, help: str, metavar: str | None = None, callback: Callable[..., Any] | None = None) -> Any:
-    return typer.Option(
-        *names,
-        help=help,
-        metavar=metavar,
-        callback=callback,
-        show_default=False,
-    )
+    return typer.Option(*names, help=help, metavar=metavar, callback=callback, show_default=False)
 
 
 Routing = Annotated[bool, _option("--routing", help="Run the model on prompts and show what its router does.")]
@@ -111,14 +106,11 @@ class Wishes:
             return None
         numbers: set[int] = set()
         for part in text.split(","):
-            first, dash, last = part.strip().partition("-")
-            if (
-                not first.isdecimal()
-                or (dash and not last.isdecimal())
-                or int(last or first) - int(first) not in range(10**4)
-            ):
+            match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip(), re.ASCII)
+            run = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+            if not run:
                 raise UsageError(f"--layers {text} is no list of layers", "write numbers and ranges: 0,3-5")
-            numbers |= set(range(int(first), int(last or first) + 1))
+            numbers.update(run)
         return frozenset(numbers)
 
     def factors(self) -> tuple[float, ...]:

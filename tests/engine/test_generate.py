@@ -12,6 +12,7 @@ from running import answer, greedy, load, score, session
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Timing
 from moecli.engine.load import open_model
+from moecli.engine.router import Routing
 from moecli.engine.sampling import Sampler, Sampling
 from moecli.errors import MoecliError
 
@@ -56,11 +57,17 @@ def test_the_penalty_sees_prompt_and_answer(decoder: Decoder) -> None:
 
 
 class Recording:
+    generated = False
+
     def __init__(self) -> None:
         self.seen: list[tuple[int, torch.Size, torch.Size]] = []
+        self.read: list[int] = []
 
-    def record(self, layer: int, chosen: torch.Tensor, weights: torch.Tensor) -> None:
-        self.seen.append((layer, chosen.shape, weights.shape))
+    def tokens(self, ids: torch.Tensor) -> None:
+        self.read += ids.tolist()
+
+    def record(self, layer: int, routing: Routing) -> None:
+        self.seen.append((layer, routing.chosen.shape, routing.weights.shape))
 
 
 def test_a_trace_sees_every_mixture_of_every_chunk(tmp_path: Path) -> None:
@@ -68,6 +75,7 @@ def test_a_trace_sees_every_mixture_of_every_chunk(tmp_path: Path) -> None:
     trace = Recording()
     decoder.forward(torch.tensor(prompt(10)), decoder.new_cache(10, 6), trace)
     assert trace.seen == [(layer, (tokens, 3), (tokens, 3)) for tokens in (6, 4) for layer in (1, 2)]
+    assert trace.read == prompt(10)
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16"])

@@ -1,0 +1,258 @@
+"""Recorded routing: what transformers chooses, whatever the path through the engine, each expert read once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import FAMILIES, make, prompt, write
+from running import load, session
+from stores import decoder as placed
+from stores import packed
+from transformers import PreTrainedModel
+
+import moecli
+from moecli.engine import analysis
+from moecli.engine.decoder import Decoder
+from moecli.engine.generate import Timing
+from moecli.engine.recorder import Recorder, SurveyRecorder, Text, new_builder
+from moecli.engine.router import Routing
+from moecli.engine.runner import Choices, Runner, open_runner
+from moecli.engine.sampling import Sampler, Sampling
+from moecli.errors import MoecliError, NotEnoughMemory
+from moecli.experts.tiered import TieredExperts
+from moecli.routing.prompts import Prompt, bundled
+from moecli.routing.trace import Trace
+
+TINY = Path(moecli.__file__).parent / "tiny"
+TEXTS = [
+    Text(0, "a", prompt(40, 1)),
+    Text(1, "b", prompt(23, 2)),
+    Text(2, "a", prompt(1, 3)),
+    Text(3, "b", prompt(64, 4)),
+]
+
+DYNAMIC = {
+    "head_dim": 8, "max_position_embeddings": 32,
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+}  # fmt: skip
+
+
+def one_by_one(decoder: Decoder, texts: Sequence[Text], chunk: int = 256, count: int = 0) -> Trace:
+    """Each text by itself, with up to `count` tokens generated after it."""
+    builder = new_builder("model", decoder.spec, keep_probabilities=True)
+    recorder = Recorder(decoder.spec, builder)
+    for text in texts:
+        recorder.begin(text.prompt, text.domain)
+        if count:
+            list(session(decoder, 128, chunk).generate(text.ids, Sampler(Sampling(), 0), count, Timing(), recorder))
+        else:
+            decoder.forward(torch.tensor(text.ids), decoder.new_cache(128, chunk), recorder)
+    recorder.flush()
+    return builder.build()
+
+
+def together(decoder: Decoder, texts: Sequence[Text], chunk: int = 256) -> Trace:
+    builder = new_builder("model", decoder.spec, keep_probabilities=True)
+    decoder.survey([torch.tensor(text.ids) for text in texts], chunk, SurveyRecorder(decoder.spec, builder, texts))
+    return builder.build()
+
+
+def same(one: Trace, other: Trace) -> None:
+    """Equal but for rounding in what is no choice."""
+    for name in ("ids", "prompt", "domain", "generated"):
+        assert np.array_equal(getattr(one, name), getattr(other, name)), name
+    for a, b in zip(one.layers, other.layers, strict=True):
+        assert np.array_equal(a.chosen, b.chosen)
+        for name in ("weights", "entropy", "mean_probabilities", "probabilities", "log_sum_squared"):
+            np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def theirs(model: PreTrainedModel, ids: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """For each mixture of the transformers model: what its experts are given, and its router's logits."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    logits: list[torch.Tensor] = []
+
+    def route(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        weight = module.layer.weight if hasattr(module, "layer") else module.weight
+        logits.append(inputs[0].flatten(0, -2) @ weight.T)
+
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[1], inputs[2])))
+        if name.endswith("experts")
+        else module.register_forward_pre_hook(route)
+        for name, module in model.named_modules()
+        if name.split(".")[-1] in ("experts", "gate", "router")
+    ]
+    with torch.inference_mode():
+        model(torch.tensor([ids]))
+    for hook in hooks:
+        hook.remove()
+    return [(*given, each) for given, each in zip(seen, logits, strict=True)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_choices_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+    model = make(family)
+    decoder = load(write(model, tmp_path))
+    ids = prompt(60)
+    trace = one_by_one(decoder, [Text(0, "", ids)], chunk=25, count=13)
+    assert trace.generated.tolist() == [False] * 60 + [True] * 12
+    expected = theirs(model, trace.ids.tolist())
+    assert len(expected) == len(trace.layers) > 0
+    for layer, (chosen, weights, logits) in zip(trace.layers, expected, strict=True):
+        assert layer.weights is not None and layer.probabilities is not None and layer.entropy is not None
+        order = np.argsort(layer.chosen, axis=1)  # theirs need not be best first
+        theirs_order = np.argsort(chosen.numpy(), axis=1)
+        assert np.array_equal(
+            np.take_along_axis(layer.chosen, order, 1), np.take_along_axis(chosen.numpy(), theirs_order, 1)
+        )
+        ours = np.take_along_axis(layer.weights, order, 1)
+        np.testing.assert_allclose(ours, np.take_along_axis(weights.float().numpy(), theirs_order, 1), rtol=1e-4)
+        scores = logits.sigmoid() if family == "deepseek_v3" else logits.softmax(-1)
+        gates = (scores / scores.sum(-1, keepdim=True)).numpy()
+        np.testing.assert_allclose(layer.probabilities, gates, rtol=1e-3, atol=1e-6)
+        entropy = -(gates * np.log(gates)).sum(-1) / np.log(layer.experts)
+        np.testing.assert_allclose(layer.entropy, entropy, atol=1e-4)
+        assert layer.log_sum_squared == pytest.approx(float((logits.logsumexp(-1) ** 2).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_texts_layer_by_layer_choose_as_each_by_itself(family: str, tmp_path: Path) -> None:
+    decoder = load(write(make(family), tmp_path))
+    same(together(decoder, TEXTS, chunk=16), one_by_one(decoder, TEXTS))
+
+
+@pytest.mark.parametrize("changes", ({"sliding_window": 16}, DYNAMIC), ids=("window", "dynamic"))
+def test_windows_and_ropes_begin_anew_with_each_text(changes: dict[str, object], tmp_path: Path) -> None:
+    decoder = load(write(make("mixtral", **changes), tmp_path))
+    same(together(decoder, TEXTS, chunk=8), one_by_one(decoder, TEXTS))
+
+
+@pytest.mark.parametrize("family", ("mixtral", "deepseek_v2"))
+def test_each_expert_is_read_once_per_layer_and_memory_changes_no_choice(family: str, tmp_path: Path) -> None:
+    store = packed(write(make(family), tmp_path / "model"), tmp_path / "store")
+    everything = together(placed(store, None), TEXTS)
+    decoder = placed(store, 2)
+    assert isinstance(decoder.experts, TieredExperts)
+    trace = together(decoder, TEXTS)
+    same(trace, everything)
+    used = sum(int((layer.counts() > 0).sum()) for layer in trace.layers)
+    statistics = decoder.experts.statistics
+    assert (statistics.misses, statistics.hits) == (used, 0)
+    strides = [store.record(layer.layer).stride for layer in trace.layers]
+    assert statistics.bytes_read <= used * max(strides)
+
+
+class Interrupted(Recorder):
+    """Ctrl-C in the middle of the second pass."""
+
+    passes = 0
+
+    def record(self, layer: int, routing: Routing) -> None:
+        super().record(layer, routing)
+        self.passes += layer == 0
+        if self.passes == 2 and layer == 0:
+            self.passes += 1
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_pass_is_left_out(tmp_path: Path) -> None:
+    decoder = load(write(make("mixtral"), tmp_path))
+    builder = new_builder("model", decoder.spec, keep_probabilities=True)
+    recorder = Interrupted(decoder.spec, builder)
+    for text in TEXTS:
+        recorder.begin(text.prompt, text.domain)
+        try:
+            decoder.forward(torch.tensor(text.ids), decoder.new_cache(128, 128), recorder)
+        except KeyboardInterrupt:
+            assert text is TEXTS[1]
+    recorder.flush()
+    whole = [text for text in TEXTS if text is not TEXTS[1]]
+    assert recorder.recorded == sum(len(text.ids) for text in whole)
+    reference = one_by_one(decoder, [TEXTS[0], *TEXTS[2:]])
+    trace = builder.build()
+    assert np.array_equal(trace.ids, reference.ids) and np.array_equal(trace.prompt, reference.prompt)
+    for a, b in zip(trace.layers, reference.layers, strict=True):
+        assert np.array_equal(a.chosen, b.chosen)
+
+
+def runner(**choices: object) -> Runner:
+    return open_runner("tiny", TINY, "auto", Choices(raw=True, seed=0, threads=1, ram=2**33, **choices))  # type: ignore[arg-type]
+
+
+def record(of: Runner, prompts: Sequence[Prompt], limit: int | None = None, max_tokens: int = 0) -> Trace:
+    def silent(done: int, total: int) -> None:
+        """Nobody watches."""
+
+    return analysis.record(of, prompts, limit, max_tokens, silent, silent).trace
+
+
+def test_limit_counts_prompt_tokens_and_max_tokens_generated_ones() -> None:
+    prompts = [Prompt("The sea was calm", "sea"), Prompt("import os\nimport sys\n", "code")]
+    trace = record(runner(), prompts, max_tokens=5)
+    read = [runner().prompt(prompt.text) for prompt in prompts]
+    assert [trace.ids[(trace.prompt == n) & ~trace.generated].tolist() for n in (0, 1)] == read
+    assert trace.generated.sum() == 10
+    assert trace.domains == ("sea", "code")
+    assert record(runner(), prompts, limit=3).ids.tolist() == [*read[0][:2], read[1][0]]
+    assert (
+        len(record(runner(), prompts, limit=len(read[0]) + len(read[1]) - 1, max_tokens=2).ids)
+        == sum(map(len, read)) - 1 + 4
+    )
+
+
+def test_limit_is_shared_out_among_domains() -> None:
+    trace = record(runner(), bundled(), limit=71)
+    assert sorted(np.bincount(trace.domain)) == [10, 10, 10, 10, 10, 10, 11]
+    short = [Prompt("sea", "short"), Prompt("The sea was calm and the wind came from the north.", "long")]
+    lengths = [len(runner().prompt(prompt.text)) for prompt in short]
+    assert record(runner(), short, limit=sum(lengths) - 1).tokens == sum(lengths) - 1
+
+
+def test_generation_reads_the_prompts_as_the_survey_does() -> None:
+    prompts = bundled()[:5]
+    spoken, read = record(runner(), prompts, max_tokens=1), record(runner(), prompts)
+    prompt = ~spoken.generated
+    assert np.array_equal(spoken.ids[prompt], read.ids)
+    alike = [
+        (np.sort(one.chosen[prompt], 1) == np.sort(other.chosen, 1)).all(1).mean()
+        for one, other in zip(spoken.layers, read.layers, strict=True)
+    ]
+    assert alike[0] == 1
+    assert min(alike) > 0.98  # the products of bfloat16 round by their shape
+
+
+def test_a_text_longer_than_the_context_is_read_in_pieces() -> None:
+    text = Prompt("One two three four five six seven eight nine ten. " * 8)
+    trace = record(runner(context=32), [text])
+    assert trace.ids.tolist() == runner().prompt(text.text)
+    assert max(np.bincount(trace.prompt)) == 32 and trace.prompt.max() == (trace.tokens - 1) // 32
+
+
+def test_pieces_put_together_are_the_text() -> None:
+    trace = record(runner(), [Prompt("Ein Fluß, drei Brücken: été 1999")])
+    assert "".join(trace.pieces[number] for number in trace.ids.tolist()).endswith("Fluß, drei Brücken: été 1999")
+
+
+def test_too_little_memory_is_explained() -> None:
+    with pytest.raises(NotEnoughMemory, match="and the budget is 1 MiB"):
+        record(open_runner("tiny", TINY, "bf16", Choices(raw=True, ram=2**20)), [Prompt("The sea")])
+
+
+def test_a_long_answer_must_leave_room_for_the_prompt() -> None:
+    with pytest.raises(MoecliError, match="max-tokens 5000"):
+        record(runner(), [Prompt("The sea")], max_tokens=5000)
+
+
+def test_the_bundled_set_has_eight_passages_of_seven_domains() -> None:
+    prompts = bundled()
+    domains = [prompt.domain for prompt in prompts]
+    assert {name: domains.count(name) for name in domains} == dict.fromkeys(
+        ("code", "english", "french", "german", "italian", "mathematics", "spanish"), 8
+    )
+    assert len(set(domains[:7])) == 7  # a cut leaves all domains
+    assert all(200 < len(prompt.text) < 600 for prompt in prompts)
