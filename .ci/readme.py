@@ -13,8 +13,8 @@ import cog
 from moecli import catalog, families, settings
 
 
-def shell(*commands: str) -> None:
-    """Run moecli commands and show them with their output, as on a terminal of 80 columns."""
+def shell(*commands: str, until: str | None = None) -> None:
+    """Run moecli commands and show them with their output, as on a terminal of 80 columns; up to a line, if given."""
     lines = []
     with tempfile.TemporaryDirectory() as home:
         homes = dict.fromkeys(("HOME", "HF_HOME", "MOECLI_HOME"), home)
@@ -26,7 +26,8 @@ def shell(*commands: str) -> None:
                 [sys.executable, "-m", "moecli", *arguments],
                 env=environment, capture_output=True, encoding="utf-8", check=True, stdin=subprocess.DEVNULL,
             )  # fmt: skip
-            lines += [f"$ {command}", result.stdout.rstrip("\n"), ""]
+            shown = result.stdout.partition(f"\n{until}")[0] if until else result.stdout
+            lines += [f"$ {command}", shown.replace(home, "~").rstrip("\n"), ""]
     cog.outl("```console\n" + "\n".join(lines).rstrip("\n") + "\n```")
 
 

@@ -83,7 +83,8 @@ def _cached(model: hub_cache.LocalModel) -> Here | None:
 
 
 def _packed(store: LocalStore) -> Here:
-    return Here(store.name, store.dtype, store.bytes, store.path, store.source, store.revision, store.complete)
+    source = store.source if store.revision else store.model
+    return Here(store.name, store.dtype, store.bytes, store.path, source, store.revision, store.complete)
 
 
 def _format(config: Mapping[str, Any]) -> str:
