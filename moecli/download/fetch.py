@@ -8,7 +8,7 @@ import shutil
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from moecli.units import format_bytes
 
 _AT_ONCE = 4
 Result = TypeVar("Result")
+Place = Callable[[Manifest, RemoteFile, Transfer], Path]  # brings a file to where it belongs
 
 
 def fetch_all(manifest: Manifest, watcher: Watcher, patience: Patience | None = None) -> Path:
@@ -38,9 +39,14 @@ def fetch_all(manifest: Manifest, watcher: Watcher, patience: Patience | None = 
 
 
 def each(
-    manifest: Manifest, files: Sequence[RemoteFile], watcher: Watcher, ahead: int = 1, patience: Patience | None = None
-) -> Iterator[tuple[RemoteFile, Path]]:
-    """File after file, verified and in place, in the given order; at most `ahead` more are fetched meanwhile.
+    manifest: Manifest,
+    files: Sequence[RemoteFile],
+    watcher: Watcher,
+    ahead: int = 1,
+    patience: Patience | None = None,
+    place: Place | None = None,
+) -> Generator[tuple[RemoteFile, Path], None, None]:
+    """File after file, verified and in place (the cache), in the given order; at most `ahead` more meanwhile.
 
     When the caller stops, all transfers stop at once; what they have is resumed next time.
     """
@@ -48,10 +54,11 @@ def each(
     transfer = Transfer(manifest.repo, manifest.commit, watcher, patience or Patience(), stop)
     waiting: deque[tuple[RemoteFile, Future[Path]]] = deque()
     rest = iter(files)
+    place = place or _place
     try:
         while True:
             while len(waiting) <= ahead and (file := next(rest, None)) is not None:
-                waiting.append((file, _in_background(partial(_place, manifest, file, transfer))))
+                waiting.append((file, _in_background(partial(place, manifest, file, transfer))))
             if not waiting:
                 return
             file, future = waiting.popleft()
@@ -62,10 +69,18 @@ def each(
 
 def present(manifest: Manifest, file: RemoteFile) -> int:
     """Bytes of the file that need not be fetched any more."""
-    if _is_whole(manifest.snapshot / file.name, file) or _is_whole(manifest.blob(file), file):
-        return file.size
-    blob = manifest.blob(file)
-    partial = status(blob.with_name(blob.name + UNFINISHED))
+    return file.size if cached(manifest, file) else unfinished(manifest.blob(file), file)
+
+
+def cached(manifest: Manifest, file: RemoteFile) -> Path | None:
+    """The file, if the cache holds all of it."""
+    places = (manifest.snapshot / file.name, manifest.blob(file))
+    return next((path for path in places if is_whole(path, file)), None)
+
+
+def unfinished(path: Path, file: RemoteFile) -> int:
+    """Bytes of the file that wait to be completed and named `path`."""
+    partial = status(path.with_name(path.name + UNFINISHED))
     return partial.st_size if partial is not None and partial.st_size <= file.size else 0
 
 
@@ -82,19 +97,18 @@ def check_space(manifest: Manifest, files: Sequence[RemoteFile]) -> None:
 
 def free_space(folder: Path) -> int:
     """Free bytes where the folder is or would be."""
-    there = next((parent for parent in (folder, *folder.parents) if parent.is_dir()), Path())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(_nearest(folder)).free
 
 
-def discard(manifest: Manifest, file: RemoteFile) -> int:
-    """Delete one file again, unless another revision uses it too; returns the bytes freed."""
-    blob, pointer = manifest.blob(file), manifest.snapshot / file.name
-    pointer.unlink(missing_ok=True)
-    others = (manifest.root / "snapshots").glob("*/*")
-    if not blob.is_file() or any(other.is_symlink() and other.readlink().name == file.hash for other in others):
-        return 0
-    blob.unlink()
-    return file.size
+def share_a_disk(one: Path, other: Path) -> bool:
+    """Whether what is written to both takes the same room."""
+    return _nearest(one).stat().st_dev == _nearest(other).stat().st_dev
+
+
+def is_whole(path: Path, file: RemoteFile) -> bool:
+    """By its size: its hash was checked before it got its name."""
+    found = status(path)
+    return found is not None and found.st_size == file.size
 
 
 def write_ref(manifest: Manifest) -> None:
@@ -118,8 +132,8 @@ def _place(manifest: Manifest, file: RemoteFile, transfer: Transfer) -> Path:
         for folder in (blob.parent, pointer.parent, locks):
             folder.mkdir(parents=True, exist_ok=True)
         with _alone(locks / f"{file.hash}.lock", busy):
-            linked = _is_whole(pointer, file)
-            if linked or _is_whole(blob, file):
+            linked = is_whole(pointer, file)
+            if linked or is_whole(blob, file):
                 transfer.watcher.found(file, file.size)
             else:
                 transfer.fetch(file, blob)
@@ -154,9 +168,9 @@ def _link(blob: Path, pointer: Path) -> None:
     temporary.replace(pointer)
 
 
-def _is_whole(path: Path, file: RemoteFile) -> bool:
-    found = status(path)
-    return found is not None and found.st_size == file.size
+def _nearest(folder: Path) -> Path:
+    """The folder, or the closest above it that is there."""
+    return next((parent for parent in (folder, *folder.parents) if parent.is_dir()), Path())
 
 
 def _beside(path: Path) -> Path:

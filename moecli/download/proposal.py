@@ -23,9 +23,10 @@ class Proposal:
     name: str
     manifest: Manifest
     present: int
+    room: int  # bytes that the disk must still have
     free: int
     spec: ModelSpec
-    estimate: Estimate  # in the format the model is stored in, on this machine
+    estimate: Estimate  # in the format it will be in, on this machine
 
     @property
     def missing(self) -> int:
@@ -36,8 +37,8 @@ class Proposal:
         """Reasons to ask before fetching."""
         plan = self.estimate.plan
         doubts = []
-        if self.missing > _MOST_OF_DISK * self.free:
-            doubts.append(f"it takes {format_bytes(self.missing)} of the {format_bytes(self.free)} that are free")
+        if self.room > _MOST_OF_DISK * self.free:
+            doubts.append(f"it takes {format_bytes(self.room)} of the {format_bytes(self.free)} that are free")
         if not plan.runs:
             least = format_bytes(min(plan.full_ram, plan.least_ram))
             doubts.append(f"it needs {least} of RAM at least, and {format_bytes(plan.ram_budget)} are free here")
@@ -46,15 +47,19 @@ class Proposal:
         return doubts
 
 
-def propose(source: hub.Source, tell: Tell | None = None) -> Proposal:
-    """Ask the Hub about a model. ModelNotFound for what is no Hub model, ConfigError for an unknown family."""
+def propose(source: hub.Source, tell: Tell | None = None, dtype: str = "auto") -> Proposal:
+    """Ask the Hub about a model; "auto" is as it is stored.
+
+    ModelNotFound for what is no Hub model, ConfigError for an unknown family.
+    """
     if source.repo is None:
         raise _nothing_to_pull(source)
     manifest = read_manifest(source.repo, source.revision, tell=tell)
     spec = families.find(manifest.config).read(manifest.config)
-    result = estimate(source.name, spec, Budget.of(), "auto", None, 1, find_context=False)
+    result = estimate(source.name, spec, Budget.of(), dtype, None, 1, find_context=False)
     here = sum(present(manifest, file) for file in manifest.files)
-    return Proposal(source.name, manifest, here, free_space(manifest.root), spec, result.chosen)
+    room = manifest.bytes - here
+    return Proposal(source.name, manifest, here, room, free_space(manifest.root), spec, result.chosen)
 
 
 def _nothing_to_pull(source: hub.Source) -> ModelNotFound:

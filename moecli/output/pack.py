@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -25,12 +25,26 @@ from moecli.units import format_bytes
 _STEADY = 60.0  # seconds that the rate is averaged over
 
 
+class Account(Protocol):
+    """What the end line needs to know of the work."""
+
+    @property
+    def source_bytes(self) -> int: ...
+
+    @property
+    def resumed_bytes(self) -> int | None:
+        """Packed by an earlier attempt; None: nothing was packed now."""
+
+    @property
+    def seconds(self) -> float: ...
+
+
 class Watch:
     """Is told of the progress; a bar on a terminal, and what the end line needs."""
 
     def __init__(self, model: str, dtype: str, source_bytes: int, quiet: bool) -> None:
         self.source_bytes = source_bytes
-        self.resumed_bytes: int | None = None  # packed by an earlier attempt; None: nothing was packed now
+        self.resumed_bytes: int | None = None
         self._began = time.perf_counter()
         console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._bar = Progress(
@@ -73,7 +87,7 @@ def explain(layout: StoreLayout, target: Path) -> None:
     terminal.say(f"  {sum(layout.experts.values()):,} experts in {len(layout.records)} layers, {sizes}")
 
 
-def summary(store: PackedStore, watch: Watch) -> None:
+def summary(store: PackedStore, watch: Account) -> None:
     """What was made of what, and which format each role has."""
     if watch.resumed_bytes is None:
         terminal.say(f"{store.name} is here already: {store.dtype}, {format_bytes(store.bytes)}")
@@ -89,7 +103,7 @@ def summary(store: PackedStore, watch: Watch) -> None:
         terminal.say(f"  {dtype:<5} {format_bytes(size):>9}  {', '.join(roles)}")
 
 
-def document(store: PackedStore, watch: Watch) -> dict[str, Any]:
+def document(store: PackedStore, watch: Account) -> dict[str, Any]:
     """`pack --json`."""
     return {
         "schema_version": 1,

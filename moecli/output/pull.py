@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from typing import Any
 
 from rich.console import Console
@@ -18,31 +19,36 @@ from rich.progress import (
 )
 
 from moecli.download.manifest import RemoteFile
+from moecli.download.packing import PackedPull
 from moecli.download.proposal import Proposal
-from moecli.output import tables, terminal
+from moecli.output import pack, tables, terminal
+from moecli.store.packed import PackedStore
 from moecli.units import figure, format_bytes
 
 _LONGEST_NAME = 26
 _WORTH_TELLING = 3.0  # seconds of waiting
 
 
-def screen(proposal: Proposal, on_stderr: bool, no_color: bool) -> None:
+def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool) -> None:
     """The facts before anything is fetched: the answer of a dry run, else talk."""
+    proposal = pull if isinstance(pull, Proposal) else pull.proposal
     manifest, plan, speed = proposal.manifest, proposal.estimate.plan, proposal.estimate.speed
     names = f"{len(manifest.weights)} with weights, {len(manifest.texts)} small ones, {format_bytes(manifest.bytes)}"
-    free, after = format_bytes(proposal.free), format_bytes(max(0, proposal.free - proposal.missing))
+    disk = f"{format_bytes(proposal.free)} free now, {format_bytes(max(0, proposal.free - proposal.missing))} after"
+    here = "in the Hugging Face cache"
+    if isinstance(pull, PackedPull):
+        disk = f"{format_bytes(proposal.free)} free now, {format_bytes(proposal.room)} needed at most meanwhile"
+        here = "cached or packed"
     band = f"{figure(speed.low)} to {figure(speed.high)} tokens/s ({speed.evidence} bandwidths)"
     how = "fits into RAM" if plan.fits else "with experts read from disk" if plan.runs else "does not run in this RAM"
     gate = "; the Hub wants its terms accepted" if manifest.gated else ""
     rows = [
         ("files", names),
-        ("here", f"{format_bytes(proposal.present)} in the Hugging Face cache" if proposal.present else "nothing yet"),
+        ("here", f"{format_bytes(proposal.present)} {here}" if proposal.present else "nothing yet"),
         ("to fetch", format_bytes(proposal.missing)),
-        ("disk", f"{free} free now, {after} after"),
-        (
-            "licence",
-            (manifest.licence or "not named") + gate,
-        ),
+        *([("store", _store(pull))] if isinstance(pull, PackedPull) else []),
+        ("disk", disk),
+        ("licence", (manifest.licence or "not named") + gate),
         ("memory", f"{format_bytes(proposal.estimate.needs.peak)} in {proposal.estimate.needs.dtype}; {how}"),
         ("speed", band if plan.runs else "-"),
     ]
@@ -51,10 +57,17 @@ def screen(proposal: Proposal, on_stderr: bool, no_color: bool) -> None:
     tables.show(to, tables.title(proposal.name, f"{manifest.repo} at {manifest.commit[:12]}"), tables.facts(rows))
 
 
-def document(proposal: Proposal) -> dict[str, Any]:
+def _store(pull: PackedPull) -> str:
+    size = format_bytes(sum(pull.layout.sizes.values()))
+    done = ", here already" if pull.store else ""
+    return f"{size} in {pull.layout.dtype}, {pull.target.name}{done}"
+
+
+def document(pull: Proposal | PackedPull) -> dict[str, Any]:
     """`pull --dry-run --json`."""
+    proposal = pull if isinstance(pull, Proposal) else pull.proposal
     manifest, one = proposal.manifest, proposal.estimate
-    return _head(proposal) | {
+    return _head(proposal) | (_packed(pull) if isinstance(pull, PackedPull) else {}) | {
         "download_bytes": proposal.missing,
         "cached_bytes": proposal.present,
         "free_bytes": proposal.free,
@@ -75,6 +88,20 @@ def document(proposal: Proposal) -> dict[str, Any]:
 def done(proposal: Proposal) -> dict[str, Any]:
     """`pull --json`."""
     return _head(proposal) | {"downloaded_bytes": proposal.missing}
+
+
+def done_packed(pull: PackedPull, store: PackedStore, bars: PackingBars) -> dict[str, Any]:
+    """`pull --dtype q4 --json`."""
+    return pack.document(store, bars) | {"downloaded_bytes": pull.proposal.missing}
+
+
+def _packed(pull: PackedPull) -> dict[str, Any]:
+    return {
+        "path": str(pull.target),
+        "bytes": sum(pull.layout.sizes.values()),
+        "source_bytes": pull.proposal.manifest.bytes,
+        "disk_bytes": pull.proposal.room,
+    }
 
 
 def _head(proposal: Proposal) -> dict[str, Any]:
@@ -159,3 +186,30 @@ class Bars:
         self._left[file] -= size
         if not self._left[file]:
             self._bars.remove_task(self._tasks.pop(file))
+
+
+class PackingBars(Bars):
+    """The same, and a bar for what is packed meanwhile; and what the end line needs."""
+
+    def __init__(self, pull: PackedPull, quiet: bool = False) -> None:
+        super().__init__(sum(file.size for file in pull.files), quiet)
+        self.source_bytes = sum(tensor.size for tensor in pull.weights.checkpoint.tensors.values())
+        self.resumed_bytes: int | None = None
+        self._began = time.perf_counter()
+        self._bars.update(self._total, description="fetched")
+        self._packing = self._bars.add_task("packed", total=self.source_bytes)
+
+    def __enter__(self) -> PackingBars:
+        super().__enter__()
+        return self
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._began
+
+    def packed(self, done: int, total: int) -> None:
+        if self.resumed_bytes is None:
+            self.resumed_bytes = done
+            self._bars.reset(self._packing, total=total, completed=done)
+        else:
+            self._bars.update(self._packing, completed=done)

@@ -61,8 +61,9 @@ def grid(
 ) -> Table:
     """A table without lines: columns in `left` are text, the others numbers, right-aligned; the last may be a sum."""
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index in left else "right", no_wrap=True)
+    for index, (name, *cells) in enumerate(zip(header, *rows, strict=True)):
+        widest = max(map(len, cells), default=0)
+        table.add_column(name, justify="left" if index in left else "right", no_wrap=True, min_width=widest)
     for index, row in enumerate(rows):
         table.add_row(*row, style="bold" if total and index == len(rows) - 1 else None)
     return table

@@ -11,7 +11,9 @@ from typing import Any
 
 from moecli import settings
 from moecli.errors import DiskError, ModelNotFound, MoecliError
+from moecli.hub_cache import UNFINISHED
 from moecli.store import journal, manifest
+from moecli.store.incremental import GROWING
 from moecli.store.journal import explained, locked
 from moecli.store.manifest import Origin
 from moecli.store.packed import is_partial
@@ -107,5 +109,6 @@ def remove(folder: Path) -> int:
 
 
 def _is_ours(file: Path) -> bool:
-    named = file.name in (manifest.FILE, journal.FILE, journal.LOCK, *TEXTS) or file.suffix == ".safetensors"
+    named = file.name in (manifest.FILE, journal.FILE, journal.LOCK, *TEXTS)
+    named = named or file.suffix in (".safetensors", GROWING, UNFINISHED)
     return named and file.is_file() and not file.is_symlink()

@@ -20,6 +20,7 @@ from moecli.store.write import Progress, Writer, silent, writing
 from moecli.weights import Weights
 
 _LEFT_OVER = "left-over-"  # begins the name of a shard shrunk to what is still needed of it
+GROWING = ".growing"  # the suffix of one that is not whole
 
 
 @contextlib.contextmanager
@@ -99,7 +100,7 @@ class ShardPacker:
             return
         tensors = [here[name] for name in sorted(waiting)]
         path = self._left_over(shard)
-        growing = path.with_suffix(".growing")
+        growing = path.with_suffix(GROWING)
         checkpoint = Checkpoint(here)
         with explained(path.parent), growing.open("wb") as file:
             file.write(safetensors_header([(each.name, each.dtype, each.shape) for each in tensors]))

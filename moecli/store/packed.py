@@ -34,7 +34,7 @@ class PackedStore:
     def open(cls, folder: Path) -> PackedStore:
         """Read manifest, config.json and headers. CheckpointError or ConfigError with a hint if they are unfit."""
         if is_partial(folder):
-            raise CheckpointError(f"{folder} is not finished", "give the same command again: it goes on from there")
+            raise unfinished(folder)
         found = manifest.read(folder)
         layout = read_layout(folder, found)
         _check_sizes(folder, found)
@@ -83,6 +83,10 @@ class PackedStore:
 def is_partial(folder: Path) -> bool:
     """Whether this is what packing leaves when it is interrupted."""
     return folder.name.endswith(PARTIAL)
+
+
+def unfinished(folder: Path) -> CheckpointError:
+    return CheckpointError(f"{folder} is not finished", "give the same command again: it goes on from there")
 
 
 def _check_sizes(folder: Path, found: Manifest) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from moecli import families
 from moecli.checkpoint import Checkpoint, StoredTensor
@@ -26,12 +27,13 @@ def open_source(folder: Path) -> Weights:
             f"{folder} is packed already, to {manifest.read(folder).dtype}",
             "to have another format, pack the checkpoint it was made from",
         )
-    return _bind(folder, None)
+    config = families.load_config(folder / "config.json")
+    return _bind(str(folder), config, lambda: Checkpoint.open(folder))
 
 
-def announced(folder: Path, tensors: Iterable[StoredTensor]) -> Weights:
-    """The same of weights that are not here yet: `tensors` are what their headers say, `folder` has config.json."""
-    return _bind(folder, Checkpoint({tensor.name: tensor for tensor in tensors}))
+def announced(model: str, config: Mapping[str, Any], tensors: Iterable[StoredTensor]) -> Weights:
+    """The same of weights that are not here yet. `tensors`, what their headers say, is asked once the config is fit."""
+    return _bind(model, config, lambda: Checkpoint({tensor.name: tensor for tensor in tensors}))
 
 
 def text_files(folder: Path) -> list[Path]:
@@ -68,18 +70,17 @@ def header_fingerprint(tensors: Iterable[StoredTensor]) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _bind(folder: Path, checkpoint: Checkpoint | None) -> Weights:
-    config = families.load_config(folder / "config.json")
+def _bind(model: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkpoint]) -> Weights:
     family = families.find(config)
     spec = family.read(config)
     if spec.unsupported:
         raise ConfigError(
             f"{spec.family} models cannot be run yet: the engine lacks {', '.join(spec.unsupported)}",
-            f"moecli inspect and moecli memory know them: moecli inspect {folder}",
+            f"moecli inspect and moecli memory know them: moecli inspect {model}",
         )
     if spec.quantization is not None:
         raise CheckpointError(
             f"the checkpoint is quantised ({spec.quantization}), which cannot be run yet",
             "use an unquantised bf16 or fp16 revision",
         )
-    return Weights(spec, family, checkpoint or Checkpoint.open(folder))
+    return Weights(spec, family, checkpoint())

@@ -13,7 +13,7 @@ from moecli.store.convert import packed_strips
 from moecli.store.jobs import jobs
 from moecli.store.layout import choose_layout
 from moecli.store.manifest import FileSums
-from moecli.store.packed import PackedStore, read_layout
+from moecli.store.packed import PackedStore, is_partial, read_layout, unfinished
 from moecli.store.sums import file_sums
 from moecli.weights import Weights
 
@@ -33,6 +33,8 @@ class Problem:
 
 def verify(folder: Path, progress: Progress) -> list[Problem]:
     """Read every file of a store again. CheckpointError if there is no manifest that can be believed."""
+    if is_partial(folder):
+        raise unfinished(folder)
     found = manifest.read(folder)
     try:
         layout = read_layout(folder, found)

@@ -92,12 +92,16 @@ def writing(target: Path, layout: StoreLayout, origin: Origin, todo: Iterable[Jo
         yield Writer(target, partial, layout, origin, todo)
 
 
+def room_needed(target: Path, layout: StoreLayout) -> int:
+    """Bytes that the rest of a store takes, with some to spare."""
+    written = sum(occupied(partial_folder(target) / name) for name in layout.sizes)
+    return sum(layout.sizes.values()) + _SPARE - written
+
+
 def check_room(target: Path, layout: StoreLayout, besides: int = 0) -> None:
     """DiskError unless the rest of a store, and so many bytes `besides`, fit the disk."""
-    partial = partial_folder(target)
-    written = sum(occupied(partial / name) for name in layout.sizes)
-    needed = sum(layout.sizes.values()) + _SPARE - written + besides
-    here = next(folder for folder in partial.absolute().parents if folder.exists())
+    needed = room_needed(target, layout) + besides
+    here = next(folder for folder in target.absolute().parents if folder.exists())
     free = shutil.disk_usage(here).free
     if needed > free:
         raise DiskError(

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from moecli.errors import CheckpointError, DiskError
+from moecli.families import load_config
 from moecli.store import journal, manifest
 from moecli.store.journal import locked
 from moecli.store.layout import choose_layout
@@ -143,7 +144,8 @@ def test_a_read_error_is_named(checkpoint, tmp_path):
     origin = origin_of("x", None, None, checkpoint, weights)
     bad = "model.layers.2.block_sparse_moe.experts.1.w1.weight"
     tensors = weights.checkpoint.tensors
-    failing = announced(checkpoint, [*tensors.values(), replace(tensors[bad], path=Path("/proc/self/mem"), offset=0)])
+    unreadable = replace(tensors[bad], path=Path("/proc/self/mem"), offset=0)
+    failing = announced("x", load_config(checkpoint / "config.json"), [*tensors.values(), unreadable])
     with pytest.raises(CheckpointError, match="Input/output error"):
         pack(failing, checkpoint, tmp_path / "store", "q4", origin)
     assert partial_folder(tmp_path / "store").is_dir()

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from moecli.checkpoint import StoredTensor, read_header
 from moecli.errors import CheckpointError
+from moecli.families import load_config
 from moecli.store.incremental import ShardPacker, packing_shards
 from moecli.store.journal import occupied
 from moecli.store.layout import choose_layout
@@ -52,7 +53,7 @@ class Hub:
 def pull(hub: Hub, target: Path, dtype: str = "q4", watch=lambda packer: None) -> PackedStore:
     """Shard in, records out, shard deleted."""
     headers = hub.headers()
-    weights = announced(hub.cache, headers)
+    weights = announced("five-layers", load_config(hub.cache / "config.json"), headers)
     origin = Origin(ORIGIN.model, ORIGIN.repo, ORIGIN.revision, None, header_fingerprint(headers))
     with packing_shards(target, weights, choose_layout(weights, dtype), origin) as packer:
         for shard in packer.pending:
@@ -160,7 +161,7 @@ def test_a_shard_that_is_not_the_announced_one_is_refused(checkpoint, tmp_path):
 
 def test_a_store_is_not_finished_early(checkpoint, tmp_path):
     hub = Hub(checkpoint, tmp_path / "cache")
-    weights = announced(hub.cache, hub.headers())
+    weights = announced("five-layers", load_config(hub.cache / "config.json"), hub.headers())
     with packing_shards(tmp_path / "store", weights, choose_layout(weights, "q4"), ORIGIN) as packer:
         packer.take(packer.pending[0], hub.fetch(packer.pending[0]))
         with pytest.raises(CheckpointError, match="5 shards were not packed"):

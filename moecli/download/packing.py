@@ -1,0 +1,209 @@
+"""A model from the Hub straight into a packed store: shard in, records out, shard deleted.
+
+Shards arrive in the folder of the unfinished store, not in the Hugging Face cache: what lies there is nobody else's and
+can be deleted, also by the run after one that was killed. A shard that the cache holds is packed from there, and stays.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moecli import hub
+from moecli.checkpoint import StoredTensor, read_header
+from moecli.download import fetch
+from moecli.download.blob import Transfer, Watcher
+from moecli.download.manifest import Manifest, RemoteFile
+from moecli.download.patience import Patience, Tell, persist
+from moecli.download.proposal import Proposal, propose
+from moecli.errors import CheckpointError
+from moecli.hub_cache import UNFINISHED
+from moecli.hub_headers import Repository
+from moecli.store import catalogue, journal
+from moecli.store.incremental import packing_shards
+from moecli.store.jobs import jobs
+from moecli.store.layout import StoreLayout, choose_layout
+from moecli.store.manifest import Origin
+from moecli.store.packed import PackedStore
+from moecli.store.source import TEXTS, announced, header_fingerprint
+from moecli.store.write import Progress, check_room, existing, partial_folder, room_needed, silent
+from moecli.weights import Weights
+
+_ARRIVING = "arriving-"  # begins the name of a shard that is deleted once it is packed
+_CONNECTIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPull:
+    """One pull into a store at `target`; `store` is there if it was done before."""
+
+    proposal: Proposal  # of what is still to be done
+    target: Path
+    weights: Weights
+    layout: StoreLayout
+    origin: Origin
+    keep: bool  # the original, in the Hugging Face cache
+    files: tuple[RemoteFile, ...]  # to be gone through, in this order; some may lie in the cache
+    shards_room: int  # what they take on the target's disk, at most
+    store: PackedStore | None
+
+
+def propose_packed(
+    source: hub.Source, dtype: str, target: Path | None = None, keep: bool = False, tell: Tell | None = None
+) -> PackedPull:
+    """Ask the Hub about a model and the headers of its shards; "auto" is as it is stored.
+
+    ConfigError or CheckpointError for what cannot be packed, DiskError if `target` is something else.
+    """
+    proposal = propose(source, tell, dtype)
+    manifest = proposal.manifest
+    weights = announced(source.name, manifest.config, _headers(manifest, tell))
+    layout = choose_layout(weights, weights.dtype if dtype == "auto" else dtype)
+    target = target or catalogue.default_folder(source.name, layout.dtype)
+    fingerprint = header_fingerprint(weights.checkpoint.tensors.values())
+    origin = Origin(source.name, manifest.repo, manifest.commit, None, fingerprint)
+    _refuse_another_revision(target, origin)
+    store = existing(target, layout, origin)
+    files = () if store else _files(manifest, _pending(target, weights, layout, origin), keep)
+    missing = {file: _missing(manifest, file, partial_folder(target), keep) for file in files}
+    shards_room = _shards_room(manifest, target, keep, missing)
+    proposal = replace(
+        proposal,
+        present=manifest.bytes - sum(missing.values()),
+        room=0 if store else room_needed(target, layout) + shards_room,
+        free=fetch.free_space(target.absolute()),
+    )
+    return PackedPull(proposal, target, weights, layout, origin, keep, files, shards_room, store)
+
+
+def check_space(pull: PackedPull) -> None:
+    """DiskError unless the store and the shards that lie beside it fit their disks."""
+    check_room(pull.target, pull.layout, pull.shards_room)
+    if pull.keep and not pull.shards_room:
+        fetch.check_space(pull.proposal.manifest, pull.files)
+
+
+def pull_packed(
+    pull: PackedPull, watcher: Watcher, progress: Progress = silent, patience: Patience | None = None
+) -> PackedStore:
+    """Fetch and pack; one shard arrives while another is packed. Whatever stops it, the same call goes on."""
+    if pull.store is not None:
+        return pull.store
+    manifest, keep, folder = pull.proposal.manifest, pull.keep, partial_folder(pull.target)
+    with packing_shards(pull.target, pull.weights, pull.layout, pull.origin) as packer:
+        pending = packer.pending
+        _delete_packed(folder, [] if keep else pending)
+        progress(*packer.packed)
+        files = _files(manifest, pending, keep)
+        place = None if keep else _Place(folder)
+        with closing(fetch.each(manifest, files, watcher, 1, patience, place)) as arriving:
+            for file, path in arriving:
+                if file.name in pending:
+                    packer.take(file.name, path, progress)
+                if path.name.startswith(_ARRIVING):
+                    path.unlink()
+        if keep:
+            fetch.write_ref(manifest)
+        return packer.finish(manifest.snapshot if keep else folder)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Brings a file into the folder of the unfinished store, unless it is a shard that the cache holds."""
+
+    folder: Path
+
+    def __call__(self, manifest: Manifest, file: RemoteFile, transfer: Transfer) -> Path:
+        path = _arrival(self.folder, file)
+        cached = fetch.cached(manifest, file)
+        if cached is None and not fetch.is_whole(path, file):
+            transfer.fetch(file, path)
+            return path
+        transfer.watcher.found(file, file.size)
+        if cached is None:
+            return path
+        return Path(shutil.copyfile(cached, path)) if file in manifest.texts else cached
+
+
+def _headers(manifest: Manifest, tell: Tell | None) -> Iterator[StoredTensor]:
+    """What all shards hold, wherever an index says it lies. A name that two of them hold is refused."""
+    hub = Repository(manifest.repo, manifest.commit)
+
+    def read(file: RemoteFile) -> dict[str, StoredTensor]:
+        if (path := fetch.cached(manifest, file)) is not None:
+            here = read_header(path)
+            return {name: replace(stored, path=Path(file.name)) for name, stored in here.items()}
+        header = persist(lambda: hub.header(file.name, 0), Patience(attempts=4), tell=tell)
+        if header is None:
+            raise CheckpointError(f"{manifest.repo} lists '{file.name}' and does not hold it", "try again later")
+        return header[0]
+
+    found: dict[str, StoredTensor] = {}
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        for header in pool.map(read, manifest.weights):
+            if both := found.keys() & header.keys():
+                name = min(both)
+                raise CheckpointError(f"'{name}' is in {found[name].path.name} and in {header[name].path.name}")
+            found |= header
+    yield from found.values()
+
+
+def _refuse_another_revision(target: Path, origin: Origin) -> None:
+    """A branch that has moved meanwhile: the shards packed so far are not those of the new commit."""
+    partial = partial_folder(target)
+    match journal.read_plan(partial):
+        case {"origin": {"repo": origin.repo, "revision": str(begun)}} if begun != origin.revision:
+            raise CheckpointError(
+                f"{partial} was begun from {begun[:12]} of {origin.repo}, which is now at {str(origin.revision)[:12]}",
+                f"go on with {origin.model}@{begun}, or begin again after moecli rm {partial}",
+            )
+
+
+def _pending(target: Path, weights: Weights, layout: StoreLayout, origin: Origin) -> list[str]:
+    """The shards that are still to be packed. Nothing is begun for that."""
+    if journal.read_plan(partial_folder(target)) is None:
+        sources = (source for job in jobs(weights, layout) for source in job.sources)
+        return list(dict.fromkeys(source.stored.path.name for source in sources))
+    with packing_shards(target, weights, layout, origin) as packer:
+        return packer.pending
+
+
+def _files(manifest: Manifest, pending: list[str], keep: bool) -> tuple[RemoteFile, ...]:
+    """Small files first, then shards in the order that packing wants them; with `keep` whatever else there is."""
+    weights = {file.name: file for file in manifest.weights}
+    shards = [weights[name] for name in pending]
+    if keep:
+        return (*manifest.texts, *shards, *(file for file in manifest.weights if file.name not in pending))
+    return (*(file for file in manifest.texts if file.name in TEXTS), *shards)
+
+
+def _missing(manifest: Manifest, file: RemoteFile, folder: Path, keep: bool) -> int:
+    """Bytes of a file that are still to be fetched."""
+    path = _arrival(folder, file)
+    if keep:
+        return file.size - fetch.present(manifest, file)
+    here = fetch.is_whole(path, file) or fetch.cached(manifest, file) is not None
+    return 0 if here else file.size - fetch.unfinished(path, file)
+
+
+def _shards_room(manifest: Manifest, target: Path, keep: bool, missing: dict[RemoteFile, int]) -> int:
+    """What the two largest shards still take beside the store; with `keep` all, if the cache is on the same disk."""
+    if keep:
+        return sum(missing.values()) if fetch.share_a_disk(manifest.root, target.absolute()) else 0
+    return sum(sorted((missing[file] for file in manifest.weights if file in missing), reverse=True)[:2])
+
+
+def _delete_packed(folder: Path, pending: list[str]) -> None:
+    """The shards that a killed run had packed and did not come to delete."""
+    for path in folder.glob(f"{_ARRIVING}*"):
+        if path.name.removeprefix(_ARRIVING).removesuffix(UNFINISHED) not in pending:
+            path.unlink()
+
+
+def _arrival(folder: Path, file: RemoteFile) -> Path:
+    """Small files have the name that they will keep."""
+    return folder / (file.name if file.name in TEXTS else f"{_ARRIVING}{file.name}")

@@ -1,0 +1,61 @@
+"""An analysis as a file: CSV, Markdown, SVG, PNG or one page of HTML, or the screen as plain text."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from moecli.errors import DiskError, UsageError
+from moecli.output.routing import html, long_form, markdown, png, svg
+from moecli.output.routing.drawing import drawing
+from moecli.output.routing.heat import View, chosen, heats
+from moecli.output.routing.screen import draw, size
+from moecli.output.routing.sections import sections
+from moecli.output.routing.words import name
+from moecli.routing.analysis import Analysis
+from moecli.routing.document import document
+
+FORMATS = "table", "csv", "md", "svg", "png", "html"
+_WIDTH = 120  # of a table in a file
+
+
+def write_file(analysis: Analysis, format: str, path: Path | None, view: View | None = None) -> None:
+    """Write one of FORMATS; without a path to stdout. UsageError for PNG on a terminal."""
+    if path is None and format == "png" and sys.stdout.isatty():
+        raise UsageError("a PNG is not for a terminal", "add -o FILE.png, or send the output into a file")
+    content = render(analysis, format, view or View())
+    if path is None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise DiskError(f"cannot write {path}: {error.strerror}", "name a file in a folder that exists") from error
+
+
+def render(analysis: Analysis, format: str, view: View) -> bytes:
+    """The bytes of the file; text is UTF-8."""
+    if format == "table":
+        out = io.StringIO()
+        draw(Console(file=out, width=_WIDTH, color_system=None, highlight=False, markup=False), analysis, view)
+        return out.getvalue().encode()
+    report = chosen(analysis.report, view.layers)
+    routing, shown = document(report, analysis.bytes_per_slot), heats(report, view)
+    if format == "csv":
+        return long_form.document(analysis, report, routing).encode()
+    if format == "md":
+        return markdown.document(analysis, shown, sections(analysis, report, routing), size(report)).encode()
+    if format == "html":
+        found = sections(analysis, report, routing)
+        return html.document(analysis, report, routing, shown, drawing(shown), found).encode()
+    drawn = drawing(shown, f"{name(analysis.name)}: how evenly the experts are used", size(report))
+    if format == "svg":
+        return svg.document(drawn, f"Routing of {name(analysis.name)}").encode()
+    if format == "png":
+        return png.document(drawn)
+    raise UsageError(f"'{format}' is not a format", f"name one of {', '.join(FORMATS)}")

@@ -1,0 +1,102 @@
+"""What a heatmap shows, whatever draws it: utilisation by layer and expert, of all tokens or of one domain's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from moecli.errors import UsageError
+from moecli.output.routing.words import name
+from moecli.routing.report import LayerReport, RoutingReport
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Which part of a report, and how: given layers only, rows ordered by load, a heatmap for each domain."""
+
+    layers: tuple[int, ...] | None = None
+    sort: bool = False
+    by_domain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One layer: utilisation of each expert, 0 for one that no token took."""
+
+    layer: int
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """One heatmap. Sorted: columns are ranks within each row, busiest first."""
+
+    title: str
+    rows: tuple[Row, ...]
+    sorted: bool
+
+    @property
+    def experts(self) -> int:
+        return max(len(row.values) for row in self.rows)
+
+
+def chosen(report: RoutingReport, layers: Sequence[int] | None) -> RoutingReport:
+    """The report of these layers alone. UsageError for a layer that the trace lacks."""
+    if layers is None:
+        return report
+    known = [layer.layer for layer in report.layers]
+    if missing := sorted(set(layers) - set(known)):
+        raise UsageError(
+            f"layer {missing[0]} has no recorded routing", f"the trace has layers {_ranges(known)}; name some of these"
+        )
+    return replace(report, layers=tuple(layer for layer in report.layers if layer.layer in set(layers)))
+
+
+def heats(report: RoutingReport, view: View) -> tuple[Heat, ...]:
+    """One heatmap, or one for each domain."""
+    if not view.by_domain:
+        return (heat(report, view.sort),)
+    return tuple(
+        Heat(
+            f"{domain_name(domain)}, {tokens:,} tokens",
+            tuple(_row(layer.layer, _utilisation(layer.by_domain[place]), view.sort) for layer in report.layers),
+            view.sort,
+        )
+        for place, (domain, tokens) in enumerate(zip(report.domains, report.domain_tokens, strict=True))
+    )
+
+
+def heat(report: RoutingReport, sort: bool = False, title: str = "", layers: Collection[int] | None = None) -> Heat:
+    """All tokens, in all layers or those of `layers` that there are."""
+    kept = [layer for layer in report.layers if layers is None or layer.layer in layers]
+    return Heat(title, tuple(_row(layer.layer, layer.utilisation, sort) for layer in kept), sort)
+
+
+def domain_name(domain: str) -> str:
+    """As it stands above a heatmap and beside a row."""
+    return name(domain, 18) if domain else "no domain"
+
+
+def panels(layers: Sequence[LayerReport]) -> list[LayerReport]:
+    """First, middle, last."""
+    return [layers[place] for place in sorted({0, (len(layers) - 1) // 2, len(layers) - 1})]
+
+
+def _utilisation(counts: tuple[int, ...]) -> tuple[float, ...]:
+    mean = sum(counts) / len(counts)
+    return tuple(count / mean if mean else 0.0 for count in counts)
+
+
+def _row(layer: int, values: tuple[float, ...], sort: bool) -> Row:
+    return Row(layer, tuple(sorted(values, reverse=True)) if sort else values)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """0-3, 7."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in parts)

@@ -1,0 +1,49 @@
+"""Mixtral 8x7B beside its published figures: repetition and each expert's share."""
+
+from __future__ import annotations
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from moecli.output import tables
+from moecli.output.routing.heat import domain_name
+from moecli.output.routing.sides import blocks
+from moecli.routing.published import REPETITION_LAYERS, REPETITION_SOURCE, SHARES_LAYERS, SHARES_SOURCE, Paper
+
+Table = tuple[str, list[str], list[list[str]], str]  # title, header, rows, source
+
+
+def parts(to: Console, paper: Paper) -> list[RenderableType]:
+    """Both tables, in blocks as wide as the terminal."""
+    shown: list[RenderableType] = []
+    for title, header, rows, source in (repetition(paper), shares(paper)):
+        shown += [tables.title(title), *blocks(to, header, rows), Text(f"* published: {source}", "dim")]
+    return shown
+
+
+def repetition(paper: Paper) -> Table:
+    """Share of neighbouring tokens with the same first choice, and with a choice in common."""
+    header = ["%", *(f"{kind} L{layer}" for kind in ("same", "any") for layer in REPETITION_LAYERS)]
+    rows = [
+        [domain_name(row.domain) + mark, *map(_percent, (*row.first, *row.either))]
+        for mark, part in ((" *", paper.published_repetition), ("", paper.repetition))
+        for row in part
+    ]
+    by_lot = [_percent(paper.random[kind]) for kind in (0, 1) for _ in REPETITION_LAYERS]
+    return "Repetition beside the paper", header, [*rows, ["by lot", *by_lot]], REPETITION_SOURCE
+
+
+def shares(paper: Paper) -> Table:
+    """Assignments of each expert, 12.5 being even."""
+    header = ["%", *(f"e{expert}" for expert in range(len(paper.published_shares[0].shares[0])))]
+    rows = [
+        [f"{domain_name(row.domain)} L{layer}{mark}", *map(_percent, row.shares[place])]
+        for place, layer in enumerate(SHARES_LAYERS)
+        for mark, part in ((" *", paper.published_shares), ("", paper.shares))
+        for row in part
+    ]
+    return "Share of each expert beside published counts", header, rows, SHARES_SOURCE
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share * 100:.1f}"

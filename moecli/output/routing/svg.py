@@ -1,0 +1,87 @@
+"""Heatmaps as SVG, written by hand: one path for each shade, dark and light by the reader's own setting."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html import escape
+
+from moecli.output.routing import shades
+from moecli.output.routing.drawing import Cell, Drawing
+
+SHADES = 25
+_FORBIDDEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufffe\\uffff]")
+
+
+def document(drawn: Drawing, title: str) -> str:
+    """A file that stands alone."""
+    return element(drawn, title, f"<style>{style()}</style>") + "\n"
+
+
+def element(drawn: Drawing, title: str, inside: str = "") -> str:
+    """The <svg>; its style() must be in it or on the page."""
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="heat" role="img" viewBox="0 0 {drawn.width} {drawn.height}" '
+        f'width="{drawn.width}" height="{drawn.height}">',
+        f"<title>{text(title)}</title>{inside}",
+        f'<path class="paper" d="M0 0h{drawn.width}v{drawn.height}H0z"/>',
+    ]
+    by_shade: dict[int, list[str]] = {}
+    for cell in drawn.cells:
+        by_shade.setdefault(shade(cell.value), []).append(_dot(cell) if cell.value <= 0 else _box(cell))
+    parts += [f'<path class="s{number}" d="{"".join(paths)}"/>' for number, paths in sorted(by_shade.items())]
+    for label in drawn.labels:
+        kind = f"n{_ink(label.value)}" if label.kind == "number" else label.kind
+        chosen = f' class="{kind}"' if kind else ""
+        anchor = "" if label.anchor == "start" else f' text-anchor="{label.anchor}"'
+        parts.append(f'<text x="{_short(label.x)}" y="{_short(label.y)}"{chosen}{anchor}>{text(label.text)}</text>')
+    return "".join(parts) + "</svg>"
+
+
+def style() -> str:
+    """Every shade on a light page, and on a dark one."""
+    common = (
+        ".heat{font:11px system-ui,sans-serif;max-width:100%;height:auto}.heat text{fill:#555}"
+        ".heat .strong{font-weight:600;font-size:13px;fill:#111}.heat .n0{fill:#000}.heat .n1{fill:#fff}"
+        ".paper{fill:#fff}.s-1{fill:#777}"
+    )
+    dark = (
+        ".heat text{fill:#aaa}.heat .strong{fill:#eee}.heat .n0,.heat .n1{fill:#fff}"
+        ".heat .n0.n0{fill:#fff}.paper{fill:#16171a}.s-1{fill:#888}"
+    )
+    return common + _classes(shades.light) + "@media (prefers-color-scheme:dark){" + dark + _classes(shades.dark) + "}"
+
+
+def shade(value: float) -> int:
+    """0 to 24, 12 is 1x; -1: no token."""
+    return -1 if value <= 0 else round(shades.position(value) * (SHADES - 1))
+
+
+def text(value: str) -> str:
+    """Escaped, and without what XML forbids even when escaped."""
+    return escape(_FORBIDDEN.sub("\ufffd", value))
+
+
+def _classes(colours: Callable[[float], shades.Colour]) -> str:
+    return "".join(f".s{n}{{fill:{shades.hexadecimal(colours(n / (SHADES - 1)))}}}" for n in range(SHADES))
+
+
+def _ink(value: float) -> int:
+    """Whether a number on this shade must be light."""
+    return int(abs(shades.position(value) - 0.5) > 0.36)
+
+
+def _box(cell: Cell) -> str:
+    gap = 1 if cell.width >= 6 else 0
+    wide, high = _short(cell.width - gap), _short(cell.height - (1 if cell.height >= 8 else 0))
+    return f"M{_short(cell.x)} {_short(cell.y)}h{wide}v{high}h-{wide}z"
+
+
+def _dot(cell: Cell) -> str:
+    radius = _short(min(2.0, cell.width / 2.5))
+    x, y = _short(cell.x + cell.width / 2 - float(radius)), _short(cell.y + cell.height / 2)
+    return f"M{x} {y}a{radius} {radius} 0 1 0 {2 * float(radius):g} 0a{radius} {radius} 0 1 0-{2 * float(radius):g} 0z"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")

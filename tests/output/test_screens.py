@@ -1,0 +1,164 @@
+"""The screen of `inspect --routing`: golden renders, and what holds at every width."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import replace
+
+import pytest
+from rich.cells import cell_len
+
+from moecli.errors import UsageError
+from moecli.output.routing import View
+from moecli.output.routing.shades import BLOCKS, glyph, position
+from moecli.routing.analysis import Analysis, analyse
+from moecli.routing.document import document
+from moecli.routing.trace import Trace
+from tests.output import samples
+from tests.output.screens import FOLDER, GOLDEN, TERMINALS, Screen, shown
+
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+SHAPES = ((8, 2, 6), (8, 2, 64), (64, 8, 6), (64, 8, 64), (256, 8, 6))
+VIEWS = (View(sort=True), View(by_domain=True), View(layers=(1, 4)))
+
+
+@pytest.mark.parametrize("each", GOLDEN, ids=lambda each: each.name)
+def test_golden(each: Screen) -> None:
+    assert each.text() == (FOLDER / f"{each.name}.txt").read_bytes().decode()
+
+
+def test_every_golden_file_has_a_screen() -> None:
+    assert {path.stem for path in FOLDER.iterdir()} == {each.name for each in GOLDEN}
+
+
+def lines_of(analysis: Analysis, view: View, columns: int) -> list[str]:
+    return shown(analysis, view, columns).splitlines()
+
+
+def heatmap(lines: list[str], layers: int) -> list[str]:
+    """The cells of each row of the first heatmap."""
+    start = next(i for i, line in enumerate(lines) if re.match(r" +0( |$)", line)) + 1
+    width = len(str(layers - 1)) + 1
+    return [line[width:] for line in lines[start : start + layers]]
+
+
+@pytest.mark.parametrize(
+    ("view", "columns"), [(View(), 40), (View(), 80), (View(), 120), (View(), 200), *((view, 80) for view in VIEWS)]
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fits_and_is_plain_in_a_pipe(shape: tuple[int, int, int], view: View, columns: int) -> None:
+    text = shown(samples.sample(*shape), view, columns)
+    lines = text.split("\n")
+    assert max(map(cell_len, lines)) <= columns
+    assert all(line == line.rstrip() for line in lines)
+    assert not [c for c in text if unicodedata.category(c)[0] == "C" and c != "\n"]
+
+
+@pytest.mark.parametrize("terminal", TERMINALS)
+@pytest.mark.parametrize("make", [samples.sample, samples.compared, samples.mixtral])
+def test_every_terminal_reads_the_same(make: object, terminal: str) -> None:
+    analysis = make()  # type: ignore[operator]
+    text = shown(analysis, View(), 80, terminal)
+    assert [line.rstrip() for line in ESCAPE.sub("", text).splitlines()] == lines_of(analysis, View(), 80)
+    assert ("\x1b[" in text) == (terminal not in ("piped", "dumb"))
+    colours = re.findall(r"\x1b\[[0-9;]*(?:3[0-7]|4[0-7]|[34]8;)[0-9;]*m", text)
+    assert bool(colours) == (terminal.endswith(("colours", "truecolour")))
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_an_ascii_stream_gets_ascii(columns: int) -> None:
+    text = shown(samples.sample(64, 8, 6), View(), columns, encoding="ascii")
+    assert text.isascii()
+    assert heatmap(text.splitlines(), 6)[1].rstrip().endswith("." if columns > 68 else tuple(":-=+*#@"))
+
+
+@pytest.mark.parametrize(("experts", "columns"), [(8, 40), (8, 80), (64, 80), (256, 80), (256, 200), (256, 40)])
+def test_each_cell_is_the_busiest_of_its_neighbours(experts: int, columns: int) -> None:
+    analysis = samples.sample(experts, 2 if experts == 8 else 8, 6)
+    lines = lines_of(analysis, View(), columns)
+    per = -(-experts // (columns - 2))
+    assert (f"busiest of {per} neighbours" in " ".join(lines)) == (per > 1)
+    for layer, cells in zip(analysis.report.layers, heatmap(lines, 6), strict=True):
+        marks = [mark for mark, *_ in re.findall(r"([▁▂▃▄▅▆█·])( ?\1*)", cells)] if per == 1 and experts == 8 else cells
+        values = [max(layer.utilisation[i : i + per]) for i in range(0, experts, per)]
+        assert "".join(marks) == "".join(glyph(BLOCKS, position(v)) if v else "·" for v in values)
+
+
+def test_a_dead_expert_is_a_dot_among_the_numbers_too() -> None:
+    rows = heatmap(lines_of(samples.sample(), View(), 80), 6)
+    assert rows[1].endswith("·") and sum("·" in row for row in rows) == 1
+    busiest = samples.sample().report.layers[1].utilisation[0]
+    assert rows[1].split()[1] == f"{busiest:.2f}"
+
+
+def test_sorted_rows_fall() -> None:
+    analysis = samples.sample(64, 8, 6)
+    for row in heatmap(lines_of(analysis, View(sort=True), 80), 6):
+        ranks = [("·" + BLOCKS.ramp).index(mark) for mark in row]
+        assert len(ranks) == 64 and ranks == sorted(ranks, reverse=True)
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_names_of_strangers_do_no_harm(columns: int) -> None:
+    domains = ("\x1b]0;owned\x07\x1b[2J", "é" * 40, "a\nb\u202e", "x" * 300)
+    drawn = replace(samples.trace(domains=domains), model="m\x1b[31m\n" + "z" * 300)
+    text = shown(analyse(drawn, other=drawn, note="n\x1b[1m"), View(by_domain=True), columns)
+    assert not [c for c in text if unicodedata.category(c)[0] == "C" and c != "\n"]
+    assert max(map(cell_len, text.splitlines())) <= columns
+    assert "\\x1b]0;owned" in text and "\nb\\u202e" not in text
+
+
+def test_figures_are_those_of_the_report() -> None:
+    analysis = samples.sample()
+    routing = document(analysis.report)
+    text = "\n".join(lines_of(analysis, View(), 120))
+    overall = routing["overall"]
+    for name, value in (
+        ("load entropy", f"{overall['entropy']:.3f}"),
+        ("max violation", f"{overall['max_violation']:.2f}"),
+        ("repeat, first", f"{overall['repeat_top1']:.1%}"),
+        ("repeat, any", f"{overall['baseline']['repeat_any']:.1%}"),
+    ):
+        assert value in re.search(f"^{name} .*$", text, re.MULTILINE)[0]  # type: ignore[index]
+    verdict = analysis.report.verdict
+    assert verdict is not None and f"keep {verdict.recommended_slots} of 8 (--ram 15GiB)" in text
+
+
+def test_specialisation_is_claimed_only_beyond_noise() -> None:
+    def sentence(trace: Trace) -> str:
+        return " ".join(shown(analyse(trace), View(), 120).split())
+
+    same = samples.trace(domains=("english", "english2"))
+    shuffled = replace(same, domain=(same.ids % 2).astype(same.domain.dtype))
+    even = analyse(shuffled).report.layers
+    beyond = [layer for layer in even if layer.domain_distance and layer.domain_distance.beyond_noise]
+    assert ("alike" in sentence(shuffled)) == (not beyond)
+    assert "specialise by domain, beyond chance in 6 of 6 layers" in sentence(samples.trace())
+
+
+def test_few_tokens_are_said_to_be_few() -> None:
+    assert "Too few tokens" in shown(analyse(samples.trace(64, 8, 3, tokens=40)), View(), 120)
+    assert "Too few tokens" not in shown(samples.sample(), View(), 120)
+
+
+def test_chosen_layers_alone() -> None:
+    lines = lines_of(samples.sample(), View(layers=(1, 4)), 80)
+    assert [line[0] for line in lines[4:6]] == ["1", "4"] and "2 layers of 8 experts" in lines[1]
+    with pytest.raises(UsageError, match="layer 9"):
+        shown(samples.sample(), View(layers=(0, 9)))
+
+
+def test_layers_with_other_numbers_of_experts() -> None:
+    wide, narrow = samples.trace(64, 8, 2), samples.trace(8, 2, 3)
+    mixed = replace(narrow, layers=(*narrow.layers[:2], replace(wide.layers[0], layer=2)))
+    rows = heatmap(lines_of(analyse(mixed), View(), 80), 3)
+    assert [len(row.rstrip()) for row in rows] == [8, 8, 64]
+
+
+def test_a_trace_of_choices_alone() -> None:
+    """No text, no weights, one token: figures that need more are left out."""
+    full = samples.trace(tokens=30)
+    bare = replace(full, pieces={}, layers=tuple(replace(one, weights=None, entropy=None) for one in full.layers))
+    text = shown(analyse(bare), View(), 80)
+    assert "gate entropy" not in text and "first choice" not in text
