@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
+import moecli
 from moecli import families
 from moecli.checkpoint import Checkpoint
 from moecli.engine.decoder import Decoder
 from moecli.engine.load import open_model
 from moecli.plan import Plan, fit, needs, place
 from moecli.policies import DEFAULT
+from moecli.records import dense_dtype
 from moecli.spec import ModelSpec
-from moecli.store.manifest import Origin
-from moecli.store.packed import PackedStore
+from moecli.store.layout import StoreLayout
+from moecli.store.manifest import FILE, FileSums, Manifest, Origin
+from moecli.store.packed import PackedStore, describe_records
 from moecli.store.source import fingerprint
+from moecli.store.sums import file_sums
 from moecli.store.write import pack
+from moecli.tensors import dense_tensors
 from moecli.weights import Weights
 
 
@@ -49,3 +56,22 @@ def split_plan(spec: ModelSpec, dtype: str, on_device: int, in_ram: int | None =
     least = place(need, 0, device)
     ram = 2**60 if in_ram is None else min(least.least_ram + in_ram * need.slot_bytes, least.full_ram - 1)
     return place(need, ram, device)
+
+
+def hollow(folder: Path, config: dict[str, object], dtype: str = "q8") -> Path:
+    """A store of any size that takes no room: its files are holes, its sums are of nothing."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    spec = families.read_spec(config)
+    roles = {tensor.role: dense_dtype(tensor, dtype) for tensor in dense_tensors(spec)} | {"experts": dtype}
+    layout = StoreLayout(spec, dtype, "bf16", roles)
+    files = {"config.json": file_sums(folder / "config.json", [], lambda size: None)}
+    for name, size in layout.sizes.items():
+        with (folder / name).open("wb") as file:
+            file.write(layout.header(name))
+            file.truncate(size)
+        files[name] = FileSums(size, "", tuple("" for _ in layout.parts(name)))
+    shutil.copy(Path(moecli.__file__).parent / "tiny" / "tokenizer.json", folder)
+    origin = Origin("hollow", None, None, None, "")
+    Manifest(dtype, "bf16", origin, roles, files, describe_records(layout)).write(folder / FILE)
+    return folder

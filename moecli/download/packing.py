@@ -71,9 +71,10 @@ def propose_packed(
     files = () if store else _files(manifest, _pending(target, weights, layout, origin), keep)
     missing = {file: _missing(manifest, file, partial_folder(target), keep) for file in files}
     shards_room = _shards_room(manifest, target, keep, missing)
+    not_wanted = () if keep else (file for file in manifest.texts if file.name not in TEXTS)
     proposal = replace(
         proposal,
-        present=manifest.bytes - sum(missing.values()),
+        present=manifest.bytes - sum(file.size for file in not_wanted) - sum(missing.values()),
         room=0 if store else room_needed(target, layout) + shards_room,
         free=fetch.free_space(target.absolute()),
     )

@@ -9,11 +9,9 @@ from typing import Protocol
 
 import torch
 
-from moecli import families
-from moecli.checkpoint import Checkpoint
 from moecli.engine.decoder import Decoder
 from moecli.engine.weights import DenseWeights, checkpoint_weights, store_weights
-from moecli.errors import CheckpointError, ConfigError, UsageError
+from moecli.errors import UsageError
 from moecli.experts import disk
 from moecli.experts.arena import CPU
 from moecli.experts.hybrid import HybridExperts, Room
@@ -25,7 +23,9 @@ from moecli.plan import Plan
 from moecli.policies import DEFAULT
 from moecli.records import compute_dtype, layer_records
 from moecli.spec import ModelSpec
+from moecli.store import manifest
 from moecli.store.packed import PackedStore
+from moecli.store.source import check_runs, open_source
 from moecli.weights import Weights
 
 Progress = Callable[[int, int], None]  # experts done, of how many
@@ -162,28 +162,11 @@ def _room(plan: Plan, dense: DenseWeights) -> Room:
 
 def open_model(folder: Path) -> CheckpointModel | StoreModel:
     """Read the configuration and every header in `folder`. ConfigError or CheckpointError if they are unfit."""
-    if (folder / "manifest.json").is_file():
-        store = PackedStore.open(folder)
-        _check_runs(store.spec, folder)
-        return StoreModel(store)
-    config = families.load_config(folder / "config.json")
-    family = families.find(config)
-    spec = family.read(config)
-    _check_runs(spec, folder)
-    return CheckpointModel(Weights(spec, family, Checkpoint.open(folder)))
-
-
-def _check_runs(spec: ModelSpec, folder: Path) -> None:
-    if spec.unsupported:
-        raise ConfigError(
-            f"{spec.family} models cannot be run yet: the engine lacks {', '.join(spec.unsupported)}",
-            f"moecli inspect and moecli memory know them: moecli inspect {folder}",
-        )
-    if spec.quantization is not None:
-        raise CheckpointError(
-            f"the checkpoint is quantised ({spec.quantization}), which cannot be run yet",
-            "use an unquantised bf16 or fp16 revision",
-        )
+    if not (folder / manifest.FILE).is_file():
+        return CheckpointModel(open_source(folder))
+    store = PackedStore.open(folder)
+    check_runs(store.spec, str(folder))
+    return StoreModel(store)
 
 
 def check_dtype(model: Model, dtype: str) -> None:

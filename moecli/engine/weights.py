@@ -69,7 +69,8 @@ def checkpoint_weights(weights: Weights, dtype: str, compute: str, device: torch
         if wanted in formats.PLAIN:
             return _read(weights, tensor, _precision(tensor.role, wanted))
         rows, columns = tensor.shape
-        stored = FLOATS[weights.dense(tensor)[0].dtype]
+        parts = {FLOATS[part.dtype] for part in weights.dense(tensor)}
+        stored = parts.pop() if len(parts) == 1 else "fp32"
         return as_matrix(wanted, (rows, columns), pack(wanted, _read(weights, tensor, torch_dtype(stored))))
 
     return DenseWeights(weights.spec, compute, load, device)

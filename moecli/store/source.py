@@ -10,6 +10,7 @@ from typing import Any
 from moecli import families
 from moecli.checkpoint import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError, ConfigError
+from moecli.spec import ModelSpec
 from moecli.store import manifest
 from moecli.store.manifest import Origin
 from moecli.weights import Weights
@@ -70,9 +71,8 @@ def header_fingerprint(tensors: Iterable[StoredTensor]) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _bind(model: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkpoint]) -> Weights:
-    family = families.find(config)
-    spec = family.read(config)
+def check_runs(spec: ModelSpec, model: str) -> None:
+    """ConfigError or CheckpointError for what the engine cannot run."""
     if spec.unsupported:
         raise ConfigError(
             f"{spec.family} models cannot be run yet: the engine lacks {', '.join(spec.unsupported)}",
@@ -83,4 +83,10 @@ def _bind(model: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkp
             f"the checkpoint is quantised ({spec.quantization}), which cannot be run yet",
             "use an unquantised bf16 or fp16 revision",
         )
+
+
+def _bind(model: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkpoint]) -> Weights:
+    family = families.find(config)
+    spec = family.read(config)
+    check_runs(spec, model)
     return Weights(spec, family, checkpoint())

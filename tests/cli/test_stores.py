@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stores import hollow
 
 QUESTION = ("The sea", "--temperature", "0", "-n", "12", "--json")
 
@@ -74,3 +75,18 @@ def test_verify_names_the_damaged_expert_and_rm_frees_the_store(moecli: Any, sto
     removed = moecli("rm", str(store), "--yes", "--json")
     assert json.loads(removed.stdout)["freed_bytes"] == size
     assert not store.exists()
+
+
+def test_a_slow_model_is_forecast_and_needs_a_yes(moecli: Any, tmp_path: Path) -> None:
+    """27 GB of experts for each token cannot come from any disk in a second."""
+    config = {
+        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": 1024,
+        "intermediate_size": 65536, "num_attention_heads": 8, "num_key_value_heads": 8, "num_local_experts": 8,
+        "num_experts_per_tok": 8, "num_hidden_layers": 16, "vocab_size": 4096, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    store = hollow(tmp_path / "slow", config)
+    result = moecli("run", str(store), "hello", "-n", "1", "--ram", "1GiB")
+    assert result.returncode == 2
+    assert "stay on disk: expect 0." in result.stderr
+    assert "add --yes" in result.stderr
+    assert result.stdout == ""
