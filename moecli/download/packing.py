@@ -61,6 +61,8 @@ def propose_packed(
     """
     proposal = propose(source, tell, dtype)
     manifest = proposal.manifest
+    if not keep:
+        manifest = replace(manifest, texts=tuple(file for file in manifest.texts if file.name in TEXTS))
     weights = announced(source.name, manifest.config, _headers(manifest, tell))
     layout = choose_layout(weights, weights.dtype if dtype == "auto" else dtype)
     target = target or catalogue.default_folder(source.name, layout.dtype)
@@ -71,10 +73,10 @@ def propose_packed(
     files = () if store else _files(manifest, _pending(target, weights, layout, origin), keep)
     missing = {file: _missing(manifest, file, partial_folder(target), keep) for file in files}
     shards_room = _shards_room(manifest, target, keep, missing)
-    not_wanted = () if keep else (file for file in manifest.texts if file.name not in TEXTS)
     proposal = replace(
         proposal,
-        present=manifest.bytes - sum(file.size for file in not_wanted) - sum(missing.values()),
+        manifest=manifest,
+        present=manifest.bytes - sum(missing.values()),
         room=0 if store else room_needed(target, layout) + shards_room,
         free=fetch.free_space(target.absolute()),
     )
@@ -176,10 +178,8 @@ def _pending(target: Path, weights: Weights, layout: StoreLayout, origin: Origin
 def _files(manifest: Manifest, pending: list[str], keep: bool) -> tuple[RemoteFile, ...]:
     """Small files first, then shards in the order that packing wants them; with `keep` whatever else there is."""
     weights = {file.name: file for file in manifest.weights}
-    shards = [weights[name] for name in pending]
-    if keep:
-        return (*manifest.texts, *shards, *(file for file in manifest.weights if file.name not in pending))
-    return (*(file for file in manifest.texts if file.name in TEXTS), *shards)
+    rest = [file for file in manifest.weights if keep and file.name not in pending]
+    return (*manifest.texts, *(weights[name] for name in pending), *rest)
 
 
 def _missing(manifest: Manifest, file: RemoteFile, folder: Path, keep: bool) -> int:

@@ -248,6 +248,20 @@ def test_what_is_packed_is_not_fetched_again(published, server, store):
     assert before + plan.proposal.missing <= shard_bytes(server) + 65536 * 4 <= weights + 3 * headers
 
 
+def test_a_packed_shard_that_a_kill_left_behind_is_deleted(server, checkpoint, store):
+    """Between the last line about it in the journal and its deletion."""
+    publish(server, checkpoint)
+    with pytest.raises(KeyboardInterrupt):
+        pull(progress=stop_at(0.5))
+    folder = partial_folder(default_folder(REPO, "q4"))
+    left = [folder / "arriving-model-outside.safetensors", folder / "arriving-model-000.safetensors.incomplete"]
+    for path in left:
+        path.write_bytes(bytes(1 << 20))
+    seen: list[bool] = []
+    assert same(pull(progress=lambda done, total: seen.append(any(path.exists() for path in left))), store)
+    assert seen and not any(seen)
+
+
 def test_a_shard_that_was_cut_goes_on_in_its_middle(server, checkpoint, store):
     publish(server, checkpoint)
     name = "model-002.safetensors"
