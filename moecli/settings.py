@@ -42,12 +42,12 @@ def offline() -> bool:
 
 
 def let_threads_sleep() -> None:
-    """Before torch is imported: threads that wait for each other give up the processor after microseconds.
+    """Before torch is imported: threads that wait for each other give up the processor after some 100 microseconds.
 
-    OpenMP's own default spins for milliseconds; with another busy process on two cores a token took 8 times as long.
+    OpenMP's own default spins for milliseconds: beside busy processes a token took 4 to 8 times as long.
     """
     if not (os.environ.get("OMP_WAIT_POLICY") or os.environ.get("GOMP_SPINCOUNT")):
-        os.environ["GOMP_SPINCOUNT"] = "2000"
+        os.environ["GOMP_SPINCOUNT"] = "20000"
 
 
 def hub_cache() -> Path:

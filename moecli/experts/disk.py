@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,9 @@ class Disk:
         self._store = store
         self._statistics = statistics
         self._readers = readers
+        self._lock = threading.Lock()
+        self._flying = 0  # landings on their way, since `began`
+        self._began = 0.0
         self._staging = Arena(STAGING, max(staging_size(store.record(layer)) for layer, _ in store.spec.mixtures))
 
     def fetch(self, layer: int, expert: int, slot: memoryview, arrived: Callable[[Landing], None]) -> Landing:
@@ -66,7 +70,19 @@ class Disk:
         stored = self._store.experts(layer)
         start = stored.offset + expert * self._store.record(layer).stride
         self._statistics.bytes_read += sum(len(memory) for _, memory in parts)
-        return self._readers.read([Range(stored.path, start + offset, memory) for offset, memory in parts], arrived)
+        with self._lock:
+            self._began = self._began if self._flying else time.perf_counter()
+            self._flying += 1
+
+        def landed(landing: Landing) -> None:
+            with self._lock:
+                self._flying -= 1
+                if not self._flying:
+                    self._statistics.read_s += time.perf_counter() - self._began
+            if arrived is not None:
+                arrived(landing)
+
+        return self._readers.read([Range(stored.path, start + offset, memory) for offset, memory in parts], landed)
 
 
 def measure(store: PackedStore) -> float:

@@ -14,7 +14,7 @@ from moecli.errors import CheckpointError
 from moecli.records import PAGE
 
 THREADS = 4
-_SEGMENT = 4 * 2**20  # read by one thread at once: large enough for the disk, small enough to share among threads
+_SEGMENT = 2**20  # read by one thread at once: few records on their way still keep every thread busy
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ class Statistics:
     hits: int = 0
     misses: int = 0
     bytes_read: int = 0
-    wait_s: float = 0.0  # for bytes on their way while there was nothing to compute
+    read_s: float = 0.0  # while reads were under way
+    wait_s: float = 0.0  # of it, with nothing to compute meanwhile
     budget_bytes: int = 0
 
 
