@@ -36,7 +36,7 @@ def run(command: Sequence[str], group: Path, text: str = "") -> subprocess.Compl
         capture_output=True,
         encoding="utf-8",
         check=True,
-        preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None,
+        preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())),
     )
 
 

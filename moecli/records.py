@@ -14,7 +14,7 @@ PAGE = 4096  # records start on one: what O_DIRECT and huge pages ask for
 PIECE = 16 * 2**20  # an expert larger than this is read and multiplied in rows of about so many bytes
 STAGING = 4  # buffers that pieces pass through
 _LINE = 64  # matrices start on a cache line
-_WHOLE = frozenset({"nf4", "int8"})  # scales lie apart from the codes: no run of bytes holds some rows alone
+WHOLE = frozenset({"nf4", "int8"})  # scales lie apart from the codes: no run of bytes holds some rows alone
 
 # Quantised models keep these in 16 bits: small, amplified by what follows, or (kv_b) absorbed into other products.
 _PRECISE_ROLES = frozenset({"q_a", "kv_a", "kv_b"})
@@ -63,7 +63,7 @@ class Record:
 
         They depend on shape and format alone, never on a budget: a product's rounding depends on its shape.
         """
-        if self.size <= PIECE or self.dtype in _WHOLE:
+        if self.size <= PIECE or self.dtype in WHOLE:
             return (Piece(tuple(self.fields), 0, None, ((0, self.size),)),)
         inner = [name for name in self.fields if name != "down"]
         return (*self._cut(inner), *self._cut(["down"]))

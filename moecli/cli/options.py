@@ -43,7 +43,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A folder, an alias (tiny, mixtral, dbrx, ...) or a Hub id org/name[@revision].",
+        help="A folder, a packed model, an alias (tiny, mixtral, dbrx, ...) or a Hub id org/name[@revision].",
         autocompletion=complete_model,
         show_default=False,
     ),

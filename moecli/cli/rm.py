@@ -21,7 +21,7 @@ EXAMPLES = """Examples:
 def rm(
     model: options.Model, *, yes: options.Yes = False, json: options.Json = False, quiet: options.Quiet = False
 ) -> None:
-    """Delete a model that was pulled; with @revision only that revision. What others share stays."""
+    """Delete a model that was pulled or packed; with @revision only that revision. What others share stays."""
     from moecli import removal
     from moecli.units import format_bytes
 

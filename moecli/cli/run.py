@@ -118,7 +118,7 @@ def run(
             system=system and terminal.clean(system), raw=raw, context=ctx, threads=threads, policy=policy,
             device=device, vram=None if vram is None else parse_size(vram),
         )  # fmt: skip
-        runner = open_runner(source.name, folder, dtype, choices)
+        runner = open_runner(source.name, folder, dtype, choices, model)
         plan = runner.plan(text)
     if verbose:
         terminal.say(f"{runner.name}: {runner.sampling}, seed {runner.seed}")

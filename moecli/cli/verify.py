@@ -28,7 +28,7 @@ def verify(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Read every file of a model again and compare its hash with the published one; exit 3 if something differs."""
+    """Read every file of a model again: is it what was published, or packed? Exit 3 if something differs."""
     from moecli import verification
     from moecli.output import verify as view
 

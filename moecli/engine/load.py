@@ -51,8 +51,7 @@ class Model(Protocol):
         """Whether experts can be read from disk as they are needed."""
         ...
 
-    @property
-    def disk_speed(self) -> float | None:
+    def measure_disk(self) -> float | None:
         """Bytes per second that experts arrive at, measured now; None where they are not streamed."""
         ...
 
@@ -87,8 +86,7 @@ class CheckpointModel:
     def streams(self) -> bool:
         return False
 
-    @property
-    def disk_speed(self) -> float | None:
+    def measure_disk(self) -> float | None:
         return None
 
     def decoder(
@@ -132,8 +130,7 @@ class StoreModel:
     def streams(self) -> bool:
         return True
 
-    @property
-    def disk_speed(self) -> float | None:
+    def measure_disk(self) -> float | None:
         return disk.measure(self.store)
 
     def decoder(

@@ -83,6 +83,7 @@ class Runner:
     """One conversation. A base model, or --raw, continues one growing text instead."""
 
     name: str
+    argument: str  # MODEL as it was typed: what hints repeat
     wanted: str  # a format, or "auto"
     seed: int
     choices: Choices
@@ -196,11 +197,12 @@ class Runner:
             if placed.fits or (placed.runs and self.model.streams):
                 self._check_device(placed)
                 return placed
-        raise _too_large(self.name, plans, self.model.streams)
+        raise _too_large(self.argument, plans, self.model.streams)
 
     def forecast(self, placed: Plan) -> Speed:
         """What to expect of a plan that reads experts from disk, whose speed is measured now."""
-        links = Links() if self.model.disk_speed is None else Links(disk=self.model.disk_speed, evidence="measured")
+        speed = self.model.measure_disk()
+        links = Links() if speed is None else Links(disk=speed, evidence="measured")
         return forecast(self.model.spec, placed, links)
 
     def record(self) -> None:
@@ -251,8 +253,11 @@ class Runner:
         return min(longest, needed + self.choices.max_tokens)
 
 
-def open_runner(name: str, folder: Path, dtype: str, choices: Choices) -> Runner:
-    """Check all that the model in `folder` consists of, and read everything but its weights."""
+def open_runner(name: str, folder: Path, dtype: str, choices: Choices, argument: str | None = None) -> Runner:
+    """Check all that the model in `folder` consists of, and read everything but its weights.
+
+    `argument` is the MODEL that was typed, if that is not the name.
+    """
     torch.set_num_threads(machine.compute_threads(choices.threads))
     device = choose_device(choices.device)
     if device.type == "cpu" and choices.vram is not None:
@@ -264,6 +269,7 @@ def open_runner(name: str, folder: Path, dtype: str, choices: Choices) -> Runner
     own = frozenset() if tokenizer.eos_id is None else frozenset({tokenizer.eos_id})
     return Runner(
         name=name,
+        argument=argument or name,
         wanted=dtype,
         seed=int.from_bytes(os.urandom(4), "little") if choices.seed is None else choices.seed,
         choices=choices,
@@ -275,13 +281,13 @@ def open_runner(name: str, folder: Path, dtype: str, choices: Choices) -> Runner
     )
 
 
-def _too_large(name: str, plans: Sequence[Plan], streams: bool) -> NotEnoughMemory:
+def _too_large(model: str, plans: Sequence[Plan], streams: bool) -> NotEnoughMemory:
     """The whole sum, the shortage, and the smallest budget that would do."""
     first, least = plans[0], min(plans, key=lambda placed: placed.full_ram)
     smallest = least.least_ram if streams else least.full_ram
     terms = " + ".join(f"{term.name} {format_bytes(term.bytes)}" for term in first.needs.terms if term.bytes)
     budget = first.ram_budget
-    message = f"'{name}' in {first.needs.dtype} needs {format_bytes(first.full_ram)} of RAM and the budget is "
+    message = f"'{model}' in {first.needs.dtype} needs {format_bytes(first.full_ram)} of RAM and the budget is "
     message += f"{format_bytes(budget)} ({terms})"
     if streams:
         return NotEnoughMemory(
@@ -290,6 +296,6 @@ def _too_large(name: str, plans: Sequence[Plan], streams: bool) -> NotEnoughMemo
         )
     return NotEnoughMemory(
         f"{message}; it is {format_bytes(first.full_ram - budget)} short",
-        f"experts are read from disk once it is packed: moecli pack {name} --dtype q4; "
+        f"experts are read from disk once it is packed: moecli pack {model} --dtype q4; "
         f"without, --ram {round_up(smallest)} in {least.needs.dtype}",
     )

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from moecli.checkpoint import ITEM_SIZES, Checkpoint
 from moecli.errors import CheckpointError
-from moecli.formats import PLAIN, bytes_for
+from moecli.formats import bytes_for
 from moecli.formats.blocks import ROWS
+from moecli.records import WHOLE
 from moecli.store.jobs import Job
 from moecli.weights import FLOATS, Slice
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _STRIP = 2**24  # numbers read at once
-_BY_ROWS = frozenset({*PLAIN, "q8", "q4"})  # rows packed by themselves give the same bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def packed_strips(todo: Iterable[Job], checkpoint: Checkpoint) -> Iterator[tuple
 
 def _strips(job: Job) -> Iterator[Strip]:
     rows = job.shape[0]
-    by_rows = len(job.shape) == 2 and job.dtype in _BY_ROWS and not any(each.transposed for each in job.sources)
+    by_rows = len(job.shape) == 2 and job.dtype not in WHOLE and not any(each.transposed for each in job.sources)
     step = max(ROWS, _STRIP // max(1, job.shape[-1]) // ROWS * ROWS) if by_rows else rows
     for first in range(0, rows, step):
         yield Strip(job, first, min(first + step, rows))

@@ -176,5 +176,9 @@ def test_a_model_too_large_for_this_machine_is_refused_before_loading(moecli, tm
     shutil.copy(Path(moecli_package.__file__).parent / "tiny" / "tokenizer.json", tmp_path)
     result = moecli("run", str(tmp_path), "hello")
     assert result.returncode == 1
-    assert "needs" in result.stderr and "the budget is" in result.stderr and "moecli pack" in result.stderr
+    assert (
+        "needs" in result.stderr
+        and "the budget is" in result.stderr
+        and f"moecli pack {tmp_path} --dtype q4" in result.stderr
+    )
     assert "Traceback" not in result.stderr
