@@ -1,12 +1,13 @@
-"""Run a command inside a memory cgroup (v2 or v1), so that the kernel enforces the budget. Needs root."""
+"""Run a command in a fresh process, if asked inside a memory cgroup (v2 or v1) that the kernel enforces. Needs root."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
@@ -14,7 +15,7 @@ _ROOT = Path("/sys/fs/cgroup")
 
 @contextmanager
 def limited(limit: int) -> Iterator[Path]:
-    """A group that may hold `limit` bytes, page cache included, and no swap."""
+    """A group that may hold `limit` bytes, page cache included, and no swap. OSError where none can be made."""
     second = (_ROOT / "cgroup.controllers").is_file()
     group = (_ROOT if second else _ROOT / "memory") / f"moecli-{uuid.uuid4().hex[:8]}"
     group.mkdir()
@@ -28,21 +29,28 @@ def limited(limit: int) -> Iterator[Path]:
         group.rmdir()
 
 
-def run(command: Sequence[str], group: Path, text: str = "") -> subprocess.CompletedProcess[str]:
-    """A process that is born inside the group."""
-    return subprocess.run(
+def run(command: Sequence[str], group: Path | None = None, text: str = "", accepted: Container[int] = (0,)) -> str:
+    """What a process, born inside the group, writes to stdout. CalledProcessError for any other exit code."""
+    result = subprocess.run(
         command,
         input=text,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         encoding="utf-8",
-        check=True,
-        preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())),
+        preexec_fn=partial(_enter, group) if group else None,
     )
+    if result.returncode not in accepted:
+        raise subprocess.CalledProcessError(result.returncode, command)
+    return result.stdout
 
 
-def peak(group: Path) -> int:
-    """The most the group has held, page cache included."""
-    for name in ("memory.peak", "memory.max_usage_in_bytes"):
-        if (group / name).is_file():
-            return int((group / name).read_text())
-    return 0
+def _enter(group: Path) -> None:
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def forget(files: Iterable[Path]) -> None:
+    """Drop files from the page cache: whoever reads them next reads the disk, and the pages count as its own."""
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)

@@ -1,24 +1,33 @@
-"""Write a random checkpoint of a real shape, streaming, in the ordinary Hub layout.
+"""Random weights of a real shape, streamed: a checkpoint in the ordinary Hub layout, or a packed store without one.
 
-python benchmarks/checkpoint.py small /tmp/small      (shapes: see SHAPES)
+python -m benchmarks.checkpoint small /tmp/small                (shapes: see SHAPES)
+python -m benchmarks.checkpoint qwen3-30b-a3b /tmp/qwen3-q4 q4  (needs no room for the 61 GB of its bf16 checkpoint)
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
-from safetensors.torch import save_file
 
 import moecli
 from moecli import families
+from moecli.checkpoint import StoredTensor, header_tensors
 from moecli.families import Layout, Piece
 from moecli.spec import GroupedQuery, ModelSpec
-from moecli.tensors import EXPERT_MATRICES, dense_tensors, expert_shapes
+from moecli.store.incremental import packing_shards
+from moecli.store.layout import choose_layout
+from moecli.store.manifest import Origin
+from moecli.store.source import announced, header_fingerprint
+from moecli.tensors import EXPERT_MATRICES, Tensor, dense_tensors, expert_shapes
 
 _OLMOE = {
     "architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", "hidden_size": 2048, "intermediate_size": 1024,
@@ -30,9 +39,33 @@ _MIXTRAL = {
     "num_attention_heads": 32, "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2,
     "num_hidden_layers": 4, "vocab_size": 32000, "max_position_embeddings": 32768, "dtype": "bfloat16",
 }  # fmt: skip
+_DEEPSEEK_V2_LITE = {
+    "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "hidden_size": 2048,
+    "intermediate_size": 10944, "moe_intermediate_size": 1408, "num_attention_heads": 16, "num_key_value_heads": 16,
+    "q_lora_rank": None, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6, "n_group": 1, "topk_group": 1,
+    "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False, "routed_scaling_factor": 1.0,
+    "first_k_dense_replace": 1, "moe_layer_freq": 1, "num_hidden_layers": 27, "vocab_size": 102400,
+    "max_position_embeddings": 163840, "rope_theta": 10000,
+    "rope_scaling": {
+        "type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1,
+        "mscale": 0.707, "mscale_all_dim": 0.707,
+    },
+    "dtype": "bfloat16",
+}  # fmt: skip
+_QWEN3_30B_A3B = {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 2048,
+    "intermediate_size": 6144, "moe_intermediate_size": 768, "num_attention_heads": 32, "num_key_value_heads": 4,
+    "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "decoder_sparse_step": 1,
+    "mlp_only_layers": [], "num_hidden_layers": 48, "vocab_size": 151936, "max_position_embeddings": 40960,
+    "rope_theta": 1000000.0, "dtype": "bfloat16",
+}  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "olmoe": _OLMOE,
     "mixtral-4-layers": _MIXTRAL,
+    "deepseek-v2-lite": _DEEPSEEK_V2_LITE,
+    "qwen3-30b-a3b": _QWEN3_30B_A3B,
+    "qwen3-30b-a3b-12-layers": _QWEN3_30B_A3B | {"num_hidden_layers": 12},
     # 1.2 GB, little arithmetic per token: for memory measurements
     "small": _MIXTRAL
     | {
@@ -40,58 +73,123 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_local_experts": 64, "vocab_size": 4096,
     },
 }  # fmt: skip
+INDEX = "model.safetensors.index.json"  # written last: a checkpoint that has it is whole
+_OUTSIDE = "model-outside.safetensors"
+
+Shard = dict[str, tuple[str, tuple[int, ...]]]  # by name: role and shape of each tensor, in the order they lie
+
+
+def read_spec(shape: str) -> ModelSpec:
+    """What the configuration of a shape says."""
+    return families.read_spec(SHAPES[shape])
 
 
 def write(shape: str, folder: Path, seed: int = 0) -> None:
     """One shard per layer; router weights are large enough that routing varies with the token."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = SHAPES[shape]
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    tiny = Path(moecli.__file__).parent / "tiny"
+    _write_texts(shape, folder)
+    shards = _shards(shape)
+    for name in shards:
+        _write_shard(folder / name, shards[name], f"{name} {seed}")
+    index = {tensor: name for name, tensors in shards.items() for tensor in tensors}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def pack(shape: str, target: Path, dtype: str = "q4", seed: int = 0) -> None:
+    """The store that packing the same checkpoint gives; no shard lies on disk longer than it takes to pack it."""
+    shards = _shards(shape)
+    stored = [tensor for name, tensors in shards.items() for tensor in _announce(name, tensors)]
+    weights = announced(shape, SHAPES[shape], stored)
+    origin = Origin(shape, None, None, None, header_fingerprint(stored))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        folder = Path(scratch)
+        _write_texts(shape, folder)
+        with packing_shards(target, weights, choose_layout(weights, dtype), origin) as packer:
+            for name in packer.pending:
+                path = folder / name
+                _write_shard(path, shards[name], f"{name} {seed}")
+                packer.take(name, path)
+                path.unlink()
+            packer.finish(folder)
+
+
+def _write_texts(shape: str, folder: Path) -> None:
+    """The configuration, and a tokenizer that any vocabulary can hold: the built-in model's."""
+    (folder / "config.json").write_text(json.dumps(SHAPES[shape], indent=2))
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny / name, folder)
-    family = families.find(config)
-    spec = family.read(config)
-    torch.manual_seed(seed)
-    index: dict[str, str] = {}
-    for layer in (None, *range(len(spec.layers))):
-        tensors = _tensors(spec, family.layouts[0], layer)
-        file = f"model-{'outside' if layer is None else f'{layer:03d}'}.safetensors"
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        index |= dict.fromkeys(tensors, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+        shutil.copy(Path(moecli.__file__).parent / "tiny" / name, folder)
 
 
-def _tensors(spec: ModelSpec, layout: Layout, layer: int | None) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
+def _shards(shape: str) -> dict[str, Shard]:
+    """What each file holds: one per layer, and one of what is outside them."""
+    spec, layout = read_spec(shape), families.find(SHAPES[shape]).layouts[0]
+    shards: dict[str, Shard] = {_OUTSIDE: {}}
+    shards |= {f"model-{layer:03d}.safetensors": {} for layer in range(len(spec.layers))}
+    files = dict(enumerate(list(shards)[1:]))
     for tensor in dense_tensors(spec):
-        if tensor.layer != layer:
-            continue
-        attention = spec.layers[0].attention
-        rows = [tensor.shape[0]]
-        if tensor.role == "qkv" and isinstance(attention, GroupedQuery):
-            rows = [attention.query_width, attention.kv_width, attention.kv_width]
-        for name, count in zip(layout.dense[tensor.role], rows, strict=True):
-            found[name.format(layer=layer)] = _random((count, *tensor.shape[1:]), tensor.role)
-    mixtures = dict(spec.mixtures)
-    if layer in mixtures:
-        mixture = mixtures[layer]
+        shards[_OUTSIDE if tensor.layer is None else files[tensor.layer]] |= _dense(spec, layout, tensor)
+    for layer, mixture in spec.mixtures:
         shapes = expert_shapes(spec.hidden_size, mixture.expert)
         for expert in range(mixture.router.experts):
             for matrix in EXPERT_MATRICES:
                 piece: Piece = getattr(layout.experts, matrix)
-                found[piece.name.format(layer=layer, expert=expert)] = _random(shapes[matrix], matrix)
-    return found
+                shards[files[layer]][piece.name.format(layer=layer, expert=expert)] = (matrix, shapes[matrix])
+    return shards
 
 
-def _random(shape: tuple[int, ...], role: str) -> torch.Tensor:
+def _dense(spec: ModelSpec, layout: Layout, tensor: Tensor) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
+    """The stored tensors that, stacked by rows, are `tensor`."""
+    names = layout.dense[tensor.role]
+    rows = [tensor.shape[0] // len(names)] * len(names)
+    if tensor.role == "qkv" and tensor.layer is not None:
+        attention = spec.layers[tensor.layer].attention
+        assert isinstance(attention, GroupedQuery)
+        rows = [attention.query_width, attention.kv_width, attention.value_width]
+    for name, count in zip(names, rows, strict=True):
+        yield name.format(layer=tensor.layer), (tensor.role, (count, *tensor.shape[1:]))
+
+
+def _announce(name: str, shard: Shard) -> list[StoredTensor]:
+    """The tensors of a file that is not there yet."""
+    header = _header(shard)
+    size = len(header) + sum(2 * math.prod(shape) for _, shape in shard.values())
+    return list(header_tensors(Path(name), header[8:], size).values())
+
+
+def _write_shard(path: Path, shard: Shard, seed: str) -> None:
+    """A safetensors file of random bf16, the same for the same `seed`."""
+    generator = torch.Generator().manual_seed(crc32(seed.encode()))
+    with path.open("wb") as file:
+        file.write(_header(shard))
+        for role, shape in shard.values():
+            file.write(_random(role, shape, generator).view(torch.uint8).numpy().data)
+
+
+def _header(shard: Shard) -> bytes:
+    """With the format that transformers asks for, padded so that numbers are aligned."""
+    described: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (_, shape) in shard.items():
+        start, end = end, end + 2 * math.prod(shape)
+        described[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(described).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _random(role: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
-    if role == "embedding":  # as large as what the layers add, or every token would look alike to the routers
-        return torch.randn(shape, dtype=torch.bfloat16)
-    scale = 2.0 if role == "router" else 1.0
-    return torch.randn(shape, dtype=torch.bfloat16).mul_(scale * shape[-1] ** -0.5)
+    numbers = torch.randn(shape, generator=generator)
+    if role != "embedding":  # as large as what the layers add, or every token would look alike to the routers
+        numbers *= (2.0 if role == "router" else 1.0) * shape[-1] ** -0.5
+    return numbers.bfloat16()
 
 
 if __name__ == "__main__":
-    write(sys.argv[1], Path(sys.argv[2]))
+    shape, target, *dtype = sys.argv[1:]
+    if dtype:
+        pack(shape, Path(target), dtype[0])
+    else:
+        write(shape, Path(target))

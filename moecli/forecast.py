@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from moecli.plan import Plan, dense_read_bytes, read_bytes_per_token
+from moecli.needs import dense_read_bytes, read_bytes_per_token
+from moecli.plan import Plan
 from moecli.spec import ModelSpec
 
 Evidence = Literal["measured", "given", "typical"]
@@ -15,20 +16,44 @@ Evidence = Literal["measured", "given", "typical"]
 TYPICAL_RAM = 30e9
 TYPICAL_DISK = 1.5e9
 TYPICAL_DEVICE = 400e9
-_STEP = (0.2e-3, 2e-3)  # fixed cost of one layer of one token, best and worst
-_EFFICIENCY = (1.0, 0.4)  # share of a bandwidth that is reached
-_LOCALITY = (0.5, 1.0)  # share of a uniform router's misses that remain: real routing repeats itself
-_PREFILL_FLOPS = (200e9, 30e9)  # a few cores; each weight is one multiplication and one addition per token
+_REACHED = (1.0, 0.4)  # share of a bandwidth or of a product's speed
+_LOCALITY = (0.3, 1.0)  # share of a uniform router's misses that remain: real routing repeats itself
+_FUSED = ("q4", "q8")  # formats whose layers run in native code
+_FUSED_STEP_S = (20e-6, 2e-3)  # fixed cost of one layer of one pass; the worst is a busy machine, or no C compiler
+_STEP_S = (0.2e-3, 2e-3)
+_CALL_S = (10e-6, 0.3e-3)  # fixed cost of one expert of a prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """How fast the CPU multiplies with weights in one format.
+
+    A product takes the time of its bytes, which one token takes alone, and that of its operations, two per weight and
+    token.
+    """
+
+    bytes_per_s: float
+    operations_per_s: float
+
+
+_TYPICAL_PRODUCTS = Products(100e9, 300e9)
+# No native kernel: torch unpacks these before each product. Measured on two cores.
+_UNPACKED_PRODUCTS = {"nf4": Products(0.6e9, 300e9), "int8": Products(2e9, 300e9)}
 
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """Bandwidths in bytes per second, and where the figures come from."""
+    """Bandwidths in bytes per second, the CPU's products where they are known, and where the figures come from."""
 
     ram: float = TYPICAL_RAM
     disk: float = TYPICAL_DISK
     device: float = TYPICAL_DEVICE
     evidence: Evidence = "typical"
+    products: Products | None = None
+
+    def multiplying(self, dtype: str) -> Products:
+        """What is known of products in this format, else what is typical."""
+        return self.products or _UNPACKED_PRODUCTS.get(dtype, _TYPICAL_PRODUCTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +72,23 @@ class Speed:
         return math.sqrt(self.low * self.high)
 
 
-def forecast(spec: ModelSpec, plan: Plan, links: Links, prompt_tokens: int = 512) -> Speed:
-    """The band for decoding one token at a time, and for a prompt of `prompt_tokens`."""
-    best, worst = (_seconds_per_token(spec, plan, links, case) for case in (0, 1))
-    quick, slow = (_first_token(spec, plan, links, prompt_tokens, case) for case in (0, 1))
+def forecast(spec: ModelSpec, plan: Plan, links: Links, prompt: int = 512, held: float | None = None) -> Speed:
+    """The band for decoding one token at a time behind `held` others, and for a prompt of `prompt` tokens.
+
+    Without `held` the context is half full.
+    """
+    best, worst = (_seconds_per_token(spec, plan, links, held, case) for case in (0, 1))
+    quick, slow = (_first_token(spec, plan, links, prompt, case) for case in (0, 1))
     return Speed(1 / worst, 1 / best, quick, slow, links.evidence)
 
 
-def bytes_per_token(spec: ModelSpec, plan: Plan) -> dict[str, float]:
-    """What one token reads from each place, if every expert is equally likely; the cache half full."""
+def bytes_per_token(spec: ModelSpec, plan: Plan, held: float | None = None) -> dict[str, float]:
+    """What one token reads from each place, if every expert is equally likely."""
     need = plan.needs
     dense = dense_read_bytes(spec, need.dtype)
     experts = read_bytes_per_token(spec, need.dtype) - dense
     count = max(1, need.expert_count)
-    core = dense + need.kv.bytes / max(1, need.batch) / 2
+    core = dense + _cache_bytes(plan, held)
     on_device = plan.device.dense > 0
     return {
         "device": (core if on_device else 0) + experts * plan.device.experts / count,
@@ -69,15 +97,54 @@ def bytes_per_token(spec: ModelSpec, plan: Plan) -> dict[str, float]:
     }
 
 
-def _seconds_per_token(spec: ModelSpec, plan: Plan, links: Links, case: int) -> float:
-    read = bytes_per_token(spec, plan)
-    memory = read["device"] / links.device + read["ram"] / links.ram
+def _cache_bytes(plan: Plan, held: float | None) -> float:
+    need = plan.needs
+    return need.kv.bytes / max(1, need.batch) * (0.5 if held is None else held / need.context)
+
+
+def _seconds_per_token(spec: ModelSpec, plan: Plan, links: Links, held: float | None, case: int) -> float:
+    read = bytes_per_token(spec, plan, held)
+    by_host = read["ram"] + read["disk"]
+    weights = by_host if plan.device.dense else by_host - _cache_bytes(plan, held)
+    host = max(by_host / links.ram, weights / links.multiplying(plan.needs.dtype).bytes_per_s)
     disk = read["disk"] * _LOCALITY[case] / links.disk
-    return (memory + disk) / _EFFICIENCY[case] + _STEP[case] * len(spec.layers)
+    return _together(read["device"] / links.device + host, disk, case) + _step(plan, case) * len(spec.layers)
 
 
 def _first_token(spec: ModelSpec, plan: Plan, links: Links, prompt: int, case: int) -> float:
-    """Each expert is read once per prompt; the arithmetic grows with its length."""
-    work = prompt * read_bytes_per_token(spec, "bf16")  # two operations per weight = bytes in a 16-bit format
-    compute = 0.0 if plan.device.dense else work / _PREFILL_FLOPS[case]
-    return plan.disk.expert_bytes / links.disk / _EFFICIENCY[case] + compute + _STEP[case] * len(spec.layers)
+    """Each chunk reads the experts that its tokens choose once; the arithmetic grows with the length."""
+    need, products = plan.needs, links.multiplying(plan.needs.dtype)
+    chunks = math.ceil(prompt / need.chunk)
+    experts = chunks * _chosen(spec, min(prompt, need.chunk))
+    weights = experts * (plan.ram.expert_bytes + plan.disk.expert_bytes)
+    work = 0.0
+    if not plan.device.dense:
+        weights += chunks * dense_read_bytes(spec, need.dtype)
+        work = _operations(spec, prompt)
+    host = max(weights / links.ram, weights / products.bytes_per_s) + work / products.operations_per_s
+    fixed = chunks * len(spec.layers) * _step(plan, case) + experts * need.expert_count * _CALL_S[case]
+    return _together(host, experts * plan.disk.expert_bytes / links.disk, case) + fixed
+
+
+def _together(computing: float, reading: float, case: int) -> float:
+    """Seconds of both: at best at the same time, at worst one after the other."""
+    return (computing + reading if case else max(computing, reading)) / _REACHED[case]
+
+
+def _step(plan: Plan, case: int) -> float:
+    return (_FUSED_STEP_S if plan.needs.dtype in _FUSED else _STEP_S)[case]
+
+
+def _chosen(spec: ModelSpec, tokens: int) -> float:
+    """The share of all experts that so many tokens choose, if every expert is equally likely."""
+    routers = [mixture.router for _, mixture in spec.mixtures]
+    chosen = sum(router.experts * (1 - (1 - router.active / router.experts) ** tokens) for router in routers)
+    return chosen / max(1, sum(router.experts for router in routers))
+
+
+def _operations(spec: ModelSpec, prompt: int) -> float:
+    """Two per active weight and token, but for the head, which sees the last token alone; and attention's own."""
+    per_token = read_bytes_per_token(spec, "bf16") - 2 * spec.vocab_size * spec.hidden_size  # 2 bytes a weight
+    pairs = [prompt * min(prompt, layer.attention.window or prompt) / 2 for layer in spec.layers]
+    widths = [layer.attention.heads * layer.attention.head_dim for layer in spec.layers]
+    return prompt * per_token + sum(4 * width * pair for width, pair in zip(widths, pairs, strict=True))

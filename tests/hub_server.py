@@ -15,7 +15,9 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import pytest
 from headers import Tensors, header, index, shard_names
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -94,6 +96,18 @@ def serve() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def serve_library(monkeypatch: pytest.MonkeyPatch, timeout: float = 5) -> Iterator[Hub]:
+    """The same, asked by the huggingface_hub of this process."""
+    with serve() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", timeout)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
+        yield hub
 
 
 @cache

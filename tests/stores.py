@@ -1,37 +1,84 @@
-"""Packed stores of tiny checkpoints, and decoders on them under any budget."""
+"""Random checkpoints on disk, packed stores of tiny ones, and decoders on them under any budget."""
 
 from __future__ import annotations
 
 import json
+import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headers import shard_names
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import moecli
+from benchmarks import checkpoint as random_checkpoint
 from moecli import families
-from moecli.checkpoint import Checkpoint
-from moecli.engine.decoder import Decoder
-from moecli.engine.load import open_model
-from moecli.plan import Plan, fit, needs, place
+from moecli.hub_cache import INDEX
+from moecli.needs import needs
+from moecli.plan import Plan, fit, place
 from moecli.policies import DEFAULT
 from moecli.records import dense_dtype
 from moecli.spec import ModelSpec
 from moecli.store.layout import StoreLayout
 from moecli.store.manifest import FILE, FileSums, Manifest, Origin
 from moecli.store.packed import PackedStore, describe_records
-from moecli.store.source import fingerprint
+from moecli.store.source import open_source, origin_of, text_files
 from moecli.store.sums import file_sums
-from moecli.store.write import pack
+from moecli.store.write import Progress, pack, silent
 from moecli.tensors import dense_tensors
-from moecli.weights import Weights
+
+if TYPE_CHECKING:
+    from moecli.engine.decoder import Decoder
+
+Stores = Callable[[str, str], PackedStore]  # by family and format
+_MIXTRAL = {
+    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": 128, "intermediate_size": 192,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 6, "num_experts_per_tok": 2,
+    "num_hidden_layers": 5, "vocab_size": 500, "max_position_embeddings": 512, "dtype": "bfloat16",
+}  # fmt: skip
 
 
-def packed(folder: Path, target: Path, dtype: str = "q4") -> PackedStore:
-    """The checkpoint in `folder`, packed."""
-    config = families.load_config(folder / "config.json")
-    family = families.find(config)
-    weights = Weights(family.read(config), family, Checkpoint.open(folder))
-    origin = Origin(folder.name, None, None, str(folder), fingerprint(folder, weights))
-    return pack(weights, folder, target, dtype, origin)
+def random_mixtral(folder: Path, **shape: int) -> Path:
+    """A checkpoint as the Hub has them, of random numbers: a shard for each layer and one for the rest."""
+    random_checkpoint.SHAPES[folder.name] = _MIXTRAL | shape
+    random_checkpoint.write(folder.name, folder)
+    return folder
+
+
+def deal(source: Path, folder: Path, shards: int, seed: int = 0) -> Path:
+    """The same, its tensors dealt by chance to shards of about equal size, with an index that lies about where."""
+    tensors = {name: value for file in source.glob("*.safetensors") for name, value in load_file(file).items()}
+    chance = random.Random(seed)
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in shard_names(shards)}
+    for name in sorted(tensors, key=lambda name: (-tensors[name].numel(), chance.random())):
+        smallest = min(parts.values(), key=lambda part: sum(value.numel() for value in part.values()))
+        smallest[name] = tensors[name]
+    folder.mkdir()
+    for file, part in parts.items():
+        save_file(part, folder / file)
+    for file in text_files(source):
+        shutil.copy(file, folder)
+    lies = {name: chance.choice(list(parts)) for name in tensors}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": lies}))
+    return folder
+
+
+def packed(source: Path, target: Path, dtype: str = "q4", progress: Progress = silent) -> PackedStore:
+    """As `moecli pack` does it."""
+    weights = open_source(source)
+    return pack(weights, source, target, dtype, origin_of(source.name, None, None, source, weights), progress)
+
+
+def contents(folder: Path, but: str = "") -> dict[str, bytes]:
+    """Every file, `but` one."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != but}
+
+
+def experts_in(store: PackedStore) -> int:
+    return needs(store.spec, store.dtype, 256).expert_count
 
 
 def plan_for(store: PackedStore, slots: int | None, positions: int = 256) -> Plan:
@@ -45,6 +92,8 @@ def plan_for(store: PackedStore, slots: int | None, positions: int = 256) -> Pla
 
 
 def decoder(store: PackedStore, slots: int | None, policy: str = DEFAULT) -> Decoder:
+    from moecli.engine.load import open_model
+
     return open_model(store.folder).decoder(plan_for(store, slots), policy)
 
 

@@ -12,7 +12,7 @@ import hub_server
 import huggingface_hub
 import pytest
 from hub_server import Fault
-from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 
 from moecli import catalog, hub_cache
 from moecli.download.fetch import each, fetch_all
@@ -46,12 +46,7 @@ class Seen:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
     """A Hub with a model of two shards of 300 KB and what else lies in such a repository."""
-    with hub_server.serve() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
+    with hub_server.serve_library(monkeypatch, timeout=0.5) as running:
         running.put(f"{REPO}/config.json", json.dumps(catalog.find("mixtral").config()).encode())
         for seed, name in enumerate((FIRST, SECOND)):
             running.put(f"{REPO}/{name}", weights(seed))

@@ -15,10 +15,10 @@ from pathlib import Path
 import hub_server
 import pytest
 from hub_server import Fault
-from huggingface_hub import constants
+from processes import in_child
 from safetensors.torch import load_file, save_file
+from stores import contents, deal, packed, random_mixtral
 
-from benchmarks import checkpoint as random_checkpoint
 from moecli import hub, hub_cache, settings
 from moecli.download.fetch import fetch_all
 from moecli.download.manifest import RemoteFile, read_manifest
@@ -27,19 +27,12 @@ from moecli.download.patience import Patience
 from moecli.errors import CheckpointError, ConfigError, DiskError, MoecliError, NetworkError
 from moecli.store.catalogue import default_folder
 from moecli.store.packed import PackedStore
-from moecli.store.source import open_source, origin_of
 from moecli.store.verify import verify
-from moecli.store.write import pack, partial_folder
-from tests.store.conftest import contents, in_child
+from moecli.store.write import partial_folder
 
 REPO = "somebody/five-layers"
 QUICK = Patience(attempts=3, first_wait=0.01)
 SHARDS = 6
-_SHAPE = {
-    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": 192, "intermediate_size": 320,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 6, "num_experts_per_tok": 2,
-    "num_hidden_layers": 5, "vocab_size": 500, "max_position_embeddings": 512, "dtype": "bfloat16",
-}  # fmt: skip
 
 
 class Watcher:
@@ -58,50 +51,24 @@ class Watcher:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 MB: a random Mixtral, a shard for each of five layers and one for the rest."""
     folder = tmp_path_factory.mktemp("source") / "five-layers"
-    random_checkpoint.SHAPES["five-layers"] = _SHAPE
-    random_checkpoint.write("five-layers", folder)
-    return folder
+    return random_mixtral(folder, hidden_size=192, intermediate_size=320)
 
 
 @pytest.fixture(scope="module")
 def strewn(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its tensors dealt to shards of about equal size by chance, with an index that lies about where they are.
-
-    Gate and down of one expert, q and k of one layer lie in different shards, and every layer in all of them.
-    """
-    folder = tmp_path_factory.mktemp("strewn") / "five-layers"
-    tensors = {name: value for file in checkpoint.glob("*.safetensors") for name, value in load_file(file).items()}
-    names = list(tensors)
-    random.Random(4).shuffle(names)
-    files = [f"model-{n:05d}-of-{SHARDS:05d}.safetensors" for n in range(1, SHARDS + 1)]
-    folder.mkdir()
-    for n, file in enumerate(files):
-        save_file({name: tensors[name] for name in names[n::SHARDS]}, folder / file)
-    lies = {name: files[n % (SHARDS - 1)] if n > SHARDS else files[n % SHARDS] for n, name in enumerate(sorted(names))}
-    (folder / hub_cache.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": lies}))
-    for file in checkpoint.glob("*.json"):
-        if file.name != hub_cache.INDEX:
-            shutil.copy(file, folder)
-    return folder
+    """Gate and down of one expert, q and k of one layer lie in different shards, and every layer in all of them."""
+    return deal(checkpoint, tmp_path_factory.mktemp("strewn") / "five-layers", SHARDS, seed=4)
 
 
 @pytest.fixture(scope="module")
 def store(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> PackedStore:
     """As `moecli pack` makes it. Not to be changed."""
-    weights = open_source(checkpoint)
-    origin = origin_of("five-layers", None, None, checkpoint, weights)
-    return pack(weights, checkpoint, tmp_path_factory.mktemp("stores") / "five-layers-q4", "q4", origin)
+    return packed(checkpoint, tmp_path_factory.mktemp("stores") / "five-layers-q4")
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
-    with hub_server.serve() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 5)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
+    with hub_server.serve_library(monkeypatch) as running:
         yield running
 
 
@@ -184,10 +151,7 @@ def test_pulled_and_packed_are_equal_and_nothing_else_is_left(published, server,
 @pytest.mark.parametrize("dtype", ["nf4", "auto"])
 def test_other_formats(server, strewn, checkpoint, dtype, tmp_path):
     publish(server, strewn)
-    weights = open_source(checkpoint)
-    format = weights.dtype if dtype == "auto" else dtype
-    whole = pack(weights, checkpoint, tmp_path / "x", format, origin_of("x", None, None, checkpoint, weights))
-    assert same(pull(dtype=dtype), whole)
+    assert same(pull(dtype=dtype), packed(checkpoint, tmp_path / "x", "bf16" if dtype == "auto" else dtype))
 
 
 def test_the_disk_holds_the_store_and_two_shards_at_most(published, server, store):

@@ -8,24 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from specs import spec_of
 
 from moecli import catalog, families
 from moecli.errors import ConfigError
 from moecli.params import Counts, count, explain_published, kv_numbers, kv_numbers_per_token
-from moecli.spec import ModelSpec, Part
+from moecli.spec import Part
 
 EXPECTED = json.loads(Path(__file__).with_name("data").joinpath("params.json").read_text(encoding="utf-8"))["models"]
 RUNNABLE = {"mixtral", "dbrx", "grok-1", "deepseek_v2", "deepseek_v3", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe"}
 
 
-def read(alias: str, **changes: object) -> ModelSpec:
-    entry = catalog.find(alias)
-    assert entry is not None
-    return families.read_spec({**entry.config(), **changes})
-
-
 def counts(alias: str) -> Counts:
-    return count(read(alias))
+    return count(spec_of(alias))
 
 
 @pytest.mark.parametrize("alias", EXPECTED)
@@ -45,7 +40,7 @@ def test_counts_equal_the_reference(alias: str) -> None:
 
 @pytest.mark.parametrize("alias", [alias for alias, model in EXPECTED.items() if "kv_bytes_per_token" in model])
 def test_cache_numbers_equal_the_reference(alias: str) -> None:
-    assert 2 * kv_numbers_per_token(read(alias)) == EXPECTED[alias]["kv_bytes_per_token"]
+    assert 2 * kv_numbers_per_token(spec_of(alias)) == EXPECTED[alias]["kv_bytes_per_token"]
 
 
 @pytest.mark.parametrize("entry", catalog.known(), ids=lambda entry: entry.alias)
@@ -89,32 +84,32 @@ def test_an_unknown_key_is_refused_by_name_at_every_level(entry: catalog.Entry) 
 )
 def test_a_key_that_changes_the_counts_is_read_or_refused(alias: str, key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=key):
-        read(alias, **{key: value})
+        spec_of(alias, **{key: value})
 
 
 def test_a_head_of_its_own_adds_a_table() -> None:
-    untied = count(read("grok-1", tie_word_embeddings=False))
+    untied = count(spec_of("grok-1", tie_word_embeddings=False))
     assert untied.total == EXPECTED["grok-1"]["untied_total"]
     assert untied.active - untied.active_without_input_embedding == untied.parts[Part.EMBEDDING]
 
 
 def test_windows_and_states_are_the_fixed_part_of_the_cache() -> None:
-    spec = read("gpt-oss-20b")
+    spec = spec_of("gpt-oss-20b")
     for tokens in (1, 127, 128, 129, 100_000):
         assert 2 * kv_numbers(spec, tokens) == 24576 * tokens + 12 * 2048 * min(tokens, 128)
-    linear = read("minimax-m1")
+    linear = spec_of("minimax-m1")
     assert kv_numbers(linear, 7) == 7 * kv_numbers_per_token(linear) + 70 * 64 * 128 * 128
 
 
 def test_shared_latents_and_indexers_are_in_the_cache() -> None:
-    assert kv_numbers_per_token(read("deepseek-v3.2")) == 61 * (512 + 64 + 128)
-    assert kv_numbers_per_token(read("deepseek-v4-flash")) == 21 * (512 + 128) // 4 + 20 * 512 // 128
-    assert kv_numbers_per_token(read("mimo-v2-flash")) == 9 * 4 * (192 + 128)
+    assert kv_numbers_per_token(spec_of("deepseek-v3.2")) == 61 * (512 + 64 + 128)
+    assert kv_numbers_per_token(spec_of("deepseek-v4-flash")) == 21 * (512 + 128) // 4 + 20 * 512 // 128
+    assert kv_numbers_per_token(spec_of("mimo-v2-flash")) == 9 * 4 * (192 + 128)
 
 
 def test_windows_with_other_heads_are_counted() -> None:
     setting = {"attention_type": "sliding_attention", "num_attention_heads": 96, "num_attention_groups": 8}
-    wider = count(read("step-3.7-flash", attention_other_setting={**setting, "head_dim": 128})).total
+    wider = count(spec_of("step-3.7-flash", attention_other_setting={**setting, "head_dim": 128})).total
     assert wider - EXPECTED["step-3.7-flash"]["total"] == 33 * 32 * 4096 * (2 * 128 + 1)
 
 

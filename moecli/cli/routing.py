@@ -34,7 +34,7 @@ def show(models: Sequence[str], wishes: Wishes, json: bool, no_color: bool, offl
         other = _other_trace(wishes.against)
     else:
         prompts, raw = _prompts(wishes)
-        ours = _record(source, offline, wishes, prompts, raw, json)
+        ours = _record(models[0], source, offline, wishes, prompts, raw, json)
         other = _other(wishes, models[0], prompts, raw, offline, json)
     if layers is not None and (missing := layers - {layer.layer for layer in ours.trace.layers}):
         known = ", ".join(str(layer.layer) for layer in ours.trace.layers)
@@ -124,7 +124,7 @@ def _prompts(wishes: Wishes) -> tuple[list[Prompt], bool]:
 
 
 def _record(
-    source: hub.Source, offline: bool, wishes: Wishes, prompts: Sequence[Prompt], raw: bool, quiet: bool
+    model: str, source: hub.Source, offline: bool, wishes: Wishes, prompts: Sequence[Prompt], raw: bool, quiet: bool
 ) -> Recorded:
     folder = (None if offline else pull.offer(source, quiet)) or hub.require_folder(source)
     with terminal.status("loading ...", quiet):
@@ -135,7 +135,7 @@ def _record(
             seed=wishes.seed, raw=raw, context=wishes.ctx, threads=wishes.threads,
             ram=None if wishes.ram is None else parse_size(wishes.ram),
         )  # fmt: skip
-        runner = open_runner(source.name, folder, wishes.dtype, choices)
+        runner = open_runner(source.name, folder, wishes.dtype, choices, model)
     with loading.progress(source.name, quiet) as progress, loading.reading(source.name, quiet) as watch:
         return analysis.record(runner, prompts, wishes.limit, wishes.max_tokens, progress, watch, wishes.probabilities)
 
@@ -153,7 +153,7 @@ def _other(
             raise UsageError(f"--against {against} is not known", f"it takes dtype= with {', '.join(FORMATS)}")
     else:
         model = against
-    return _record(local.resolve(model, wishes.dtype), offline, wishes, prompts, raw, quiet).trace
+    return _record(model, local.resolve(model, wishes.dtype), offline, wishes, prompts, raw, quiet).trace
 
 
 def _is_trace(name: str) -> bool:

@@ -12,7 +12,7 @@ from moecli.engine.cache import LayerCache
 from moecli.engine.layers import Rotation
 from moecli.engine.weights import LayerWeights
 from moecli.kernels.products import linear
-from moecli.plan import BUCKET, SCORES
+from moecli.needs import BUCKET, SCORES
 from moecli.spec import GroupedQuery, Latent, QkNorm
 
 _FEW = 16  # so few queries meet the keys as they lie: torch is up to four times slower with the keys transposed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moecli.plan import cache_rows
+from moecli.needs import cache_rows
 from moecli.spec import Attention, Latent, ModelSpec
 
 
@@ -20,26 +20,37 @@ class LayerCache:
         )
         self._window = attention.window
         # Zeroed, not empty: attention reads some rows past the end, at weight 0.
-        self._buffers = [torch.zeros(heads, rows, width, dtype=dtype, device=device) for heads, width in shapes]
+        self.buffers = tuple(
+            torch.zeros(heads, rows, width, dtype=dtype, device=device) for heads, width in shapes
+        )  # keys and values [K, rows, d], or latents
         self.first = 0  # position of row 0
         self.length = 0  # positions seen
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         """Add [T, heads, width] tensors; returns the buffers [heads, rows, width], filled up to `length - first`."""
-        added, rows = len(new[0]), self._buffers[0].shape[1]
-        if self.length - self.first + added > rows:
+        added = len(new[0])
+        end = self._grow(added)
+        for buffer, rows_added in zip(self.buffers, new, strict=True):
+            buffer[:, end - added : end] = rows_added.transpose(0, 1)
+        return self.buffers
+
+    def extend(self) -> range:
+        """Make room for one more token: the rows that it sees, its own, to be filled, last."""
+        end = self._grow(1)
+        return range(0 if self._window is None else max(0, end - self._window), end)
+
+    def _grow(self, added: int) -> int:
+        """The end of the rows in use, with room for `added` before it."""
+        if self.length - self.first + added > self.buffers[0].shape[1]:
             self._slide()
-        begin = self.length - self.first
-        for buffer, rows_added in zip(self._buffers, new, strict=True):
-            buffer[:, begin : begin + added] = rows_added.transpose(0, 1)
         self.length += added
-        return tuple(self._buffers)
+        return self.length - self.first
 
     def _slide(self) -> None:
         """Move the last window - 1 positions, all that coming queries can see, to the front."""
         assert self._window is not None, "a full cache never grows past its capacity"
         keep = min(self._window - 1, self.length - self.first)
-        for buffer in self._buffers:
+        for buffer in self.buffers:
             end = self.length - self.first
             buffer[:, :keep] = buffer[:, end - keep : end].clone()
         self.first = self.length - keep

@@ -13,10 +13,12 @@ from moecli.engine.attention import GroupedQueryAttention, LatentAttention, Scra
 from moecli.engine.cache import Cache, LayerCache
 from moecli.engine.layers import Rotation, normalise
 from moecli.engine.router import Routing, route
+from moecli.engine.token import token_attention, token_mixture
 from moecli.engine.weights import DenseWeights, LayerWeights
-from moecli.experts.store import ExpertStore
+from moecli.experts.store import ExpertStore, each_output, mix
 from moecli.kernels.products import feed_forward, linear
-from moecli.plan import BUCKET, CHUNK, cache_rows
+from moecli.kernels.token import TokenMixture
+from moecli.needs import BUCKET, CHUNK, cache_rows
 from moecli.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Rope
 
 
@@ -35,19 +37,31 @@ class Trace(Protocol):
 
 
 class Block:
-    """Attention, then a feed-forward or a mixture, each normed before and added to the residual stream."""
+    """Attention, then a feed-forward or a mixture, each normed before and added to the residual stream.
+
+    A token that comes alone takes a native call through each half, where the weights have one.
+    """
 
     def __init__(
         self,
         spec: ModelSpec,
         index: int,
         weights: LayerWeights,
-        attention: GroupedQueryAttention | LatentAttention,
+        rotation: Rotation,
+        scratch: Scratch,
         experts: ExpertStore,
     ) -> None:
         self._spec, self._index, self._weights = spec, index, weights
-        self._attention, self._experts = attention, experts
-        self._ffn = spec.layers[index].ffn
+        self._rotation, self._experts = rotation, experts
+        attention, self._ffn = spec.layers[index].attention, spec.layers[index].ffn
+        self._attention = (
+            GroupedQueryAttention(attention, weights, rotation, scratch, spec.norm_eps)
+            if isinstance(attention, GroupedQuery)
+            else LatentAttention(attention, weights, rotation, scratch)
+        )
+        self._one_attends = token_attention(spec, index, weights)
+        self._one_mixes = token_mixture(spec, index, weights)
+        self._addresses = experts.addresses(index) if self._one_mixes and isinstance(self._ffn, Mixture) else None
 
     def forward(self, x: Tensor, cache: LayerCache, trace: Trace | None) -> Tensor:
         """x [T, D] -> [T, D]."""
@@ -55,20 +69,40 @@ class Block:
 
     def attend(self, x: Tensor, cache: LayerCache) -> Tensor:
         """The first half, where tokens see those before them in `cache`."""
+        if len(x) == 1 and self._one_attends:
+            turn = self._rotation.turn(cache.length)
+            return self._one_attends(x, turn, cache.buffers, cache.extend())
         return x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache))
 
     def transform(self, x: Tensor, trace: Trace | None) -> Tensor:
         """The second half, each token by itself."""
+        if len(x) == 1 and self._one_mixes:
+            return self._one(x, self._one_mixes, trace)
         normed = self._norm("ffn_norm", x)
         if isinstance(self._ffn, Mixture):
             return x + self._branch("ffn", self._mixture(normed, self._ffn, trace))
         return x + self._branch("ffn", self._feed_forward("", normed, self._ffn))
 
+    def _one(self, x: Tensor, one: TokenMixture, trace: Trace | None) -> Tensor:
+        if not isinstance(self._ffn, Mixture):
+            return one(x, None)
+        if self._addresses is not None:
+            self._experts.statistics.hits += one.chosen.shape[1]
+            x = one(x, self._addresses)
+        else:
+            one.route(x)
+            activation = self._ffn.expert.activation
+            each_output(self._experts, self._index, activation, one.normed, one.chosen, one.outputs)
+            x = one.conclude(x)
+        if trace is not None:
+            trace.record(self._index, Routing(one.chosen.clone(), one.weights.clone(), one.logits.clone()))
+        return x
+
     def _mixture(self, x: Tensor, mixture: Mixture, trace: Trace | None) -> Tensor:
         routing = route(x, self._weights["router"], self._weights.get("router_bias"), mixture.router)
         if trace is not None:
             trace.record(self._index, routing)
-        out = self._experts.mixture(self._index, x, routing.chosen, routing.weights)
+        out = mix(self._experts, self._index, mixture.expert.activation, x, routing.chosen, routing.weights)
         if mixture.shared is None:
             return out
         for tokens, sums in zip(x.split(CHUNK), out.split(CHUNK), strict=True):
@@ -105,18 +139,9 @@ class Decoder:
         }
         scratch = Scratch()
         self._blocks = [
-            Block(spec, index, weights, self._attention(index, weights, scratch), experts)
-            for index, weights in enumerate(dense.layers)
+            Block(spec, index, weights, self._rotations[layer.attention.rope], scratch, experts)
+            for index, (layer, weights) in enumerate(zip(spec.layers, dense.layers, strict=True))
         ]
-
-    def _attention(
-        self, index: int, weights: LayerWeights, scratch: Scratch
-    ) -> GroupedQueryAttention | LatentAttention:
-        attention = self.spec.layers[index].attention
-        rotation = self._rotations[attention.rope]
-        if isinstance(attention, GroupedQuery):
-            return GroupedQueryAttention(attention, weights, rotation, scratch, self.spec.norm_eps)
-        return LatentAttention(attention, weights, rotation, scratch)
 
     def new_cache(self, capacity: int, chunk: int) -> Cache:
         return Cache(self.spec, capacity, chunk, self.dtype, self.device)

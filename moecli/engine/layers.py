@@ -47,6 +47,10 @@ class Rotation:
         turned = (turned * cos).addcmul_(partner, sin)
         return turned if kept is None else torch.cat((turned, kept), -1)
 
+    def turn(self, position: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of one position, [dims] each."""
+        return self._cos[position], self._sin[position]
+
     def _prepare(self, length: int) -> None:
         regime = _regime(self.rope, length)
         if regime == self._regime:

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,9 +18,9 @@ from moecli.experts.pieces import PiecewiseExpert, as_expert
 from moecli.experts.places import Found, Place, Places
 from moecli.experts.rates import Rates, cheaper, measure, split
 from moecli.experts.readers import Landing, Readers
-from moecli.experts.store import Group, Statistics, Streamed, mix
+from moecli.experts.store import Group, Statistics, Streamed
 from moecli.kernels.products import Expert, Matrix, Packed
-from moecli.plan import STAGED
+from moecli.needs import STAGED
 from moecli.policies import POLICIES
 from moecli.records import Record, shares
 from moecli.spec import ModelSpec
@@ -67,7 +66,6 @@ class HybridExperts:
         rates: Rates | None = None,
         copies: Callable[[Arena, torch.device], Copies] = copies_for,
     ) -> None:
-        self._activations = {layer: mixture.expert.activation for layer, mixture in spec.mixtures}
         self._records = records
         size = max(record.stride for record in records.values())
         on_device, anywhere = shares(spec, room.on_device), shares(spec, room.on_device + room.in_ram)
@@ -84,9 +82,9 @@ class HybridExperts:
         self._credit = 0.0  # exchanges that may be made
         self.statistics = DeviceStatistics(budget_bytes=sum(anywhere) * size)
         self._disk = None if store is None else Disk(store, self.statistics, Readers())
-        layer = next(iter(records))
+        layer, mixture = spec.mixtures[0]
         self._rates = rates or measure(
-            records[layer], self._activations[layer], room.compute, self._device, self._ram, self._copies
+            records[layer], mixture.expert.activation, room.compute, self._device, self._ram, self._copies
         )
 
     def fill(self, write: Write, progress: Callable[[int, int], None]) -> None:
@@ -105,11 +103,11 @@ class HybridExperts:
             for expert in (*found.to_ram, *found.to_device):
                 layer.landed(expert)
 
-    def mixture(self, layer: int, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """See ExpertStore. x, chosen, weights and the result are on the device."""
-        return mix(x, chosen, weights, self._activations[layer], partial(self._arrivals, layer, len(x)))
+    def addresses(self, layer: int) -> None:
+        """See ExpertStore."""
 
-    def _arrivals(self, layer: int, tokens: int, counts: dict[int, int]) -> Generator[Group, None, None]:
+    def arrivals(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
+        """See ExpertStore."""
         found = self._layers[layer].find(counts, tokens)
         self._count(found)
         finished = False

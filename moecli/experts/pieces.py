@@ -10,7 +10,8 @@ from torch import Tensor
 
 from moecli.experts.arena import CPU
 from moecli.experts.store import Streamed
-from moecli.kernels.products import ACTIVATIONS, Expert, Matrix, as_matrix, linear, record_matrices
+from moecli.kernels.choice import serves
+from moecli.kernels.products import Expert, Matrix, as_matrix, gated, linear, record_matrices
 from moecli.records import Piece, Record
 from moecli.spec import Activation
 from moecli.store.packed import PackedStore
@@ -20,7 +21,7 @@ Pieces = Iterable[tuple[Piece, list[Matrix]]]
 
 @dataclass(frozen=True, slots=True)
 class PiecewiseExpert:
-    """A large expert: runs of its rows, in order, from memory or as they arrive. Both give the same bits."""
+    """A large expert: runs of its rows, in order, from memory or as they arrive. All ways give the same bits."""
 
     record: Record
     pieces: Callable[[], Pieces]
@@ -28,23 +29,27 @@ class PiecewiseExpert:
 
     def __call__(self, x: Tensor, activation: Activation) -> Tensor:
         """x [T, D] -> [T, D]."""
-        hidden = x.new_empty(len(x), self.record.fields["up"].shape[0])  # [T, I]
-        out = torch.empty_like(x)
+        hidden: Tensor | None = None  # [T, I]
+        out = torch.empty_like(x, dtype=torch.float32)
         for piece, matrices in self.pieces():
             assert piece.rows is not None, "a large expert comes in rows"
             rows = slice(piece.first, piece.first + piece.rows)
             if piece.matrices == ("down",):
+                assert hidden is not None, "gate and up come first"
                 out[:, rows] = linear(hidden, matrices[0])
             else:
                 gate, up = matrices
-                hidden[:, rows] = ACTIVATIONS[activation](linear(x, gate)).mul_(linear(x, up))
+                part = gated(x, gate, up, activation)
+                if hidden is None:
+                    hidden = part.new_empty(len(x), self.record.fields["up"].shape[0])
+                hidden[:, rows] = part
         return out
 
 
 def as_expert(record: Record, data: Tensor) -> Expert | Streamed:
     """The expert whose record lies whole in `data`, uint8."""
     pieces = record.pieces()
-    if len(pieces) == 1:
+    if len(pieces) == 1 or serves("native", record.dtype, data.device):  # whose rows are computed alike in any company
         return record_matrices(record, data)
 
     def cut() -> Iterator[tuple[Piece, list[Matrix]]]:

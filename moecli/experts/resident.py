@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 
+import torch
 from torch import Tensor
 
 from moecli.experts.arena import Arena
 from moecli.experts.pieces import as_expert, mapped_record
-from moecli.experts.store import Group, Statistics, Streamed, mix
+from moecli.experts.store import Group, Statistics, Streamed
 from moecli.formats.plain import read_slice, stored_slice, torch_dtype
-from moecli.kernels.products import Expert, pack
+from moecli.kernels.products import Expert, Packed, pack
 from moecli.records import Record, layer_records
 from moecli.spec import ModelSpec
 from moecli.store.packed import PackedStore
@@ -27,17 +28,20 @@ class ResidentExperts:
     def __init__(self, spec: ModelSpec, locate: Locate, budget: int = 0) -> None:
         self.statistics = Statistics(budget_bytes=budget)
         self._locate = locate
-        self._activations = {layer: mixture.expert.activation for layer, mixture in spec.mixtures}
+        self._experts = {layer: mixture.router.experts for layer, mixture in spec.mixtures}
         self._found: dict[tuple[int, int], Expert | Streamed] = {}
 
-    def mixture(self, layer: int, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    def arrivals(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         """See ExpertStore."""
+        self.statistics.hits += len(counts)
+        yield [(expert, self._expert(layer, expert)) for expert in counts]
 
-        def arrivals(counts: Mapping[int, int]) -> Generator[Group, None, None]:
-            self.statistics.hits += len(counts)
-            yield [(expert, self._expert(layer, expert)) for expert in counts]
-
-        return mix(x, chosen, weights, self._activations[layer], arrivals)
+    def addresses(self, layer: int) -> Tensor | None:
+        """See ExpertStore."""
+        found = [self._expert(layer, expert) for expert in range(self._experts[layer])]
+        matrices = [matrix for expert in found if isinstance(expert, tuple) for matrix in expert]
+        places = [matrix.data.data_ptr() for matrix in matrices if isinstance(matrix, Packed)]
+        return torch.tensor(places).view(-1, 3) if len(places) == 3 * len(found) else None
 
     def _expert(self, layer: int, expert: int) -> Expert | Streamed:
         key = layer, expert

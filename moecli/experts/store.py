@@ -1,8 +1,8 @@
-"""What the decoder may ask of an expert store, and the weighted sum that every store computes alike."""
+"""What may be asked of an expert store, and the weighted sum of what it brings: alike for every store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -27,17 +27,6 @@ class Statistics:
     budget_bytes: int = 0
 
 
-class ExpertStore(Protocol):
-    """Experts addressed by layer; where they live is the store's own affair."""
-
-    @property
-    def statistics(self) -> Statistics: ...
-
-    def mixture(self, layer: int, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum of the chosen experts. x [T, D], chosen and weights [T, A]; returns [T, D]."""
-        ...
-
-
 class Streamed(Protocol):
     """A large expert, computed by runs of its rows, which may still be arriving."""
 
@@ -50,33 +39,52 @@ class Streamed(Protocol):
 
 
 Group = Sequence[tuple[int, Expert | Streamed]]  # by number: experts at hand together, all of one kind
-Arrivals = Callable[[dict[int, int]], Generator[Group, None, None]]
 
 
-def mix(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, arrivals: Arrivals) -> Tensor:
-    """The weighted sum of the chosen experts, each computed when `arrivals` brings it.
+class ExpertStore(Protocol):
+    """Experts addressed by layer; where they live is the store's own affair."""
 
-    `arrivals` is told how many tokens take each expert, and yields each once, in groups. Each group is computed where
-    its weights are, by x or a copy of it on the host. The sum is in rank order, whatever the order of arrival, so that
-    placement never changes a bit.
+    @property
+    def statistics(self) -> Statistics: ...
+
+    def arrivals(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
+        """Experts of a layer, in groups as they come to hand. `counts`: how many of the tokens take each."""
+        ...
+
+    def addresses(self, layer: int) -> Tensor | None:
+        """Where packed gate, up and down of every expert of a layer lie, int64 [E, 3]; None if some may move."""
+        ...
+
+
+def mix(store: ExpertStore, layer: int, activation: Activation, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sum of the chosen experts. x [T, D], chosen and weights [T, A]; returns [T, D].
+
+    The sum is in rank order, whatever the order of arrival, so that placement never changes a bit.
     """
-    return (_one if len(x) == 1 else _many)(x, chosen.cpu(), weights, activation, arrivals)
+    if len(x) == 1:
+        outputs = torch.empty(chosen.shape[1], x.shape[1], device=x.device)
+        each_output(store, layer, activation, x, chosen, outputs)
+        return (weights.float() @ outputs).to(x.dtype)
+    return _many(store, layer, activation, x, chosen.cpu(), weights)
 
 
-def _one(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, arrivals: Arrivals) -> Tensor:
+def each_output(
+    store: ExpertStore, layer: int, activation: Activation, x: Tensor, chosen: Tensor, outputs: Tensor
+) -> None:
+    """What each expert chosen [1, A] by one token makes of its x [1, D], into float32 [A, D].
+
+    Each group is computed where its weights are, by x or a copy of it on the host.
+    """
     ranks = {expert: rank for rank, expert in enumerate(chosen[0].tolist())}
     host = x.cpu()
-    parts = [host] * len(ranks)  # each replaced by what the expert makes of it, [D]
-    with closing(arrivals(dict.fromkeys(ranks, 1))) as groups:
+    with closing(store.arrivals(layer, dict.fromkeys(ranks, 1), 1)) as groups:
         for group in groups:
             rows = x if _device(group) == x.device else host
-            outputs = compute(rows, group, activation)[:, 0].to(x.device, torch.float32)
-            for (expert, _), output in zip(group, outputs.unbind(), strict=True):
-                parts[ranks[expert]] = output
-    return (weights.float() @ torch.stack(parts)).to(x.dtype)
+            for (expert, _), output in zip(group, compute(rows, group, activation), strict=True):
+                outputs[ranks[expert]] = output[0]
 
 
-def _many(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, arrivals: Arrivals) -> Tensor:
+def _many(store: ExpertStore, layer: int, activation: Activation, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
     tokens, active = chosen.shape
     counts = chosen.flatten().bincount().tolist()
     order = chosen.flatten().argsort(stable=True)  # assignments, those of one expert side by side
@@ -84,7 +92,8 @@ def _many(x: Tensor, chosen: Tensor, weights: Tensor, activation: Activation, ar
     sorted_x = x[(order // active).to(x.device)]  # [T * A, D]
     rows = {x.device: sorted_x, chosen.device: sorted_x.to(chosen.device)}
     parts = torch.empty_like(sorted_x)
-    with closing(arrivals({expert: count for expert, count in enumerate(counts) if count})) as groups:
+    asked = {expert: count for expert, count in enumerate(counts) if count}
+    with closing(store.arrivals(layer, asked, tokens)) as groups:
         for each in chain.from_iterable(groups):
             mine = slice(ends[each[0]] - counts[each[0]], ends[each[0]])
             parts[mine] = compute(rows[_device([each])][mine], [each], activation)[0]

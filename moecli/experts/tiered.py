@@ -5,15 +5,12 @@ from __future__ import annotations
 import queue
 from collections.abc import Generator
 from contextlib import closing
-from functools import partial
-
-from torch import Tensor
 
 from moecli.experts.arena import Arena
 from moecli.experts.disk import Disk
 from moecli.experts.pieces import as_expert
 from moecli.experts.readers import Landing, Readers
-from moecli.experts.store import Group, Statistics, Streamed, mix
+from moecli.experts.store import Group, Statistics, Streamed
 from moecli.kernels.products import Expert
 from moecli.policies import POLICIES, Slots
 from moecli.records import shares
@@ -25,7 +22,6 @@ class TieredExperts:
 
     def __init__(self, store: PackedStore, slots: int, policy: str, readers: Readers | None = None) -> None:
         mixtures = store.spec.mixtures
-        self._activations = {layer: mixture.expert.activation for layer, mixture in mixtures}
         self._records = {layer: store.record(layer) for layer, _ in mixtures}
         self._arena = Arena(slots, max(record.stride for record in self._records.values()))
         self.statistics = Statistics(budget_bytes=slots * self._arena.size)
@@ -36,11 +32,10 @@ class TieredExperts:
             self._layers[layer] = _Layer(first, Slots(count, POLICIES[policy].new()))
             first += count
 
-    def mixture(self, layer: int, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    def addresses(self, layer: int) -> None:
         """See ExpertStore."""
-        return mix(x, chosen, weights, self._activations[layer], partial(self._arrivals, layer, len(x)))
 
-    def _arrivals(self, layer: int, tokens: int, counts: dict[int, int]) -> Generator[Group, None, None]:
+    def arrivals(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         """Residents first, then those that get a slot as they land, then those that only pass through."""
         here = self._layers[layer]
         access = here.slots.access(counts, tokens)

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from array import array
 from collections.abc import Sequence
-from ctypes import c_char_p, c_int, c_int32, c_int64, c_void_p
-from dataclasses import dataclass
-from functools import cache
-from itertools import count, takewhile
-from pathlib import Path
+from ctypes import c_int32, c_int64, c_void_p
 
 import torch
 from torch import Tensor
@@ -19,6 +14,7 @@ from moecli.errors import CheckpointError
 from moecli.formats import bytes_for
 from moecli.formats.blocks import check_finite
 from moecli.formats.tiles import LARGEST
+from moecli.kernels.library import Team, library, loaded
 from moecli.spec import Activation
 
 FORMATS = {"q4": 0, "q8": 1}
@@ -26,14 +22,8 @@ ACTIVATIONS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2, 
 
 Expert = tuple[Tensor, Tensor, Tensor]  # packed gate [I, D], up [I, D], down [D, I]
 
-_VERSION = 1  # of the structures below: moecli_version() of a library that has the same
-_FILE = Path(__file__).with_name("_native.so")
-_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_NO_MEMORY, _NOT_FINITE, _TOO_LARGE = 1, 2, 3
-
-
-class _Team(ctypes.Structure):
-    _fields_ = (("parallel", c_void_p), ("barrier", c_void_p), ("threads", c_int32))
+NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_NOT_FINITE, _TOO_LARGE = 2, 3
 
 
 class _Tokens(ctypes.Structure):
@@ -42,7 +32,7 @@ class _Tokens(ctypes.Structure):
 
 class _Linear(ctypes.Structure):
     _fields_ = (
-        ("team", _Team),
+        ("team", Team),
         ("format", c_int32),
         ("input", _Tokens),
         ("packed", c_void_p),
@@ -53,7 +43,7 @@ class _Linear(ctypes.Structure):
 
 class _FeedForward(ctypes.Structure):
     _fields_ = (
-        ("team", _Team),
+        ("team", Team),
         ("format", c_int32),
         ("activation", c_int32),
         ("input", _Tokens),
@@ -66,7 +56,7 @@ class _FeedForward(ctypes.Structure):
 
 class _Pack(ctypes.Structure):
     _fields_ = (
-        ("team", _Team),
+        ("team", Team),
         ("format", c_int32),
         ("type", c_int32),
         ("weights", c_void_p),
@@ -78,49 +68,9 @@ class _Pack(ctypes.Structure):
     )
 
 
-@dataclass(slots=True)
-class _Library:
-    """The loaded library, its usable tiers by name, and the one in use."""
-
-    functions: ctypes.CDLL
-    parallel: int | None
-    barrier: int | None
-    tiers: dict[str, int]
-    tier: str
-
-    def team(self) -> _Team:
-        return _Team(self.parallel, self.barrier, torch.get_num_threads())
-
-    def call(self, function: str, arguments: ctypes.Structure) -> int:
-        outcome: int = self.functions[function](self.tiers[self.tier], ctypes.byref(arguments))
-        if outcome == _NO_MEMORY:
-            raise MemoryError
-        return outcome
-
-
 def available(dtype: str) -> bool:
     """Whether products with this format can be computed here."""
-    return dtype in FORMATS and _library() is not None
-
-
-def tiers() -> tuple[str, ...]:
-    """The instruction sets the library was built for and this processor has, best first."""
-    library = _library()
-    return tuple(library.tiers) if library else ()
-
-
-def tier() -> str | None:
-    """The one in use: the best, unless another was asked for."""
-    library = _library()
-    return library.tier if library else None
-
-
-def use_tier(name: str) -> None:
-    """Compute with another one from now on. No result changes by a bit."""
-    library = _loaded()
-    if name not in library.tiers:
-        raise ValueError(f"no tier {name} here, but {', '.join(library.tiers)}")
-    library.tier = name
+    return dtype in FORMATS and library() is not None
 
 
 def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -128,13 +78,13 @@ def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Ten
 
     x is rounded to int8 with a scale per 32. Each number depends on its token and its row alone, to the last bit.
     """
-    library = _loaded()
+    found = loaded()
     rows = _rows(x, shape[1])
-    address = _address(packed, bytes_for(dtype, shape))
+    place = address(packed, bytes_for(dtype, shape))
     output = rows.new_empty(rows.shape[0], shape[0])
-    library.call(
-        "moecli_linear",
-        _Linear(library.team(), FORMATS[dtype], _tokens(rows), address, shape[0], output.data_ptr()),
+    found.call(
+        "linear",
+        _Linear(found.team(), FORMATS[dtype], _tokens(rows), place, shape[0], output.data_ptr()),
     )
     return output if output.dtype == x.dtype else output.to(x.dtype)
 
@@ -144,17 +94,17 @@ def feed_forward(dtype: str, x: Tensor, experts: Sequence[Expert], width: int, a
 
     x and what is between are rounded to int8 with a scale per 32. No number depends on the other tokens or experts.
     """
-    library = _loaded()
+    found = loaded()
     rows = _rows(x, x.shape[-1])
     inner, outer = bytes_for(dtype, (width, rows.shape[1])), bytes_for(dtype, (rows.shape[1], width))
     addresses = array("Q")
     for gate, up, down in experts:
-        addresses.extend((_address(gate, inner), _address(up, inner), _address(down, outer)))
+        addresses.extend((address(gate, inner), address(up, inner), address(down, outer)))
     output = torch.empty(len(experts), *rows.shape)
-    library.call(
-        "moecli_feed_forward",
+    found.call(
+        "feed_forward",
         _FeedForward(
-            library.team(),
+            found.team(),
             FORMATS[dtype],
             ACTIVATIONS[activation],
             _tokens(rows),
@@ -167,21 +117,44 @@ def feed_forward(dtype: str, x: Tensor, experts: Sequence[Expert], width: int, a
     return output
 
 
+def gated(dtype: str, x: Tensor, gate: Tensor, up: Tensor, width: int, activation: Activation) -> Tensor:
+    """The hidden numbers of `feed_forward`, before they are rounded: activation(gate x) * up x, fp32 [T, width]."""
+    found = loaded()
+    rows = _rows(x, x.shape[-1])
+    size = bytes_for(dtype, (width, rows.shape[1]))
+    addresses = array("Q", (address(gate, size), address(up, size)))
+    output = torch.empty(len(rows), width)
+    found.call(
+        "gated",
+        _FeedForward(
+            found.team(),
+            FORMATS[dtype],
+            ACTIVATIONS[activation],
+            _tokens(rows),
+            addresses.buffer_info()[0],
+            1,
+            width,
+            output.data_ptr(),
+        ),
+    )
+    return output
+
+
 def pack(dtype: str, weights: Tensor) -> Tensor:
     """The same bytes, and the same errors, as `formats.pack`: much faster."""
-    library = _loaded()
+    found = loaded()
     if weights.dim() != 2 or not weights.is_cpu:
         raise ValueError("only a matrix on the CPU can be packed")
-    if weights.dtype not in _NUMBERS:
+    if weights.dtype not in NUMBERS:
         weights = weights.float()
     rows, columns = weights.shape
     packed = torch.empty(bytes_for(dtype, (rows, columns)), dtype=torch.uint8)
-    outcome = library.call(
-        "moecli_pack",
+    outcome = found.call(
+        "pack",
         _Pack(
-            library.team(),
+            found.team(),
             FORMATS[dtype],
-            _NUMBERS[weights.dtype],
+            NUMBERS[weights.dtype],
             weights.data_ptr(),
             rows,
             columns,
@@ -204,45 +177,10 @@ def _rows(x: Tensor, width: int) -> Tensor:
 
 
 def _tokens(rows: Tensor) -> _Tokens:
-    return _Tokens(rows.data_ptr(), _NUMBERS[rows.dtype], rows.shape[0], rows.shape[1])
+    return _Tokens(rows.data_ptr(), NUMBERS[rows.dtype], rows.shape[0], rows.shape[1])
 
 
-def _address(packed: Tensor, size: int) -> int:
+def address(packed: Tensor, size: int) -> int:
     if packed.dtype != torch.uint8 or packed.numel() != size or not packed.is_contiguous() or not packed.is_cpu:
         raise ValueError(f"{packed.dtype} {tuple(packed.shape)} on {packed.device}: not the {size} bytes of a matrix")
     return packed.data_ptr()
-
-
-def _loaded() -> _Library:
-    library = _library()
-    if library is None:
-        raise ValueError("the native kernels are not built")
-    return library
-
-
-@cache
-def _library() -> _Library | None:
-    """None where it was not built, or for another version of this file."""
-    try:
-        functions = ctypes.CDLL(str(_FILE))
-    except OSError:
-        return None
-    if functions.moecli_version() != _VERSION:
-        return None
-    functions.moecli_tier.restype = c_char_p
-    for name in ("moecli_linear", "moecli_feed_forward", "moecli_pack"):
-        functions[name].argtypes = (c_int, c_void_p)
-    names = takewhile(lambda name: name is not None, map(functions.moecli_tier, count()))
-    tiers = {name.decode(): index for index, name in enumerate(names) if name}
-    return _Library(functions, *_openmp(), tiers, next(iter(tiers)))
-
-
-def _openmp() -> tuple[int | None, int | None]:
-    """Two entry points of the OpenMP runtime that torch itself uses; a second runtime would fight it for the cores."""
-    suffix = "dylib" if sys.platform == "darwin" else "so"
-    try:
-        runtime = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu.{suffix}"))
-        addresses = [ctypes.cast(runtime[name], c_void_p).value for name in ("GOMP_parallel", "GOMP_barrier")]
-    except (OSError, AttributeError):
-        return None, None
-    return addresses[0], addresses[1]

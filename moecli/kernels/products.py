@@ -92,6 +92,13 @@ def feed_forward(x: Tensor, gate_up: Matrix, down: Matrix, activation: Activatio
     return linear(ACTIVATIONS[activation](gate) * up, down)
 
 
+def gated(x: Tensor, gate: Matrix, up: Matrix, activation: Activation) -> Tensor:
+    """activation(gate x) * up x for x [T, D] and rows of gate and up: [T, rows], in x's precision or better."""
+    if isinstance(gate, Packed) and isinstance(up, Packed) and serves("native", up.dtype, x.device):
+        return native.gated(up.dtype, x, gate.data, up.data, up.shape[0], activation)
+    return ACTIVATIONS[activation](linear(x, gate)).mul_(linear(x, up))
+
+
 def expert_outputs(x: Tensor, experts: Sequence[Expert], activation: Activation) -> Tensor:
     """What each expert makes of all of x [T, D]: [n, T, D], in x's precision or better."""
     up = experts[0][1]
@@ -109,7 +116,7 @@ def _bytes(expert: Expert) -> tuple[Tensor, Tensor, Tensor]:
 
 def _expert(x: Tensor, expert: Expert, activation: Activation) -> Tensor:
     gate, up, down = expert
-    return linear(ACTIVATIONS[activation](linear(x, gate)).mul_(linear(x, up)), down)
+    return linear(gated(x, gate, up, activation), down)
 
 
 def _padded(x: Tensor) -> Tensor:

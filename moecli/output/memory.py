@@ -8,8 +8,9 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from moecli.estimate import Estimate, Result
+from moecli.needs import kv_bytes_per_token, read_bytes_per_token
 from moecli.output import tables, terminal
-from moecli.plan import Plan, Tier, kv_bytes_per_token, read_bytes_per_token
+from moecli.plan import Plan, Tier
 from moecli.units import figure, format_bytes, round_up
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moecli.formats import FORMATS
-from moecli.plan import needs, place
+from moecli.needs import needs
+from moecli.plan import place
 from moecli.routing.analysis import Memory
 from moecli.routing.trace import Trace
 from moecli.spec import ModelSpec, Scoring

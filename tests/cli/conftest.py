@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hub_server
 import pytest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -47,3 +49,68 @@ def moecli(command: list[str], environment: dict[str, str]) -> Run:
         )
 
     return run
+
+
+@pytest.fixture
+def start(command: list[str], environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+    """Run moecli beside the test."""
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*command, *arguments],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+            env=environment,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def on_a_terminal(command: list[str], environment: dict[str, str]) -> Callable[..., tuple[int, str, str]]:
+    """Run moecli with a terminal for stdin and stderr; returns exit code, stdout and what the terminal showed."""
+
+    def run(*arguments: str, typed: str = "") -> tuple[int, str, str]:
+        import pty  # POSIX alone
+
+        leader, follower = pty.openpty()
+        process = subprocess.Popen(
+            [*command, *arguments],
+            stdin=follower, stdout=subprocess.PIPE, stderr=follower, env=environment | {"TERM": "xterm"},
+        )  # fmt: skip
+        os.close(follower)
+        os.write(leader, typed.encode())
+        shown = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while part := os.read(leader, 65536):
+                shown += part
+        os.close(leader)
+        assert process.stdout
+        output = process.stdout.read().decode()
+        return process.wait(60), output, shown.decode()
+
+    return run
+
+
+@pytest.fixture
+def hub(environment: dict[str, str]) -> Iterator[hub_server.Hub]:
+    """An empty Hub, the one that moecli asks."""
+    with hub_server.serve() as running:
+        environment.update(HF_ENDPOINT=running.url, HF_TOKEN="", HF_HUB_DOWNLOAD_TIMEOUT="5")
+        yield running
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A folder that holds so many MiB."""
+    folder = tmp_path / "small"
+
+    def mount(mebibytes: int) -> Path:
+        folder.mkdir()
+        mounting = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
+        if subprocess.run(mounting, capture_output=True).returncode:
+            pytest.skip("no file system can be mounted here")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)

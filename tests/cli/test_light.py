@@ -13,8 +13,12 @@ COMPLETIONS = {"bash": "moecli.bash", "zsh": "_moecli", "fish": "moecli.fish"}
 
 
 @pytest.mark.parametrize(
-    "argv", (["--version"], ["-h"], ["--help"], ["run", "--help"], ["run", "mixtrl", "x"], ["completion", "bash"])
-)
+    "argv",
+    [
+        ["--version"], ["-h"], ["--help"], ["run", "--help"], ["run", "mixtrl", "x"], ["completion", "bash"],
+        ["inspect", "dbrx"], ["inspect", "mixtral", "grok-1", "llama-2-70b", "--json"], ["list"], ["list", "--known"],
+    ],
+)  # fmt: skip
 def test_stays_light(argv, environment):
     code = (
         "import sys\nfrom moecli.cli.app import main\n"
@@ -25,6 +29,7 @@ def test_stays_light(argv, environment):
         [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", timeout=60
     )
     loaded = set(result.stderr.split("LOADED", 1)[1].split())
+    assert bool(result.stdout) == ("mixtrl" not in argv)
     assert not {name.split(".")[0] for name in loaded} & HEAVY
 
 

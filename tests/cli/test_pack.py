@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
+from processes import wait_for
+from stores import contents, packed, random_mixtral
 
-from benchmarks import checkpoint as random_checkpoint
 from moecli.store.packed import PackedStore
-from moecli.store.source import open_source, origin_of
-from moecli.store.write import pack as write
-
-_SHAPE = {
-    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": 256, "intermediate_size": 512,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 8, "num_experts_per_tok": 2,
-    "num_hidden_layers": 6, "vocab_size": 500, "max_position_embeddings": 512, "dtype": "bfloat16",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Large enough that packing can be interrupted: 22 million weights."""
     folder = tmp_path_factory.mktemp("source") / "six-layers"
-    random_checkpoint.SHAPES["six-layers"] = _SHAPE
-    random_checkpoint.write("six-layers", folder)
-    return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    return random_mixtral(folder, hidden_size=256, intermediate_size=512, num_local_experts=8, num_hidden_layers=6)
 
 
 def test_tiny_goes_where_packed_models_lie(moecli, tmp_path):
@@ -93,15 +76,11 @@ def test_what_cannot_be_packed_is_explained(arguments, code, message, hint, moec
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_it_goes_on(how, checkpoint, command, environment, moecli, tmp_path):
+def test_interrupted_it_goes_on(how, checkpoint, start, moecli, tmp_path):
     target = tmp_path / "store"
-    process = subprocess.Popen(
-        [*command, "pack", str(checkpoint), "-o", str(target)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
-    )  # fmt: skip
+    process = start("pack", str(checkpoint), "-o", str(target))
     journal = tmp_path / "store.partial" / "journal"
-    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"sealed") >= 1):
-        time.sleep(0.01)
+    wait_for(lambda: process.poll() is not None or (journal.exists() and b"sealed" in journal.read_bytes()))
     process.send_signal(how)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (130 if how == signal.SIGINT else -9, "")
@@ -109,26 +88,10 @@ def test_interrupted_it_goes_on(how, checkpoint, command, environment, moecli, t
     assert journal.exists() and not target.exists()
     result = moecli("pack", str(checkpoint), "-o", str(target))
     assert result.returncode == 0 and " earlier" in result.stderr.splitlines()[0]
-    weights = open_source(checkpoint)
-    whole = write(
-        weights, checkpoint, tmp_path / "whole", "q4", origin_of(checkpoint.name, None, None, checkpoint, weights)
-    )
-    assert contents(target) == contents(whole.folder)
+    assert contents(target) == contents(packed(checkpoint, tmp_path / "whole").folder)
 
 
-def test_a_terminal_sees_how_far_it_is(checkpoint, command, environment, tmp_path):
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*command, "pack", str(checkpoint), "-o", str(tmp_path / "store")],
-        env=environment | {"TERM": "xterm", "COLUMNS": "100"}, stdout=subprocess.DEVNULL, stderr=theirs,
-    )  # fmt: skip
-    os.close(theirs)
-    shown = b""
-    try:
-        while piece := os.read(ours, 65536):
-            shown += piece
-    except OSError:  # Linux says so when the other side is closed
-        pass
-    os.close(ours)
-    assert process.wait(60) == 0
-    assert b"packing six-layers to q4" in shown and b"MiB" in shown and b"/s" in shown
+def test_a_terminal_sees_how_far_it_is(checkpoint, on_a_terminal, environment, tmp_path):
+    environment["COLUMNS"] = "100"
+    status, _, shown = on_a_terminal("pack", str(checkpoint), "-o", str(tmp_path / "store"))
+    assert status == 0 and all(word in shown for word in ("packing six-layers to q4", "MiB", "/s"))

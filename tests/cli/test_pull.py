@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import pty
 import random
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import headers
 import hub_server
 import pytest
 from hub_server import Fault
+from processes import wait_for
 
 import moecli as package
 from moecli import catalog
@@ -28,51 +24,23 @@ WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
-def hub() -> Iterator[hub_server.Hub]:
-    """A Hub that holds the built-in model as somebody's, and what else lies in a repository."""
-    with hub_server.serve() as running:
-        for file in TINY.iterdir():
-            running.put(f"{REPO}/{file.name}", file.read_bytes())
-        running.put(f"{REPO}/pytorch_model.bin", b"pickle")
-        yield running
+def hub(hub: hub_server.Hub) -> hub_server.Hub:
+    """It holds the built-in model as somebody's, and what else lies in a repository."""
+    for file in TINY.iterdir():
+        hub.put(f"{REPO}/{file.name}", file.read_bytes())
+    hub.put(f"{REPO}/pytorch_model.bin", b"pickle")
+    return hub
 
 
 @pytest.fixture
-def surroundings(environment: dict[str, str], hub: hub_server.Hub) -> dict[str, str]:
-    environment.update(HF_ENDPOINT=hub.url, HF_TOKEN="", HF_HUB_DOWNLOAD_TIMEOUT="5")
-    return environment
-
-
-@pytest.fixture
-def pull(moecli, surroundings):
+def pull(moecli, hub):
     """Run pull to its end."""
     return lambda *arguments, **more: moecli("pull", *arguments, **more)
 
 
 @pytest.fixture
-def start(command: list[str], surroundings: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
-    """Run moecli beside the test."""
-
-    def run(*arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*command, *arguments],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
-            env=surroundings,
-        )  # fmt: skip
-
-    return run
-
-
-@pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "hf/hub/models--somebody--some-moe"
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def partial_bytes(root: Path) -> int:
@@ -222,8 +190,8 @@ def test_two_pulls_at_once_fetch_everything_once(start, hub, root):
     assert len(hub.requests(WEIGHTS)) == 1 and hub.sent_of[WEIGHTS] == (TINY / WEIGHTS).stat().st_size
 
 
-def test_a_run_beside_an_update_uses_the_earlier_revision(start, pull, moecli, hub, root, surroundings):
-    surroundings["HF_HUB_DOWNLOAD_TIMEOUT"] = "120"
+def test_a_run_beside_an_update_uses_the_earlier_revision(start, pull, moecli, hub, root, environment):
+    environment["HF_HUB_DOWNLOAD_TIMEOUT"] = "120"
     assert pull(REPO).returncode == 0
     hub.commit = "f" * 40
     data = (TINY / WEIGHTS).read_bytes()
@@ -237,68 +205,36 @@ def test_a_run_beside_an_update_uses_the_earlier_revision(start, pull, moecli, h
     assert process.wait(60) == 0 and (root / "refs/main").read_text() == hub.commit
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
-def test_a_disk_that_fills_up_keeps_what_is_there(pull, hub, tmp_path):
-    small = tmp_path / "small"
-    small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(small)], capture_output=True).returncode:
-        pytest.skip("this machine mounts nothing")
-    try:
-        (small / "other").write_bytes(bytes(15 << 20))
-        result = pull(REPO, HF_HOME=str(small))
-        assert result.returncode == 1 and "are free in" in result.stderr and not hub.sent_of[WEIGHTS]
-        (small / "other").unlink()
-        hub.faults[WEIGHTS] = [Fault(pace=(1 << 20, 0.05))]
-        blobs = small / "hub/models--somebody--some-moe"
+def test_a_disk_that_fills_up_keeps_what_is_there(pull, hub, small_disk):
+    small = small_disk(20)
+    (small / "other").write_bytes(bytes(15 << 20))
+    result = pull(REPO, HF_HOME=str(small))
+    assert result.returncode == 1 and "are free in" in result.stderr and not hub.sent_of[WEIGHTS]
+    (small / "other").unlink()
+    hub.faults[WEIGHTS] = [Fault(pace=(1 << 20, 0.05))]
+    blobs = small / "hub/models--somebody--some-moe"
 
-        def fill() -> None:
-            """Somebody else takes the room meanwhile."""
-            wait_for(lambda: partial_bytes(blobs) > 1 << 20)
-            (small / "other").write_bytes(bytes(10 << 20))
+    def fill() -> None:
+        """Somebody else takes the room meanwhile."""
+        wait_for(lambda: partial_bytes(blobs) > 1 << 20)
+        (small / "other").write_bytes(bytes(10 << 20))
 
-        other = threading.Thread(target=fill)
-        other.start()
-        result = pull(REPO, HF_HOME=str(small))
-        other.join()
-        assert (
-            result.returncode == 1
-            and "the disk is full" in result.stderr
-            and "goes on where it stopped" in result.stderr
-        )
-        kept = partial_bytes(blobs)
-        assert kept > 4 << 20
-        (small / "other").unlink()
-        assert pull(REPO, HF_HOME=str(small)).returncode == 0
-        assert hub.requests(WEIGHTS)[-1]["range"] == f"bytes={kept}-"
-        assert is_whole(blobs / "snapshots" / hub_server.COMMIT)
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    other = threading.Thread(target=fill)
+    other.start()
+    result = pull(REPO, HF_HOME=str(small))
+    other.join()
+    assert (
+        result.returncode == 1 and "the disk is full" in result.stderr and "goes on where it stopped" in result.stderr
+    )
+    kept = partial_bytes(blobs)
+    assert kept > 4 << 20
+    (small / "other").unlink()
+    assert pull(REPO, HF_HOME=str(small)).returncode == 0
+    assert hub.requests(WEIGHTS)[-1]["range"] == f"bytes={kept}-"
+    assert is_whole(blobs / "snapshots" / hub_server.COMMIT)
 
 
-@pytest.fixture
-def on_a_terminal(command, surroundings):
-    """Run moecli with a terminal for stdin and stderr; returns exit code, stdout and what the terminal showed."""
-
-    def run(*arguments: str, typed: str = "") -> tuple[int, str, str]:
-        leader, follower = pty.openpty()
-        process = subprocess.Popen(
-            [*command, *arguments],
-            stdin=follower, stdout=subprocess.PIPE, stderr=follower, env=surroundings | {"TERM": "xterm"},
-        )  # fmt: skip
-        os.close(follower)
-        os.write(leader, typed.encode())
-        shown = b""
-        with contextlib.suppress(OSError):  # the other end is closed
-            while part := os.read(leader, 65536):
-                shown += part
-        os.close(leader)
-        output = process.stdout.read().decode()
-        return process.wait(60), output, shown.decode()
-
-    return run
-
-
-def test_bars_on_a_terminal(on_a_terminal, root):
+def test_bars_on_a_terminal(on_a_terminal, hub, root):
     status, output, shown = on_a_terminal("pull", REPO)
     assert status == 0 and output == f"{root / 'snapshots' / hub_server.COMMIT}\n"
     assert all(text in shown for text in ("total", "model.safetensors", "MiB"))

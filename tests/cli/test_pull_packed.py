@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import pty
 import random
 import re
-import shutil
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import headers
 import hub_server
 import pytest
 from hub_server import Fault
-from safetensors.torch import load_file, save_file
+from processes import wait_for
+from stores import contents, deal, packed
 
 import moecli as package
 from moecli import catalog
+from moecli.store.manifest import FILE
 from moecli.store.packed import PackedStore
 from moecli.store.verify import verify
 
@@ -36,50 +33,25 @@ QUESTION = ("The sea", "--temperature", "0", "-n", "6")
 @pytest.fixture(scope="session")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in model in five shards of about 3 MB; layers go across them."""
-    folder = tmp_path_factory.mktemp("sharded") / "some-moe"
-    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.md"))
-    parts: list[dict] = [{} for _ in SHARDS]
-    for name, tensor in sorted(load_file(TINY / "model.safetensors").items(), key=lambda each: -each[1].numel()):
-        smallest = min(parts, key=lambda part: sum(value.numel() for value in part.values()))
-        smallest[name] = tensor
-    for name, part in zip(SHARDS, parts, strict=True):
-        save_file(part, folder / name)
-    index = {tensor: name for name, part in zip(SHARDS, parts, strict=True) for tensor in part}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    return folder
+    return deal(TINY, tmp_path_factory.mktemp("sharded") / "some-moe", len(SHARDS))
 
 
 @pytest.fixture
-def hub(sharded: Path) -> Iterator[hub_server.Hub]:
-    with hub_server.serve() as running:
-        for file in sharded.iterdir():
-            running.put(f"{REPO}/{file.name}", file.read_bytes())
-        yield running
+def hub(hub: hub_server.Hub, sharded: Path) -> hub_server.Hub:
+    for file in sharded.iterdir():
+        hub.put(f"{REPO}/{file.name}", file.read_bytes())
+    return hub
 
 
 @pytest.fixture
-def surroundings(environment: dict[str, str], hub: hub_server.Hub) -> dict[str, str]:
-    environment.update(HF_ENDPOINT=hub.url, HF_TOKEN="", HF_HUB_DOWNLOAD_TIMEOUT="5")
-    return environment
-
-
-@pytest.fixture
-def pull(moecli, surroundings):
+def pull(moecli, hub):
     return lambda *arguments, **more: moecli("pull", REPO, "--dtype", "q4", *arguments, **more)
 
 
 @pytest.fixture
-def start(command: list[str], surroundings: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+def start(start, hub):
     """Run it beside the test."""
-
-    def run(*arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*command, "pull", REPO, "--dtype", "q4", *arguments],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
-            env=surroundings,
-        )  # fmt: skip
-
-    return run
+    return lambda *arguments: start("pull", REPO, "--dtype", "q4", *arguments)
 
 
 @pytest.fixture
@@ -90,27 +62,11 @@ def target(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def whole(sharded: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What `pack` makes of the same files, manifest aside."""
-    from moecli.store.source import open_source, origin_of
-    from moecli.store.write import pack
-
-    weights = open_source(sharded)
-    folder = tmp_path_factory.mktemp("whole") / "q4"
-    return contents(pack(weights, sharded, folder, "q4", origin_of("x", None, None, sharded, weights)).folder)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "manifest.json"}
+    return contents(packed(sharded, tmp_path_factory.mktemp("whole") / "q4").folder, but=FILE)
 
 
 def is_whole(folder: Path, whole: dict[str, bytes]) -> bool:
-    return contents(folder) == whole and verify(folder, lambda done, total: None) == []
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.005)
+    return contents(folder, but=FILE) == whole and verify(folder, lambda done, total: None) == []
 
 
 def journal(target: Path) -> str:
@@ -160,7 +116,7 @@ def test_json_quiet_and_a_folder_of_ones_own(pull, hub, target, tmp_path):
     assert done["downloaded_bytes"] == done["packed_bytes"] == 0 and done["path"] == str(elsewhere)
 
 
-def test_a_dry_run_of_mixtral(moecli, surroundings, hub, tmp_path):
+def test_a_dry_run_of_mixtral(moecli, hub, tmp_path):
     repo = "mistralai/Mixtral-8x7B-Instruct-v0.1"
     hub.add(repo, catalog.find("mixtral").config(), *headers.split(headers.plain(headers.mixtral()), 19))
     document = json.loads(moecli("pull", "mixtral", "--dtype", "q4", "--dry-run", "--json").stdout)
@@ -248,7 +204,7 @@ def test_what_is_unfinished_is_listed_refused_and_removed(start, moecli, hub, ta
         ((REPO, "--dtype", "q4", "-o", "."), {}, 1, ("is no packed model", "name another folder")),
     ],
 )
-def test_what_cannot_be_done_is_explained(arguments, settings, code, words, moecli, surroundings, hub, tmp_path):
+def test_what_cannot_be_done_is_explained(arguments, settings, code, words, moecli, hub, tmp_path):
     for name, value in settings.items():
         setattr(hub, name, value)
     result = moecli("pull", *arguments)
@@ -256,48 +212,29 @@ def test_what_cannot_be_done_is_explained(arguments, settings, code, words, moec
     assert all(word in result.stderr for word in words) and not (tmp_path / "moecli").exists()
 
 
-def test_a_terminal_sees_both(command, surroundings, hub):
+def test_a_terminal_sees_both(on_a_terminal, hub):
     slowed(hub, 0.05)
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*command, "pull", REPO, "--dtype", "q4"],
-        env=surroundings | {"TERM": "xterm"}, stdout=subprocess.DEVNULL, stderr=theirs,
-    )  # fmt: skip
-    os.close(theirs)
-    shown = b""
-    with contextlib.suppress(OSError):  # the other end is closed
-        while part := os.read(ours, 65536):
-            shown += part
-    os.close(ours)
-    assert process.wait(60) == 0
-    assert all(word in shown for word in (b"fetched", b"packed", b"0001-of-00005", b"MiB"))
+    status, _, shown = on_a_terminal("pull", REPO, "--dtype", "q4")
+    assert status == 0 and all(word in shown for word in ("fetched", "packed", "0001-of-00005", "MiB"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
-def test_a_small_disk(start, pull, hub, target, whole, surroundings, tmp_path):
+def test_a_small_disk(start, pull, hub, target, whole, environment, small_disk):
     """The download would fit alone, and so would the store; both do not. Then somebody takes the room meanwhile."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=36m", "tmpfs", str(small)]
-    if subprocess.run(mounting, capture_output=True).returncode:
-        pytest.skip("this machine mounts nothing")
+    small = small_disk(36)
     homes = {"MOECLI_HOME": str(small), "HF_HOME": str(small / "hf")}
     target = small / "models" / target.name
-    try:
-        (small / "other").write_bytes(bytes(12 << 20))
-        result = pull(**homes)
-        assert result.returncode == 1 and "more on its disk" in result.stderr and not target.parent.exists()
-        (small / "other").unlink()
-        surroundings.update(homes)
-        slowed(hub, 0.05)
-        process = start()
-        wait_for(lambda: '"kept": ["model' in journal(target))
-        with (small / "other").open("wb", buffering=0) as other, contextlib.suppress(OSError):
-            while other.write(bytes(1 << 16)):
-                pass
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 1 and " full" in errors and "goes on" in errors and not target.exists()
-        (small / "other").unlink()
-        assert pull().returncode == 0 and is_whole(target, whole)
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    (small / "other").write_bytes(bytes(12 << 20))
+    result = pull(**homes)
+    assert result.returncode == 1 and "more on its disk" in result.stderr and not target.parent.exists()
+    (small / "other").unlink()
+    environment.update(homes)
+    slowed(hub, 0.05)
+    process = start()
+    wait_for(lambda: '"kept": ["model' in journal(target))
+    with (small / "other").open("wb", buffering=0) as other, contextlib.suppress(OSError):
+        while other.write(bytes(1 << 16)):
+            pass
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and " full" in errors and "goes on" in errors and not target.exists()
+    (small / "other").unlink()
+    assert pull().returncode == 0 and is_whole(target, whole)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import hub_server
@@ -22,14 +20,12 @@ FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_c
 
 
 @pytest.fixture
-def hub(environment: dict[str, str]) -> Iterator[hub_server.Hub]:
-    """A Hub with a small model."""
-    with hub_server.serve() as running:
-        for name in FILES:
-            running.put(f"{REPO}/{name}", (TINY / name).read_bytes())
-        running.put(f"{REPO}/model.safetensors", bytes(100_000))
-        environment.update(HF_ENDPOINT=running.url, HF_TOKEN="")
-        yield running
+def hub(hub: hub_server.Hub) -> hub_server.Hub:
+    """It holds a small model."""
+    for name in FILES:
+        hub.put(f"{REPO}/{name}", (TINY / name).read_bytes())
+    hub.put(f"{REPO}/model.safetensors", bytes(100_000))
+    return hub
 
 
 @pytest.fixture
@@ -91,10 +87,10 @@ def test_what_was_not_pulled_is_left_alone(moecli, model, tmp_path):
     assert result.returncode == 1 and result.stderr.startswith("error: ") and TINY.is_dir()
 
 
-def test_a_download_under_way_is_not_pulled_from_under(moecli, command, environment, hub, root):
+def test_a_download_under_way_is_not_pulled_from_under(moecli, start, environment, hub, root):
     environment["HF_HUB_DOWNLOAD_TIMEOUT"] = "120"
     hub.faults["model.safetensors"] = [Fault(pace=(10_000, 0), gate=(gate := threading.Event()))]
-    process = subprocess.Popen([*command, "pull", REPO, "--quiet"], env=environment, stdout=subprocess.DEVNULL)
+    process = start("pull", REPO, "--quiet")
     while not list(root.glob("blobs/*.incomplete")):
         assert process.poll() is None
     result = moecli("rm", REPO, "--yes")

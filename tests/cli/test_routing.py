@@ -16,7 +16,8 @@ from stores import packed
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import moecli
-from moecli.plan import fit_survey, needs, place
+from moecli.needs import needs
+from moecli.plan import fit_survey, place
 from moecli.routing import files, trace_file
 from moecli.routing.published import paper
 from moecli.routing.trace import Trace, bare
@@ -211,6 +212,12 @@ def test_failures_are_explained(arguments, code, says, moecli, tmp_path):
     assert (result.returncode, result.stdout) == (code, "")
     assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
     assert any(word in result.stderr for word in says.split("|")), result.stderr
+
+
+def test_a_hint_repeats_the_folder_as_it_was_typed(moecli, tmp_path):
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    result = moecli("inspect", str(folder), "--routing", "--ram", "1MiB")
+    assert result.returncode == 1 and f"moecli pack {folder} --dtype q4" in result.stderr
 
 
 def test_a_store_larger_than_the_memory_limit_is_analysed_within_it(moecli, tmp_path):

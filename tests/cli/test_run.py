@@ -77,38 +77,28 @@ def test_stdin_comes_before_the_argument(moecli):
     assert alone["prompt_tokens"] < both["prompt_tokens"]
 
 
-def test_a_reader_that_leaves_ends_it_quietly(command, environment):
-    process = subprocess.Popen(
-        [*command, "run", "tiny", "The sea", *LONG], env=environment, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def test_a_reader_that_leaves_ends_it_quietly(start):
+    process = start("run", "tiny", "The sea", *LONG)
     assert process.stdout and process.stderr
     assert process.stdout.read(1)
     process.stdout.close()
-    errors = process.stderr.read().decode()
+    errors = process.stderr.read()
     assert process.wait(60) in (0, 1)
     assert "Traceback" not in errors and "BrokenPipe" not in errors
 
 
-def test_text_arrives_while_it_is_generated(command, environment):
-    process = subprocess.Popen(
-        [*command, "run", "tiny", "The sea", *LONG], env=environment,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+def test_text_arrives_while_it_is_generated(start):
+    process = start("run", "tiny", "The sea", *LONG)
     assert process.stdout
     os.read(process.stdout.fileno(), 1)
     assert process.poll() is None
     process.kill()
-    process.wait()
+    process.communicate()
 
 
 @pytest.mark.parametrize("as_json", (False, True))
-def test_ctrl_c_keeps_the_text_and_exits_130(command, environment, as_json):
-    arguments = ["run", "tiny", "The sea", *LONG]
-    with subprocess.Popen(
-        [*command, *arguments, *(["--json"] if as_json else [])], env=environment, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
-    ) as process:  # fmt: skip
+def test_ctrl_c_keeps_the_text_and_exits_130(start, as_json):
+    with start("run", "tiny", "The sea", *LONG, *(["--json"] if as_json else [])) as process:
         assert process.stdout and process.stderr
         if as_json:
             time.sleep(6)

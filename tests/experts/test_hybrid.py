@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from checkpoints import make, prompt, write
 from hypothesis import given
 from hypothesis import strategies as st
 from running import greedy, load, score
-from stores import decoder, packed, split_plan
+from stores import Stores, decoder, experts_in, packed, split_plan
 from torch import Tensor
 
 from moecli import records
@@ -26,7 +25,6 @@ from moecli.experts.copies import Copies, Parts, copies_for
 from moecli.experts.hybrid import HybridExperts, Room
 from moecli.experts.places import Place, Places
 from moecli.experts.rates import Pace, Rates, cheaper, split
-from moecli.plan import needs
 from moecli.policies import POLICIES
 from moecli.store.packed import PackedStore
 
@@ -36,25 +34,6 @@ QUICK, SLOW = Pace(1e15, 0.0), Pace(1.0, 1.0)
 COPY = Rates(1e15, SLOW, QUICK)
 STAY = Rates(1.0, QUICK, SLOW)
 BOTH = Rates(1e9, Pace(1e9, 0.0), QUICK)  # an expert copied for each one computed in RAM
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], PackedStore]:
-    """Packed once per family and format; the checkpoint lies beside the store."""
-    root = tmp_path_factory.mktemp("stores")
-
-    @cache
-    def store(family: str, dtype: str) -> PackedStore:
-        folder = root / family
-        if not folder.exists():
-            write(make(family), folder)
-        return packed(folder, root / f"{family}-{dtype}", dtype)
-
-    return store
-
-
-def total(store: PackedStore) -> int:
-    return needs(store.spec, store.dtype, 256).expert_count
 
 
 def hybrid(
@@ -79,20 +58,18 @@ def places(count: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("rates", [COPY, STAY, BOTH])
 @pytest.mark.parametrize(("family", "dtype"), [*product(FAMILIES, ["q4"]), ("mixtral", "bf16"), ("mixtral", "nf4")])
-def test_every_split_gives_the_same_bits(
-    family: str, dtype: str, rates: Rates, stores: Callable[[str, str], PackedStore]
-) -> None:
+def test_every_split_gives_the_same_bits(family: str, dtype: str, rates: Rates, stores: Stores) -> None:
     store = stores(family, dtype)
     resident = decoder(store, None)
     logits, ids = score(resident, IDS), greedy(resident, IDS, 8)
-    for on_device, in_ram in places(total(store)):
+    for on_device, in_ram in places(experts_in(store)):
         found = hybrid(store, on_device, in_ram, rates)
         assert torch.equal(score(found, IDS), logits)
         assert greedy(found, IDS, 8) == ids
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_policy_gives_the_same_bits(policy: str, stores: Callable[[str, str], PackedStore]) -> None:
+def test_every_policy_gives_the_same_bits(policy: str, stores: Stores) -> None:
     store = stores("deepseek_v2", "q8")
     for on_device, in_ram, rates in ((2, 4, COPY), (4, 2, BOTH)):
         found = hybrid(store, on_device, in_ram, rates, policy)
@@ -148,9 +125,9 @@ class LateCopies(Copies):
 
 
 @pytest.mark.parametrize("rates", [COPY, STAY, BOTH])
-def test_nothing_is_computed_with_bytes_on_their_way(rates: Rates, stores: Callable[[str, str], PackedStore]) -> None:
+def test_nothing_is_computed_with_bytes_on_their_way(rates: Rates, stores: Stores) -> None:
     store = stores("dbrx", "q4")
-    for (on_device, in_ram), chunk in product(places(total(store)), (40, 1)):
+    for (on_device, in_ram), chunk in product(places(experts_in(store)), (40, 1)):
         found = hybrid(store, on_device, in_ram, rates, copies=LateCopies)
         assert torch.equal(score(found, IDS, chunk), score(decoder(store, None), IDS, chunk))
 
@@ -167,14 +144,14 @@ def test_large_experts_pass_in_pieces(tmp_path: Path, monkeypatch: pytest.Monkey
             assert torch.equal(score(found, IDS, chunk), score(decoder(store, None), IDS, chunk))
 
 
-def test_the_work_goes_where_it_is_cheaper(stores: Callable[[str, str], PackedStore]) -> None:
+def test_the_work_goes_where_it_is_cheaper(stores: Stores) -> None:
     store = stores("mixtral", "q4")
     size = store.record(0).stride
     for rates in (COPY, STAY, BOTH):
-        found = hybrid(store, 2, total(store) - 2, rates)
+        found = hybrid(store, 2, experts_in(store) - 2, rates)
         statistics = score(found, IDS) is not None and found.experts.statistics
         read = statistics.bytes_read, statistics.misses
-        assert read == (total(store) * size, total(store))
+        assert read == (experts_in(store) * size, experts_in(store))
         began = statistics.bytes_copied
         score(found, IDS[:8], 1)
         copied = (statistics.bytes_copied - began) // size
@@ -183,11 +160,11 @@ def test_the_work_goes_where_it_is_cheaper(stores: Callable[[str, str], PackedSt
         assert copied == in_ram if rates is COPY else copied <= 1 if rates is STAY else 0 < copied < in_ram
 
 
-def test_what_is_used_most_moves_to_the_device(stores: Callable[[str, str], PackedStore]) -> None:
+def test_what_is_used_most_moves_to_the_device(stores: Stores) -> None:
     """Where copies are too dear for one token, a few exchanges are made for those to come."""
     store = stores("dbrx", "q4")
     need = 2 * 3  # one token's experts: 3 in each of 2 layers
-    found = hybrid(store, need, total(store) - need, STAY)
+    found = hybrid(store, need, experts_in(store) - need, STAY)
     statistics = found.experts.statistics
     for token in (5, 6, 7):
         copied = statistics.bytes_copied
@@ -196,10 +173,10 @@ def test_what_is_used_most_moves_to_the_device(stores: Callable[[str, str], Pack
         score(found, [token] * 10, 1)
         assert statistics.device_hits - on_device == statistics.hits - hits == 10 * need
     assert 0 < statistics.bytes_copied - copied <= need * store.record(0).stride
-    assert statistics.misses <= total(store)
+    assert statistics.misses <= experts_in(store)
 
 
-def test_an_interrupted_pass_leaves_no_wrong_bytes_behind(stores: Callable[[str, str], PackedStore]) -> None:
+def test_an_interrupted_pass_leaves_no_wrong_bytes_behind(stores: Stores) -> None:
     store = stores("mixtral", "q4")
     for rates in (COPY, STAY):
         found = hybrid(store, 3, 3, rates, copies=LateCopies)
@@ -230,14 +207,14 @@ def test_a_checkpoint_is_converted_into_both_arenas(dtype: str, tmp_path: Path) 
     assert found.experts.statistics.misses == 0
 
 
-def test_a_store_obeys_its_plan(stores: Callable[[str, str], PackedStore]) -> None:
+def test_a_store_obeys_its_plan(stores: Stores) -> None:
     store = stores("dbrx", "q4")
     plan = split_plan(store.spec, "q4", 5)
     found = open_model(store.folder).decoder(plan)
     assert torch.equal(score(found, IDS), score(decoder(store, None), IDS))
-    assert found.experts.statistics.budget_bytes == total(store) * plan.needs.slot_bytes
+    assert found.experts.statistics.budget_bytes == experts_in(store) * plan.needs.slot_bytes
     assert found.experts.statistics.bytes_copied > 0
-    assert plan.fits and found.experts.statistics.misses <= total(store)
+    assert plan.fits and found.experts.statistics.misses <= experts_in(store)
 
 
 def test_the_cheaper_way_by_hand() -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import make, prompt, write
 from running import greedy, load, score
-from stores import decoder, packed, plan_for
+from stores import Stores, decoder, experts_in, packed, plan_for
 
 from moecli import records
 from moecli.engine.decoder import Decoder
@@ -21,7 +20,8 @@ from moecli.errors import CheckpointError
 from moecli.experts.readers import Landing, Range, Readers
 from moecli.experts.tiered import TieredExperts
 from moecli.formats import FORMATS
-from moecli.plan import needs, place
+from moecli.needs import needs
+from moecli.plan import place
 from moecli.policies import POLICIES
 from moecli.store.packed import PackedStore
 
@@ -29,37 +29,18 @@ FAMILIES = ("mixtral", "deepseek_v2", "dbrx", "qwen2_moe")
 IDS = prompt(40)
 
 
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], PackedStore]:
-    """Packed once per family and format; the checkpoint lies beside the store."""
-    root = tmp_path_factory.mktemp("stores")
-
-    @cache
-    def store(family: str, dtype: str) -> PackedStore:
-        folder = root / family
-        if not folder.exists():
-            write(make(family), folder)
-        return packed(folder, root / f"{family}-{dtype}", dtype)
-
-    return store
-
-
 def tiered(store: PackedStore, slots: int, policy: str = "lru", readers: Readers | None = None) -> Decoder:
     return Decoder(store.spec, store_weights(store), TieredExperts(store, slots, policy, readers), 256)
 
 
-def total(store: PackedStore) -> int:
-    return needs(store.spec, store.dtype, 256).expert_count
-
-
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_budget_gives_the_same_bits(family: str, dtype: str, stores: Callable[[str, str], PackedStore]) -> None:
+def test_every_budget_gives_the_same_bits(family: str, dtype: str, stores: Stores) -> None:
     store = stores(family, dtype)
     everything = decoder(store, None)
     logits, ids = score(everything, IDS), greedy(everything, IDS, 12)
     assert everything.experts.statistics.misses == 0
-    for slots in (0, 1, total(store) // 4, total(store) // 2, total(store) - 1):
+    for slots in (0, 1, experts_in(store) // 4, experts_in(store) // 2, experts_in(store) - 1):
         streamed = decoder(store, slots)
         assert torch.equal(score(streamed, IDS), logits)
         assert greedy(streamed, IDS, 12) == ids
@@ -69,7 +50,7 @@ def test_every_budget_gives_the_same_bits(family: str, dtype: str, stores: Calla
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_policy_gives_the_same_bits(policy: str, stores: Callable[[str, str], PackedStore]) -> None:
+def test_every_policy_gives_the_same_bits(policy: str, stores: Stores) -> None:
     store = stores("mixtral", "q4")
     streamed = tiered(store, 4, policy)
     for chunk in (40, 1):
@@ -95,7 +76,7 @@ class UnevenReaders(Readers):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_order_of_arrival_gives_the_same_bits(seed: int, stores: Callable[[str, str], PackedStore]) -> None:
+def test_every_order_of_arrival_gives_the_same_bits(seed: int, stores: Stores) -> None:
     store = stores("qwen2_moe", "q8")
     for chunk in (40, 1):
         expected = score(decoder(store, None), IDS, chunk)
@@ -121,7 +102,7 @@ def test_large_experts_pass_in_pieces(dtype: str, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("family", FAMILIES[:3])
-def test_threads_and_chunks_agree_within_rounding(family: str, stores: Callable[[str, str], PackedStore]) -> None:
+def test_threads_and_chunks_agree_within_rounding(family: str, stores: Stores) -> None:
     store = stores(family, "fp32")
     expected = score(decoder(store, None), IDS)
     threads = torch.get_num_threads()
@@ -133,17 +114,17 @@ def test_threads_and_chunks_agree_within_rounding(family: str, stores: Callable[
         torch.set_num_threads(threads)
 
 
-def test_each_expert_is_read_at_most_once_per_chunk(stores: Callable[[str, str], PackedStore]) -> None:
+def test_each_expert_is_read_at_most_once_per_chunk(stores: Stores) -> None:
     store = stores("mixtral", "q4")
     streamed = tiered(store, 0)
     score(streamed, IDS, 40)
     found = streamed.experts.statistics
-    assert found.misses <= total(store)
+    assert found.misses <= experts_in(store)
     assert found.bytes_read == found.misses * store.record(0).stride
     assert found.hits == 0
 
 
-def test_a_budget_below_one_tokens_demand_still_hits(stores: Callable[[str, str], PackedStore]) -> None:
+def test_a_budget_below_one_tokens_demand_still_hits(stores: Stores) -> None:
     """A token takes 2 experts in each of 2 layers; with one slot per layer a repeating text hits."""
     store = stores("mixtral", "q4")
     for policy in POLICIES:
@@ -153,7 +134,7 @@ def test_a_budget_below_one_tokens_demand_still_hits(stores: Callable[[str, str]
         assert found.hits >= 0.3 * (found.hits + found.misses)
 
 
-def test_an_interrupted_pass_leaves_no_wrong_bytes_behind(stores: Callable[[str, str], PackedStore]) -> None:
+def test_an_interrupted_pass_leaves_no_wrong_bytes_behind(stores: Stores) -> None:
     store = stores("mixtral", "q4")
     expected = score(decoder(store, None), IDS, 1)
     streamed = tiered(store, 5)
@@ -182,13 +163,13 @@ def test_a_file_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_the_chunk_depends_on_what_fits_not_on_the_budget_for_experts(
-    stores: Callable[[str, str], PackedStore],
+    stores: Stores,
 ) -> None:
     store = stores("mixtral", "q4")
     assert {plan_for(store, slots).needs.chunk for slots in (None, 0, 3)} == {256}
 
 
-def test_slots_are_what_the_plan_says(stores: Callable[[str, str], PackedStore]) -> None:
+def test_slots_are_what_the_plan_says(stores: Stores) -> None:
     store = stores("dbrx", "q8")
     for slots in (0, 1, 5):
         plan = plan_for(store, slots)

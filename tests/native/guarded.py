@@ -8,7 +8,7 @@ import native_samples as samples
 import torch
 from torch import Tensor
 
-from moecli.kernels import native
+from moecli.kernels import library, native
 from moecli.spec import Activation
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -42,8 +42,8 @@ def everything(place: Callable[[Tensor], Tensor]) -> None:
                 native.pack(dtype, place(samples.gaussian(inner, width).to(precision)))
 
 
-for name in native.tiers():
-    native.use_tier(name)
+for name in library.tiers():
+    library.use_tier(name)
     everything(lambda numbers: guarded(numbers, at_end=True))
     everything(lambda numbers: guarded(numbers, at_end=False))
     print(name)

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from moecli import formats
 from moecli.errors import CheckpointError
-from moecli.kernels import native
+from moecli.kernels import library, native
 
-pytestmark = pytest.mark.skipif(not native.tiers(), reason="the native kernels are not built")
+pytestmark = pytest.mark.skipif(not library.tiers(), reason="the native kernels are not built")
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.fixture(params=native.tiers(), autouse=True)
+@pytest.fixture(params=library.tiers(), autouse=True)
 def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.use_tier(request.param)
+    library.use_tier(request.param)
     yield request.param
-    native.use_tier(native.tiers()[0])
+    library.use_tier(library.tiers()[0])
 
 
 def weights(kind: str, rows: int, columns: int, seed: int = 0) -> Tensor:

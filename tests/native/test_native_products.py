@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moecli.kernels import native
+from moecli.kernels import library, native
 from moecli.kernels.products import ACTIVATIONS
 from moecli.spec import Activation
 
-pytestmark = pytest.mark.skipif(not native.tiers(), reason="the native kernels are not built")
+pytestmark = pytest.mark.skipif(not library.tiers(), reason="the native kernels are not built")
 SHAPES = st.tuples(st.integers(1, 150), st.integers(1, 300))
 TOKENS = st.sampled_from([1, 2, 3, 4, 5, 6, 7, 12, 13, 40, 193, 400])
 
@@ -26,15 +26,15 @@ TOKENS = st.sampled_from([1, 2, 3, 4, 5, 6, 7, 12, 13, 40, 193, 400])
 @pytest.fixture(autouse=True)
 def best_tier() -> Iterator[None]:
     yield
-    native.use_tier(native.tiers()[0])
+    library.use_tier(library.tiers()[0])
     torch.set_num_threads(1)
 
 
 def on_every_tier(call: object) -> Tensor:
     """The result, the same to the last bit."""
     results = []
-    for name in native.tiers():
-        native.use_tier(name)
+    for name in library.tiers():
+        library.use_tier(name)
         results.append(call())  # type: ignore[operator]
     assert all(torch.equal(result, results[0]) for result in results)
     return results[0]
@@ -145,12 +145,12 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises(ValueError, match="not rows of 96"):
             native.linear("q4", rows, packed, (20, 96))
     with pytest.raises(ValueError, match="no tier abacus"):
-        native.use_tier("abacus")
+        library.use_tier("abacus")
 
 
 def test_formats_without_native_kernels() -> None:
     assert native.available("q4") and not native.available("nf4") and not native.available("bf16")
-    assert native.tier() in native.tiers() and native.tiers()[-1] == "scalar"
+    assert library.tier() in library.tiers() and library.tiers()[-1] == "scalar"
 
 
 def _python(script: str) -> str:
@@ -163,7 +163,7 @@ def test_torch_and_the_kernels_share_one_openmp_runtime() -> None:
     script = """
 import torch
 from pathlib import Path
-from moecli.kernels import native
+from moecli.kernels import library, native
 torch.set_num_threads(2)
 torch.randn(999, 999) @ torch.randn(999, 999)
 tasks = lambda: len(list(Path("/proc/self/task").iterdir()))
@@ -172,7 +172,7 @@ weights = torch.randn(2048, 512)
 native.linear("q4", torch.randn(64, 512), native.pack("q4", weights), (2048, 512))
 maps = Path("/proc/self/maps").read_text().split()
 runtimes = {path for path in maps if "omp" in Path(path).name and ".so" in path}
-print(len(runtimes), before, tasks(), native._openmp()[0] is not None)
+print(len(runtimes), before, tasks(), library.openmp()[0] is not None)
 """
     runtimes, before, after, shared = _python(script).split()
     assert runtimes == "1" and before == after and shared == "True"
@@ -181,4 +181,4 @@ print(len(runtimes), before, tasks(), native._openmp()[0] is not None)
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages by libc")
 def test_nothing_is_read_or_written_outside() -> None:
     """Every buffer ends, and in a second round begins, at a page that may not be touched."""
-    assert _python((Path(__file__).parent / "guarded.py").read_text()).split() == list(native.tiers())
+    assert _python((Path(__file__).parent / "guarded.py").read_text()).split() == list(library.tiers())

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from processes import in_child
+from stores import packed
 
 from moecli import settings
 from moecli.errors import DiskError, ModelNotFound
@@ -15,7 +17,6 @@ from moecli.store.journal import locked
 from moecli.store.packed import PackedStore
 from moecli.store.source import open_source, origin_of
 from moecli.store.write import pack, partial_folder
-from tests.store.conftest import in_child, packed
 from tests.store.test_interrupted import kill_at
 
 

@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes import in_child
+from stores import contents, packed
 
 from moecli.errors import CheckpointError, DiskError
 from moecli.families import load_config
@@ -23,7 +25,6 @@ from moecli.store.layout import choose_layout
 from moecli.store.packed import PackedStore
 from moecli.store.source import announced, open_source, origin_of
 from moecli.store.write import pack, partial_folder
-from tests.store.conftest import contents, in_child, packed
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def source(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def weights_of(folder: Path) -> dict[str, bytes]:
-    return {name: data for name, data in contents(folder).items() if name != manifest.FILE}
+    return contents(folder, but=manifest.FILE)
 
 
 def kill_at(count: int):
@@ -197,7 +198,7 @@ mount -t tmpfs -o size=4M none {disk} || exit 77
 {python} - <<'EOF'
 import os
 from pathlib import Path
-from tests.store.conftest import contents, packed
+from stores import contents, packed
 import moecli.store.write as write
 from moecli.errors import DiskError
 
@@ -238,7 +239,8 @@ def test_a_real_small_disk(checkpoint, store, tmp_path):
     root = Path(__file__).parents[2]
     result = subprocess.run(
         ["unshare", "-rm", "sh", "-c", script],
-        capture_output=True, encoding="utf-8", cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, timeout=100,
+        capture_output=True, encoding="utf-8", cwd=root, timeout=100,
+        env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"},
     )  # fmt: skip
     if result.returncode == 77 or "unshare" in result.stderr:
         pytest.skip("no file system can be mounted here")

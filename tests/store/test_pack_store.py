@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from stores import contents, packed
 
 from moecli import formats
 from moecli.errors import CheckpointError, DiskError
@@ -20,7 +21,6 @@ from moecli.store.source import open_source
 from moecli.tensors import EXPERT_MATRICES, dense_tensors
 from moecli.weights import Weights
 from tests import checkpoints
-from tests.store.conftest import contents, packed
 
 MODELS = [
     ("mixtral", "published"), ("dbrx", "published"), ("deepseek_v2", "published"), ("qwen3_moe", "fused"),

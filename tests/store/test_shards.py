@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
+from processes import in_child
+from safetensors.torch import save_file
+from stores import contents, deal, packed
 
 from moecli.checkpoint import StoredTensor, read_header
 from moecli.errors import CheckpointError
@@ -17,12 +18,11 @@ from moecli.families import load_config
 from moecli.store.incremental import ShardPacker, packing_shards
 from moecli.store.journal import occupied
 from moecli.store.layout import choose_layout
-from moecli.store.manifest import Origin
+from moecli.store.manifest import FILE, Origin
 from moecli.store.packed import PackedStore
 from moecli.store.source import announced, header_fingerprint
 from moecli.store.verify import verify
 from moecli.store.write import partial_folder
-from tests.store.conftest import contents, in_child, packed
 
 ORIGIN = Origin("five-layers", "someone/five-layers", "c0ffee", None, "")
 
@@ -64,34 +64,14 @@ def pull(hub: Hub, target: Path, dtype: str = "q4", watch=lambda packer: None) -
         return packer.finish(hub.folder)
 
 
-def shuffled(source: Path, folder: Path, seed: int, shards: int = 7) -> Path:
-    """The same tensors strewn over shards at random, with an index that lies about where."""
-    folder.mkdir()
-    for file in source.iterdir():
-        if file.suffix != ".safetensors":
-            shutil.copy(file, folder)
-    chance = random.Random(seed)
-    tensors = {name: value for file in source.glob("*.safetensors") for name, value in load_file(file).items()}
-    names = [f"model-{n:05d}-of-{shards:05d}.safetensors" for n in range(1, shards + 1)]
-    placed: dict[str, dict] = {name: {} for name in names}
-    for tensor, value in tensors.items():
-        placed[chance.choice(names)][tensor] = value
-    for name, values in placed.items():
-        save_file(values, folder / name)
-    index = {"metadata": {}, "weight_map": {tensor: chance.choice(names) for tensor in tensors}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
-
-
 def same_weights(one: PackedStore, other: PackedStore) -> bool:
     """All but what the manifests say of their origins."""
-    ours, theirs = contents(one.folder), contents(other.folder)
-    return ours.pop("manifest.json") and theirs.pop("manifest.json") and ours == theirs
+    return contents(one.folder, but=FILE) == contents(other.folder, but=FILE)
 
 
 @pytest.fixture(params=["by layer", 0, 1])
 def hub(request, checkpoint: Path, tmp_path: Path) -> Iterator[Hub]:
-    folder = checkpoint if request.param == "by layer" else shuffled(checkpoint, tmp_path / "strewn", request.param)
+    folder = checkpoint if request.param == "by layer" else deal(checkpoint, tmp_path / "strewn", 7, request.param)
     yield Hub(folder, tmp_path / "cache")
 
 
@@ -117,7 +97,7 @@ def test_little_is_put_aside(checkpoint, tmp_path):
     assert left == [0] * 6
     shutil.rmtree(tmp_path / "store")
     left.clear()
-    strewn = shuffled(checkpoint, tmp_path / "strewn", 3)
+    strewn = deal(checkpoint, tmp_path / "strewn", 7, 3)
     stacked = sum(tensor.size for tensor in Hub(strewn, tmp_path / "cache").headers() if "self_attn" in tensor.name)
     pull(Hub(strewn, tmp_path / "cache"), tmp_path / "store", watch=look)
     assert 0 < max(left) < stacked + 7 * 8192 and left[-1] == 0
@@ -125,7 +105,7 @@ def test_little_is_put_aside(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_at_any_moment_it_ends_in_the_same_store(seed, checkpoint, store, tmp_path):
-    strewn, target = shuffled(checkpoint, tmp_path / "strewn", seed), tmp_path / "store"
+    strewn, target = deal(checkpoint, tmp_path / "strewn", 7, seed), tmp_path / "store"
     chance = random.Random(seed)
     for _ in range(6):
         if not target.exists():
@@ -137,7 +117,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_store(seed, checkpoint, store,
 
 
 def test_shards_that_are_done_are_not_fetched_again(checkpoint, store, tmp_path):
-    strewn, target, cache = shuffled(checkpoint, tmp_path / "strewn", 5), tmp_path / "store", tmp_path / "cache"
+    strewn, target, cache = deal(checkpoint, tmp_path / "strewn", 7, 5), tmp_path / "store", tmp_path / "cache"
 
     def stop(packer: ShardPacker) -> None:
         done, total = packer.packed

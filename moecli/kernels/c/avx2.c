@@ -74,4 +74,4 @@ INLINE floats add(floats total, ints sum, float activation_scale, floats scale) 
     return _mm256_fmadd_ps(scaled, scale, total);
 }
 
-#include "layer.h"
+#include "tier.h"

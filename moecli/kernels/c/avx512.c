@@ -94,4 +94,4 @@ INLINE void q4_nibbles(const struct search *search, const float *weights, float 
         _mm256_storeu_si256((__m256i *)(nibbles + 32 * i), _mm512_cvtepi16_epi8(nearest_codes(search, cells[i])));
 }
 
-#include "layer.h"
+#include "tier.h"

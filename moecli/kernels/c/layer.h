@@ -93,6 +93,10 @@ static void inner_unit(const struct job *job, size_t unit, uint8_t *space) {
     for (size_t token = part.first; token < part.first + part.tokens; token++, gate += UNIT, up += UNIT) {
         float numbers[GROUP];
         activate(job->activation, gate, up, numbers);
+        if (!job->outer_units.count) {
+            write_row(job, token * job->inner.rows + part.rows * UNIT, numbers, part.valid);
+            continue;
+        }
         memset(numbers + part.valid, 0, (UNIT - part.valid) * sizeof *numbers);
         for (size_t group = part.rows; group < end; group++) {
             uint8_t *place = record(hidden, across, job->tokens, token, group, &width);
@@ -136,17 +140,13 @@ static void work(void *argument) {
         outer_unit(job, unit, space);
 }
 
-/* Bytes read times tokens: below this a second thread wakes up too late. */
-#define SMALL 65536
-
 static enum outcome finish_job(struct job *job) {
-    static const struct team nobody = {0};
     size_t bytes = job->experts * parts(job->outer.rows, ROWS) * strip_bytes(job->outer);
-    if (bytes * job->tokens < SMALL)
-        job->team = &nobody;
+    struct team team = enough(job->team, bytes * job->tokens);
+    job->team = &team;
     size_t threads = alone(job->team) ? 1 : (size_t)job->team->threads;
     size_t input = parts(records_bytes(job->tokens, job->input_groups), LINE) * LINE;
-    size_t hidden = job->inner_units.count ? job->experts * records_bytes(job->tokens, groups_across(job->outer)) : 0;
+    size_t hidden = job->inner_units.count && job->outer_units.count ? job->experts * records_bytes(job->tokens, groups_across(job->outer)) : 0;
     hidden = parts(hidden, LINE) * LINE;
     uint8_t *memory = scratch(input + hidden + threads * space_bytes(job->tokens));
     if (!memory)
@@ -155,7 +155,6 @@ static enum outcome finish_job(struct job *job) {
     job->hidden = hidden ? memory + input : memory;
     job->spaces = memory + input + hidden;
     job->quantised.count = job->tokens;
-    job->outer_units.count = count_units(job->outer.rows, job->experts, job->tokens);
     if (job->tokens <= TOKENS) /* before another thread wakes up */
         quantise_input(job, 0);
     run(job->team, work, job);
@@ -171,10 +170,11 @@ static enum outcome linear(const struct linear *call) {
     job.input_groups = groups_across(shape);
     job.output = call->output;
     job.output_type = call->input.type;
+    job.outer_units.count = count_units(shape.rows, 1, job.tokens);
     return finish_job(&job);
 }
 
-static enum outcome feed_forward(const struct feed_forward *call) {
+static enum outcome experts_job(const struct feed_forward *call, int all) {
     size_t width = (size_t)call->input.width, inner = (size_t)call->inner;
     struct job job = {.team = &call->team, .input = &call->input, .matrices = call->matrices};
     job.inner = (struct shape){(enum format)call->format, inner, width};
@@ -184,15 +184,14 @@ static enum outcome feed_forward(const struct feed_forward *call) {
     job.experts = (size_t)call->experts;
     job.input_groups = groups_across(job.inner);
     job.inner_units.count = count_units(inner, job.experts, job.tokens);
+    job.outer_units.count = all ? count_units(width, job.experts, job.tokens) : 0;
     job.output = call->output;
     job.output_type = FP32;
     return finish_job(&job);
 }
 
-#define NAMED(name) NAMED_(name)
-#define NAMED_(name) moecli_##name
-#define TEXT(name) TEXT_(name)
-#define TEXT_(name) #name
-const struct tier NAMED(TIER) = {TEXT(TIER), linear, feed_forward, pack};
+static enum outcome feed_forward(const struct feed_forward *call) { return experts_job(call, 1); }
+
+static enum outcome gated(const struct feed_forward *call) { return experts_job(call, 0); }
 
 #endif

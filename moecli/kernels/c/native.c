@@ -56,7 +56,7 @@ static const struct {
 };
 
 /* Changes whenever a structure or a function does. */
-PUBLIC int moecli_version(void) { return 1; }
+PUBLIC int moecli_version(void) { return 2; }
 
 /* The name of a tier: NULL past the last, empty where this processor cannot run it. */
 PUBLIC const char *moecli_tier(int index) {
@@ -71,4 +71,15 @@ PUBLIC int moecli_feed_forward(int tier, const struct feed_forward *call) {
     return tiers[tier].tier->feed_forward(call);
 }
 
+PUBLIC int moecli_gated(int tier, const struct feed_forward *call) { return tiers[tier].tier->gated(call); }
+
 PUBLIC int moecli_pack(int tier, const struct pack *call) { return tiers[tier].tier->pack(call); }
+
+PUBLIC int moecli_attention(int tier, const struct attention *call) { return tiers[tier].tier->attention(call); }
+
+/* The first step of a mixture, all of it, and its last step, for whoever computes the experts in between. */
+PUBLIC int moecli_route(int tier, const struct mixture *call) { return tiers[tier].tier->route(call); }
+
+PUBLIC int moecli_mixture(int tier, const struct mixture *call) { return tiers[tier].tier->mixture(call); }
+
+PUBLIC int moecli_conclude(int tier, const struct mixture *call) { return tiers[tier].tier->conclude(call); }

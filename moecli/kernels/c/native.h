@@ -39,7 +39,8 @@ struct linear {
     void *output;
 };
 
-/* output [experts, tokens, width] = down(activation(gate x) * up x); matrices: gate, up, down of each expert in turn */
+/* output [experts, tokens, width] = down(activation(gate x) * up x); matrices: gate, up, down of each expert in turn.
+   `gated` stops before down: one expert's gate and up, output [tokens, inner]. */
 struct feed_forward {
     struct team team;
     int32_t format, activation;
@@ -58,11 +59,66 @@ struct pack {
     void *packed;
 };
 
+enum norm { RMS, LAYER };
+enum qk_norm { NO_NORM, ALL_HEADS, EACH_HEAD };
+enum scoring { SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN };
+enum group_score { LARGEST, SUM_OF_TWO };
+
+/* Half a block for one token: x += multiplier * after(something(before(x))). `type` is that of x and of all weights
+   that are not packed, FP32 or BF16; `after` may be NULL. */
+struct half {
+    struct team team;
+    int32_t type, format, norm;
+    float eps, multiplier;
+    const void *before, *after;
+    void *x;
+    int64_t width;
+};
+
+/* Attention of heads that share keys and values in groups. 0: no clip, no softcap; biases and norms may be NULL. */
+struct attention {
+    struct half half;
+    const void *qkv, *qkv_bias, *output, *output_bias;
+    int64_t heads, kv_heads, head_dim;
+    int32_t qk_norm, interleaved;
+    const void *q_norm, *k_norm;
+    float clip, softcap, scale;
+    const void *cosines, *sines; /* of the token's position, with the signs of a rotation [turned] */
+    int64_t turned;
+    void *keys, *values; /* [kv_heads, rows, head_dim]; the token goes to row `last`, and sees `first` to `last` */
+    int64_t rows, first, last;
+};
+
+/* weights [experts, width] and bias [experts] in FP32, bias for the choice alone; norm_power 0: no norm */
+struct router {
+    const float *weights, *bias;
+    int64_t experts, active, groups, kept_groups;
+    int32_t scoring, group_score;
+    float norm_power, norm_epsilon, scaling;
+};
+
+/* A mixture and the expert that all tokens share, either of which may be missing (active or shared_inner 0). */
+struct mixture {
+    struct half half;
+    struct router router;
+    const void *const *matrices; /* gate, up, down of every expert */
+    int64_t inner, shared_inner;
+    int32_t activation, shared_activation;
+    const void *shared[3]; /* gate, up, down */
+    const void *shared_gate;
+    float *normed, *logits, *weights, *outputs; /* [width], [experts], [active], [active + 1, width], to be filled */
+    int64_t *chosen;                            /* [active], best first */
+};
+
 struct tier {
     const char *name;
     enum outcome (*linear)(const struct linear *);
-    enum outcome (*feed_forward)(const struct feed_forward *);
+    enum outcome (*feed_forward)(const struct feed_forward *), (*gated)(const struct feed_forward *);
     enum outcome (*pack)(const struct pack *);
+    enum outcome (*attention)(const struct attention *);
+    enum outcome (*route)(const struct mixture *);
+    enum outcome (*mixture)(const struct mixture *);
+    enum outcome (*conclude)(const struct mixture *);
 };
 
 #endif

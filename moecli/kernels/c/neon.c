@@ -52,4 +52,4 @@ INLINE floats add(floats total, ints sum, float activation_scale, floats scale) 
     return vfmaq_f32(total, vmulq_n_f32(vcvtq_f32_s32(sum), activation_scale), scale);
 }
 
-#include "layer.h"
+#include "tier.h"

@@ -71,4 +71,4 @@ INLINE floats add(floats total, ints sum, float activation_scale, floats scale) 
     return total;
 }
 
-#include "layer.h"
+#include "tier.h"

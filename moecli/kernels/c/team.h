@@ -44,6 +44,13 @@ static void run(const struct team *team, void (*work)(void *), void *job) {
         team->parallel(work, job, (unsigned)team->threads, 0);
 }
 
+/* Bytes read, times tokens: below this a second thread wakes up too late. */
+#define SMALL 65536
+
+static struct team enough(const struct team *team, size_t bytes) {
+    return bytes < SMALL ? (struct team){0} : *team;
+}
+
 /* All threads have finished what comes before. */
 static void meet(const struct team *team) {
     if (!alone(team))

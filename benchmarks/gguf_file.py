@@ -1,0 +1,166 @@
+"""A GGUF file of random Q4_0 weights in a known shape, for llama.cpp: python -m benchmarks.gguf_file olmoe FILE
+
+Matrices are Q4_0, the output head and the input table too; routers and norms are F32. Speed does not depend on the
+values, so blocks are random bytes under one scale; router rows are random too, so that tokens go to all experts.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+from numpy.typing import NDArray
+
+from benchmarks.checkpoint import read_spec
+from moecli.spec import FeedForward, GroupedQuery, Latent, Mixture, ModelSpec, Part
+from moecli.tensors import Tensor, dense_tensors, expert_shapes
+
+_ARCHITECTURES = {"olmoe": "olmoe", "mixtral": "llama", "deepseek_v2": "deepseek2", "qwen3_moe": "qwen3moe"}
+_NAMES = {
+    "embedding": "token_embd", "final_norm": "output_norm", "head": "output",
+    "attn_norm": "attn_norm", "o": "attn_output", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
+    "q": "attn_q", "kv_a": "attn_kv_a_mqa", "kv_a_norm": "attn_kv_a_norm",
+    "ffn_norm": "ffn_norm", "router": "ffn_gate_inp", "down": "ffn_down", "shared_down": "ffn_down_shexp",
+}  # fmt: skip
+_BLOCK, _BLOCK_BYTES = 32, 18  # Q4_0: an fp16 scale and 32 nibbles, each a multiple of it from -8 to 7
+_SPREAD = 4.61  # the standard deviation of such a nibble
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One tensor of the file, the last axis contiguous."""
+
+    name: str
+    shape: tuple[int, ...]
+    quantised: bool
+    read: float  # the share of it that one decode step reads
+
+    @property
+    def size(self) -> int:
+        count = math.prod(self.shape)
+        return count // _BLOCK * _BLOCK_BYTES if self.quantised else 4 * count
+
+
+def write(shape: str, path: Path, seed: int = 0) -> None:
+    """Tensor by tensor: no more than the largest is in memory."""
+    spec = read_spec(shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    growing = path.with_suffix(".growing")
+    writer = GGUFWriter(growing, _ARCHITECTURES[spec.family])
+    _describe(writer, spec)
+    found = list(tensors(spec))
+    for tensor in found:
+        if tensor.quantised:
+            kind, bytes_shape = GGMLQuantizationType.Q4_0, (*tensor.shape[:-1], _row_bytes(tensor))
+            writer.add_tensor_info(tensor.name, bytes_shape, np.dtype(np.uint8), tensor.size, kind)
+        else:
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.size)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    random = np.random.default_rng(seed)
+    for tensor in found:
+        writer.write_tensor_data(_random(tensor, random))
+    writer.close()
+    growing.replace(path)
+
+
+def read_bytes_per_token(spec: ModelSpec) -> int:
+    """Weights that one decode step reads."""
+    return round(sum(tensor.size * tensor.read for tensor in tensors(spec)))
+
+
+def tensors(spec: ModelSpec) -> Iterator[Stored]:
+    """All of them, named as llama.cpp knows them."""
+    for tensor in dense_tensors(spec):
+        prefix = "" if tensor.layer is None else f"blk.{tensor.layer}."
+        for name, shape in _parts(spec, tensor):
+            quantised = len(shape) > 1 and tensor.part is not Part.ROUTER
+            yield Stored(f"{prefix}{name}.weight", shape, quantised, 0.0 if tensor.role == "embedding" else 1.0)
+    for layer, mixture in spec.mixtures:
+        router = mixture.router
+        for matrix, shape in expert_shapes(spec.hidden_size, mixture.expert).items():
+            name = f"blk.{layer}.ffn_{matrix}_exps.weight"
+            yield Stored(name, (router.experts, *shape), True, router.active / router.experts)
+
+
+def _parts(spec: ModelSpec, tensor: Tensor) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """What one tensor of a spec is there: fused projections are several, kv_b is cut for its absorption."""
+    rows, *rest = tensor.shape
+    attention = spec.layers[tensor.layer or 0].attention
+    if tensor.role == "qkv" and isinstance(attention, GroupedQuery):
+        widths = (attention.query_width, attention.kv_width, attention.value_width)
+        yield from ((f"attn_{name}", (width, *rest)) for name, width in zip("qkv", widths, strict=True))
+    elif tensor.role == "kv_b" and isinstance(attention, Latent):
+        yield "attn_k_b", (attention.heads, attention.kv_rank, attention.nope_dim)
+        yield "attn_v_b", (attention.heads, attention.value_dim, attention.kv_rank)
+    elif tensor.role in ("gate_up", "shared_gate_up"):
+        suffix = "_shexp" if tensor.role.startswith("shared") else ""
+        yield from ((f"ffn_{name}{suffix}", (rows // 2, *rest)) for name in ("gate", "up"))
+    else:
+        yield _NAMES[tensor.role], tensor.shape
+
+
+def _describe(writer: GGUFWriter, spec: ModelSpec) -> None:
+    """The model's numbers, and a vocabulary that is nothing but its size. Rotary scaling is left out: it costs none."""
+    attention = spec.layers[0].attention
+    writer.add_block_count(len(spec.layers))
+    writer.add_context_length(spec.context_length)
+    writer.add_embedding_length(spec.hidden_size)
+    writer.add_head_count(attention.heads)
+    writer.add_layer_norm_rms_eps(spec.norm_eps)
+    writer.add_rope_freq_base(attention.rope.theta)
+    writer.add_rope_dimension_count(attention.rope.dims)
+    if isinstance(attention, Latent):
+        writer.add_head_count_kv(1)
+        writer.add_kv_lora_rank(attention.kv_rank)
+        writer.add_key_length(attention.cache_width)
+        writer.add_value_length(attention.kv_rank)
+        writer.add_key_length_mla(attention.head_dim)
+        writer.add_value_length_mla(attention.value_dim)
+    else:
+        writer.add_head_count_kv(attention.kv_heads)
+        writer.add_key_length(attention.head_dim)
+        writer.add_value_length(attention.head_dim)
+    _describe_experts(writer, spec)
+    writer.add_vocab_size(spec.vocab_size)
+    writer.add_tokenizer_model("none")
+    writer.add_file_type(int(LlamaFileType.MOSTLY_Q4_0))
+
+
+def _describe_experts(writer: GGUFWriter, spec: ModelSpec) -> None:
+    dense = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, FeedForward)]
+    mixture: Mixture = spec.mixtures[0][1]
+    router, width = mixture.router, mixture.expert.width
+    writer.add_feed_forward_length(dense[0].width if dense else width)
+    writer.add_leading_dense_block_count(len(dense))
+    writer.add_expert_feed_forward_length(width)
+    writer.add_expert_count(router.experts)
+    writer.add_expert_used_count(router.active)
+    writer.add_expert_shared_count(mixture.shared.width // width if mixture.shared else 0)
+    writer.add_expert_weights_norm(router.norm_power is not None)
+
+
+def _random(tensor: Stored, random: np.random.Generator) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Weights as wide as a trained model's, the router's twice that; the norms are 1."""
+    if len(tensor.shape) == 1:
+        return np.ones(tensor.shape, np.float32)
+    spread = 1.0 if tensor.name.startswith("token_embd") else tensor.shape[-1] ** -0.5
+    if not tensor.quantised:
+        return (2 * spread * random.standard_normal(tensor.shape)).astype(np.float32)
+    blocks = random.integers(0, 256, (tensor.size // _BLOCK_BYTES, _BLOCK_BYTES), np.uint8)
+    blocks[:, :2] = np.frombuffer(np.float16(spread / _SPREAD).tobytes(), np.uint8)
+    return blocks.reshape(*tensor.shape[:-1], _row_bytes(tensor))
+
+
+def _row_bytes(tensor: Stored) -> int:
+    return tensor.shape[-1] // _BLOCK * _BLOCK_BYTES
+
+
+if __name__ == "__main__":
+    write(sys.argv[1], Path(sys.argv[2]))

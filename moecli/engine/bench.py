@@ -1,0 +1,240 @@
+"""Measures a model on random text, beside the forecast for exactly that: what `bench` needs."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from statistics import median
+
+import torch
+
+from moecli import machine
+from moecli.engine.generate import Session, Timing
+from moecli.engine.load import Progress
+from moecli.engine.runner import Runner
+from moecli.engine.sampling import Sampler, Sampling
+from moecli.errors import UsageError
+from moecli.experts.store import Statistics
+from moecli.forecast import Links, Products, Speed, bytes_per_token, forecast
+from moecli.formats import bytes_for
+from moecli.formats.plain import torch_dtype
+from moecli.kernels.bandwidth import read_bandwidth
+from moecli.kernels.products import as_matrix, linear
+from moecli.plan import Plan, fit
+from moecli.records import compute_dtype
+
+_PROMPT, _ANSWER = 512, 128  # tokens, where the context is long enough
+_MOST, _LEAST = 256 * 2**20, 4 * 2**20  # bytes that the bandwidth is measured with
+_WEIGHTS = 2**21  # of the matrix that products are measured with
+_MANY = 64  # tokens of the larger of two products
+_TRIES, _TRIES_S = 3, 0.2  # at least so many, at least so long
+
+Watch = Callable[[int, int, int], None]  # repetition (0 warms up), tokens done, of how many
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """`repeat` times a random prompt and as many decode steps as there are tokens to generate."""
+
+    prompt_tokens: int
+    max_tokens: int
+    repeat: int
+
+    @property
+    def context(self) -> int:
+        return self.prompt_tokens + self.max_tokens
+
+    @property
+    def held(self) -> float:
+        """Tokens in the cache while decoding, on average."""
+        return self.prompt_tokens + self.max_tokens / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """A plan on this machine, whose limits were measured, and the speed that follows from them."""
+
+    plan: Plan
+    links: Links
+    speed: Speed
+
+
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """What one prompt and its continuation cost."""
+
+    timing: Timing
+    prefill: Statistics
+    decode: Statistics
+
+    @property
+    def prefill_rate(self) -> float:
+        return self.timing.prompt_tokens / self.timing.prefill_s
+
+    @property
+    def decode_rate(self) -> float:
+        return self.timing.steps / self.timing.decode_s
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """All that `bench` shows. Rates are tokens per second, medians over the repetitions."""
+
+    workload: Workload
+    expected: Expectation
+    repetitions: Sequence[Repetition]
+    load_s: float
+    peak_rss: int
+    ram_per_token: float  # bytes that a decode step reads from RAM
+
+    @property
+    def prefill(self) -> float:
+        return median(each.prefill_rate for each in self.repetitions)
+
+    @property
+    def decode(self) -> float:
+        return median(each.decode_rate for each in self.repetitions)
+
+    @property
+    def prefill_band(self) -> tuple[float, float]:
+        """Forecast, tokens per second."""
+        tokens, speed = self.workload.prompt_tokens, self.expected.speed
+        return tokens / speed.first_token_high_s, tokens / speed.first_token_low_s
+
+    @property
+    def decode_band(self) -> tuple[float, float]:
+        """Forecast, tokens per second."""
+        return self.expected.speed.low, self.expected.speed.high
+
+    @property
+    def within_forecast(self) -> bool:
+        return within(self.prefill, self.prefill_band) and within(self.decode, self.decode_band)
+
+    @property
+    def hit_rate(self) -> float | None:
+        """The share of experts that decoding found in memory: 1 where nothing is on disk; None without experts."""
+        hits = sum(each.decode.hits for each in self.repetitions)
+        misses = sum(each.decode.misses for each in self.repetitions)
+        return hits / (hits + misses) if hits + misses else None
+
+    @property
+    def bytes_read(self) -> int:
+        """From disk, by all repetitions."""
+        return sum(each.prefill.bytes_read + each.decode.bytes_read for each in self.repetitions)
+
+    @property
+    def disk_bytes_per_token(self) -> float:
+        """Of decoding."""
+        steps = sum(each.timing.steps for each in self.repetitions)
+        return sum(each.decode.bytes_read for each in self.repetitions) / steps
+
+    @property
+    def disk_rate(self) -> float | None:
+        """Bytes per second while reads were under way, prompts included; None where nothing was read."""
+        seconds = sum(each.prefill.read_s + each.decode.read_s for each in self.repetitions)
+        return self.bytes_read / seconds if seconds else None
+
+    @property
+    def ram_rate(self) -> float | None:
+        """Bytes per second that decoding read from RAM; None where disk or device have a part in it."""
+        plan = self.expected.plan
+        return None if plan.disk.experts or plan.device.dense else self.ram_per_token * self.decode
+
+
+def within(rate: float, band: tuple[float, float]) -> bool:
+    """Whether a measured rate lies in its band."""
+    return band[0] <= rate <= band[1]
+
+
+def workload(runner: Runner, prompt_tokens: int | None, max_tokens: int | None, repeat: int) -> Workload:
+    """What is asked for; what is left open is shorter where the context is. UsageError beyond the context."""
+    longest = runner.choices.context or runner.model.spec.context_length
+    prompt = prompt_tokens or max(1, min(_PROMPT, longest - (max_tokens or longest // 4)))
+    answer = max_tokens or max(1, min(_ANSWER, longest - prompt))
+    if prompt + answer > longest:
+        raise UsageError(
+            f"--prompt-tokens {prompt} and --max-tokens {answer} are more than the context of {longest} tokens",
+            "name fewer, or raise --ctx beyond what the model was trained for",
+        )
+    return Workload(prompt, answer, repeat)
+
+
+def expect(runner: Runner, work: Workload) -> Expectation:
+    """Plan, measure what this machine can do, and forecast; nothing is loaded yet. NotEnoughMemory as the plan says."""
+    spec, context = runner.model.spec, runner.choices.context or work.context
+    plan = runner.choose(lambda dtype: fit(spec, dtype, context, runner.ram, runner.vram))
+    room = plan.ram.total - machine.peak_rss()  # what will be resident later may be so now
+    disk = runner.model.measure_disk() if plan.disk.experts else None
+    typical = Links()
+    links = Links(
+        ram=read_bandwidth(max(_LEAST, min(_MOST, room))),
+        disk=disk or typical.disk,
+        products=_measure_products(plan.needs.dtype, compute_dtype(plan.needs.dtype, "bf16"), spec.hidden_size),
+        evidence="typical" if plan.device.dense else "measured",  # no device is measured
+    )
+    return Expectation(plan, links, forecast(spec, plan, links, work.prompt_tokens, work.held))
+
+
+def measure(runner: Runner, work: Workload, expected: Expectation, progress: Progress, watch: Watch) -> Result:
+    """Load as planned, warm up, and repeat. Each prompt meets an empty cache and the experts that the last one left."""
+    began = time.perf_counter()
+    runner.load(expected.plan, progress)
+    load_s = time.perf_counter() - began
+    _repetition(runner, replace(work, max_tokens=1), 0, watch)
+    repetitions = [_repetition(runner, work, number, watch) for number in range(1, work.repeat + 1)]
+    read = bytes_per_token(runner.model.spec, expected.plan, work.held)
+    return Result(work, expected, repetitions, load_s, machine.peak_rss(), read["ram"])
+
+
+def _repetition(runner: Runner, work: Workload, number: int, watch: Watch) -> Repetition:
+    loaded = runner.loaded.session
+    prompt = random_prompt(runner, work.prompt_tokens, runner.seed + number)
+    sampler = Sampler(Sampling(temperature=1.0), runner.seed + number)
+    timing, statistics = Timing(), loaded.decoder.experts.statistics
+    watch(number, 0, work.context)
+    start = replace(statistics)
+    steps = Session(loaded.decoder, loaded.cache).generate(prompt, sampler, work.max_tokens + 1, timing)
+    next(steps)
+    between = replace(statistics)
+    for step, _ in enumerate(steps, start=work.prompt_tokens + 1):
+        watch(number, step, work.context)
+    return Repetition(timing, _since(start, between), _since(between, statistics))
+
+
+def random_prompt(runner: Runner, count: int, seed: int) -> list[int]:
+    """Ids that stand for text: a random walk through the vocabulary visits most experts."""
+    known = range(min(runner.model.spec.vocab_size, runner.tokenizer.size))
+    plain = [number for number in known if number not in runner.tokenizer.special_ids]
+    return random.Random(seed).choices(plain or known, k=count)
+
+
+def _since(before: Statistics, after: Statistics) -> Statistics:
+    names = (field.name for field in fields(Statistics))
+    return Statistics(**{name: getattr(after, name) - getattr(before, name) for name in names})
+
+
+def _measure_products(dtype: str, compute: str, width: int) -> Products:
+    """Takes a few MiB and a moment."""
+    shape = (max(1, _WEIGHTS // width), width)
+    matrix = as_matrix(dtype, shape, torch.zeros(bytes_for(dtype, shape), dtype=torch.uint8))
+
+    def seconds(tokens: int) -> float:
+        x = torch.ones(tokens, width, dtype=torch_dtype(compute))
+        return _fastest(lambda: linear(x, matrix))
+
+    with torch.inference_mode():
+        one, many = seconds(1), seconds(_MANY)
+    operations = 2 * (_MANY - 1) * shape[0] * width
+    return Products(bytes_for(dtype, shape) / one, operations / max(many - one, many / _MANY))
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    """Seconds of the best of many tries: what other programs take of the machine is not its speed."""
+    began, times = time.perf_counter(), list[float]()
+    while len(times) < _TRIES or time.perf_counter() - began < _TRIES_S:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,272 @@
+"""One token through half a block in one native call: attention, or the mixture of experts. In place."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from ctypes import c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from moecli.formats import bytes_for
+from moecli.kernels.choice import chosen
+from moecli.kernels.library import Team, loaded
+from moecli.kernels.native import ACTIVATIONS, FORMATS, NUMBERS, address
+from moecli.kernels.products import Matrix, Packed
+from moecli.spec import FeedForward, GroupedQuery, GroupScore, Mixture, NormKind, QkNorm, Router, Scoring
+
+_NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1}
+_QK_NORMS = {QkNorm.NONE: 0, QkNorm.FULL: 1, QkNorm.HEAD: 2}
+_SCORINGS = {Scoring.SOFTMAX: 0, Scoring.SIGMOID: 1, Scoring.SOFTMAX_OF_CHOSEN: 2}
+_GROUP_SCORES = {GroupScore.MAX: 0, GroupScore.TOP2_SUM: 1}
+_STRIP = 16  # rows that lie together: where a stacked matrix may be cut
+
+
+class Weights(Protocol):
+    """One layer's, by role."""
+
+    def matrix(self, role: str) -> Matrix: ...
+
+    def get(self, role: str) -> Tensor | None: ...
+
+
+class _Half(ctypes.Structure):
+    _fields_ = (
+        ("team", Team),
+        ("type", c_int32),
+        ("format", c_int32),
+        ("norm", c_int32),
+        ("eps", c_float),
+        ("multiplier", c_float),
+        ("before", c_void_p),
+        ("after", c_void_p),
+        ("x", c_void_p),
+        ("width", c_int64),
+    )
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        ("half", _Half),
+        ("qkv", c_void_p),
+        ("qkv_bias", c_void_p),
+        ("output", c_void_p),
+        ("output_bias", c_void_p),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("qk_norm", c_int32),
+        ("interleaved", c_int32),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("clip", c_float),
+        ("softcap", c_float),
+        ("scale", c_float),
+        ("cosines", c_void_p),
+        ("sines", c_void_p),
+        ("turned", c_int64),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("rows", c_int64),
+        ("first", c_int64),
+        ("last", c_int64),
+    )
+
+
+class _Router(ctypes.Structure):
+    _fields_ = (
+        ("weights", c_void_p),
+        ("bias", c_void_p),
+        ("experts", c_int64),
+        ("active", c_int64),
+        ("groups", c_int64),
+        ("kept_groups", c_int64),
+        ("scoring", c_int32),
+        ("group_score", c_int32),
+        ("norm_power", c_float),
+        ("norm_epsilon", c_float),
+        ("scaling", c_float),
+    )
+
+
+class _Mixture(ctypes.Structure):
+    _fields_ = (
+        ("half", _Half),
+        ("router", _Router),
+        ("matrices", c_void_p),
+        ("inner", c_int64),
+        ("shared_inner", c_int64),
+        ("activation", c_int32),
+        ("shared_activation", c_int32),
+        ("shared", c_void_p * 3),
+        ("shared_gate", c_void_p),
+        ("normed", c_void_p),
+        ("logits", c_void_p),
+        ("weights", c_void_p),
+        ("outputs", c_void_p),
+        ("chosen", c_void_p),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """What surrounds either half of a block: x += multiplier * after(something(before(x)))."""
+
+    packed: str  # the format of matrices
+    dtype: torch.dtype  # of x and of all that is not packed
+    norm: NormKind
+    eps: float
+    multiplier: float
+    before: Tensor  # [D]
+    after: Tensor | None
+
+
+def serves(half: Half, matrices: Iterable[Matrix]) -> bool:
+    """Whether there is a native call for such weights."""
+    plain = half.dtype in (torch.float32, torch.bfloat16) and half.before.device.type == "cpu"
+    return plain and all(
+        isinstance(each, Packed) and each.dtype == half.packed and chosen(each.dtype, "cpu") == "native"
+        for each in matrices
+    )
+
+
+class TokenAttention:
+    """Norm, projections, rotation, cache, attention, output, residual."""
+
+    def __init__(self, half: Half, spec: GroupedQuery, weights: Weights) -> None:
+        self._call = _Attention(
+            half=_half(half),
+            qkv=_packed(weights.matrix("qkv")),
+            qkv_bias=_plain(weights.get("qkv_bias"), half.dtype),
+            output=_packed(weights.matrix("o")),
+            output_bias=_plain(weights.get("o_bias"), half.dtype),
+            heads=spec.heads,
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            qk_norm=_QK_NORMS[spec.qk_norm],
+            interleaved=spec.rope.interleaved,
+            q_norm=_plain(weights.get("q_norm"), half.dtype),
+            k_norm=_plain(weights.get("k_norm"), half.dtype),
+            clip=spec.clip or 0,
+            softcap=spec.softcap or 0,
+            scale=spec.scale,
+            turned=spec.rope.dims,
+        )
+        self._weights = weights  # alive as long as their addresses are
+
+    def __call__(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Sequence[Tensor], seen: range) -> Tensor:
+        """x [1, D], added to in place. `turn`: cosines and sines of its position; `cache`: keys, values [K, rows, d].
+
+        The token's own go to the last row of `seen`, and it sees all of them.
+        """
+        call, (keys, values) = self._call, cache
+        call.cosines, call.sines = turn[0].data_ptr(), turn[1].data_ptr()
+        call.keys, call.values, call.rows = keys.data_ptr(), values.data_ptr(), keys.shape[1]
+        call.first, call.last = seen.start, seen.stop - 1
+        return _run("attention", call, x)
+
+
+class TokenMixture:
+    """Norm, router, experts, shared expert, residual; a plain feed-forward block is a shared expert alone.
+
+    Where the experts do not all lie still in memory: `route`, whoever computes them, `conclude`. The same bits.
+    """
+
+    def __init__(self, half: Half, ffn: FeedForward | Mixture, weights: Weights) -> None:
+        mixture = ffn if isinstance(ffn, Mixture) else None
+        always = ffn.shared if isinstance(ffn, Mixture) else ffn
+        active, experts = (mixture.router.active, mixture.router.experts) if mixture else (0, 0)
+        self.normed = torch.empty(1, half.before.shape[0])
+        self.logits = torch.empty(1, experts)
+        self.weights = torch.empty(1, active)  # of the chosen experts, best first
+        self.chosen = torch.empty(1, active, dtype=torch.int64)
+        self.outputs = torch.empty(active + 1, half.before.shape[0])  # of the chosen experts, and room for their sum
+        self._call = call = _Mixture(
+            half=_half(half),
+            normed=self.normed.data_ptr(),
+            logits=self.logits.data_ptr(),
+            weights=self.weights.data_ptr(),
+            chosen=self.chosen.data_ptr(),
+            outputs=self.outputs.data_ptr(),
+        )
+        if mixture:
+            call.router = _router(mixture.router, weights)
+            call.inner, call.activation = mixture.expert.width, ACTIVATIONS[mixture.expert.activation]
+        if always:
+            prefix = "shared_" if mixture else ""
+            gate_up, down = (_packed(weights.matrix(prefix + role)) for role in ("gate_up", "down"))
+            up = gate_up + bytes_for(half.packed, (always.width, half.before.shape[0]))
+            call.shared_inner, call.shared_activation = always.width, ACTIVATIONS[always.activation]
+            call.shared = (c_void_p * 3)(gate_up, up, down)
+            call.shared_gate = _plain(weights.get("shared_gate"), half.dtype)
+        self._weights = weights
+
+    def __call__(self, x: Tensor, experts: Tensor | None) -> Tensor:
+        """x [1, D], added to in place. `experts`: the addresses of gate, up and down of each, int64 [E, 3]."""
+        self._call.matrices = None if experts is None else experts.data_ptr()
+        return _run("mixture", self._call, x)
+
+    def route(self, x: Tensor) -> None:
+        """Fill `normed`, `logits`, `chosen` and `weights`."""
+        _run("route", self._call, x)
+
+    def conclude(self, x: Tensor) -> Tensor:
+        """x [1, D], what `outputs` hold for the chosen experts added in place."""
+        return _run("conclude", self._call, x)
+
+
+def can_cut(width: int) -> bool:
+    """Whether the packed gate and up of `width` rows each can be told apart where they are stacked."""
+    return width % _STRIP == 0
+
+
+def _run(function: str, call: _Attention | _Mixture, x: Tensor) -> Tensor:
+    library = loaded()
+    call.half.team, call.half.x = library.team(), x.data_ptr()
+    library.call(function, call)
+    return x
+
+
+def _half(half: Half) -> _Half:
+    return _Half(
+        type=NUMBERS[half.dtype],
+        format=FORMATS[half.packed],
+        norm=_NORMS[half.norm],
+        eps=half.eps,
+        multiplier=half.multiplier,
+        before=_plain(half.before, half.dtype),
+        after=_plain(half.after, half.dtype),
+        width=half.before.shape[0],
+    )
+
+
+def _router(router: Router, weights: Weights) -> _Router:
+    return _Router(
+        weights=_plain(weights.get("router"), torch.float32),
+        bias=_plain(weights.get("router_bias"), torch.float32),
+        experts=router.experts,
+        active=router.active,
+        groups=router.groups,
+        kept_groups=router.kept_groups,
+        scoring=_SCORINGS[router.scoring],
+        group_score=_GROUP_SCORES[router.group_score],
+        norm_power=router.norm_power or 0,
+        norm_epsilon=router.norm_epsilon,
+        scaling=router.scaling,
+    )
+
+
+def _plain(tensor: Tensor | None, dtype: torch.dtype) -> int | None:
+    """Where it lies."""
+    if tensor is None:
+        return None
+    assert tensor.dtype is dtype and tensor.is_contiguous()
+    return tensor.data_ptr()
+
+
+def _packed(matrix: Matrix) -> int:
+    assert isinstance(matrix, Packed)
+    return address(matrix.data, bytes_for(matrix.dtype, matrix.shape))

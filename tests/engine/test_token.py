@@ -1,0 +1,79 @@
+"""A token that comes alone: the native calls do what the operators do, for every family and placement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import FAMILIES, make, prompt, write
+
+from moecli.engine.decoder import Decoder
+from moecli.engine.router import Routing
+from moecli.engine.weights import checkpoint_weights
+from moecli.experts.resident import packed_experts
+from moecli.kernels import library
+from moecli.store.source import open_source
+
+pytestmark = pytest.mark.skipif(not library.tiers(), reason="the native kernels are not built")
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((family, {}) for family in FAMILIES),
+    ("mixtral", {"sliding_window": 16}),
+    ("mixtral", {"head_dim": 24, "num_attention_heads": 6, "num_key_value_heads": 1}),
+    ("qwen3_moe", {"norm_topk_prob": True, "attention_bias": True}),
+    ("qwen2_moe", {"shared_expert_intermediate_size": 32}),
+    ("deepseek_v3", {"moe_intermediate_size": 32, "intermediate_size": 64}),
+]
+
+
+class Seen:
+    """A trace that keeps what it is shown."""
+
+    generated = False
+
+    def __init__(self) -> None:
+        self.routings: list[Routing] = []
+
+    def tokens(self, ids: torch.Tensor) -> None:
+        pass
+
+    def record(self, layer: int, routing: Routing) -> None:
+        self.routings.append(routing)
+
+
+def one_by_one(model: Decoder, ids: torch.Tensor, seen: Seen) -> torch.Tensor:
+    """Logits [T, V] after a prompt of half the ids, then of each other."""
+    cache = model.new_cache(len(ids), 32)
+    half = len(ids) // 2
+    rows = [model.forward(ids[:half], cache)[-1:]]
+    rows += [model.forward(ids[index : index + 1], cache, seen) for index in range(half, len(ids))]
+    return model.logits(torch.cat(rows))
+
+
+def in_single_precision(folder: Path, calls: bool) -> Decoder:
+    """q8 weights, all else in float32; without `calls` by torch's operators between the native products."""
+    weights = open_source(folder)
+    experts = packed_experts(weights, "q8", 0, lambda done, total: None)
+    model = Decoder(weights.spec, checkpoint_weights(weights, "q8", "fp32"), experts, 256)
+    for block in model._blocks if not calls else ():
+        block._one_attends = block._one_mixes = None
+    return model
+
+
+@pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=lambda value: "-".join(value) if value else "plain")
+def test_it_is_as_by_operators(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Routing and logits, up to a rounding of the activations here and there."""
+    folder = write(make(family, **changes), tmp_path / "model")
+    ids = torch.tensor(prompt(80))
+    native, plain = Seen(), Seen()
+    model = in_single_precision(folder, calls=True)
+    assert any(block._one_attends or block._one_mixes for block in model._blocks)
+    logits = one_by_one(model, ids, native)
+    expected = one_by_one(in_single_precision(folder, calls=False), ids, plain)
+    assert (logits - expected).norm() / expected.norm() < 0.01
+    for a, b in zip(native.routings, plain.routings, strict=True):
+        assert (a.logits - b.logits).norm() / b.logits.norm() < 0.01
+        if torch.equal(a.chosen, b.chosen):
+            assert torch.allclose(a.weights, b.weights, atol=0.02)
