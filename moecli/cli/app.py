@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from moecli import __version__, settings
-from moecli.cli import bench, completion, inspect, list, memory, pack, pull, rm, run, verify
+from moecli.cli import bench, completion, doctor, inspect, list, memory, pack, pull, rm, run, verify
 from moecli.errors import MoecliError
 from moecli.output import terminal
 
@@ -56,6 +56,7 @@ app.command("rm", epilog=rm.EXAMPLES)(rm.rm)
 app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
 app.command("memory", epilog=memory.EXAMPLES)(memory.memory)
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("completion", epilog=completion.EXAMPLES)(completion.completion)
 
 

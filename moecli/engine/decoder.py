@@ -69,14 +69,13 @@ class Block:
 
     def attend(self, x: Tensor, cache: LayerCache) -> Tensor:
         """The first half, where tokens see those before them in `cache`."""
-        if len(x) == 1 and self._one_attends:
-            turn = self._rotation.turn(cache.length)
-            return self._one_attends(x, turn, cache.buffers, cache.extend())
+        if x.shape[0] == 1 and self._one_attends:
+            return self._one_attends(x, self._rotation.tables, cache.length, cache.buffers, cache.extend())
         return x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache))
 
     def transform(self, x: Tensor, trace: Trace | None) -> Tensor:
         """The second half, each token by itself."""
-        if len(x) == 1 and self._one_mixes:
+        if x.shape[0] == 1 and self._one_mixes:
             return self._one(x, self._one_mixes, trace)
         normed = self._norm("ffn_norm", x)
         if isinstance(self._ffn, Mixture):

@@ -38,18 +38,14 @@ class Rotation:
         """Rotate the leading dims of x [T, heads, d], whose first row stands at position `start`."""
         dims = self.rope.dims
         turned, kept = (x, None) if dims == x.shape[-1] else (x[..., :dims], x[..., dims:])
-        cos = self._cos[start : start + len(x), None]  # [T, 1, dims]
-        sin = self._sin[start : start + len(x), None]
+        cos = self.tables[0][start : start + len(x), None]  # [T, 1, dims]
+        sin = self.tables[1][start : start + len(x), None]
         if self.rope.interleaved:
             partner = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         else:
             partner = turned.roll(dims // 2, -1)
         turned = (turned * cos).addcmul_(partner, sin)
         return turned if kept is None else torch.cat((turned, kept), -1)
-
-    def turn(self, position: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of one position, [dims] each."""
-        return self._cos[position], self._sin[position]
 
     def _prepare(self, length: int) -> None:
         regime = _regime(self.rope, length)
@@ -62,8 +58,7 @@ class Rotation:
             cos, sin = cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
         else:
             cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-        self._cos = cos.to(self._device, self._dtype)
-        self._sin = sin.to(self._device, self._dtype)
+        self.tables = cos.to(self._device, self._dtype), sin.to(self._device, self._dtype)
 
 
 def _regime(rope: Rope, length: int) -> int:

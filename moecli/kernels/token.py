@@ -68,6 +68,7 @@ class _Attention(ctypes.Structure):
         ("cosines", c_void_p),
         ("sines", c_void_p),
         ("turned", c_int64),
+        ("position", c_int64),
         ("keys", c_void_p),
         ("values", c_void_p),
         ("rows", c_int64),
@@ -157,13 +158,15 @@ class TokenAttention:
         )
         self._weights = weights  # alive as long as their addresses are
 
-    def __call__(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Sequence[Tensor], seen: range) -> Tensor:
-        """x [1, D], added to in place. `turn`: cosines and sines of its position; `cache`: keys, values [K, rows, d].
+    def __call__(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], position: int, cache: Sequence[Tensor], seen: range
+    ) -> Tensor:
+        """x [1, D], added to in place. `tables`: cosines and sines by position; `cache`: keys, values [K, rows, d].
 
         The token's own go to the last row of `seen`, and it sees all of them.
         """
-        call, (keys, values) = self._call, cache
-        call.cosines, call.sines = turn[0].data_ptr(), turn[1].data_ptr()
+        call, (cosines, sines), (keys, values) = self._call, tables, cache
+        call.cosines, call.sines, call.position = cosines.data_ptr(), sines.data_ptr(), position
         call.keys, call.values, call.rows = keys.data_ptr(), values.data_ptr(), keys.shape[1]
         call.first, call.last = seen.start, seen.stop - 1
         return _run("attention", call, x)
@@ -224,14 +227,15 @@ def can_cut(width: int) -> bool:
 
 
 def _run(function: str, call: _Attention | _Mixture, x: Tensor) -> Tensor:
-    library = loaded()
-    call.half.team, call.half.x = library.team(), x.data_ptr()
+    library, half = loaded(), call.half
+    half.team.threads, half.x = torch.get_num_threads(), x.data_ptr()
     library.call(function, call)
     return x
 
 
 def _half(half: Half) -> _Half:
     return _Half(
+        team=loaded().team(),
         type=NUMBERS[half.dtype],
         format=FORMATS[half.packed],
         norm=_NORMS[half.norm],

@@ -1,14 +1,20 @@
-/* Every tier against the last one, scalar: packing, one matrix and experts must agree in every byte. Buffers have their
+/* Every tier against the last one, scalar: packing, products and the halves of a block must agree in every byte. Buffers have their
    exact sizes, for a sanitiser; the same program checks other processors in an emulator. */
 #include "native.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 int moecli_linear(int tier, const struct linear *call);
 int moecli_feed_forward(int tier, const struct feed_forward *call);
+int moecli_gated(int tier, const struct feed_forward *call);
 int moecli_pack(int tier, const struct pack *call);
+int moecli_attention(int tier, const struct attention *call);
+int moecli_route(int tier, const struct mixture *call);
+int moecli_mixture(int tier, const struct mixture *call);
+int moecli_conclude(int tier, const struct mixture *call);
 const char *moecli_tier(int index);
 
 static uint32_t state = 1;
@@ -67,7 +73,7 @@ static void try(int last, int format, size_t inner, size_t width, size_t count, 
     for (int i = 0; i < 6; i++)
         matrices[i] = packed_matrix(last, format, i % 3 == 2 ? width : inner, i % 3 == 2 ? inner : width, FP32);
     float *x = numbers(count * width), *out = malloc(2 * count * (inner + width) * sizeof *out);
-    void *one = NULL, *layer = NULL;
+    void *one = NULL, *layer = NULL, *hidden = NULL;
     for (int tier = last; tier >= 0; tier--) {
         if (!*moecli_tier(tier))
             continue;
@@ -79,10 +85,123 @@ static void try(int last, int format, size_t inner, size_t width, size_t count, 
         struct feed_forward feed = {{0}, format, activation, input, list, 2, (int64_t)inner, out};
         moecli_feed_forward(tier, &feed);
         check("feed_forward", tier, format, out, &layer, 2 * count * width * sizeof *out);
+        feed.experts = 1;
+        moecli_gated(tier, &feed);
+        check("gated", tier, format, out, &hidden, count * inner * sizeof *out);
     }
     for (int i = 0; i < 6; i++)
         free(matrices[i]);
-    free(x), free(out), free(one), free(layer);
+    free(x), free(out), free(one), free(layer), free(hidden);
+}
+
+/* As numbers of a type, rounded down to 16 bits or as they are. */
+static void *typed(int type, size_t count) {
+    float *from = numbers(count);
+    if (type == FP32)
+        return from;
+    uint16_t *to = malloc(count * sizeof *to);
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, sizeof bits);
+        to[i] = (uint16_t)(bits >> 16);
+    }
+    free(from);
+    return to;
+}
+
+static void *copy(const void *from, size_t bytes) { return memcpy(malloc(bytes), from, bytes); }
+
+/* A token's attention, with every option that `variant` switches on. */
+static void try_attention(int last, int format, int type, int variant) {
+    const size_t width = 72, heads = 6, shared = variant & 1 ? 1 : 3, dim = variant & 2 ? 16 : 24, rows = 600;
+    const size_t size = type == FP32 ? 4 : 2, all = (heads + 2 * shared) * dim, turned = variant & 4 ? 0 : 8;
+    uint8_t *qkv = packed_matrix(last, format, all, width, FP32);
+    uint8_t *output = packed_matrix(last, format, width, heads * dim, FP32);
+    void *before = typed(type, width), *after = typed(type, width), *x = typed(type, width), *bias = typed(type, all);
+    void *norm = typed(type, heads * dim), *cosines = typed(type, 9 * turned + 1), *sines = typed(type, 9 * turned + 1);
+    void *keys = typed(type, shared * rows * dim), *values = typed(type, shared * rows * dim);
+    void *expected_x = NULL, *expected_keys = NULL, *expected_values = NULL;
+    for (int tier = last; tier >= 0; tier--) {
+        if (!*moecli_tier(tier))
+            continue;
+        void *own = copy(x, width * size);
+        void *own_keys = copy(keys, shared * rows * dim * size), *own_values = copy(values, shared * rows * dim * size);
+        struct half half = {{0}, type, format, variant & 1 ? LAYER : RMS, 1e-5f, 0.7f, before, variant & 2 ? after : NULL,
+                            own, (int64_t)width};
+        struct attention call = {.half = half, .qkv = qkv, .output = output, .heads = (int64_t)heads,
+                                 .kv_heads = (int64_t)shared, .head_dim = (int64_t)dim, .scale = 0.2f};
+        call.qkv_bias = variant & 2 ? bias : NULL, call.output_bias = variant & 4 ? after : NULL;
+        call.qk_norm = variant % 3, call.q_norm = norm, call.k_norm = norm, call.interleaved = variant & 1;
+        call.clip = variant & 1 ? 0.5f : 0, call.softcap = variant & 4 ? 3 : 0;
+        call.cosines = cosines, call.sines = sines, call.turned = (int64_t)turned, call.position = 8;
+        call.keys = own_keys, call.values = own_values, call.rows = (int64_t)rows;
+        call.first = variant & 1 ? 7 : 0, call.last = variant & 2 ? (int64_t)rows - 1 : 200;
+        moecli_attention(tier, &call);
+        check("attention", tier, format, own, &expected_x, width * size);
+        check("keys", tier, format, own_keys, &expected_keys, shared * rows * dim * size);
+        check("values", tier, format, own_values, &expected_values, shared * rows * dim * size);
+        free(own), free(own_keys), free(own_values);
+    }
+    free(qkv), free(output), free(before), free(after), free(x), free(bias), free(norm), free(cosines), free(sines);
+    free(keys), free(values), free(expected_x), free(expected_keys), free(expected_values);
+}
+
+/* A token's mixture: at once, and in its steps. */
+static void try_mixture(int last, int format, int type, int variant) {
+    const size_t width = 72, inner = 40, experts = 12, active = variant & 1 ? 12 : 3, shared = variant & 2 ? 48 : 0;
+    const size_t size = type == FP32 ? 4 : 2;
+    uint8_t *matrices[36], *always[3];
+    for (size_t i = 0; i < 36; i++)
+        matrices[i] = packed_matrix(last, format, i % 3 == 2 ? width : inner, i % 3 == 2 ? inner : width, FP32);
+    for (size_t i = 0; i < 3; i++)
+        always[i] = packed_matrix(last, format, i == 2 ? width : 48, i == 2 ? 48 : width, FP32);
+    void *before = typed(type, width), *x = typed(type, width), *gate = typed(type, width);
+    float *router = numbers(experts * width), *bias = numbers(experts), *weights = malloc(active * sizeof *weights);
+    float *normed = malloc(width * sizeof *normed), *logits = malloc(experts * sizeof *logits);
+    float *outputs = malloc((active + 1) * width * sizeof *outputs);
+    int64_t *chosen = malloc(active * sizeof *chosen);
+    if (variant == 7) /* not a number: any choice will do, but a choice it must be */
+        for (size_t i = 0; i < experts; i++)
+            router[i * width] = NAN;
+    void *expected_x = NULL, *expected_weights = NULL, *expected_chosen = NULL;
+    for (int tier = last; tier >= 0; tier--) {
+        if (!*moecli_tier(tier))
+            continue;
+        for (int steps = 0; steps < 2; steps++) {
+            void *own = copy(x, width * size);
+            struct half half = {{0}, type, format, RMS, 1e-5f, 1, before, NULL, own, (int64_t)width};
+            struct mixture call = {.half = half, .inner = (int64_t)inner, .shared_inner = (int64_t)shared,
+                                   .activation = variant % 4, .shared_activation = SILU, .normed = normed,
+                                   .logits = logits, .weights = weights, .outputs = outputs, .chosen = chosen};
+            call.router = (struct router){router, variant & 4 ? bias : NULL, (int64_t)experts, (int64_t)active,
+                                          variant & 1 ? 1 : 4, variant & 1 ? 1 : 2, variant % 3, variant >> 2 & 1,
+                                          (float)(variant % 3), 1e-6f, 1.5f};
+            call.matrices = (const void *const *)matrices;
+            memcpy(call.shared, always, sizeof always);
+            call.shared_gate = variant & 4 ? gate : NULL;
+            if (steps) {
+                const void *list[36];
+                moecli_route(tier, &call);
+                for (size_t i = 0; i < 3 * active; i++)
+                    list[i] = matrices[3 * (size_t)chosen[i / 3] + i % 3];
+                struct tokens input = {normed, FP32, 1, (int64_t)width};
+                struct feed_forward feed = {{0}, format, call.activation, input, list, (int64_t)active, (int64_t)inner,
+                                            outputs};
+                moecli_feed_forward(tier, &feed);
+                moecli_conclude(tier, &call);
+            } else
+                moecli_mixture(tier, &call);
+            check("mixture", tier, format, own, &expected_x, width * size);
+            check("weights", tier, format, weights, &expected_weights, active * sizeof *weights);
+            check("chosen", tier, format, chosen, &expected_chosen, active * sizeof *chosen);
+            free(own);
+        }
+    }
+    for (int i = 0; i < 36; i++)
+        free(matrices[i]);
+    free(always[0]), free(always[1]), free(always[2]), free(before), free(x), free(gate), free(router), free(bias);
+    free(weights), free(normed), free(logits), free(outputs), free(chosen);
+    free(expected_x), free(expected_weights), free(expected_chosen);
 }
 
 int main(void) {
@@ -98,6 +217,11 @@ int main(void) {
         for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; shape++)
             for (size_t count = 0; count < sizeof counts / sizeof *counts; count++)
                 try(last, format, shapes[shape][0], shapes[shape][1], counts[count], (int)(count % 4));
+    for (int format = Q4; format <= Q8; format++)
+        for (int variant = 0; variant < 8; variant++) {
+            try_attention(last, format, variant & 1 ? FP32 : BF16, variant);
+            try_mixture(last, format, variant & 2 ? FP32 : BF16, variant);
+        }
     printf("%d failures\n", failures);
     return failures != 0;
 }

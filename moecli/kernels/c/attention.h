@@ -95,7 +95,7 @@ static void rotate(const struct attention *call, float *head, const float *cosin
 static void place(const struct attention *call, float *qkv, float *turn) {
     const struct half *half = &call->half;
     size_t dim = (size_t)call->head_dim, heads = (size_t)call->heads, shared = (size_t)call->kv_heads;
-    size_t turned = (size_t)call->turned, all = (heads + 2 * shared) * dim;
+    size_t size = half->type == FP32 ? 4 : 2, turned = (size_t)call->turned, all = (heads + 2 * shared) * dim;
     float *keys = qkv + heads * dim, *values = keys + shared * dim;
     if (call->clip > 0 && call->qk_norm == NO_NORM)
         clip(qkv, all, call->clip);
@@ -107,11 +107,12 @@ static void place(const struct attention *call, float *qkv, float *turn) {
         normalise(RMS, half->eps, head < heads ? call->q_norm : call->k_norm, half->type, qkv + head * dim, dim);
     if (call->clip > 0 && call->qk_norm != NO_NORM)
         clip(qkv, all, call->clip);
-    load_numbers(turn, call->cosines, half->type, turned);
-    load_numbers(turn + turned, call->sines, half->type, turned);
+    size_t row = (size_t)call->position * turned * size;
+    load_numbers(turn, (const char *)call->cosines + row, half->type, turned);
+    load_numbers(turn + turned, (const char *)call->sines + row, half->type, turned);
     for (size_t head = 0; head < heads + shared; head++) rotate(call, qkv + head * dim, turn, turn + turned);
     for (size_t head = 0; head < shared; head++) {
-        size_t row = (head * (size_t)call->rows + (size_t)call->last) * dim * (half->type == FP32 ? 4 : 2);
+        row = (head * (size_t)call->rows + (size_t)call->last) * dim * size;
         store_numbers((char *)call->keys + row, half->type, keys + head * dim, dim);
         store_numbers((char *)call->values + row, half->type, values + head * dim, dim);
     }

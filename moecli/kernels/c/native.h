@@ -83,8 +83,8 @@ struct attention {
     int32_t qk_norm, interleaved;
     const void *q_norm, *k_norm;
     float clip, softcap, scale;
-    const void *cosines, *sines; /* of the token's position, with the signs of a rotation [turned] */
-    int64_t turned;
+    const void *cosines, *sines; /* [positions, turned], with the signs of a rotation */
+    int64_t turned, position;
     void *keys, *values; /* [kv_heads, rows, head_dim]; the token goes to row `last`, and sees `first` to `last` */
     int64_t rows, first, last;
 };

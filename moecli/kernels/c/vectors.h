@@ -18,10 +18,11 @@ INLINE void set_number(void *numbers, int32_t type, size_t i, float value) {
         ((uint16_t *)numbers)[i] = to_bf16(value);
 }
 
-INLINE float sum_of(float *sums) {
-    for (int half = WIDE / 2; half; half /= 2)
-        for (int lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
-    return sums[0];
+INLINE float sum_of(const float *sums) {
+    float eight[8], four[4];
+    for (int lane = 0; lane < 8; lane++) eight[lane] = sums[lane] + sums[lane + 8];
+    for (int lane = 0; lane < 4; lane++) four[lane] = eight[lane] + eight[lane + 4];
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 INLINE float dot_product(const float *a, const void *b, const int32_t type, size_t count) {

@@ -1,0 +1,85 @@
+"""`moecli bench`: prefill and decode measured on random text, beside the forecast for it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from moecli.cli import options, running
+from moecli.output import loading, terminal
+from moecli.policies import DEFAULT
+from moecli.units import parse_size
+
+EXAMPLES = """Examples:
+
+  moecli bench tiny
+
+  moecli bench mixtral --dtype q4 --ram 12GiB --prompt-tokens 128 --max-tokens 32
+
+  moecli bench olmoe --repeat 5 --json
+"""
+
+
+def bench(
+    model: options.Model,
+    *,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--prompt-tokens", help="Length of the random prompt.", show_default="512", callback=options.at_least(1)
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", "-n", help="Tokens decoded after it.", show_default="128", callback=options.at_least(1)
+        ),
+    ] = None,
+    repeat: Annotated[int, typer.Option("--repeat", help="Measure so many times.", callback=options.at_least(1))] = 3,
+    seed: running.Seed = 0,
+    dtype: options.Dtype = "auto",
+    ctx: options.Context = None,
+    ram: options.Ram = None,
+    policy: running.Policy = DEFAULT,
+    device: running.Device = "auto",
+    vram: running.Vram = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    offline: options.Offline = False,
+    yes: options.Yes = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    no_color: options.NoColor = False,
+) -> None:
+    """Measure prefill and decode on random text, beside the forecast for it.
+
+    Exit 3: a median lies outside its forecast.
+    """
+    running.check(dtype, policy, device)
+    name, folder = running.find(model, dtype, offline, quiet)
+    with terminal.status("measuring this machine ...", quiet):
+        from moecli.engine import bench as engine
+        from moecli.engine.runner import Choices, open_runner
+        from moecli.output import bench as show
+
+        choices = Choices(
+            seed=seed, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
+            device=device, vram=None if vram is None else parse_size(vram),
+        )  # fmt: skip
+        runner = open_runner(name, folder, dtype, choices, model)
+        work = engine.workload(runner, prompt_tokens, max_tokens, repeat)
+        expected = engine.expect(runner, work)
+    if verbose:
+        terminal.say(loading.explain(expected.plan))
+    if expected.speed.middle < running.SLOW:
+        terminal.say(loading.expectation(expected.plan, expected.speed))
+        terminal.confirm("go on?", yes)
+    with loading.progress(runner.name, quiet) as progress, show.progress(work.repeat, quiet) as watch:
+        result = engine.measure(runner, work, expected, progress, watch)
+    if json:
+        terminal.write_json(show.document(runner, result))
+    else:
+        show.screen(runner, result, no_color)
+    if not result.within_forecast:
+        raise typer.Exit(3)

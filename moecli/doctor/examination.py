@@ -1,0 +1,56 @@
+"""The whole examination: each part of the machine looked at once, none stopping the others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moecli import settings
+from moecli.doctor import disks, graphics, kernels, libraries, memory, models, processor
+
+_SECRET = "HF_TOKEN"
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What was found. `kernels` is None where torch cannot be imported."""
+
+    software: libraries.Software
+    processor: processor.Processor
+    kernels: kernels.Kernels | None
+    memory: memory.Memory
+    graphics: graphics.Graphics
+    disks: tuple[disks.Disk, ...]
+    hub_cache: models.Held
+    packed: models.Held
+    built_in: models.BuiltIn
+    environment: Mapping[str, str]
+
+
+def examine(measure: bool) -> Examination:
+    """Takes a second or two to import torch, and as much to `measure` memory and disks."""
+    software, cores = libraries.look(), processor.look()
+    failure = software.torch_failure
+    refusal = None if measure else "not asked for"
+    threads = min(cores.threads or 1, cores.usable_cores)
+    ram = memory.look(threads, "torch cannot be imported" if failure else refusal)
+    packed, stores = models.packed_models()
+    return Examination(
+        software=software,
+        processor=cores,
+        kernels=None if failure else kernels.look(),
+        memory=ram,
+        graphics=graphics.look(failure),
+        disks=disks.look(() if failure else stores, refusal),
+        hub_cache=models.hub_models(),
+        packed=packed,
+        built_in=models.built_in(ram.budget_bytes),
+        environment=_environment(),
+    )
+
+
+def _environment() -> dict[str, str]:
+    """The variables that are set. A token is never shown, nor what an address says before its @."""
+    values = {each.name: value for each in settings.VARIABLES if (value := settings.read(each.name))}
+    return {name: "set" if name == _SECRET else re.sub(r"//[^/@]*@", "//...@", value) for name, value in values.items()}
