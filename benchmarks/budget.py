@@ -1,7 +1,7 @@
-"""A model twice as large as the memory it gets: python -m benchmarks.budget [FOLDER] [GIB]
+"""A model twice as large as the memory it gets: python -m benchmarks.budget FOLDER [GIB]
 
-Packs a random checkpoint of OLMoE's shape to q4 (4 GB, in FOLDER), then inside a memory cgroup (2 GiB) reads it with
-plain O_DIRECT threads and generates 200 tokens after a prompt of 500. Needs root, 18 GB of disk.
+A random q4 store of OLMoE's shape (4 GB, written to FOLDER if it is not there), inside a memory cgroup (2 GiB): read
+by plain O_DIRECT threads, then generating 200 tokens after a prompt of 500. Needs root.
 """
 
 from __future__ import annotations
@@ -9,33 +9,22 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
 import torch
 
-from benchmarks import cgroup, checkpoint
+from benchmarks import cgroup
 from benchmarks.machine_name import machine_name
+from benchmarks.models import Model
 from moecli.experts.arena import Arena
 from moecli.store.packed import PackedStore
 
 THREADS = 4
 READ = 2**31  # bytes that the plain reader reads
 PROMPT, ANSWER = 500, 200
-
-
-def store(folder: Path) -> Path:
-    """The packed model, made if it is not there."""
-    target = folder / "olmoe-q4"
-    if not (target / "manifest.json").is_file():
-        if not (folder / "olmoe" / "config.json").is_file():
-            checkpoint.write("olmoe", folder / "olmoe")
-        subprocess.run([sys.executable, "-m", "moecli", "pack", str(folder / "olmoe"), "-o", str(target)], check=True)
-    return target
 
 
 def plain_reader(folder: Path) -> float:
@@ -72,16 +61,15 @@ def plain_reader(folder: Path) -> float:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp())
     limit = int(float(sys.argv[2]) * 2**30) if len(sys.argv) > 2 else 2 * 2**30
-    target = store(folder)
+    target = Model("olmoe", Path(sys.argv[1])).store()
     size = sum(file.stat().st_size for file in target.iterdir())
     digits = "".join(random.Random(0).choices("0123456789", k=PROMPT - 1))  # the tokenizer splits every digit
     command = [sys.executable, "-m", "moecli", "run", str(target), "--raw", "--json", "--yes", "-n", str(ANSWER)]
     with cgroup.limited(limit) as group:
         reader = [sys.executable, "-m", "benchmarks.budget", "--read", str(target)]
-        plain = float(cgroup.run(reader, group).stdout)
-        found = json.loads(cgroup.run([*command, "--temperature", "1", "--seed", "1"], group, digits).stdout)
+        plain = float(cgroup.run(reader, group))
+        found = json.loads(cgroup.run([*command, "--temperature", "1", "--seed", "1"], group, digits))
     cache, planned = found["expert_cache"], found["planned_bytes"]["ram"]
     rate = cache["bytes_read"] / cache["read_s"]
     spent = found["prefill_s"] + found["decode_s"]

@@ -1,4 +1,4 @@
-"""Planned against measured peak memory: python benchmarks/memory.py [FOLDER]
+"""Planned against measured peak memory: python -m benchmarks.memory [FOLDER]
 
 Runs `moecli run` on the built-in model and on a random 1.2 GB checkpoint (written to FOLDER, default a temporary
 folder) with prompts that fill contexts of 512 and 8192 tokens, and prints a Markdown table.
@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import checkpoint
 
 

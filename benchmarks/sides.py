@@ -17,6 +17,8 @@ from benchmarks.models import Model
 from moecli import machine
 from moecli.needs import needs, read_bytes_per_token
 
+_BANDWIDTH = "from moecli.kernels.bandwidth import read_bandwidth; print(read_bandwidth())"
+
 Figures = dict[str, float]  # what was measured ("prefill 128") -> tokens per second
 
 
@@ -167,8 +169,7 @@ class Transformers:
 
 def read_bandwidth() -> float:
     """Bytes per second, measured in a process of its own."""
-    code = "from moecli.kernels.bandwidth import read_bandwidth; print(read_bandwidth())"
-    return float(cgroup.run([sys.executable, "-c", code]))
+    return float(cgroup.run([sys.executable, "-c", _BANDWIDTH]))
 
 
 def use_threads(count: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from moecli.needs import dense_read_bytes, read_bytes_per_token
@@ -16,7 +16,8 @@ Evidence = Literal["measured", "given", "typical"]
 TYPICAL_RAM = 30e9
 TYPICAL_DISK = 1.5e9
 TYPICAL_DEVICE = 400e9
-_REACHED = (1.0, 0.4)  # share of a bandwidth or of a product's speed
+# Best case, worst case.
+_REACHED = (1.15, 0.4)  # share of a bandwidth or of a product's speed; measuring itself falls short of the whole
 _LOCALITY = (0.3, 1.0)  # share of a uniform router's misses that remain: real routing repeats itself
 _FUSED = ("q4", "q8")  # formats whose layers run in native code
 _FUSED_STEP_S = (20e-6, 2e-3)  # fixed cost of one layer of one pass; the worst is a busy machine, or no C compiler
@@ -36,9 +37,9 @@ class Products:
     operations_per_s: float
 
 
-_TYPICAL_PRODUCTS = Products(100e9, 300e9)
-# No native kernel: torch unpacks these before each product. Measured on two cores.
-_UNPACKED_PRODUCTS = {"nf4": Products(0.6e9, 300e9), "int8": Products(2e9, 300e9)}
+_TYPICAL_PRODUCTS = (Products(100e9, 600e9), Products(100e9, 100e9))
+# Without a native kernel torch unpacks the weights before each product: bytes per second, measured on two cores.
+_UNPACKING = {"nf4": (1e9, 0.4e9), "int8": (3e9, 1e9)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,12 @@ class Links:
     evidence: Evidence = "typical"
     products: Products | None = None
 
-    def multiplying(self, dtype: str) -> Products:
+    def multiplying(self, dtype: str, case: int) -> Products:
         """What is known of products in this format, else what is typical."""
-        return self.products or _UNPACKED_PRODUCTS.get(dtype, _TYPICAL_PRODUCTS)
+        typical = _TYPICAL_PRODUCTS[case]
+        if dtype in _UNPACKING:
+            typical = replace(typical, bytes_per_s=_UNPACKING[dtype][case])
+        return self.products or typical
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +110,14 @@ def _seconds_per_token(spec: ModelSpec, plan: Plan, links: Links, held: float | 
     read = bytes_per_token(spec, plan, held)
     by_host = read["ram"] + read["disk"]
     weights = by_host if plan.device.dense else by_host - _cache_bytes(plan, held)
-    host = max(by_host / links.ram, weights / links.multiplying(plan.needs.dtype).bytes_per_s)
+    host = max(by_host / links.ram, weights / links.multiplying(plan.needs.dtype, case).bytes_per_s)
     disk = read["disk"] * _LOCALITY[case] / links.disk
     return _together(read["device"] / links.device + host, disk, case) + _step(plan, case) * len(spec.layers)
 
 
 def _first_token(spec: ModelSpec, plan: Plan, links: Links, prompt: int, case: int) -> float:
     """Each chunk reads the experts that its tokens choose once; the arithmetic grows with the length."""
-    need, products = plan.needs, links.multiplying(plan.needs.dtype)
+    need, products = plan.needs, links.multiplying(plan.needs.dtype, case)
     chunks = math.ceil(prompt / need.chunk)
     experts = chunks * _chosen(spec, min(prompt, need.chunk))
     weights = experts * (plan.ram.expert_bytes + plan.disk.expert_bytes)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import median
 
+import psutil
 import torch
 
 from moecli import machine
@@ -18,16 +19,17 @@ from moecli.engine.sampling import Sampler, Sampling
 from moecli.errors import UsageError
 from moecli.experts.store import Statistics
 from moecli.forecast import Links, Products, Speed, bytes_per_token, forecast
-from moecli.formats import bytes_for
+from moecli.formats import bytes_for, stored_as
 from moecli.formats.plain import torch_dtype
 from moecli.kernels.bandwidth import read_bandwidth
 from moecli.kernels.products import as_matrix, linear
 from moecli.plan import Plan, fit
 from moecli.records import compute_dtype
+from moecli.spec import ModelSpec
 
 _PROMPT, _ANSWER = 512, 128  # tokens, where the context is long enough
 _MOST, _LEAST = 256 * 2**20, 4 * 2**20  # bytes that the bandwidth is measured with
-_WEIGHTS = 2**21  # of the matrix that products are measured with
+_WEIGHTS = 2**21  # at most, of the matrix that products are measured with
 _MANY = 64  # tokens of the larger of two products
 _TRIES, _TRIES_S = 3, 0.2  # at least so many, at least so long
 
@@ -88,6 +90,7 @@ class Result:
     load_s: float
     peak_rss: int
     ram_per_token: float  # bytes that a decode step reads from RAM
+    others: float  # share of the machine's processor time that other programs took meanwhile
 
     @property
     def prefill(self) -> float:
@@ -171,7 +174,7 @@ def expect(runner: Runner, work: Workload) -> Expectation:
     links = Links(
         ram=read_bandwidth(max(_LEAST, min(_MOST, room))),
         disk=disk or typical.disk,
-        products=_measure_products(plan.needs.dtype, compute_dtype(plan.needs.dtype, "bf16"), spec.hidden_size),
+        products=_measure_products(spec, plan.needs.dtype),
         evidence="typical" if plan.device.dense else "measured",  # no device is measured
     )
     return Expectation(plan, links, forecast(spec, plan, links, work.prompt_tokens, work.held))
@@ -183,9 +186,21 @@ def measure(runner: Runner, work: Workload, expected: Expectation, progress: Pro
     runner.load(expected.plan, progress)
     load_s = time.perf_counter() - began
     _repetition(runner, replace(work, max_tokens=1), 0, watch)
+    before = _processor_time()
     repetitions = [_repetition(runner, work, number, watch) for number in range(1, work.repeat + 1)]
+    all_s, busy_s, ours_s = (now - then for now, then in zip(_processor_time(), before, strict=True))
+    others = min(1.0, max(0.0, busy_s - ours_s) / all_s) if all_s else 0.0
     read = bytes_per_token(runner.model.spec, expected.plan, work.held)
-    return Result(work, expected, repetitions, load_s, machine.peak_rss(), read["ram"])
+    return Result(work, expected, repetitions, load_s, machine.peak_rss(), read["ram"], others)
+
+
+def _processor_time() -> tuple[float, float, float]:
+    """Seconds of all processors so far: in all, at work, at work for this process."""
+    times, ours = psutil.cpu_times(), psutil.Process().cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    counted_twice = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    whole = sum(times) - counted_twice
+    return whole, whole - idle, ours.user + ours.system
 
 
 def _repetition(runner: Runner, work: Workload, number: int, watch: Watch) -> Repetition:
@@ -215,13 +230,16 @@ def _since(before: Statistics, after: Statistics) -> Statistics:
     return Statistics(**{name: getattr(after, name) - getattr(before, name) for name in names})
 
 
-def _measure_products(dtype: str, compute: str, width: int) -> Products:
-    """Takes a few MiB and a moment."""
-    shape = (max(1, _WEIGHTS // width), width)
+def _measure_products(spec: ModelSpec, dtype: str) -> Products:
+    """With a matrix like an expert's, or a few MiB of it."""
+    _, mixture = spec.mixtures[0]
+    width = mixture.latent_width or spec.hidden_size
+    shape = (min(mixture.expert.width, max(1, _WEIGHTS // width)), width)
     matrix = as_matrix(dtype, shape, torch.zeros(bytes_for(dtype, shape), dtype=torch.uint8))
+    compute = torch_dtype(compute_dtype(dtype, stored_as(spec.stored_dtype)))
 
     def seconds(tokens: int) -> float:
-        x = torch.ones(tokens, width, dtype=torch_dtype(compute))
+        x = torch.ones(tokens, width, dtype=compute)
         return _fastest(lambda: linear(x, matrix))
 
     with torch.inference_mode():

@@ -81,9 +81,9 @@ def library() -> Library | None:
     """None where it was not built, or for another version of this file."""
     try:
         file = ctypes.CDLL(str(FILE))
-    except OSError:
-        return None
-    if file.moecli_version() != _VERSION:
+        if file.moecli_version() != _VERSION:
+            return None
+    except (OSError, AttributeError):
         return None
     file.moecli_tier.restype = c_char_p
     functions = {name: file[f"moecli_{name}"] for name in FUNCTIONS}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from moecli.engine.bench import Result
     from moecli.engine.runner import Runner
 
+_NOTICEABLE = 0.1  # share of the processors
+
 _Band = tuple[float, float]
 
 
@@ -88,6 +90,8 @@ def _facts(runner: Runner, result: Result) -> list[tuple[str, str]]:
                 "for each token",
             ),
         ]
+    if result.others >= _NOTICEABLE:
+        rows.append(("busy", f"other programs took {tables.percent(result.others)} of the processors meanwhile"))
     return rows
 
 
@@ -139,6 +143,7 @@ def document(runner: Runner, result: Result) -> dict[str, Any]:
             "ram_bandwidth_bytes_per_s": links.ram,
             "disk_bandwidth_bytes_per_s": links.disk if plan.disk.experts else None,
         },
+        "other_programs_share": result.others,
         "within_forecast": result.within_forecast,
         "repetitions": [
             {

@@ -48,7 +48,7 @@ def brought(experts: int) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def trace(decoder: Decoder, device: torch.device) -> None:
     """A prompt in two chunks, some decoding, and a second turn."""
-    assert {tensor.device for layer in decoder.new_cache(8, 8).layers for tensor in layer._buffers} == {device}
+    assert {tensor.device for layer in decoder.new_cache(8, 8).layers for tensor in layer.buffers} == {device}
     running = session(decoder, 64, 24)
     assert answer(running, prompt(30), 3) == [0] * 3  # zeros are greedily 0
     assert answer(running, prompt(30) + [0] * 3 + prompt(4), 1) == [0]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from checkpoints import make, write
 
 from moecli.engine.load import open_model
-from moecli.experts.store import Arrivals, Group, mix
+from moecli.experts.store import Group, Statistics, mix
 from moecli.formats.plain import read_slice, stored_slice
 from moecli.kernels.products import ACTIVATIONS, Expert, expert_outputs, feed_forward
 from moecli.spec import Activation
@@ -36,23 +36,32 @@ def routing(tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn(tokens, WIDTH), chosen, torch.rand(tokens, ACTIVE)
 
 
-def at_once(experts: Locate) -> Arrivals:
-    """A store that has everything at hand."""
+class Shelf:
+    """A store that has everything at hand; with a seed, its experts arrive one after another, in any order."""
 
-    def arrivals(counts: dict[int, int]) -> Generator[Group, None, None]:
-        yield [(expert, experts(expert)) for expert in counts]
+    def __init__(self, experts: Locate, seed: int | None = None) -> None:
+        self.statistics = Statistics()
+        self._experts, self._seed = experts, seed
 
-    return arrivals
+    def arrivals(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
+        if self._seed is None:
+            yield [(expert, self._experts(expert)) for expert in counts]
+        else:
+            for expert in random.Random(self._seed).sample(sorted(counts), len(counts)):
+                yield [(expert, self._experts(expert))]
+
+    def addresses(self, layer: int) -> None:
+        pass
 
 
-def one_by_one(experts: Locate, seed: int) -> Arrivals:
-    """A store whose experts arrive one after another, in any order."""
-
-    def arrivals(counts: dict[int, int]) -> Generator[Group, None, None]:
-        for expert in random.Random(seed).sample(sorted(counts), len(counts)):
-            yield [(expert, experts(expert))]
-
-    return arrivals
+def mixed(
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    weights: torch.Tensor,
+    store: Shelf,
+    activation: Activation = Activation.SILU,
+) -> torch.Tensor:
+    return mix(store, 0, activation, x, chosen, weights)
 
 
 def plain(x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, experts: Locate) -> torch.Tensor:
@@ -67,7 +76,7 @@ def plain(x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, experts:
 @pytest.mark.parametrize("tokens", [1, 2, 40])
 def test_a_mixture_is_its_plain_sum(tokens: int, experts: list[Expert]) -> None:
     x, chosen, weights = routing(tokens)
-    found = mix(x, chosen, weights, Activation.SILU, at_once(experts.__getitem__))
+    found = mixed(x, chosen, weights, Shelf(experts.__getitem__))
     assert torch.allclose(found, plain(x, chosen, weights, experts.__getitem__), atol=1e-5)
 
 
@@ -77,40 +86,37 @@ def test_by_hand() -> None:
     experts = [(one, one, one * 10**power) for power in range(3)]
     chosen, weights = torch.tensor([[2, 0], [1, 2]]), torch.tensor([[0.5, 0.25], [1.0, 2.0]])
     x = torch.tensor([[2.0], [-3.0]])
-    both = mix(x, chosen, weights, Activation.RELU, at_once(experts.__getitem__))
+    both = mixed(x, chosen, weights, Shelf(experts.__getitem__), Activation.RELU)
     assert both.tolist() == [[0.5 * 400 + 0.25 * 4], [0.0]]
-    assert mix(x[:1], chosen[:1], weights[:1], Activation.RELU, at_once(experts.__getitem__)).tolist() == [[201.0]]
+    assert mixed(x[:1], chosen[:1], weights[:1], Shelf(experts.__getitem__), Activation.RELU).tolist() == [[201.0]]
 
 
 def test_one_token_alone_is_as_in_a_batch(experts: list[Expert]) -> None:
     x, chosen, weights = routing(20)
-    batch = mix(x, chosen, weights, Activation.SILU, at_once(experts.__getitem__))
-    alone = [
-        mix(x[t : t + 1], chosen[t : t + 1], weights[t : t + 1], Activation.SILU, at_once(experts.__getitem__))
-        for t in range(20)
-    ]
+    batch = mixed(x, chosen, weights, Shelf(experts.__getitem__))
+    alone = [mixed(x[t : t + 1], chosen[t : t + 1], weights[t : t + 1], Shelf(experts.__getitem__)) for t in range(20)]
     assert torch.allclose(torch.cat(alone), batch, rtol=0, atol=1e-6)
 
 
 def test_the_order_of_computation_changes_no_bit(experts: list[Expert]) -> None:
     """The same experts under other numbers are computed in another order, and summed in the same one."""
     x, chosen, weights = routing(40)
-    expected = mix(x, chosen, weights, Activation.SILU, at_once(experts.__getitem__))
+    expected = mixed(x, chosen, weights, Shelf(experts.__getitem__))
     for seed in range(5):
         numbers = torch.randperm(EXPERTS, generator=torch.Generator().manual_seed(seed))
         renamed = {int(numbers[old]): matrices for old, matrices in enumerate(experts)}
-        found = mix(x, numbers[chosen], weights, Activation.SILU, at_once(renamed.__getitem__))
+        found = mixed(x, numbers[chosen], weights, Shelf(renamed.__getitem__))
         assert torch.equal(found, expected)
-        found = mix(x[:1], numbers[chosen][:1], weights[:1], Activation.SILU, at_once(renamed.__getitem__))
-        assert torch.equal(found, mix(x[:1], chosen[:1], weights[:1], Activation.SILU, at_once(experts.__getitem__)))
+        found = mixed(x[:1], numbers[chosen][:1], weights[:1], Shelf(renamed.__getitem__))
+        assert torch.equal(found, mixed(x[:1], chosen[:1], weights[:1], Shelf(experts.__getitem__)))
 
 
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_the_order_of_arrival_changes_no_bit(tokens: int, experts: list[Expert]) -> None:
     x, chosen, weights = routing(tokens)
-    expected = mix(x, chosen, weights, Activation.SILU, at_once(experts.__getitem__))
+    expected = mixed(x, chosen, weights, Shelf(experts.__getitem__))
     for seed in range(5):
-        assert torch.equal(mix(x, chosen, weights, Activation.SILU, one_by_one(experts.__getitem__, seed)), expected)
+        assert torch.equal(mixed(x, chosen, weights, Shelf(experts.__getitem__, seed)), expected)
 
 
 def test_only_chosen_experts_are_asked_for_and_each_once(experts: list[Expert]) -> None:
@@ -121,7 +127,7 @@ def test_only_chosen_experts_are_asked_for_and_each_once(experts: list[Expert]) 
         return experts[expert]
 
     x, _, weights = routing(8)
-    mix(x, torch.tensor([[4, 1, 2]] * 8), weights, Activation.SILU, at_once(fetch))
+    mixed(x, torch.tensor([[4, 1, 2]] * 8), weights, Shelf(fetch))
     assert asked == [1, 2, 4]
 
 
@@ -131,12 +137,12 @@ def test_half_precision_is_summed_in_float32(experts: list[Expert]) -> None:
     parts = 1000
     chosen, weights = torch.arange(parts)[None].expand(2, -1), torch.full((2, parts), 1 / parts)
     for tokens in (1, 2):
-        found = mix(
+        found = mixed(
             one.expand(tokens, 1),
             chosen[:tokens],
             weights[:tokens],
+            Shelf(lambda _: (one, one, one)),
             Activation.RELU,
-            at_once(lambda _: (one, one, one)),
         )
         assert found.dtype is torch.bfloat16
         assert found.flatten().tolist() == [1.0] * tokens

@@ -183,7 +183,7 @@ def test_an_interrupted_pass_leaves_no_wrong_bytes_behind(stores: Stores) -> Non
         experts = found.experts
         assert isinstance(experts, HybridExperts)
         for layer, wanted, steps in product((0, 1), ({0: 1, 1: 1, 2: 1}, {3: 1, 4: 1}), (1, 2)):
-            arrivals = experts._arrivals(layer, 1, wanted)
+            arrivals = experts.arrivals(layer, wanted, 1)
             for _ in range(steps):
                 next(arrivals)
             with pytest.raises(KeyboardInterrupt):

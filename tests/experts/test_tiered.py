@@ -142,7 +142,7 @@ def test_an_interrupted_pass_leaves_no_wrong_bytes_behind(stores: Stores) -> Non
     assert isinstance(experts, TieredExperts)
     for layer in (0, 1):
         for wanted in ({0: 1, 1: 1, 2: 1}, {3: 1, 4: 1}):
-            arrivals = experts._arrivals(layer, 1, wanted)
+            arrivals = experts.arrivals(layer, wanted, 1)
             next(arrivals)
             with pytest.raises(KeyboardInterrupt):
                 arrivals.throw(KeyboardInterrupt)

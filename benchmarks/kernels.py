@@ -1,0 +1,152 @@
+"""The native kernels alone, on every instruction set of this processor: python -m benchmarks.kernels [q4|q8]
+
+Decode: the experts of one layer for one token, from cold memory, beside the read bandwidth measured next to it.
+Prefill: operations per second of one expert on many tokens. Packing: weights per second. Markdown tables.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+from benchmarks.machine_name import machine_name
+from moecli import machine
+from moecli.formats import bytes_for
+from moecli.kernels import library, native
+from moecli.kernels.bandwidth import read_bandwidth
+from moecli.spec import Activation
+
+_SECONDS, _RUNS = 0.5, 3  # what every measurement takes at least
+_COLD = 256 * 2**20  # bytes of experts that are gone through before one comes again: far beyond any cache
+_TOKENS = (8, 32, 128, 512)
+_PACKED = (4096, 2048)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What the experts of one layer are like."""
+
+    name: str
+    width: int
+    inner: int
+    active: int
+
+    def expert_bytes(self, dtype: str) -> int:
+        return 2 * bytes_for(dtype, (self.inner, self.width)) + bytes_for(dtype, (self.width, self.inner))
+
+
+_LAYERS = (Layer("OLMoE", 2048, 1024, 8), Layer("Mixtral", 4096, 14336, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds that one call took."""
+
+    best: float
+    median: float
+
+
+def measure(call: Callable[[], object]) -> Times:
+    """The first call does not count, unless it alone takes longer than all should."""
+    times = [_seconds(call)]
+    if times[0] > _SECONDS:
+        return Times(times[0], times[0])
+    times.clear()
+    while len(times) < _RUNS or sum(times) < _SECONDS:
+        times.append(_seconds(call))
+    return Times(min(times), statistics.median(times))
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def experts(dtype: str, layer: Layer, count: int) -> list[native.Expert]:
+    """Equal ones, each with its own memory."""
+    up = native.pack(dtype, torch.randn(layer.inner, layer.width))
+    down = native.pack(dtype, torch.randn(layer.width, layer.inner))
+    return [(up.clone(), up.clone(), down.clone()) for _ in range(count)]
+
+
+def decode(dtype: str, layer: Layer) -> Iterator[str]:
+    """Milliseconds, GB/s at best and in the median, and the best as a share of the bandwidth."""
+    size = layer.active * layer.expert_bytes(dtype)
+    groups = [experts(dtype, layer, layer.active) for _ in range(max(2, -(-_COLD // size)))]
+    turns = cycle(groups)
+    x = torch.randn(1, layer.width, dtype=torch.bfloat16)
+    for tier in _each_tier():
+        bandwidth = read_bandwidth()
+        times = measure(lambda: native.feed_forward(dtype, x, next(turns), layer.inner, Activation.SILU))
+        rate = size / times.best
+        yield (
+            f"| {dtype}, {layer.name}, {layer.active} experts | {tier} | {times.median * 1e3:.2f} "
+            f"| {size / times.median / 1e9:.1f} | {rate / 1e9:.1f} | {bandwidth / 1e9:.1f} | {rate / bandwidth:.0%} |"
+        )
+
+
+def prefill(dtype: str, layer: Layer) -> Iterator[str]:
+    """Billions of operations per second, in the median, for several numbers of tokens."""
+    expert = experts(dtype, layer, 1)
+    for tier in _each_tier():
+        rates = (_operations(dtype, layer, expert, tokens) for tokens in _TOKENS)
+        yield f"| {dtype}, {layer.name} | {tier} | {' | '.join(f'{rate / 1e9:,.0f}' for rate in rates)} |"
+
+
+def _operations(dtype: str, layer: Layer, expert: list[native.Expert], tokens: int) -> float:
+    x = torch.randn(tokens, layer.width, dtype=torch.bfloat16)
+    times = measure(lambda: native.feed_forward(dtype, x, expert, layer.inner, Activation.SILU))
+    return 6 * layer.width * layer.inner * tokens / times.median
+
+
+def packing(dtype: str) -> Iterator[str]:
+    """Millions of weights per second, in the median, from two precisions."""
+    weights = torch.randn(_PACKED)
+    for tier in _each_tier():
+        rates = [_weights(dtype, weights.to(stored)) for stored in (torch.bfloat16, torch.float32)]
+        yield f"| {dtype} | {tier} | {' | '.join(f'{rate / 1e6:,.0f}' for rate in rates)} |"
+
+
+def _weights(dtype: str, weights: Tensor) -> float:
+    return weights.numel() / measure(lambda: native.pack(dtype, weights)).median
+
+
+def _each_tier() -> Iterator[str]:
+    """Name after name, each in use until the next; then the best again."""
+    names = library.tiers()
+    for name in names:
+        library.use_tier(name)
+        yield name
+    library.use_tier(names[0])
+
+
+def _table(head: str, rows: Iterator[str]) -> None:
+    print(f"\n| {head} |\n|{'---|' * (head.count('|') + 1)}", flush=True)
+    for row in rows:
+        print(row, flush=True)
+
+
+def main() -> None:
+    dtypes = sys.argv[1:] or list(native.FORMATS)
+    kinds = [(dtype, layer) for dtype in dtypes for layer in _LAYERS]
+    torch.set_num_threads(machine.compute_threads())
+    print(f"{machine_name()}; {torch.get_num_threads()} threads; torch {torch.__version__}")
+    head = "decode, one layer | tier | ms | GB/s | at best | read bandwidth | share at best"
+    _table(head, (row for kind in kinds for row in decode(*kind)))
+    tokens = " | ".join(f"{count} tokens" for count in _TOKENS)
+    _table(f"prefill, GOP/s | tier | {tokens}", (row for kind in kinds for row in prefill(*kind)))
+    _table(
+        "packing, million weights/s | tier | from bf16 | from fp32", (row for each in dtypes for row in packing(each))
+    )
+
+
+if __name__ == "__main__":
+    main()
