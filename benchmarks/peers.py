@@ -30,21 +30,17 @@ _SHAPES = ("olmoe", "mixtral-4-layers")
 _LIMITED_DEPTH = 128  # tokens before those that are decoded in little memory
 
 
-def measure(models: Sequence[Model], programs: Sequence[Side], work: Work, options: argparse.Namespace) -> Samples:
+def measure(model: Model, programs: Sequence[Side], work: Work, options: argparse.Namespace, samples: Samples) -> None:
     """Round by round each program in turn, every other round the other way about: the machine drifts for all alike."""
-    samples = Samples()
-    for model in models:
-        for number in range(options.rounds):
-            samples.bandwidths.append(sides.read_bandwidth())
-            turn = [each for each in programs if number < _rounds(each, options)]
-            for side in turn[:: -1 if number % 2 else 1]:
-                _say(f"{model.shape}, round {number + 1}: {side.name}")
-                samples.add(model, side, _figures(side, model, work, None))
-                if options.memory:
-                    limited = Work((), (_LIMITED_DEPTH,), work.tokens)
-                    found = _figures(side, model, limited, options.memory)
-                    samples.add(model, side, found, _within(options.memory))
-    return samples
+    for number in range(options.rounds):
+        samples.bandwidths.append(sides.read_bandwidth())
+        turn = [each for each in programs if number < _rounds(each, options)]
+        for side in turn[:: -1 if number % 2 else 1]:
+            _say(f"{model.shape}, round {number + 1}: {side.name}")
+            samples.add(model, side, _figures(side, model, work, None))
+            if options.memory:
+                limited = Work((), (_LIMITED_DEPTH,), work.tokens)
+                samples.add(model, side, _figures(side, model, limited, options.memory), _within(options.memory))
 
 
 def _rounds(side: Side, options: argparse.Namespace) -> int:
@@ -108,17 +104,20 @@ def main() -> None:
             if side.fits(model, None):
                 side.files(model)
     work = Work(options.prompts, options.depths, options.tokens)
-    samples = measure(models, programs, work, options)
     names = [*map(prefill, work.prompts), *map(decode, work.depths)]
     names += [decode(_LIMITED_DEPTH) + _within(options.memory)] if options.memory else []
-    print(f"{machine_name()}; {options.threads} threads; RAM read at {samples.bandwidth / 1e9:.1f} GB/s;")
+    print(f"{machine_name()}; {options.threads} threads; {time.strftime('%Y-%m-%d')}.")
     print(f"{'; '.join(side.version for side in programs)}.")
-    print(f"Tokens per second, medians of {options.rounds} interleaved rounds, {time.strftime('%Y-%m-%d')}.")
+    rounds = ", ".join(f"{side.name} {_rounds(side, options)}" for side in programs)
+    print(f"Tokens per second, medians of interleaved rounds ({rounds}).")
+    samples = Samples()
     for model in models:
-        print("", *ratios(model, programs, samples, names), sep="\n")
+        measure(model, programs, work, options, samples)
+        print("", *ratios(model, programs, samples, names), sep="\n", flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(_document(programs, samples, options), indent=2))
+    print(f"\nBytes read, and which share of the RAM's {samples.bandwidth / 1e9:.1f} GB/s that makes.")
     print("", *shares(models, programs, samples, work), sep="\n")
-    if options.json:
-        options.json.write_text(json.dumps(_document(programs, samples, options), indent=2))
 
 
 def _document(programs: Sequence[Side], samples: Samples, options: argparse.Namespace) -> dict[str, object]:

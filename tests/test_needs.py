@@ -62,7 +62,7 @@ def test_the_cache_holds_what_the_plan_says(window):
     spec = families.read_spec(config)
     for capacity in (5, 64, 700):
         cache = Cache(spec, capacity, min(CHUNK, capacity), torch.bfloat16)
-        held = sum(b.nbytes for layer in cache.layers for b in layer._buffers)
+        held = sum(b.nbytes for layer in cache.layers for b in layer.buffers)
         assert held == needs(spec, "bf16", capacity).kv.bytes
 
 

@@ -75,7 +75,7 @@ def each_output(
 
     Each group is computed where its weights are, by x or a copy of it on the host.
     """
-    ranks = {expert: rank for rank, expert in enumerate(chosen[0].tolist())}
+    ranks = {expert: rank for rank, expert in enumerate(chosen.cpu()[0].tolist())}
     host = x.cpu()
     with closing(store.arrivals(layer, dict.fromkeys(ranks, 1), 1)) as groups:
         for group in groups:

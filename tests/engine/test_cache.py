@@ -223,7 +223,7 @@ def test_rows_past_the_end_never_count(decoders: dict[str, Decoder], whole: dict
     for name, decoder in decoders.items():
         cache = decoder.new_cache(200, 60)
         for layer in cache.layers:
-            for buffer in layer._buffers:
+            for buffer in layer.buffers:
                 buffer.fill_(1e4)
         assert close(decoder.logits(decoder.forward(torch.tensor(TEXT), cache)), whole[name])
 
@@ -263,4 +263,4 @@ def test_a_cache_has_the_size_that_its_spec_says(decoders: dict[str, Decoder]) -
         cache: Cache = decoder.new_cache(50, 8)
         for layer, kept in zip(decoder.spec.layers, cache.layers, strict=True):
             rows = cache_rows(layer.attention, 50, 8)
-            assert sum(buffer.numel() for buffer in kept._buffers) == rows * layer.attention.cache_width
+            assert sum(buffer.numel() for buffer in kept.buffers) == rows * layer.attention.cache_width
