@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moecli.engine.cache import LayerCache
-from moecli.engine.layers import Rotation
+from moecli.engine.layers import Rotation, rms_norm
 from moecli.engine.weights import LayerWeights
 from moecli.kernels.products import linear
 from moecli.needs import BUCKET, SCORES
@@ -131,11 +131,11 @@ class GroupedQueryAttention:
         qk, v = qkv.split((spec.query_width + spec.kv_width, spec.kv_width), dim=-1)
         if spec.qk_norm is QkNorm.FULL:
             q, k = qk.split((spec.query_width, spec.kv_width), dim=-1)
-            q = F.rms_norm(q, (spec.query_width,), self._q_norm, self._eps)
-            k = F.rms_norm(k, (spec.kv_width,), self._k_norm, self._eps)
+            q = rms_norm(q, self._q_norm, self._eps)
+            k = rms_norm(k, self._k_norm, self._eps)
             qk = torch.cat((q, k), -1)
         elif spec.qk_norm is QkNorm.HEAD:
-            heads = F.rms_norm(qk.unflatten(-1, (-1, spec.head_dim)), (spec.head_dim,), None, self._eps)
+            heads = rms_norm(qk.unflatten(-1, (-1, spec.head_dim)), None, self._eps)
             qk = (heads * self._head_norm).flatten(-2)
         if spec.clip is not None and spec.qk_norm is not QkNorm.NONE:
             qk, v = qk.clamp(-spec.clip, spec.clip), v.clamp(-spec.clip, spec.clip)
@@ -170,13 +170,13 @@ class LatentAttention:
         if self._spec.query_rank is None:
             return linear(x, w.matrix("q"))
         low = F.linear(x, w["q_a"], w.get("q_a_bias"))
-        return linear(F.rms_norm(low, low.shape[-1:], w["q_a_norm"], self._spec.norm_eps), w.matrix("q_b"))
+        return linear(rms_norm(low, w["q_a_norm"], self._spec.norm_eps), w.matrix("q_b"))
 
     def _latents(self, x: Tensor, start: int) -> Tensor:
         """[T, 1, rank + rope]: the normed latent, and the one rotary key that all heads share."""
         low = F.linear(x, self._weights["kv_a"], self._weights.get("kv_a_bias"))
         latent, key = low.split((self._spec.kv_rank, self._spec.rope_dim), dim=-1)
-        latent = F.rms_norm(latent, latent.shape[-1:], self._weights["kv_a_norm"], self._spec.norm_eps)
+        latent = rms_norm(latent, self._weights["kv_a_norm"], self._spec.norm_eps)
         return torch.cat((latent[:, None], self._rotation.rotate(key[:, None], start)), -1)
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, offset: int) -> Tensor:

@@ -29,7 +29,7 @@ from moecli.spec import ModelSpec
 
 _PROMPT, _ANSWER = 512, 128  # tokens, where the context is long enough
 _MOST, _LEAST = 256 * 2**20, 4 * 2**20  # bytes that the bandwidth is measured with
-_WEIGHTS = 2**21  # at most, of the matrix that products are measured with
+_WEIGHTS = 2**21  # of the matrix that products are measured with
 _MANY = 64  # tokens of the larger of two products
 _TRIES, _TRIES_S = 3, 0.2  # at least so many, at least so long
 
@@ -231,10 +231,8 @@ def _since(before: Statistics, after: Statistics) -> Statistics:
 
 
 def _measure_products(spec: ModelSpec, dtype: str) -> Products:
-    """With a matrix like an expert's, or a few MiB of it."""
-    _, mixture = spec.mixtures[0]
-    width = mixture.latent_width or spec.hidden_size
-    shape = (min(mixture.expert.width, max(1, _WEIGHTS // width)), width)
+    """With a matrix of a few MiB: in a smaller one the cost of the call would count as that of its bytes."""
+    shape = (_WEIGHTS // spec.hidden_size, spec.hidden_size)
     matrix = as_matrix(dtype, shape, torch.zeros(bytes_for(dtype, shape), dtype=torch.uint8))
     compute = torch_dtype(compute_dtype(dtype, stored_as(spec.stored_dtype)))
 
