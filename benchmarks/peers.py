@@ -37,17 +37,18 @@ def measure(model: Model, programs: Sequence[Side], work: Work, options: argpars
         turn = [each for each in programs if number < _rounds(each, options)]
         for side in turn[:: -1 if number % 2 else 1]:
             _say(f"{model.shape}, round {number + 1}: {side.name}")
-            samples.add(model, side, _figures(side, model, work, None))
+            samples.add(model, side, _figures(side, model, work, None, samples))
             if options.memory:
                 limited = Work((), (_LIMITED_DEPTH,), work.tokens)
-                samples.add(model, side, _figures(side, model, limited, options.memory), _within(options.memory))
+                found = _figures(side, model, limited, options.memory, samples)
+                samples.add(model, side, found, _within(options.memory))
 
 
 def _rounds(side: Side, options: argparse.Namespace) -> int:
     return min(options.rounds, options.slow_rounds) if isinstance(side, Transformers) else int(options.rounds)
 
 
-def _figures(side: Side, model: Model, work: Work, limit: int | None) -> Figures:
+def _figures(side: Side, model: Model, work: Work, limit: int | None, samples: Samples) -> Figures:
     """Nothing where it fails or cannot begin. In little memory its files come from the disk at first."""
     if not side.fits(model, limit):
         return {}
@@ -58,7 +59,8 @@ def _figures(side: Side, model: Model, work: Work, limit: int | None) -> Figures
                 cgroup.forget(files)
             return side.measure(model, work, group)
     except (OSError, subprocess.CalledProcessError) as error:
-        _say(f"{side.name} is left out: {error}")
+        samples.failures.append(f"{model.shape}, {side.name}: {error}")
+        _say(samples.failures[-1])
         return {}
 
 
@@ -118,6 +120,8 @@ def main() -> None:
             options.json.write_text(json.dumps(_document(programs, samples, options), indent=2))
     print(f"\nBytes read, and which share of the RAM's {samples.bandwidth / 1e9:.1f} GB/s that makes.")
     print("", *shares(models, programs, samples, work), sep="\n")
+    if samples.failures:
+        print("\nFailed, and missing from the medians:\n", *samples.failures, sep="\n- ")
 
 
 def _document(programs: Sequence[Side], samples: Samples, options: argparse.Namespace) -> dict[str, object]:
@@ -126,6 +130,7 @@ def _document(programs: Sequence[Side], samples: Samples, options: argparse.Name
         "threads": options.threads,
         "versions": {side.name: side.version for side in programs},
         "bandwidth_bytes_per_s": samples.bandwidths,
+        "failures": samples.failures,
         "measurements": [
             {"shape": shape, "side": side, "what": what, "tokens_per_s": rates}
             for (shape, side, what), rates in samples.rates.items()

@@ -18,6 +18,7 @@ class Samples:
 
     rates: dict[tuple[str, str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
     bandwidths: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)  # in words
 
     @property
     def bandwidth(self) -> float:

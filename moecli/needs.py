@@ -50,6 +50,7 @@ class Needs:
     bytes_per_expert: int  # of the largest
     slot_bytes: int  # the same in whole pages, as a slot holds it
     staging: int  # buffers that experts pass through when some are read from disk
+    table: int  # bytes of the dense weights that a row per token is read of: the input table, unless it is the head
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -95,6 +96,9 @@ def needs(spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int 
         bytes_per_expert=max(sizes, default=0),
         slot_bytes=max((record.stride for record in records), default=0),
         staging=STAGING * max(map(staging_size, records), default=0),
+        table=0
+        if spec.tied_embeddings
+        else sum(tensor_bytes(t, dtype) for t in dense_tensors(spec) if t.part is Part.EMBEDDING),
     )
 
 

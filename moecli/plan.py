@@ -73,24 +73,16 @@ def place(need: Needs, ram: int, device: int | None = None) -> Plan:
 def _fill(need: Needs, ram: int, device: int | None, on_device: Tier, core: Tier, size: int) -> Plan:
     """RAM has `core`, and takes the other experts: all, of `size` bytes each, or as many slots as there is room."""
     left = need.expert_count - on_device.experts
-    full = core.total + left * size
+    table = need.table if core.dense and left else 0  # where experts are read from disk, so are its rows
+    streaming = replace(core, dense=core.dense - table, staging=need.staging if left else 0)
+    full, least = core.total + left * size, streaming.total
     if full <= ram:
-        in_ram = replace(core, experts=left, expert_bytes=left * size)
+        in_ram, on_disk = replace(core, experts=left, expert_bytes=left * size), Tier()
     else:
-        room = (ram - core.total - need.staging) // max(1, need.slot_bytes)
-        count = max(0, min(left, room))
-        in_ram = replace(core, staging=need.staging, experts=count, expert_bytes=count * need.slot_bytes)
-    on_disk = left - in_ram.experts
-    return Plan(
-        need,
-        ram,
-        device,
-        on_device,
-        in_ram,
-        Tier(experts=on_disk, expert_bytes=on_disk * need.bytes_per_expert),
-        full_ram=full,
-        least_ram=core.total + (need.staging if left else 0),
-    )
+        count = max(0, min(left, (ram - least) // max(1, need.slot_bytes)))
+        in_ram = replace(streaming, experts=count, expert_bytes=count * need.slot_bytes)
+        on_disk = Tier(dense=table, experts=left - count, expert_bytes=(left - count) * need.bytes_per_expert)
+    return Plan(need, ram, device, on_device, in_ram, on_disk, full_ram=full, least_ram=least)
 
 
 def least_device(need: Needs) -> int:

@@ -8,30 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import median
 
-import psutil
-import torch
-
 from moecli import machine
 from moecli.engine.generate import Session, Timing
+from moecli.engine.limits import OtherPrograms, measure_links
 from moecli.engine.load import Progress
 from moecli.engine.runner import Runner
 from moecli.engine.sampling import Sampler, Sampling
 from moecli.errors import UsageError
 from moecli.experts.store import Statistics
-from moecli.forecast import Links, Products, Speed, bytes_per_token, forecast
-from moecli.formats import bytes_for, stored_as
-from moecli.formats.plain import torch_dtype
-from moecli.kernels.bandwidth import read_bandwidth
-from moecli.kernels.products import as_matrix, linear
+from moecli.forecast import Links, Speed, bytes_per_token, forecast
 from moecli.plan import Plan, fit
-from moecli.records import compute_dtype
-from moecli.spec import ModelSpec
 
 _PROMPT, _ANSWER = 512, 128  # tokens, where the context is long enough
-_MOST, _LEAST = 256 * 2**20, 4 * 2**20  # bytes that the bandwidth is measured with
-_WEIGHTS = 2**21  # of the matrix that products are measured with
-_MANY = 64  # tokens of the larger of two products
-_TRIES, _TRIES_S = 3, 0.2  # at least so many, at least so long
 
 Watch = Callable[[int, int, int], None]  # repetition (0 warms up), tokens done, of how many
 
@@ -168,15 +156,7 @@ def expect(runner: Runner, work: Workload) -> Expectation:
     """Plan, measure what this machine can do, and forecast; nothing is loaded yet. NotEnoughMemory as the plan says."""
     spec, context = runner.model.spec, runner.choices.context or work.context
     plan = runner.choose(lambda dtype: fit(spec, dtype, context, runner.ram, runner.vram))
-    room = plan.ram.total - machine.peak_rss()  # what will be resident later may be so now
-    disk = runner.model.measure_disk() if plan.disk.experts else None
-    typical = Links()
-    links = Links(
-        ram=read_bandwidth(max(_LEAST, min(_MOST, room))),
-        disk=disk or typical.disk,
-        products=_measure_products(spec, plan.needs.dtype),
-        evidence="typical" if plan.device.dense else "measured",  # no device is measured
-    )
+    links = measure_links(runner.model, plan)
     return Expectation(plan, links, forecast(spec, plan, links, work.prompt_tokens, work.held))
 
 
@@ -186,21 +166,10 @@ def measure(runner: Runner, work: Workload, expected: Expectation, progress: Pro
     runner.load(expected.plan, progress)
     load_s = time.perf_counter() - began
     _repetition(runner, replace(work, max_tokens=1), 0, watch)
-    before = _processor_time()
+    others = OtherPrograms()
     repetitions = [_repetition(runner, work, number, watch) for number in range(1, work.repeat + 1)]
-    all_s, busy_s, ours_s = (now - then for now, then in zip(_processor_time(), before, strict=True))
-    others = min(1.0, max(0.0, busy_s - ours_s) / all_s) if all_s else 0.0
     read = bytes_per_token(runner.model.spec, expected.plan, work.held)
-    return Result(work, expected, repetitions, load_s, machine.peak_rss(), read["ram"], others)
-
-
-def _processor_time() -> tuple[float, float, float]:
-    """Seconds of all processors so far: in all, at work, at work for this process."""
-    times, ours = psutil.cpu_times(), psutil.Process().cpu_times()
-    idle = times.idle + getattr(times, "iowait", 0.0)
-    counted_twice = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
-    whole = sum(times) - counted_twice
-    return whole, whole - idle, ours.user + ours.system
+    return Result(work, expected, repetitions, load_s, machine.peak_rss(), read["ram"], others.share())
 
 
 def _repetition(runner: Runner, work: Workload, number: int, watch: Watch) -> Repetition:
@@ -228,29 +197,3 @@ def random_prompt(runner: Runner, count: int, seed: int) -> list[int]:
 def _since(before: Statistics, after: Statistics) -> Statistics:
     names = (field.name for field in fields(Statistics))
     return Statistics(**{name: getattr(after, name) - getattr(before, name) for name in names})
-
-
-def _measure_products(spec: ModelSpec, dtype: str) -> Products:
-    """With a matrix of a few MiB: in a smaller one the cost of the call would count as that of its bytes."""
-    shape = (_WEIGHTS // spec.hidden_size, spec.hidden_size)
-    matrix = as_matrix(dtype, shape, torch.zeros(bytes_for(dtype, shape), dtype=torch.uint8))
-    compute = torch_dtype(compute_dtype(dtype, stored_as(spec.stored_dtype)))
-
-    def seconds(tokens: int) -> float:
-        x = torch.ones(tokens, width, dtype=compute)
-        return _fastest(lambda: linear(x, matrix))
-
-    with torch.inference_mode():
-        one, many = seconds(1), seconds(_MANY)
-    operations = 2 * (_MANY - 1) * shape[0] * width
-    return Products(bytes_for(dtype, shape) / one, operations / max(many - one, many / _MANY))
-
-
-def _fastest(work: Callable[[], object]) -> float:
-    """Seconds of the best of many tries: what other programs take of the machine is not its speed."""
-    began, times = time.perf_counter(), list[float]()
-    while len(times) < _TRIES or time.perf_counter() - began < _TRIES_S:
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)

@@ -130,7 +130,7 @@ class Decoder:
     def __init__(self, spec: ModelSpec, dense: DenseWeights, experts: ExpertStore, positions: int) -> None:
         self.spec = spec
         self.experts = experts
-        self._outside = dense.outside
+        self._outside, self._embedding = dense.outside, dense.embed
         self.dtype, self.device = dense.dtype, dense.device
         self._rotations: dict[Rope, Rotation] = {
             layer.attention.rope: Rotation(layer.attention.rope, positions, self.dtype, self.device)
@@ -177,7 +177,7 @@ class Decoder:
                     part.copy_(block.transform(part, trace))
 
     def _embed(self, ids: Tensor) -> Tensor:
-        x = F.embedding(ids, self._outside["embedding"])  # [t, D]
+        x = self._embedding(ids)  # [t, D]
         return x if self.spec.embedding_multiplier == 1 else x * self.spec.embedding_multiplier
 
     def _chunk(self, ids: Tensor, cache: Cache, trace: Trace | None) -> Tensor:

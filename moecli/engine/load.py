@@ -141,7 +141,7 @@ class StoreModel:
         device: torch.device = CPU,
         rates: Rates | None = None,
     ) -> Decoder:
-        dense = store_weights(self.store, device)
+        dense = store_weights(self.store, device, plan.disk.dense > 0)
         experts: ExpertStore
         if plan.device.dense and self.spec.mixtures:
             records = self.store.layout.records

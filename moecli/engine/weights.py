@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moecli import formats, tensors
@@ -14,11 +15,12 @@ from moecli.experts.arena import CPU
 from moecli.formats.plain import read_into, torch_dtype
 from moecli.kernels.products import Matrix, as_matrix, pack
 from moecli.records import dense_dtype
-from moecli.spec import ModelSpec
+from moecli.spec import ModelSpec, Part
 from moecli.store.packed import PackedStore
 from moecli.weights import FLOATS, Weights
 
 Load = Callable[[tensors.Tensor], Matrix]
+Rows = Callable[[Tensor], Tensor]  # ids [T] -> [T, D]
 
 _FLOAT32 = frozenset({"router", "router_bias"})  # the router's arithmetic never loses precision
 
@@ -49,16 +51,24 @@ class LayerWeights:
 class DenseWeights:
     """Every tensor but the routed experts, on `device`: `outside` the blocks and per layer.
 
-    Activations are in `compute`.
+    Activations are in `compute`. With `rows` the input table stays where they are read.
     """
 
-    def __init__(self, spec: ModelSpec, compute: str, load: Load, device: torch.device) -> None:
+    def __init__(
+        self, spec: ModelSpec, compute: str, load: Load, device: torch.device, rows: Rows | None = None
+    ) -> None:
         self.dtype, self.device = torch_dtype(compute), device
+        self._rows = rows
         by_layer: dict[int | None, dict[str, Matrix]] = defaultdict(dict)
         for tensor in tensors.dense_tensors(spec):
-            by_layer[tensor.layer][tensor.role] = load(tensor).to(device)
+            if rows is None or tensor.part is not Part.EMBEDDING:
+                by_layer[tensor.layer][tensor.role] = load(tensor).to(device)
         self.outside = LayerWeights(by_layer[None])
         self.layers = [LayerWeights(by_layer[index]) for index in range(len(spec.layers))]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids [T] -> rows of the input table [T, D]."""
+        return F.embedding(ids, self.outside["embedding"]) if self._rows is None else self._rows(ids)
 
 
 def checkpoint_weights(weights: Weights, dtype: str, compute: str, device: torch.device = CPU) -> DenseWeights:
@@ -76,8 +86,15 @@ def checkpoint_weights(weights: Weights, dtype: str, compute: str, device: torch
     return DenseWeights(weights.spec, compute, load, device)
 
 
-def store_weights(store: PackedStore, device: torch.device = CPU) -> DenseWeights:
+def store_weights(store: PackedStore, device: torch.device = CPU, table_on_disk: bool = False) -> DenseWeights:
     """From a packed store, as they lie there."""
+
+    def rows(ids: Tensor) -> Tensor:
+        (stored,) = (store.dense(each)[0] for each in tensors.dense_tensors(store.spec) if each.part is Part.EMBEDDING)
+        found = torch.empty(len(ids), stored.shape[1], dtype=torch_dtype(store.compute))
+        for row, token in zip(found, ids.tolist(), strict=True):
+            read_into(row, store.checkpoint, stored, token * stored.size // stored.shape[0])
+        return found.to(device)
 
     def load(tensor: tensors.Tensor) -> Matrix:
         stored, dtype = store.dense(tensor)
@@ -90,7 +107,7 @@ def store_weights(store: PackedStore, device: torch.device = CPU) -> DenseWeight
         store.checkpoint.read_into(data.numpy().data, stored)
         return as_matrix(dtype, (rows, columns), data)
 
-    return DenseWeights(store.spec, store.compute, load, device)
+    return DenseWeights(store.spec, store.compute, load, device, rows if table_on_disk else None)
 
 
 def _precision(role: str, dtype: str) -> torch.dtype:

@@ -1,0 +1,84 @@
+"""What this machine can do for a plan, measured before anything is loaded; and how much others use it meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+
+from moecli import machine
+from moecli.engine.load import Model
+from moecli.forecast import TYPICAL_DISK, Links, Products
+from moecli.formats import bytes_for, stored_as
+from moecli.formats.plain import torch_dtype
+from moecli.kernels.bandwidth import read_bandwidth
+from moecli.kernels.products import as_matrix, linear
+from moecli.plan import Plan
+from moecli.records import compute_dtype
+from moecli.spec import ModelSpec
+
+_MOST, _LEAST = 256 * 2**20, 4 * 2**20  # bytes that the bandwidth is measured with
+_WEIGHTS = 2**21  # of the matrix that products are measured with
+_MANY = 64  # tokens of the larger of two products
+_TRIES, _TRIES_S = 3, 0.2  # at least so many, at least so long
+
+
+def measure_links(model: Model, plan: Plan) -> Links:
+    """Takes no more memory than the plan will."""
+    room = plan.ram.total - machine.peak_rss()
+    disk = model.measure_disk() if plan.disk.experts else None
+    return Links(
+        ram=read_bandwidth(max(_LEAST, min(_MOST, room))),
+        disk=disk or TYPICAL_DISK,
+        products=_products(model.spec, plan.needs.dtype),
+        evidence="typical" if plan.device.dense else "measured",  # no device is measured
+    )
+
+
+def _products(spec: ModelSpec, dtype: str) -> Products:
+    """With a matrix of a few MiB: in a smaller one the cost of the call would count as that of its bytes."""
+    shape = (_WEIGHTS // spec.hidden_size, spec.hidden_size)
+    matrix = as_matrix(dtype, shape, torch.zeros(bytes_for(dtype, shape), dtype=torch.uint8))
+    compute = torch_dtype(compute_dtype(dtype, stored_as(spec.stored_dtype)))
+
+    def seconds(tokens: int) -> float:
+        x = torch.ones(tokens, spec.hidden_size, dtype=compute)
+        return _fastest(lambda: linear(x, matrix))
+
+    with torch.inference_mode():
+        one, many = seconds(1), seconds(_MANY)
+    operations = 2 * (_MANY - 1) * shape[0] * shape[1]
+    return Products(bytes_for(dtype, shape) / one, operations / max(many - one, many / _MANY))
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    """Seconds of the best of many tries: what other programs take of the machine is not its speed."""
+    began, times = time.perf_counter(), list[float]()
+    while len(times) < _TRIES or time.perf_counter() - began < _TRIES_S:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+class OtherPrograms:
+    """From when this is made: the share of all processors' time that other programs take."""
+
+    def __init__(self) -> None:
+        self._before = _processor_seconds()
+
+    def share(self) -> float:
+        """0 to 1, so far."""
+        whole, busy, ours = (now - then for now, then in zip(_processor_seconds(), self._before, strict=True))
+        return min(1.0, max(0.0, busy - ours) / whole) if whole > 0 else 0.0
+
+
+def _processor_seconds() -> tuple[float, float, float]:
+    """Of all processors so far: in all, at work, at work for this process."""
+    times, ours = psutil.cpu_times(), psutil.Process().cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    counted_twice = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    whole = sum(times) - counted_twice
+    return whole, whole - idle, ours.user + ours.system
