@@ -146,8 +146,8 @@ def workload(runner: Runner, prompt_tokens: int | None, max_tokens: int | None, 
     answer = max_tokens or max(1, min(_ANSWER, longest - prompt))
     if prompt + answer > longest:
         raise UsageError(
-            f"--prompt-tokens {prompt} and --max-tokens {answer} are more than the context of {longest} tokens",
-            "name fewer, or raise --ctx beyond what the model was trained for",
+            f"a prompt of {prompt} tokens and {answer} after it are more than the context of {longest}",
+            "--prompt-tokens and --max-tokens take fewer; --ctx raises it beyond what the model was trained for",
         )
     return Workload(prompt, answer, repeat)
 
@@ -160,11 +160,15 @@ def expect(runner: Runner, work: Workload) -> Expectation:
     return Expectation(plan, links, forecast(spec, plan, links, work.prompt_tokens, work.held))
 
 
-def measure(runner: Runner, work: Workload, expected: Expectation, progress: Progress, watch: Watch) -> Result:
-    """Load as planned, warm up, and repeat. Each prompt meets an empty cache and the experts that the last one left."""
+def load(runner: Runner, expected: Expectation, progress: Progress) -> float:
+    """As planned; returns the seconds it took."""
     began = time.perf_counter()
     runner.load(expected.plan, progress)
-    load_s = time.perf_counter() - began
+    return time.perf_counter() - began
+
+
+def measure(runner: Runner, work: Workload, expected: Expectation, load_s: float, watch: Watch) -> Result:
+    """Warm up, then repeat. Each prompt meets an empty cache, and the experts that the last one left."""
     _repetition(runner, replace(work, max_tokens=1), 0, watch)
     others = OtherPrograms()
     repetitions = [_repetition(runner, work, number, watch) for number in range(1, work.repeat + 1)]

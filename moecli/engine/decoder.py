@@ -17,7 +17,7 @@ from moecli.engine.token import token_attention, token_mixture
 from moecli.engine.weights import DenseWeights, LayerWeights
 from moecli.experts.store import ExpertStore, each_output, mix
 from moecli.kernels.products import feed_forward, linear
-from moecli.kernels.token import TokenMixture
+from moecli.kernels.token import TokenMixture, TokenPass
 from moecli.needs import BUCKET, CHUNK, cache_rows
 from moecli.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Rope
 
@@ -39,7 +39,7 @@ class Trace(Protocol):
 class Block:
     """Attention, then a feed-forward or a mixture, each normed before and added to the residual stream.
 
-    A token that comes alone takes a native call through each half, where the weights have one.
+    A token that comes alone takes a native pass through each half, where the weights have one.
     """
 
     def __init__(
@@ -59,9 +59,15 @@ class Block:
             if isinstance(attention, GroupedQuery)
             else LatentAttention(attention, weights, rotation, scratch)
         )
-        self._one_attends = token_attention(spec, index, weights)
-        self._one_mixes = token_mixture(spec, index, weights)
-        self._addresses = experts.addresses(index) if self._one_mixes and isinstance(self._ffn, Mixture) else None
+        self.alone = token_attention(spec, index, weights), token_mixture(spec, index, weights, experts)
+        self._attend_alone = TokenPass([(self.alone[0], None)])
+        self._mix_alone = TokenPass([(None, self.alone[1])])
+
+    @property
+    def still(self) -> bool:
+        """Whether a pass can take a lone token through all of it."""
+        attention, mixture = self.alone
+        return attention is not None and mixture is not None and mixture.still
 
     def forward(self, x: Tensor, cache: LayerCache, trace: Trace | None) -> Tensor:
         """x [T, D] -> [T, D]."""
@@ -69,32 +75,46 @@ class Block:
 
     def attend(self, x: Tensor, cache: LayerCache) -> Tensor:
         """The first half, where tokens see those before them in `cache`."""
-        if x.shape[0] == 1 and self._one_attends:
-            return self._one_attends(x, self._rotation.tables, cache.length, cache.buffers, cache.extend())
+        if x.shape[0] == 1 and self.alone[0]:
+            self.stand(cache)
+            return self._attend_alone(x)
         return x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache))
 
     def transform(self, x: Tensor, trace: Trace | None) -> Tensor:
         """The second half, each token by itself."""
-        if x.shape[0] == 1 and self._one_mixes:
-            return self._one(x, self._one_mixes, trace)
+        if x.shape[0] == 1 and self.alone[1]:
+            return self._transform_alone(x, self.alone[1], trace)
         normed = self._norm("ffn_norm", x)
         if isinstance(self._ffn, Mixture):
             return x + self._branch("ffn", self._mixture(normed, self._ffn, trace))
         return x + self._branch("ffn", self._feed_forward("", normed, self._ffn))
 
-    def _one(self, x: Tensor, one: TokenMixture, trace: Trace | None) -> Tensor:
-        if not isinstance(self._ffn, Mixture):
-            return one(x, None)
-        if self._addresses is not None:
+    def stand(self, cache: LayerCache) -> None:
+        """A lone token is coming: make room for it."""
+        attention, _ = self.alone
+        assert attention is not None
+        attention.stand(self._rotation.tables, cache.length, cache.buffers, cache.extend())
+
+    def passed(self, trace: Trace | None) -> None:
+        """A lone token has taken its experts."""
+        _, one = self.alone
+        if one is None or not isinstance(self._ffn, Mixture):
+            return
+        if one.still:
             self._experts.statistics.hits += one.chosen.shape[1]
-            x = one(x, self._addresses)
+        if trace is not None:
+            trace.record(self._index, Routing(one.chosen.clone(), one.weights.clone(), one.logits.clone()))
+
+    def _transform_alone(self, x: Tensor, one: TokenMixture, trace: Trace | None) -> Tensor:
+        if one.still:
+            self._mix_alone(x)
         else:
+            assert isinstance(self._ffn, Mixture)
             one.route(x)
             activation = self._ffn.expert.activation
             each_output(self._experts, self._index, activation, one.normed, one.chosen, one.outputs)
-            x = one.conclude(x)
-        if trace is not None:
-            trace.record(self._index, Routing(one.chosen.clone(), one.weights.clone(), one.logits.clone()))
+            one.conclude(x)
+        self.passed(trace)
         return x
 
     def _mixture(self, x: Tensor, mixture: Mixture, trace: Trace | None) -> Tensor:
@@ -141,6 +161,7 @@ class Decoder:
             Block(spec, index, weights, self._rotations[layer.attention.rope], scratch, experts)
             for index, (layer, weights) in enumerate(zip(spec.layers, dense.layers, strict=True))
         ]
+        self._pass = TokenPass([b.alone for b in self._blocks]) if all(b.still for b in self._blocks) else None
 
     def new_cache(self, capacity: int, chunk: int) -> Cache:
         return Cache(self.spec, capacity, chunk, self.dtype, self.device)
@@ -184,8 +205,16 @@ class Decoder:
         if trace is not None:
             trace.tokens(ids)
         x = self._embed(ids)
-        for block, layer_cache in zip(self._blocks, cache.layers, strict=True):
-            x = block.forward(x, layer_cache, trace)
+        blocks = list(zip(self._blocks, cache.layers, strict=True))
+        if self._pass and len(ids) == 1:
+            for block, layer_cache in blocks:
+                block.stand(layer_cache)
+            self._pass(x)
+            for block, _ in blocks:
+                block.passed(trace)
+        else:
+            for block, layer_cache in blocks:
+                x = block.forward(x, layer_cache, trace)
         return x
 
     def logits(self, states: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moecli.engine.weights import LayerWeights
+from moecli.experts.store import ExpertStore
 from moecli.kernels.products import Matrix, Packed
 from moecli.kernels.token import Half, TokenAttention, TokenMixture, can_cut, serves
 from moecli.spec import GroupedQuery, Mixture, ModelSpec
@@ -19,7 +20,7 @@ def token_attention(spec: ModelSpec, layer: int, weights: LayerWeights) -> Token
     return TokenAttention(half, attention, weights) if half else None
 
 
-def token_mixture(spec: ModelSpec, layer: int, weights: LayerWeights) -> TokenMixture | None:
+def token_mixture(spec: ModelSpec, layer: int, weights: LayerWeights, store: ExpertStore) -> TokenMixture | None:
     """None for other formats and devices, and for stacked gates and ups whose rows interlace."""
     ffn = spec.layers[layer].ffn
     always, prefix = (ffn.shared, "shared_") if isinstance(ffn, Mixture) else (ffn, "")
@@ -27,7 +28,9 @@ def token_mixture(spec: ModelSpec, layer: int, weights: LayerWeights) -> TokenMi
         return None
     roles = (f"{prefix}gate_up", f"{prefix}down") if always else ()
     half = _half(spec, "ffn", weights, [weights.matrix(role) for role in ("o", *roles)])  # experts are as "o" is
-    return TokenMixture(half, ffn, weights) if half else None
+    if half is None:
+        return None
+    return TokenMixture(half, ffn, weights, store.addresses(layer) if isinstance(ffn, Mixture) else None)
 
 
 def _half(spec: ModelSpec, name: str, weights: LayerWeights, matrices: Sequence[Matrix]) -> Half | None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 FILE = Path(__file__).with_name("_native.so")
-FUNCTIONS = ("linear", "feed_forward", "gated", "pack", "attention", "route", "mixture", "conclude")
+FUNCTIONS = ("linear", "feed_forward", "gated", "pack", "pass", "route", "conclude")
 
 _VERSION = 2  # of the structures in native.py and token.py: moecli_version() of a library that has the same
 _NO_MEMORY = 1
@@ -83,10 +83,10 @@ def library() -> Library | None:
         file = ctypes.CDLL(str(FILE))
         if file.moecli_version() != _VERSION:
             return None
+        functions = {name: file[f"moecli_{name}"] for name in FUNCTIONS}
     except (OSError, AttributeError):
         return None
     file.moecli_tier.restype = c_char_p
-    functions = {name: file[f"moecli_{name}"] for name in FUNCTIONS}
     for function in functions.values():
         function.argtypes = (c_int, c_void_p)
     names = takewhile(lambda name: name is not None, map(file.moecli_tier, count()))

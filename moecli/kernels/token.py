@@ -1,4 +1,4 @@
-"""One token through half a block in one native call: attention, or the mixture of experts. In place."""
+"""One token through blocks in one native call: attention and mixtures, in place."""
 
 from __future__ import annotations
 
@@ -112,6 +112,10 @@ class _Mixture(ctypes.Structure):
     )
 
 
+class _Pass(ctypes.Structure):
+    _fields_ = (("x", c_void_p), ("blocks", c_void_p), ("count", c_int64), ("threads", c_int32))
+
+
 @dataclass(frozen=True, slots=True)
 class Half:
     """What surrounds either half of a block: x += multiplier * after(something(before(x)))."""
@@ -138,7 +142,7 @@ class TokenAttention:
     """Norm, projections, rotation, cache, attention, output, residual."""
 
     def __init__(self, half: Half, spec: GroupedQuery, weights: Weights) -> None:
-        self._call = _Attention(
+        self.call = _Attention(
             half=_half(half),
             qkv=_packed(weights.matrix("qkv")),
             qkv_bias=_plain(weights.get("qkv_bias"), half.dtype),
@@ -156,45 +160,45 @@ class TokenAttention:
             scale=spec.scale,
             turned=spec.rope.dims,
         )
-        self._weights = weights  # alive as long as their addresses are
+        self._held = weights  # as long as their addresses
 
-    def __call__(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], position: int, cache: Sequence[Tensor], seen: range
-    ) -> Tensor:
-        """x [1, D], added to in place. `tables`: cosines and sines by position; `cache`: keys, values [K, rows, d].
+    def stand(self, tables: tuple[Tensor, Tensor], position: int, cache: Sequence[Tensor], seen: range) -> None:
+        """Where the next token is. `tables`: cosines and sines by position; `cache`: keys, values [K, rows, d].
 
-        The token's own go to the last row of `seen`, and it sees all of them.
+        Its own keys and values go to the last row of `seen`, and it sees all of them.
         """
-        call, (cosines, sines), (keys, values) = self._call, tables, cache
+        call, (cosines, sines), (keys, values) = self.call, tables, cache
         call.cosines, call.sines, call.position = cosines.data_ptr(), sines.data_ptr(), position
         call.keys, call.values, call.rows = keys.data_ptr(), values.data_ptr(), keys.shape[1]
         call.first, call.last = seen.start, seen.stop - 1
-        return _run("attention", call, x)
 
 
 class TokenMixture:
     """Norm, router, experts, shared expert, residual; a plain feed-forward block is a shared expert alone.
 
-    Where the experts do not all lie still in memory: `route`, whoever computes them, `conclude`. The same bits.
+    `experts` has the addresses of gate, up and down of each, int64 [E, 3]. Without it a pass cannot hold the mixture:
+    it takes `route`, whoever computes the experts, and `conclude`. The bits are the same.
     """
 
-    def __init__(self, half: Half, ffn: FeedForward | Mixture, weights: Weights) -> None:
+    def __init__(self, half: Half, ffn: FeedForward | Mixture, weights: Weights, experts: Tensor | None) -> None:
         mixture = ffn if isinstance(ffn, Mixture) else None
         always = ffn.shared if isinstance(ffn, Mixture) else ffn
-        active, experts = (mixture.router.active, mixture.router.experts) if mixture else (0, 0)
+        active, all_of_them = (mixture.router.active, mixture.router.experts) if mixture else (0, 0)
         self.normed = torch.empty(1, half.before.shape[0])
-        self.logits = torch.empty(1, experts)
+        self.logits = torch.empty(1, all_of_them)
         self.weights = torch.empty(1, active)  # of the chosen experts, best first
         self.chosen = torch.empty(1, active, dtype=torch.int64)
         self.outputs = torch.empty(active + 1, half.before.shape[0])  # of the chosen experts, and room for their sum
-        self._call = call = _Mixture(
+        self.call = call = _Mixture(
             half=_half(half),
             normed=self.normed.data_ptr(),
             logits=self.logits.data_ptr(),
             weights=self.weights.data_ptr(),
             chosen=self.chosen.data_ptr(),
             outputs=self.outputs.data_ptr(),
+            matrices=None if experts is None else experts.data_ptr(),
         )
+        self.still = experts is not None or mixture is None
         if mixture:
             call.router = _router(mixture.router, weights)
             call.inner, call.activation = mixture.expert.width, ACTIVATIONS[mixture.expert.activation]
@@ -205,32 +209,41 @@ class TokenMixture:
             call.shared_inner, call.shared_activation = always.width, ACTIVATIONS[always.activation]
             call.shared = (c_void_p * 3)(gate_up, up, down)
             call.shared_gate = _plain(weights.get("shared_gate"), half.dtype)
-        self._weights = weights
-
-    def __call__(self, x: Tensor, experts: Tensor | None) -> Tensor:
-        """x [1, D], added to in place. `experts`: the addresses of gate, up and down of each, int64 [E, 3]."""
-        self._call.matrices = None if experts is None else experts.data_ptr()
-        return _run("mixture", self._call, x)
+        self._held = weights, experts
 
     def route(self, x: Tensor) -> None:
         """Fill `normed`, `logits`, `chosen` and `weights`."""
-        _run("route", self._call, x)
+        self._step("route", x)
 
-    def conclude(self, x: Tensor) -> Tensor:
-        """x [1, D], what `outputs` hold for the chosen experts added in place."""
-        return _run("conclude", self._call, x)
+    def conclude(self, x: Tensor) -> None:
+        """Add to x what `outputs` hold for the chosen experts."""
+        self._step("conclude", x)
+
+    def _step(self, function: str, x: Tensor) -> None:
+        library, half = loaded(), self.call.half
+        half.team.threads, half.x = torch.get_num_threads(), x.data_ptr()
+        library.call(function, self.call)
+
+
+class TokenPass:
+    """Some blocks, or halves of one, in one native call."""
+
+    def __init__(self, blocks: Sequence[tuple[TokenAttention | None, TokenMixture | None]]) -> None:
+        self._halves = [half for block in blocks for half in block]
+        places = [None if half is None else ctypes.addressof(half.call) for half in self._halves]
+        self._places = (c_void_p * len(places))(*places)
+        self._call = _Pass(blocks=ctypes.addressof(self._places), count=len(blocks))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [1, D], changed in place."""
+        self._call.x, self._call.threads = x.data_ptr(), torch.get_num_threads()
+        loaded().call("pass", self._call)
+        return x
 
 
 def can_cut(width: int) -> bool:
     """Whether the packed gate and up of `width` rows each can be told apart where they are stacked."""
     return width % _STRIP == 0
-
-
-def _run(function: str, call: _Attention | _Mixture, x: Tensor) -> Tensor:
-    library, half = loaded(), call.half
-    half.team.threads, half.x = torch.get_num_threads(), x.data_ptr()
-    library.call(function, call)
-    return x
 
 
 def _half(half: Half) -> _Half:

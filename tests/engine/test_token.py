@@ -57,8 +57,10 @@ def in_single_precision(folder: Path, calls: bool) -> Decoder:
     weights = open_source(folder)
     experts = packed_experts(weights, "q8", 0, lambda done, total: None)
     model = Decoder(weights.spec, checkpoint_weights(weights, "q8", "fp32"), experts, 256)
-    for block in model._blocks if not calls else ():
-        block._one_attends = block._one_mixes = None
+    if not calls:
+        model._pass = None
+        for block in model._blocks:
+            block.alone = None, None
     return model
 
 
@@ -69,7 +71,7 @@ def test_it_is_as_by_operators(family: str, changes: dict[str, Any], tmp_path: P
     ids = torch.tensor(prompt(80))
     native, plain = Seen(), Seen()
     model = in_single_precision(folder, calls=True)
-    assert any(block._one_attends or block._one_mixes for block in model._blocks)
+    assert any(any(block.alone) for block in model._blocks)
     logits = one_by_one(model, ids, native)
     expected = one_by_one(in_single_precision(folder, calls=False), ids, plain)
     assert (logits - expected).norm() / expected.norm() < 0.01

@@ -11,9 +11,8 @@ int moecli_linear(int tier, const struct linear *call);
 int moecli_feed_forward(int tier, const struct feed_forward *call);
 int moecli_gated(int tier, const struct feed_forward *call);
 int moecli_pack(int tier, const struct pack *call);
-int moecli_attention(int tier, const struct attention *call);
+int moecli_pass(int tier, const struct pass *call);
 int moecli_route(int tier, const struct mixture *call);
-int moecli_mixture(int tier, const struct mixture *call);
 int moecli_conclude(int tier, const struct mixture *call);
 const char *moecli_tier(int index);
 
@@ -109,6 +108,13 @@ static void *typed(int type, size_t count) {
     return to;
 }
 
+static void pass(int tier, void *x, struct attention *attention, struct mixture *mixture) {
+    struct pass call = {.x = x, .count = 1};
+    void *block[2] = {attention, mixture};
+    call.blocks = (const void *)block;
+    moecli_pass(tier, &call);
+}
+
 static void *copy(const void *from, size_t bytes) { return memcpy(malloc(bytes), from, bytes); }
 
 /* A token's attention, with every option that `variant` switches on. */
@@ -136,7 +142,7 @@ static void try_attention(int last, int format, int type, int variant) {
         call.cosines = cosines, call.sines = sines, call.turned = (int64_t)turned, call.position = 8;
         call.keys = own_keys, call.values = own_values, call.rows = (int64_t)rows;
         call.first = variant & 1 ? 7 : 0, call.last = variant & 2 ? (int64_t)rows - 1 : 200;
-        moecli_attention(tier, &call);
+        pass(tier, own, &call, NULL);
         check("attention", tier, format, own, &expected_x, width * size);
         check("keys", tier, format, own_keys, &expected_keys, shared * rows * dim * size);
         check("values", tier, format, own_values, &expected_values, shared * rows * dim * size);
@@ -190,7 +196,7 @@ static void try_mixture(int last, int format, int type, int variant) {
                 moecli_feed_forward(tier, &feed);
                 moecli_conclude(tier, &call);
             } else
-                moecli_mixture(tier, &call);
+                pass(tier, own, NULL, &call);
             check("mixture", tier, format, own, &expected_x, width * size);
             check("weights", tier, format, weights, &expected_weights, active * sizeof *weights);
             check("chosen", tier, format, chosen, &expected_chosen, active * sizeof *chosen);

@@ -75,11 +75,9 @@ PUBLIC int moecli_gated(int tier, const struct feed_forward *call) { return tier
 
 PUBLIC int moecli_pack(int tier, const struct pack *call) { return tiers[tier].tier->pack(call); }
 
-PUBLIC int moecli_attention(int tier, const struct attention *call) { return tiers[tier].tier->attention(call); }
+PUBLIC int moecli_pass(int tier, const struct pass *call) { return tiers[tier].tier->pass(call); }
 
-/* The first step of a mixture, all of it, and its last step, for whoever computes the experts in between. */
+/* The first step of a mixture and its last, for whoever computes the experts in between. */
 PUBLIC int moecli_route(int tier, const struct mixture *call) { return tiers[tier].tier->route(call); }
-
-PUBLIC int moecli_mixture(int tier, const struct mixture *call) { return tiers[tier].tier->mixture(call); }
 
 PUBLIC int moecli_conclude(int tier, const struct mixture *call) { return tiers[tier].tier->conclude(call); }

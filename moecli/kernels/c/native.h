@@ -110,15 +110,24 @@ struct mixture {
     int64_t *chosen;                            /* [active], best first */
 };
 
+/* Blocks after one another, or one half: either may be NULL. x and threads replace those of the halves. */
+struct pass {
+    void *x;
+    const struct {
+        struct attention *attention;
+        struct mixture *mixture;
+    } *blocks;
+    int64_t count;
+    int32_t threads;
+};
+
 struct tier {
     const char *name;
     enum outcome (*linear)(const struct linear *);
     enum outcome (*feed_forward)(const struct feed_forward *), (*gated)(const struct feed_forward *);
     enum outcome (*pack)(const struct pack *);
-    enum outcome (*attention)(const struct attention *);
-    enum outcome (*route)(const struct mixture *);
-    enum outcome (*mixture)(const struct mixture *);
-    enum outcome (*conclude)(const struct mixture *);
+    enum outcome (*pass)(const struct pass *);
+    enum outcome (*route)(const struct mixture *), (*conclude)(const struct mixture *);
 };
 
 #endif

@@ -1,0 +1,127 @@
+"""`moecli bench` as scripts and people use it: the document, the screen, exit codes, budgets, interruption."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SHORT = ("--prompt-tokens", "24", "--max-tokens", "6", "--repeat", "2")
+CONTRACT = {
+    "schema_version", "model", "dtype", "device", "kernel", "threads", "prompt_tokens", "max_tokens", "repeat", "load_s",
+    "prefill_tokens_per_s", "decode_tokens_per_s", "hit_rate", "bytes_read", "peak_rss_bytes", "planned_bytes",
+    "forecast", "within_forecast", "read_bytes_per_token", "ram_bytes_per_s", "ram_share", "repetitions",
+}  # fmt: skip
+SURE = "import moecli.forecast as f; f._{} = ({}, {}); from moecli.cli.app import main; main()"
+
+
+def test_the_document_is_complete_and_its_verdict_is_the_exit_code(moecli):
+    result = moecli("bench", "tiny", *SHORT, "--json")
+    document = json.loads(result.stdout)
+    assert document.keys() >= CONTRACT
+    assert (document["prompt_tokens"], document["max_tokens"], document["repeat"]) == (24, 6, 2)
+    assert (document["dtype"], document["device"], document["threads"]) == ("bf16", "cpu", 1)
+    assert (document["hit_rate"], document["bytes_read"]) == (1, 0)
+    assert len(document["repetitions"]) == 2
+    forecast = document["forecast"]
+    assert forecast["evidence"] == "measured" and forecast["disk_bandwidth_bytes_per_s"] is None
+    for name in ("prefill_tokens_per_s", "decode_tokens_per_s"):
+        each = [repetition[name] for repetition in document["repetitions"]]
+        assert min(each) <= document[name] <= max(each)
+    inside = all(
+        forecast[name]["low"] <= document[name] <= forecast[name]["high"]
+        for name in ("prefill_tokens_per_s", "decode_tokens_per_s")
+    )
+    assert document["within_forecast"] == inside
+    assert result.returncode == (0 if inside else 3)
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("cases", "code", "words"),
+    [
+        ("REACHED = (1e9, 1e-9); f._STEP_S", 0, ("as forecast", "as forecast")),
+        ("STEP_S = (30.0, 60.0); f._OTHER", 3, ("above it", "above it")),
+    ],
+)
+def test_the_screen_says_what_the_exit_code_means(environment, cases, code, words):
+    """With a forecast that holds for any machine, and with one that holds for none."""
+    program = f"import moecli.forecast as f; f._{cases} = (0.0, 60.0); from moecli.cli.app import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", program, "bench", "tiny", *SHORT, "--yes"],
+        env=environment, capture_output=True, encoding="utf-8", timeout=60, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert result.returncode == code, result.stderr
+    lines = result.stdout.splitlines()
+    assert "tiny in bf16" in lines[0]
+    speeds = [line for line in lines if line.startswith(("prefill", "decode"))]
+    assert len(speeds) == 2
+    assert all(line.endswith(word) for line, word in zip(speeds, words, strict=True))
+    assert re.search(r"^RAM +reads [\d.]+ GB/s; decode reads .*% of it$", result.stdout, re.MULTILINE)
+    assert re.search(r"^memory .* at the peak, .* planned$", result.stdout, re.MULTILINE)
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_store_within_a_budget_reads_from_disk(moecli, tmp_path):
+    store = tmp_path / "q8"
+    assert moecli("pack", "tiny", "--dtype", "q8", "-o", str(store), "--quiet").returncode == 0
+    work = (str(store), "--prompt-tokens", "500", "--max-tokens", "12", "--repeat", "1", "--json")
+    needed = json.loads(moecli("memory", str(store), "--ctx", "512", "--json").stdout)["smallest_ram_bytes"]
+    budget = needed - 2**20
+    result = moecli("bench", *work, "--ram", str(budget), "--policy", "lru", "--verbose")
+    assert result.returncode in (0, 3), result.stderr
+    document = json.loads(result.stdout)
+    assert document["dtype"] == "q8"
+    assert 0 < document["hit_rate"] < 1 and document["bytes_read"] > 0
+    assert document["ram_bytes_per_s"] is None and document["ram_share"] is None
+    assert document["disk_bytes_per_s"] > 0 and document["forecast"]["disk_bandwidth_bytes_per_s"] > 0
+    assert document["planned_bytes"]["ram"] <= budget
+    assert document["peak_rss_bytes"] <= budget
+    assert "RAM budget" in result.stderr and "disk:" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("mixtrl",), 1, "mixtral"),
+        (("tiny", "--repeat", "0"), 2, "--repeat 0"),
+        (("tiny", "--policy", "luck"), 2, "--policy luck"),
+        (("tiny", "--prompt-tokens", "99999"), 2, "99999"),
+        (("tiny", "--ram", "9MiB"), 1, "budget is 9 MiB"),
+    ],
+)
+def test_failures_are_one_clear_error(moecli, arguments, code, words):
+    result = moecli("bench", *arguments)
+    assert result.returncode == code
+    assert result.stderr.startswith("error:") and words in result.stderr and "hint:" in result.stderr
+    assert result.stdout == "" and "Traceback" not in result.stderr
+
+
+def test_ctrl_c_leaves_nothing_half_printed(command, environment):
+    with subprocess.Popen(
+        [*command, "bench", "tiny", "--repeat", "1000000", "--prompt-tokens", "8", "--verbose"], env=environment,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+    ) as process:  # fmt: skip
+        assert process.stderr and process.stderr.readline()  # the plan: what follows is loading and measuring
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == "" and "Traceback" not in err
+
+
+def test_a_slow_forecast_asks_first(environment, tmp_path: Path):
+    program = "import moecli.forecast as f; f._STEP_S = (9.0, 99.0); from moecli.cli.app import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", program, "bench", "tiny", *SHORT],
+        env=environment, capture_output=True, encoding="utf-8", timeout=60, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "expect 0." in result.stderr and "add --yes" in result.stderr
+    assert result.stdout == ""

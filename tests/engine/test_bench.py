@@ -1,0 +1,130 @@
+"""What `bench` measures: the workload as asked, varied text, statistics that agree with the store, honest verdicts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from stores import packed
+
+import moecli
+from moecli.engine import bench
+from moecli.engine.limits import OtherPrograms, measure_links
+from moecli.engine.runner import Choices, Runner, open_runner
+from moecli.errors import UsageError
+from moecli.forecast import Speed
+
+TINY = Path(moecli.__file__).parent / "tiny"
+
+
+def runner(folder: Path = TINY, **choices: object) -> Runner:
+    return open_runner("tiny", folder, "auto", Choices(seed=0, threads=1, **choices))
+
+
+def result(one: Runner, work: bench.Workload) -> bench.Result:
+    expected = bench.expect(one, work)
+    load_s = bench.load(one, expected, lambda done, total: None)
+    return bench.measure(one, work, expected, load_s, lambda *progress: None)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(TINY, tmp_path_factory.mktemp("stores") / "q4").folder
+
+
+@pytest.fixture(scope="module")
+def resident() -> bench.Result:
+    return result(runner(), bench.Workload(20, 5, 3))
+
+
+def test_a_prompt_is_plain_text_and_the_same_for_a_seed() -> None:
+    one = runner()
+    first, again, other = (bench.random_prompt(one, 400, seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert not set(first) & one.tokenizer.special_ids
+    assert max(first) < one.model.spec.vocab_size
+    assert len(set(first)) > 200
+
+
+@pytest.mark.parametrize(
+    ("context", "prompt", "answer", "expected"),
+    [
+        (None, None, None, (512, 128)),
+        (None, 7, 9, (7, 9)),
+        (100, None, None, (75, 25)),
+        (100, 90, None, (90, 10)),
+        (100, None, 90, (10, 90)),
+        (2, None, None, (1, 1)),
+    ],
+)
+def test_what_is_left_open_suits_the_context(context, prompt, answer, expected) -> None:
+    work = bench.workload(runner(context=context), prompt, answer, 3)
+    assert (work.prompt_tokens, work.max_tokens) == expected
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [(100, None), (None, 100), (60, 41)])
+def test_more_than_the_context_is_refused(prompt, answer) -> None:
+    with pytest.raises(UsageError, match="context of 100"):
+        bench.workload(runner(context=100), prompt, answer, 1)
+
+
+def test_what_is_measured_is_what_was_asked_for(resident: bench.Result) -> None:
+    assert len(resident.repetitions) == 3
+    for each in resident.repetitions:
+        assert (each.timing.prompt_tokens, each.timing.cached_tokens, each.timing.steps) == (20, 0, 5)
+    rates = [each.decode_rate for each in resident.repetitions]
+    assert min(rates) <= resident.decode <= max(rates) and resident.decode in rates
+
+
+def test_in_memory_every_expert_is_a_hit(resident: bench.Result) -> None:
+    spec = runner().model.spec
+    assert resident.hit_rate == 1
+    assert (resident.bytes_read, resident.disk_bytes_per_token, resident.disk_rate) == (0, 0, None)
+    active = sum(mixture.router.active for _, mixture in spec.mixtures)
+    assert all(each.decode.hits == 5 * active for each in resident.repetitions)
+    assert resident.ram_rate == pytest.approx(resident.ram_per_token * resident.decode)
+
+
+def test_on_disk_misses_are_counted_and_read(store: Path) -> None:
+    one = runner(store)
+    work = bench.Workload(20, 30, 2)
+    everything = bench.expect(one, work).plan
+    one.choices = replace(one.choices, ram=everything.full_ram - 1)
+    slot = everything.needs.slot_bytes
+    expected = bench.expect(one, work)
+    few = replace(expected.plan, ram=replace(expected.plan.ram, experts=14, expert_bytes=14 * slot))
+    bench.load(one, replace(expected, plan=few), lambda done, total: None)
+    measured = bench.measure(one, work, replace(expected, plan=few), 0.0, lambda *progress: None)
+    misses = sum(each.prefill.misses + each.decode.misses for each in measured.repetitions)
+    assert measured.bytes_read == misses * slot > 0
+    assert 0 < measured.hit_rate < 1
+    assert measured.disk_rate > 0 and measured.ram_rate is None
+
+
+def test_the_verdict_is_of_both_medians(resident: bench.Result) -> None:
+    def verdict(low: float, high: float, quick: float, slow: float) -> bool:
+        speed = Speed(low, high, quick, slow, "measured")
+        return replace(resident, expected=replace(resident.expected, speed=speed)).within_forecast
+
+    rate, wait = resident.decode, 20 / resident.prefill
+    assert verdict(rate * 0.9, rate * 1.1, wait * 0.9, wait * 1.1)
+    assert not verdict(rate * 1.1, rate * 1.2, wait * 0.9, wait * 1.1)
+    assert not verdict(rate * 0.8, rate * 0.9, wait * 0.9, wait * 1.1)
+    assert not verdict(rate * 0.9, rate * 1.1, wait * 1.1, wait * 1.2)
+    assert not verdict(rate * 0.9, rate * 1.1, wait * 0.8, wait * 0.9)
+
+
+def test_the_machine_is_measured(resident: bench.Result, store: Path) -> None:
+    links = resident.expected.links
+    assert links.evidence == "measured" == resident.expected.speed.evidence
+    assert links.ram > 1e8 and links.products.operations_per_s > 1e8
+    one = runner(store, ram=bench.expect(runner(store), bench.Workload(600, 9, 1)).plan.full_ram - 1)
+    streamed = bench.expect(one, bench.Workload(600, 9, 1)).plan
+    assert streamed.disk.experts
+    assert measure_links(one.model, streamed).disk != links.disk
+
+
+def test_others_are_counted_as_a_share() -> None:
+    others = OtherPrograms()
+    assert sum(range(2_000_000)) and 0 <= others.share() <= 1
