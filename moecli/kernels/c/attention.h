@@ -81,14 +81,23 @@ static void clip(float *numbers, size_t count, float limit) {
         numbers[i] = numbers[i] > limit ? limit : numbers[i] < -limit ? -limit : numbers[i];
 }
 
-static void rotate(const struct attention *call, float *head, const float *cosines, const float *sines) {
-    size_t turned = (size_t)call->turned, step = call->interleaved ? 1 : turned / 2;
-    for (size_t pair = 0; pair < turned / 2; pair++) {
-        size_t a = call->interleaved ? 2 * pair : pair, b = a + step;
-        float first = head[a], second = head[b];
-        head[a] = fmaf(second, sines[a], first * cosines[a]);
-        head[b] = fmaf(first, sines[b], second * cosines[b]);
-    }
+/* Pairs of numbers, neighbours or half of the turned ones apart. */
+static void rotate(const struct attention *call, float *restrict head, const float *restrict cosines,
+                   const float *restrict sines) {
+    size_t turned = (size_t)call->turned, half = turned / 2;
+    float *restrict second = head + half;
+    if (call->interleaved)
+        for (size_t i = 0; i < turned; i += 2) {
+            float a = head[i], b = head[i + 1];
+            head[i] = fmaf(b, sines[i], a * cosines[i]);
+            head[i + 1] = fmaf(a, sines[i + 1], b * cosines[i + 1]);
+        }
+    else
+        for (size_t i = 0; i < half; i++) {
+            float a = head[i], b = second[i];
+            head[i] = fmaf(b, sines[i], a * cosines[i]);
+            second[i] = fmaf(a, sines[half + i], b * cosines[half + i]);
+        }
 }
 
 /* Queries and keys, normed and turned, in place; keys and values to the cache. */
