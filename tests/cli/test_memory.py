@@ -145,6 +145,13 @@ def test_the_forecast_of_the_peak_is_near_the_measured_one(moecli, model, contex
     assert planned == run["planned_bytes"]["ram"]
 
 
+@pytest.mark.parametrize("dtype", ("bf16", "q4"))
+def test_the_shortest_run_keeps_to_its_forecast(moecli, dtype):
+    """Where weights and cache are nothing beside the process."""
+    run = json.loads(moecli("run", "tiny", "hi", "-n", "5", "--raw", "--dtype", dtype, "--json", **TWO).stdout)
+    assert run["peak_rss_bytes"] == pytest.approx(run["planned_bytes"]["ram"], rel=0.05)
+
+
 def test_a_model_too_large_for_this_machine_is_refused_before_loading(moecli, tmp_path):
     """A real header over a hole in a file: 1 TB that no machine here has."""
     config = {
