@@ -1,7 +1,7 @@
 """A GGUF file of random Q4_0 weights in a known shape, for llama.cpp: python -m benchmarks.gguf_file olmoe FILE
 
 Matrices are Q4_0, the output head and the input table too; routers and norms are F32. Speed does not depend on the
-values, so blocks are random bytes under one scale; router rows are random too, so that tokens go to all experts.
+values, so blocks are random nibbles under one scale; router rows are random too, so that tokens go to all experts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NAMES = {
     "ffn_norm": "ffn_norm", "router": "ffn_gate_inp", "down": "ffn_down", "shared_down": "ffn_down_shexp",
 }  # fmt: skip
 _BLOCK, _BLOCK_BYTES = 32, 18  # Q4_0: an fp16 scale and 32 nibbles, each a multiple of it from -8 to 7
-_SPREAD = 4.61  # the standard deviation of such a nibble
+_SPREAD = 4.32  # the standard deviation of nibbles from -7 to 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,9 @@ def _random(tensor: Stored, random: np.random.Generator) -> NDArray[np.uint8] | 
     spread = 1.0 if tensor.name.startswith("token_embd") else tensor.shape[-1] ** -0.5
     if not tensor.quantised:
         return (2 * spread * random.standard_normal(tensor.shape)).astype(np.float32)
-    blocks = random.integers(0, 256, (tensor.size // _BLOCK_BYTES, _BLOCK_BYTES), np.uint8)
+    # Never -8: a mean other than 0 would add up from layer to layer until all tokens take the same experts.
+    low, high = random.integers(1, 16, (2, tensor.size // _BLOCK_BYTES, _BLOCK_BYTES), np.uint8)
+    blocks = low | high << 4
     blocks[:, :2] = np.frombuffer(np.float16(spread / _SPREAD).tobytes(), np.uint8)
     return blocks.reshape(*tensor.shape[:-1], _row_bytes(tensor))
 

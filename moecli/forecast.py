@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from moecli.needs import dense_read_bytes, read_bytes_per_token
 from moecli.plan import Plan
-from moecli.spec import ModelSpec
+from moecli.spec import Layer, ModelSpec
 
 Evidence = Literal["measured", "given", "typical"]
 
@@ -18,10 +19,12 @@ TYPICAL_DISK = 1.5e9
 TYPICAL_DEVICE = 400e9
 # Best case, worst case.
 _REACHED = (1.15, 0.4)  # share of a bandwidth or of a product's speed; measuring itself falls short of the whole
+_DISK_REACHED = (1.5, 0.4)  # share of what a short burst of reads measures, on disks that others use too
 _LOCALITY = (0.3, 1.0)  # share of a uniform router's misses that remain: real routing repeats itself
 _FUSED = ("q4", "q8")  # formats whose layers run in native code
 _FUSED_STEP_S = (20e-6, 2e-3)  # fixed cost of one layer of one pass; the worst is a busy machine, or no C compiler
 _STEP_S = (0.2e-3, 2e-3)
+_SCORE_BYTES = (0, 80)  # moved for one attention score: none if fused; as torch does it, masked half and all
 _CALL_S = (10e-6, 0.3e-3)  # fixed cost of one expert of a prompt
 
 
@@ -38,8 +41,8 @@ class Products:
 
 
 _TYPICAL_PRODUCTS = (Products(100e9, 600e9), Products(100e9, 100e9))
-# Without a native kernel torch unpacks the weights before each product: bytes per second, measured on two cores.
-_UNPACKING = {"nf4": (1e9, 0.4e9), "int8": (3e9, 1e9)}
+# Torch unpacks these before each product, in many small steps: bytes per second, measured on two cores.
+_UNPACKING = {"nf4": (2e9, 0.3e9), "int8": (5e9, 0.6e9)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +56,10 @@ class Links:
     products: Products | None = None
 
     def multiplying(self, dtype: str, case: int) -> Products:
-        """What is known of products in this format, else what is typical."""
+        """What was measured, else what is typical; of many small steps a short measurement says little."""
         typical = _TYPICAL_PRODUCTS[case]
         if dtype in _UNPACKING:
-            typical = replace(typical, bytes_per_s=_UNPACKING[dtype][case])
+            return replace(typical, bytes_per_s=_UNPACKING[dtype][case])
         return self.products or typical
 
 
@@ -111,8 +114,8 @@ def _seconds_per_token(spec: ModelSpec, plan: Plan, links: Links, held: float | 
     by_host = read["ram"] + read["disk"]
     weights = by_host if plan.device.dense else by_host - _cache_bytes(plan, held)
     host = max(by_host / links.ram, weights / links.multiplying(plan.needs.dtype, case).bytes_per_s)
-    disk = read["disk"] * _LOCALITY[case] / links.disk
-    return _together(read["device"] / links.device + host, disk, case) + _step(plan, case) * len(spec.layers)
+    reading = read["disk"] * _LOCALITY[case] / links.disk
+    return _together(read["device"] / links.device + host, reading, case) + _step(plan, case) * len(spec.layers)
 
 
 def _first_token(spec: ModelSpec, plan: Plan, links: Links, prompt: int, case: int) -> float:
@@ -121,18 +124,21 @@ def _first_token(spec: ModelSpec, plan: Plan, links: Links, prompt: int, case: i
     chunks = math.ceil(prompt / need.chunk)
     experts = chunks * _chosen(spec, min(prompt, need.chunk))
     weights = experts * (plan.ram.expert_bytes + plan.disk.expert_bytes)
-    work = 0.0
+    work = moved = 0.0
     if not plan.device.dense:
         weights += chunks * dense_read_bytes(spec, need.dtype)
         work = _operations(spec, prompt)
-    host = max(weights / links.ram, weights / products.bytes_per_s) + work / products.operations_per_s
+        moved = _SCORE_BYTES[case] * sum(pairs for _, pairs in _pairs(spec, prompt))
+    host = max(weights / links.ram, weights / products.bytes_per_s) + moved / links.ram
+    host += work / products.operations_per_s
     fixed = chunks * len(spec.layers) * _step(plan, case) + experts * need.expert_count * _CALL_S[case]
     return _together(host, experts * plan.disk.expert_bytes / links.disk, case) + fixed
 
 
 def _together(computing: float, reading: float, case: int) -> float:
     """Seconds of both: at best at the same time, at worst one after the other."""
-    return (computing + reading if case else max(computing, reading)) / _REACHED[case]
+    computing, reading = computing / _REACHED[case], reading / _DISK_REACHED[case]
+    return computing + reading if case else max(computing, reading)
 
 
 def _step(plan: Plan, case: int) -> float:
@@ -149,6 +155,11 @@ def _chosen(spec: ModelSpec, tokens: int) -> float:
 def _operations(spec: ModelSpec, prompt: int) -> float:
     """Two per active weight and token, but for the head, which sees the last token alone; and attention's own."""
     per_token = read_bytes_per_token(spec, "bf16") - 2 * spec.vocab_size * spec.hidden_size  # 2 bytes a weight
-    pairs = [prompt * min(prompt, layer.attention.window or prompt) / 2 for layer in spec.layers]
-    widths = [layer.attention.heads * layer.attention.head_dim for layer in spec.layers]
-    return prompt * per_token + sum(4 * width * pair for width, pair in zip(widths, pairs, strict=True))
+    return prompt * per_token + sum(4 * pairs * layer.attention.head_dim for layer, pairs in _pairs(spec, prompt))
+
+
+def _pairs(spec: ModelSpec, prompt: int) -> Iterator[tuple[Layer, float]]:
+    """Attention scores of each layer: every head, every token with all it sees."""
+    for layer in spec.layers:
+        seen = min(prompt, layer.attention.window or prompt)
+        yield layer, layer.attention.heads * prompt * seen / 2

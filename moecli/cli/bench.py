@@ -75,8 +75,10 @@ def bench(
     if expected.speed.middle < running.SLOW:
         terminal.say(loading.expectation(expected.plan, expected.speed))
         terminal.confirm("go on?", yes)
-    with loading.progress(runner.name, quiet) as progress, show.progress(work.repeat, quiet) as watch:
-        result = engine.measure(runner, work, expected, progress, watch)
+    with loading.progress(runner.name, quiet) as progress:
+        load_s = engine.load(runner, expected, progress)
+    with show.progress(work.repeat, quiet) as watch:
+        result = engine.measure(runner, work, expected, load_s, watch)
     if json:
         terminal.write_json(show.document(runner, result))
     else:

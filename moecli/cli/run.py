@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moecli import hub, local
-from moecli.cli import options, pull
+from moecli.cli import options, running
 from moecli.errors import UsageError
-from moecli.formats import FORMATS
 from moecli.output import loading, terminal
-from moecli.policies import DEFAULT, POLICIES
+from moecli.policies import DEFAULT
 from moecli.units import parse_size
 
 if TYPE_CHECKING:
@@ -31,7 +28,6 @@ EXAMPLES = """Examples:
   moecli run mixtral "Why is the sky blue?" --temperature 0 --json
 """
 
-_SLOW = 1.0  # tokens per second: below it, the user is asked first
 _Prompt = Annotated[
     str | None,
     typer.Argument(
@@ -61,23 +57,13 @@ def run(
     repeat_penalty: Annotated[
         float | None, typer.Option(help="Shun tokens seen; 1 is off.", show_default=False)
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", help="Same seed, same text.", show_default=False, callback=options.at_least(0)),
-    ] = None,
+    seed: running.Seed = None,
     dtype: options.Dtype = "auto",
     ctx: options.Context = None,
     ram: options.Ram = None,
-    policy: Annotated[
-        str, typer.Option("--policy", help=f"Which expert leaves when RAM is full: {', '.join(POLICIES)}.")
-    ] = DEFAULT,
-    device: Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:N.")] = "auto",
-    vram: Annotated[
-        str | None,
-        typer.Option(
-            "--vram", metavar="SIZE", help="GPU memory budget; default: what is free now.", show_default=False
-        ),
-    ] = None,
+    policy: running.Policy = DEFAULT,
+    device: running.Device = "auto",
+    vram: running.Vram = None,
     threads: options.Threads = None,
     trace: Annotated[
         Path | None,
@@ -95,19 +81,11 @@ def run(
 
     Sampling options left out are the model's own (generation_config.json), else temperature 0.7.
     """
-    if dtype != "auto" and dtype not in FORMATS:
-        raise UsageError(f"--dtype {dtype} is not known", f"it takes auto, {', '.join(FORMATS)}")
-    if policy not in POLICIES:
-        raise UsageError(f"--policy {policy} is not known", f"it takes {', '.join(POLICIES)}")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
-        raise UsageError(f"--device {device} is not known", "it takes auto, cpu, cuda or cuda:N")
+    running.check(dtype, policy, device)
     text = _read_prompt(prompt)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
-    source = local.resolve(model, dtype)
-    folder = (None if offline else pull.offer(source, quiet)) or hub.require_folder(source)
-    if source.packed and not hub.is_path(model) and source.name.casefold() != model.casefold() and not quiet:
-        terminal.say(f"using {source.name}, packed from {model}")
+    name, folder = running.find(model, dtype, offline, quiet)
     with terminal.status("loading ...", quiet):
         from moecli.engine.runner import Choices, open_runner
 
@@ -118,16 +96,16 @@ def run(
             system=system and terminal.clean(system), raw=raw, context=ctx, threads=threads, policy=policy,
             device=device, vram=None if vram is None else parse_size(vram),
         )  # fmt: skip
-        runner = open_runner(source.name, folder, dtype, choices, model)
+        runner = open_runner(name, folder, dtype, choices, model)
         plan = runner.plan(text)
     if verbose:
         terminal.say(f"{runner.name}: {runner.sampling}, seed {runner.seed}")
         terminal.say(loading.explain(plan))
     if not plan.fits:
         speed = runner.forecast(plan)
-        if not quiet or speed.middle < _SLOW:
+        if not quiet or speed.middle < running.SLOW:
             terminal.say(loading.expectation(plan, speed))
-        if speed.middle < _SLOW:
+        if speed.middle < running.SLOW:
             terminal.confirm("go on?", yes)
     with _kept(runner, trace):
         with loading.progress(runner.name, quiet) as progress:

@@ -10,7 +10,7 @@ from statistics import median
 
 from moecli import machine
 from moecli.engine.generate import Session, Timing
-from moecli.engine.limits import OtherPrograms, measure_links
+from moecli.engine.limits import OtherPrograms, measure_links, sample_bytes
 from moecli.engine.load import Progress
 from moecli.engine.runner import Runner
 from moecli.engine.sampling import Sampler, Sampling
@@ -47,6 +47,7 @@ class Expectation:
     """A plan on this machine, whose limits were measured, and the speed that follows from them."""
 
     plan: Plan
+    sample: int  # bytes that the bandwidth of RAM was measured with
     links: Links
     speed: Speed
 
@@ -142,8 +143,8 @@ def within(rate: float, band: tuple[float, float]) -> bool:
 def workload(runner: Runner, prompt_tokens: int | None, max_tokens: int | None, repeat: int) -> Workload:
     """What is asked for; what is left open is shorter where the context is. UsageError beyond the context."""
     longest = runner.choices.context or runner.model.spec.context_length
-    prompt = prompt_tokens or max(1, min(_PROMPT, longest - (max_tokens or longest // 4)))
-    answer = max_tokens or max(1, min(_ANSWER, longest - prompt))
+    answer = max_tokens or max(1, min(_ANSWER, longest // 4, longest - (prompt_tokens or 0)))
+    prompt = prompt_tokens or max(1, min(_PROMPT, longest - answer))
     if prompt + answer > longest:
         raise UsageError(
             f"a prompt of {prompt} tokens and {answer} after it are more than the context of {longest}",
@@ -156,8 +157,9 @@ def expect(runner: Runner, work: Workload) -> Expectation:
     """Plan, measure what this machine can do, and forecast; nothing is loaded yet. NotEnoughMemory as the plan says."""
     spec, context = runner.model.spec, runner.choices.context or work.context
     plan = runner.choose(lambda dtype: fit(spec, dtype, context, runner.ram, runner.vram))
-    links = measure_links(runner.model, plan)
-    return Expectation(plan, links, forecast(spec, plan, links, work.prompt_tokens, work.held))
+    sample = sample_bytes(plan)
+    links = measure_links(runner.model, plan, sample)
+    return Expectation(plan, sample, links, forecast(spec, plan, links, work.prompt_tokens, work.held))
 
 
 def load(runner: Runner, expected: Expectation, progress: Progress) -> float:

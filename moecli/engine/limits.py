@@ -19,19 +19,25 @@ from moecli.plan import Plan
 from moecli.records import compute_dtype
 from moecli.spec import ModelSpec
 
-_MOST, _LEAST = 256 * 2**20, 4 * 2**20  # bytes that the bandwidth is measured with
+_MOST, _LEAST = 256 * 2**20, 4 * 2**20  # of a sample
+_SLACK = 16 * 2**20  # threads and library code that come with the first measurement
 _WEIGHTS = 2**21  # of the matrix that products are measured with
 _MANY = 64  # tokens of the larger of two products
+_BURSTS = 3  # of reads; the first often meets a disk at rest
 _TRIES, _TRIES_S = 3, 0.2  # at least so many, at least so long
 
 
-def measure_links(model: Model, plan: Plan) -> Links:
-    """Takes no more memory than the plan will."""
-    room = plan.ram.total - machine.peak_rss()
-    disk = model.measure_disk() if plan.disk.experts else None
+def sample_bytes(plan: Plan) -> int:
+    """How much to read for the bandwidth of RAM: no more than what the plan will take has room for."""
+    return max(_LEAST, min(_MOST, plan.ram.total - machine.peak_rss() - _SLACK))
+
+
+def measure_links(model: Model, plan: Plan, sample: int) -> Links:
+    """Takes `sample` bytes, and then a few MiB."""
+    bursts = [model.measure_disk() for _ in range(_BURSTS)] if plan.disk.experts else []
     return Links(
-        ram=read_bandwidth(max(_LEAST, min(_MOST, room))),
-        disk=disk or TYPICAL_DISK,
+        ram=read_bandwidth(sample),
+        disk=max((speed for speed in bursts if speed is not None), default=TYPICAL_DISK),
         products=_products(model.spec, plan.needs.dtype),
         evidence="typical" if plan.device.dense else "measured",  # no device is measured
     )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moecli.engine.runner import Runner
 
 _NOTICEABLE = 0.1  # share of the processors
+_BEYOND_CACHES = 128 * 2**20
 
 _Band = tuple[float, float]
 
@@ -73,6 +74,8 @@ def _facts(runner: Runner, result: Result) -> list[tuple[str, str]]:
     plan, links = result.expected.plan, result.expected.links
     per_token = read_bytes_per_token(runner.model.spec, runner.dtype)
     ram = f"reads {_rate(links.ram)}"
+    if result.expected.sample < _BEYOND_CACHES:
+        ram += f" (partly from the cache: measured with {format_bytes(result.expected.sample)})"
     if result.ram_rate is not None:
         ram += f"; decode reads {_rate(result.ram_rate)}, {tables.percent(result.ram_rate / links.ram)} of it"
     rows = [
@@ -141,6 +144,7 @@ def document(runner: Runner, result: Result) -> dict[str, Any]:
             "first_token_s": _limits((speed.first_token_low_s, speed.first_token_high_s)),
             "evidence": speed.evidence,
             "ram_bandwidth_bytes_per_s": links.ram,
+            "ram_sample_bytes": result.expected.sample,
             "disk_bandwidth_bytes_per_s": links.disk if plan.disk.experts else None,
         },
         "other_programs_share": result.others,

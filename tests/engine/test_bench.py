@@ -53,6 +53,7 @@ def test_a_prompt_is_plain_text_and_the_same_for_a_seed() -> None:
         (None, None, None, (512, 128)),
         (None, 7, 9, (7, 9)),
         (100, None, None, (75, 25)),
+        (100, 50, None, (50, 25)),
         (100, 90, None, (90, 10)),
         (100, None, 90, (10, 90)),
         (2, None, None, (1, 1)),
@@ -122,7 +123,7 @@ def test_the_machine_is_measured(resident: bench.Result, store: Path) -> None:
     one = runner(store, ram=bench.expect(runner(store), bench.Workload(600, 9, 1)).plan.full_ram - 1)
     streamed = bench.expect(one, bench.Workload(600, 9, 1)).plan
     assert streamed.disk.experts
-    assert measure_links(one.model, streamed).disk != links.disk
+    assert measure_links(one.model, streamed, 2**22).disk != links.disk
 
 
 def test_others_are_counted_as_a_share() -> None:
