@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,22 @@ def let_threads_sleep() -> None:
     """
     if not (os.environ.get("OMP_WAIT_POLICY") or os.environ.get("GOMP_SPINCOUNT")):
         os.environ["GOMP_SPINCOUNT"] = "20000"
+
+
+def keep_freed_memory() -> None:
+    """Before the first prompt: the allocator keeps what one layer frees for the next.
+
+    Fresh pages took a tenth of a prompt's time; the peak stays the same. glibc alone has these two settings
+    (M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of its malloc.h); the user's own values stay.
+    """
+    if any(os.environ.get(name) for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
+        return
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(-1, 512 * 2**20)
+        allocator.mallopt(-3, 32 * 2**20)
 
 
 def hub_cache() -> Path:

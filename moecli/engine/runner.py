@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from moecli import machine
+from moecli import machine, settings
 from moecli.engine.answer import Answer, Request, pieces
 from moecli.engine.decoder import Decoder
 from moecli.engine.device import choose_device, free_vram
@@ -259,6 +259,7 @@ def open_runner(name: str, folder: Path, dtype: str, choices: Choices, argument:
     `argument` is the MODEL that was typed, if that is not the name.
     """
     torch.set_num_threads(machine.compute_threads(choices.threads))
+    settings.keep_freed_memory()
     device = choose_device(choices.device)
     if device.type == "cpu" and choices.vram is not None:
         raise UsageError(f"--vram {format_bytes(choices.vram)} has no GPU to bound", "leave --vram out")
