@@ -18,7 +18,7 @@ BUCKET = 64  # keys are scored in multiples of this
 PROCESS = 272 * 2**20  # interpreter, torch and tokenizer before any weight, and the first product
 LIBRARY = 18 * 2**20  # compiled products and freed blocks that the allocator keeps, after a first chunk
 LIBRARY_CHUNK = 3 * 2**20  # the same for each further chunk
-PACKED_KEY = 36  # bytes per number of keys and values while the library multiplies with them
+PACKED_KEY = 28  # bytes per number of keys and values while the library multiplies with them
 DEVICE_CONTEXT = 450 * 2**20  # what a CUDA context takes of the device
 STAGED = 2  # experts on their way to the device
 
