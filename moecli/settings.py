@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from moecli.errors import UsageError
+
 
 @dataclass(frozen=True, slots=True)
 class Variable:
@@ -69,22 +71,27 @@ def keep_freed_memory() -> None:
 
 def hub_cache() -> Path:
     """The Hugging Face cache, found by huggingface_hub's own rules without importing it."""
-    if chosen := read("HF_HUB_CACHE") or read("HUGGINGFACE_HUB_CACHE"):
-        return Path(chosen).expanduser()
-    if chosen := read("HF_HOME"):
-        return Path(chosen).expanduser() / "hub"
-    cache = read("XDG_CACHE_HOME")
-    return (Path(cache).expanduser() if cache else Path.home() / ".cache") / "huggingface" / "hub"
+    for name, inside in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+        if (chosen := _folder(name)) is not None:
+            return chosen / inside
+    return (_folder("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface" / "hub"
 
 
 def home() -> Path:
     """Where this program keeps what it makes."""
-    if chosen := read("MOECLI_HOME"):
-        return Path(chosen).expanduser()
-    data = read("XDG_DATA_HOME")
-    return (Path(data).expanduser() if data else Path.home() / ".local" / "share") / "moecli"
+    return _folder("MOECLI_HOME") or (_folder("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "moecli"
 
 
 def stores() -> Path:
     """Where packed models lie."""
     return home() / "models"
+
+
+def _folder(name: str) -> Path | None:
+    """What a variable names, if it is set. UsageError for the home folder of nobody."""
+    if (text := read(name)) is None:
+        return None
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{name} is '{text}': nobody here has that home folder", "write the whole path") from error

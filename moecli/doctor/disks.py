@@ -13,6 +13,7 @@ import psutil
 
 from moecli import hub_cache, settings
 from moecli.doctor import reading
+from moecli.errors import MoecliError
 from moecli.store.catalogue import LocalStore
 
 ROOM = 8 * reading.SAMPLE  # below this free a disk counts as full, and nothing is written to it
@@ -52,7 +53,7 @@ def look(stores: Sequence[LocalStore], refusal: str | None) -> tuple[Disk, ...]:
 def _folders() -> Iterator[Folder]:
     """Those that can be told: some are in a home folder that may be unknown."""
     for purpose, find in (("packed models", settings.stores), ("Hub cache", settings.hub_cache)):
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(MoecliError):
             path = find().absolute()
             yield Folder(purpose, path, _obstacle(path))
 

@@ -36,7 +36,7 @@ def hub_models() -> Held:
     """Repositories in the Hub cache."""
     try:
         models = hub_cache.local_models()
-    except (MoecliError, RuntimeError) as error:  # the latter for a home folder that nobody knows
+    except MoecliError as error:
         return Held(failure=str(error).rstrip("."))
     partial = [model.partial_bytes for model in models if model.partial_bytes]
     return Held(len(models), sum(model.bytes for model in models), len(partial), sum(partial))
@@ -47,7 +47,7 @@ def packed_models() -> tuple[Held, Sequence[LocalStore]]:
     try:
         hub_cache.children(settings.stores())
         stores = catalogue.local_stores()
-    except (MoecliError, RuntimeError) as error:
+    except MoecliError as error:
         return Held(failure=str(error).rstrip(".")), ()
     except OSError as error:
         return Held(failure=f"'{error.filename}' cannot be read: {error.strerror}"), ()

@@ -64,7 +64,10 @@ def named(model: str) -> LocalStore | None:
     for store in local_stores():
         if store.name.casefold() == model.casefold():
             return store
-    folder = Path(model).expanduser()
+    try:
+        folder = Path(model).expanduser()
+    except RuntimeError:  # the home of nobody here
+        return None
     return describe(folder) if (folder / manifest.FILE).is_file() or is_partial(folder) else None
 
 

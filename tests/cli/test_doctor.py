@@ -70,7 +70,13 @@ def test_a_home_that_cannot_be_written_or_told(moecli, tmp_path):
     assert result.returncode == 1 and result.stderr == ""
     lines = wrong(result.stdout)
     assert sum("packed models cannot be written to /proc/moecli/models: /proc: " in line for line in lines) == 1
-    assert sum(line.startswith("problem: Hub cache: Could not determine home directory;") for line in lines) == 1
+    assert (
+        sum(
+            line.startswith("problem: Hub cache: HF_HOME is '~nobody.is.called.so': nobody here has that home folder;")
+            for line in lines
+        )
+        == 1
+    )
 
 
 def test_torch_that_is_old_and_broken(moecli, tmp_path):

@@ -36,6 +36,13 @@ def test_an_empty_machine_has_the_built_in_model(moecli):
     assert tiny["bytes"] == sum(file.stat().st_size for file in Path(tiny["path"]).iterdir())
 
 
+@pytest.mark.parametrize("name", ("MOECLI_HOME", "HF_HOME", "HF_HUB_CACHE"))
+def test_the_home_of_nobody_is_named(moecli, name):
+    result = moecli("list", **{name: "~nobody.is.called.so"})
+    assert result.returncode == 2
+    assert f"error: {name} is '~nobody.is.called.so'" in result.stderr and "Traceback" not in result.stderr
+
+
 def test_models_of_a_known_family_are_listed(moecli, cache):
     mixtral, oss = catalog.find("mixtral").config(), catalog.find("gpt-oss-20b").config()
     folder = add(cache, "mistralai/Mixtral-8x7B-Instruct-v0.1", mixtral, small())
