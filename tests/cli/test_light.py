@@ -15,7 +15,8 @@ COMPLETIONS = {"bash": "moecli.bash", "zsh": "_moecli", "fish": "moecli.fish"}
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--version"], ["-h"], ["--help"], ["run", "--help"], ["run", "mixtrl", "x"], ["completion", "bash"],
+        ["--version"], ["-h"], ["--help"], ["run", "--help"], ["bench", "-h"], ["doctor", "-h"],
+        ["run", "mixtrl", "x"], ["completion", "bash"],
         ["inspect", "dbrx"], ["inspect", "mixtral", "grok-1", "llama-2-70b", "--json"], ["list"], ["list", "--known"],
     ],
 )  # fmt: skip
