@@ -94,49 +94,20 @@ def feed_forward(dtype: str, x: Tensor, experts: Sequence[Expert], width: int, a
 
     x and what is between are rounded to int8 with a scale per 32. No number depends on the other tokens or experts.
     """
-    found = loaded()
     rows = _rows(x, x.shape[-1])
     inner, outer = bytes_for(dtype, (width, rows.shape[1])), bytes_for(dtype, (rows.shape[1], width))
-    addresses = array("Q")
-    for gate, up, down in experts:
-        addresses.extend((address(gate, inner), address(up, inner), address(down, outer)))
+    places = [address(*each) for gate, up, down in experts for each in ((gate, inner), (up, inner), (down, outer))]
     output = torch.empty(len(experts), *rows.shape)
-    found.call(
-        "feed_forward",
-        _FeedForward(
-            found.team(),
-            FORMATS[dtype],
-            ACTIVATIONS[activation],
-            _tokens(rows),
-            addresses.buffer_info()[0],
-            len(experts),
-            width,
-            output.data_ptr(),
-        ),
-    )
+    _call_experts("feed_forward", dtype, activation, rows, places, len(experts), width, output)
     return output
 
 
 def gated(dtype: str, x: Tensor, gate: Tensor, up: Tensor, width: int, activation: Activation) -> Tensor:
     """The hidden numbers of `feed_forward`, before they are rounded: activation(gate x) * up x, fp32 [T, width]."""
-    found = loaded()
     rows = _rows(x, x.shape[-1])
     size = bytes_for(dtype, (width, rows.shape[1]))
-    addresses = array("Q", (address(gate, size), address(up, size)))
     output = torch.empty(len(rows), width)
-    found.call(
-        "gated",
-        _FeedForward(
-            found.team(),
-            FORMATS[dtype],
-            ACTIVATIONS[activation],
-            _tokens(rows),
-            addresses.buffer_info()[0],
-            1,
-            width,
-            output.data_ptr(),
-        ),
-    )
+    _call_experts("gated", dtype, activation, rows, [address(gate, size), address(up, size)], 1, width, output)
     return output
 
 
@@ -167,6 +138,32 @@ def pack(dtype: str, weights: Tensor) -> Tensor:
     if outcome == _TOO_LARGE:
         raise CheckpointError(f"a weight is larger than {LARGEST:.0f}: too large for fp16 scales")
     return packed
+
+
+def _call_experts(
+    function: str,
+    dtype: str,
+    activation: Activation,
+    rows: Tensor,
+    places: Sequence[int],
+    experts: int,
+    width: int,
+    output: Tensor,
+) -> None:
+    found, addresses = loaded(), array("Q", places)
+    found.call(
+        function,
+        _FeedForward(
+            found.team(),
+            FORMATS[dtype],
+            ACTIVATIONS[activation],
+            _tokens(rows),
+            addresses.buffer_info()[0],
+            experts,
+            width,
+            output.data_ptr(),
+        ),
+    )
 
 
 def _rows(x: Tensor, width: int) -> Tensor:
