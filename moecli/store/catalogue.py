@@ -40,7 +40,18 @@ def local_stores() -> list[LocalStore]:
         folders = sorted(settings.stores().iterdir())
     except OSError:
         return []
-    return [store for folder in folders if (store := describe(folder)) is not None]
+    return [store for folder in folders if (store := _listed(folder)) is not None]
+
+
+def _listed(folder: Path) -> LocalStore | None:
+    """DiskError where this user may not look."""
+    try:
+        return describe(folder)
+    except OSError as error:
+        raise DiskError(
+            f"'{error.filename or folder}' cannot be read: {error.strerror or error}",
+            f"make {folder} readable, or move it away",
+        ) from error
 
 
 def default_folder(model: str, dtype: str) -> Path:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import headers
@@ -85,3 +88,22 @@ def test_the_catalog_for_people(moecli):
     row = next(line for line in wide.splitlines() if line.startswith("dbrx "))
     assert row.split()[:6] == ["dbrx", "131.60", "B", "36.47", "B", "yes"]
     assert row.endswith("Databricks Open Model License      databricks/dbrx-instruct")
+
+
+@pytest.mark.skipif(os.name != "posix" or not (os.geteuid() or shutil.which("setpriv")), reason="root may read it all")
+def test_a_store_that_may_not_be_read_is_named(command, environment, tmp_path):
+    folder = tmp_path / "home" / "models" / "tiny-q4"
+    folder.mkdir(parents=True)
+    folder.chmod(0)
+    unprivileged = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+    result = subprocess.run(
+        [*(unprivileged if os.geteuid() == 0 else []), *command, "list"],
+        env=environment | {"MOECLI_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    folder.chmod(0o700)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert f"error: '{folder}/manifest.json' cannot be read: " in result.stderr
+    assert f"hint: make {folder} readable" in result.stderr
