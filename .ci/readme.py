@@ -10,7 +10,8 @@ import tempfile
 
 import cog
 
-from moecli import catalog, families, settings
+from moecli import settings
+from moecli.model import catalog, families
 
 
 def shell(*commands: str, until: str | None = None) -> None:

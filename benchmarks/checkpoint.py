@@ -19,15 +19,15 @@ from zlib import crc32
 import torch
 
 import moecli
-from moecli import families
 from moecli.checkpoint import StoredTensor, header_tensors
-from moecli.families import Layout, Piece
-from moecli.spec import GroupedQuery, ModelSpec
+from moecli.model import families
+from moecli.model.families import Layout, Piece
+from moecli.model.spec import GroupedQuery, ModelSpec
+from moecli.model.tensors import EXPERT_MATRICES, Tensor, dense_tensors, expert_shapes
 from moecli.store.incremental import packing_shards
 from moecli.store.layout import choose_layout
 from moecli.store.manifest import Origin
 from moecli.store.source import announced, header_fingerprint
-from moecli.tensors import EXPERT_MATRICES, Tensor, dense_tensors, expert_shapes
 
 _OLMOE = {
     "architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", "hidden_size": 2048, "intermediate_size": 1024,

@@ -17,8 +17,8 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from numpy.typing import NDArray
 
 from benchmarks.checkpoint import read_spec
-from moecli.spec import FeedForward, GroupedQuery, Latent, Mixture, ModelSpec, Part
-from moecli.tensors import Tensor, dense_tensors, expert_shapes
+from moecli.model.spec import FeedForward, GroupedQuery, Latent, Mixture, ModelSpec, Part
+from moecli.model.tensors import Tensor, dense_tensors, expert_shapes
 
 _ARCHITECTURES = {"olmoe": "olmoe", "mixtral": "llama", "deepseek_v2": "deepseek2", "qwen3_moe": "qwen3moe"}
 _NAMES = {

@@ -21,7 +21,7 @@ from moecli import machine
 from moecli.formats import bytes_for
 from moecli.kernels import library, native
 from moecli.kernels.bandwidth import read_bandwidth
-from moecli.spec import Activation
+from moecli.model.spec import Activation
 
 _SECONDS, _RUNS = 0.5, 3  # what every measurement takes at least
 _COLD = 256 * 2**20  # bytes of experts that are gone through before one comes again: far beyond any cache

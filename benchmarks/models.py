@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.checkpoint import INDEX, read_spec
-from moecli.spec import ModelSpec
+from moecli.model.spec import ModelSpec
 from moecli.store import manifest
 
 

@@ -19,10 +19,10 @@ from moecli import formats
 from moecli.engine.load import CheckpointModel, open_model
 from moecli.engine.recorder import Recorder, new_builder
 from moecli.formats.plain import read_slice
+from moecli.model.tensors import EXPERT_MATRICES
 from moecli.plan import fit
 from moecli.routing.agreement import agreement
 from moecli.routing.trace import Trace
-from moecli.tensors import EXPERT_MATRICES
 from moecli.text.tokenizer import Tokenizer
 
 FORMATS = ("bf16", "q8", "int8", "q4", "nf4")

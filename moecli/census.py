@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from moecli.checkpoint import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError
-from moecli.families import Family
+from moecli.model.families import Family
+from moecli.model.params import Counts
+from moecli.model.spec import ModelSpec, Part
 from moecli.packed_headers import TrueTensor, main_format, true_tensors
-from moecli.params import Counts
-from moecli.spec import ModelSpec, Part
 from moecli.weights import FLOATS, Weights
 
 

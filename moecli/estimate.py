@@ -10,9 +10,9 @@ from moecli.errors import UsageError
 from moecli.forecast import Links, Speed, forecast
 from moecli.formats import FORMATS, stored_as
 from moecli.gpus import Gpu, parse_gpu
+from moecli.model.spec import ModelSpec
 from moecli.needs import DEVICE_CONTEXT, Needs, needs
 from moecli.plan import Plan, largest_context, place
-from moecli.spec import ModelSpec
 from moecli.units import parse_size
 
 _USUAL_CONTEXT = 8192

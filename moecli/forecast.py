@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from moecli.model.spec import Layer, ModelSpec
 from moecli.needs import dense_read_bytes, read_bytes_per_token
 from moecli.plan import Plan
-from moecli.spec import Layer, ModelSpec
 
 Evidence = Literal["measured", "given", "typical"]
 

@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from moecli import catalog, hub_cache
+from moecli import hub_cache
 from moecli.errors import ModelNotFound
+from moecli.model import catalog
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _NAME_FOLDER = "name the folder that holds config.json and its .safetensors files"

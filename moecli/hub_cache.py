@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moecli import catalog, settings
+from moecli import settings
 from moecli.errors import ModelNotFound
+from moecli.model import catalog
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from moecli import catalog, families, hub, needs, params
+from moecli import hub, needs
 from moecli.census import Census, take_census
 from moecli.checkpoint import Checkpoint, StoredTensor
 from moecli.errors import NetworkError
 from moecli.formats import stored_as
-from moecli.params import Counts, Explanation
-from moecli.spec import ModelSpec
+from moecli.model import catalog, families, params
+from moecli.model.params import Counts, Explanation
+from moecli.model.spec import ModelSpec
 from moecli.store import manifest
 from moecli.store.packed import PackedStore
 

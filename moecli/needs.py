@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from moecli.formats import bytes_for
-from moecli.params import kv_numbers_per_token
+from moecli.model.params import kv_numbers_per_token
+from moecli.model.spec import Attention, Latent, Mixture, ModelSpec, Part
+from moecli.model.tensors import Tensor, dense_tensors, expert_count, expert_shapes
 from moecli.records import STAGING, dense_dtype, mixture_record, staging_size
-from moecli.spec import Attention, Latent, Mixture, ModelSpec, Part
-from moecli.tensors import Tensor, dense_tensors, expert_count, expert_shapes
 
 CHUNK = 512  # prompt tokens per pass through the layers
 SCORES = 4_000_000  # attention scores held at once

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from moecli.formats import PLAIN, bytes_for
 from moecli.formats.blocks import block_rows
-from moecli.spec import FeedForward, Mixture, ModelSpec, Part
-from moecli.tensors import Tensor, expert_shapes
+from moecli.model.spec import FeedForward, Mixture, ModelSpec, Part
+from moecli.model.tensors import Tensor, expert_shapes
 
 PAGE = 4096  # records start on one: what O_DIRECT and huge pages ask for
 PIECE = 16 * 2**20  # an expert larger than this is read and multiplied in rows of about so many bytes

@@ -9,9 +9,9 @@ from functools import cached_property
 
 from moecli.checkpoint import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError
-from moecli.families import Family, Layout, Piece
-from moecli.spec import ModelSpec
-from moecli.tensors import EXPERT_MATRICES, Tensor, dense_tensors, expert_shapes
+from moecli.model.families import Family, Layout, Piece
+from moecli.model.spec import ModelSpec
+from moecli.model.tensors import EXPERT_MATRICES, Tensor, dense_tensors, expert_shapes
 
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 

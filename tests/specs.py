@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from moecli import catalog, families
-from moecli.spec import ModelSpec
+from moecli.model import catalog, families
+from moecli.model.spec import ModelSpec
 
 
 def spec_of(alias: str, **changes: object) -> ModelSpec:

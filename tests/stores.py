@@ -15,20 +15,20 @@ from torch import Tensor
 
 import moecli
 from benchmarks import checkpoint as random_checkpoint
-from moecli import families
 from moecli.hub_cache import INDEX
+from moecli.model import families
+from moecli.model.spec import ModelSpec
+from moecli.model.tensors import dense_tensors
 from moecli.needs import needs
 from moecli.plan import Plan, fit, place
 from moecli.policies import DEFAULT
 from moecli.records import dense_dtype
-from moecli.spec import ModelSpec
 from moecli.store.layout import StoreLayout
 from moecli.store.manifest import FILE, FileSums, Manifest, Origin
 from moecli.store.packed import PackedStore, describe_records
 from moecli.store.source import open_source, origin_of, text_files
 from moecli.store.sums import file_sums
 from moecli.store.write import Progress, pack, silent
-from moecli.tensors import dense_tensors
 
 if TYPE_CHECKING:
     from moecli.engine.decoder import Decoder

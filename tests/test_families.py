@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from moecli.engine.layers import frequencies
 from moecli.engine.load import open_model
 from moecli.errors import ConfigError
-from moecli.families import find, load_config, read_spec
-from moecli.spec import Activation, GroupedQuery, Latent, Mixture, ModelSpec, RopeKind
-from moecli.tensors import Part, dense_tensors, expert_shapes
+from moecli.model.families import find, load_config, read_spec
+from moecli.model.spec import Activation, GroupedQuery, Latent, Mixture, ModelSpec, RopeKind
+from moecli.model.tensors import Part, dense_tensors, expert_shapes
 
 DATA = Path(__file__).parent / "data" / "reference"
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from specs import spec_of
 
-from moecli import catalog
 from moecli.forecast import Links, Products, Speed, bytes_per_token, forecast
+from moecli.model import catalog
 from moecli.needs import needs
 from moecli.plan import fit, place
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import moecli
-from moecli.families import families
+from moecli.model.families import families
 
 PACKAGE = Path(moecli.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
@@ -67,7 +67,7 @@ def test_a_module_says_in_one_sentence_what_it_is(name: str) -> None:
     assert len(first) == 1 and first[0].endswith((".", ")", '"', "?")), f"moecli/{name} needs a one-line docstring"
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("families/") and "/_" not in name])
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("model/families/") and "/_" not in name])
 def test_a_family_is_a_small_file_of_data(name: str) -> None:
     tree = parse(name)
     assert len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) < 150
@@ -78,7 +78,7 @@ def test_a_family_is_a_small_file_of_data(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in MODULES if n.split("/")[0] in ("families", "spec.py", "tensors.py", "checkpoint.py", "weights.py")],
+    [n for n in MODULES if n.split("/")[0] in ("model", "checkpoint.py", "weights.py")],
 )
 def test_rooms_below_the_engine_load_no_torch_when_imported(name: str) -> None:
     tops = [node for node in parse(name).body if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from specs import spec_of
 
 import moecli
-from moecli import catalog, families, params
 from moecli.engine.cache import Cache
 from moecli.formats import FORMATS, bytes_for
+from moecli.model import catalog, families, params
+from moecli.model.spec import Mixture
 from moecli.needs import CHUNK, kv_bytes_per_token, needs, read_bytes_per_token
-from moecli.spec import Mixture
 
 TINY = Path(moecli.__file__).parent / "tiny"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import headers
 import pytest
 
-from moecli import catalog, families, params
 from moecli.census import Census, take_census
 from moecli.checkpoint import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError
+from moecli.model import catalog, families, params
 from moecli.packed_headers import main_format, true_tensors
 
 MIXTRAL = 46_702_792_704

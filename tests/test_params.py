@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from specs import spec_of
 
-from moecli import catalog, families
 from moecli.errors import ConfigError
-from moecli.params import Counts, count, explain_published, kv_numbers, kv_numbers_per_token
-from moecli.spec import Part
+from moecli.model import catalog, families
+from moecli.model.params import Counts, count, explain_published, kv_numbers, kv_numbers_per_token
+from moecli.model.spec import Part
 
 EXPECTED = json.loads(Path(__file__).with_name("data").joinpath("params.json").read_text(encoding="utf-8"))["models"]
 RUNNABLE = {"mixtral", "dbrx", "grok-1", "deepseek_v2", "deepseek_v3", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe"}
@@ -168,5 +168,5 @@ def test_published_totals_of_the_reference_are_explained(alias: str) -> None:
 
 
 def test_counting_loads_no_torch() -> None:
-    code = "import sys, moecli.params, moecli.families as f; f.families(); sys.exit('torch' in sys.modules)"
+    code = "import sys, moecli.params, moecli.model.families as f; f.families(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moecli import catalog, hub, hub_cache, settings
+from moecli import hub, hub_cache, settings
 from moecli.errors import MoecliError
+from moecli.model import catalog
 from moecli.plan import fit
 from moecli.store import catalogue
 from moecli.store.catalogue import LocalStore

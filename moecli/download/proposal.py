@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moecli import families, hub
+from moecli import hub
 from moecli.download.fetch import free_space, present
 from moecli.download.manifest import Manifest, read_manifest
 from moecli.download.patience import Tell
 from moecli.errors import ModelNotFound
 from moecli.estimate import Budget, Estimate, estimate
-from moecli.spec import ModelSpec
+from moecli.model import families
+from moecli.model.spec import ModelSpec
 from moecli.units import format_bytes
 
 _MOST_OF_DISK = 0.9

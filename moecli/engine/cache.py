@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moecli.model.spec import Attention, Latent, ModelSpec
 from moecli.needs import cache_rows
-from moecli.spec import Attention, Latent, ModelSpec
 
 
 class LayerCache:

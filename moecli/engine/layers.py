@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moecli.spec import NormKind, Rope, RopeKind
+from moecli.model.spec import NormKind, Rope, RopeKind
 
 
 def normalise(x: Tensor, weight: Tensor, kind: NormKind, eps: float) -> Tensor:

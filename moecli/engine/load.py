@@ -19,10 +19,10 @@ from moecli.experts.rates import Rates
 from moecli.experts.resident import checkpoint_experts, packed_experts, store_experts, write_record
 from moecli.experts.store import ExpertStore
 from moecli.experts.tiered import TieredExperts
+from moecli.model.spec import ModelSpec
 from moecli.plan import Plan
 from moecli.policies import DEFAULT
 from moecli.records import compute_dtype, layer_records
-from moecli.spec import ModelSpec
 from moecli.store import manifest
 from moecli.store.packed import PackedStore
 from moecli.store.source import check_runs, open_source

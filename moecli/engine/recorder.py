@@ -10,9 +10,9 @@ from torch import Tensor
 
 from moecli.engine.router import Routing, gate_scores
 from moecli.errors import ConfigError
+from moecli.model.spec import ModelSpec
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.trace import Trace
-from moecli.spec import ModelSpec
 from moecli.text.tokenizer import Tokenizer
 
 _WAITING = 256  # tokens kept as the decoder left them; each alone would cost more to convert than to compute

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moecli.spec import GroupScore, Router, Scoring
+from moecli.model.spec import GroupScore, Router, Scoring
 
 
 class Routing(NamedTuple):

@@ -8,7 +8,7 @@ from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore
 from moecli.kernels.products import Matrix, Packed
 from moecli.kernels.token import Half, TokenAttention, TokenMixture, can_cut, serves
-from moecli.spec import GroupedQuery, Mixture, ModelSpec
+from moecli.model.spec import GroupedQuery, Mixture, ModelSpec
 
 
 def token_attention(spec: ModelSpec, layer: int, weights: LayerWeights) -> TokenAttention | None:

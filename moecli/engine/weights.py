@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moecli import formats, tensors
+from moecli import formats
 from moecli.experts.arena import CPU
 from moecli.formats.plain import read_into, torch_dtype
 from moecli.kernels.products import Matrix, as_matrix, pack
+from moecli.model import tensors
+from moecli.model.spec import ModelSpec, Part
 from moecli.records import dense_dtype
-from moecli.spec import ModelSpec, Part
 from moecli.store.packed import PackedStore
 from moecli.weights import FLOATS, Weights
 

@@ -20,10 +20,10 @@ from moecli.experts.rates import Rates, cheaper, measure, split
 from moecli.experts.readers import Landing, Readers
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.kernels.products import Expert, Matrix, Packed
+from moecli.model.spec import ModelSpec
 from moecli.needs import STAGED
 from moecli.policies import POLICIES
 from moecli.records import Record, shares
-from moecli.spec import ModelSpec
 from moecli.store.packed import PackedStore
 
 Write = Callable[[int, int, Tensor], None]  # layer, expert, and the host memory that its record goes to

@@ -12,8 +12,8 @@ from moecli.experts.arena import CPU
 from moecli.experts.store import Streamed
 from moecli.kernels.choice import serves
 from moecli.kernels.products import Expert, Matrix, as_matrix, gated, linear, record_matrices
+from moecli.model.spec import Activation
 from moecli.records import Piece, Record
-from moecli.spec import Activation
 from moecli.store.packed import PackedStore
 
 Pieces = Iterable[tuple[Piece, list[Matrix]]]

@@ -12,10 +12,10 @@ from moecli.experts.pieces import as_expert, mapped_record
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.formats.plain import read_slice, stored_slice, torch_dtype
 from moecli.kernels.products import Expert, Packed, pack
+from moecli.model.spec import ModelSpec
+from moecli.model.tensors import EXPERT_MATRICES
 from moecli.records import Record, layer_records
-from moecli.spec import ModelSpec
 from moecli.store.packed import PackedStore
-from moecli.tensors import EXPERT_MATRICES
 from moecli.weights import FLOATS, Weights
 
 Locate = Callable[[int, int], Expert | Streamed]  # by layer and expert

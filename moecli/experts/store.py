@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moecli.kernels.products import Expert, expert_outputs
-from moecli.spec import Activation
+from moecli.model.spec import Activation
 
 
 @dataclass(slots=True)

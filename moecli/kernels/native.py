@@ -15,7 +15,7 @@ from moecli.formats import bytes_for
 from moecli.formats.blocks import check_finite
 from moecli.formats.tiles import LARGEST
 from moecli.kernels.library import Team, library, loaded
-from moecli.spec import Activation
+from moecli.model.spec import Activation
 
 FORMATS = {"q4": 0, "q8": 1}
 ACTIVATIONS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2, Activation.RELU: 3}

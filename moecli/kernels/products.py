@@ -13,8 +13,8 @@ from moecli import formats
 from moecli.formats.plain import torch_dtype
 from moecli.kernels import bnb, native
 from moecli.kernels.choice import Kernel, chosen, serves
+from moecli.model.spec import Activation
 from moecli.records import Record
-from moecli.spec import Activation
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from moecli.kernels.choice import chosen
 from moecli.kernels.library import Team, loaded
 from moecli.kernels.native import ACTIVATIONS, FORMATS, NUMBERS, address
 from moecli.kernels.products import Matrix, Packed
-from moecli.spec import FeedForward, GroupedQuery, GroupScore, Mixture, NormKind, QkNorm, Router, Scoring
+from moecli.model.spec import FeedForward, GroupedQuery, GroupScore, Mixture, NormKind, QkNorm, Router, Scoring
 
 _NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1}
 _QK_NORMS = {QkNorm.NONE: 0, QkNorm.FULL: 1, QkNorm.HEAD: 2}

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from moecli.inspection import Report
+from moecli.model.params import Counts
+from moecli.model.spec import Latent, Mixture, ModelSpec
 from moecli.output import tables, words
 from moecli.output.inspect import mixture_of
-from moecli.params import Counts
-from moecli.spec import Latent, Mixture, ModelSpec
 from moecli.units import format_bytes
 
 

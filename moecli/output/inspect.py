@@ -8,9 +8,9 @@ from rich.text import Text
 
 from moecli.census import Census
 from moecli.inspection import Report
+from moecli.model.params import Counts
+from moecli.model.spec import Mixture, ModelSpec, Part
 from moecli.output import tables, words
-from moecli.params import Counts
-from moecli.spec import Mixture, ModelSpec, Part
 from moecli.units import format_bytes
 
 PART_NAMES = {

@@ -7,10 +7,10 @@ from decimal import Decimal
 from typing import Any
 
 from moecli.inspection import Report
+from moecli.model.params import Counts
+from moecli.model.spec import Attention, FeedForward, GroupedQuery, Latent, Mixture, ModelSpec, Part, Router
 from moecli.output import words
 from moecli.output.inspect import mixture_of
-from moecli.params import Counts
-from moecli.spec import Attention, FeedForward, GroupedQuery, Latent, Mixture, ModelSpec, Part, Router
 
 SCHEMA_VERSION = 1
 # Always there, so that a script need not ask; the rarer parts stand beside them where a model has them.

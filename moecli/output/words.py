@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from fractions import Fraction
 
-from moecli.spec import (
+from moecli.model.spec import (
     Attention,
     FeedForward,
     GroupedQuery,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moecli.formats import FORMATS
+from moecli.model.spec import ModelSpec, Scoring
 from moecli.needs import needs
 from moecli.plan import place
 from moecli.routing.analysis import Memory
 from moecli.routing.trace import Trace
-from moecli.spec import ModelSpec, Scoring
 
 _CONTEXT = 8192  # of the run that memory is for, unless the model's is shorter
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from moecli.checkpoint import StoredTensor
+from moecli.model.tensors import EXPERT_MATRICES
 from moecli.store.layout import DENSE, EXPERTS, StoreLayout, experts_file
-from moecli.tensors import EXPERT_MATRICES
 from moecli.weights import Slice, Weights
 
 

@@ -10,9 +10,9 @@ from functools import cached_property
 
 from moecli.checkpoint import ITEM_SIZES
 from moecli.formats import PLAIN, bytes_for
+from moecli.model.spec import ModelSpec, Part
+from moecli.model.tensors import Tensor, dense_tensors
 from moecli.records import PAGE, Record, compute_dtype, dense_dtype, layer_records
-from moecli.spec import ModelSpec, Part
-from moecli.tensors import Tensor, dense_tensors
 from moecli.weights import FLOATS, Weights
 
 DENSE = "dense.safetensors"

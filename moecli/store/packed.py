@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from moecli import families
 from moecli.checkpoint import Checkpoint, StoredTensor, read_header
 from moecli.errors import CheckpointError
 from moecli.formats import FORMATS, PLAIN
+from moecli.model import families
+from moecli.model.spec import ModelSpec
+from moecli.model.tensors import Tensor
 from moecli.records import Record
-from moecli.spec import ModelSpec
 from moecli.store import manifest
 from moecli.store.layout import DENSE, EXPERTS, StoreLayout, are_possible, tensor_name
 from moecli.store.manifest import Manifest, Origin, damaged
 from moecli.store.source import TEXTS
 from moecli.store.sums import file_sums
-from moecli.tensors import Tensor
 
 PARTIAL = ".partial"  # what the name of an unfinished store ends with
 

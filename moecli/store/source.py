@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moecli import families
 from moecli.checkpoint import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError, ConfigError
-from moecli.spec import ModelSpec
+from moecli.model import families
+from moecli.model.spec import ModelSpec
 from moecli.store import manifest
 from moecli.store.manifest import Origin
 from moecli.weights import Weights

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from moecli import catalog
+from moecli.model import catalog
 
 PACKAGE = Path(catalog.__file__).parent
 ALIASES = [entry.alias for entry in catalog.known()]
@@ -238,18 +238,19 @@ def run(code: str, path: Path) -> str:
 
 def test_the_catalog_works_from_inside_a_zip(tmp_path: Path) -> None:
     copy = tmp_path / "unpacked" / "moecli"
-    shutil.copytree(PACKAGE, copy / "catalog")
-    shutil.copy(PACKAGE.parent / "__init__.py", copy)
+    shutil.copytree(PACKAGE, copy / "model" / "catalog")
+    for package in (PACKAGE.parent, PACKAGE.parents[1]):
+        shutil.copy(package / "__init__.py", copy / package.relative_to(PACKAGE.parents[1]))
     archive = shutil.make_archive(str(tmp_path / "wheel"), "zip", copy.parent)
-    code = "from moecli import catalog as c; print(c.__file__, c.find('dbrx').config()['n_layers'])"
+    code = "from moecli.model import catalog as c; print(c.__file__, c.find('dbrx').config()['n_layers'])"
     file, layers = run(code, Path(archive)).split()
     assert file.startswith(archive) and layers == "40"
 
 
 def test_looking_up_a_name_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from moecli import catalog, hub; catalog.nearest('mixtrl'); hub.resolve('mixtral')\n"
+        "import sys; from moecli import hub; from moecli.model import catalog; catalog.nearest('mixtrl'); hub.resolve('mixtral')\n"
         "heavy = {'torch', 'numpy', 'rich', 'typer', 'huggingface_hub', 'safetensors'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    assert run(code, PACKAGE.parent.parent) == "[]"
+    assert run(code, PACKAGE.parents[2]) == "[]"

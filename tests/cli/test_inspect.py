@@ -8,7 +8,7 @@ from pathlib import Path
 import headers
 import pytest
 
-from moecli import catalog
+from moecli.model import catalog
 
 SCREENS = Path(__file__).parent / "screens"
 FIVE = ("mixtral", "dbrx", "grok-1", "deepseek-v2", "llama-2-70b")

@@ -8,7 +8,7 @@ import headers
 import hub_server
 import pytest
 
-from moecli import catalog
+from moecli.model import catalog
 
 REPO = "somebody/some-mixtral"
 MIXTRAL = 46_702_792_704

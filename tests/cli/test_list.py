@@ -11,7 +11,7 @@ from pathlib import Path
 import headers
 import pytest
 
-from moecli import catalog
+from moecli.model import catalog
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

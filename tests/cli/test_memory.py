@@ -11,8 +11,8 @@ import pytest
 
 import moecli as moecli_package
 from benchmarks import checkpoint
-from moecli import families
-from moecli.tensors import dense_tensors, expert_shapes
+from moecli.model import families
+from moecli.model.tensors import dense_tensors, expert_shapes
 
 TWO = {"MOECLI_THREADS": "2"}
 CONTRACT = {

@@ -17,7 +17,7 @@ from hub_server import Fault
 from processes import wait_for
 
 import moecli as package
-from moecli import catalog
+from moecli.model import catalog
 
 REPO = "somebody/some-moe"
 TINY = Path(package.__file__).parent / "tiny"

@@ -19,7 +19,7 @@ from processes import wait_for
 from stores import contents, deal, packed
 
 import moecli as package
-from moecli import catalog
+from moecli.model import catalog
 from moecli.store.manifest import FILE
 from moecli.store.packed import PackedStore
 from moecli.store.verify import verify

@@ -18,7 +18,7 @@ from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Timing
 from moecli.engine.router import Routing
 from moecli.engine.sampling import Sampler, Sampling
-from moecli.spec import GroupedQuery, Rope
+from moecli.model.spec import GroupedQuery, Rope
 
 TEXT = prompt(60)
 MODELS = {

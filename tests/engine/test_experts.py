@@ -16,8 +16,8 @@ from moecli.engine.load import open_model
 from moecli.experts.store import Group, Statistics, mix
 from moecli.formats.plain import read_slice, stored_slice
 from moecli.kernels.products import ACTIVATIONS, Expert, expert_outputs, feed_forward
-from moecli.spec import Activation
-from moecli.tensors import EXPERT_MATRICES
+from moecli.model.spec import Activation
+from moecli.model.tensors import EXPERT_MATRICES
 
 WIDTH, INNER, EXPERTS, ACTIVE = 16, 12, 6, 3
 Locate = Callable[[int], Expert]

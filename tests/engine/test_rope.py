@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from moecli.engine.layers import Rotation, frequencies
-from moecli.families import read_spec
-from moecli.spec import Rope, RopeKind
+from moecli.model.families import read_spec
+from moecli.model.spec import Rope, RopeKind
 
 BASE = Rope(theta=10000.0, dims=16)
 PAIRS = range(8)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from moecli.engine.router import route
-from moecli.families import read_spec
-from moecli.spec import GroupScore, Mixture, Router, Scoring
+from moecli.model.families import read_spec
+from moecli.model.spec import GroupScore, Mixture, Router, Scoring
 
 LN = [math.log(4), math.log(3), math.log(2), math.log(1)]  # softmax: .4 .3 .2 .1
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moecli.kernels import library, native
-from moecli.spec import Activation
+from moecli.model.spec import Activation
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _KEPT = []

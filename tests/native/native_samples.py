@@ -9,7 +9,7 @@ from torch import Tensor
 from moecli import formats
 from moecli.kernels.native import Expert
 from moecli.kernels.products import ACTIVATIONS
-from moecli.spec import Activation
+from moecli.model.spec import Activation
 
 FORMATS = ("q4", "q8")
 

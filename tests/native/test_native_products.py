@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moecli.kernels import library, native
 from moecli.kernels.products import ACTIVATIONS
-from moecli.spec import Activation
+from moecli.model.spec import Activation
 
 pytestmark = pytest.mark.skipif(not library.tiers(), reason="the native kernels are not built")
 SHAPES = st.tuples(st.integers(1, 150), st.integers(1, 300))

@@ -18,7 +18,7 @@ from processes import in_child
 from stores import contents, packed
 
 from moecli.errors import CheckpointError, DiskError
-from moecli.families import load_config
+from moecli.model.families import load_config
 from moecli.store import journal, manifest
 from moecli.store.journal import locked
 from moecli.store.layout import choose_layout

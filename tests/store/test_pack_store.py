@@ -14,11 +14,11 @@ from stores import contents, packed
 from moecli import formats
 from moecli.errors import CheckpointError, DiskError
 from moecli.formats.plain import stored_slice, torch_dtype
+from moecli.model.spec import Part
+from moecli.model.tensors import EXPERT_MATRICES, dense_tensors
 from moecli.records import PAGE, dense_dtype
-from moecli.spec import Part
 from moecli.store.packed import PackedStore
 from moecli.store.source import open_source
-from moecli.tensors import EXPERT_MATRICES, dense_tensors
 from moecli.weights import Weights
 from tests import checkpoints
 

@@ -14,7 +14,7 @@ from stores import contents, deal, packed
 
 from moecli.checkpoint import StoredTensor, read_header
 from moecli.errors import CheckpointError
-from moecli.families import load_config
+from moecli.model.families import load_config
 from moecli.store.incremental import ShardPacker, packing_shards
 from moecli.store.journal import occupied
 from moecli.store.layout import choose_layout

@@ -1,0 +1,98 @@
+"""The names tensors have on disk, as data: role -> name templates, and where each expert matrix lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moecli.model.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One expert matrix inside one stored tensor."""
+
+    name: str  # with {layer} and, for per-expert tensors, {expert}
+    stacked: bool = False  # all experts along axis 0, as [E, rows, columns] or [E * rows, columns]
+    half: int | None = None  # 0 or 1: first or second half of the rows (gate and up fused)
+    transposed: bool = False  # stored [in, out]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertNames:
+    """Where gate, up and down of every expert lie."""
+
+    gate: Piece
+    up: Piece
+    down: Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way a family is written to disk. Several names under a role are stacked by rows."""
+
+    dense: Mapping[str, tuple[str, ...]]
+    experts: ExpertNames
+    ignored: tuple[str, ...] = ()  # regular expressions of names that carry no weights we need
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One dialect of config.json and its tensor names."""
+
+    architectures: tuple[str, ...]
+    model_types: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], ModelSpec]
+    layouts: tuple[Layout, ...]
+    signature: str | None = None  # a config key that only this family has, for files that name no architecture
+
+
+def names(prefix: str = "", suffix: str = ".weight", **roles: str) -> dict[str, tuple[str, ...]]:
+    """Roles whose names share a prefix and a suffix; a space separates tensors stacked by rows."""
+    return {role: tuple(f"{prefix}{name}{suffix}" for name in text.split()) for role, text in roles.items()}
+
+
+_LAYER = "model.layers.{layer}."
+
+# What Llama's descendants share.
+BODY = (
+    names("model.", embedding="embed_tokens", final_norm="norm")
+    | names(head="lm_head")
+    | names(_LAYER, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm")
+)
+GROUPED_QUERY = (
+    names(_LAYER + "self_attn.", qkv="q_proj k_proj v_proj", o="o_proj", q_norm="q_norm", k_norm="k_norm")
+    | names(_LAYER + "self_attn.", ".bias", qkv_bias="q_proj k_proj v_proj", o_bias="o_proj")
+)  # fmt: skip
+LATENT = (
+    names(
+        _LAYER + "self_attn.",
+        q="q_proj", q_a="q_a_proj", q_a_norm="q_a_layernorm", q_b="q_b_proj",
+        kv_a="kv_a_proj_with_mqa", kv_a_norm="kv_a_layernorm", kv_b="kv_b_proj", o="o_proj",
+    )
+    | names(_LAYER + "self_attn.", ".bias", q_a_bias="q_a_proj", kv_a_bias="kv_a_proj_with_mqa", o_bias="o_proj")
+)  # fmt: skip
+MLP = names(_LAYER + "mlp.", gate_up="gate_proj up_proj", down="down_proj", router="gate")
+BUFFERS = (r".*\.rotary_emb\.inv_freq",)
+
+
+def per_expert(prefix: str, gate: str, up: str, down: str) -> ExpertNames:
+    """One tensor per matrix and expert, as Hub repositories hold them."""
+    return ExpertNames(*(Piece(f"{_LAYER}{prefix}.{{expert}}.{name}.weight") for name in (gate, up, down)))
+
+
+def fused(prefix: str) -> ExpertNames:
+    """One 3-D tensor for all experts, as transformers 5 holds them in memory: [E, 2I, H] and [E, H, I]."""
+    gate_up, down = f"{_LAYER}{prefix}.gate_up_proj", f"{_LAYER}{prefix}.down_proj"
+    return ExpertNames(
+        Piece(gate_up, stacked=True, half=0), Piece(gate_up, stacked=True, half=1), Piece(down, stacked=True)
+    )
+
+
+def both_layouts(dense: Mapping[str, tuple[str, ...]]) -> tuple[Layout, ...]:
+    """The two ways `mlp.experts` is written: one tensor per expert, and fused."""
+    return (
+        Layout(dense, per_expert("mlp.experts", "gate_proj", "up_proj", "down_proj"), BUFFERS),
+        Layout(dense, fused("mlp.experts"), BUFFERS),
+    )

@@ -1,0 +1,193 @@
+"""Pieces of a spec that several families read the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from moecli.model.families._config import ConfigReader
+from moecli.model.families._rope import read_rope, yarn_mscale
+from moecli.model.spec import (
+    Attention,
+    FeedForward,
+    GroupedQuery,
+    GroupScore,
+    Latent,
+    Layer,
+    Mixture,
+    ModelSpec,
+    QkNorm,
+    Router,
+    Scoring,
+)
+
+_MOST_LAYERS = 10_000
+
+
+def grouped_query(
+    c: ConfigReader,
+    width: int,
+    context: int,
+    *,
+    heads: int,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    theta: float = 10_000.0,
+    rotary: float | None = None,
+    qk_norm: QkNorm = QkNorm.NONE,
+    qkv_bias: bool = False,
+    output_bias: bool = False,
+    clip: float | None = None,
+    softcap: float | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+) -> GroupedQuery:
+    """Grouped-query attention from the usual keys; `heads`, `kv_heads`, `head_dim` are the family's defaults.
+
+    `rotary` is its default share of rotating dimensions, if it knows the key.
+    """
+    heads = c.count("num_attention_heads", heads)
+    kv_heads = c.optional_count("num_key_value_heads", kv_heads or heads) or heads
+    if heads % kv_heads:
+        raise c.fail("num_key_value_heads", f"is {kv_heads}, which does not divide the {heads} heads")
+    head_dim = c.optional_count("head_dim", head_dim) or width // heads
+    if head_dim % 2 or not head_dim:
+        raise c.fail("head_dim", f"is {head_dim}: rotary embedding needs an even number")
+    rope = read_rope(c, head_dim, context, theta, partial=rotary)
+    return GroupedQuery(
+        heads, kv_heads, head_dim, rope, scale or head_dim**-0.5, qkv_bias, output_bias, qk_norm, clip, softcap, window
+    )
+
+
+def latent(c: ConfigReader, context: int, *, heads: int, query_rank: int | None = 1536) -> Latent:
+    """DeepSeek's multi-head latent attention. The YaRN temperature, squared, goes into the scale at every length."""
+    heads = c.count("num_attention_heads", heads)
+    c.ignore("num_key_value_heads", "head_dim", "qk_head_dim")  # derived; the latent has no key/value heads
+    c.expect("rope_interleave", True)
+    nope, rope_dim = c.count("qk_nope_head_dim", 128), c.count("qk_rope_head_dim", 64)
+    if rope_dim % 2:
+        raise c.fail("qk_rope_head_dim", f"is {rope_dim}: rotary embedding needs an even number")
+    rope = read_rope(c, rope_dim, context, interleaved=True)
+    scaling = c.raw("rope_parameters", None) or c.raw("rope_scaling", None) or {}
+    mscale = yarn_mscale(rope.factor, float(scaling.get("mscale_all_dim", 0)))
+    return Latent(
+        heads=heads,
+        query_rank=c.optional_count("q_lora_rank", query_rank),
+        kv_rank=c.count("kv_lora_rank", 512),
+        nope_dim=nope,
+        rope_dim=rope_dim,
+        value_dim=c.count("v_head_dim", 128),
+        rope=rope,
+        scale=(nope + rope_dim) ** -0.5 * mscale**2,
+        bias=c.flag("attention_bias", False),
+    )
+
+
+def layer_count(c: ConfigReader, default: int, key: str = "num_hidden_layers") -> int:
+    layers = c.count(key, default)
+    if layers > _MOST_LAYERS:
+        raise c.fail(key, f"is {layers}: no model is that deep")
+    return layers
+
+
+def uniform_layers(
+    c: ConfigReader, attention: Attention, ffn: FeedForward | Mixture, default: int, key: str = "num_hidden_layers"
+) -> tuple[Layer, ...]:
+    """The same block over and over."""
+    if isinstance(ffn, Mixture):
+        check_router(c, ffn)
+    return (Layer(attention, ffn),) * layer_count(c, default, key)
+
+
+def check_router(c: ConfigReader, mixture: Mixture) -> None:
+    """Refuse counts that no router can satisfy."""
+    router = mixture.router
+    if router.active > router.experts:
+        raise c.fail("num_experts_per_tok", f"is {router.active}, more than the {router.experts} experts")
+    if router.experts % router.groups or router.kept_groups > router.groups:
+        raise c.fail("n_group", f"is {router.groups} (keeping {router.kept_groups}) for {router.experts} experts")
+    if router.kept_groups * (router.experts // router.groups) < router.active:
+        raise c.fail("topk_group", f"is {router.kept_groups}: the groups kept hold fewer than {router.active} experts")
+
+
+def sparse_steps(
+    c: ConfigReader, attention: Attention, mixture: Mixture, dense: FeedForward, default_layers: int
+) -> tuple[Layer, ...]:
+    """Qwen's rule: every `decoder_sparse_step`-th block is a mixture, save those in `mlp_only_layers`."""
+    check_router(c, mixture)
+    layers = layer_count(c, default_layers)
+    step, plain = c.count("decoder_sparse_step", 1), c.indices("mlp_only_layers", layers)
+    return tuple(
+        Layer(attention, mixture if index not in plain and (index + 1) % step == 0 else dense)
+        for index in range(layers)
+    )
+
+
+def biased_sigmoid(
+    c: ConfigReader,
+    *,
+    experts: int,
+    active: int,
+    scaling: float = 1.0,
+    experts_key: str = "n_routed_experts",
+    scaling_key: str = "routed_scaling_factor",
+) -> Router:
+    """DeepSeek-V3's router, as its descendants spell it: sigmoid scores, a bias for picking, groups where there are."""
+    return Router(
+        c.count(experts_key, experts),
+        c.count("num_experts_per_tok", active),
+        Scoring.SIGMOID,
+        norm_power=1.0 if c.optional_flag("norm_topk_prob", True) else None,
+        norm_epsilon=1e-20,
+        scaling=c.optional_number(scaling_key, scaling) or 1.0,
+        groups=c.optional_count("n_group") or 1,
+        kept_groups=c.optional_count("topk_group") or 1,
+        group_score=GroupScore.TOP2_SUM,
+        correction_bias=True,
+    )
+
+
+def language_part(config: Mapping[str, Any], family: str, *ignored: str) -> ConfigReader:
+    """The reader of `text_config` in a file that also describes a vision tower; a plain file is its own.
+
+    `ignored` are keys of the outer level: where images go in the text.
+    """
+    inner = config.get("text_config")
+    if not isinstance(inner, dict):
+        return ConfigReader(config, family)
+    outer = ConfigReader(config, family)
+    outer.ignore("text_config", "vision_config", "audio_config", *ignored)
+    shared = ("dtype", "torch_dtype", "tie_word_embeddings", "quantization_config")
+    outer.ignore(*shared)
+    outer.finish()
+    return ConfigReader({key: config[key] for key in shared if key in config} | inner, family, "text_config.")
+
+
+def make_spec(
+    c: ConfigReader,
+    family: str,
+    layers: Iterable[Layer],
+    *,
+    width: int,
+    context: int,
+    vocab: int,
+    eps: float = 1e-6,
+    eps_key: str = "rms_norm_eps",
+    tied: bool = False,
+    **more: Any,
+) -> ModelSpec:
+    """The spec, from the keys that hardly any family spells otherwise; then whatever nobody has read is refused."""
+    spec = ModelSpec(
+        family=family,
+        hidden_size=width,
+        vocab_size=c.count("vocab_size", vocab),
+        context_length=context,
+        layers=tuple(layers),
+        norm_eps=c.number(eps_key, eps),
+        tied_embeddings=c.flag("tie_word_embeddings", tied),
+        stored_dtype=c.stored_dtype(),
+        quantization=c.quantization(),
+        **more,
+    )
+    c.finish()
+    return spec

@@ -1,0 +1,86 @@
+"""DBRX: sixteen experts, four active; nested config, one fused matrix for q, k and v, clipped (databricks/dbrx)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moecli.model.families._config import IRRELEVANT, ConfigReader
+from moecli.model.families._layout import BUFFERS, ExpertNames, Family, Layout, Piece, names
+from moecli.model.families._parts import uniform_layers
+from moecli.model.families._rope import read_rope
+from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, NormKind, Router
+
+
+def read(config: Mapping[str, Any]) -> ModelSpec:
+    c = ConfigReader(config, "dbrx")
+    width, context = c.count("d_model", 2048), c.count("max_seq_len", 2048)
+    c.ignore("num_key_value_heads", "hidden_size", "num_attention_heads", "num_hidden_layers")  # mirrors, by name
+    spec = ModelSpec(
+        family="dbrx",
+        hidden_size=width,
+        vocab_size=c.count("vocab_size", 32000),
+        context_length=context,
+        layers=uniform_layers(c, _attention(c, width, context), _mixture(c), default=24, key="n_layers"),
+        norm=NormKind.LAYER,
+        norm_eps=1e-5,  # torch's default; no key says it
+        tied_embeddings=c.flag("tie_word_embeddings", False),
+        stored_dtype=c.stored_dtype(),
+        quantization=c.quantization(),
+    )
+    c.finish()
+    return spec
+
+
+def _attention(c: ConfigReader, width: int, context: int) -> GroupedQuery:
+    part = c.nested("attn_config") or ConfigReader({}, "dbrx", "attn_config.")
+    heads, kv_heads = c.count("n_heads", 16), part.count("kv_n_heads", 1)
+    head_dim = width // heads
+    if heads % kv_heads or head_dim % 2 or head_dim * heads != width:
+        raise c.fail("n_heads", f"is {heads} over {kv_heads} key/value heads and a width of {width}")
+    theta = part.optional_number("rope_theta") or 10_000.0
+    rope = read_rope(c, head_dim, context, theta)
+    clip = part.optional_number("clip_qkv")
+    part.finish(IRRELEVANT | {"tie_word_embeddings"})
+    return GroupedQuery(heads, kv_heads, head_dim, rope, head_dim**-0.5, clip=clip)
+
+
+def _mixture(c: ConfigReader) -> Mixture:
+    part = c.nested("ffn_config") or ConfigReader({}, "dbrx", "ffn_config.")
+    act = part.nested("ffn_act_fn") or ConfigReader({}, "dbrx", "ffn_config.ffn_act_fn.")
+    expert = FeedForward(part.count("ffn_hidden_size", 3584), act.activation("name", "silu"))
+    act.finish(irrelevant=())
+    router = Router(
+        part.count("moe_num_experts", 4),
+        part.count("moe_top_k", 1),
+        norm_power=part.optional_number("moe_normalize_expert_weights", 1.0),
+    )
+    part.expect("uniform_expert_assignment", False)
+    part.ignore("hidden_size")
+    part.finish(IRRELEVANT | {"tie_word_embeddings"})
+    return Mixture(router, expert)
+
+
+_BLOCK = "transformer.blocks.{layer}."
+_EXPERTS = _BLOCK + "ffn.experts.mlp."
+FAMILY = Family(
+    architectures=("DbrxForCausalLM",),
+    model_types=("dbrx",),
+    read=read,
+    layouts=(
+        Layout(
+            names("transformer.", embedding="wte", final_norm="norm_f")
+            | names(head="lm_head")
+            | names(
+                _BLOCK + "norm_attn_norm.", attn_norm="norm_1", ffn_norm="norm_2", qkv="attn.Wqkv", o="attn.out_proj"
+            )
+            | names(_BLOCK, router="ffn.router.layer"),
+            ExpertNames(
+                Piece(_EXPERTS + "w1", stacked=True),
+                Piece(_EXPERTS + "v1", stacked=True),
+                Piece(_EXPERTS + "w2", stacked=True, transposed=True),
+            ),
+            BUFFERS,
+        ),
+    ),
+)

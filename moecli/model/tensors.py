@@ -1,0 +1,177 @@
+"""Every tensor that a spec implies: its role, its shape, and the part of the model it is counted under."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from moecli.model.spec import Extra, FeedForward, GroupedQuery, Latent, Layer, Mixture, ModelSpec, Part, QkNorm
+
+__all__ = ["EXPERT_MATRICES", "Part", "Tensor", "dense_tensors", "expert_count", "expert_shapes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One logical tensor. `layer` is None outside the blocks. Matrices are [out, in]."""
+
+    role: str
+    shape: tuple[int, ...]
+    part: Part
+    layer: int | None = None
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+EXPERT_MATRICES = ("gate", "up", "down")
+
+
+def expert_shapes(hidden_size: int, expert: FeedForward) -> dict[str, tuple[int, int]]:
+    """The matrices of one expert, [out, in]. `hidden_size` is what it reads and writes."""
+    shapes = {
+        "gate": (expert.width, hidden_size),
+        "up": (expert.width, hidden_size),
+        "down": (hidden_size, expert.width),
+    }
+    if not expert.gated:
+        del shapes["gate"]
+    return shapes
+
+
+def expert_count(hidden_size: int, expert: FeedForward) -> int:
+    """The parameters of one expert, biases included."""
+    shapes = expert_shapes(hidden_size, expert).values()
+    return sum(rows * columns + (rows if expert.bias else 0) for rows, columns in shapes)
+
+
+def dense_tensors(spec: ModelSpec) -> Iterator[Tensor]:
+    """All tensors but the routed experts of the mixtures, in the order of the forward pass."""
+    width = spec.hidden_size
+    yield Tensor("embedding", (spec.vocab_size, width), Part.EMBEDDING)
+    for index, layer in enumerate(spec.encoder):
+        for tensor in _layer_tensors(spec, index, layer):
+            yield replace(tensor, role=f"encoder_{tensor.role}")
+    if spec.encoder:
+        yield from _norm(spec, "encoder_final_norm", None)
+    for index, layer in enumerate(spec.layers):
+        yield from _layer_tensors(spec, index, layer)
+    yield from _extras(spec.extra, None)
+    yield from _norm(spec, "final_norm", None)
+    if not spec.tied_embeddings:
+        yield Tensor("head", (spec.vocab_size, width), Part.HEAD)
+    if spec.head_bias:
+        yield Tensor("head_bias", (spec.vocab_size,), Part.HEAD)
+
+
+def _layer_tensors(spec: ModelSpec, index: int, layer: Layer) -> Iterator[Tensor]:
+    width = spec.hidden_size
+    mixes = isinstance(layer.attention, Latent) or layer.attention.heads > 0 or layer.recurrent is not None
+    feeds = isinstance(layer.ffn, Mixture) or layer.ffn.width > 0
+    if mixes:
+        yield from _norm(spec, "attn_norm", index)
+        yield from _mixer(layer, width, index)
+    if layer.cross is not None:
+        yield from _norm(spec, "cross_norm", index)
+        for tensor in _grouped_query(layer.cross, width, index):
+            yield replace(tensor, role=f"cross_{tensor.role}")
+    if feeds:
+        yield from _norm(spec, "ffn_norm", index)
+    if spec.branch_norms:
+        yield from _norm(spec, "post_attn_norm", index)
+        yield from _norm(spec, "post_ffn_norm", index)
+    if isinstance(layer.ffn, Mixture):
+        yield from _mixture(layer.ffn, width, index)
+    elif feeds:
+        yield from _feed_forward("", layer.ffn, width, Part.DENSE_FFN, index)
+    if layer.parallel is not None:
+        yield from _norm(spec, "parallel_norm", index)
+        yield from _feed_forward("parallel_", layer.parallel, width, Part.DENSE_FFN, index)
+    yield from _extras(layer.extra, index)
+
+
+def _norm(spec: ModelSpec, role: str, layer: int | None) -> Iterator[Tensor]:
+    yield Tensor(role, (spec.hidden_size,), Part.NORMS, layer)
+    if spec.norm_bias:
+        yield Tensor(f"{role}_bias", (spec.hidden_size,), Part.NORMS, layer)
+
+
+def _extras(extras: tuple[Extra, ...], layer: int | None) -> Iterator[Tensor]:
+    for extra in extras:
+        yield Tensor(extra.role, extra.shape, extra.part, layer)
+
+
+def _mixer(layer: Layer, width: int, index: int) -> Iterator[Tensor]:
+    if layer.recurrent is not None:
+        yield from _extras(layer.recurrent.tensors, index)
+    elif isinstance(layer.attention, Latent):
+        yield from _latent(layer.attention, width, index)
+    elif layer.attention.projections:
+        yield from _extras(layer.attention.projections, index)
+    else:
+        yield from _grouped_query(layer.attention, width, index)
+
+
+def _grouped_query(attention: GroupedQuery, width: int, layer: int) -> Iterator[Tensor]:
+    rows = attention.query_width + attention.kv_width + attention.value_width
+    mixed = attention.heads * (attention.head_dim if attention.value_dim is None else attention.value_dim)
+    yield Tensor("qkv", (rows, width), Part.ATTENTION, layer)
+    if attention.qkv_bias:
+        yield Tensor("qkv_bias", (rows,), Part.ATTENTION, layer)
+    if attention.qk_norm is not QkNorm.NONE:
+        whole = attention.qk_norm is QkNorm.FULL
+        yield Tensor("q_norm", (attention.query_width if whole else attention.head_dim,), Part.NORMS, layer)
+        yield Tensor("k_norm", (attention.kv_width if whole else attention.head_dim,), Part.NORMS, layer)
+    if attention.sinks:
+        yield Tensor("sinks", (attention.heads,), Part.ATTENTION, layer)
+    if attention.gate_width:
+        yield Tensor("attn_gate", (attention.gate_width, width), Part.ATTENTION, layer)
+    yield Tensor("o", (width, mixed), Part.ATTENTION, layer)
+    if attention.output_bias:
+        yield Tensor("o_bias", (width,), Part.ATTENTION, layer)
+
+
+def _latent(attention: Latent, width: int, layer: int) -> Iterator[Tensor]:
+    queries = attention.heads * attention.head_dim
+    if attention.query_rank is None:
+        yield Tensor("q", (queries, width), Part.ATTENTION, layer)
+    else:
+        yield Tensor("q_a", (attention.query_rank, width), Part.ATTENTION, layer)
+        if attention.bias:
+            yield Tensor("q_a_bias", (attention.query_rank,), Part.ATTENTION, layer)
+        yield Tensor("q_a_norm", (attention.query_rank,), Part.NORMS, layer)
+        yield Tensor("q_b", (queries, attention.query_rank), Part.ATTENTION, layer)
+    yield Tensor("kv_a", (attention.cache_width, width), Part.ATTENTION, layer)
+    if attention.bias:
+        yield Tensor("kv_a_bias", (attention.cache_width,), Part.ATTENTION, layer)
+    yield Tensor("kv_a_norm", (attention.kv_rank,), Part.NORMS, layer)
+    expanded = attention.heads * (attention.nope_dim + attention.value_dim)
+    yield Tensor("kv_b", (expanded, attention.kv_rank), Part.ATTENTION, layer)
+    if attention.gate_width:
+        yield Tensor("attn_gate", (attention.gate_width, width), Part.ATTENTION, layer)
+    yield Tensor("o", (width, attention.heads * attention.value_dim), Part.ATTENTION, layer)
+    if attention.bias:
+        yield Tensor("o_bias", (width,), Part.ATTENTION, layer)
+
+
+def _mixture(mixture: Mixture, width: int, layer: int) -> Iterator[Tensor]:
+    experts = mixture.router.experts
+    yield Tensor("router", (experts, width), Part.ROUTER, layer)
+    if mixture.router.bias:
+        yield Tensor("router_linear_bias", (experts,), Part.ROUTER, layer)
+    if mixture.router.correction_bias:
+        yield Tensor("router_bias", (experts,), Part.ROUTER, layer)
+    if mixture.shared is not None:
+        yield from _feed_forward("shared_", mixture.shared, width, Part.SHARED_EXPERTS, layer)
+    if mixture.shared_gate:
+        yield Tensor("shared_gate", (1, width), Part.ROUTER, layer)
+
+
+def _feed_forward(prefix: str, ffn: FeedForward, width: int, part: Part, layer: int) -> Iterator[Tensor]:
+    name, rows = ("gate_up", 2 * ffn.width) if ffn.gated else ("up", ffn.width)
+    yield Tensor(f"{prefix}{name}", (rows, width), part, layer)
+    yield Tensor(f"{prefix}down", (width, ffn.width), part, layer)
+    if ffn.bias:
+        yield Tensor(f"{prefix}{name}_bias", (rows,), part, layer)
+        yield Tensor(f"{prefix}down_bias", (width,), part, layer)
