@@ -19,7 +19,7 @@ from zlib import crc32
 import torch
 
 import moecli
-from moecli.checkpoint import StoredTensor, header_tensors
+from moecli.checkpoint.safetensors import StoredTensor, header_tensors
 from moecli.model import families
 from moecli.model.families import Layout, Piece
 from moecli.model.spec import GroupedQuery, ModelSpec

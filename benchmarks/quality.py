@@ -16,9 +16,9 @@ from torch import Tensor
 
 import moecli
 from moecli import formats
+from moecli.checkpoint.reading import read_slice
 from moecli.engine.load import CheckpointModel, open_model
 from moecli.engine.recorder import Recorder, new_builder
-from moecli.formats.plain import read_slice
 from moecli.model.tensors import EXPERT_MATRICES
 from moecli.plan import fit
 from moecli.routing.agreement import agreement

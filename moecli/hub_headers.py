@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moecli import hub_client
-from moecli.checkpoint import StoredTensor, header_tensors
+from moecli.checkpoint.safetensors import StoredTensor, header_tensors
 from moecli.errors import CheckpointError, ConfigError, NetworkError
 from moecli.hub_cache import INDEX
 

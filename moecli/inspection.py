@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moecli import hub, needs
-from moecli.census import Census, take_census
-from moecli.checkpoint import Checkpoint, StoredTensor
+from moecli.checkpoint.inventory import Census, take_census
+from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import NetworkError
 from moecli.formats import stored_as
 from moecli.model import catalog, families, params

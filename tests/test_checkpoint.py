@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from running import ALL, load, score
 from safetensors.torch import load_file, save_file
 
-from moecli.checkpoint import Checkpoint, read_header
+from moecli.checkpoint.safetensors import Checkpoint, read_header
 from moecli.engine.load import open_model
 from moecli.errors import CheckpointError, MoecliError
 from moecli.plan import fit

@@ -8,11 +8,11 @@ from pathlib import Path
 import headers
 import pytest
 
-from moecli.census import Census, take_census
-from moecli.checkpoint import Checkpoint, StoredTensor
+from moecli.checkpoint.inventory import Census, take_census
+from moecli.checkpoint.prequantized import main_format, true_tensors
+from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError
 from moecli.model import catalog, families, params
-from moecli.packed_headers import main_format, true_tensors
 
 MIXTRAL = 46_702_792_704
 GPT_OSS = 20_914_757_184

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moecli import hub
-from moecli.checkpoint import StoredTensor, read_header
+from moecli.checkpoint.binding import Weights
+from moecli.checkpoint.safetensors import StoredTensor, read_header
 from moecli.download import fetch
 from moecli.download.blob import Transfer, Watcher
 from moecli.download.manifest import Manifest, RemoteFile
@@ -31,7 +32,6 @@ from moecli.store.manifest import Origin
 from moecli.store.packed import PackedStore
 from moecli.store.source import TEXTS, announced, header_fingerprint
 from moecli.store.write import Progress, check_room, existing, partial_folder, room_needed, silent
-from moecli.weights import Weights
 
 _ARRIVING = "arriving-"  # begins the name of a shard that is deleted once it is packed
 _CONNECTIONS = 8

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from moecli.checkpoint.binding import Weights
 from moecli.engine.decoder import Decoder
 from moecli.engine.weights import DenseWeights, checkpoint_weights, store_weights
 from moecli.errors import UsageError
@@ -26,7 +27,6 @@ from moecli.records import compute_dtype, layer_records
 from moecli.store import manifest
 from moecli.store.packed import PackedStore
 from moecli.store.source import check_runs, open_source
-from moecli.weights import Weights
 
 Progress = Callable[[int, int], None]  # experts done, of how many
 

@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moecli import formats
+from moecli.checkpoint.binding import FLOATS, Weights
+from moecli.checkpoint.reading import read_into
 from moecli.experts.arena import CPU
-from moecli.formats.plain import read_into, torch_dtype
+from moecli.formats.plain import torch_dtype
 from moecli.kernels.products import Matrix, as_matrix, pack
 from moecli.model import tensors
 from moecli.model.spec import ModelSpec, Part
 from moecli.records import dense_dtype
 from moecli.store.packed import PackedStore
-from moecli.weights import FLOATS, Weights
 
 Load = Callable[[tensors.Tensor], Matrix]
 Rows = Callable[[Tensor], Tensor]  # ids [T] -> [T, D]

@@ -7,16 +7,17 @@ from collections.abc import Callable, Generator, Mapping
 import torch
 from torch import Tensor
 
+from moecli.checkpoint.binding import FLOATS, Weights
+from moecli.checkpoint.reading import read_slice, stored_slice
 from moecli.experts.arena import Arena
 from moecli.experts.pieces import as_expert, mapped_record
 from moecli.experts.store import Group, Statistics, Streamed
-from moecli.formats.plain import read_slice, stored_slice, torch_dtype
+from moecli.formats.plain import torch_dtype
 from moecli.kernels.products import Expert, Packed, pack
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import EXPERT_MATRICES
 from moecli.records import Record, layer_records
 from moecli.store.packed import PackedStore
-from moecli.weights import FLOATS, Weights
 
 Locate = Callable[[int, int], Expert | Streamed]  # by layer and expert
 Progress = Callable[[int, int], None]  # done, of how many

@@ -6,7 +6,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from moecli.census import Census
+from moecli.checkpoint.inventory import Census
 from moecli.inspection import Report
 from moecli.model.params import Counts
 from moecli.model.spec import Mixture, ModelSpec, Part

@@ -8,13 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moecli.checkpoint import ITEM_SIZES, Checkpoint
+from moecli.checkpoint.binding import FLOATS, Slice
+from moecli.checkpoint.safetensors import ITEM_SIZES, Checkpoint
 from moecli.errors import CheckpointError
 from moecli.formats import bytes_for
 from moecli.formats.blocks import ROWS
 from moecli.records import WHOLE
 from moecli.store.jobs import Job
-from moecli.weights import FLOATS, Slice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,8 @@ def _read(strip: Strip, checkpoint: Checkpoint) -> Tensor:
     """Rows of the stacked sources as [out, in], in the stored precision; float32 where the sources differ."""
     import torch
 
-    from moecli.formats.plain import read_into, read_slice, torch_dtype
+    from moecli.checkpoint.reading import read_into, read_slice
+    from moecli.formats.plain import torch_dtype
 
     job = strip.job
     stored = {FLOATS[source.stored.dtype] for source in job.sources}

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from moecli.checkpoint import Checkpoint, StoredTensor, read_header
+from moecli.checkpoint.binding import Weights
+from moecli.checkpoint.safetensors import Checkpoint, StoredTensor, read_header
 from moecli.errors import CheckpointError
 from moecli.store.jobs import Job, jobs
 from moecli.store.journal import explained
@@ -17,7 +18,6 @@ from moecli.store.manifest import Origin
 from moecli.store.packed import PackedStore
 from moecli.store.source import text_files
 from moecli.store.write import Progress, Writer, silent, writing
-from moecli.weights import Weights
 
 _LEFT_OVER = "left-over-"  # begins the name of a shard shrunk to what is still needed of it
 GROWING = ".growing"  # the suffix of one that is not whole

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from moecli.checkpoint import StoredTensor
+from moecli.checkpoint.binding import Slice, Weights
+from moecli.checkpoint.safetensors import StoredTensor
 from moecli.model.tensors import EXPERT_MATRICES
 from moecli.store.layout import DENSE, EXPERTS, StoreLayout, experts_file
-from moecli.weights import Slice, Weights
 
 
 @dataclass(frozen=True, slots=True)

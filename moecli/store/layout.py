@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from moecli.checkpoint import ITEM_SIZES
+from moecli.checkpoint.binding import FLOATS, Weights
+from moecli.checkpoint.safetensors import ITEM_SIZES
 from moecli.formats import PLAIN, bytes_for
 from moecli.model.spec import ModelSpec, Part
 from moecli.model.tensors import Tensor, dense_tensors
 from moecli.records import PAGE, Record, compute_dtype, dense_dtype, layer_records
-from moecli.weights import FLOATS, Weights
 
 DENSE = "dense.safetensors"
 EXPERTS = "experts"  # the role of the routed experts, and the one tensor of their files

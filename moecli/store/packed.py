@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from moecli.checkpoint import Checkpoint, StoredTensor, read_header
+from moecli.checkpoint.safetensors import Checkpoint, StoredTensor, read_header
 from moecli.errors import CheckpointError
 from moecli.formats import FORMATS, PLAIN
 from moecli.model import families

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint import Checkpoint, StoredTensor
+from moecli.checkpoint.binding import Weights
+from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError, ConfigError
 from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.store import manifest
 from moecli.store.manifest import Origin
-from moecli.weights import Weights
 
 TEXTS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",

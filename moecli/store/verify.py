@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
+from moecli.checkpoint.binding import Weights
 from moecli.errors import CheckpointError, ConfigError
 from moecli.store import manifest
 from moecli.store.convert import packed_strips
@@ -15,7 +16,6 @@ from moecli.store.layout import choose_layout
 from moecli.store.manifest import FileSums
 from moecli.store.packed import PackedStore, is_partial, read_layout, unfinished
 from moecli.store.sums import file_sums
-from moecli.weights import Weights
 
 Progress = Callable[[int, int], None]  # bytes looked at, of how many
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from moecli import __version__
-from moecli.checkpoint import Checkpoint
+from moecli.checkpoint.binding import Weights
+from moecli.checkpoint.safetensors import Checkpoint
 from moecli.errors import CheckpointError, DiskError
 from moecli.store import journal, manifest
 from moecli.store.convert import packed_strips
@@ -26,7 +27,6 @@ from moecli.store.packed import PARTIAL, PackedStore, describe_records
 from moecli.store.source import fingerprint, text_files
 from moecli.store.sums import file_sums
 from moecli.units import format_bytes
-from moecli.weights import Weights
 
 Progress = Callable[[int, int], None]  # bytes of the checkpoint packed, of how many
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from checkpoints import make, write
 
+from moecli.checkpoint.reading import read_slice, stored_slice
 from moecli.engine.load import open_model
 from moecli.experts.store import Group, Statistics, mix
-from moecli.formats.plain import read_slice, stored_slice
 from moecli.kernels.products import ACTIVATIONS, Expert, expert_outputs, feed_forward
 from moecli.model.spec import Activation
 from moecli.model.tensors import EXPERT_MATRICES

@@ -12,14 +12,15 @@ from safetensors.torch import load_file, save_file
 from stores import contents, packed
 
 from moecli import formats
+from moecli.checkpoint.binding import Weights
+from moecli.checkpoint.reading import stored_slice
 from moecli.errors import CheckpointError, DiskError
-from moecli.formats.plain import stored_slice, torch_dtype
+from moecli.formats.plain import torch_dtype
 from moecli.model.spec import Part
 from moecli.model.tensors import EXPERT_MATRICES, dense_tensors
 from moecli.records import PAGE, dense_dtype
 from moecli.store.packed import PackedStore
 from moecli.store.source import open_source
-from moecli.weights import Weights
 from tests import checkpoints
 
 MODELS = [

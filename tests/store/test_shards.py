@@ -12,7 +12,7 @@ from processes import in_child
 from safetensors.torch import save_file
 from stores import contents, deal, packed
 
-from moecli.checkpoint import StoredTensor, read_header
+from moecli.checkpoint.safetensors import StoredTensor, read_header
 from moecli.errors import CheckpointError
 from moecli.model.families import load_config
 from moecli.store.incremental import ShardPacker, packing_shards

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from moecli.checkpoint import Checkpoint, StoredTensor
+from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError
 from moecli.model.families import Family, Layout, Piece
 from moecli.model.spec import ModelSpec

@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from moecli.checkpoint import Checkpoint, StoredTensor
+from moecli.checkpoint.binding import FLOATS, Weights
+from moecli.checkpoint.prequantized import TrueTensor, main_format, true_tensors
+from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError
 from moecli.model.families import Family
 from moecli.model.params import Counts
 from moecli.model.spec import ModelSpec, Part
-from moecli.packed_headers import TrueTensor, main_format, true_tensors
-from moecli.weights import FLOATS, Weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""What others publish: a reader per file format, and the binding of tensor names to a model's roles."""
