@@ -9,7 +9,7 @@ from moecli.formats import bytes_for
 from moecli.model.params import kv_numbers_per_token
 from moecli.model.spec import Attention, Latent, Mixture, ModelSpec, Part
 from moecli.model.tensors import Tensor, dense_tensors, expert_count, expert_shapes
-from moecli.records import STAGING, dense_dtype, mixture_record, staging_size
+from moecli.store.expert_record import STAGING, dense_dtype, mixture_record, staging_size
 
 CHUNK = 512  # prompt tokens per pass through the layers
 SCORES = 4_000_000  # attention scores held at once

@@ -22,12 +22,12 @@ from moecli.model.tensors import dense_tensors
 from moecli.needs import needs
 from moecli.plan import Plan, fit, place
 from moecli.policies import DEFAULT
-from moecli.records import dense_dtype
+from moecli.store.checksums import file_sums
+from moecli.store.expert_record import dense_dtype
 from moecli.store.layout import StoreLayout
 from moecli.store.manifest import FILE, FileSums, Manifest, Origin
 from moecli.store.packed import PackedStore, describe_records
 from moecli.store.source import open_source, origin_of, text_files
-from moecli.store.sums import file_sums
 from moecli.store.write import Progress, pack, silent
 
 if TYPE_CHECKING:

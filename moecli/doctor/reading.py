@@ -12,7 +12,7 @@ from pathlib import Path
 
 from moecli.errors import MoecliError
 from moecli.experts.readers import Range, Readers
-from moecli.records import PAGE
+from moecli.store.expert_record import PAGE
 
 SAMPLE = 256 * 2**20
 _BLOCK = 16 * 2**20  # written and synced at once

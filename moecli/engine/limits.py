@@ -17,7 +17,7 @@ from moecli.kernels.bandwidth import read_bandwidth
 from moecli.kernels.products import as_matrix, linear
 from moecli.model.spec import ModelSpec
 from moecli.plan import Plan
-from moecli.records import compute_dtype
+from moecli.store.expert_record import compute_dtype
 
 _MOST, _LEAST = 256 * 2**20, 4 * 2**20  # of a sample
 _SLACK = 16 * 2**20  # threads and library code that come with the first measurement

@@ -23,8 +23,8 @@ from moecli.experts.tiered import TieredExperts
 from moecli.model.spec import ModelSpec
 from moecli.plan import Plan
 from moecli.policies import DEFAULT
-from moecli.records import compute_dtype, layer_records
 from moecli.store import manifest
+from moecli.store.expert_record import compute_dtype, layer_records
 from moecli.store.packed import PackedStore
 from moecli.store.source import check_runs, open_source
 

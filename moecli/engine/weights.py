@@ -18,7 +18,7 @@ from moecli.formats.plain import torch_dtype
 from moecli.kernels.products import Matrix, as_matrix, pack
 from moecli.model import tensors
 from moecli.model.spec import ModelSpec, Part
-from moecli.records import dense_dtype
+from moecli.store.expert_record import dense_dtype
 from moecli.store.packed import PackedStore
 
 Load = Callable[[tensors.Tensor], Matrix]

@@ -13,11 +13,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from moecli.experts.arena import Arena
-from moecli.experts.pieces import PiecewiseExpert, piece_matrices
+from moecli.experts.pieces import PiecewiseExpert, piece_matrices, record_matrices
 from moecli.experts.readers import Landing, Range, Readers
 from moecli.experts.store import Statistics, Streamed
-from moecli.kernels.products import Expert, Matrix, record_matrices
-from moecli.records import PAGE, STAGING, Piece, Record, pages, staging_size
+from moecli.kernels.products import Expert, Matrix
+from moecli.store.expert_record import PAGE, STAGING, Piece, Record, pages, staging_size
 from moecli.store.packed import PackedStore
 
 _SAMPLE = 64 * 2**20  # bytes that a measurement reads

@@ -23,7 +23,7 @@ from moecli.kernels.products import Expert, Matrix, Packed
 from moecli.model.spec import ModelSpec
 from moecli.needs import STAGED
 from moecli.policies import POLICIES
-from moecli.records import Record, shares
+from moecli.store.expert_record import Record, shares
 from moecli.store.packed import PackedStore
 
 Write = Callable[[int, int, Tensor], None]  # layer, expert, and the host memory that its record goes to

@@ -11,9 +11,9 @@ from torch import Tensor
 from moecli.experts.arena import CPU
 from moecli.experts.store import Streamed
 from moecli.kernels.choice import serves
-from moecli.kernels.products import Expert, Matrix, as_matrix, gated, linear, record_matrices
+from moecli.kernels.products import Expert, Matrix, as_matrix, gated, linear
 from moecli.model.spec import Activation
-from moecli.records import Piece, Record
+from moecli.store.expert_record import Piece, Record
 from moecli.store.packed import PackedStore
 
 Pieces = Iterable[tuple[Piece, list[Matrix]]]
@@ -44,6 +44,15 @@ class PiecewiseExpert:
                     hidden = part.new_empty(len(x), self.record.fields["up"].shape[0])
                 hidden[:, rows] = part
         return out
+
+
+def record_matrices(record: Record, data: Tensor) -> Expert:
+    """The three matrices of an expert, in place in its record's bytes."""
+    gate, up, down = (
+        as_matrix(record.dtype, field.shape, data[field.offset : field.offset + field.size])
+        for field in record.fields.values()
+    )
+    return gate, up, down
 
 
 def as_expert(record: Record, data: Tensor) -> Expert | Streamed:

@@ -15,7 +15,7 @@ from moecli.experts.pieces import as_expert
 from moecli.experts.store import Streamed, compute
 from moecli.kernels.products import Expert
 from moecli.model.spec import Activation
-from moecli.records import Record
+from moecli.store.expert_record import Record
 
 _MANY = 32  # tokens of the larger of two measurements
 _TRIALS, _TRIAL_S = 3, 0.05  # at least so many, at least so long

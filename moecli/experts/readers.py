@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moecli.errors import CheckpointError
-from moecli.records import PAGE
+from moecli.store.expert_record import PAGE
 
 THREADS = 4
 _SEGMENT = 2**20  # read by one thread at once: few records on their way still keep every thread busy

@@ -16,7 +16,7 @@ from moecli.formats.plain import torch_dtype
 from moecli.kernels.products import Expert, Packed, pack
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import EXPERT_MATRICES
-from moecli.records import Record, layer_records
+from moecli.store.expert_record import Record, layer_records
 from moecli.store.packed import PackedStore
 
 Locate = Callable[[int, int], Expert | Streamed]  # by layer and expert

@@ -13,7 +13,7 @@ from moecli.experts.readers import Landing, Readers
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.kernels.products import Expert
 from moecli.policies import POLICIES, Slots
-from moecli.records import shares
+from moecli.store.expert_record import shares
 from moecli.store.packed import PackedStore
 
 

@@ -14,7 +14,6 @@ from moecli.formats.plain import torch_dtype
 from moecli.kernels import bnb, native
 from moecli.kernels.choice import Kernel, chosen, serves
 from moecli.model.spec import Activation
-from moecli.records import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +59,6 @@ def as_matrix(dtype: str, shape: tuple[int, int], data: Tensor) -> Matrix:
     if dtype in formats.PLAIN:
         return data.view(torch_dtype(dtype)).view(shape)
     return Packed(dtype, shape, data)
-
-
-def record_matrices(record: Record, data: Tensor) -> Expert:
-    """The three matrices of an expert, in place in its record's bytes."""
-    gate, up, down = (
-        as_matrix(record.dtype, field.shape, data[field.offset : field.offset + field.size])
-        for field in record.fields.values()
-    )
-    return gate, up, down
 
 
 def pack(dtype: str, weights: Tensor) -> Tensor:

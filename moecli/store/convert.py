@@ -13,7 +13,7 @@ from moecli.checkpoint.safetensors import ITEM_SIZES, Checkpoint
 from moecli.errors import CheckpointError
 from moecli.formats import bytes_for
 from moecli.formats.blocks import ROWS
-from moecli.records import WHOLE
+from moecli.store.expert_record import WHOLE
 from moecli.store.jobs import Job
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from moecli.checkpoint.safetensors import ITEM_SIZES
 from moecli.formats import PLAIN, bytes_for
 from moecli.model.spec import ModelSpec, Part
 from moecli.model.tensors import Tensor, dense_tensors
-from moecli.records import PAGE, Record, compute_dtype, dense_dtype, layer_records
+from moecli.store.expert_record import PAGE, Record, compute_dtype, dense_dtype, layer_records
 
 DENSE = "dense.safetensors"
 EXPERTS = "experts"  # the role of the routed experts, and the one tensor of their files

@@ -11,7 +11,7 @@ from typing import Any
 
 from moecli import __version__
 from moecli.errors import CheckpointError
-from moecli.records import Record
+from moecli.store.expert_record import Record
 
 FILE = "manifest.json"
 SCHEMA = 1

@@ -11,12 +11,12 @@ from moecli.formats import FORMATS, PLAIN
 from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import Tensor
-from moecli.records import Record
 from moecli.store import manifest
+from moecli.store.checksums import file_sums
+from moecli.store.expert_record import Record
 from moecli.store.layout import DENSE, EXPERTS, StoreLayout, are_possible, tensor_name
 from moecli.store.manifest import Manifest, Origin, damaged
 from moecli.store.source import TEXTS
-from moecli.store.sums import file_sums
 
 PARTIAL = ".partial"  # what the name of an unfinished store ends with
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from moecli.checkpoint.binding import Weights
 from moecli.errors import CheckpointError, ConfigError
 from moecli.store import manifest
+from moecli.store.checksums import file_sums
 from moecli.store.convert import packed_strips
 from moecli.store.jobs import jobs
 from moecli.store.layout import choose_layout
 from moecli.store.manifest import FileSums
 from moecli.store.packed import PackedStore, is_partial, read_layout, unfinished
-from moecli.store.sums import file_sums
 
 Progress = Callable[[int, int], None]  # bytes looked at, of how many
 

@@ -18,6 +18,7 @@ from moecli.checkpoint.binding import Weights
 from moecli.checkpoint.safetensors import Checkpoint
 from moecli.errors import CheckpointError, DiskError
 from moecli.store import journal, manifest
+from moecli.store.checksums import file_sums
 from moecli.store.convert import packed_strips
 from moecli.store.jobs import Job, by_layer, jobs
 from moecli.store.journal import Journal, explained, locked, occupied, sync_folder
@@ -25,7 +26,6 @@ from moecli.store.layout import StoreLayout, choose_layout
 from moecli.store.manifest import FileSums, Manifest, Origin
 from moecli.store.packed import PARTIAL, PackedStore, describe_records
 from moecli.store.source import fingerprint, text_files
-from moecli.store.sums import file_sums
 from moecli.units import format_bytes
 
 Progress = Callable[[int, int], None]  # bytes of the checkpoint packed, of how many

@@ -16,7 +16,6 @@ from running import greedy, load, score
 from stores import Stores, decoder, experts_in, packed, split_plan
 from torch import Tensor
 
-from moecli import records
 from moecli.engine.decoder import Decoder
 from moecli.engine.load import open_model
 from moecli.engine.weights import store_weights
@@ -26,6 +25,7 @@ from moecli.experts.hybrid import HybridExperts, Room
 from moecli.experts.places import Place, Places
 from moecli.experts.rates import Pace, Rates, cheaper, split
 from moecli.policies import POLICIES
+from moecli.store import expert_record
 from moecli.store.packed import PackedStore
 
 FAMILIES = ("mixtral", "deepseek_v2", "dbrx")
@@ -135,7 +135,7 @@ def test_nothing_is_computed_with_bytes_on_their_way(rates: Rates, stores: Store
 def test_large_experts_pass_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(make("mixtral", hidden_size=128, intermediate_size=448), tmp_path / "model")
     store = packed(folder, tmp_path / "store")
-    monkeypatch.setattr(records, "PIECE", 2**15)
+    monkeypatch.setattr(expert_record, "PIECE", 2**15)
     monkeypatch.setattr("moecli.formats.blocks._WEIGHTS", 2**13)
     assert len(store.record(0).pieces()) > 1
     for (on_device, in_ram), rates in product([(0, 0), (3, 2), (10, 0), (0, 10)], (COPY, STAY)):

@@ -13,7 +13,6 @@ from checkpoints import make, prompt, write
 from running import greedy, load, score
 from stores import Stores, decoder, experts_in, packed, plan_for
 
-from moecli import records
 from moecli.engine.decoder import Decoder
 from moecli.engine.weights import store_weights
 from moecli.errors import CheckpointError
@@ -23,6 +22,7 @@ from moecli.formats import FORMATS
 from moecli.needs import needs
 from moecli.plan import place
 from moecli.policies import POLICIES
+from moecli.store import expert_record
 from moecli.store.packed import PackedStore
 
 FAMILIES = ("mixtral", "deepseek_v2", "dbrx", "qwen2_moe")
@@ -89,7 +89,7 @@ def test_large_experts_pass_in_pieces(dtype: str, tmp_path: Path, monkeypatch: p
     folder = write(make("mixtral", hidden_size=128, intermediate_size=448), tmp_path / "model")
     store = packed(folder, tmp_path / "store", dtype)
     whole = score(decoder(store, None), IDS)
-    monkeypatch.setattr(records, "PIECE", 2**15)
+    monkeypatch.setattr(expert_record, "PIECE", 2**15)
     monkeypatch.setattr("moecli.formats.blocks._WEIGHTS", 2**13)
     pieces = store.record(0).pieces()
     assert (len(pieces) == 1) == (dtype in ("nf4", "int8"))

@@ -18,7 +18,7 @@ from moecli.errors import CheckpointError, DiskError
 from moecli.formats.plain import torch_dtype
 from moecli.model.spec import Part
 from moecli.model.tensors import EXPERT_MATRICES, dense_tensors
-from moecli.records import PAGE, dense_dtype
+from moecli.store.expert_record import PAGE, dense_dtype
 from moecli.store.packed import PackedStore
 from moecli.store.source import open_source
 from tests import checkpoints
