@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from moecli import hub, needs
+from moecli import needs
 from moecli.checkpoint.inventory import Census, take_census
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import NetworkError
 from moecli.formats import stored_as
+from moecli.library import resolve as hub
 from moecli.model import catalog, families, params
 from moecli.model.params import Counts, Explanation
 from moecli.model.spec import ModelSpec
@@ -105,7 +106,7 @@ def _from_store(source: hub.Source, store: PackedStore) -> Report:
 
 
 def _from_hub(source: hub.Source, repo: str) -> Report:
-    from moecli.hub_headers import read_remote
+    from moecli.hub.headers import read_remote
 
     remote = read_remote(repo, source.revision)
     return _report(source, "hub", repo, remote.commit or source.revision, remote.config, remote.tensors)

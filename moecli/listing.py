@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli import hub, hub_cache
 from moecli.errors import ConfigError
 from moecli.formats import stored_as
+from moecli.hub import cache as hub_cache
+from moecli.library import resolve as hub
 from moecli.model import catalog, families, params
 from moecli.store.catalogue import LocalStore, local_stores
 

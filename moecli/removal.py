@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from moecli import hub, hub_cache
 from moecli.errors import DiskError, ModelNotFound
+from moecli.hub import cache as hub_cache
+from moecli.library import resolve as hub
 from moecli.store import catalogue
 from moecli.store.catalogue import LocalStore
 

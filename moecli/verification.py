@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from moecli import hub, hub_cache
 from moecli.errors import ModelNotFound, UsageError
+from moecli.hub import cache as hub_cache
+from moecli.library import resolve as hub
 from moecli.store import catalogue, verify
 from moecli.store.packed import PackedStore
 from moecli.store.source import open_source

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import moecli
 from benchmarks import checkpoint as random_checkpoint
-from moecli.hub_cache import INDEX
+from moecli.hub.cache import INDEX
 from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import dense_tensors

@@ -14,11 +14,11 @@ import pytest
 from hub_server import Fault
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 
-from moecli import hub_cache
-from moecli.download.fetch import each, fetch_all
-from moecli.download.manifest import Manifest, RemoteFile, read_manifest
-from moecli.download.patience import Patience
 from moecli.errors import CheckpointError, MoecliError, NetworkError
+from moecli.hub import cache as hub_cache
+from moecli.hub.download import each, fetch_all
+from moecli.hub.manifest import Manifest, RemoteFile, read_manifest
+from moecli.hub.retry import Patience
 from moecli.model import catalog
 
 REPO = "somebody/some-moe"

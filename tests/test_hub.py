@@ -12,8 +12,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils._validators import validate_repo_id
 
-from moecli import hub, hub_cache
 from moecli.errors import ModelNotFound
+from moecli.hub import cache as hub_cache
+from moecli.library import resolve as hub
 
 REPO = "mistralai/Mixtral-8x7B-Instruct-v0.1"
 OLD, NEW = "a" * 40, "b" * 40
@@ -83,7 +84,7 @@ def test_a_folder_without_a_model_does_not_hide_an_alias() -> None:
 
 
 def test_the_built_in_model_lies_in_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(hub, "__file__", str(tmp_path / "package" / "hub.py"))
+    monkeypatch.setattr(hub, "__file__", str(tmp_path / "package" / "library" / "resolve.py"))
     assert refusal("tiny") == (
         "the built-in model 'tiny' is missing from this installation",
         "reinstall moecli",

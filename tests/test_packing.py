@@ -19,12 +19,14 @@ from processes import in_child
 from safetensors.torch import load_file, save_file
 from stores import contents, deal, packed, random_mixtral
 
-from moecli import hub, hub_cache, settings
-from moecli.download.fetch import fetch_all
-from moecli.download.manifest import RemoteFile, read_manifest
+from moecli import settings
 from moecli.download.packing import check_space, propose_packed, pull_packed
-from moecli.download.patience import Patience
 from moecli.errors import CheckpointError, ConfigError, DiskError, MoecliError, NetworkError
+from moecli.hub import cache as hub_cache
+from moecli.hub.download import fetch_all
+from moecli.hub.manifest import RemoteFile, read_manifest
+from moecli.hub.retry import Patience
+from moecli.library import resolve as hub
 from moecli.store.catalogue import default_folder
 from moecli.store.packed import PackedStore
 from moecli.store.verify import verify

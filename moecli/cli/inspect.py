@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from moecli import local, settings
+from moecli import settings
 from moecli.cli import options, routing
 from moecli.cli import routing_options as wished
 from moecli.errors import CheckpointError, MoecliError, UsageError
+from moecli.library import resolve_local as local
 from moecli.output import terminal
 
 EXAMPLES = """Examples:

@@ -13,7 +13,7 @@ from moecli.errors import UsageError
 
 def complete_model(incomplete: str) -> Iterator[str]:
     """Aliases, then what is on this machine; touches no network and imports nothing heavy."""
-    from moecli import hub_cache
+    from moecli.hub import cache as hub_cache
     from moecli.model import catalog
     from moecli.store import catalogue
 

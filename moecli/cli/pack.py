@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from moecli import hub
 from moecli.cli import options
 from moecli.errors import UsageError
+from moecli.library import resolve as hub
 from moecli.output import terminal
 
 EXAMPLES = """Examples:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moecli import hub, settings
+from moecli import settings
 from moecli.cli import options
 from moecli.cli.pack import StoreFolder, check_format, load_packer
 from moecli.errors import Declined, UsageError
+from moecli.library import resolve as hub
 from moecli.output import terminal
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _show(plan: Proposal | PackedPull, dry_run: bool, json: bool, quiet: bool, n
 
 def _fetch(proposal: Proposal, yes: bool, quiet: bool) -> Path:
     """Ask if there is a doubt, then fetch what is missing."""
-    from moecli.download import fetch
+    from moecli.hub import download as fetch
     from moecli.output import pull as view
 
     fetch.check_space(proposal.manifest, proposal.manifest.files)

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moecli import hub, local
 from moecli.cli import options, pull
 from moecli.cli.routing_options import Wishes
 from moecli.errors import DiskError, UsageError
 from moecli.formats import FORMATS
+from moecli.library import resolve as hub
+from moecli.library import resolve_local as local
 from moecli.output import loading, terminal
 from moecli.units import parse_size
 

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from moecli import hub, local
 from moecli.cli import options, pull
 from moecli.errors import UsageError
 from moecli.formats import FORMATS
+from moecli.library import resolve as hub
+from moecli.library import resolve_local as local
 from moecli.output import terminal
 from moecli.policies import POLICIES
 

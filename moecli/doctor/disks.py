@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 
-from moecli import hub_cache, settings
+from moecli import settings
 from moecli.doctor import reading
 from moecli.errors import MoecliError
+from moecli.hub import cache as hub_cache
 from moecli.store.catalogue import LocalStore
 
 ROOM = 8 * reading.SAMPLE  # below this free a disk counts as full, and nothing is written to it

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moecli import hub, hub_cache, settings
+from moecli import settings
 from moecli.errors import MoecliError
+from moecli.hub import cache as hub_cache
+from moecli.library import resolve as hub
 from moecli.model import catalog
 from moecli.plan import fit
 from moecli.store import catalogue

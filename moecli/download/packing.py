@@ -13,17 +13,17 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moecli import hub
 from moecli.checkpoint.binding import Weights
 from moecli.checkpoint.safetensors import StoredTensor, read_header
-from moecli.download import fetch
-from moecli.download.blob import Transfer, Watcher
-from moecli.download.manifest import Manifest, RemoteFile
-from moecli.download.patience import Patience, Tell, persist
 from moecli.download.proposal import Proposal, propose
 from moecli.errors import CheckpointError
-from moecli.hub_cache import UNFINISHED
-from moecli.hub_headers import Repository
+from moecli.hub import download as fetch
+from moecli.hub.cache import UNFINISHED
+from moecli.hub.headers import Repository
+from moecli.hub.manifest import Manifest, RemoteFile
+from moecli.hub.retry import Patience, Tell, persist
+from moecli.hub.transfer import Transfer, Watcher
+from moecli.library import resolve as hub
 from moecli.store import catalogue, journal
 from moecli.store.incremental import packing_shards
 from moecli.store.jobs import jobs

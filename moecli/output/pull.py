@@ -18,9 +18,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from moecli.download.manifest import RemoteFile
 from moecli.download.packing import PackedPull
 from moecli.download.proposal import Proposal
+from moecli.hub.manifest import RemoteFile
 from moecli.output import pack, tables, terminal
 from moecli.store.packed import PackedStore
 from moecli.units import figure, format_bytes

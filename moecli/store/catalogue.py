@@ -11,7 +11,7 @@ from typing import Any
 
 from moecli import settings
 from moecli.errors import DiskError, ModelNotFound, MoecliError
-from moecli.hub_cache import UNFINISHED
+from moecli.hub.cache import UNFINISHED
 from moecli.store import journal, manifest
 from moecli.store.incremental import GROWING
 from moecli.store.journal import explained, locked

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli import hub_client
 from moecli.checkpoint.safetensors import StoredTensor, header_tensors
 from moecli.errors import CheckpointError, ConfigError, NetworkError
-from moecli.hub_cache import INDEX
+from moecli.hub import client
+from moecli.hub.cache import INDEX
 
 SINGLE = "model.safetensors"
 LARGEST_CONFIG = 16 * 1024**2
@@ -45,7 +45,7 @@ class _Piece:
 
 def read_remote(repo: str, revision: str | None = None) -> Remote:
     """Ask the Hub for the facts of a model: a few MB at most, and no weights. NetworkError if it cannot be had."""
-    hub_client.check_endpoint()
+    client.check_endpoint()
     config = Repository(repo, revision).fetch("config.json", LARGEST_CONFIG)
     if config is None:
         raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be inspected")
@@ -96,14 +96,14 @@ class Repository:
     def _read(self, name: str, start: int, size: int, ranged: bool = True) -> _Piece | None:
         """At most `size` bytes from `start`, even where a server ignores the range; None if there is no such file."""
         range_ = f"{start}-{start + size - 1}" if ranged else None
-        with hub_client.get(self._repo, self._revision, name, range_) as answer:
+        with client.get(self._repo, self._revision, name, range_) as answer:
             code = answer.headers.get("x-error-code", "")
             if answer.status == 404 and code in ("EntryNotFound", "") and name != "config.json":
                 return None
             if answer.status not in (200, 206):
-                raise hub_client.refusal(self._repo, self._revision, name, answer.status, answer.headers)
+                raise client.refusal(self._repo, self._revision, name, answer.status, answer.headers)
             skipped = start if answer.status == 200 else 0
-            data = hub_client.take(answer.chunks(), skipped + size)[skipped:]
+            data = client.take(answer.chunks(), skipped + size)[skipped:]
             return _Piece(data, answer.file_size or len(data), answer.commit)
 
 

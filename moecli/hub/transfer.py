@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from moecli import hub_client
-from moecli.download.manifest import RemoteFile
-from moecli.download.patience import Patience, Stopped, persist
 from moecli.errors import CheckpointError, DiskError, MoecliError
-from moecli.hub_cache import UNFINISHED, blob_hash
+from moecli.hub import client
+from moecli.hub.cache import UNFINISHED, blob_hash
+from moecli.hub.manifest import RemoteFile
+from moecli.hub.retry import Patience, Stopped, persist
 from moecli.units import format_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -76,7 +76,7 @@ class Transfer:
         file = part.file
         if part.size == file.size:
             return
-        with hub_client.get(self.repo, self.commit, file.name, f"{part.size}-") as answer:
+        with client.get(self.repo, self.commit, file.name, f"{part.size}-") as answer:
             self._check(answer, file)
             skip = part.size if answer.status == 200 else 0
             for chunk in answer.chunks():
@@ -86,16 +86,16 @@ class Transfer:
                     raise _lie(file, "goes on after")
                 part.append(fresh)
         if part.size < file.size:
-            raise hub_client.HubBusy(f"{file.name} was cut at {format_bytes(part.size)}", "try again later")
+            raise client.HubBusy(f"{file.name} was cut at {format_bytes(part.size)}", "try again later")
 
-    def _check(self, answer: hub_client.Answer, file: RemoteFile) -> None:
+    def _check(self, answer: client.Answer, file: RemoteFile) -> None:
         """Whether this answer can be the file that was listed."""
         if answer.status == 416:
             raise _lie(file, "ends before")
         if answer.status == 403 and answer.redirected:  # a signed address that has expired
-            raise hub_client.HubBusy(f"the host of {file.name} answers HTTP 403", "try again later")
+            raise client.HubBusy(f"the host of {file.name} answers HTTP 403", "try again later")
         if answer.status not in (200, 206):
-            raise hub_client.refusal(self.repo, self.commit, file.name, answer.status, answer.headers)
+            raise client.refusal(self.repo, self.commit, file.name, answer.status, answer.headers)
         if answer.first("x-linked-etag").strip('W/"') not in ("", file.hash):
             raise CheckpointError(f"{file.name} has another hash than the Hub has listed", "try again later")
         if answer.file_size not in (None, file.size):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from moecli.hub_client import HubBusy
+from moecli.hub.client import HubBusy
 
 Result = TypeVar("Result")
 Tell = Callable[[str, float], None]  # why, and for how many seconds

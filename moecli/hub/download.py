@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from moecli.download.blob import FULL, Transfer, Watcher
-from moecli.download.manifest import Manifest, RemoteFile
-from moecli.download.patience import Patience
 from moecli.errors import DiskError
-from moecli.hub_cache import UNFINISHED, lock_folder, status
+from moecli.hub.cache import UNFINISHED, lock_folder, status
+from moecli.hub.manifest import Manifest, RemoteFile
+from moecli.hub.retry import Patience
+from moecli.hub.transfer import FULL, Transfer, Watcher
 from moecli.units import format_bytes
 
 _AT_ONCE = 4

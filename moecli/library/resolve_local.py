@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moecli import hub
 from moecli.errors import ModelNotFound
+from moecli.library import resolve as hub
 from moecli.store import catalogue
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli import hub_client, settings
-from moecli.download.patience import Patience, Tell, persist
+from moecli import settings
 from moecli.errors import CheckpointError, NetworkError
-from moecli.hub_cache import BLOB_NAME, INDEX, PICKLES, repository, status
-from moecli.hub_headers import LARGEST_CONFIG, LARGEST_INDEX, SINGLE, Repository, json_object, shards
+from moecli.hub import client
+from moecli.hub.cache import BLOB_NAME, INDEX, PICKLES, repository, status
+from moecli.hub.headers import LARGEST_CONFIG, LARGEST_INDEX, SINGLE, Repository, json_object, shards
+from moecli.hub.retry import Patience, Tell, persist
 
 _TEXTS = (
     "config.json", "generation_config.json", INDEX, "tokenizer.json", "tokenizer_config.json",
@@ -70,7 +71,7 @@ def read_manifest(
     repo: str, revision: str | None = None, patience: Patience | None = None, tell: Tell | None = None
 ) -> Manifest:
     """Ask the Hub; nothing is written. NetworkError if it says no, CheckpointError if the answer cannot be right."""
-    hub_client.check_endpoint()
+    client.check_endpoint()
     if settings.offline():
         raise NetworkError(f"'{repo}' is on the Hub, and the network is not to be used", "unset HF_HUB_OFFLINE")
     patience = patience or Patience(attempts=4)
@@ -116,9 +117,9 @@ def _ask(repo: str, revision: str | None) -> Any:
         return HfApi(library_name="moecli").model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
     except HfHubHTTPError as error:
         answer = error.response
-        raise hub_client.refusal(repo, revision, "", answer.status_code, answer.headers) from error
-    except hub_client.transport_failures() as error:
-        raise hub_client.unreachable(error) from error
+        raise client.refusal(repo, revision, "", answer.status_code, answer.headers) from error
+    except client.transport_failures() as error:
+        raise client.unreachable(error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"what the server at {constants.ENDPOINT} says of {repo} is not the language of the Hub"
         raise NetworkError(message, "is HF_ENDPOINT right?") from error

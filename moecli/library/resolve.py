@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from moecli import hub_cache
 from moecli.errors import ModelNotFound
+from moecli.hub import cache as hub_cache
 from moecli.model import catalog
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -46,7 +46,7 @@ def resolve(model: str) -> Source:
     if (path := _as_path(model)) is not None:
         return _from_path(path)
     if model.casefold() == catalog.BUILT_IN:
-        folder = Path(__file__).parent / catalog.BUILT_IN
+        folder = Path(__file__).parents[1] / catalog.BUILT_IN
         return Source(catalog.BUILT_IN, folder=folder if _is_model(folder) else None)
     name, at, revision = model.partition("@")
     entry = catalog.find(name)

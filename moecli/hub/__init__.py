@@ -1,0 +1,1 @@
+"""The Hub over the network and its cache: one client, resumed and verified downloads, headers by range request."""
