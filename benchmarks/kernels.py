@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine_name import machine_name
-from moecli import machine
 from moecli.formats import bytes_for
 from moecli.kernels import library, native
 from moecli.kernels.bandwidth import read_bandwidth
 from moecli.model.spec import Activation
+from moecli.planning import machine
 
 _SECONDS, _RUNS = 0.5, 3  # what every measurement takes at least
 _COLD = 256 * 2**20  # bytes of experts that are gone through before one comes again: far beyond any cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from moecli import machine
+from moecli.planning import machine
 
 
 def machine_name() -> str:

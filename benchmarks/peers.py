@@ -23,7 +23,7 @@ from benchmarks.machine_name import machine_name
 from benchmarks.models import Model
 from benchmarks.ratios import Samples, ratios, shares
 from benchmarks.sides import Figures, LlamaCpp, Moecli, Side, Transformers, Work, decode, prefill
-from moecli import machine
+from moecli.planning import machine
 from moecli.units import format_bytes, parse_size
 
 _SHAPES = ("olmoe", "mixtral-4-layers")

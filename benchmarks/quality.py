@@ -20,7 +20,7 @@ from moecli.checkpoint.reading import read_slice
 from moecli.engine.load import CheckpointModel, open_model
 from moecli.engine.recorder import Recorder, new_builder
 from moecli.model.tensors import EXPERT_MATRICES
-from moecli.plan import fit
+from moecli.planning.placement import fit
 from moecli.routing.agreement import agreement
 from moecli.routing.trace import Trace
 from moecli.text.tokenizer import Tokenizer

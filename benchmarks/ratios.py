@@ -9,7 +9,7 @@ from statistics import median
 
 from benchmarks.models import Model
 from benchmarks.sides import Figures, Side, Work, decode
-from moecli.needs import kv_bytes_per_token
+from moecli.planning.memory import kv_bytes_per_token
 
 
 @dataclass(slots=True)

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from benchmarks import cgroup, gguf_file
 from benchmarks.models import Model
-from moecli import machine
-from moecli.needs import needs, read_bytes_per_token
+from moecli.planning import machine
+from moecli.planning.memory import needs, read_bytes_per_token
 
 _BANDWIDTH = "from moecli.kernels.bandwidth import read_bandwidth; print(read_bandwidth())"
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from benchmarks.sides import Figures, decode, prefill
-from moecli import machine
+from moecli.planning import machine
 
 
 def measure(folder: str, prompts: list[int], depths: list[int], tokens: int) -> Figures:

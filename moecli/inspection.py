@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from moecli import needs
 from moecli.checkpoint.inventory import Census, take_census
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import NetworkError
@@ -16,6 +15,7 @@ from moecli.library import resolve as hub
 from moecli.model import catalog, families, params
 from moecli.model.params import Counts, Explanation
 from moecli.model.spec import ModelSpec
+from moecli.planning import memory
 from moecli.store import manifest
 from moecli.store.packed import PackedStore
 
@@ -100,7 +100,7 @@ def _from_store(source: hub.Source, store: PackedStore) -> Report:
     report = _report(
         source, "store", str(store.folder), store.source.revision, families.load_config(store.folder / "config.json")
     )
-    read = needs.read_bytes_per_token(store.spec, store.dtype)
+    read = memory.read_bytes_per_token(store.spec, store.dtype)
     census = Census(report.counts.total, store.bytes, store.dtype, read, (), ())
     return replace(report, stored_read_bytes_per_token=read, census=census)
 
@@ -132,8 +132,8 @@ def _report(
         revision=revision,
         spec=spec,
         counts=counts,
-        kv_bytes_per_token=needs.kv_bytes_per_token(spec),
-        read_bytes_per_token=needs.read_bytes_per_token(spec, "bf16"),
+        kv_bytes_per_token=memory.kv_bytes_per_token(spec),
+        read_bytes_per_token=memory.read_bytes_per_token(spec, "bf16"),
         stored_read_bytes_per_token=census.read_bytes_per_token if census else _as_stored(spec),
         entry=source.entry,
         explanation=params.explain_published(counts, published.total, published.active) if published else None,
@@ -144,4 +144,4 @@ def _report(
 def _as_stored(spec: ModelSpec) -> int | None:
     """Without headers only plain formats are known to the byte."""
     plain = spec.stored_dtype in ("float32", "float16", "bfloat16") and spec.quantization is None
-    return needs.read_bytes_per_token(spec, stored_as(spec.stored_dtype)) if plain else None
+    return memory.read_bytes_per_token(spec, stored_as(spec.stored_dtype)) if plain else None

@@ -11,7 +11,7 @@ from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Session, Timing
 from moecli.engine.load import open_model
 from moecli.engine.sampling import Sampler, Sampling
-from moecli.plan import fit
+from moecli.planning.placement import fit
 
 ALL = 2**60  # a budget that holds everything
 

@@ -19,8 +19,8 @@ from moecli.hub.cache import INDEX
 from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import dense_tensors
-from moecli.needs import needs
-from moecli.plan import Plan, fit, place
+from moecli.planning.memory import needs
+from moecli.planning.placement import Plan, fit, place
 from moecli.policies import DEFAULT
 from moecli.store.checksums import file_sums
 from moecli.store.expert_record import dense_dtype

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moecli import cgroups
+from moecli.planning import cgroups
 
 
 def lay(root: Path, files: dict[str, str]) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from moecli.checkpoint.safetensors import Checkpoint, read_header
 from moecli.engine.load import open_model
 from moecli.errors import CheckpointError, MoecliError
-from moecli.plan import fit
+from moecli.planning.placement import fit
 
 GOOD = {
     "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from specs import spec_of
 
-from moecli.forecast import Links, Products, Speed, bytes_per_token, forecast
 from moecli.model import catalog
-from moecli.needs import needs
-from moecli.plan import fit, place
+from moecli.planning.memory import needs
+from moecli.planning.placement import fit, place
+from moecli.planning.speed import Links, Products, Speed, bytes_per_token, forecast
 
 SPECS = {entry.alias: spec_of(entry.alias) for entry in catalog.known()}
 RUNNABLE = [name for name, spec in SPECS.items() if not spec.unsupported]

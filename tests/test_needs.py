@@ -16,7 +16,7 @@ from moecli.engine.cache import Cache
 from moecli.formats import FORMATS, bytes_for
 from moecli.model import catalog, families, params
 from moecli.model.spec import Mixture
-from moecli.needs import CHUNK, kv_bytes_per_token, needs, read_bytes_per_token
+from moecli.planning.memory import CHUNK, kv_bytes_per_token, needs, read_bytes_per_token
 
 TINY = Path(moecli.__file__).parent / "tiny"
 

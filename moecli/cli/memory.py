@@ -53,9 +53,9 @@ def memory(
     Without --dtype: every format in a table.
     """
     from moecli import inspection, settings
-    from moecli.estimate import Budget, estimate
     from moecli.library import resolve_local as local
     from moecli.output import memory as show
+    from moecli.planning.estimate import Budget, estimate
 
     budget = Budget.of(ram, vram, gpu, ram_speed, disk_speed)
     source = local.resolve(model)

@@ -88,6 +88,6 @@ def load_packer(threads: int | None, quiet: bool) -> None:
     with terminal.status("loading ...", quiet):
         import torch
 
-        from moecli.machine import compute_threads
+        from moecli.planning.machine import compute_threads
 
         torch.set_num_threads(compute_threads(threads))

@@ -79,8 +79,9 @@ def _present(
 
 def _document(analysis: Analysis, layers: frozenset[int] | None, source: hub.Source | None) -> dict[str, Any]:
     """`inspect --json` of the model, where it is named, and `routing`."""
-    from moecli import inspection, machine
+    from moecli import inspection
     from moecli.output import inspect_document
+    from moecli.planning import machine
     from moecli.routing.analysis_document import analysis_document
 
     routing = analysis_document(analysis, layers) | {"peak_rss_bytes": machine.peak_rss()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from moecli import cgroups, machine
+from moecli.planning import cgroups, machine
 
 _LEAST = 2**30  # below this free, nothing is measured
 

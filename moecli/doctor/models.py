@@ -10,7 +10,7 @@ from moecli.errors import MoecliError
 from moecli.hub import cache as hub_cache
 from moecli.library import resolve as hub
 from moecli.model import catalog
-from moecli.plan import fit
+from moecli.planning.placement import fit
 from moecli.store import catalogue
 from moecli.store.catalogue import LocalStore
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 
-from moecli import cgroups, machine, settings
+from moecli import settings
 from moecli.doctor.problem import Problem
 from moecli.errors import UsageError
+from moecli.planning import cgroups, machine
 
 # As Linux spells what native.c asks the processor for.
 _INSTRUCTIONS = "avx512f avx512bw avx512vl avx512dq avx512_vnni avx_vnni avx2 fma f16c asimddp".split()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moecli.errors import ModelNotFound
-from moecli.estimate import Budget, Estimate, estimate
 from moecli.hub.download import free_space, present
 from moecli.hub.manifest import Manifest, read_manifest
 from moecli.hub.retry import Tell
 from moecli.library import resolve as hub
 from moecli.model import families
 from moecli.model.spec import ModelSpec
+from moecli.planning.estimate import Budget, Estimate, estimate
 from moecli.units import format_bytes
 
 _MOST_OF_DISK = 0.9

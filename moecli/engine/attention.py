@@ -13,7 +13,7 @@ from moecli.engine.layers import Rotation, rms_norm
 from moecli.engine.weights import LayerWeights
 from moecli.kernels.products import linear
 from moecli.model.spec import GroupedQuery, Latent, QkNorm
-from moecli.needs import BUCKET, SCORES
+from moecli.planning.memory import BUCKET, SCORES
 
 _FEW = 16  # so few queries meet the keys as they lie: torch is up to four times slower with the keys transposed
 _ABSORB = 8  # up to so many new tokens, scoring against latents beats expanding them

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import median
 
-from moecli import machine
 from moecli.engine.generate import Session, Timing
 from moecli.engine.limits import OtherPrograms, measure_links, sample_bytes
 from moecli.engine.load import Progress
@@ -16,8 +15,9 @@ from moecli.engine.runner import Runner
 from moecli.engine.sampling import Sampler, Sampling
 from moecli.errors import UsageError
 from moecli.experts.store import Statistics
-from moecli.forecast import Links, Speed, bytes_per_token, forecast
-from moecli.plan import Plan, fit
+from moecli.planning import machine
+from moecli.planning.placement import Plan, fit
+from moecli.planning.speed import Links, Speed, bytes_per_token, forecast
 
 _PROMPT, _ANSWER = 512, 128  # tokens, where the context is long enough
 

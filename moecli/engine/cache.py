@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from moecli.model.spec import Attention, Latent, ModelSpec
-from moecli.needs import cache_rows
+from moecli.planning.memory import cache_rows
 
 
 class LayerCache:

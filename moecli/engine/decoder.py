@@ -19,7 +19,7 @@ from moecli.experts.store import ExpertStore, each_output, mix
 from moecli.kernels.products import feed_forward, linear
 from moecli.kernels.token import TokenMixture, TokenPass
 from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Rope
-from moecli.needs import BUCKET, CHUNK, cache_rows
+from moecli.planning.memory import BUCKET, CHUNK, cache_rows
 
 
 class Trace(Protocol):

@@ -6,7 +6,7 @@ import torch
 
 from moecli.errors import UsageError
 from moecli.experts.arena import CPU
-from moecli.needs import DEVICE_CONTEXT
+from moecli.planning.memory import DEVICE_CONTEXT
 
 _MARGIN = 256 * 2**20  # left to the screen and to other programs
 

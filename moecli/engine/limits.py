@@ -8,15 +8,15 @@ from collections.abc import Callable
 import psutil
 import torch
 
-from moecli import machine
 from moecli.engine.load import Model
-from moecli.forecast import TYPICAL_DISK, Links, Products
 from moecli.formats import bytes_for, stored_as
 from moecli.formats.plain import torch_dtype
 from moecli.kernels.bandwidth import read_bandwidth
 from moecli.kernels.products import as_matrix, linear
 from moecli.model.spec import ModelSpec
-from moecli.plan import Plan
+from moecli.planning import machine
+from moecli.planning.placement import Plan
+from moecli.planning.speed import TYPICAL_DISK, Links, Products
 from moecli.store.expert_record import compute_dtype
 
 _MOST, _LEAST = 256 * 2**20, 4 * 2**20  # of a sample

@@ -21,7 +21,7 @@ from moecli.experts.resident import checkpoint_experts, packed_experts, store_ex
 from moecli.experts.store import ExpertStore
 from moecli.experts.tiered import TieredExperts
 from moecli.model.spec import ModelSpec
-from moecli.plan import Plan
+from moecli.planning.placement import Plan
 from moecli.policies import DEFAULT
 from moecli.store import manifest
 from moecli.store.expert_record import compute_dtype, layer_records

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from moecli import machine, settings
+from moecli import settings
 from moecli.engine.answer import Answer, Request, pieces
 from moecli.engine.decoder import Decoder
 from moecli.engine.device import choose_device, free_vram
@@ -19,8 +19,9 @@ from moecli.engine.recorder import Recorder, finish, new_builder
 from moecli.engine.sampling import Sampling
 from moecli.errors import CheckpointError, MoecliError, NotEnoughMemory, UsageError
 from moecli.experts.arena import CPU
-from moecli.forecast import Links, Speed, forecast
-from moecli.plan import Plan, fit, least_device
+from moecli.planning import machine
+from moecli.planning.placement import Plan, fit, least_device
+from moecli.planning.speed import Links, Speed, forecast
 from moecli.policies import DEFAULT
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.trace import Trace

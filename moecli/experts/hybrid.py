@@ -21,7 +21,7 @@ from moecli.experts.readers import Landing, Readers
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.kernels.products import Expert, Matrix, Packed
 from moecli.model.spec import ModelSpec
-from moecli.needs import STAGED
+from moecli.planning.memory import STAGED
 from moecli.policies import POLICIES
 from moecli.store.expert_record import Record, shares
 from moecli.store.packed import PackedStore

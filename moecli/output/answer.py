@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from moecli import machine
 from moecli.engine.answer import Answer
+from moecli.planning import machine
 from moecli.units import format_bytes
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moecli import machine
 from moecli.kernels.choice import chosen
-from moecli.needs import read_bytes_per_token
 from moecli.output import tables, terminal
+from moecli.planning import machine
+from moecli.planning.memory import read_bytes_per_token
 from moecli.units import figure, format_bytes
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from moecli.output import terminal
 from moecli.units import figure, format_bytes
 
 if TYPE_CHECKING:
-    from moecli.forecast import Speed
-    from moecli.plan import Plan, Tier
+    from moecli.planning.placement import Plan, Tier
+    from moecli.planning.speed import Speed
 
 
 def explain(plan: Plan) -> str:

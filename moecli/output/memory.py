@@ -7,10 +7,10 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from moecli.estimate import Estimate, Result
-from moecli.needs import kv_bytes_per_token, read_bytes_per_token
 from moecli.output import tables, terminal
-from moecli.plan import Plan, Tier
+from moecli.planning.estimate import Estimate, Result
+from moecli.planning.memory import kv_bytes_per_token, read_bytes_per_token
+from moecli.planning.placement import Plan, Tier
 from moecli.units import figure, format_bytes, round_up
 
 

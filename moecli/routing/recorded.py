@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from moecli.formats import FORMATS
 from moecli.model.spec import ModelSpec, Scoring
-from moecli.needs import needs
-from moecli.plan import place
+from moecli.planning.memory import needs
+from moecli.planning.placement import place
 from moecli.routing.analysis import Memory
 from moecli.routing.trace import Trace
 

@@ -16,8 +16,8 @@ from stores import packed
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import moecli
-from moecli.needs import needs
-from moecli.plan import fit_survey, place
+from moecli.planning.memory import needs
+from moecli.planning.placement import fit_survey, place
 from moecli.routing import files, trace_file
 from moecli.routing.published import paper
 from moecli.routing.trace import Trace, bare

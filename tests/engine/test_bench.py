@@ -13,7 +13,7 @@ from moecli.engine import bench
 from moecli.engine.limits import OtherPrograms, measure_links
 from moecli.engine.runner import Choices, Runner, open_runner
 from moecli.errors import UsageError
-from moecli.forecast import Speed
+from moecli.planning.speed import Speed
 
 TINY = Path(moecli.__file__).parent / "tiny"
 

@@ -19,8 +19,8 @@ from moecli.errors import CheckpointError
 from moecli.experts.readers import Landing, Range, Readers
 from moecli.experts.tiered import TieredExperts
 from moecli.formats import FORMATS
-from moecli.needs import needs
-from moecli.plan import place
+from moecli.planning.memory import needs
+from moecli.planning.placement import place
 from moecli.policies import POLICIES
 from moecli.store import expert_record
 from moecli.store.packed import PackedStore

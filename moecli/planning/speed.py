@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from moecli.model.spec import Layer, ModelSpec
-from moecli.needs import dense_read_bytes, read_bytes_per_token
-from moecli.plan import Plan
+from moecli.planning.memory import dense_read_bytes, read_bytes_per_token
+from moecli.planning.placement import Plan
 
 Evidence = Literal["measured", "given", "typical"]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 
-from moecli import cgroups, settings
+from moecli import settings
 from moecli.errors import UsageError
+from moecli.planning import cgroups
 
 _MARGIN = 256 * 2**20  # left to the rest of the machine
 

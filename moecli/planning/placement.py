@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from moecli.model.spec import ModelSpec
-from moecli.needs import CHUNK, DEVICE_CONTEXT, STAGED, Needs, needs, survey_needs
+from moecli.planning.memory import CHUNK, DEVICE_CONTEXT, STAGED, Needs, needs, survey_needs
 
 _LEAST_CHUNK = 32  # prompt tokens per pass when memory is short
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from moecli import machine
 from moecli.errors import UsageError
-from moecli.forecast import Links, Speed, forecast
 from moecli.formats import FORMATS, stored_as
-from moecli.gpus import Gpu, parse_gpu
 from moecli.model.spec import ModelSpec
-from moecli.needs import DEVICE_CONTEXT, Needs, needs
-from moecli.plan import Plan, largest_context, place
+from moecli.planning import machine
+from moecli.planning.gpus import Gpu, parse_gpu
+from moecli.planning.memory import DEVICE_CONTEXT, Needs, needs
+from moecli.planning.placement import Plan, largest_context, place
+from moecli.planning.speed import Links, Speed, forecast
 from moecli.units import parse_size
 
 _USUAL_CONTEXT = 8192
