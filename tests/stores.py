@@ -15,13 +15,13 @@ from torch import Tensor
 
 import moecli
 from benchmarks import checkpoint as random_checkpoint
+from moecli.experts.policies import DEFAULT
 from moecli.hub.cache import INDEX
 from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import dense_tensors
 from moecli.planning.memory import needs
 from moecli.planning.placement import Plan, fit, place
-from moecli.policies import DEFAULT
 from moecli.store.checksums import file_sums
 from moecli.store.expert_record import dense_dtype
 from moecli.store.layout import StoreLayout

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moecli.policies import DEFAULT, POLICIES, Lfu, Lru, Slots
+from moecli.experts.policies import DEFAULT, POLICIES, Lfu, Lru, Slots
 from tests.routing.traces import Choices, drifting, recorded, uniform
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from moecli.cli import options, running
+from moecli.experts.policies import DEFAULT
 from moecli.output import loading, terminal
-from moecli.policies import DEFAULT
 from moecli.units import parse_size
 
 EXAMPLES = """Examples:

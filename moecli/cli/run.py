@@ -12,8 +12,8 @@ import typer
 
 from moecli.cli import options, running
 from moecli.errors import UsageError
+from moecli.experts.policies import DEFAULT
 from moecli.output import loading, terminal
-from moecli.policies import DEFAULT
 from moecli.units import parse_size
 
 if TYPE_CHECKING:

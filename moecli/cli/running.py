@@ -10,11 +10,11 @@ import typer
 
 from moecli.cli import options, pull
 from moecli.errors import UsageError
+from moecli.experts.policies import POLICIES
 from moecli.formats import FORMATS
 from moecli.library import resolve as hub
 from moecli.library import resolve_local as local
 from moecli.output import terminal
-from moecli.policies import POLICIES
 
 SLOW = 1.0  # tokens per second: below it, the user is asked first
 

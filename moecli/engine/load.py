@@ -16,13 +16,13 @@ from moecli.errors import UsageError
 from moecli.experts import disk
 from moecli.experts.arena import CPU
 from moecli.experts.hybrid import HybridExperts, Room
+from moecli.experts.policies import DEFAULT
 from moecli.experts.rates import Rates
 from moecli.experts.resident import checkpoint_experts, packed_experts, store_experts, write_record
 from moecli.experts.store import ExpertStore
 from moecli.experts.tiered import TieredExperts
 from moecli.model.spec import ModelSpec
 from moecli.planning.placement import Plan
-from moecli.policies import DEFAULT
 from moecli.store import manifest
 from moecli.store.expert_record import compute_dtype, layer_records
 from moecli.store.packed import PackedStore

@@ -19,10 +19,10 @@ from moecli.engine.recorder import Recorder, finish, new_builder
 from moecli.engine.sampling import Sampling
 from moecli.errors import CheckpointError, MoecliError, NotEnoughMemory, UsageError
 from moecli.experts.arena import CPU
+from moecli.experts.policies import DEFAULT
 from moecli.planning import machine
 from moecli.planning.placement import Plan, fit, least_device
 from moecli.planning.speed import Links, Speed, forecast
-from moecli.policies import DEFAULT
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.trace import Trace
 from moecli.text.chat import Message

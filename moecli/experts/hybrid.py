@@ -16,13 +16,13 @@ from moecli.experts.copies import Copies, Parts, copies_for
 from moecli.experts.disk import Disk
 from moecli.experts.pieces import PiecewiseExpert, as_expert
 from moecli.experts.places import Found, Place, Places
+from moecli.experts.policies import POLICIES
 from moecli.experts.rates import Rates, cheaper, measure, split
 from moecli.experts.readers import Landing, Readers
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.kernels.products import Expert, Matrix, Packed
 from moecli.model.spec import ModelSpec
 from moecli.planning.memory import STAGED
-from moecli.policies import POLICIES
 from moecli.store.expert_record import Record, shares
 from moecli.store.packed import PackedStore
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from moecli.policies import Policy, Slots
+from moecli.experts.policies import Policy, Slots
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from contextlib import closing
 from moecli.experts.arena import Arena
 from moecli.experts.disk import Disk
 from moecli.experts.pieces import as_expert
+from moecli.experts.policies import POLICIES, Slots
 from moecli.experts.readers import Landing, Readers
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.kernels.products import Expert
-from moecli.policies import POLICIES, Slots
 from moecli.store.expert_record import shares
 from moecli.store.packed import PackedStore
 

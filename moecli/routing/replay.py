@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moecli.policies import DEFAULT, POLICIES, Policy, Slots
+from moecli.experts.policies import DEFAULT, POLICIES, Policy, Slots
 from moecli.routing.oracles import Belady, Pass, Pinned, Random
 from moecli.routing.trace import Choices, Counts, LayerTrace, Trace
 

@@ -23,8 +23,8 @@ from moecli.experts.arena import CPU, Arena
 from moecli.experts.copies import Copies, Parts, copies_for
 from moecli.experts.hybrid import HybridExperts, Room
 from moecli.experts.places import Place, Places
+from moecli.experts.policies import POLICIES
 from moecli.experts.rates import Pace, Rates, cheaper, split
-from moecli.policies import POLICIES
 from moecli.store import expert_record
 from moecli.store.packed import PackedStore
 

@@ -16,12 +16,12 @@ from stores import Stores, decoder, experts_in, packed, plan_for
 from moecli.engine.decoder import Decoder
 from moecli.engine.weights import store_weights
 from moecli.errors import CheckpointError
+from moecli.experts.policies import POLICIES
 from moecli.experts.readers import Landing, Range, Readers
 from moecli.experts.tiered import TieredExperts
 from moecli.formats import FORMATS
 from moecli.planning.memory import needs
 from moecli.planning.placement import place
-from moecli.policies import POLICIES
 from moecli.store import expert_record
 from moecli.store.packed import PackedStore
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moecli.policies import DEFAULT, POLICIES
+from moecli.experts.policies import DEFAULT, POLICIES
 from moecli.routing.oracles import Belady
 from moecli.routing.replay import REPLAYED, candidates, hit_rate, replay, token_passes, verdict
 from moecli.routing.trace import bare
