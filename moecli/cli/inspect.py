@@ -83,7 +83,7 @@ def inspect(
 
 
 def _architecture(models: list[str], json: bool, no_color: bool, offline: bool) -> None:
-    from moecli import inspection
+    from moecli.library import inspection
 
     reports = []
     for model in models:

@@ -25,7 +25,7 @@ def list_models(
     no_color: options.NoColor = False,
 ) -> None:
     """Show the models on this machine, or with --known every model that has an alias."""
-    from moecli import listing
+    from moecli.library import listing
     from moecli.output import listing as view
     from moecli.output import tables
 

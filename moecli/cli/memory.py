@@ -52,7 +52,8 @@ def memory(
 
     Without --dtype: every format in a table.
     """
-    from moecli import inspection, settings
+    from moecli import settings
+    from moecli.library import inspection
     from moecli.library import resolve_local as local
     from moecli.output import memory as show
     from moecli.planning.estimate import Budget, estimate

@@ -14,11 +14,11 @@ from moecli.errors import UsageError
 def complete_model(incomplete: str) -> Iterator[str]:
     """Aliases, then what is on this machine; touches no network and imports nothing heavy."""
     from moecli.hub import cache as hub_cache
+    from moecli.library import stores
     from moecli.model import catalog
-    from moecli.store import catalogue
 
     names = [catalog.BUILT_IN, *(entry.alias for entry in catalog.known())]
-    names += [store.name for store in catalogue.local_stores()]
+    names += [store.name for store in stores.local_stores()]
     names += [model.repo for model in hub_cache.local_models()]
     return (name for name in dict.fromkeys(names) if name.startswith(incomplete))
 

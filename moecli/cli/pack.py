@@ -43,8 +43,8 @@ def pack(
 
     Interrupted, it goes on where it stopped when repeated. Prints the store's folder, which is a MODEL.
     """
+    from moecli.library import stores
     from moecli.output import pack as view
-    from moecli.store import catalogue
     from moecli.store.layout import choose_layout
     from moecli.store.source import open_source, origin_of
 
@@ -54,7 +54,7 @@ def pack(
     weights = open_source(folder)
     dtype = weights.dtype if dtype == "auto" else dtype
     origin = origin_of(source.name, source.repo, source.commit, folder, weights)
-    target = output.absolute() if output else catalogue.default_folder(source.name, dtype)
+    target = output.absolute() if output else stores.default_folder(source.name, dtype)
     load_packer(threads, quiet or json)
     from moecli.store.write import pack as write
 

@@ -16,8 +16,8 @@ from moecli.library import resolve as hub
 from moecli.output import terminal
 
 if TYPE_CHECKING:
-    from moecli.download.packing import PackedPull
-    from moecli.download.proposal import Proposal
+    from moecli.library.pull import Proposal
+    from moecli.library.pull_packed import PackedPull
 
 EXAMPLES = """Examples:
 
@@ -94,7 +94,7 @@ def offer(source: hub.Source, quiet: bool = False) -> Path | None:
 
 
 def _propose(source: hub.Source, quiet: bool) -> Proposal:
-    from moecli.download.proposal import propose
+    from moecli.library.pull import propose
     from moecli.output import pull as view
 
     with terminal.status(f"asking the Hub for {source.name} ...", quiet):
@@ -102,7 +102,7 @@ def _propose(source: hub.Source, quiet: bool) -> Proposal:
 
 
 def _propose_packed(source: hub.Source, dtype: str, target: Path | None, keep: bool, quiet: bool) -> PackedPull:
-    from moecli.download.packing import propose_packed
+    from moecli.library.pull_packed import propose_packed
     from moecli.output import pull as view
 
     with terminal.status(f"asking the Hub for {source.name} ...", quiet):
@@ -132,17 +132,17 @@ def _fetch(proposal: Proposal, yes: bool, quiet: bool) -> Path:
 
 def _pack(pull: PackedPull, threads: int | None, yes: bool, json: bool, quiet: bool) -> None:
     """The same for a packed store."""
-    from moecli.download import packing
+    from moecli.library import pull_packed
     from moecli.output import pack as account
     from moecli.output import pull as view
 
     if pull.store is None:
-        packing.check_space(pull)
+        pull_packed.check_space(pull)
         _ask(pull.proposal, yes)
         load_packer(threads, quiet or json)
     try:
         with view.PackingBars(pull, quiet or json) as bars:
-            store = packing.pull_packed(pull, bars, bars.packed)
+            store = pull_packed.pull_packed(pull, bars, bars.packed)
     except KeyboardInterrupt:
         terminal.say("interrupted; the same command goes on from here")
         raise typer.Exit(130) from None

@@ -8,7 +8,7 @@ from moecli.cli import options
 from moecli.output import terminal
 
 if TYPE_CHECKING:
-    from moecli.removal import Removal, StoreRemoval
+    from moecli.library.removal import Removal, StoreRemoval
 
 EXAMPLES = """Examples:
 
@@ -22,7 +22,7 @@ def rm(
     model: options.Model, *, yes: options.Yes = False, json: options.Json = False, quiet: options.Quiet = False
 ) -> None:
     """Delete a model that was pulled or packed; with @revision only that revision. What others share stays."""
-    from moecli import removal
+    from moecli.library import removal
     from moecli.units import format_bytes
 
     target = removal.find(model)

@@ -79,7 +79,7 @@ def _present(
 
 def _document(analysis: Analysis, layers: frozenset[int] | None, source: hub.Source | None) -> dict[str, Any]:
     """`inspect --json` of the model, where it is named, and `routing`."""
-    from moecli import inspection
+    from moecli.library import inspection
     from moecli.output import inspect_document
     from moecli.planning import machine
     from moecli.routing.analysis_document import analysis_document
@@ -178,7 +178,7 @@ def _read(path: Path, source: hub.Source | None) -> Recorded:
 
     if source is None:
         return Recorded(files.read(path))
-    from moecli import inspection
+    from moecli.library import inspection
 
     spec = inspection.inspect(source).spec
     shapes = [(layer, mixture.router.active, mixture.router.experts) for layer, mixture in spec.mixtures]

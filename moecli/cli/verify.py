@@ -29,7 +29,7 @@ def verify(
     quiet: options.Quiet = False,
 ) -> None:
     """Read every file of a model again: is it what was published, or packed? Exit 3 if something differs."""
-    from moecli import verification
+    from moecli.library import verification
     from moecli.output import verify as view
 
     subject = verification.find(model)

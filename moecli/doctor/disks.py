@@ -15,7 +15,7 @@ from moecli import settings
 from moecli.doctor import reading
 from moecli.errors import MoecliError
 from moecli.hub import cache as hub_cache
-from moecli.store.catalogue import LocalStore
+from moecli.library.stores import LocalStore
 
 ROOM = 8 * reading.SAMPLE  # below this free a disk counts as full, and nothing is written to it
 

@@ -9,10 +9,10 @@ from moecli import settings
 from moecli.errors import MoecliError
 from moecli.hub import cache as hub_cache
 from moecli.library import resolve as hub
+from moecli.library import stores
+from moecli.library.stores import LocalStore
 from moecli.model import catalog
 from moecli.planning.placement import fit
-from moecli.store import catalogue
-from moecli.store.catalogue import LocalStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,14 @@ def packed_models() -> tuple[Held, Sequence[LocalStore]]:
     """Packed stores, and those of them that are complete."""
     try:
         hub_cache.children(settings.stores())
-        stores = catalogue.local_stores()
+        found = stores.local_stores()
     except MoecliError as error:
         return Held(failure=str(error).rstrip(".")), ()
     except OSError as error:
         return Held(failure=f"'{error.filename}' cannot be read: {error.strerror}"), ()
-    partial = [store.bytes for store in stores if not store.complete]
-    complete = [store for store in stores if store.complete]
-    return Held(len(stores), sum(store.bytes for store in stores), len(partial), sum(partial)), complete
+    partial = [store.bytes for store in found if not store.complete]
+    complete = [store for store in found if store.complete]
+    return Held(len(found), sum(store.bytes for store in found), len(partial), sum(partial)), complete
 
 
 def built_in(budget: int) -> BuiltIn:

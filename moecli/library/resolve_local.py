@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from moecli.errors import ModelNotFound
 from moecli.library import resolve as hub
-from moecli.store import catalogue
+from moecli.library import stores
 
 
 def resolve(model: str, dtype: str = "auto") -> hub.Source:
@@ -17,14 +17,14 @@ def resolve(model: str, dtype: str = "auto") -> hub.Source:
     try:
         source = hub.resolve(model)
     except ModelNotFound:
-        store = catalogue.find(model)
+        store = stores.find(model)
         if store is None:
             raise
         return hub.Source(store.name, folder=store.path)
     if hub.is_path(model) or "@" in model:
         return source
     wanted = None if dtype == "auto" else dtype
-    store = catalogue.find(source.name, wanted) or (catalogue.find(source.repo, wanted) if source.repo else None)
+    store = stores.find(source.name, wanted) or (stores.find(source.repo, wanted) if source.repo else None)
     if store is None or (wanted is not None and store.dtype != wanted and source.folder is not None):
         return source
     return replace(source, name=store.name, folder=store.path, repo=None)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from moecli.inspection import Report
+from moecli.library.inspection import Report
 from moecli.model.params import Counts
 from moecli.model.spec import Latent, Mixture, ModelSpec
 from moecli.output import tables, words

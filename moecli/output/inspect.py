@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moecli.checkpoint.inventory import Census
-from moecli.inspection import Report
+from moecli.library.inspection import Report
 from moecli.model.params import Counts
 from moecli.model.spec import Mixture, ModelSpec, Part
 from moecli.output import tables, words

@@ -6,7 +6,7 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from moecli.inspection import Report
+from moecli.library.inspection import Report
 from moecli.model.params import Counts
 from moecli.model.spec import Attention, FeedForward, GroupedQuery, Latent, Mixture, ModelSpec, Part, Router
 from moecli.output import words

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from moecli.listing import Here, Known
+from moecli.library.listing import Here, Known
 from moecli.output import tables
 from moecli.output.comparison import billions
 from moecli.units import format_bytes

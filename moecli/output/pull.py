@@ -18,9 +18,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from moecli.download.packing import PackedPull
-from moecli.download.proposal import Proposal
 from moecli.hub.manifest import RemoteFile
+from moecli.library.pull import Proposal
+from moecli.library.pull_packed import PackedPull
 from moecli.output import pack, tables, terminal
 from moecli.store.packed import PackedStore
 from moecli.units import figure, format_bytes

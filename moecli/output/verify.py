@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from moecli.library.verification import Checked, Subject
 from moecli.output import tables, terminal
 from moecli.units import format_bytes
-from moecli.verification import Checked, Subject
 
 
 @contextmanager

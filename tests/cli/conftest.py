@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import hub_server
 import pytest
+
+from tests.support import hub_server
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -26,9 +26,7 @@ NOTHING = {"_STEP_S": (30.0, 60.0)}
 
 def with_forecast(environment: dict[str, str], cases: dict[str, tuple[float, float]], *more: str):
     """A short bench of a program whose forecast takes these for the best and the worst."""
-    program = (
-        f"import moecli.forecast; vars(moecli.planning.speed).update({cases}); from moecli.cli.app import main; main()"
-    )
+    program = f"from moecli.planning import speed; vars(speed).update({cases}); from moecli.cli.app import main; main()"
     return subprocess.run(
         [sys.executable, "-c", program, "bench", "tiny", *SHORT, *more],
         env=environment, capture_output=True, encoding="utf-8", timeout=120, stdin=subprocess.DEVNULL,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import headers
 import pytest
 
 from moecli.model import catalog
+from tests.support import headers
 
 SCREENS = Path(__file__).parent / "screens"
 FIVE = ("mixtral", "dbrx", "grok-1", "deepseek-v2", "llama-2-70b")

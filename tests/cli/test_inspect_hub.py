@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 
-import headers
-import hub_server
 import pytest
 
 from moecli.model import catalog
+from tests.support import headers, hub_server
 
 REPO = "somebody/some-mixtral"
 MIXTRAL = 46_702_792_704

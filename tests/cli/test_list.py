@@ -8,10 +8,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import headers
 import pytest
 
 from moecli.model import catalog
+from tests.support import headers
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -8,10 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from processes import wait_for
-from stores import contents, packed, random_mixtral
 
 from moecli.store.packed import PackedStore
+from tests.support.processes import wait_for
+from tests.support.stores import contents, packed, random_mixtral
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,13 @@ import threading
 import time
 from pathlib import Path
 
-import headers
-import hub_server
 import pytest
-from hub_server import Fault
-from processes import wait_for
 
 import moecli as package
 from moecli.model import catalog
+from tests.support import headers, hub_server
+from tests.support.hub_server import Fault
+from tests.support.processes import wait_for
 
 REPO = "somebody/some-moe"
 TINY = Path(package.__file__).parent / "tiny"

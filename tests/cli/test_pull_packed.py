@@ -11,18 +11,17 @@ import threading
 import time
 from pathlib import Path
 
-import headers
-import hub_server
 import pytest
-from hub_server import Fault
-from processes import wait_for
-from stores import contents, deal, packed
 
 import moecli as package
 from moecli.model import catalog
 from moecli.store.manifest import FILE
 from moecli.store.packed import PackedStore
 from moecli.store.verify import verify
+from tests.support import headers, hub_server
+from tests.support.hub_server import Fault
+from tests.support.processes import wait_for
+from tests.support.stores import contents, deal, packed
 
 REPO = "somebody/some-moe"
 TINY = Path(package.__file__).parent / "tiny"

@@ -6,12 +6,12 @@ import json
 import threading
 from pathlib import Path
 
-import hub_server
 import huggingface_hub
 import pytest
-from hub_server import Fault
 
 import moecli as package
+from tests.support import hub_server
+from tests.support.hub_server import Fault
 
 REPO = "somebody/some-moe"
 TINY = Path(package.__file__).parent / "tiny"

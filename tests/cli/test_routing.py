@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import write
-from stores import packed
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import moecli
@@ -21,6 +19,8 @@ from moecli.planning.placement import fit_survey, place
 from moecli.routing import files, trace_file
 from moecli.routing.published import paper
 from moecli.routing.trace import Trace, bare
+from tests.support.checkpoints import write
+from tests.support.stores import packed
 
 TINY = Path(moecli.__file__).parent / "tiny"
 LAYER = {

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import hollow
+
+from tests.support.stores import hollow
 
 QUESTION = ("The sea", "--temperature", "0", "-n", "12", "--json")
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import stores
 
 import moecli
 from moecli import settings
 from moecli.doctor import disks, models
+from moecli.library.stores import LocalStore, describe
 from moecli.store import journal
-from moecli.store.catalogue import LocalStore, describe
+from tests.support import stores
 
 TINY = Path(moecli.__file__).parent / "tiny"
 

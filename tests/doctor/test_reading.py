@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import stores
 
 import moecli
 from moecli.doctor import reading
+from tests.support import stores
 
 TINY = Path(moecli.__file__).parent / "tiny"
 SMALL = 2**20

@@ -7,11 +7,11 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import make, prompt, write
-from running import load, score
 
 from moecli.engine import attention
 from moecli.engine.attention import attend
+from tests.support.checkpoints import make, prompt, write
+from tests.support.running import load, score
 
 
 def tensors(kv_heads: int, groups: int, queries: int, keys: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from stores import packed
 
 import moecli
 from moecli.engine import bench
@@ -14,6 +13,7 @@ from moecli.engine.limits import OtherPrograms, measure_links
 from moecli.engine.runner import Choices, Runner, open_runner
 from moecli.errors import UsageError
 from moecli.planning.speed import Speed
+from tests.support.stores import packed
 
 TINY = Path(moecli.__file__).parent / "tiny"
 

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import make, prompt, write
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from running import answer, greedy, load, score, session
 
 from moecli.engine.cache import Cache, LayerCache, cache_rows
 from moecli.engine.decoder import Decoder
@@ -19,6 +17,8 @@ from moecli.engine.generate import Timing
 from moecli.engine.router import Routing
 from moecli.engine.sampling import Sampler, Sampling
 from moecli.model.spec import GroupedQuery, Rope
+from tests.support.checkpoints import make, prompt, write
+from tests.support.running import answer, greedy, load, score, session
 
 TEXT = prompt(60)
 MODELS = {

@@ -11,10 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from absent_device import absent_device
-from checkpoints import FAMILIES, make, prompt, write
-from running import answer, session
-from stores import packed, split_plan
 
 from moecli.engine.decoder import Decoder
 from moecli.engine.device import choose_device
@@ -22,6 +18,10 @@ from moecli.engine.load import open_model
 from moecli.errors import UsageError
 from moecli.experts.rates import Pace, Rates
 from moecli.formats import bnb
+from tests.support.absent_device import absent_device
+from tests.support.checkpoints import FAMILIES, make, prompt, write
+from tests.support.running import answer, session
+from tests.support.stores import packed, split_plan
 
 QUICK, SLOW = Pace(1e15, 0.0), Pace(1.0, 1.0)
 RATES = {"copied": Rates(1e15, SLOW, QUICK), "stay": Rates(1.0, QUICK, SLOW), "both": Rates(1e9, Pace(1e9, 0.0), QUICK)}

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import make, write
 
 from moecli.checkpoint.reading import read_slice, stored_slice
 from moecli.engine.load import open_model
@@ -18,6 +17,7 @@ from moecli.experts.store import Group, Statistics, mix
 from moecli.kernels.products import ACTIVATIONS, Expert, expert_outputs, feed_forward
 from moecli.model.spec import Activation
 from moecli.model.tensors import EXPERT_MATRICES
+from tests.support.checkpoints import make, write
 
 WIDTH, INNER, EXPERTS, ACTIVE = 16, 12, 6, 3
 Locate = Callable[[int], Expert]

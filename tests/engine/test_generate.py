@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import make, prompt, write
-from running import answer, greedy, load, score, session
 
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Timing
@@ -15,6 +13,8 @@ from moecli.engine.load import open_model
 from moecli.engine.router import Routing
 from moecli.engine.sampling import Sampler, Sampling
 from moecli.errors import MoecliError
+from tests.support.checkpoints import make, prompt, write
+from tests.support.running import answer, greedy, load, score, session
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import VOCABULARY, prompt
-from reference.grok import HPCAI, SGLANG, Grok
-from running import greedy, load, score
 from safetensors.torch import save_file
+
+from tests.support.checkpoints import VOCABULARY, prompt
+from tests.support.grok import HPCAI, SGLANG, Grok
+from tests.support.running import greedy, load, score
 
 CONFIG = {
     "architectures": ["Grok1ModelForCausalLM"],

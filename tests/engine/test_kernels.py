@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import make, prompt, write
-from running import greedy, load, score
-from stores import decoder, packed
 
 import moecli
 from moecli.errors import UsageError
 from moecli.kernels import choice, library
 from moecli.text.tokenizer import Tokenizer
+from tests.support.checkpoints import make, prompt, write
+from tests.support.running import greedy, load, score
+from tests.support.stores import decoder, packed
 
 TINY = Path(moecli.__file__).parent / "tiny"
 HELD_OUT = Path(__file__).parents[2] / "training" / "heldout" / "english.txt"

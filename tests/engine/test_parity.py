@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import LAYOUTS, make, prompt, write
-from running import greedy, load, score
 from transformers import PreTrainedModel
+
+from tests.support.checkpoints import LAYOUTS, make, prompt, write
+from tests.support.running import greedy, load, score
 
 TOKENS = 24
 PROMPTS = (prompt(5), prompt(200))

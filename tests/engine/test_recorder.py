@@ -8,10 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import FAMILIES, make, prompt, write
-from running import load, session
-from stores import decoder as placed
-from stores import packed
 from transformers import PreTrainedModel
 
 import moecli
@@ -26,6 +22,10 @@ from moecli.errors import MoecliError, NotEnoughMemory
 from moecli.experts.tiered import TieredExperts
 from moecli.routing.prompts import Prompt, bundled
 from moecli.routing.trace import Trace
+from tests.support.checkpoints import FAMILIES, make, prompt, write
+from tests.support.running import load, session
+from tests.support.stores import decoder as placed
+from tests.support.stores import packed
 
 TINY = Path(moecli.__file__).parent / "tiny"
 TEXTS = [

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.grok import Grok
-from running import load
 from safetensors.torch import load_file
+
+from tests.support.grok import Grok
+from tests.support.running import load
 
 DATA = Path(__file__).parents[1] / "data" / "reference"
 IDS = json.loads((DATA / "input_ids.json").read_text())

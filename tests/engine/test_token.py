@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import FAMILIES, make, prompt, write
 
 from moecli.engine.decoder import Decoder
 from moecli.engine.router import Routing
@@ -15,6 +14,7 @@ from moecli.engine.weights import checkpoint_weights
 from moecli.experts.resident import packed_experts
 from moecli.kernels import library
 from moecli.store.source import open_source
+from tests.support.checkpoints import FAMILIES, make, prompt, write
 
 pytestmark = pytest.mark.skipif(not library.tiers(), reason="the native kernels are not built")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from checkpoints import make, write
-from stores import Stores, packed
 
 from moecli.store.packed import PackedStore
+from tests.support.checkpoints import make, write
+from tests.support.stores import Stores, packed
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import make, prompt, write
 from hypothesis import given
 from hypothesis import strategies as st
-from running import greedy, load, score
-from stores import Stores, decoder, experts_in, packed, split_plan
 from torch import Tensor
 
 from moecli.engine.decoder import Decoder
@@ -27,6 +24,9 @@ from moecli.experts.policies import POLICIES
 from moecli.experts.rates import Pace, Rates, cheaper, split
 from moecli.store import expert_record
 from moecli.store.packed import PackedStore
+from tests.support.checkpoints import make, prompt, write
+from tests.support.running import greedy, load, score
+from tests.support.stores import Stores, decoder, experts_in, packed, split_plan
 
 FAMILIES = ("mixtral", "deepseek_v2", "dbrx")
 IDS = prompt(40)

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import make, prompt, write
-from running import greedy, load, score
-from stores import Stores, decoder, experts_in, packed, plan_for
 
 from moecli.engine.decoder import Decoder
 from moecli.engine.weights import store_weights
@@ -24,6 +21,9 @@ from moecli.planning.memory import needs
 from moecli.planning.placement import place
 from moecli.store import expert_record
 from moecli.store.packed import PackedStore
+from tests.support.checkpoints import make, prompt, write
+from tests.support.running import greedy, load, score
+from tests.support.stores import Stores, decoder, experts_in, packed, plan_for
 
 FAMILIES = ("mixtral", "deepseek_v2", "dbrx", "qwen2_moe")
 IDS = prompt(40)

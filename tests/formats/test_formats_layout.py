@@ -6,9 +6,9 @@ import struct
 
 import pytest
 import torch
-from samples import gaussian, heavy
 
 from moecli.formats import pack, q4, unpack
+from tests.support.weight_samples import gaussian, heavy
 
 CODES = (-127, -96, -75, -59, -46, -34, -22, -10, 1, 13, 24, 36, 49, 64, 83, 110)
 

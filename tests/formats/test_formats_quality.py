@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from samples import error, gaussian, heavy, relative_error, tiny_experts
 
 from moecli.formats import q4
+from tests.support.weight_samples import error, gaussian, heavy, relative_error, tiny_experts
 
 gguf = pytest.importorskip("gguf")
 

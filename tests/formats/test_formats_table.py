@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from absent_device import absent_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import error, gaussian, heavy, relative_error
 
 from moecli.errors import CheckpointError
 from moecli.formats import FORMATS, PLAIN, blocks, bytes_for, matmul, pack, tiles, unpack, unpack_rows
+from tests.support.absent_device import absent_device
+from tests.support.weight_samples import error, gaussian, heavy, relative_error
 
 QUANTISED = tuple(name for name in FORMATS if name not in PLAIN)
 SHAPES = [(1, 1), (1, 200), (16, 128), (17, 129), (15, 64), (40, 33), (3, 2880), (130, 96)]

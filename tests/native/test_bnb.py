@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import make, prompt, write
-from running import load, score
 
 from moecli import formats
 from moecli.formats import bnb as module
 from moecli.kernels import bnb, choice
+from tests.support.checkpoints import make, prompt, write
+from tests.support.running import load, score
 
 SHAPES = [(64, 128), (40, 192), (33, 65), (17, 96), (30, 62)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import native_samples as samples
 import pytest
 import torch
 from hypothesis import given
@@ -14,6 +13,7 @@ from torch import Tensor
 from moecli import formats
 from moecli.errors import CheckpointError
 from moecli.kernels import library, native
+from tests.support import native_samples as samples
 
 pytestmark = pytest.mark.skipif(not library.tiers(), reason="the native kernels are not built")
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import native_samples as samples
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +16,7 @@ from torch import Tensor
 from moecli.kernels import library, native
 from moecli.kernels.products import ACTIVATIONS
 from moecli.model.spec import Activation
+from tests.support import native_samples as samples
 
 pytestmark = pytest.mark.skipif(not library.tiers(), reason="the native kernels are not built")
 SHAPES = st.tuples(st.integers(1, 150), st.integers(1, 300))
@@ -155,7 +155,7 @@ def test_formats_without_native_kernels() -> None:
 
 def _python(script: str) -> str:
     command = [sys.executable, "-c", script]
-    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -181,4 +181,4 @@ print(len(runtimes), before, tasks(), library.openmp()[0] is not None)
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages by libc")
 def test_nothing_is_read_or_written_outside() -> None:
     """Every buffer ends, and in a second round begins, at a page that may not be touched."""
-    assert _python((Path(__file__).parent / "guarded.py").read_text()).split() == list(library.tiers())
+    assert _python((Path(__file__).parents[1] / "support" / "guarded.py").read_text()).split() == list(library.tiers())

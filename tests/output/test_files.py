@@ -20,8 +20,8 @@ from moecli.output.routing.shades import light, position
 from moecli.routing.analysis import analyse
 from moecli.routing.document import document
 from moecli.routing.trace_file import load, save
-from tests.output import samples
-from tests.output.screens import WHOLE
+from tests.support import reports as samples
+from tests.support.screens import WHOLE
 
 SVG = "{http://www.w3.org/2000/svg}"
 

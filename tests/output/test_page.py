@@ -12,9 +12,9 @@ import pytest
 from moecli.output.routing import View, render
 from moecli.output.routing.text import legend_of
 from moecli.routing.analysis import Analysis, analyse
-from tests.output import samples
-from tests.output.browser import NAMES, Browser, find
-from tests.output.screens import WHOLE
+from tests.support import reports as samples
+from tests.support.browser import NAMES, Browser, find
+from tests.support.screens import WHOLE
 
 
 class Source(HTMLParser):

@@ -15,8 +15,8 @@ from moecli.output.routing.shades import BLOCKS, glyph, position
 from moecli.routing.analysis import Analysis, analyse
 from moecli.routing.document import document
 from moecli.routing.trace import Trace
-from tests.output import samples
-from tests.output.screens import FOLDER, GOLDEN, TERMINALS, Screen, shown
+from tests.support import reports as samples
+from tests.support.screens import FOLDER, GOLDEN, TERMINALS, Screen, shown
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 SHAPES = ((8, 2, 6), (8, 2, 64), (64, 8, 6), (64, 8, 64), (256, 8, 6))

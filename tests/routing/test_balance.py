@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moecli.routing.balance import OVERFLOW_FACTORS, balance, noise, overflow, uniform_counts
-from tests.routing.traces import uniform
+from tests.support.traces import uniform
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 LOADS = [(model, place, row) for model, rows in GOLDEN["loads"].items() for place, row in rows.items()]

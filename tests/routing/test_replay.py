@@ -16,7 +16,7 @@ from moecli.experts.policies import DEFAULT, POLICIES
 from moecli.routing.oracles import Belady
 from moecli.routing.replay import REPLAYED, candidates, hit_rate, replay, token_passes, verdict
 from moecli.routing.trace import bare
-from tests.routing.traces import drifting, recorded, uniform
+from tests.support.traces import drifting, recorded, uniform
 
 tokens = st.integers(1, 3).flatmap(
     lambda active: st.lists(st.permutations(range(6)).map(lambda ranks: ranks[:active]), min_size=1, max_size=40)

@@ -15,7 +15,7 @@ import pytest
 from moecli.routing.document import document
 from moecli.routing.report import RoutingReport, report
 from moecli.routing.trace import LayerTrace, Trace, bare
-from tests.routing.traces import recorded, uniform
+from tests.support.traces import recorded, uniform
 
 LAYER_KEYS = "layer counts entropy max_violation cv2 gini dead repeat_top1 repeat_any baseline".split()
 BASELINE_KEYS = "entropy max_violation cv2 gini dead repeat_top1 repeat_any".split()

@@ -19,7 +19,7 @@ from moecli.routing.domains import divergences, domain_distance
 from moecli.routing.repetition import repetition, repetition_baseline, uniform_repetition
 from moecli.routing.trace import LayerTrace, Trace, bare
 from moecli.routing.vocabulary import vocabulary
-from tests.routing.traces import drifting, uniform
+from tests.support.traces import drifting, uniform
 
 
 def test_the_published_baselines() -> None:

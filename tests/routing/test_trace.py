@@ -18,7 +18,7 @@ from moecli.routing import trace_file
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.exchange import from_csv, from_jsonl, to_csv, to_jsonl
 from moecli.routing.trace import Trace
-from tests.routing.traces import uniform
+from tests.support.traces import uniform
 
 
 def gates(tokens: int, experts: int, seed: int = 0) -> np.ndarray:

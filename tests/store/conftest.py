@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from stores import packed, random_mixtral
 
 from moecli.store.packed import PackedStore
+from tests.support.stores import packed, random_mixtral
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from processes import in_child
-from stores import packed
 
 from moecli.errors import CheckpointError, ConfigError
 from moecli.store import manifest
 from moecli.store.packed import PackedStore
 from moecli.store.source import open_source
 from moecli.store.verify import compare, verify
+from tests.support.processes import in_child
+from tests.support.stores import packed
 
 
 def unwatched(done: int, total: int) -> None:

@@ -14,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from processes import in_child
-from stores import contents, packed
 
 from moecli.errors import CheckpointError, DiskError
 from moecli.model.families import load_config
@@ -25,6 +23,8 @@ from moecli.store.layout import choose_layout
 from moecli.store.packed import PackedStore
 from moecli.store.source import announced, open_source, origin_of
 from moecli.store.write import pack, partial_folder
+from tests.support.processes import in_child
+from tests.support.stores import contents, packed
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ mount -t tmpfs -o size=4M none {disk} || exit 77
 {python} - <<'EOF'
 import os
 from pathlib import Path
-from stores import contents, packed
+from tests.support.stores import contents, packed
 import moecli.store.write as write
 from moecli.errors import DiskError
 
@@ -240,7 +240,7 @@ def test_a_real_small_disk(checkpoint, store, tmp_path):
     result = subprocess.run(
         ["unshare", "-rm", "sh", "-c", script],
         capture_output=True, encoding="utf-8", cwd=root, timeout=100,
-        env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"},
+        env=os.environ | {"PYTHONPATH": str(root)},
     )  # fmt: skip
     if result.returncode == 77 or "unshare" in result.stderr:
         pytest.skip("no file system can be mounted here")

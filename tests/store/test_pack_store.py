@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from stores import contents, packed
 
 from moecli import formats
 from moecli.checkpoint.binding import Weights
@@ -21,7 +20,8 @@ from moecli.model.tensors import EXPERT_MATRICES, dense_tensors
 from moecli.store.expert_record import PAGE, dense_dtype
 from moecli.store.packed import PackedStore
 from moecli.store.source import open_source
-from tests import checkpoints
+from tests.support import checkpoints
+from tests.support.stores import contents, packed
 
 MODELS = [
     ("mixtral", "published"), ("dbrx", "published"), ("deepseek_v2", "published"), ("qwen3_moe", "fused"),

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import in_child
 from safetensors.torch import save_file
-from stores import contents, deal, packed
 
 from moecli.checkpoint.safetensors import StoredTensor, read_header
 from moecli.errors import CheckpointError
@@ -23,6 +21,8 @@ from moecli.store.packed import PackedStore
 from moecli.store.source import announced, header_fingerprint
 from moecli.store.verify import verify
 from moecli.store.write import partial_folder
+from tests.support.processes import in_child
+from tests.support.stores import contents, deal, packed
 
 ORIGIN = Origin("five-layers", "someone/five-layers", "c0ffee", None, "")
 

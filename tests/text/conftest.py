@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as Backend
-from toy_tokenizers import byte_level, metaspace, write_json
 
 from moecli.text.tokenizer import Tokenizer
+from tests.support.toy_tokenizers import byte_level, metaspace, write_json
 
 
 @pytest.fixture

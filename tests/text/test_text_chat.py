@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from toy_tokenizers import byte_level
 from transformers import PreTrainedTokenizerFast
 
 from moecli.errors import TextError
 from moecli.text.chat import ChatTemplate, Message, fold_system
+from tests.support.toy_tokenizers import byte_level
 
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 SYSTEM = Message("system", "Be brief.")

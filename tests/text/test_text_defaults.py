@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_tokenizers import write_json
 
 from moecli.errors import MoecliError
 from moecli.text.defaults import GenerationDefaults, read_generation_defaults
+from tests.support.toy_tokenizers import write_json
 
 
 def read(folder: Path, generation: Any = None, config: Any = None) -> GenerationDefaults:

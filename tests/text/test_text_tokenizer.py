@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, models, processors
 from tokenizers import Tokenizer as Backend
-from toy_tokenizers import byte_level, metaspace, write_json
 from transformers import PreTrainedTokenizerFast
 
 from moecli.errors import TextError
 from moecli.text.chat import Message
 from moecli.text.tokenizer import Tokenizer
+from tests.support.toy_tokenizers import byte_level, metaspace, write_json
 
 Folder = Callable[..., Path]
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from specs import spec_of
 
 from moecli.planning.memory import needs, read_bytes_per_token
 from moecli.planning.placement import largest_context, place
 from moecli.planning.speed import bytes_per_token
+from tests.support.specs import spec_of
 
 NAMES = ("mixtral", "dbrx", "grok-1", "deepseek-v2", "olmoe", "gpt-oss-20b", "llama-2-70b", "switch-base-8", "jamba")
 

@@ -12,25 +12,25 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import hub_server
 import pytest
-from hub_server import Fault
-from processes import in_child
 from safetensors.torch import load_file, save_file
-from stores import contents, deal, packed, random_mixtral
 
 from moecli import settings
-from moecli.download.packing import check_space, propose_packed, pull_packed
 from moecli.errors import CheckpointError, ConfigError, DiskError, MoecliError, NetworkError
 from moecli.hub import cache as hub_cache
 from moecli.hub.download import fetch_all
 from moecli.hub.manifest import RemoteFile, read_manifest
 from moecli.hub.retry import Patience
 from moecli.library import resolve as hub
-from moecli.store.catalogue import default_folder
+from moecli.library.pull_packed import check_space, propose_packed, pull_packed
+from moecli.library.stores import default_folder
 from moecli.store.packed import PackedStore
 from moecli.store.verify import verify
 from moecli.store.write import partial_folder
+from tests.support import hub_server
+from tests.support.hub_server import Fault
+from tests.support.processes import in_child
+from tests.support.stores import contents, deal, packed, random_mixtral
 
 REPO = "somebody/five-layers"
 QUICK = Patience(attempts=3, first_wait=0.01)

@@ -12,8 +12,8 @@ from moecli.errors import ConfigError
 from moecli.formats import stored_as
 from moecli.hub import cache as hub_cache
 from moecli.library import resolve as hub
+from moecli.library.stores import LocalStore, local_stores
 from moecli.model import catalog, families, params
-from moecli.store.catalogue import LocalStore, local_stores
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Screens as a stream with given powers receives them. `python -m tests.output.screens` writes the golden ones anew,
+"""Screens as a stream with given powers receives them. `python -m tests.support.screens` writes the golden ones anew,
 to be looked at before they are kept."""
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 from moecli.output.routing import View, screen
 from moecli.routing.analysis import Analysis
-from tests.output import samples
+from tests.support import reports as samples
 
 WHOLE = View()
-FOLDER = Path(__file__).with_suffix("")
+FOLDER = Path(__file__).parents[1] / "output" / "screens"
 TERMINALS = {
     "piped": {},
     "no-colour": {"FORCE_COLOR": "1", "TERM": "xterm-256color", "NO_COLOR": "1"},

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import moecli
 from moecli.engine.router import Routing
 from moecli.text.tokenizer import Tokenizer
-from tests.running import load
+from tests.support.running import load
 
 TINY = Path(moecli.__file__).parent / "tiny"
 HELD_OUT = Path(__file__).parents[2] / "training" / "heldout"

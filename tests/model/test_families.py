@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from checkpoints import FAMILIES, LAYOUTS, make, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,8 +20,9 @@ from moecli.errors import ConfigError
 from moecli.model.families import find, load_config, read_spec
 from moecli.model.spec import Activation, GroupedQuery, Latent, Mixture, ModelSpec, RopeKind
 from moecli.model.tensors import Part, dense_tensors, expert_shapes
+from tests.support.checkpoints import FAMILIES, LAYOUTS, make, write
 
-DATA = Path(__file__).parent / "data" / "reference"
+DATA = Path(__file__).parents[1] / "data" / "reference"
 CONFIGS: dict[str, dict[str, Any]] = {
     path.parent.name: json.loads(path.read_text()) for path in sorted(DATA.glob("*/config.json"))
 }

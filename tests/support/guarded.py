@@ -4,12 +4,12 @@ import ctypes
 import mmap
 from collections.abc import Callable
 
-import native_samples as samples
 import torch
 from torch import Tensor
 
 from moecli.kernels import library, native
 from moecli.model.spec import Activation
+from tests.support import native_samples as samples
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _KEPT = []

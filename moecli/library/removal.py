@@ -10,8 +10,8 @@ from pathlib import Path
 from moecli.errors import DiskError, ModelNotFound
 from moecli.hub import cache as hub_cache
 from moecli.library import resolve as hub
-from moecli.store import catalogue
-from moecli.store.catalogue import LocalStore
+from moecli.library import stores
+from moecli.library.stores import LocalStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class StoreRemoval:
 
     def carry_out(self) -> None:
         """Delete."""
-        catalogue.remove(self.store.path)
+        stores.remove(self.store.path)
 
 
 def find(model: str) -> Removal | StoreRemoval:
@@ -75,7 +75,7 @@ def find(model: str) -> Removal | StoreRemoval:
 
     Every revision, or the one after `@`. ModelNotFound if there is nothing.
     """
-    if (store := catalogue.named(model)) is not None:
+    if (store := stores.named(model)) is not None:
         return StoreRemoval(store)
     source = hub.resolve(model)
     if source.repo is None:

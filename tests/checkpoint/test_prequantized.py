@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import prod
 from pathlib import Path
 
-import headers
 import pytest
 
 from moecli.checkpoint.inventory import Census, take_census
@@ -13,6 +12,7 @@ from moecli.checkpoint.prequantized import main_format, true_tensors
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError
 from moecli.model import catalog, families, params
+from tests.support import headers
 
 MIXTRAL = 46_702_792_704
 GPT_OSS = 20_914_757_184

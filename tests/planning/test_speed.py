@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from specs import spec_of
 
 from moecli.model import catalog
 from moecli.planning.memory import needs
 from moecli.planning.placement import fit, place
 from moecli.planning.speed import Links, Products, Speed, bytes_per_token, forecast
+from tests.support.specs import spec_of
 
 SPECS = {entry.alias: spec_of(entry.alias) for entry in catalog.known()}
 RUNNABLE = [name for name, spec in SPECS.items() if not spec.unsupported]

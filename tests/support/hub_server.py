@@ -16,8 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from headers import Tensors, header, index, shard_names
 from huggingface_hub import constants
+
+from tests.support.headers import Tensors, header, index, shard_names
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

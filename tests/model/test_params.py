@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from specs import spec_of
 
 from moecli.errors import ConfigError
 from moecli.model import catalog, families
 from moecli.model.params import Counts, count, explain_published, kv_numbers, kv_numbers_per_token
 from moecli.model.spec import Part
+from tests.support.specs import spec_of
 
-EXPECTED = json.loads(Path(__file__).with_name("data").joinpath("params.json").read_text(encoding="utf-8"))["models"]
+EXPECTED = json.loads(Path(__file__).parents[1].joinpath("data", "params.json").read_text(encoding="utf-8"))["models"]
 RUNNABLE = {"mixtral", "dbrx", "grok-1", "deepseek_v2", "deepseek_v3", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe"}
 
 

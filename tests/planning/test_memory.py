@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from specs import spec_of
 
 import moecli
 from moecli.engine.cache import Cache
@@ -17,6 +16,7 @@ from moecli.formats import FORMATS, bytes_for
 from moecli.model import catalog, families, params
 from moecli.model.spec import Mixture
 from moecli.planning.memory import CHUNK, kv_bytes_per_token, needs, read_bytes_per_token
+from tests.support.specs import spec_of
 
 TINY = Path(moecli.__file__).parent / "tiny"
 

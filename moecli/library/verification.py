@@ -9,7 +9,8 @@ from pathlib import Path
 from moecli.errors import ModelNotFound, UsageError
 from moecli.hub import cache as hub_cache
 from moecli.library import resolve as hub
-from moecli.store import catalogue, verify
+from moecli.library import stores
+from moecli.store import verify
 from moecli.store.packed import PackedStore
 from moecli.store.source import open_source
 
@@ -47,7 +48,7 @@ class Subject:
 
 def find(model: str) -> Subject:
     """A packed store, or the revision of MODEL in use, or the one after `@`, whole or not. ModelNotFound if nothing."""
-    if (store := catalogue.named(model)) is not None:
+    if (store := stores.named(model)) is not None:
         files = tuple(file for file in hub_cache.children(store.path) if hub_cache.is_file(file))
         return Subject(store.name, store.source, store.revision, store.path, files, packed=True)
     source = hub.resolve(model)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moecli.experts.policies import DEFAULT, POLICIES, Lfu, Lru, Slots
-from tests.routing.traces import Choices, drifting, recorded, uniform
+from tests.support.traces import Choices, drifting, recorded, uniform
 
 
 def one(*experts: int) -> dict[int, int]:

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import make, prompt, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import ALL, load, score
 from safetensors.torch import load_file, save_file
 
 from moecli.checkpoint.safetensors import Checkpoint, read_header
 from moecli.engine.load import open_model
 from moecli.errors import CheckpointError, MoecliError
 from moecli.planning.placement import fit
+from tests.support.checkpoints import make, prompt, write
+from tests.support.running import ALL, load, score
 
 GOOD = {
     "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},

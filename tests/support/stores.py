@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headers import shard_names
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from moecli.store.manifest import FILE, FileSums, Manifest, Origin
 from moecli.store.packed import PackedStore, describe_records
 from moecli.store.source import open_source, origin_of, text_files
 from moecli.store.write import Progress, pack, silent
+from tests.support.headers import shard_names
 
 if TYPE_CHECKING:
     from moecli.engine.decoder import Decoder

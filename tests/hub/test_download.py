@@ -7,11 +7,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import headers
-import hub_server
 import huggingface_hub
 import pytest
-from hub_server import Fault
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 
 from moecli.errors import CheckpointError, MoecliError, NetworkError
@@ -20,6 +17,8 @@ from moecli.hub.download import each, fetch_all
 from moecli.hub.manifest import Manifest, RemoteFile, read_manifest
 from moecli.hub.retry import Patience
 from moecli.model import catalog
+from tests.support import headers, hub_server
+from tests.support.hub_server import Fault
 
 REPO = "somebody/some-moe"
 FIRST, SECOND = headers.shard_names(2)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from moecli.checkpoint.binding import Weights
 from moecli.checkpoint.safetensors import StoredTensor, read_header
-from moecli.download.proposal import Proposal, propose
 from moecli.errors import CheckpointError
 from moecli.hub import download as fetch
 from moecli.hub.cache import UNFINISHED
@@ -24,7 +23,9 @@ from moecli.hub.manifest import Manifest, RemoteFile
 from moecli.hub.retry import Patience, Tell, persist
 from moecli.hub.transfer import Transfer, Watcher
 from moecli.library import resolve as hub
-from moecli.store import catalogue, journal
+from moecli.library import stores
+from moecli.library.pull import Proposal, propose
+from moecli.store import journal
 from moecli.store.incremental import packing_shards
 from moecli.store.jobs import jobs
 from moecli.store.layout import StoreLayout, choose_layout
@@ -65,7 +66,7 @@ def propose_packed(
         manifest = replace(manifest, texts=tuple(file for file in manifest.texts if file.name in TEXTS))
     weights = announced(source.name, manifest.config, _headers(manifest, tell))
     layout = choose_layout(weights, weights.dtype if dtype == "auto" else dtype)
-    target = target or catalogue.default_folder(source.name, layout.dtype)
+    target = target or stores.default_folder(source.name, layout.dtype)
     fingerprint = header_fingerprint(weights.checkpoint.tensors.values())
     origin = Origin(source.name, manifest.repo, manifest.commit, None, fingerprint)
     _refuse_another_revision(target, origin)

@@ -1,0 +1,1 @@
+"""The tests, a folder per room; what they share is in support/."""

@@ -1,0 +1,1 @@
+"""Tests of the Hub and its cache, against a server on this machine."""

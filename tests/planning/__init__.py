@@ -1,0 +1,1 @@
+"""Tests of memory, placement and speed."""

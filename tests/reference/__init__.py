@@ -1,1 +1,0 @@
-"""Plain reference implementations, for families that no library holds."""

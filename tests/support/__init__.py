@@ -1,0 +1,1 @@
+"""Everything the tests share: checkpoints made by code, a Hub on this machine, processes, samples."""
