@@ -181,7 +181,7 @@ def _read(path: Path, source: hub.Source | None) -> Recorded:
     from moecli.library import inspection
 
     spec = inspection.inspect(source).spec
-    shapes = [(layer, mixture.router.active, mixture.router.experts) for layer, mixture in spec.mixtures]
+    shapes = [(layer, mixture.router.top_k, mixture.router.experts) for layer, mixture in spec.mixtures]
     trace = files.read(path, min((shape[1:] for shape in shapes), default=None))
     if [(layer.layer, layer.active, layer.experts) for layer in trace.layers] != shapes:
         raise UsageError(f"{path} was not recorded of {source.name}: its layers differ", "leave MODEL out")

@@ -14,7 +14,7 @@ from moecli.engine.recorder import Recorder, SurveyRecorder, Text, finish, new_b
 from moecli.engine.runner import Runner
 from moecli.engine.sampling import Sampler
 from moecli.errors import UsageError
-from moecli.planning.memory import BUCKET, CHUNK
+from moecli.kernels.blocking import BUCKET, CHUNK
 from moecli.planning.placement import Plan, fit, fit_survey
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.prompts import Prompt

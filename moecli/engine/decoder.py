@@ -16,10 +16,11 @@ from moecli.engine.router import Routing, route
 from moecli.engine.token import token_attention, token_mixture
 from moecli.engine.weights import DenseWeights, LayerWeights
 from moecli.experts.store import ExpertStore, each_output, mix
+from moecli.kernels.blocking import BUCKET, CHUNK
 from moecli.kernels.products import feed_forward, linear
 from moecli.kernels.token import TokenMixture, TokenPass
 from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Rope
-from moecli.planning.memory import BUCKET, CHUNK, cache_rows
+from moecli.planning.memory import cache_rows
 
 
 class Trace(Protocol):
@@ -220,5 +221,7 @@ class Decoder:
     def logits(self, states: Tensor) -> Tensor:
         """states [t, D] -> [t, V], float32."""
         with torch.inference_mode():
-            logits = linear(states, self._outside.matrix("head" if "head" in self._outside else "embedding")).float()
+            logits = linear(
+                states, self._outside.matrix("lm_head" if "lm_head" in self._outside else "embedding")
+            ).float()
             return logits if self.spec.logit_multiplier == 1 else logits * self.spec.logit_multiplier

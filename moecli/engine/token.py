@@ -24,7 +24,7 @@ def token_mixture(spec: ModelSpec, layer: int, weights: LayerWeights, store: Exp
     """None for other formats and devices, and for stacked gates and ups whose rows interlace."""
     ffn = spec.layers[layer].ffn
     always, prefix = (ffn.shared, "shared_") if isinstance(ffn, Mixture) else (ffn, "")
-    if always and not can_cut(always.width):
+    if always and not can_cut(always.intermediate_size):
         return None
     roles = (f"{prefix}gate_up", f"{prefix}down") if always else ()
     half = _half(spec, "ffn", weights, [weights.matrix(role) for role in ("o", *roles)])  # experts are as "o" is

@@ -183,7 +183,7 @@ class TokenMixture:
     def __init__(self, half: Half, ffn: FeedForward | Mixture, weights: Weights, experts: Tensor | None) -> None:
         mixture = ffn if isinstance(ffn, Mixture) else None
         always = ffn.shared if isinstance(ffn, Mixture) else ffn
-        active, all_of_them = (mixture.router.active, mixture.router.experts) if mixture else (0, 0)
+        active, all_of_them = (mixture.router.top_k, mixture.router.experts) if mixture else (0, 0)
         self.normed = torch.empty(1, half.before.shape[0])
         self.logits = torch.empty(1, all_of_them)
         self.weights = torch.empty(1, active)  # of the chosen experts, best first
@@ -201,12 +201,12 @@ class TokenMixture:
         self.still = experts is not None or mixture is None
         if mixture:
             call.router = _router(mixture.router, weights)
-            call.inner, call.activation = mixture.expert.width, ACTIVATIONS[mixture.expert.activation]
+            call.inner, call.activation = mixture.expert.intermediate_size, ACTIVATIONS[mixture.expert.activation]
         if always:
             prefix = "shared_" if mixture else ""
             gate_up, down = (_packed(weights.matrix(prefix + role)) for role in ("gate_up", "down"))
-            up = gate_up + bytes_for(half.packed, (always.width, half.before.shape[0]))
-            call.shared_inner, call.shared_activation = always.width, ACTIVATIONS[always.activation]
+            up = gate_up + bytes_for(half.packed, (always.intermediate_size, half.before.shape[0]))
+            call.shared_inner, call.shared_activation = always.intermediate_size, ACTIVATIONS[always.activation]
             call.shared = (c_void_p * 3)(gate_up, up, down)
             call.shared_gate = _plain(weights.get("shared_gate"), half.dtype)
         self._held = weights, experts
@@ -265,9 +265,9 @@ def _router(router: Router, weights: Weights) -> _Router:
         weights=_plain(weights.get("router"), torch.float32),
         bias=_plain(weights.get("router_bias"), torch.float32),
         experts=router.experts,
-        active=router.active,
-        groups=router.groups,
-        kept_groups=router.kept_groups,
+        active=router.top_k,
+        groups=router.n_group,
+        kept_groups=router.topk_group,
         scoring=_SCORINGS[router.scoring],
         group_score=_GROUP_SCORES[router.group_score],
         norm_power=router.norm_power or 0,

@@ -23,7 +23,7 @@ PART_NAMES = {
     Part.DENSE_FFN: "dense FFN",
     Part.NORMS: "norms",
     Part.OTHER: "other",
-    Part.HEAD: "output head",
+    Part.LM_HEAD: "output head",
 }
 _STATUS = {
     "published": "the published configuration",
@@ -114,7 +114,7 @@ def _experts(spec: ModelSpec, mixture: Mixture) -> str:
     gated = " behind a gate" if mixture.shared_gate else ""
     beside = next((layer.parallel for layer in spec.layers if layer.parallel is not None), None)
     lines = [
-        f"{mixture.router.experts} routed, {mixture.router.active} active"
+        f"{mixture.router.experts} routed, {mixture.router.top_k} active"
         + (f", {shared} shared and always on{gated}" if shared else ""),
         f"each {words.feed_forward(mixture.expert)}"
         + (f", behind a projection to {mixture.latent_width:,}" if mixture.latent_width else ""),

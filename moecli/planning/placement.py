@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from moecli.kernels.blocking import CHUNK, STAGED
 from moecli.model.spec import ModelSpec
-from moecli.planning.memory import CHUNK, DEVICE_CONTEXT, STAGED, Needs, needs, survey_needs
+from moecli.planning.memory import DEVICE_CONTEXT, Needs, needs, survey_needs
 
 _LEAST_CHUNK = 32  # prompt tokens per pass when memory is short
 

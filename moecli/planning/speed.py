@@ -148,7 +148,7 @@ def _step(plan: Plan, case: int) -> float:
 def _chosen(spec: ModelSpec, tokens: int) -> float:
     """The share of all experts that so many tokens choose, if every expert is equally likely."""
     routers = [mixture.router for _, mixture in spec.mixtures]
-    chosen = sum(router.experts * (1 - (1 - router.active / router.experts) ** tokens) for router in routers)
+    chosen = sum(router.experts * (1 - (1 - router.top_k / router.experts) ** tokens) for router in routers)
     return chosen / max(1, sum(router.experts for router in routers))
 
 

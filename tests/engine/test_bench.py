@@ -82,7 +82,7 @@ def test_in_memory_every_expert_is_a_hit(resident: bench.Result) -> None:
     spec = runner().model.spec
     assert resident.hit_rate == 1
     assert (resident.bytes_read, resident.disk_bytes_per_token, resident.disk_rate) == (0, 0, None)
-    active = sum(mixture.router.active for _, mixture in spec.mixtures)
+    active = sum(mixture.router.top_k for _, mixture in spec.mixtures)
     assert all(each.decode.hits == 5 * active for each in resident.repetitions)
     assert resident.ram_rate == pytest.approx(resident.ram_per_token * resident.decode)
 

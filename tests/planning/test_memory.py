@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 import moecli
 from moecli.engine.cache import Cache
 from moecli.formats import FORMATS, bytes_for
+from moecli.kernels.blocking import CHUNK
 from moecli.model import catalog, families, params
 from moecli.model.spec import Mixture
-from moecli.planning.memory import CHUNK, kv_bytes_per_token, needs, read_bytes_per_token
+from moecli.planning.memory import kv_bytes_per_token, needs, read_bytes_per_token
 from tests.support.specs import spec_of
 
 TINY = Path(moecli.__file__).parent / "tiny"
