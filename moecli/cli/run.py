@@ -102,7 +102,7 @@ def run(
         terminal.say(f"{runner.name}: {runner.sampling}, seed {runner.seed}")
         terminal.say(loading.explain(plan))
     if not plan.fits:
-        speed = runner.forecast(plan)
+        speed = runner.estimate_throughput(plan)
         if not quiet or speed.middle < running.SLOW:
             terminal.say(loading.expectation(plan, speed))
         if speed.middle < running.SLOW:

@@ -40,7 +40,7 @@ def document(runner: Runner, answer: Answer) -> dict[str, Any]:
         "model": runner.name,
         "dtype": runner.dtype,
         "device": str(runner.device),
-        "context": plan.needs.context,
+        "context": plan.memory.context,
         "seed": runner.seed,
         "text": answer.text,
         "token_ids": answer.token_ids,

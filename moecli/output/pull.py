@@ -49,7 +49,7 @@ def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool) -> None
         *([("store", _store(pull))] if isinstance(pull, PackedPull) else []),
         ("disk", disk),
         ("licence", (manifest.licence or "not named") + gate),
-        ("memory", f"{format_bytes(proposal.estimate.needs.peak)} in {proposal.estimate.needs.dtype}; {how}"),
+        ("memory", f"{format_bytes(proposal.estimate.memory.peak)} in {proposal.estimate.memory.dtype}; {how}"),
         ("speed", band if plan.runs else "-"),
     ]
     colour = True if no_color else None
@@ -74,8 +74,8 @@ def document(pull: Proposal | PackedPull) -> dict[str, Any]:
         "licence": manifest.licence,
         "gated": manifest.gated,
         "runnable": not proposal.spec.unsupported,
-        "dtype": one.needs.dtype,
-        "peak_rss_bytes": one.needs.peak,
+        "dtype": one.memory.dtype,
+        "peak_rss_bytes": one.memory.peak,
         "fits": one.plan.fits,
         "runs": one.plan.runs,
         "speed": {

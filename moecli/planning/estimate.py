@@ -10,9 +10,9 @@ from moecli.formats import FORMATS, stored_as
 from moecli.model.spec import ModelSpec
 from moecli.planning import machine
 from moecli.planning.gpus import Gpu, parse_gpu
-from moecli.planning.memory import DEVICE_CONTEXT, Needs, needs
+from moecli.planning.memory import DEVICE_CONTEXT, MemoryEstimate, estimate_memory
 from moecli.planning.placement import Plan, largest_context, place
-from moecli.planning.speed import Links, Speed, forecast
+from moecli.planning.speed import Bandwidths, Throughput, estimate_throughput
 from moecli.units import parse_size
 
 _USUAL_CONTEXT = 8192
@@ -27,7 +27,7 @@ class Budget:
     device: int | None
     gpu: Gpu | None
     gpus: int
-    links: Links
+    bandwidths: Bandwidths
 
     @classmethod
     def of(
@@ -41,9 +41,9 @@ class Budget:
         """Budgets as people write them. RAM left out: what this machine has free now. UsageError if unreadable."""
         card, count = parse_gpu(gpu) if gpu else (None, 1)
         device = parse_size(vram) if vram else count * card.memory if card else None
-        usual = Links()
+        usual = Bandwidths()
         speeds = (ram_speed, disk_speed, gpu)
-        links = Links(
+        bandwidths = Bandwidths(
             ram=parse_size(ram_speed) if ram_speed else usual.ram,
             disk=parse_size(disk_speed) if disk_speed else usual.disk,
             device=card.bandwidth if card else usual.device,
@@ -57,16 +57,16 @@ class Budget:
         ):
             if size is not None and parse_size(size) == 0:
                 raise UsageError(f"{option} {size} is nothing", "name a size such as 6GiB")
-        return cls(parse_size(ram) if ram else machine.free_ram(), ram is not None, device, card, count, links)
+        return cls(parse_size(ram) if ram else machine.free_ram(), ram is not None, device, card, count, bandwidths)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """One format on one machine."""
 
-    needs: Needs
+    memory: MemoryEstimate
     plan: Plan
-    speed: Speed
+    speed: Throughput
     gpus_needed: int | None  # of the named GPU, to hold everything
 
 
@@ -111,7 +111,7 @@ def estimate(
 
 
 def _one(spec: ModelSpec, budget: Budget, dtype: str, context: int, batch: int) -> Estimate:
-    need = needs(spec, dtype, context, batch)
-    plan = place(need, budget.ram, budget.device)
-    count = math.ceil(need.total / (budget.gpu.memory - DEVICE_CONTEXT)) if budget.gpu else None
-    return Estimate(need, plan, forecast(spec, plan, budget.links), count)
+    memory = estimate_memory(spec, dtype, context, batch)
+    plan = place(memory, budget.ram, budget.device)
+    count = math.ceil(memory.total / (budget.gpu.memory - DEVICE_CONTEXT)) if budget.gpu else None
+    return Estimate(memory, plan, estimate_throughput(spec, plan, budget.bandwidths), count)

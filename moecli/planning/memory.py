@@ -23,7 +23,7 @@ DEVICE_CONTEXT = 450 * 2**20  # what a CUDA context takes of the device
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class MemoryEstimate:
     """What one model takes in one format, for `batch` texts of `context` tokens."""
 
     dtype: str
@@ -60,12 +60,12 @@ class Needs:
         return self.total + self.process.bytes
 
 
-def needs(spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int = CHUNK) -> Needs:
+def estimate_memory(spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int = CHUNK) -> MemoryEstimate:
     """Every byte that a run allocates; `dtype` is the format of the large matrices."""
     mixtures = _mixtures(spec)
     records = [mixture_record(spec, mixture, dtype) for mixture in mixtures]
     sizes = [_expert_bytes(spec, mixture, dtype) for mixture in mixtures]
-    return Needs(
+    return MemoryEstimate(
         dtype,
         context,
         batch,
@@ -85,9 +85,9 @@ def needs(spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int 
     )
 
 
-def survey_needs(spec: ModelSpec, dtype: str, longest: int, tokens: int) -> Needs:
+def layerwise_memory(spec: ModelSpec, dtype: str, longest: int, tokens: int) -> MemoryEstimate:
     """All hidden states are kept and the experts see them at once; one layer's cache at a time holds one text."""
-    need = needs(spec, dtype, longest)
+    memory = estimate_memory(spec, dtype, longest)
     size = _number_bytes(dtype)
     at_once = (
         named("states", 3 * tokens * spec.hidden_size * size),
@@ -96,10 +96,10 @@ def survey_needs(spec: ModelSpec, dtype: str, longest: int, tokens: int) -> Need
     )
     together = under(f"for {tokens} tokens at once", add(at_once, ", "))
     return replace(
-        need,
+        memory,
         chunk=tokens,
-        kv=replace(need.kv, amount=Amount(need.kv.bytes // len(spec.layers), f"1 layer of {need.kv.formula}")),
-        activations=replace(need.activations, amount=add((need.activations.amount, together), "; ")),
+        kv=replace(memory.kv, amount=Amount(memory.kv.bytes // len(spec.layers), f"1 layer of {memory.kv.formula}")),
+        activations=replace(memory.activations, amount=add((memory.activations.amount, together), "; ")),
     )
 
 
