@@ -85,7 +85,7 @@ def run(
     text = _read_prompt(prompt)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
-    name, folder = running.find(model, dtype, offline, quiet)
+    ref = running.find(model, dtype, offline, quiet)
     with terminal.status("loading ...", quiet):
         from moecli.engine.runner import Choices, open_runner
 
@@ -96,7 +96,7 @@ def run(
             system=system and terminal.clean(system), raw=raw, context=ctx, threads=threads, policy=policy,
             device=device, vram=None if vram is None else parse_size(vram),
         )  # fmt: skip
-        runner = open_runner(name, folder, dtype, choices, model)
+        runner = open_runner(ref.name, ref.weights, dtype, choices, model)
         plan = runner.plan(text)
     if verbose:
         terminal.say(f"{runner.name}: {runner.sampling}, seed {runner.seed}")

@@ -74,7 +74,7 @@ def confirm(question: str, yes: bool) -> None:
     if yes:
         return
     if sys.stdin is None or not sys.stdin.isatty() or not sys.stderr.isatty():
-        raise UsageError(f"there is nobody to ask '{question}'", "add --yes to go on without being asked")
+        raise UsageError(f"cannot ask '{question}': no terminal", "add --yes to go on without being asked")
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().casefold() not in {"y", "yes"}:
