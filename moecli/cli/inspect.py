@@ -93,7 +93,7 @@ def _architecture(models: list[str], json: bool, no_color: bool, offline: bool) 
             reports.append(inspection.inspect(source, ask_hub))
     reference = inspection.dense_reference(reports)
     if json:
-        from moecli.output.inspect_document import document
+        from moecli.output.json.inspect import document
 
         documents = [document(report, reference) for report in reports]
         terminal.write_json(documents if len(documents) > 1 else documents[0])

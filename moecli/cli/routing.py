@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moecli.cli import options, pull
 from moecli.cli.routing_options import Wishes
-from moecli.errors import DiskError, UsageError
+from moecli.errors import UsageError
 from moecli.formats import FORMATS
 from moecli.library import resolve as hub
 from moecli.library import resolve_local as local
@@ -60,13 +60,11 @@ def _present(
     no_color: bool,
 ) -> None:
     if form == "json":
-        document = _document(analysis, layers, source)
-        if wishes.output is None:
-            terminal.write_json(document)
-        else:
-            from json import dumps
+        from moecli.library import inspection
+        from moecli.output.json.routing import document
 
-            _write(wishes.output, dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+        report = None if source is None else inspection.inspect(source)
+        terminal.write_json(document(analysis, layers, report), wishes.output)
         return
     from moecli.output.routing import View, screen, write_file
 
@@ -75,21 +73,6 @@ def _present(
         screen(analysis, layers=view.layers, sort=view.sort, by_domain=view.by_domain, no_color=no_color)
     else:
         write_file(analysis, form, wishes.output, view)
-
-
-def _document(analysis: Analysis, layers: frozenset[int] | None, source: hub.Source | None) -> dict[str, Any]:
-    """`inspect --json` of the model, where it is named, and `routing`."""
-    from moecli.library import inspection
-    from moecli.output import inspect_document
-    from moecli.planning import machine
-    from moecli.routing.analysis_document import analysis_document
-
-    routing = analysis_document(analysis, layers) | {"peak_rss_bytes": machine.peak_rss()}
-    if source is None:
-        about = {"schema_version": inspect_document.SCHEMA_VERSION, "model": analysis.trace.model or None}
-        return about | {"family": analysis.trace.family or None, "routing": routing}
-    report = inspection.inspect(source)
-    return inspect_document.document(report, inspection.dense_reference([report])) | {"routing": routing}
 
 
 def _source(models: Sequence[str], wishes: Wishes) -> hub.Source | None:
@@ -186,10 +169,3 @@ def _read(path: Path, source: hub.Source | None) -> Recorded:
     if [(layer.layer, layer.active, layer.experts) for layer in trace.layers] != shapes:
         raise UsageError(f"{path} was not recorded of {source.name}: its layers differ", "leave MODEL out")
     return described(trace, spec)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror}") from error

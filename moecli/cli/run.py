@@ -148,7 +148,8 @@ def _read_prompt(argument: str | None) -> str | None:
 
 def _answer(runner: Runner, text: str, json: bool, quiet: bool) -> None:
     from moecli.engine.answer import Answer
-    from moecli.output.answer import document, statistics
+    from moecli.output.answer import statistics
+    from moecli.output.json.run import document
 
     answer = Answer()
     interrupted = False

@@ -31,6 +31,7 @@ def verify(
     """Read every file of a model again: is it what was published, or packed? Exit 3 if something differs."""
     from moecli.library import verification
     from moecli.output import verify as view
+    from moecli.output.json.verify import document
 
     subject = verification.find(model)
     with view.bar(subject, quiet or json) as advance:
@@ -42,7 +43,7 @@ def verify(
         if remove and not subject.packed and result.path.is_file():
             result.path.unlink()
     if json:
-        terminal.write_json(view.document(subject, results, remove))
+        terminal.write_json(document(subject, results, remove))
     else:
         view.report(subject, results, remove, quiet)
     if damaged:

@@ -47,11 +47,6 @@ def card(to: Console, report: Report) -> None:
     tables.show(to, *parts)
 
 
-def mixture_of(spec: ModelSpec) -> Mixture | None:
-    """The first mixture: all of a model's mixtures have one router and one expert shape, or nearly."""
-    return next((layer.ffn for layer in (*spec.encoder, *spec.layers) if isinstance(layer.ffn, Mixture)), None)
-
-
 def _subtitle(report: Report) -> str:
     entry = report.entry
     names = [f"{report.spec.family} family", entry.licence if entry else None, entry.repo if entry else None]
@@ -79,7 +74,7 @@ def _wrapped(text: str) -> Text:
 
 
 def _architecture(spec: ModelSpec) -> list[tuple[str, str | Text]]:
-    mixture = mixture_of(spec)
+    mixture = words.mixture_of(spec)
     rows: list[tuple[str, str | Text]] = [
         ("layers", layers(spec)),
         ("hidden size", f"{spec.hidden_size:,}"),
