@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moecli.cli import options, pull
-from moecli.cli.routing_options import Wishes
+from moecli.cli.routing_options import RoutingOptions
 from moecli.errors import UsageError
 from moecli.formats import FORMATS
 from moecli.library import resolve as hub
@@ -23,38 +23,38 @@ if TYPE_CHECKING:
     from moecli.routing.trace import Trace
 
 
-def show(models: Sequence[str], wishes: Wishes, json: bool, no_color: bool, offline: bool) -> None:
+def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bool, offline: bool) -> None:
     """Record or read a trace, analyse it, and show it in the form asked for."""
-    form, layers, factors = wishes.form(json), wishes.chosen_layers(), wishes.factors()
-    options.check_folder("--output", wishes.output)
-    options.check_folder("--save-trace", wishes.save_trace)
-    source = _source(models, wishes)
-    if source is None or wishes.from_trace is not None:
-        assert wishes.from_trace is not None, "without either, _source refuses"
-        ours = _read(wishes.from_trace, source)
-        other = _other_trace(wishes.against)
+    form, layers, factors = wanted.form(json), wanted.chosen_layers(), wanted.factors()
+    options.check_folder("--output", wanted.output)
+    options.check_folder("--save-trace", wanted.save_trace)
+    source = _source(models, wanted)
+    if source is None or wanted.from_ is not None:
+        assert wanted.from_ is not None, "without either, _source refuses"
+        ours = _read(wanted.from_, source)
+        other = _other_trace(wanted.against)
     else:
-        prompts, raw = _prompts(wishes)
-        ours = _record(models[0], source, offline, wishes, prompts, raw, json)
-        other = _other(wishes, models[0], prompts, raw, offline, json)
+        prompts, raw = _prompts(wanted)
+        ours = _record(models[0], source, offline, wanted, prompts, raw, json)
+        other = _other(wanted, models[0], prompts, raw, offline, json)
     if layers is not None and (missing := layers - {layer.layer for layer in ours.trace.layers}):
         known = ", ".join(str(layer.layer) for layer in ours.trace.layers)
         raise UsageError(f"--layers {min(missing)} has no router", f"it takes some of {known}")
-    if wishes.save_trace is not None:
+    if wanted.save_trace is not None:
         from moecli.routing import files
 
-        files.write(ours.trace, wishes.save_trace)
+        files.write(ours.trace, wanted.save_trace)
     from moecli.routing.analysis import analyse
 
     with terminal.status("analysing ...", json):
         analysis = analyse(ours.trace, factors=factors, memory=ours.memory, other=other, note=ours.note)
-    _present(analysis, form, wishes, layers, source, no_color)
+    _present(analysis, form, wanted, layers, source, no_color)
 
 
 def _present(
     analysis: Analysis,
     form: str,
-    wishes: Wishes,
+    wanted: RoutingOptions,
     layers: frozenset[int] | None,
     source: hub.Source | None,
     no_color: bool,
@@ -64,52 +64,58 @@ def _present(
         from moecli.output.json.routing import document
 
         report = None if source is None else inspection.inspect(source)
-        terminal.write_json(document(analysis, layers, report), wishes.output)
+        terminal.write_json(document(analysis, layers, report), wanted.output)
         return
     from moecli.output.routing import View, screen, write_file
 
-    view = View(None if layers is None else tuple(sorted(layers)), wishes.sort, wishes.by is not None)
-    if form == "table" and wishes.output is None:
+    view = View(None if layers is None else tuple(sorted(layers)), wanted.sort, wanted.by is not None)
+    if form == "table" and wanted.output is None:
         screen(analysis, layers=view.layers, sort=view.sort, by_domain=view.by_domain, no_color=no_color)
     else:
-        write_file(analysis, form, wishes.output, view)
+        write_file(analysis, form, wanted.output, view)
 
 
-def _source(models: Sequence[str], wishes: Wishes) -> hub.Source | None:
+def _source(models: Sequence[str], wanted: RoutingOptions) -> hub.Source | None:
     """The one MODEL; None where only a trace is named."""
     if len(models) > 1:
         raise UsageError(
             f"--routing shows one model, not {len(models)}", f"compare two: {models[0]} --against {models[1]}"
         )
-    if wishes.from_trace is not None:
+    if wanted.from_ is not None:
         for name in ("prompt", "prompts", "limit"):
-            if getattr(wishes, name) is not None:
+            if getattr(wanted, name) is not None:
                 raise UsageError(f"--{name} and --from cannot both be meant", "a trace already holds what was read")
-        return local.resolve(models[0], wishes.dtype) if models else None
+        return local.resolve(models[0], wanted.dtype) if models else None
     if not models:
         raise UsageError("no MODEL is named", "moecli inspect tiny --routing, or --from TRACE")
-    return local.resolve(models[0], wishes.dtype)
+    return local.resolve(models[0], wanted.dtype)
 
 
-def _prompts(wishes: Wishes) -> tuple[list[Prompt], bool]:
+def _prompts(wanted: RoutingOptions) -> tuple[list[Prompt], bool]:
     """What to read, and whether without chat template, as the bundled passages always are."""
     from moecli.routing import prompts
 
-    if wishes.prompts is not None:
-        if wishes.prompt is not None:
+    if wanted.prompts is not None:
+        if wanted.prompt is not None:
             raise UsageError("--prompt and --prompts cannot both be meant", "leave one of them out")
-        return prompts.read(wishes.prompts), wishes.raw
-    typed = terminal.clean(wishes.prompt or "")
+        return prompts.read(wanted.prompts), wanted.raw
+    typed = terminal.clean(wanted.prompt or "")
     parts = [part for part in (terminal.read_stdin().strip("\n"), typed) if part]
     if parts:
-        return [prompts.Prompt("\n\n".join(parts))], wishes.raw
-    if wishes.prompt is not None:
+        return [prompts.Prompt("\n\n".join(parts))], wanted.raw
+    if wanted.prompt is not None:
         raise UsageError("--prompt is empty", "leave it out to read the bundled passages")
     return prompts.bundled(), True
 
 
 def _record(
-    model: str, source: hub.Source, offline: bool, wishes: Wishes, prompts: Sequence[Prompt], raw: bool, quiet: bool
+    model: str,
+    source: hub.Source,
+    offline: bool,
+    wanted: RoutingOptions,
+    prompts: Sequence[Prompt],
+    raw: bool,
+    quiet: bool,
 ) -> Recorded:
     folder = (None if offline else pull.offer(source, quiet)) or hub.require_folder(source)
     with terminal.status("loading ...", quiet):
@@ -117,28 +123,28 @@ def _record(
         from moecli.engine.runner import Choices, open_runner
 
         choices = Choices(
-            seed=wishes.seed, raw=raw, context=wishes.ctx, threads=wishes.threads,
-            ram=None if wishes.ram is None else parse_size(wishes.ram),
+            seed=wanted.seed, raw=raw, context=wanted.ctx, threads=wanted.threads,
+            ram=None if wanted.ram is None else parse_size(wanted.ram),
         )  # fmt: skip
-        runner = open_runner(source.name, folder, wishes.dtype, choices, model)
+        runner = open_runner(source.name, folder, wanted.dtype, choices, model)
     with loading.progress(source.name, quiet) as progress, loading.reading(source.name, quiet) as watch:
-        return analysis.record(runner, prompts, wishes.limit, wishes.max_tokens, progress, watch, wishes.probabilities)
+        return analysis.record(runner, prompts, wanted.limit, wanted.max_tokens, progress, watch, wanted.probabilities)
 
 
 def _other(
-    wishes: Wishes, model: str, prompts: Sequence[Prompt], raw: bool, offline: bool, quiet: bool
+    wanted: RoutingOptions, model: str, prompts: Sequence[Prompt], raw: bool, offline: bool, quiet: bool
 ) -> Trace | None:
     """What to compare with: a trace, the same model in another format, or another model, on the same prompts."""
-    against = wishes.against
+    against = wanted.against
     if against is None or _is_trace(against):
         return _other_trace(against)
     if against.startswith("dtype="):
-        wishes = replace(wishes, dtype=against.removeprefix("dtype="))
-        if wishes.dtype not in FORMATS:
+        wanted = replace(wanted, dtype=against.removeprefix("dtype="))
+        if wanted.dtype not in FORMATS:
             raise UsageError(f"--against {against} is not known", f"it takes dtype= with {', '.join(FORMATS)}")
     else:
         model = against
-    return _record(model, local.resolve(model, wishes.dtype), offline, wishes, prompts, raw, quiet).trace
+    return _record(model, local.resolve(model, wanted.dtype), offline, wanted, prompts, raw, quiet).trace
 
 
 def _is_trace(name: str) -> bool:
