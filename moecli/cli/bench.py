@@ -62,6 +62,7 @@ def bench(
         from moecli.engine import bench as engine
         from moecli.engine.runner import Choices, open_runner
         from moecli.output import bench as show
+        from moecli.output.json.bench import document
 
         choices = Choices(
             seed=seed, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
@@ -80,7 +81,7 @@ def bench(
     with show.progress(work.repeat, quiet) as watch:
         result = engine.measure(runner, work, expected, load_s, watch)
     if json:
-        terminal.write_json(show.document(runner, result))
+        terminal.write_json(document(runner, result))
     else:
         show.screen(runner, result, no_color)
     if not result.within_forecast:

@@ -56,6 +56,7 @@ def memory(
     from moecli.library import inspection
     from moecli.library.resolve import Kind, resolve
     from moecli.output import memory as show
+    from moecli.output.json.memory import document
     from moecli.planning.estimate import Budget, estimate
 
     budget = Budget.of(ram, vram, gpu, ram_speed, disk_speed)
@@ -65,7 +66,7 @@ def memory(
         dtype = report.census.format
     result = estimate(report.model, report.spec, budget, dtype, ctx, batch, max_ctx)
     if json:
-        terminal.write_json(show.document(result))
+        terminal.write_json(document(result))
     elif max_ctx:
         show.largest_context(result)
     else:

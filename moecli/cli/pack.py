@@ -45,6 +45,7 @@ def pack(
     """
     from moecli.library import stores
     from moecli.output import pack as view
+    from moecli.output.json.pack import document
     from moecli.store.layout import choose_layout
     from moecli.store.source import open_source, origin_of
 
@@ -67,7 +68,7 @@ def pack(
         terminal.say("interrupted; the same command goes on from here")
         raise typer.Exit(130) from None
     if json:
-        terminal.write_json(view.document(store, watch))
+        terminal.write_json(document(store, watch))
         return
     if not quiet:
         view.summary(store, watch)

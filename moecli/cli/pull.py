@@ -71,9 +71,9 @@ def pull(
         return
     path = _fetch(proposal, yes, quiet or json)
     if json:
-        from moecli.output import pull as view
+        from moecli.output.json import pull as documents
 
-        terminal.write_json(view.done(proposal))
+        terminal.write_json(documents.fetched(proposal))
     else:
         terminal.write(f"{path}\n")
 
@@ -114,9 +114,10 @@ def _propose_packed(ref: ModelRef, dtype: str, target: Path | None, keep: bool, 
 def _show(plan: Proposal | PackedPull, dry_run: bool, json: bool, quiet: bool, no_color: bool) -> None:
     """The answer of a dry run, or talk."""
     from moecli.output import pull as view
+    from moecli.output.json import pull as documents
 
     if dry_run and json:
-        terminal.write_json(view.document(plan))
+        terminal.write_json(documents.proposed(plan))
     elif dry_run or not (quiet or json):
         view.screen(plan, on_stderr=not dry_run, no_color=no_color)
 
@@ -137,6 +138,7 @@ def _pack(pull: PackedPull, threads: int | None, yes: bool, json: bool, quiet: b
     from moecli.library import pull_packed
     from moecli.output import pack as account
     from moecli.output import pull as view
+    from moecli.output.json import pull as documents
 
     if pull.store is None:
         pull_packed.check_space(pull)
@@ -149,7 +151,7 @@ def _pack(pull: PackedPull, threads: int | None, yes: bool, json: bool, quiet: b
         terminal.say("interrupted; the same command goes on from here")
         raise typer.Exit(130) from None
     if json:
-        terminal.write_json(view.done_packed(pull, store, bars))
+        terminal.write_json(documents.packed(pull, store, bars))
         return
     if not quiet:
         account.summary(store, bars)

@@ -137,10 +137,8 @@ def _kept(runner: Runner, file: Path | None) -> Iterator[None]:
 
 def _read_prompt(argument: str | None) -> str | None:
     """Piped text, a blank line, the argument; None when there is neither and a terminal to chat on."""
-    typed = "" if argument in (None, "-") else terminal.clean(argument or "")
-    parts = [part for part in (terminal.read_stdin().strip("\n"), typed) if part]
-    if parts:
-        return "\n\n".join(parts)
+    if text := running.behind_stdin("" if argument in (None, "-") else argument or ""):
+        return text
     if argument is None and sys.stdin is not None and sys.stdin.isatty():
         return None
     raise UsageError("the prompt is empty", 'moecli run MODEL "prompt", or pipe text in')
@@ -148,7 +146,8 @@ def _read_prompt(argument: str | None) -> str | None:
 
 def _answer(runner: Runner, text: str, json: bool, quiet: bool) -> None:
     from moecli.engine.answer import Answer
-    from moecli.output.answer import document, statistics
+    from moecli.output.answer import statistics
+    from moecli.output.json.run import document
 
     answer = Answer()
     interrupted = False

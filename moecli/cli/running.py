@@ -38,6 +38,11 @@ def check(dtype: str, policy: str, device: str) -> None:
         raise UsageError.unknown("--device", device, "auto, cpu, cuda or cuda:N")
 
 
+def behind_stdin(typed: str) -> str:
+    """What is piped in, a blank line, and what was typed; either may be missing."""
+    return "\n\n".join(part for part in (terminal.read_stdin().strip("\n"), terminal.clean(typed)) if part)
+
+
 def find(model: str, dtype: str, offline: bool, quiet: bool) -> ModelRef:
     """What MODEL means, its weights on this machine; fetching them may be offered."""
     ref = with_weights(resolve(model, dtype=dtype), offline, quiet)

@@ -32,6 +32,7 @@ def verify(
     from moecli.library import verification
     from moecli.library.resolve import resolve
     from moecli.output import verify as view
+    from moecli.output.json.verify import document
 
     subject = verification.subject(resolve(model, original=True))
     with view.bar(subject, quiet or json) as advance:
@@ -43,7 +44,7 @@ def verify(
         if remove and not subject.packed and result.path.is_file():
             result.path.unlink()
     if json:
-        terminal.write_json(view.document(subject, results, remove))
+        terminal.write_json(document(subject, results, remove))
     else:
         view.report(subject, results, remove, quiet)
     if damaged:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -101,23 +101,6 @@ def summary(store: PackedStore, watch: Account) -> None:
     held = {dtype: _held_in(store, dtype) for dtype in set(store.layout.roles.values())}
     for dtype, (size, roles) in sorted(held.items(), key=lambda each: each[1], reverse=True):
         terminal.say(f"  {dtype:<5} {format_bytes(size):>9}  {', '.join(roles)}")
-
-
-def document(store: PackedStore, watch: Account) -> dict[str, Any]:
-    """`pack --json`."""
-    return {
-        "schema_version": 1,
-        "name": store.name,
-        "path": str(store.folder),
-        "dtype": store.dtype,
-        "bytes": store.bytes,
-        "source": store.source.repo or store.source.path,
-        "revision": store.source.revision,
-        "source_bytes": watch.source_bytes,
-        "dtypes": dict(store.layout.roles),
-        "packed_bytes": 0 if watch.resumed_bytes is None else watch.source_bytes - watch.resumed_bytes,
-        "elapsed_s": watch.seconds,
-    }
 
 
 def _held_in(store: PackedStore, dtype: str) -> tuple[int, list[str]]:
