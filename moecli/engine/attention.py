@@ -11,7 +11,7 @@ from torch import Tensor
 from moecli.engine.cache import LayerCache
 from moecli.engine.layers import Rotation, rms_norm
 from moecli.engine.weights import LayerWeights
-from moecli.kernels.products import linear
+from moecli.kernels.linear import linear
 from moecli.model.spec import GroupedQuery, Latent, QkNorm
 from moecli.planning.memory import BUCKET, SCORES
 
