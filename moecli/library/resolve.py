@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from moecli.errors import ModelNotFound
 from moecli.hub import cache as hub_cache
 from moecli.model import catalog
 
+_LOG = logging.getLogger(__name__)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _NAME_FOLDER = "name the folder that holds config.json and its .safetensors files"
 _NAME_MODEL = "type an alias such as mixtral, a folder as ./name, or a Hub id as org/name"
@@ -41,6 +43,12 @@ class Source:
 
 def resolve(model: str) -> Source:
     """What MODEL names: a path, else the built-in model, an alias, a Hub id. Never asks the network."""
+    source = _find(model)
+    _LOG.info("%s is %s: folder %s, repository %s", model, source.name, source.folder, source.repo)
+    return source
+
+
+def _find(model: str) -> Source:
     if not model.strip() or "\0" in model:
         raise ModelNotFound(f"'{_shown(model)}' cannot be the name of a model", _NAME_MODEL)
     if (path := _as_path(model)) is not None:

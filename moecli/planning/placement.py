@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 from moecli.model.spec import ModelSpec
 from moecli.planning.memory import CHUNK, DEVICE_CONTEXT, STAGED, Needs, needs, survey_needs
 
+_LOG = logging.getLogger(__name__)
 _LEAST_CHUNK = 32  # prompt tokens per pass when memory is short
 
 
@@ -82,7 +84,14 @@ def _fill(need: Needs, ram: int, device: int | None, on_device: Tier, core: Tier
         count = max(0, min(left, (ram - least) // max(1, need.slot_bytes)))
         in_ram = replace(streaming, experts=count, expert_bytes=count * need.slot_bytes)
         on_disk = Tier(dense=table, experts=left - count, expert_bytes=(left - count) * need.bytes_per_expert)
-    return Plan(need, ram, device, on_device, in_ram, on_disk, full_ram=full, least_ram=least)
+    plan = Plan(need, ram, device, on_device, in_ram, on_disk, full_ram=full, least_ram=least)
+    _LOG.debug(
+        "%s, %d tokens of context: %d bytes and %d experts on the device, %d and %d in RAM, %d and %d on disk; "
+        "RAM %d of %d (%d without disk, %d at least)",
+        need.dtype, need.context, on_device.total, on_device.experts, in_ram.total, in_ram.experts,
+        on_disk.total, on_disk.experts, in_ram.total, ram, full, least,
+    )  # fmt: skip
+    return plan
 
 
 def least_device(need: Needs) -> int:
