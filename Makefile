@@ -1,5 +1,6 @@
 # Short names for what is done every day; `make check test` is what the gate runs.
 BIN := .venv/bin
+unexport PYTHONDONTWRITEBYTECODE  # modules are compiled once, not by every process of every test
 
 .PHONY: check fast test docs bench
 
