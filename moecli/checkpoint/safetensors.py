@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import mmap
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from moecli.errors import CheckpointError
+
+_LOG = logging.getLogger(__name__)
 
 # Bytes per number of the safetensors dtypes; sub-byte types are left out and refused.
 ITEM_SIZES = {
@@ -50,6 +53,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    _LOG.debug("reads the header of %s: %d of %d bytes", path, length, file_size)
     return header_tensors(path, text, file_size)
 
 
@@ -143,6 +147,7 @@ class Checkpoint:
 
     def read_into(self, target: memoryview, tensor: StoredTensor, offset: int = 0) -> None:
         """Fill `target` with the bytes of `tensor` from `offset` on, without mapping them."""
+        _LOG.debug("reads %d bytes of %s from %s", len(target), tensor.name, tensor.path)
         try:
             with tensor.path.open("rb", buffering=0) as file:
                 file.seek(tensor.offset + offset)
@@ -178,6 +183,7 @@ class Checkpoint:
 def _map(path: Path) -> mmap.mmap:
     try:
         with path.open("rb") as file:
+            _LOG.debug("maps %s", path)
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be mapped: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from moecli.hub.cache import BLOB_NAME, INDEX, PICKLES, repository, status
 from moecli.hub.headers import LARGEST_CONFIG, LARGEST_INDEX, SINGLE, Repository, json_object, shards
 from moecli.hub.retry import Patience, Tell, persist
 
+_LOG = logging.getLogger(__name__)
 _TEXTS = (
     "config.json", "generation_config.json", INDEX, "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
@@ -112,6 +114,7 @@ def _ask(repo: str, revision: str | None) -> Any:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
+    _LOG.debug("GET %s/api/models/%s revision=%s", client.address(constants.ENDPOINT), repo, revision)
     try:
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         return HfApi(library_name="moecli").model_info(repo, revision=revision, files_metadata=True, timeout=timeout)

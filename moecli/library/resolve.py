@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -15,6 +16,7 @@ from moecli.model import catalog
 from moecli.store import manifest
 from moecli.store.packed import is_partial
 
+_LOG = logging.getLogger(__name__)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _WEIGHT_FILES = (".gguf",)  # single files that hold a whole model
 _NAME_FOLDER = "name the folder that holds config.json and its .safetensors files"
@@ -80,6 +82,12 @@ def resolve(model: str, *, dtype: str = "auto", original: bool = False) -> Model
     checkpoint, where that is here. `original` is the checkpoint itself; a packed model, finished or not, only where it
     is named itself. ModelNotFound for what names nothing.
     """
+    ref = _find(model, dtype, original)
+    _LOG.info("%s is %s (%s): folder %s, repository %s", model, ref.name, ref.kind.value, ref.folder, ref.repo)
+    return ref
+
+
+def _find(model: str, dtype: str, original: bool) -> ModelRef:
     if not model.strip() or "\0" in model:
         raise ModelNotFound(f"'{_shown(model)}' cannot be the name of a model", _NAME_MODEL)
     if _names_path(model) or (original and is_partial(_path(model))):
