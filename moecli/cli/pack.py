@@ -22,7 +22,7 @@ EXAMPLES = """Examples:
 StoreFolder = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", metavar="DIR", help="The store's folder; default: in MOECLI_HOME.", show_default=False
+        "--output", "-o", metavar="DIR", help="Folder of the packed model; default: in MOECLI_HOME.", show_default=False
     ),
 ]
 
@@ -31,7 +31,7 @@ def pack(
     model: options.Model,
     *,
     dtype: Annotated[
-        str, typer.Option("--dtype", "--quant", help="q4, q8, nf4, int8, bf16, fp16, fp32, or auto: as stored.")
+        str, typer.Option("--dtype", "--quant", help="Format: q4, q8, nf4, int8, bf16, fp16, fp32, or auto: as stored.")
     ] = "q4",
     output: StoreFolder = None,
     threads: options.Threads = None,
