@@ -62,8 +62,8 @@ def memory(
     budget = Budget.of(ram, vram, gpu, ram_speed, disk_speed)
     source = local.resolve(model)
     report = inspection.inspect(source, ask_hub="/" in model and not (offline or settings.offline()))
-    if dtype is None and report.source == "store" and report.census is not None:
-        dtype = report.census.format
+    if dtype is None and report.source == "store" and report.inventory is not None:
+        dtype = report.inventory.format
     result = estimate(report.model, report.spec, budget, dtype, ctx, batch, max_ctx)
     if json:
         terminal.write_json(document(result))
