@@ -7,13 +7,12 @@ from pathlib import Path
 
 from moecli.errors import MoecliError
 from moecli.routing import exchange, trace_file
-from moecli.routing.trace import Trace
 from moecli.store.filesystem import unwritable
 
 _LINES = {".csv": exchange.to_csv, ".jsonl": exchange.to_jsonl}
 
 
-def read(path: Path, shape: tuple[int, int] | None = None) -> Trace:
+def read(path: Path, shape: tuple[int, int] | None = None) -> RoutingTrace:
     """`shape`: active experts and experts of the model, which CSV does not say; left out, they are guessed."""
     if path.suffix not in _LINES:
         return trace_file.load(path)
@@ -30,7 +29,7 @@ def read(path: Path, shape: tuple[int, int] | None = None) -> Trace:
         raise MoecliError(f"{path}: {error.message}", error.hint) from error
 
 
-def write(trace: Trace, path: Path) -> None:
+def write(trace: RoutingTrace, path: Path) -> None:
     """An existing file is replaced."""
     try:
         if path.suffix not in _LINES:
