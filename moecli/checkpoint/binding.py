@@ -104,7 +104,7 @@ class Weights:
                     yield layer, expert, matrix, shapes[matrix]
 
     def _is_ignored(self, name: str) -> bool:
-        if self.spec.tied_embeddings and name in self._layout.dense.get("head", ()):
+        if self.spec.tied_embeddings and name in self._layout.dense.get("lm_head", ()):
             return True
         if match := re.match(r"model\.layers\.(\d+)\.", name):
             real = len(self.spec.layers)

@@ -28,16 +28,17 @@ def list_models(
     from moecli.library import listing
     from moecli.output import listing as view
     from moecli.output import tables
+    from moecli.output.json import list as documents
 
     if known:
         catalogued = listing.known()
         if json:
-            terminal.write_json(view.documents_known(catalogued))
+            terminal.write_json(documents.known(catalogued))
         else:
             view.show_known(tables.console(no_color), catalogued)
         return
     here = listing.here()
     if json:
-        terminal.write_json(view.documents_here(here))
+        terminal.write_json(documents.here(here))
     else:
         view.show_here(tables.console(no_color), here)

@@ -54,18 +54,19 @@ def memory(
     """
     from moecli import settings
     from moecli.library import inspection
-    from moecli.library import resolve_local as local
+    from moecli.library.resolve import Kind, resolve
     from moecli.output import memory as show
+    from moecli.output.json.memory import document
     from moecli.planning.estimate import Budget, estimate
 
     budget = Budget.of(ram, vram, gpu, ram_speed, disk_speed)
-    source = local.resolve(model)
-    report = inspection.inspect(source, ask_hub="/" in model and not (offline or settings.offline()))
-    if dtype is None and report.source == "store" and report.census is not None:
+    ref = resolve(model)
+    report = inspection.inspect(ref, ask_hub=ref.by_hub_id and not (offline or settings.offline()))
+    if dtype is None and ref.kind is Kind.STORE and report.census is not None:
         dtype = report.census.format
     result = estimate(report.model, report.spec, budget, dtype, ctx, batch, max_ctx)
     if json:
-        terminal.write_json(show.document(result))
+        terminal.write_json(document(result))
     elif max_ctx:
         show.largest_context(result)
     else:

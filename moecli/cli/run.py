@@ -85,7 +85,7 @@ def run(
     text = _read_prompt(prompt)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
-    name, folder = running.find(model, dtype, offline, quiet)
+    ref = running.find(model, dtype, offline, quiet)
     with terminal.status("loading ...", quiet):
         from moecli.engine.runner import Choices, open_runner
 
@@ -96,13 +96,13 @@ def run(
             system=system and terminal.clean(system), raw=raw, context=ctx, threads=threads, policy=policy,
             device=device, vram=None if vram is None else parse_size(vram),
         )  # fmt: skip
-        runner = open_runner(name, folder, dtype, choices, model)
+        runner = open_runner(ref.name, ref.weights, dtype, choices, model)
         plan = runner.plan(text)
     if verbose:
         terminal.say(f"{runner.name}: {runner.sampling}, seed {runner.seed}")
         terminal.say(loading.explain(plan))
     if not plan.fits:
-        speed = runner.forecast(plan)
+        speed = runner.estimate_throughput(plan)
         if not quiet or speed.middle < running.SLOW:
             terminal.say(loading.expectation(plan, speed))
         if speed.middle < running.SLOW:
@@ -137,10 +137,8 @@ def _kept(runner: Runner, file: Path | None) -> Iterator[None]:
 
 def _read_prompt(argument: str | None) -> str | None:
     """Piped text, a blank line, the argument; None when there is neither and a terminal to chat on."""
-    typed = "" if argument in (None, "-") else terminal.clean(argument or "")
-    parts = [part for part in (terminal.read_stdin().strip("\n"), typed) if part]
-    if parts:
-        return "\n\n".join(parts)
+    if text := running.behind_stdin("" if argument in (None, "-") else argument or ""):
+        return text
     if argument is None and sys.stdin is not None and sys.stdin.isatty():
         return None
     raise UsageError("the prompt is empty", 'moecli run MODEL "prompt", or pipe text in')
@@ -148,7 +146,8 @@ def _read_prompt(argument: str | None) -> str | None:
 
 def _answer(runner: Runner, text: str, json: bool, quiet: bool) -> None:
     from moecli.engine.answer import Answer
-    from moecli.output.answer import document, statistics
+    from moecli.output.answer import statistics
+    from moecli.output.json.run import document
 
     answer = Answer()
     interrupted = False

@@ -22,9 +22,9 @@ from moecli.hub.headers import Repository
 from moecli.hub.manifest import Manifest, RemoteFile
 from moecli.hub.retry import Patience, Tell, persist
 from moecli.hub.transfer import Transfer, Watcher
-from moecli.library import resolve as hub
 from moecli.library import stores
 from moecli.library.pull import Proposal, propose
+from moecli.library.resolve import ModelRef
 from moecli.store import journal
 from moecli.store.incremental import packing_shards
 from moecli.store.jobs import jobs
@@ -54,21 +54,21 @@ class PackedPull:
 
 
 def propose_packed(
-    source: hub.Source, dtype: str, target: Path | None = None, keep: bool = False, tell: Tell | None = None
+    ref: ModelRef, dtype: str, target: Path | None = None, keep: bool = False, tell: Tell | None = None
 ) -> PackedPull:
     """Ask the Hub about a model and the headers of its shards; "auto" is as it is stored.
 
     ConfigError or CheckpointError for what cannot be packed, DiskError if `target` is something else.
     """
-    proposal = propose(source, tell, dtype)
+    proposal = propose(ref, tell, dtype)
     manifest = proposal.manifest
     if not keep:
         manifest = replace(manifest, texts=tuple(file for file in manifest.texts if file.name in TEXTS))
-    weights = announced(source.name, manifest.config, _headers(manifest, tell))
+    weights = announced(ref.name, manifest.config, _headers(manifest, tell))
     layout = choose_layout(weights, weights.dtype if dtype == "auto" else dtype)
-    target = target or stores.default_folder(source.name, layout.dtype)
+    target = target or stores.default_folder(ref.name, layout.dtype)
     fingerprint = header_fingerprint(weights.checkpoint.tensors.values())
-    origin = Origin(source.name, manifest.repo, manifest.commit, None, fingerprint)
+    origin = Origin(ref.name, manifest.repo, manifest.commit, None, fingerprint)
     _refuse_another_revision(target, origin)
     store = existing(target, layout, origin)
     files = () if store else _files(manifest, _pending(target, weights, layout, origin), keep)

@@ -1,15 +1,13 @@
-"""How a memory estimate is shown: the sum with bars, where each part goes, formats in a table, one JSON document."""
+"""How a memory estimate is shown: the sum with bars, where each part goes, formats in a table."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.text import Text
 
 from moecli.output import tables, terminal
 from moecli.planning.estimate import Estimate, Result
-from moecli.planning.memory import kv_bytes_per_token, read_bytes_per_token
+from moecli.planning.memory import read_bytes_per_token
 from moecli.planning.placement import Plan, Tier
 from moecli.units import figure, format_bytes, round_up
 
@@ -29,81 +27,27 @@ def screen(result: Result, explain: bool, no_color: bool) -> None:
 
 def largest_context(result: Result) -> None:
     """The number alone on stdout; what it means on stderr."""
-    chosen = result.chosen.needs
+    chosen = result.chosen.memory
     terminal.write(f"{result.max_context}\n")
     terminal.say(f"tokens of context that fit {_machine(result)}, {chosen.dtype}, batch {chosen.batch}")
-
-
-def document(result: Result) -> dict[str, Any]:
-    """`memory --json`: the keys of the command-line contract."""
-    every = [] if result.asked else [_facts(result, each) for each in result.every]
-    head = {"schema_version": 1, "model": result.model}
-    return head | _facts(result, result.chosen) | {"max_context": result.max_context, "formats": every}
-
-
-def _facts(result: Result, one: Estimate) -> dict[str, Any]:
-    need, plan, speed = one.needs, one.plan, one.speed
-    return {
-        "dtype": need.dtype,
-        "context": need.context,
-        "batch": need.batch,
-        "weights_bytes": need.weights,
-        "resident_bytes": need.dense.bytes,
-        "expert_bytes": need.experts.bytes,
-        "bytes_per_expert": need.bytes_per_expert,
-        "kv_cache_bytes": need.kv.bytes,
-        "kv_bytes_per_token": kv_bytes_per_token(result.spec),
-        "activation_bytes": need.activations.bytes,
-        "total_bytes": need.total,
-        "process_bytes": need.process.bytes,
-        "peak_rss_bytes": plan.ram.total,
-        "read_bytes_per_token": read_bytes_per_token(result.spec, need.dtype),
-        "ram_budget_bytes": plan.ram_budget,
-        "vram_budget_bytes": plan.device_budget,
-        "plan": {name: _tier(tier) for name, tier in _tiers(plan)},
-        "fits": plan.fits,
-        "smallest_ram_bytes": plan.full_ram,
-        "gpus_needed": one.gpus_needed,
-        "speed": {
-            "low": speed.low,
-            "high": speed.high,
-            "unit": "tokens_per_s",
-            "evidence": speed.evidence,
-            "first_token_low_s": speed.first_token_low_s,
-            "first_token_high_s": speed.first_token_high_s,
-        },
-    }
 
 
 def _tiers(plan: Plan) -> tuple[tuple[str, Tier], ...]:
     return ("device", plan.device), ("ram", plan.ram), ("disk", plan.disk)
 
 
-def _tier(tier: Tier) -> dict[str, int]:
-    return {
-        "dense_bytes": tier.dense,
-        "kv_bytes": tier.kv,
-        "activation_bytes": tier.activations,
-        "process_bytes": tier.process,
-        "staging_bytes": tier.staging,
-        "experts": tier.experts,
-        "expert_bytes": tier.expert_bytes,
-        "total_bytes": tier.total,
-    }
-
-
 def _title(result: Result) -> Text:
-    need = result.chosen.needs
-    name = f"{result.model} in {need.dtype}" if result.asked else result.model
-    return tables.title(name, f"context {need.context:,} tokens, batch {need.batch}")
+    memory = result.chosen.memory
+    name = f"{result.model} in {memory.dtype}" if result.asked else result.model
+    return tables.title(name, f"context {memory.context:,} tokens, batch {memory.batch}")
 
 
 def _sum(to: Console, one: Estimate) -> RenderableType:
-    peak = one.needs.peak
+    peak = one.memory.peak
     width = 30 if to.width >= 70 else 12
     rows = [
         (term.name, format_bytes(term.bytes), tables.bar(to, term.bytes / peak, width))
-        for term in one.needs.terms
+        for term in one.memory.terms
         if term.bytes
     ]
     return tables.grid(("part", "bytes", "share"), [*rows, ("together", format_bytes(peak), "")], left=(0, 2))
@@ -113,11 +57,11 @@ def _formats(result: Result) -> RenderableType:
     header = ("format", "weights", "an expert", "KV cache", "in all", "fits", "tokens/s")
     rows = [
         (
-            one.needs.dtype,
-            format_bytes(one.needs.weights),
-            format_bytes(one.needs.bytes_per_expert) if one.needs.expert_count else "-",
-            format_bytes(one.needs.kv.bytes),
-            format_bytes(one.needs.peak),
+            one.memory.dtype,
+            format_bytes(one.memory.weights),
+            format_bytes(one.memory.bytes_per_expert) if one.memory.expert_count else "-",
+            format_bytes(one.memory.kv.bytes),
+            format_bytes(one.memory.peak),
             "yes" if one.plan.fits else "no",
             _band(one.speed.low, one.speed.high),
         )
@@ -128,12 +72,12 @@ def _formats(result: Result) -> RenderableType:
 
 def _explanation(one: Estimate) -> RenderableType:
     return tables.facts(
-        [(term.name, f"{term.bytes:,} = {term.formula}  [from {term.keys}]") for term in one.needs.terms if term.bytes]
+        [(term.name, f"{term.bytes:,} = {term.formula}  [from {term.keys}]") for term in one.memory.terms if term.bytes]
     )
 
 
 def _placement(result: Result) -> RenderableType:
-    plan, total = result.chosen.plan, result.chosen.needs.expert_count
+    plan, total = result.chosen.plan, result.chosen.memory.expert_count
     names = {"device": "VRAM", "ram": "RAM", "disk": "disk"}
     rows = []
     for name, tier in _tiers(plan):
@@ -148,7 +92,7 @@ def _placement(result: Result) -> RenderableType:
 def _verdict(result: Result) -> Text:
     one = result.chosen
     plan, speed = one.plan, one.speed
-    lines = [f"reads {format_bytes(read_bytes_per_token(result.spec, one.needs.dtype))} of weights for each token"]
+    lines = [f"reads {format_bytes(read_bytes_per_token(result.spec, one.memory.dtype))} of weights for each token"]
     lines.append(
         f"expect {_band(speed.low, speed.high)} tokens/s, the first of a 512-token prompt after "
         f"{_band(speed.first_token_low_s, speed.first_token_high_s)} s ({speed.evidence} bandwidths)"

@@ -67,7 +67,7 @@ def existing(target: Path, layout: StoreLayout, origin: Origin) -> PackedStore |
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
     if not (target / manifest.FILE).is_file():
-        raise DiskError(f"{target} is there already and is no packed model", "name another folder with -o")
+        raise DiskError(f"{target} is there already and is not a packed model", "name another folder with -o")
     store = PackedStore.open(target)
     if store.dtype == layout.dtype and store.source.is_same(origin):
         (target / journal.LOCK).unlink(missing_ok=True)  # a kill may have come between the name and this

@@ -26,13 +26,13 @@ def test_debug_shows_resolution_plan_and_reads_and_leaves_stdout_alone(moecli, p
     lines = log.stderr.splitlines()
     assert log.stdout == quiet.stdout and quiet.stderr == ""
     assert all(LINE.fullmatch(line) for line in lines)
-    for said in ("is the packed store tiny-q4: ", " tokens of context: ", "header of ", " of layer 0, expert "):
+    for said in ("tiny-q4 is tiny-q4 (store): ", " tokens of context: ", "header of ", " of layer 0, expert "):
         assert any(said in line for line in lines), said
 
 
 def test_info_says_what_a_model_is_and_nothing_smaller(moecli):
     result = moecli("inspect", "mixtral", "--json", MOECLI_LOG="INFO")
-    assert re.fullmatch(r".* info moecli\.library\.\w+: mixtral is mixtral: .*\n", result.stderr)
+    assert re.fullmatch(r".* info moecli\.library\.\w+: mixtral is mixtral \(catalog\): .*\n", result.stderr)
 
 
 def test_requests_are_shown_without_the_token(moecli, hub):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import moecli
-from moecli.planning.memory import needs
-from moecli.planning.placement import fit_survey, place
+from moecli.planning.memory import estimate_memory
+from moecli.planning.placement import fit_layerwise, place
 from moecli.routing import files, trace_file
 from moecli.routing.published import paper
 from moecli.routing.trace import Trace, bare
@@ -229,9 +229,9 @@ def test_a_store_larger_than_the_memory_limit_is_analysed_within_it(moecli, tmp_
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, folder)
     store = packed(folder, tmp_path / "store", "bf16")
-    least = place(needs(store.spec, "bf16", 512), 0)
+    least = place(estimate_memory(store.spec, "bf16", 512), 0)
     budget = least.least_ram + least.disk.expert_bytes // 4
-    assert not fit_survey(store.spec, "bf16", 200, 900, budget, streams=True).fits
+    assert not fit_layerwise(store.spec, "bf16", 200, 900, budget, streams=True).fits
     result = moecli("inspect", str(store.folder), "--routing", "--limit", "900", "--json", "--ram", str(budget))
     routing = json.loads(result.stdout)["routing"]
     assert routing["tokens"] == 900

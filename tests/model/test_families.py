@@ -17,7 +17,7 @@ from moecli.engine.layers import frequencies
 from moecli.engine.load import open_model
 from moecli.errors import ConfigError
 from moecli.model.families import find, load_config, read_spec
-from moecli.model.spec import Activation, GroupedQuery, Latent, Mixture, ModelSpec, RopeKind
+from moecli.model.spec import MLA, Activation, GroupedQuery, Mixture, ModelSpec, RopeKind
 from moecli.model.tensors import Part, dense_tensors, expert_shapes
 from tests.support.checkpoints import FAMILIES, LAYOUTS, make, write
 from tests.support.oracle import transformers
@@ -225,7 +225,7 @@ def test_null_means_none_and_not_zero() -> None:
     attention = read_spec(config("olmoe", clip_qkv=None)).layers[0].attention
     assert isinstance(attention, GroupedQuery) and attention.clip is None
     latent = read_spec(config("deepseek_v2", q_lora_rank=None)).layers[0].attention
-    assert isinstance(latent, Latent) and latent.query_rank is None
+    assert isinstance(latent, MLA) and latent.query_rank is None
     changed = config("dbrx")
     changed["attn_config"]["clip_qkv"] = changed["ffn_config"]["moe_normalize_expert_weights"] = None
     layer = read_spec(changed).layers[0]

@@ -19,7 +19,7 @@ from moecli.hub.cache import INDEX
 from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import dense_tensors
-from moecli.planning.memory import needs
+from moecli.planning.memory import estimate_memory
 from moecli.planning.placement import Plan, fit, place
 from moecli.store.checksums import file_sums
 from moecli.store.expert_record import dense_dtype
@@ -78,12 +78,12 @@ def contents(folder: Path, but: str = "") -> dict[str, bytes]:
 
 
 def experts_in(store: PackedStore) -> int:
-    return needs(store.spec, store.dtype, 256).expert_count
+    return estimate_memory(store.spec, store.dtype, 256).expert_count
 
 
 def plan_for(store: PackedStore, slots: int | None, positions: int = 256) -> Plan:
     """A plan with RAM for so many experts; None is for all of them, mapped."""
-    need = needs(store.spec, store.dtype, positions)
+    need = estimate_memory(store.spec, store.dtype, positions)
     if slots is None:
         return fit(store.spec, store.dtype, positions, 2**60)
     least = place(need, 0).least_ram
@@ -99,7 +99,7 @@ def decoder(store: PackedStore, slots: int | None, policy: str = DEFAULT) -> Dec
 
 def split_plan(spec: ModelSpec, dtype: str, on_device: int, in_ram: int | None = None, positions: int = 256) -> Plan:
     """A plan with room for so many experts on a device and in RAM; None is for all the others."""
-    need = needs(spec, dtype, positions)
+    need = estimate_memory(spec, dtype, positions)
     everything = place(need, 2**60, 2**60).device
     device = everything.total - everything.expert_bytes + on_device * need.slot_bytes
     least = place(need, 0, device)

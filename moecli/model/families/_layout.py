@@ -58,7 +58,7 @@ _LAYER = "model.layers.{layer}."
 # What Llama's descendants share.
 BODY = (
     names("model.", embedding="embed_tokens", final_norm="norm")
-    | names(head="lm_head")
+    | names(lm_head="lm_head")
     | names(_LAYER, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm")
 )
 GROUPED_QUERY = (

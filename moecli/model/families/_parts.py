@@ -8,11 +8,11 @@ from typing import Any
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._rope import read_rope, yarn_mscale
 from moecli.model.spec import (
+    MLA,
     Attention,
     FeedForward,
     GroupedQuery,
     GroupScore,
-    Latent,
     Layer,
     Mixture,
     ModelSpec,
@@ -59,7 +59,7 @@ def grouped_query(
     )
 
 
-def latent(c: ConfigReader, context: int, *, heads: int, query_rank: int | None = 1536) -> Latent:
+def latent(c: ConfigReader, context: int, *, heads: int, query_rank: int | None = 1536) -> MLA:
     """DeepSeek's multi-head latent attention. The YaRN temperature, squared, goes into the scale at every length."""
     heads = c.count("num_attention_heads", heads)
     c.ignore("num_key_value_heads", "head_dim", "qk_head_dim")  # derived; the latent has no key/value heads
@@ -70,7 +70,7 @@ def latent(c: ConfigReader, context: int, *, heads: int, query_rank: int | None 
     rope = read_rope(c, rope_dim, context, interleaved=True)
     scaling = c.raw("rope_parameters", None) or c.raw("rope_scaling", None) or {}
     mscale = yarn_mscale(rope.factor, float(scaling.get("mscale_all_dim", 0)))
-    return Latent(
+    return MLA(
         heads=heads,
         query_rank=c.optional_count("q_lora_rank", query_rank),
         kv_rank=c.count("kv_lora_rank", 512),
@@ -102,12 +102,12 @@ def uniform_layers(
 def check_router(c: ConfigReader, mixture: Mixture) -> None:
     """Refuse counts that no router can satisfy."""
     router = mixture.router
-    if router.active > router.experts:
-        raise c.fail("num_experts_per_tok", f"is {router.active}, more than the {router.experts} experts")
-    if router.experts % router.groups or router.kept_groups > router.groups:
-        raise c.fail("n_group", f"is {router.groups} (keeping {router.kept_groups}) for {router.experts} experts")
-    if router.kept_groups * (router.experts // router.groups) < router.active:
-        raise c.fail("topk_group", f"is {router.kept_groups}: the groups kept hold fewer than {router.active} experts")
+    if router.top_k > router.experts:
+        raise c.fail("num_experts_per_tok", f"is {router.top_k}, more than the {router.experts} experts")
+    if router.experts % router.n_group or router.topk_group > router.n_group:
+        raise c.fail("n_group", f"is {router.n_group} (keeping {router.topk_group}) for {router.experts} experts")
+    if router.topk_group * (router.experts // router.n_group) < router.top_k:
+        raise c.fail("topk_group", f"is {router.topk_group}: the groups kept hold fewer than {router.top_k} experts")
 
 
 def sparse_steps(
@@ -140,8 +140,8 @@ def biased_sigmoid(
         norm_power=1.0 if c.optional_flag("norm_topk_prob", True) else None,
         norm_epsilon=1e-20,
         scaling=c.optional_number(scaling_key, scaling) or 1.0,
-        groups=c.optional_count("n_group") or 1,
-        kept_groups=c.optional_count("topk_group") or 1,
+        n_group=c.optional_count("n_group") or 1,
+        topk_group=c.optional_count("topk_group") or 1,
         group_score=GroupScore.TOP2_SUM,
         correction_bias=True,
     )

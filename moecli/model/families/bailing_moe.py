@@ -27,7 +27,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     activation = c.activation("hidden_act", "silu")
     router = biased_sigmoid(c, experts=256, active=8, experts_key="num_experts")
     expert = FeedForward(c.count("moe_intermediate_size", 512), activation)
-    shared_width = c.count("moe_shared_expert_intermediate_size", expert.width)
+    shared_width = c.count("moe_shared_expert_intermediate_size", expert.intermediate_size)
     shared = c.optional_count("num_shared_experts", 1, least=0) or 0
     mixture = Mixture(router, expert, FeedForward(shared * shared_width, activation) if shared else None)
     check_router(c, mixture)

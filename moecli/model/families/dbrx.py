@@ -70,7 +70,7 @@ FAMILY = Family(
     layouts=(
         Layout(
             names("transformer.", embedding="wte", final_norm="norm_f")
-            | names(head="lm_head")
+            | names(lm_head="lm_head")
             | names(
                 _BLOCK + "norm_attn_norm.", attn_norm="norm_1", ffn_norm="norm_2", qkv="attn.Wqkv", o="attn.out_proj"
             )

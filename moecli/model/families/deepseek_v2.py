@@ -49,8 +49,8 @@ def _router(c: ConfigReader) -> Router:
         norm_power=1.0 if normalise else None,
         norm_epsilon=1e-20,
         scaling=1.0 if normalise else scaling,
-        groups=groups,
-        kept_groups=kept,
+        n_group=groups,
+        topk_group=kept,
         group_score=GroupScore.MAX,
     )
 
@@ -69,7 +69,7 @@ def sparse_after(
     activation = c.activation("hidden_act", "silu")
     expert = FeedForward(c.count("moe_intermediate_size", expert_width), activation)
     shared = c.optional_count("n_shared_experts", shared_count, least=0) or 0
-    mixture = Mixture(router, expert, FeedForward(expert.width * shared, activation) if shared else None)
+    mixture = Mixture(router, expert, FeedForward(expert.intermediate_size * shared, activation) if shared else None)
     check_router(c, mixture)
     dense = FeedForward(c.count("intermediate_size", dense_width), activation)
     first = c.optional_count("first_k_dense_replace", default_dense, least=0) or 0

@@ -44,8 +44,8 @@ def _router(c: ConfigReader) -> Router:
         norm_power=1.0 if c.optional_flag("norm_topk_prob", True) else None,
         norm_epsilon=1e-20,
         scaling=c.number("routed_scaling_factor", 2.5),
-        groups=c.optional_count("n_group", 8) or 1,
-        kept_groups=c.optional_count("topk_group", 4) or 1,
+        n_group=c.optional_count("n_group", 8) or 1,
+        topk_group=c.optional_count("topk_group", 4) or 1,
         group_score=GroupScore.TOP2_SUM,
         correction_bias=True,
     )

@@ -31,7 +31,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         correction_bias=True,
     )
     expert = FeedForward(c.count("moe_intermediate_size", 2048), activation)
-    shared = FeedForward(expert.width * c.count("n_shared_experts", 1), activation)
+    shared = FeedForward(expert.intermediate_size * c.count("n_shared_experts", 1), activation)
     mixture = Mixture(router, expert, shared)
     check_router(c, mixture)
     hashed = replace(mixture, router=replace(router, correction_bias=False, by_token=True))

@@ -30,7 +30,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     )
     expert = FeedForward(c.count("moe_intermediate_size", 1536), activation)
     shared = c.optional_count("moe_num_shared_experts", 2, least=0) or 0
-    mixture = Mixture(router, expert, FeedForward(shared * expert.width, activation) if shared else None)
+    mixture = Mixture(router, expert, FeedForward(shared * expert.intermediate_size, activation) if shared else None)
     check_router(c, mixture)
     dense = FeedForward(c.count("intermediate_size", 12288), activation)
     count = layer_count(c, 28)

@@ -19,7 +19,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     attention = GroupedQuery(heads, heads, head_dim := c.count("d_head"), NO_ROPE, head_dim**-0.5)
     dense = FeedForward(c.count("ffn_hidden"), Activation.GELU)
     mixture = Mixture(
-        Router(c.count("n_experts"), c.count("top_k")), FeedForward(dense.width, Activation.GELU, gated=False)
+        Router(c.count("n_experts"), c.count("top_k")),
+        FeedForward(dense.intermediate_size, Activation.GELU, gated=False),
     )
     check_router(c, mixture)
     every = c.count("moe_every_n_layers")

@@ -47,7 +47,7 @@ _NORMS = {
     "ffn_norm": "pre_moe_norm",
     "post_ffn_norm": "post_moe_norm",
 }
-_TABLES = names("model.", embedding="embed_tokens") | names(head="lm_head")
+_TABLES = names("model.", embedding="embed_tokens") | names(lm_head="lm_head")
 _HPCAI = Layout(
     _TABLES
     | names("model.", ".scale", final_norm="norm")

@@ -25,7 +25,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     )
     kv_heads = c.count("num_key_value_heads", 16)
     attention = grouped_query(
-        c, width, context, heads=kv_heads * router.active, kv_heads=kv_heads, head_dim=c.count("kv_channels", 128)
+        c, width, context, heads=kv_heads * router.top_k, kv_heads=kv_heads, head_dim=c.count("kv_channels", 128)
     )
     inner = attention.kv_width  # one expert turns the input into as many queries as there are keys
     attention = replace(

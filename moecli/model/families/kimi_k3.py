@@ -9,12 +9,12 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, language_part, layer_count, make_spec
 from moecli.model.spec import (
+    MLA,
     NO_ATTENTION,
     NO_ROPE,
     Extra,
     FeedForward,
     GroupScore,
-    Latent,
     Layer,
     Mixture,
     ModelSpec,
@@ -72,13 +72,13 @@ def _mixture(c: ConfigReader, width: int) -> Mixture:
         norm_power=1.0 if c.flag("moe_renormalize", True) else None,
         norm_epsilon=1e-20,
         scaling=c.number("routed_scaling_factor", 1.0),
-        groups=c.count("num_expert_group", 1),
-        kept_groups=c.count("topk_group", 1),
+        n_group=c.count("num_expert_group", 1),
+        topk_group=c.count("topk_group", 1),
         group_score=GroupScore.TOP2_SUM,
         correction_bias=True,
     )
     expert = FeedForward(c.count("moe_intermediate_size"), c.activation("hidden_act"))
-    shared = FeedForward(expert.width * c.count("num_shared_experts"), expert.activation)
+    shared = FeedForward(expert.intermediate_size * c.count("num_shared_experts"), expert.activation)
     mixture = Mixture(router, expert, shared, latent_width=c.optional_count("routed_expert_hidden_size"))
     check_router(c, mixture)
     return mixture
@@ -98,10 +98,10 @@ def _residual(name: str, width: int) -> tuple[Extra, ...]:
     return (Extra(f"{name}_residual", (1, width), Part.OTHER), Extra(f"{name}_residual_norm", (width,), Part.NORMS))
 
 
-def _latent(c: ConfigReader) -> Latent:
+def _latent(c: ConfigReader) -> MLA:
     heads, nope, rope_dim = c.count("num_attention_heads"), c.count("qk_nope_head_dim"), c.count("qk_rope_head_dim")
     value_dim = c.count("v_head_dim")
-    return Latent(
+    return MLA(
         heads, c.optional_count("q_lora_rank"), c.count("kv_lora_rank"), nope, rope_dim, value_dim, NO_ROPE,
         scale=(nope + rope_dim) ** -0.5,
         gate_width=heads * value_dim if c.flag("mla_use_output_gate", False) else 0,

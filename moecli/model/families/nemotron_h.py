@@ -45,7 +45,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     mixture = Mixture(
         biased_sigmoid(c, experts=8, active=2),
         FeedForward(c.count("moe_intermediate_size", 7688), activation, gated=False),
-        replace(shared, width=shared.width * c.count("n_shared_experts", 1)),
+        replace(shared, intermediate_size=shared.intermediate_size * c.count("n_shared_experts", 1)),
     )
     check_router(c, mixture)
     blocks = {

@@ -26,7 +26,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     return make_spec(
         c, "phimoe", uniform_layers(c, attention, Mixture(router, expert), default=32),
         width=width, context=context, vocab=32064, eps=1e-5,
-        norm=NormKind.LAYER, norm_bias=True, head_bias=c.flag("lm_head_bias", False),
+        norm=NormKind.LAYER, norm_bias=True, lm_head_bias=c.flag("lm_head_bias", False),
         unsupported=("sparsemixer routing", "layer norms with biases", "a biased output head"),
     )  # fmt: skip
 

@@ -16,7 +16,6 @@ from moecli.output.routing.screen import draw, size
 from moecli.output.routing.sections import sections
 from moecli.output.routing.words import name
 from moecli.routing.analysis import Analysis
-from moecli.routing.document import document
 
 FORMATS = "table", "csv", "md", "svg", "png", "html"
 _WIDTH = 120  # of a table in a file
@@ -45,14 +44,14 @@ def render(analysis: Analysis, format: str, view: View) -> bytes:
         draw(Console(file=out, width=_WIDTH, color_system=None, highlight=False, markup=False), analysis, view)
         return out.getvalue().encode()
     report = chosen(analysis.report, view.layers)
-    routing, shown = document(report, analysis.bytes_per_slot), heats(report, view)
+    shown = heats(report, view)
     if format == "csv":
-        return long_form.document(analysis, report, routing).encode()
+        return long_form.document(analysis, report).encode()
     if format == "md":
-        return markdown.document(analysis, shown, sections(analysis, report, routing), size(report)).encode()
+        return markdown.document(analysis, shown, sections(analysis, report), size(report)).encode()
     if format == "html":
-        found = sections(analysis, report, routing)
-        return html.document(analysis, report, routing, shown, drawing(shown), found).encode()
+        found = sections(analysis, report)
+        return html.document(analysis, report, shown, drawing(shown), found).encode()
     drawn = drawing(shown, f"{name(analysis.name)}: how evenly the experts are used", size(report))
     if format == "svg":
         return svg.document(drawn, f"Routing of {name(analysis.name)}").encode()
