@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moecli.errors import MoecliError
 from moecli.routing import exchange, trace_file
+from moecli.routing.trace import RoutingTrace
 from moecli.store.filesystem import unwritable
 
 _LINES = {".csv": exchange.to_csv, ".jsonl": exchange.to_jsonl}
