@@ -9,6 +9,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
 from moecli.model.spec import FeedForward, Layer, Mixture, ModelSpec, Router
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -29,7 +30,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     layer = Layer(attention, mixture, parallel=FeedForward(width, activation))
     return make_spec(
         c, "arctic", [layer] * layer_count(c, 32), width=width, context=context, vocab=32000, eps=1e-5,
-        unsupported=("a dense block beside the mixture",),
+        unsupported=(Unsupported.DENSE_BESIDE_MIXTURE,),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import biased_sigmoid, check_router, grouped_query, layer_count, make_spec
 from moecli.model.spec import FeedForward, Layer, Mixture, ModelSpec, QkNorm
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -37,7 +38,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         c, "bailing_moe", [Layer(attention, mixture if i >= first else dense) for i in range(layer_count(c, 20))],
         width=width, context=context, vocab=157_184,
         extra_layers=c.count("num_nextn_predict_layers", 0, least=0),
-        unsupported=("a comparison of this family with its reference",),
+        unsupported=(Unsupported.UNCOMPARED,),
     )  # fmt: skip
 
 

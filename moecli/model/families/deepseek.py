@@ -10,6 +10,7 @@ from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both
 from moecli.model.families._parts import grouped_query, make_spec
 from moecli.model.families.deepseek_v2 import sparse_after
 from moecli.model.spec import ModelSpec, Router
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -27,7 +28,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     layers = sparse_after(c, attention, router, default_layers=30, default_dense=0, default_widths=(11008, 1407, 0))
     return make_spec(
         c, "deepseek", layers, width=width, context=context, vocab=102400,
-        unsupported=("a reference to compare this family with",),
+        unsupported=(Unsupported.NO_REFERENCE,),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from moecli.model.families._layout import Family
 from moecli.model.families._parts import biased_sigmoid, latent, make_spec
 from moecli.model.families.deepseek_v2 import sparse_after
 from moecli.model.spec import Extra, Layer, ModelSpec, Part
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -49,7 +50,7 @@ def indexed(
         c, family, [replace(layer, extra=indexer, cache_extra=dim) for layer in layers],
         width=width, context=context, vocab=vocab,
         extra_layers=c.count("num_nextn_predict_layers", c.raw("num_mtp_layers", 1), least=0),
-        unsupported=("sparse attention with an indexer",),
+        unsupported=(Unsupported.INDEXER,),
     )  # fmt: skip
 
 

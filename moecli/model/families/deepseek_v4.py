@@ -11,6 +11,7 @@ from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, layer_count, make_spec
 from moecli.model.families._rope import read_rope
 from moecli.model.spec import Extra, FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, Part, Router, Scoring
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -53,7 +54,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     return make_spec(
         c, "deepseek_v4", layers, width=width, context=context, vocab=129_280,
         extra=head, extra_layers=c.count("num_nextn_predict_layers", 1, least=0),
-        unsupported=("compressed attention", "hyper-connections", "routing by token"),
+        unsupported=(Unsupported.COMPRESSED_ATTENTION, Unsupported.HYPER_CONNECTIONS, Unsupported.TOKEN_ROUTING),
         notes=("tables that route by token hold expert numbers, not weights, and are not counted",),
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
 from moecli.model.spec import FeedForward, Layer, Mixture, ModelSpec, Router
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -40,7 +41,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     return make_spec(
         c, "ernie4_5_moe", [Layer(attention, mixture if flag else dense) for flag in sparse],
         width=width, context=context, vocab=103_424, eps=1e-5, tied=True,
-        unsupported=("a floor under the sum of the chosen weights",),
+        unsupported=(Unsupported.WEIGHT_FLOOR,),
     )  # fmt: skip
 
 

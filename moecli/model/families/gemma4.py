@@ -10,6 +10,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, language_part, layer_count, make_spec
 from moecli.model.spec import Extra, FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, Part, QkNorm, Rope, Router
+from moecli.model.unsupported import Unsupported
 
 _KINDS = ("sliding_attention", "full_attention")
 _MEDIA = """
@@ -47,7 +48,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         c, "gemma4",
         [Layer(full if kind == "full_attention" else sliding, mixture, parallel=dense, extra=extra) for kind in kinds],
         width=width, context=context, vocab=262_144, tied=True, branch_norms=True, embedding_multiplier=width**0.5,
-        unsupported=("a dense block beside the mixture", "keys that serve as values", "a scale on each layer"),
+        unsupported=(Unsupported.DENSE_BESIDE_MIXTURE, Unsupported.KEYS_AS_VALUES, Unsupported.LAYER_SCALE),
         notes=("the text model alone: the vision tower is not counted",) if "vision_config" in config else (),
     )  # fmt: skip
 

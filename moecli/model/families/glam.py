@@ -9,6 +9,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, layer_count
 from moecli.model.spec import NO_ROPE, Activation, FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, Router
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -34,7 +35,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
             for index in range(layer_count(c, 64, "n_layers"))
         ),
         tied_embeddings=True,
-        unsupported=("any released weights",),
+        unsupported=(Unsupported.NO_WEIGHTS,),
         notes=(
             "dense layers with three matrices, experts with two and a tied table give the paper's figures",
             "the paper does not give the size of the position bias, which is not counted",

@@ -10,6 +10,7 @@ from moecli.model.families._layout import Family
 from moecli.model.families._parts import biased_sigmoid, grouped_query, make_spec
 from moecli.model.families.deepseek_v2 import sparse_after
 from moecli.model.spec import ModelSpec, QkNorm
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -26,7 +27,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     return make_spec(
         c, "glm4_moe", layers, width=width, context=context, vocab=151_552, eps=1e-5,
         extra_layers=c.count("num_nextn_predict_layers", c.raw("num_mtp_layers", 1), least=0),
-        unsupported=("a comparison of this family with its reference",),
+        unsupported=(Unsupported.UNCOMPARED,),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from moecli.model.families._layout import Family
 from moecli.model.families._parts import biased_sigmoid, latent, make_spec
 from moecli.model.families.deepseek_v2 import sparse_after
 from moecli.model.spec import ModelSpec
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -23,7 +24,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     return make_spec(
         c, "glm4_moe_lite", layers, width=c.count("hidden_size", 2048), context=context, vocab=154_880, eps=1e-5,
         extra_layers=c.count("num_nextn_predict_layers", 0, least=0),
-        unsupported=("a comparison of this family with its reference",),
+        unsupported=(Unsupported.UNCOMPARED,),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
 from moecli.model.spec import Activation, FeedForward, Layer, Mixture, ModelSpec, Router, Scoring
+from moecli.model.unsupported import Unsupported
 
 _KINDS = ("sliding_attention", "full_attention")
 
@@ -38,7 +39,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     return make_spec(
         c, "gpt_oss", [Layer(sliding if kind == "sliding_attention" else full, mixture) for kind in kinds],
         width=width, context=context, vocab=201_088, eps=1e-5,
-        unsupported=("attention sinks", "experts with biases", "the clamped SwiGLU activation"),
+        unsupported=(Unsupported.ATTENTION_SINKS, Unsupported.EXPERT_BIAS, Unsupported.CLAMPED_SWIGLU),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import grouped_query, layer_count, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, QkNorm, Router
+from moecli.model.unsupported import Unsupported
 
 # Heads for classification, images and other models of the same code base: switched off by the keys expected below.
 _OTHER_MODELS = """
@@ -51,7 +52,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     return make_spec(
         c, "hunyuan", uniform_layers(c, attention, mixture, default=32),
         width=width, context=context, vocab=290_943, eps=1e-5,
-        unsupported=("query and key norms after the rotation",),
+        unsupported=(Unsupported.LATE_QK_NORM,),
     )  # fmt: skip
 
 

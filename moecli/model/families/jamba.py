@@ -21,6 +21,7 @@ from moecli.model.spec import (
     Recurrent,
     Router,
 )
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -44,7 +45,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
 
     return make_spec(
         c, "jamba", [layer(index) for index in range(layer_count(c, 32))], width=width, context=context, vocab=65536,
-        unsupported=("state-space layers", "layers without positions"),
+        unsupported=(Unsupported.STATE_SPACE, Unsupported.NO_POSITIONS),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
 from moecli.model.spec import Extra, FeedForward, Mixture, ModelSpec, Part, Router, Scoring
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -48,7 +49,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     ]
     return make_spec(
         c, "jetmoe", layers, width=width, context=context, vocab=32000, tied=True,
-        unsupported=("attention heads as experts", "a bias on the mixture"),
+        unsupported=(Unsupported.ATTENTION_EXPERTS, Unsupported.MIXTURE_BIAS),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from moecli.model.spec import (
     Router,
     Scoring,
 )
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -59,7 +60,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         c, "kimi_k3", layers, width=width, context=c.count("max_position_embeddings", 1_048_576), vocab=163_840,
         eps=1e-5, extra=_residual("output", width) if residuals else (),
         extra_layers=c.count("num_nextn_predict_layers", 0, least=0),
-        unsupported=("linear attention", "experts in a narrower space", "attention over earlier layers"),
+        unsupported=(Unsupported.LINEAR_ATTENTION, Unsupported.LATENT_EXPERTS, Unsupported.CROSS_LAYER_ATTENTION),
         notes=("structure inferred from config.json", "the text model alone: the vision tower is not counted"),
     )  # fmt: skip
 

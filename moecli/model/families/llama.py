@@ -9,6 +9,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, ModelSpec
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -20,7 +21,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     ffn = FeedForward(c.count("intermediate_size", 11008), c.activation("hidden_act", "silu"))
     layers = uniform_layers(c, attention, ffn, default=32)
     return make_spec(
-        c, "llama", layers, width=width, context=context, vocab=32000, unsupported=("models without experts",)
+        c, "llama", layers, width=width, context=context, vocab=32000, unsupported=(Unsupported.DENSE_MODEL,)
     )
 
 

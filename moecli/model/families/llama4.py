@@ -9,6 +9,7 @@ from typing import Any
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, grouped_query, language_part, layer_count, make_spec
 from moecli.model.spec import NO_ROPE, FeedForward, Layer, Mixture, ModelSpec, Router, Scoring
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -43,7 +44,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         c, "llama4",
         [Layer(turned if rope[i] else still, mixture if i in sparse else dense) for i in range(count)],
         width=width, context=context, vocab=202_048, eps=1e-5,
-        unsupported=("attention in chunks", "weights on the experts' input", "layers without positions"),
+        unsupported=(Unsupported.CHUNKED_ATTENTION, Unsupported.INPUT_WEIGHTS, Unsupported.NO_POSITIONS),
         notes=("the text decoder alone: the vision tower is not counted",) if "vision_config" in config else (),
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import biased_sigmoid, check_router, grouped_query, layer_count, make_spec
 from moecli.model.spec import FeedForward, Layer, Mixture, ModelSpec
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -44,7 +45,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     return make_spec(
         c, "mimo_v2_flash", layers, width=width, context=context, vocab=152_576, eps=1e-5, eps_key="layernorm_epsilon",
         extra_layers=c.count("num_nextn_predict_layers", 0, least=0),
-        unsupported=("attention sinks", "values narrower than keys"),
+        unsupported=(Unsupported.ATTENTION_SINKS, Unsupported.NARROW_VALUES),
     )  # fmt: skip
 
 

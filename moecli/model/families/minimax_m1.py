@@ -9,6 +9,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
 from moecli.model.spec import NO_ATTENTION, Extra, FeedForward, Layer, Mixture, ModelSpec, Part, Recurrent, Router
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -32,7 +33,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     return make_spec(
         c, "minimax_m1", [softmax if kind else linear for kind in kinds],
         width=width, context=context, vocab=32000, eps=1e-5,
-        unsupported=("linear attention", "norms inside the residual stream"),
+        unsupported=(Unsupported.LINEAR_ATTENTION, Unsupported.RESIDUAL_NORMS),
     )  # fmt: skip
 
 

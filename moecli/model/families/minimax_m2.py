@@ -9,6 +9,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import biased_sigmoid, grouped_query, layer_count, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, QkNorm
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -32,7 +33,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         c, "minimax_m2", uniform_layers(c, attention, Mixture(router, expert), default=62),
         width=width, context=context, vocab=200_064,
         extra_layers=modules if c.flag("use_mtp", False) else 0,
-        unsupported=("a comparison of this family with its reference",),
+        unsupported=(Unsupported.UNCOMPARED,),
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from moecli.model.families._parts import (
     make_spec,
 )
 from moecli.model.spec import Extra, FeedForward, Layer, Mixture, ModelSpec, Part, QkNorm
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -53,7 +54,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     return make_spec(
         c, "minimax_m3", layers, width=width, context=context, vocab=200_064,
         extra_layers=c.count("num_mtp_modules", 0, least=0),
-        unsupported=("sparse attention with an indexer", "the clamped SwiGLU activation"),
+        unsupported=(Unsupported.INDEXER, Unsupported.CLAMPED_SWIGLU),
         notes=("structure inferred from config.json",),
     )  # fmt: skip
 

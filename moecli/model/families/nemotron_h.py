@@ -21,6 +21,7 @@ from moecli.model.spec import (
     Part,
     Recurrent,
 )
+from moecli.model.unsupported import Unsupported
 
 _MAMBA, _ATTENTION, _MIXTURE, _DENSE = "M*E-"
 
@@ -62,7 +63,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         c, "nemotron_h", [blocks[kind] for kind in pattern],
         width=width, context=context, vocab=131_072, eps=1e-5, eps_key="layer_norm_epsilon",
         extra_layers=c.count("num_nextn_predict_layers", 0, least=0),
-        unsupported=("state-space layers", "blocks of one half", "experts with two matrices"),
+        unsupported=(Unsupported.STATE_SPACE, Unsupported.HALF_BLOCKS, Unsupported.UNGATED_EXPERTS),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, NormKind, Router, Scoring
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -27,7 +28,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         c, "phimoe", uniform_layers(c, attention, Mixture(router, expert), default=32),
         width=width, context=context, vocab=32064, eps=1e-5,
         norm=NormKind.LAYER, norm_bias=True, lm_head_bias=c.flag("lm_head_bias", False),
-        unsupported=("sparsemixer routing", "layer norms with biases", "a biased output head"),
+        unsupported=(Unsupported.SPARSEMIXER, Unsupported.NORM_BIAS, Unsupported.LM_HEAD_BIAS),
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from moecli.model.spec import (
     Recurrent,
     Router,
 )
+from moecli.model.unsupported import Unsupported
 
 _KINDS = ("linear_attention", "full_attention")
 
@@ -67,7 +68,7 @@ def hybrid(
 
     return make_spec(
         c, family, [layer(index) for index in range(count)], width=width, context=context, vocab=vocab,
-        unsupported=("linear attention", "a gate on the attention's output", "zero-centred norms"),
+        unsupported=(Unsupported.LINEAR_ATTENTION, Unsupported.ATTENTION_GATE, Unsupported.ZERO_CENTRED_NORMS),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, grouped_query, language_part, layer_count, make_spec
 from moecli.model.spec import FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, QkNorm, Router, Scoring
+from moecli.model.unsupported import Unsupported
 
 _KINDS = ("full_attention", "sliding_attention")
 
@@ -46,7 +47,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     silent = "attention_other_setting" not in (config.get("text_config") or config)
     return make_spec(
         c, "step3p7", layers, width=width, context=context, vocab=128_815, eps=1e-5, extra_layers=extra_layers,
-        unsupported=("gated attention heads", "zero-centred norms"),
+        unsupported=(Unsupported.GATED_HEADS, Unsupported.ZERO_CENTRED_NORMS),
         notes=("structure inferred from config.json",)
         + (("this file gives windows no head count of their own; the released model may",) if silent else ()),
     )  # fmt: skip
