@@ -44,7 +44,7 @@ class Family:
     architectures: tuple[str, ...]
     model_types: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], ModelSpec]
-    layouts: tuple[Layout, ...]
+    layouts: tuple[Layout, ...] = ()  # none: its files are only counted
     signature: str | None = None  # a config key that only this family has, for files that name no architecture
 
 

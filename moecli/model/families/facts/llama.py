@@ -14,14 +14,14 @@ from moecli.model.unsupported import Unsupported
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "llama")
-    width, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 2048)
+    hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 2048)
     bias = c.flag("attention_bias", False)
-    attention = grouped_query(c, width, context, heads=32, qkv_bias=bias, output_bias=bias)
+    attention = grouped_query(c, hidden_size, context, heads=32, qkv_bias=bias, output_bias=bias)
     c.expect("mlp_bias", False)
     ffn = FeedForward(c.count("intermediate_size", 11008), c.activation("hidden_act", "silu"))
     layers = uniform_layers(c, attention, ffn, default=32)
     return make_spec(
-        c, "llama", layers, width=width, context=context, vocab=32000, unsupported=(Unsupported.DENSE_MODEL,)
+        c, layers, hidden_size=hidden_size, context=context, vocab=32000, unsupported=(Unsupported.DENSE_MODEL,)
     )
 
 
@@ -29,5 +29,4 @@ FAMILY = Family(
     architectures=("LlamaForCausalLM",),
     model_types=("llama",),
     read=read,
-    layouts=(),
 )

@@ -41,8 +41,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         )
 
     return make_spec(
-        c, "switch_transformers", stack("num_decoder_layers", "decoder", attention),
-        width=c.count("d_model", 768), context=c.count("n_positions", 512), vocab=32128,
+        c, stack("num_decoder_layers", "decoder", attention),
+        hidden_size=c.count("d_model", 768), context=c.count("n_positions", 512), vocab=32128,
         eps_key="layer_norm_epsilon", tied=True,
         encoder=stack("num_layers", "encoder", None),
         unsupported=(Unsupported.ENCODER, Unsupported.RELATIVE_POSITIONS, Unsupported.UNGATED_EXPERTS),
@@ -54,5 +54,4 @@ FAMILY = Family(
     architectures=("SwitchTransformersForConditionalGeneration",),
     model_types=("switch_transformers",),
     read=read,
-    layouts=(),
 )
