@@ -42,7 +42,6 @@ class Unsupported(Enum):
     LATENT_EXPERTS = "experts in a narrower space"
     CLAMPED_SWIGLU = "the clamped SwiGLU activation"
     LM_HEAD_BIAS = "a biased output head"
-    DENSE_MODEL = "models without experts"
     # evidence
     UNCOMPARED = "a comparison of this family with its reference"
     NO_REFERENCE = "a reference to compare this family with"

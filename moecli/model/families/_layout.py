@@ -33,7 +33,7 @@ class Layout:
     """One way a family is written to disk. Several names under a role are stacked by rows."""
 
     dense: Mapping[str, tuple[str, ...]]
-    experts: ExpertNames
+    experts: ExpertNames | None = None  # of a dense model
     ignored: tuple[str, ...] = ()  # regular expressions of names that carry no weights we need
 
 

@@ -1,4 +1,4 @@
-"""Llama: dense, kept as a yardstick; it counts as one expert that is always on (LlamaForCausalLM)."""
+"""Llama 1 to 3: dense, so that a mixture can be compared with its peer on the same machine (LlamaForCausalLM)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import Family
+from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, MLP, Family, Layout
 from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, ModelSpec
-from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -20,13 +19,12 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     c.expect("mlp_bias", False)
     ffn = FeedForward(c.count("intermediate_size", 11008), c.activation("hidden_act", "silu"))
     layers = uniform_layers(c, attention, ffn, default=32)
-    return make_spec(
-        c, layers, hidden_size=hidden_size, context=context, vocab=32000, unsupported=(Unsupported.DENSE_MODEL,)
-    )
+    return make_spec(c, layers, hidden_size=hidden_size, context=context, vocab=32000)
 
 
 FAMILY = Family(
     architectures=("LlamaForCausalLM",),
     model_types=("llama",),
     read=read,
+    layouts=(Layout(BODY | GROUPED_QUERY | MLP, ignored=BUFFERS),),
 )
