@@ -90,7 +90,7 @@ def _architecture(spec: ModelSpec) -> list[tuple[str, str | Text]]:
     rows += [
         ("context", f"{spec.context_length:,} tokens"),
         ("vocabulary", f"{spec.vocab_size:,}" + (", tied to the output head" if spec.tied_embeddings else "")),
-        ("engine", "runs this model" if not spec.unsupported else f"lacks {', '.join(spec.unsupported)}"),
+        ("engine", "runs this model" if not spec.unsupported else f"lacks {', '.join(spec.lacks)}"),
     ]
     return rows + [("note", note) for note in spec.notes]
 

@@ -35,7 +35,7 @@ def document(report: Report, reference: Report) -> dict[str, Any]:
         "license": report.entry.licence if report.entry else None,
         "family": spec.family,
         "runnable": report.runnable,
-        "lacks": list(spec.unsupported),
+        "lacks": list(spec.lacks),
         "layers": len(every),
         "moe_layers": sum(isinstance(layer.ffn, Mixture) for layer in every),
         "hidden_size": spec.hidden_size,

@@ -10,16 +10,17 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
 from moecli.model.spec import Activation, FeedForward, Layer, Mixture, ModelSpec, Router, Scoring
+from moecli.model.unsupported import Unsupported
 
 _KINDS = ("sliding_attention", "full_attention")
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "gpt_oss")
-    width, context = c.count("hidden_size", 2880), c.count("max_position_embeddings", 131_072)
+    hidden_size, context = c.count("hidden_size", 2880), c.count("max_position_embeddings", 131_072)
     bias = c.flag("attention_bias", True)
     full = grouped_query(
-        c, width, context, heads=64, kv_heads=8, head_dim=64, theta=150_000.0, qkv_bias=bias, output_bias=bias
+        c, hidden_size, context, heads=64, kv_heads=8, head_dim=64, theta=150_000.0, qkv_bias=bias, output_bias=bias
     )
     full = replace(full, sinks=True)
     sliding = replace(full, window=c.count("sliding_window", 128))
@@ -36,10 +37,10 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     count = layer_count(c, 36)
     kinds = c.choices("layer_types", count, _KINDS, [_KINDS[index % 2] for index in range(count)])
     return make_spec(
-        c, "gpt_oss", [Layer(sliding if kind == "sliding_attention" else full, mixture) for kind in kinds],
-        width=width, context=context, vocab=201_088, eps=1e-5,
-        unsupported=("attention sinks", "experts with biases", "the clamped SwiGLU activation"),
+        c, [Layer(sliding if kind == "sliding_attention" else full, mixture) for kind in kinds],
+        hidden_size=hidden_size, context=context, vocab=201_088, eps=1e-5,
+        unsupported=(Unsupported.ATTENTION_SINKS, Unsupported.EXPERT_BIAS, Unsupported.CLAMPED_SWIGLU),
     )  # fmt: skip
 
 
-FAMILY = Family(architectures=("GptOssForCausalLM",), model_types=("gpt_oss",), read=read, layouts=())
+FAMILY = Family(architectures=("GptOssForCausalLM",), model_types=("gpt_oss",), read=read)

@@ -9,6 +9,7 @@ from typing import Any
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, grouped_query, language_part, layer_count, make_spec
 from moecli.model.spec import NO_ROPE, FeedForward, Layer, Mixture, ModelSpec, Router, Scoring
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -16,10 +17,10 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         config, "llama4", "boi_token_index", "eoi_token_index", "image_token_index", "image_token_id", "boi_token_id",
         "eoi_token_id",
     )  # fmt: skip
-    width, context = c.count("hidden_size", 5120), c.count("max_position_embeddings", 131_072)
+    hidden_size, context = c.count("hidden_size", 5120), c.count("max_position_embeddings", 131_072)
     bias = c.flag("attention_bias", False)
     turned = grouped_query(
-        c, width, context, heads=40, kv_heads=8, head_dim=128, theta=500_000.0, qkv_bias=bias, output_bias=bias
+        c, hidden_size, context, heads=40, kv_heads=8, head_dim=128, theta=500_000.0, qkv_bias=bias, output_bias=bias
     )
     chunk = c.optional_count("attention_chunk_size", 8192)
     turned = replace(turned, rope=replace(turned.rope, interleaved=True), window=chunk, chunked=chunk is not None)
@@ -40,10 +41,10 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     if not isinstance(rope, list) or len(rope) != count:
         raise c.fail("no_rope_layers", f"must be a list with one entry for each of {count} layers")
     return make_spec(
-        c, "llama4",
+        c,
         [Layer(turned if rope[i] else still, mixture if i in sparse else dense) for i in range(count)],
-        width=width, context=context, vocab=202_048, eps=1e-5,
-        unsupported=("attention in chunks", "weights on the experts' input", "layers without positions"),
+        hidden_size=hidden_size, context=context, vocab=202_048, eps=1e-5,
+        unsupported=(Unsupported.CHUNKED_ATTENTION, Unsupported.INPUT_WEIGHTS, Unsupported.NO_POSITIONS),
         notes=("the text decoder alone: the vision tower is not counted",) if "vision_config" in config else (),
     )  # fmt: skip
 
@@ -52,5 +53,4 @@ FAMILY = Family(
     architectures=("Llama4ForConditionalGeneration", "Llama4ForCausalLM"),
     model_types=("llama4", "llama4_text"),
     read=read,
-    layouts=(),
 )

@@ -10,6 +10,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, language_part, layer_count, make_spec
 from moecli.model.spec import Extra, FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, Part, QkNorm, Rope, Router
+from moecli.model.unsupported import Unsupported
 
 _KINDS = ("sliding_attention", "full_attention")
 _MEDIA = """
@@ -25,8 +26,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     c.expect("hidden_size_per_layer_input", 0)
     c.expect("num_kv_shared_layers", 0)
     c.ignore("vocab_size_per_layer_input", "use_bidirectional_attention", "final_logit_softcapping")
-    width, context = c.count("hidden_size", 2304), c.count("max_position_embeddings", 131_072)
-    sliding, full = _attentions(c, width)
+    hidden_size, context = c.count("hidden_size", 2304), c.count("max_position_embeddings", 131_072)
+    sliding, full = _attentions(c, hidden_size)
     activation = c.activation("hidden_activation", "gelu_pytorch_tanh")
     mixture = Mixture(
         Router(c.count("num_experts"), c.count("top_k_experts"), norm_power=1.0),
@@ -34,25 +35,26 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     )
     check_router(c, mixture)
     extra = (
-        Extra("router_scale", (width,), Part.ROUTER),
+        Extra("router_scale", (hidden_size,), Part.ROUTER),
         Extra("router_expert_scale", (mixture.router.experts,), Part.ROUTER),
-        Extra("post_parallel_norm", (width,), Part.NORMS),
-        Extra("post_mixture_norm", (width,), Part.NORMS),
+        Extra("post_parallel_norm", (hidden_size,), Part.NORMS),
+        Extra("post_mixture_norm", (hidden_size,), Part.NORMS),
         Extra("layer_scale", (1,), Part.OTHER),
     )
     dense = FeedForward(c.count("intermediate_size", 9216), activation)
     count = layer_count(c, 30)
     kinds = c.choices("layer_types", count, _KINDS, [_KINDS[(i + 1) % 6 == 0] for i in range(count)])
     return make_spec(
-        c, "gemma4",
+        c,
         [Layer(full if kind == "full_attention" else sliding, mixture, parallel=dense, extra=extra) for kind in kinds],
-        width=width, context=context, vocab=262_144, tied=True, branch_norms=True, embedding_multiplier=width**0.5,
-        unsupported=("a dense block beside the mixture", "keys that serve as values", "a scale on each layer"),
+        hidden_size=hidden_size, context=context, vocab=262_144,
+        tied=True, branch_norms=True, embedding_multiplier=hidden_size**0.5,
+        unsupported=(Unsupported.DENSE_BESIDE_MIXTURE, Unsupported.KEYS_AS_VALUES, Unsupported.LAYER_SCALE),
         notes=("the text model alone: the vision tower is not counted",) if "vision_config" in config else (),
     )  # fmt: skip
 
 
-def _attentions(c: ConfigReader, width: int) -> tuple[GroupedQuery, GroupedQuery]:
+def _attentions(c: ConfigReader, hidden_size: int) -> tuple[GroupedQuery, GroupedQuery]:
     """Windows, and full attention with wider heads whose values are the keys before norm and rotation."""
     c.ignore("rope_parameters")  # one entry per kind: 10,000 over the whole head, and a million over a quarter of it
     heads, kv_heads, head_dim = (
@@ -69,11 +71,11 @@ def _attentions(c: ConfigReader, width: int) -> tuple[GroupedQuery, GroupedQuery
         return sliding, replace(sliding, head_dim=wide, rope=rope, window=None)
     kv_heads = c.optional_count("num_global_key_value_heads") or kv_heads
     projections = (
-        Extra("q", (heads * wide, width), Part.ATTENTION),
-        Extra("k", (kv_heads * wide, width), Part.ATTENTION),
+        Extra("q", (heads * wide, hidden_size), Part.ATTENTION),
+        Extra("k", (kv_heads * wide, hidden_size), Part.ATTENTION),
         Extra("q_norm", (wide,), Part.NORMS),
         Extra("k_norm", (wide,), Part.NORMS),
-        Extra("o", (width, heads * wide), Part.ATTENTION),
+        Extra("o", (hidden_size, heads * wide), Part.ATTENTION),
     )
     return sliding, replace(sliding, kv_heads=kv_heads, head_dim=wide, rope=rope, window=None, projections=projections)
 
@@ -82,5 +84,4 @@ FAMILY = Family(
     architectures=("Gemma4ForConditionalGeneration", "Gemma4ForCausalLM"),
     model_types=("gemma4", "gemma4_text"),
     read=read,
-    layouts=(),
 )

@@ -9,6 +9,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import grouped_query, layer_count, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, QkNorm, Router
+from moecli.model.unsupported import Unsupported
 
 # Heads for classification, images and other models of the same code base: switched off by the keys expected below.
 _OTHER_MODELS = """
@@ -29,10 +30,11 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         c.expect(switch, False)
     c.expect("use_rotary_pos_emb", True)
     c.expect("moe_layer_num_skipped", 0)
-    width, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 2048)
+    hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 2048)
     bias = c.flag("attention_bias", False)
     attention = grouped_query(
-        c, width, context, heads=32, head_dim=c.optional_count("attention_head_dim"), qkv_bias=bias, output_bias=bias,
+        c, hidden_size, context, heads=32, head_dim=c.optional_count("attention_head_dim"),
+        qkv_bias=bias, output_bias=bias,
         qk_norm=QkNorm.HEAD if c.flag("use_qk_norm", True) else QkNorm.NONE,
     )  # fmt: skip
     activation, dense_width = c.activation("hidden_act", "silu"), c.count("intermediate_size", 11008)
@@ -49,9 +51,9 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         FeedForward(shared * dense_width, activation),
     )
     return make_spec(
-        c, "hunyuan", uniform_layers(c, attention, mixture, default=32),
-        width=width, context=context, vocab=290_943, eps=1e-5,
-        unsupported=("query and key norms after the rotation",),
+        c, uniform_layers(c, attention, mixture, default=32),
+        hidden_size=hidden_size, context=context, vocab=290_943, eps=1e-5,
+        unsupported=(Unsupported.LATE_QK_NORM,),
     )  # fmt: skip
 
 
@@ -81,6 +83,4 @@ def _with_static_base(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _LARGEST_ALPHA = 1e6
-FAMILY = Family(
-    architectures=("HunYuanMoEV1ForCausalLM",), model_types=("hunyuan", "hunyuan_v1_moe"), read=read, layouts=()
-)
+FAMILY = Family(architectures=("HunYuanMoEV1ForCausalLM",), model_types=("hunyuan", "hunyuan_v1_moe"), read=read)

@@ -10,6 +10,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, grouped_query, language_part, layer_count, make_spec
 from moecli.model.spec import FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, QkNorm, Router, Scoring
+from moecli.model.unsupported import Unsupported
 
 _KINDS = ("full_attention", "sliding_attention")
 
@@ -18,8 +19,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     c = language_part(config, "step3p7", "image_token_id", "projector_bias")
     c.expect("scoring_func", "sigmoid")
     c.expect("use_moe_router_bias", True)
-    width, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 128_000)
-    full = grouped_query(c, width, context, heads=64, kv_heads=8, head_dim=128, qk_norm=QkNorm.HEAD)
+    hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 128_000)
+    full = grouped_query(c, hidden_size, context, heads=64, kv_heads=8, head_dim=128, qk_norm=QkNorm.HEAD)
     full = replace(full, gate_width=full.heads)
     sliding = replace(_sliding(c, full), window=c.count("sliding_window", 512))
     activation = c.activation("hidden_act", "silu")
@@ -45,8 +46,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     ]
     silent = "attention_other_setting" not in (config.get("text_config") or config)
     return make_spec(
-        c, "step3p7", layers, width=width, context=context, vocab=128_815, eps=1e-5, extra_layers=extra_layers,
-        unsupported=("gated attention heads", "zero-centred norms"),
+        c, layers, hidden_size=hidden_size, context=context, vocab=128_815, eps=1e-5, extra_layers=extra_layers,
+        unsupported=(Unsupported.GATED_HEADS, Unsupported.ZERO_CENTRED_NORMS),
         notes=("structure inferred from config.json",)
         + (("this file gives windows no head count of their own; the released model may",) if silent else ()),
     )  # fmt: skip
@@ -68,5 +69,4 @@ FAMILY = Family(
     architectures=("Step3p7FlashForCausalLM", "Step3p7ForConditionalGeneration"),
     model_types=("step3p7",),
     read=read,
-    layouts=(),
 )

@@ -10,14 +10,15 @@ from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both
 from moecli.model.families._parts import grouped_query, make_spec
 from moecli.model.families.deepseek_v2 import sparse_after
 from moecli.model.spec import ModelSpec, Router
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "deepseek")
     c.expect("scoring_func", "softmax")
-    width, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 2048)
+    hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 2048)
     bias = c.flag("attention_bias", False)
-    attention = grouped_query(c, width, context, heads=32, qkv_bias=bias, output_bias=bias)
+    attention = grouped_query(c, hidden_size, context, heads=32, qkv_bias=bias, output_bias=bias)
     router = Router(
         c.count("n_routed_experts"),
         c.count("num_experts_per_tok"),
@@ -26,8 +27,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     )
     layers = sparse_after(c, attention, router, default_layers=30, default_dense=0, default_widths=(11008, 1407, 0))
     return make_spec(
-        c, "deepseek", layers, width=width, context=context, vocab=102400,
-        unsupported=("a reference to compare this family with",),
+        c, layers, hidden_size=hidden_size, context=context, vocab=102400,
+        unsupported=(Unsupported.NO_REFERENCE,),
     )  # fmt: skip
 
 

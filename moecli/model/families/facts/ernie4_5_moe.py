@@ -10,15 +10,16 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
 from moecli.model.spec import FeedForward, Layer, Mixture, ModelSpec, Router
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "ernie4_5_moe")
-    width, context = c.count("hidden_size", 2560), c.count("max_position_embeddings", 131_072)
+    hidden_size, context = c.count("hidden_size", 2560), c.count("max_position_embeddings", 131_072)
     c.expect("use_bias", False)
     c.expect("moe_use_aux_free", True)
     c.ignore("moe_capacity", "moe_gate")  # of the training framework
-    attention = grouped_query(c, width, context, heads=20, kv_heads=4, theta=500_000.0)
+    attention = grouped_query(c, hidden_size, context, heads=20, kv_heads=4, theta=500_000.0)
     attention = replace(attention, rope=replace(attention.rope, interleaved=True))
     activation = c.activation("hidden_act", "silu")
     router = Router(
@@ -38,10 +39,10 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     last = c.count("moe_layer_end_index", -1, least=-1) % count
     sparse = [first <= index <= last and (index + 1) % every == 0 for index in range(count)]
     return make_spec(
-        c, "ernie4_5_moe", [Layer(attention, mixture if flag else dense) for flag in sparse],
-        width=width, context=context, vocab=103_424, eps=1e-5, tied=True,
-        unsupported=("a floor under the sum of the chosen weights",),
+        c, [Layer(attention, mixture if flag else dense) for flag in sparse],
+        hidden_size=hidden_size, context=context, vocab=103_424, eps=1e-5, tied=True,
+        unsupported=(Unsupported.WEIGHT_FLOOR,),
     )  # fmt: skip
 
 
-FAMILY = Family(architectures=("Ernie4_5_MoeForCausalLM",), model_types=("ernie4_5_moe",), read=read, layouts=())
+FAMILY = Family(architectures=("Ernie4_5_MoeForCausalLM",), model_types=("ernie4_5_moe",), read=read)

@@ -9,6 +9,7 @@ from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, layer_count, make_spec
 from moecli.model.spec import NO_ROPE, Extra, FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, Part, Router
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -40,11 +41,11 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         )
 
     return make_spec(
-        c, "switch_transformers", stack("num_decoder_layers", "decoder", attention),
-        width=c.count("d_model", 768), context=c.count("n_positions", 512), vocab=32128,
+        c, stack("num_decoder_layers", "decoder", attention),
+        hidden_size=c.count("d_model", 768), context=c.count("n_positions", 512), vocab=32128,
         eps_key="layer_norm_epsilon", tied=True,
         encoder=stack("num_layers", "encoder", None),
-        unsupported=("an encoder beside the decoder", "relative position tables", "experts with two matrices"),
+        unsupported=(Unsupported.ENCODER, Unsupported.RELATIVE_POSITIONS, Unsupported.UNGATED_EXPERTS),
         notes=("active: one token through the encoder and one through the decoder",),
     )  # fmt: skip
 
@@ -53,5 +54,4 @@ FAMILY = Family(
     architectures=("SwitchTransformersForConditionalGeneration",),
     model_types=("switch_transformers",),
     read=read,
-    layouts=(),
 )

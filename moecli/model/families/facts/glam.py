@@ -7,8 +7,9 @@ from typing import Any
 
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
-from moecli.model.families._parts import check_router, layer_count
+from moecli.model.families._parts import check_router, layer_count, make_spec
 from moecli.model.spec import NO_ROPE, Activation, FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, Router
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -24,24 +25,16 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     )
     check_router(c, mixture)
     every = c.count("moe_every_n_layers")
-    spec = ModelSpec(
-        family="glam",
-        hidden_size=c.count("d_model"),
-        vocab_size=c.count("vocab_size"),
-        context_length=c.count("context_length", 1024),
-        layers=tuple(
-            Layer(attention, mixture if (index + 1) % every == 0 else dense)
-            for index in range(layer_count(c, 64, "n_layers"))
-        ),
-        tied_embeddings=True,
-        unsupported=("any released weights",),
+    layers = layer_count(c, 64, "n_layers")
+    return make_spec(
+        c, [Layer(attention, mixture if (index + 1) % every == 0 else dense) for index in range(layers)],
+        hidden_size=c.count("d_model"), context=c.count("context_length", 1024), eps=1e-5, eps_key=None, tied=True,
+        unsupported=(Unsupported.NO_WEIGHTS,),
         notes=(
             "dense layers with three matrices, experts with two and a tied table give the paper's figures",
             "the paper does not give the size of the position bias, which is not counted",
         ),
-    )
-    c.finish()
-    return spec
+    )  # fmt: skip
 
 
-FAMILY = Family(architectures=(), model_types=("glam",), read=read, layouts=(), signature="moe_every_n_layers")
+FAMILY = Family(architectures=(), model_types=("glam",), read=read, signature="moe_every_n_layers")

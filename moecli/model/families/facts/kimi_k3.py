@@ -23,6 +23,7 @@ from moecli.model.spec import (
     Router,
     Scoring,
 )
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -33,38 +34,38 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     c.expect("mla_use_nope", True)
     c.expect("moe_layer_freq", 1)
     c.ignore("activation_situ_beta", "activation_situ_linear_beta", "num_key_value_heads", "model_max_length")
-    width = c.count("hidden_size")
+    hidden_size = c.count("hidden_size")
     activation = c.activation("hidden_act")
     linear = c.nested("linear_attn_config")
     if linear is None:
         raise c.fail("linear_attn_config", "is missing")
-    mixture = _mixture(c, width)
+    mixture = _mixture(c, hidden_size)
     dense = FeedForward(c.count("intermediate_size"), activation)
     count, first = layer_count(c, 93), c.count("first_k_dense_replace", 1, least=0)
     residuals = c.optional_count("attn_res_block_size")
-    around = _residual("attn", width) + _residual("ffn", width) if residuals else ()
-    latent, delta = _latent(c), _delta(linear, width)
+    around = _residual("attn", hidden_size) + _residual("ffn", hidden_size) if residuals else ()
+    latent, delta = _latent(c), _delta(linear, hidden_size)
     full = {number - 1 for number in linear.indices("full_attn_layers", count + 1)}  # the file counts from one
     linear.expect("kda_layers", [index + 1 for index in range(count) if index not in full])
     linear.finish(irrelevant=("gate_lower_bound",))
 
     def layer(index: int) -> Layer:
-        ffn, extra = (dense, around) if index < first else (mixture, around + _narrowing(c, width, mixture))
+        ffn, extra = (dense, around) if index < first else (mixture, around + _narrowing(c, hidden_size, mixture))
         if index in full:
             return Layer(latent, ffn, extra=extra)
         return Layer(NO_ATTENTION, ffn, delta, extra=extra)
 
     layers = [layer(index) for index in range(count)]
     return make_spec(
-        c, "kimi_k3", layers, width=width, context=c.count("max_position_embeddings", 1_048_576), vocab=163_840,
-        eps=1e-5, extra=_residual("output", width) if residuals else (),
+        c, layers, hidden_size=hidden_size, context=c.count("max_position_embeddings", 1_048_576), vocab=163_840,
+        eps=1e-5, extra=_residual("output", hidden_size) if residuals else (),
         extra_layers=c.count("num_nextn_predict_layers", 0, least=0),
-        unsupported=("linear attention", "experts in a narrower space", "attention over earlier layers"),
+        unsupported=(Unsupported.LINEAR_ATTENTION, Unsupported.LATENT_EXPERTS, Unsupported.CROSS_LAYER_ATTENTION),
         notes=("structure inferred from config.json", "the text model alone: the vision tower is not counted"),
     )  # fmt: skip
 
 
-def _mixture(c: ConfigReader, width: int) -> Mixture:
+def _mixture(c: ConfigReader, hidden_size: int) -> Mixture:
     router = Router(
         c.count("num_experts"),
         c.count("num_experts_per_token"),
@@ -84,18 +85,24 @@ def _mixture(c: ConfigReader, width: int) -> Mixture:
     return mixture
 
 
-def _narrowing(c: ConfigReader, width: int, mixture: Mixture) -> tuple[Extra, ...]:
+def _narrowing(c: ConfigReader, hidden_size: int, mixture: Mixture) -> tuple[Extra, ...]:
     """The way into the experts' space and back, with a norm on what they return."""
     normed, narrow = c.flag("latent_moe_use_norm", False), mixture.latent_width
     if narrow is None:
         return ()
-    ways = (Extra("experts_in", (narrow, width), Part.OTHER), Extra("experts_out", (width, narrow), Part.OTHER))
+    ways = (
+        Extra("experts_in", (narrow, hidden_size), Part.OTHER),
+        Extra("experts_out", (hidden_size, narrow), Part.OTHER),
+    )
     return (*ways, Extra("experts_norm", (narrow,), Part.NORMS)) if normed else ways
 
 
-def _residual(name: str, width: int) -> tuple[Extra, ...]:
+def _residual(name: str, hidden_size: int) -> tuple[Extra, ...]:
     """What weighs the outputs of earlier blocks of layers against each other."""
-    return (Extra(f"{name}_residual", (1, width), Part.OTHER), Extra(f"{name}_residual_norm", (width,), Part.NORMS))
+    return (
+        Extra(f"{name}_residual", (1, hidden_size), Part.OTHER),
+        Extra(f"{name}_residual_norm", (hidden_size,), Part.NORMS),
+    )
 
 
 def _latent(c: ConfigReader) -> MLA:
@@ -108,25 +115,25 @@ def _latent(c: ConfigReader) -> MLA:
     )  # fmt: skip
 
 
-def _delta(part: ConfigReader, width: int) -> Recurrent:
+def _delta(part: ConfigReader, hidden_size: int) -> Recurrent:
     """Kimi delta attention (arXiv 2510.26692): a gated delta net with one decay per channel, from a low-rank gate."""
     heads, dim, kernel = part.count("num_heads"), part.count("head_dim"), part.count("short_conv_kernel_size")
     part.expect("use_full_rank_gate", True)
     inner = heads * dim
     shapes: dict[str, tuple[int, ...]] = {
-        "qkv": (3 * inner, width),
+        "qkv": (3 * inner, hidden_size),
         "conv": (3 * inner, kernel),
-        "decay_a": (dim, width),
+        "decay_a": (dim, hidden_size),
         "decay_b": (inner, dim),
         "dt_bias": (inner,),
         "a_log": (dim,),  # as the released tensors are said to be shaped
-        "beta": (heads, width),
-        "gate": (inner, width),
+        "beta": (heads, hidden_size),
+        "gate": (inner, hidden_size),
         "norm": (dim,),
-        "o": (width, inner),
+        "o": (hidden_size, inner),
     }
     tensors = tuple(Extra(f"linear_{role}", shape, Part.MIXER_OTHER) for role, shape in shapes.items())
     return Recurrent("kimi delta attention", tensors, state=inner * dim + 3 * inner * (kernel - 1))
 
 
-FAMILY = Family(architectures=("KimiK3ForConditionalGeneration",), model_types=("kimi_k3",), read=read, layouts=())
+FAMILY = Family(architectures=("KimiK3ForConditionalGeneration",), model_types=("kimi_k3",), read=read)

@@ -16,6 +16,7 @@ from moecli.model.families._parts import (
     make_spec,
 )
 from moecli.model.spec import Extra, FeedForward, Layer, Mixture, ModelSpec, Part, QkNorm
+from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -26,13 +27,13 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     c.expect("scoring_func", "sigmoid")
     c.expect("attention_output_gate", False)
     c.ignore("swiglu_alpha", "swiglu_limit", "first_k_dense_replace", "num_nextn_predict_layers")  # mirrors
-    width, context = c.count("hidden_size", 6144), c.count("max_position_embeddings", 524_288)
+    hidden_size, context = c.count("hidden_size", 6144), c.count("max_position_embeddings", 524_288)
     attention = grouped_query(
-        c, width, context, heads=64, kv_heads=4, head_dim=128, theta=5e6, qk_norm=QkNorm.HEAD,
+        c, hidden_size, context, heads=64, kv_heads=4, head_dim=128, theta=5e6, qk_norm=QkNorm.HEAD,
         rotary=c.count("rotary_dim", 64) / c.count("head_dim", 128),
     )  # fmt: skip
     activation = c.activation("hidden_act", "swigluoai")
-    router = biased_sigmoid(c, experts=128, active=4, scaling=2.0, experts_key="num_local_experts")
+    router = biased_sigmoid(c, experts=128, top_k=4, scaling=2.0, experts_key="num_local_experts")
     expert = FeedForward(c.count("moe_intermediate_size", c.count("intermediate_size", 3072)), activation)
     shared = c.count("n_shared_experts", 1) * c.count("shared_intermediate_size", 3072)
     mixture = Mixture(router, expert, FeedForward(shared, activation))
@@ -40,7 +41,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     dense = FeedForward(c.count("dense_intermediate_size", 12288), activation)
     count = layer_count(c, 60)
     sparse = c.choices("moe_layer_freq", count, (0, 1), [1] * count)
-    indexed, indexer = _indexer(c, width, count)
+    indexed, indexer = _indexer(c, hidden_size, count)
     layers = [
         Layer(
             attention,
@@ -51,20 +52,20 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         for index in range(count)
     ]
     return make_spec(
-        c, "minimax_m3", layers, width=width, context=context, vocab=200_064,
+        c, layers, hidden_size=hidden_size, context=context, vocab=200_064,
         extra_layers=c.count("num_mtp_modules", 0, least=0),
-        unsupported=("sparse attention with an indexer", "the clamped SwiGLU activation"),
+        unsupported=(Unsupported.INDEXER, Unsupported.CLAMPED_SWIGLU),
         notes=("structure inferred from config.json",),
     )  # fmt: skip
 
 
-def _indexer(c: ConfigReader, width: int, layers: int) -> tuple[list[int], tuple[Extra, ...]]:
+def _indexer(c: ConfigReader, hidden_size: int, layers: int) -> tuple[list[int], tuple[Extra, ...]]:
     """Which layers have one, and its tensors: a few query heads, and one key per token that the cache keeps."""
     part = c.nested("sparse_attention_config")
     if part is None:
         return [0] * layers, (
-            Extra("index_q", (0, width), Part.ATTENTION),
-            Extra("index_k", (0, width), Part.ATTENTION),
+            Extra("index_q", (0, hidden_size), Part.ATTENTION),
+            Extra("index_k", (0, hidden_size), Part.ATTENTION),
         )
     part.expect("use_sparse_attention", True)
     part.expect("sparse_score_type", "max")
@@ -74,8 +75,8 @@ def _indexer(c: ConfigReader, width: int, layers: int) -> tuple[list[int], tuple
     heads, dim = part.count("sparse_num_index_heads", 4), part.count("sparse_index_dim", 128)
     part.finish(irrelevant=())
     return where, (
-        Extra("index_q", (heads * dim, width), Part.ATTENTION),
-        Extra("index_k", (dim, width), Part.ATTENTION),
+        Extra("index_q", (heads * dim, hidden_size), Part.ATTENTION),
+        Extra("index_k", (dim, hidden_size), Part.ATTENTION),
         Extra("index_q_norm", (dim,), Part.NORMS),
         Extra("index_k_norm", (dim,), Part.NORMS),
     )
@@ -85,5 +86,4 @@ FAMILY = Family(
     architectures=("MiniMaxM3ForCausalLM", "MiniMaxM3SparseForConditionalGeneration"),
     model_types=("minimax_m3", "minimax_m3_vl", "minimax_m3_vl_text"),
     read=read,
-    layouts=(),
 )
