@@ -39,6 +39,9 @@ _MIXTRAL = {
     "num_attention_heads": 32, "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2,
     "num_hidden_layers": 4, "vocab_size": 32000, "max_position_embeddings": 32768, "dtype": "bfloat16",
 }  # fmt: skip
+_MISTRAL = {name: value for name, value in _MIXTRAL.items() if "experts" not in name} | {
+    "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None,
+}  # fmt: skip
 _DEEPSEEK_V2_LITE = {
     "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "hidden_size": 2048,
     "intermediate_size": 10944, "moe_intermediate_size": 1408, "num_attention_heads": 16, "num_key_value_heads": 16,
@@ -63,6 +66,7 @@ _QWEN3_30B_A3B = {
 SHAPES: dict[str, dict[str, Any]] = {
     "olmoe": _OLMOE,
     "mixtral-4-layers": _MIXTRAL,
+    "mistral-4-layers": _MISTRAL,  # its dense peer: as if one expert were always on
     "deepseek-v2-lite": _DEEPSEEK_V2_LITE,
     "qwen3-30b-a3b": _QWEN3_30B_A3B,
     "qwen3-30b-a3b-12-layers": _QWEN3_30B_A3B | {"num_hidden_layers": 12},

@@ -128,6 +128,11 @@ def _prompts(wishes: Wishes) -> tuple[list[Prompt], bool]:
 def _record(
     model: str, source: hub.Source, offline: bool, wishes: Wishes, prompts: Sequence[Prompt], raw: bool, quiet: bool
 ) -> Recorded:
+    if source.entry is not None:  # before its weights are fetched for nothing
+        from moecli.model import families
+        from moecli.routing.recorded import require_router
+
+        require_router(source.name, families.read_spec(source.entry.config()))
     folder = (None if offline else pull.offer(source, quiet)) or hub.require_folder(source)
     with terminal.status("loading ...", quiet):
         from moecli.engine import analysis
