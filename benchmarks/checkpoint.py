@@ -21,7 +21,7 @@ import torch
 import moecli
 from moecli.checkpoint.safetensors import StoredTensor, header_tensors
 from moecli.model import families
-from moecli.model.families import Layout, Piece
+from moecli.model.families import Layout, NamedSlice
 from moecli.model.spec import GroupedQuery, ModelSpec
 from moecli.model.tensors import EXPERT_MATRICES, Tensor, dense_tensors, expert_shapes
 from moecli.store.incremental import packing_shards
@@ -137,8 +137,8 @@ def _shards(shape: str) -> dict[str, Shard]:
         shapes = expert_shapes(spec.hidden_size, mixture.expert)
         for expert in range(mixture.router.experts):
             for matrix in EXPERT_MATRICES:
-                piece: Piece = getattr(layout.experts, matrix)
-                shards[files[layer]][piece.name.format(layer=layer, expert=expert)] = (matrix, shapes[matrix])
+                named: NamedSlice = getattr(layout.experts, matrix)
+                shards[files[layer]][named.name.format(layer=layer, expert=expert)] = (matrix, shapes[matrix])
     return shards
 
 
