@@ -113,6 +113,11 @@ def _record(
     raw: bool,
     quiet: bool,
 ) -> Recorded:
+    if ref.entry is not None:  # before its weights are fetched for nothing
+        from moecli.model import families
+        from moecli.routing.recorded import require_router
+
+        require_router(ref.name, families.read_spec(ref.entry.config()))
     ref = running.with_weights(ref, offline, quiet)
     with terminal.status("loading ...", quiet):
         from moecli.engine import analysis

@@ -128,10 +128,10 @@ class StoreModel:
 
     @property
     def streams(self) -> bool:
-        return True
+        return bool(self.spec.mixtures)
 
     def measure_disk(self) -> float | None:
-        return disk.measure(self.store)
+        return disk.measure(self.store) if self.streams else None
 
     def decoder(
         self,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from moecli.engine.router import Routing, gate_scores
-from moecli.errors import ConfigError
 from moecli.model.spec import ModelSpec
 from moecli.routing.builder import TraceBuilder
+from moecli.routing.recorded import require_router
 from moecli.routing.trace import RoutingTrace
 from moecli.text.tokenizer import Tokenizer
 
@@ -20,8 +20,7 @@ _WAITING = 256  # tokens kept as the decoder left them; each alone would cost mo
 
 def new_builder(name: str, spec: ModelSpec, keep_probabilities: bool = False) -> TraceBuilder:
     """An empty trace of this model. ConfigError if it has nothing to record."""
-    if not spec.mixtures:
-        raise ConfigError(f"'{name}' has no routed experts, so there is no routing to see", f"moecli inspect {name}")
+    require_router(name, spec)
     return TraceBuilder({layer: mixture.router.experts for layer, mixture in spec.mixtures}, keep_probabilities)
 
 
