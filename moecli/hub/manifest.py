@@ -12,7 +12,7 @@ from moecli import settings
 from moecli.errors import CheckpointError, NetworkError
 from moecli.hub import client
 from moecli.hub.cache import BLOB_NAME, INDEX, PICKLES, repository, status
-from moecli.hub.headers import LARGEST_CONFIG, LARGEST_INDEX, SINGLE, Repository, json_object, shards
+from moecli.hub.headers import LARGEST_CONFIG, LARGEST_INDEX, SINGLE, Repository, json_on_hub, shards
 from moecli.hub.retry import Patience, Tell, persist
 
 _TEXTS = (
@@ -87,9 +87,9 @@ def read_manifest(
             return None
         here = status(repository(repo) / "blobs" / listed[name].hash)
         if here is not None and here.st_size == listed[name].size <= largest:
-            return json_object((repository(repo) / "blobs" / listed[name].hash).read_bytes(), name)
+            return json_on_hub((repository(repo) / "blobs" / listed[name].hash).read_bytes(), name)
         piece = persist(lambda: source.fetch(name, largest), patience, tell=tell)
-        return json_object(piece.data, name) if piece else None
+        return json_on_hub(piece.data, name) if piece else None
 
     index = read(INDEX, LARGEST_INDEX)
     weights = _weights(repo, listed.keys(), index)

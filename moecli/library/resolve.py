@@ -9,6 +9,7 @@ from pathlib import Path
 from moecli.errors import ModelNotFound
 from moecli.hub import cache as hub_cache
 from moecli.model import catalog
+from moecli.untrusted import printable
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _NAME_FOLDER = "name the folder that holds config.json and its .safetensors files"
@@ -152,6 +153,5 @@ def _folder_name(path: Path) -> str:
 
 
 def _shown(text: str) -> str:
-    """Text of a stranger, safe for a terminal and short enough for one line."""
-    text = text if text.isprintable() else ascii(text)[1:-1]
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    """Short enough for one line."""
+    return printable(text, 80)

@@ -24,7 +24,7 @@ class Recorded:
 
 
 def described(trace: RoutingTrace, spec: ModelSpec) -> Recorded:
-    """The trace of this model."""
+    """The trace of a model, with what that takes in memory in the trace's format."""
     context = min(spec.context_length, _CONTEXT)
     plan = place(needs(spec, trace.dtype if trace.dtype in FORMATS else "bf16", context), 0)
     memory = RunMemory(plan.least_ram, plan.needs.slot_bytes * len(spec.mixtures), plan.full_ram, context)
