@@ -17,12 +17,12 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from numpy.typing import NDArray
 
 from benchmarks.checkpoint import read_spec
-from moecli.model.spec import FeedForward, GroupedQuery, Latent, Mixture, ModelSpec, Part
+from moecli.model.spec import MLA, FeedForward, GroupedQuery, Mixture, ModelSpec, Part
 from moecli.model.tensors import Tensor, dense_tensors, expert_shapes
 
 _ARCHITECTURES = {"olmoe": "olmoe", "mixtral": "llama", "deepseek_v2": "deepseek2", "qwen3_moe": "qwen3moe"}
 _NAMES = {
-    "embedding": "token_embd", "final_norm": "output_norm", "head": "output",
+    "embedding": "token_embd", "final_norm": "output_norm", "lm_head": "output",
     "attn_norm": "attn_norm", "o": "attn_output", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
     "q": "attn_q", "kv_a": "attn_kv_a_mqa", "kv_a_norm": "attn_kv_a_norm",
     "ffn_norm": "ffn_norm", "router": "ffn_gate_inp", "down": "ffn_down", "shared_down": "ffn_down_shexp",
@@ -86,7 +86,7 @@ def tensors(spec: ModelSpec) -> Iterator[Stored]:
         router = mixture.router
         for matrix, shape in expert_shapes(spec.hidden_size, mixture.expert).items():
             name = f"blk.{layer}.ffn_{matrix}_exps.weight"
-            yield Stored(name, (router.experts, *shape), True, router.active / router.experts)
+            yield Stored(name, (router.experts, *shape), True, router.top_k / router.experts)
 
 
 def _parts(spec: ModelSpec, tensor: Tensor) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -96,7 +96,7 @@ def _parts(spec: ModelSpec, tensor: Tensor) -> Iterator[tuple[str, tuple[int, ..
     if tensor.role == "qkv" and isinstance(attention, GroupedQuery):
         widths = (attention.query_width, attention.kv_width, attention.value_width)
         yield from ((f"attn_{name}", (width, *rest)) for name, width in zip("qkv", widths, strict=True))
-    elif tensor.role == "kv_b" and isinstance(attention, Latent):
+    elif tensor.role == "kv_b" and isinstance(attention, MLA):
         yield "attn_k_b", (attention.heads, attention.kv_rank, attention.nope_dim)
         yield "attn_v_b", (attention.heads, attention.value_dim, attention.kv_rank)
     elif tensor.role in ("gate_up", "shared_gate_up"):
@@ -116,7 +116,7 @@ def _describe(writer: GGUFWriter, spec: ModelSpec) -> None:
     writer.add_layer_norm_rms_eps(spec.norm_eps)
     writer.add_rope_freq_base(attention.rope.theta)
     writer.add_rope_dimension_count(attention.rope.dims)
-    if isinstance(attention, Latent):
+    if isinstance(attention, MLA):
         writer.add_head_count_kv(1)
         writer.add_kv_lora_rank(attention.kv_rank)
         writer.add_key_length(attention.cache_width)
@@ -136,13 +136,13 @@ def _describe(writer: GGUFWriter, spec: ModelSpec) -> None:
 def _describe_experts(writer: GGUFWriter, spec: ModelSpec) -> None:
     dense = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, FeedForward)]
     mixture: Mixture = spec.mixtures[0][1]
-    router, width = mixture.router, mixture.expert.width
-    writer.add_feed_forward_length(dense[0].width if dense else width)
+    router, width = mixture.router, mixture.expert.intermediate_size
+    writer.add_feed_forward_length(dense[0].intermediate_size if dense else width)
     writer.add_leading_dense_block_count(len(dense))
     writer.add_expert_feed_forward_length(width)
     writer.add_expert_count(router.experts)
-    writer.add_expert_used_count(router.active)
-    writer.add_expert_shared_count(mixture.shared.width // width if mixture.shared else 0)
+    writer.add_expert_used_count(router.top_k)
+    writer.add_expert_shared_count(mixture.shared.intermediate_size // width if mixture.shared else 0)
     writer.add_expert_weights_norm(router.norm_power is not None)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from benchmarks import cgroup, gguf_file
 from benchmarks.models import Model
 from moecli.planning import machine
-from moecli.planning.memory import needs, read_bytes_per_token
+from moecli.planning.memory import estimate_memory, read_bytes_per_token
 
 _BANDWIDTH = "from moecli.kernels.bandwidth import read_bandwidth; print(read_bandwidth())"
 
@@ -154,7 +154,7 @@ class Transformers:
 
     def fits(self, model: Model, limit: int | None) -> bool:
         room = limit or machine.free_ram()
-        return 1.1 * needs(model.spec, "bf16", 1).peak < room
+        return 1.1 * estimate_memory(model.spec, "bf16", 1).peak < room
 
     def read_bytes_per_token(self, model: Model) -> int:
         return read_bytes_per_token(model.spec, "bf16")

@@ -74,6 +74,9 @@ def test_a_family_is_a_small_file_of_data(name: str) -> None:
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not {module for module in imported if module.split(".")[0] in ("torch", "numpy", "safetensors")}
+    assert "/facts/" in name or not {module for module in imported if ".facts" in module}, "what runs stands by itself"
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert "ModelSpec" not in calls, "make_spec builds it, and refuses keys that nobody has read"
 
 
 @pytest.mark.parametrize(
@@ -83,3 +86,11 @@ def test_a_family_is_a_small_file_of_data(name: str) -> None:
 def test_rooms_below_the_engine_load_no_torch_when_imported(name: str) -> None:
     tops = [node for node in parse(name).body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert not [node for node in tops if "torch" in ast.unparse(node)]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith(("cli/", "library/resolve.py"))])
+def test_behind_the_front_door_nobody_takes_the_name_of_a_model(name: str) -> None:
+    """What a MODEL names is found once; what lies below takes the ModelRef."""
+    functions = [n for n in ast.walk(parse(name)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    arguments = [a for f in functions for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs)]
+    assert not [a.lineno for a in arguments if a.arg == "model" and a.annotation and ast.unparse(a.annotation) == "str"]

@@ -95,7 +95,7 @@ def _differences(
         more = f"{abs(found - counts.total):,} {'more' if found > counts.total else 'fewer'}"
         yield f"the files hold {found:,} parameters and config.json implies {counts.total:,}: {more}"
     plain = all(stored.dtype in FLOATS for stored in header.values())
-    if family.layouts and spec.mixtures and plain:  # then every name and shape can be checked, not the sum alone
+    if family.layouts and plain:  # then every name and shape can be checked, not the sum alone
         try:
             Weights(spec, family, Checkpoint(header))
         except CheckpointError as error:

@@ -11,7 +11,7 @@ from moecli.cli import options
 from moecli.cli.routing import show as show_routing
 from moecli.cli.routing_options import RoutingOptions, takes_routing_options
 from moecli.errors import CheckpointError, MoecliError, UsageError
-from moecli.library import resolve_local as local
+from moecli.library.resolve import resolve
 from moecli.output import terminal
 
 EXAMPLES = """Examples:
@@ -68,10 +68,10 @@ def _architecture(models: list[str], json: bool, no_color: bool, offline: bool) 
 
     reports = []
     for model in models:
-        source = local.resolve(model)
-        ask_hub = "/" in model and not (offline or settings.offline())
-        with terminal.status(f"reading {source.name} ...", json):
-            reports.append(inspection.inspect(source, ask_hub))
+        ref = resolve(model)
+        ask_hub = ref.by_hub_id and not (offline or settings.offline())
+        with terminal.status(f"reading {ref.name} ...", json):
+            reports.append(inspection.inspect(ref, ask_hub))
     reference = inspection.dense_reference(reports)
     if json:
         from moecli.output.json.inspect import document

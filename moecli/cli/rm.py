@@ -17,11 +17,12 @@ def rm(
     model: options.Model, *, yes: options.Yes = False, json: options.Json = False, quiet: options.Quiet = False
 ) -> None:
     """Delete a model that was pulled or packed; with @revision only that revision. What others share stays."""
-    from moecli.library import removal
+    from moecli.library.removal import removal
+    from moecli.library.resolve import resolve
     from moecli.output.json.rm import document
     from moecli.units import format_bytes
 
-    target = removal.find(model)
+    target = removal(resolve(model, original=True))
     size = format_bytes(target.bytes)
     shared = f" ({format_bytes(target.kept_bytes)} that other revisions share stay)" if target.kept_bytes else ""
     what = (

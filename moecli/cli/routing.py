@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moecli.cli import options, pull
+from moecli.cli import options, running
 from moecli.cli.routing_options import RoutingOptions
 from moecli.errors import UsageError
 from moecli.formats import FORMATS
-from moecli.library import resolve as hub
-from moecli.library import resolve_local as local
+from moecli.library.resolve import ModelRef, resolve
 from moecli.output import loading, terminal
 from moecli.units import parse_size
 
@@ -28,15 +27,15 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
     form, layers, factors = wanted.form(json), wanted.chosen_layers(), wanted.factors()
     options.check_folder("--output", wanted.output)
     options.check_folder("--save-trace", wanted.save_trace)
-    source = _source(models, wanted)
-    if source is None or wanted.from_ is not None:
-        assert wanted.from_ is not None, "without either, _source refuses"
-        ours = _read(wanted.from_, source)
+    ref = _model(models, wanted)
+    if ref is None or wanted.from_ is not None:
+        assert wanted.from_ is not None, "without either, _model refuses"
+        ours = _read(wanted.from_, ref)
         other = _other_trace(wanted.against)
     else:
         prompts, raw = _prompts(wanted)
-        ours = _record(models[0], source, offline, wanted, prompts, raw, json)
-        other = _other(wanted, models[0], prompts, raw, offline, json)
+        ours = _record(ref, offline, wanted, prompts, raw, json)
+        other = _other(wanted, ref, prompts, raw, offline, json)
     if layers is not None and (missing := layers - {layer.layer for layer in ours.trace.layers}):
         known = ", ".join(str(layer.layer) for layer in ours.trace.layers)
         raise UsageError(f"--layers {min(missing)} has no router", f"it takes some of {known}")
@@ -48,7 +47,7 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
 
     with terminal.status("analysing ...", json):
         analysis = analyse(ours.trace, factors=factors, memory=ours.memory, other=other, note=ours.note)
-    _present(analysis, form, wanted, layers, source, no_color)
+    _present(analysis, form, wanted, layers, ref, no_color)
 
 
 def _present(
@@ -56,14 +55,14 @@ def _present(
     form: str,
     wanted: RoutingOptions,
     layers: frozenset[int] | None,
-    source: hub.Source | None,
+    ref: ModelRef | None,
     no_color: bool,
 ) -> None:
     if form == "json":
         from moecli.library import inspection
         from moecli.output.json.routing import document
 
-        report = None if source is None else inspection.inspect(source)
+        report = None if ref is None else inspection.inspect(ref)
         terminal.write_json(document(analysis, layers, report), wanted.output)
         return
     from moecli.output.routing import View, screen, write_file
@@ -75,7 +74,7 @@ def _present(
         write_file(analysis, form, wanted.output, view)
 
 
-def _source(models: Sequence[str], wanted: RoutingOptions) -> hub.Source | None:
+def _model(models: Sequence[str], wanted: RoutingOptions) -> ModelRef | None:
     """The one MODEL; None where only a trace is named."""
     if len(models) > 1:
         raise UsageError(
@@ -85,10 +84,10 @@ def _source(models: Sequence[str], wanted: RoutingOptions) -> hub.Source | None:
         for name in ("prompt", "prompts", "limit"):
             if getattr(wanted, name) is not None:
                 raise UsageError(f"--{name} and --from cannot both be meant", "a trace already holds what was read")
-        return local.resolve(models[0], wanted.dtype) if models else None
+        return resolve(models[0], dtype=wanted.dtype) if models else None
     if not models:
         raise UsageError("no MODEL is named", "moecli inspect tiny --routing, or --from TRACE")
-    return local.resolve(models[0], wanted.dtype)
+    return resolve(models[0], dtype=wanted.dtype)
 
 
 def _prompts(wanted: RoutingOptions) -> tuple[list[Prompt], bool]:
@@ -99,25 +98,22 @@ def _prompts(wanted: RoutingOptions) -> tuple[list[Prompt], bool]:
         if wanted.prompt is not None:
             raise UsageError("--prompt and --prompts cannot both be meant", "leave one of them out")
         return prompts.read(wanted.prompts), wanted.raw
-    typed = terminal.clean(wanted.prompt or "")
-    parts = [part for part in (terminal.read_stdin().strip("\n"), typed) if part]
-    if parts:
-        return [prompts.Prompt("\n\n".join(parts))], wanted.raw
+    if text := running.behind_stdin(wanted.prompt or ""):
+        return [prompts.Prompt(text)], wanted.raw
     if wanted.prompt is not None:
         raise UsageError("--prompt is empty", "leave it out to read the bundled passages")
     return prompts.bundled(), True
 
 
 def _record(
-    model: str,
-    source: hub.Source,
+    ref: ModelRef,
     offline: bool,
     wanted: RoutingOptions,
     prompts: Sequence[Prompt],
     raw: bool,
     quiet: bool,
 ) -> Recorded:
-    folder = (None if offline else pull.offer(source, quiet)) or hub.require_folder(source)
+    ref = running.with_weights(ref, offline, quiet)
     with terminal.status("loading ...", quiet):
         from moecli.engine import analysis
         from moecli.engine.runner import Choices, open_runner
@@ -126,25 +122,24 @@ def _record(
             seed=wanted.seed, raw=raw, context=wanted.ctx, threads=wanted.threads,
             ram=None if wanted.ram is None else parse_size(wanted.ram),
         )  # fmt: skip
-        runner = open_runner(source.name, folder, wanted.dtype, choices, model)
-    with loading.progress(source.name, quiet) as progress, loading.reading(source.name, quiet) as watch:
+        runner = open_runner(ref.name, ref.weights, wanted.dtype, choices, ref.typed)
+    with loading.progress(ref.name, quiet) as progress, loading.reading(ref.name, quiet) as watch:
         return analysis.record(runner, prompts, wanted.limit, wanted.max_tokens, progress, watch, wanted.probabilities)
 
 
 def _other(
-    wanted: RoutingOptions, model: str, prompts: Sequence[Prompt], raw: bool, offline: bool, quiet: bool
+    wanted: RoutingOptions, ref: ModelRef, prompts: Sequence[Prompt], raw: bool, offline: bool, quiet: bool
 ) -> RoutingTrace | None:
     """What to compare with: a trace, the same model in another format, or another model, on the same prompts."""
     against = wanted.against
     if against is None or _is_trace(against):
         return _other_trace(against)
+    name = against
     if against.startswith("dtype="):
-        wanted = replace(wanted, dtype=against.removeprefix("dtype="))
+        name, wanted = ref.typed, replace(wanted, dtype=against.removeprefix("dtype="))
         if wanted.dtype not in FORMATS:
-            raise UsageError(f"--against {against} is not known", f"it takes dtype= with {', '.join(FORMATS)}")
-    else:
-        model = against
-    return _record(model, local.resolve(model, wanted.dtype), offline, wanted, prompts, raw, quiet).trace
+            raise UsageError.unknown("--against", against, f"dtype= with {', '.join(FORMATS)}")
+    return _record(resolve(name, dtype=wanted.dtype), offline, wanted, prompts, raw, quiet).trace
 
 
 def _is_trace(name: str) -> bool:
@@ -160,18 +155,18 @@ def _other_trace(name: str | None) -> RoutingTrace | None:
     return _read(Path(name), None).trace
 
 
-def _read(path: Path, source: hub.Source | None) -> Recorded:
+def _read(path: Path, ref: ModelRef | None) -> Recorded:
     """A trace; with the model that is said to have made it, what that takes. UsageError if it cannot have."""
     from moecli.routing import files
     from moecli.routing.recorded import Recorded, described
 
-    if source is None:
+    if ref is None:
         return Recorded(files.read(path))
     from moecli.library import inspection
 
-    spec = inspection.inspect(source).spec
-    shapes = [(layer, mixture.router.active, mixture.router.experts) for layer, mixture in spec.mixtures]
+    spec = inspection.inspect(ref).spec
+    shapes = [(layer, mixture.router.top_k, mixture.router.experts) for layer, mixture in spec.mixtures]
     trace = files.read(path, min((shape[1:] for shape in shapes), default=None))
     if [(layer.layer, layer.active, layer.experts) for layer in trace.layers] != shapes:
-        raise UsageError(f"{path} was not recorded of {source.name}: its layers differ", "leave MODEL out")
+        raise UsageError(f"{path} was not recorded of {ref.name}: its layers differ", "leave MODEL out")
     return described(trace, spec)

@@ -14,7 +14,7 @@ import typer
 
 from moecli.cli import options
 from moecli.errors import UsageError
-from moecli.formats import FORMATS
+from moecli.formats import check_dtype
 
 FORMATS_OF_OUTPUT = ("table", "json", "csv", "md", "html", "svg", "png")
 
@@ -76,14 +76,14 @@ class RoutingOptions:
     def form(self, json: bool) -> str:
         """The form of the output: by --format or --json, else by the name of the file, else a table."""
         if self.by not in (None, "domain"):
-            raise UsageError(f"--by {self.by} is not known", "it takes domain")
-        if self.dtype != "auto" and self.dtype not in FORMATS:
-            raise UsageError(f"--dtype {self.dtype} is not known", f"it takes auto, {', '.join(FORMATS)}")
+            raise UsageError.unknown("--by", self.by, "domain")
+        check_dtype(self.dtype)
         named = self.output.suffix[1:].replace("txt", "table") if self.output else ""
         form = self.format or ("json" if json else named or "table")
         if form not in FORMATS_OF_OUTPUT:
-            spelled = f"--format {form}" if self.format else f"--output {self.output}"
-            raise UsageError(f"{spelled} is not a known format", f"--format takes {', '.join(FORMATS_OF_OUTPUT)}")
+            given = self.format or str(self.output)
+            takes = f"--format takes {', '.join(FORMATS_OF_OUTPUT)}"
+            raise UsageError(f"unknown {'--format' if self.format else '--output'} '{given}'", takes)
         if json and form != "json":
             raise UsageError(f"--json and --format {form} cannot both be meant", "leave one of them out")
         return form

@@ -13,8 +13,8 @@ from moecli.engine.recorder import Recorder, SurveyRecorder, Text, finish, new_b
 from moecli.engine.runner import Runner
 from moecli.engine.sampling import Sampler
 from moecli.errors import UsageError
-from moecli.planning.memory import BUCKET, CHUNK
-from moecli.planning.placement import Plan, fit, fit_survey
+from moecli.kernels.blocking import BUCKET, CHUNK
+from moecli.planning.placement import Plan, fit, fit_layerwise
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.prompts import Prompt
 from moecli.routing.recorded import Recorded, described
@@ -54,11 +54,11 @@ def record(
         placed = runner.choose(lambda dtype: fit(spec, dtype, most, runner.ram, runner.vram))
         steps = _generate(runner, runner.decoder(placed, progress), placed, texts, max_tokens, builder)
     else:
-        placed = runner.choose(lambda dtype: fit_survey(spec, dtype, most, total, runner.ram, streams, runner.vram))
-        steps = _survey(runner.decoder(placed, progress), placed.needs.chunk, texts, builder)
+        placed = runner.choose(lambda dtype: fit_layerwise(spec, dtype, most, total, runner.ram, streams, runner.vram))
+        steps = _survey(runner.decoder(placed, progress), placed.memory.chunk, texts, builder)
     for done in steps:
         watch(done, total)
-    return described(finish(builder, spec, runner.tokenizer, runner.name, placed.needs.dtype), spec)
+    return described(finish(builder, spec, runner.tokenizer, runner.name, placed.memory.dtype), spec)
 
 
 def _cut(texts: Sequence[tuple[str, Sequence[int]]], longest: int, limit: int | None) -> list[Text]:
@@ -114,7 +114,7 @@ def _generate(
 ) -> Iterator[int]:
     """Yields the prompt tokens done after each text. The last token generated is fed too, to see its routing."""
     recorder = Recorder(decoder.spec, builder)
-    cache = decoder.new_cache(placed.needs.context, placed.needs.chunk)
+    cache = decoder.new_cache(placed.memory.context, placed.memory.chunk)
     done = 0
     for text in texts:
         recorder.begin(text.prompt, text.domain)

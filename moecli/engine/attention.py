@@ -11,9 +11,9 @@ from torch import Tensor
 from moecli.engine.cache import LayerCache
 from moecli.engine.layers import Rotation, rms_norm
 from moecli.engine.weights import LayerWeights
-from moecli.kernels.products import linear
-from moecli.model.spec import GroupedQuery, Latent, QkNorm
-from moecli.planning.memory import BUCKET, SCORES
+from moecli.kernels.blocking import BUCKET, SCORES
+from moecli.kernels.linear import linear
+from moecli.model.spec import MLA, GroupedQuery, QkNorm
 
 _FEW = 16  # so few queries meet the keys as they lie: torch is up to four times slower with the keys transposed
 _ABSORB = 8  # up to so many new tokens, scoring against latents beats expanding them
@@ -146,7 +146,7 @@ class LatentAttention:
     """Keys and values live as one latent per token. Few queries meet the latents as they are (the expansion is
     absorbed into the query and the output); many queries expand them first, a few heads at a time."""
 
-    def __init__(self, spec: Latent, weights: LayerWeights, rotation: Rotation, scratch: Scratch) -> None:
+    def __init__(self, spec: MLA, weights: LayerWeights, rotation: Rotation, scratch: Scratch) -> None:
         self._spec = spec
         self._scratch = scratch
         self._rotation = rotation

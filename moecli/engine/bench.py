@@ -9,14 +9,14 @@ from dataclasses import dataclass, fields, replace
 from statistics import median
 
 from moecli.engine.generate import Session, Timing
-from moecli.engine.limits import OtherPrograms, measure_links, sample_bytes
+from moecli.engine.limits import OtherPrograms, measure_bandwidths, sample_bytes
 from moecli.engine.runner import Runner
 from moecli.engine.sampling import Sampler, Sampling
 from moecli.errors import UsageError
 from moecli.experts.store import Statistics
 from moecli.planning import machine
 from moecli.planning.placement import Plan, fit
-from moecli.planning.speed import Links, Speed, bytes_per_token, forecast
+from moecli.planning.speed import Bandwidths, Throughput, bytes_per_token, estimate_throughput
 from moecli.store.progress import Progress
 
 _PROMPT, _ANSWER = 512, 128  # tokens, where the context is long enough
@@ -48,8 +48,8 @@ class Expectation:
 
     plan: Plan
     sample: int  # bytes that the bandwidth of RAM was measured with
-    links: Links
-    speed: Speed
+    bandwidths: Bandwidths
+    speed: Throughput
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +158,10 @@ def expect(runner: Runner, work: Workload) -> Expectation:
     spec, context = runner.model.spec, runner.choices.context or work.context
     plan = runner.choose(lambda dtype: fit(spec, dtype, context, runner.ram, runner.vram))
     sample = sample_bytes(plan)
-    links = measure_links(runner.model, plan, sample)
-    return Expectation(plan, sample, links, forecast(spec, plan, links, work.prompt_tokens, work.held))
+    bandwidths = measure_bandwidths(runner.model, plan, sample)
+    return Expectation(
+        plan, sample, bandwidths, estimate_throughput(spec, plan, bandwidths, work.prompt_tokens, work.held)
+    )
 
 
 def load(runner: Runner, expected: Expectation, progress: Progress) -> float:

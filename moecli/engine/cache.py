@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moecli.model.spec import Attention, Latent, ModelSpec
+from moecli.model.spec import MLA, Attention, ModelSpec
 from moecli.planning.memory import cache_rows
 
 
@@ -15,7 +15,7 @@ class LayerCache:
     def __init__(self, attention: Attention, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         shapes = (
             [(1, attention.cache_width)]
-            if isinstance(attention, Latent)
+            if isinstance(attention, MLA)
             else [(attention.kv_heads, attention.head_dim)] * 2
         )
         self._window = attention.window

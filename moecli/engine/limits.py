@@ -12,11 +12,11 @@ from moecli.engine.load import Model
 from moecli.formats import bytes_for, stored_as
 from moecli.formats.plain import torch_dtype
 from moecli.kernels.bandwidth import read_bandwidth
-from moecli.kernels.products import as_matrix, linear
+from moecli.kernels.linear import as_matrix, linear
 from moecli.model.spec import ModelSpec
 from moecli.planning import machine
 from moecli.planning.placement import Plan
-from moecli.planning.speed import TYPICAL_DISK, Links, Products
+from moecli.planning.speed import TYPICAL_DISK, Bandwidths, LinearThroughput
 from moecli.store.expert_record import compute_dtype
 
 _MOST, _LEAST = 256 * 2**20, 4 * 2**20  # of a sample
@@ -32,18 +32,18 @@ def sample_bytes(plan: Plan) -> int:
     return max(_LEAST, min(_MOST, plan.ram.total - machine.peak_rss() - _SLACK))
 
 
-def measure_links(model: Model, plan: Plan, sample: int) -> Links:
+def measure_bandwidths(model: Model, plan: Plan, sample: int) -> Bandwidths:
     """Takes `sample` bytes, and then a few MiB."""
     bursts = [model.measure_disk() for _ in range(_BURSTS)] if plan.disk.experts else []
-    return Links(
+    return Bandwidths(
         ram=read_bandwidth(sample),
         disk=max((speed for speed in bursts if speed is not None), default=TYPICAL_DISK),
-        products=_products(model.spec, plan.needs.dtype),
+        linear=_linear(model.spec, plan.memory.dtype),
         evidence="typical" if plan.device.dense else "measured",  # no device is measured
     )
 
 
-def _products(spec: ModelSpec, dtype: str) -> Products:
+def _linear(spec: ModelSpec, dtype: str) -> LinearThroughput:
     """With a matrix of a few MiB: in a smaller one the cost of the call would count as that of its bytes."""
     shape = (_WEIGHTS // spec.hidden_size, spec.hidden_size)
     matrix = as_matrix(dtype, shape, torch.zeros(bytes_for(dtype, shape), dtype=torch.uint8))
@@ -56,7 +56,7 @@ def _products(spec: ModelSpec, dtype: str) -> Products:
     with torch.inference_mode():
         one, many = seconds(1), seconds(_MANY)
     operations = 2 * (_MANY - 1) * shape[0] * shape[1]
-    return Products(bytes_for(dtype, shape) / one, operations / max(many - one, many / _MANY))
+    return LinearThroughput(bytes_for(dtype, shape) / one, operations / max(many - one, many / _MANY))
 
 
 def _fastest(work: Callable[[], object]) -> float:

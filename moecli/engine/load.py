@@ -91,7 +91,7 @@ class CheckpointModel:
         device: torch.device = CPU,
         rates: Rates | None = None,
     ) -> Decoder:
-        dtype, budget = plan.needs.dtype, plan.ram.expert_bytes
+        dtype, budget = plan.memory.dtype, plan.ram.expert_bytes
         dense = checkpoint_weights(self.weights, dtype, compute_dtype(dtype, self.weights.dtype), device)
         experts: ExpertStore
         if plan.device.dense and self.spec.mixtures:
@@ -103,7 +103,7 @@ class CheckpointModel:
             experts = checkpoint_experts(self.weights, budget)
         else:
             experts = packed_experts(self.weights, dtype, budget, progress)
-        return Decoder(self.spec, dense, experts, plan.needs.context)
+        return Decoder(self.spec, dense, experts, plan.memory.context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class StoreModel:
             experts = store_experts(self.store, plan.ram.expert_bytes)
         else:
             experts = TieredExperts(self.store, plan.ram.experts, policy)
-        return Decoder(self.spec, dense, experts, plan.needs.context)
+        return Decoder(self.spec, dense, experts, plan.memory.context)
 
 
 def _room(plan: Plan, dense: DenseWeights) -> Room:

@@ -23,13 +23,13 @@ def route(x: Tensor, weight: Tensor, bias: Tensor | None, router: Router) -> Rou
     """x [T, D], weight [E, D] and bias [E] in float32."""
     logits = F.linear(x.float(), weight)
     if router.scoring is Scoring.SOFTMAX_OF_CHOSEN:
-        best, chosen = logits.topk(router.active, dim=-1)
+        best, chosen = logits.topk(router.top_k, dim=-1)
         return Routing(chosen, best.softmax(-1) * router.scaling, logits)
     scores = gate_scores(logits, router)
     ranking = scores if bias is None else scores + bias
-    if router.groups > 1:
+    if router.n_group > 1:
         ranking = _within_best_groups(ranking, router)
-    chosen = ranking.topk(router.active, dim=-1).indices
+    chosen = ranking.topk(router.top_k, dim=-1).indices
     return Routing(chosen, _weigh(scores.gather(-1, chosen), router), logits)
 
 
@@ -40,12 +40,12 @@ def gate_scores(logits: Tensor, router: Router) -> Tensor:
 
 def _within_best_groups(ranking: Tensor, router: Router) -> Tensor:
     """Rule out every expert outside the best `kept_groups` groups."""
-    grouped = ranking.unflatten(-1, (router.groups, -1))  # [T, groups, E / groups]
+    grouped = ranking.unflatten(-1, (router.n_group, -1))  # [T, groups, E / groups]
     if router.group_score is GroupScore.MAX:
         group_scores = grouped.amax(-1)
     else:
         group_scores = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
-    kept = group_scores.topk(router.kept_groups, dim=-1).indices
+    kept = group_scores.topk(router.topk_group, dim=-1).indices
     dropped = torch.ones_like(group_scores, dtype=torch.bool).scatter_(-1, kept, False)
     ranking = grouped.masked_fill(dropped[..., None], -torch.inf).flatten(-2)
     return ranking

@@ -22,7 +22,7 @@ from moecli.experts.arena import CPU
 from moecli.experts.policies import DEFAULT
 from moecli.planning import machine
 from moecli.planning.placement import Plan, fit, least_device
-from moecli.planning.speed import Links, Speed, forecast
+from moecli.planning.speed import Bandwidths, Throughput, estimate_throughput
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.trace import RoutingTrace
 from moecli.store.progress import Progress
@@ -102,7 +102,7 @@ class Runner:
 
     @property
     def dtype(self) -> str:
-        return self.loaded.plan.needs.dtype
+        return self.loaded.plan.memory.dtype
 
     @property
     def ram(self) -> int:
@@ -201,11 +201,11 @@ class Runner:
                 return placed
         raise _too_large(self.argument, plans, self.model.streams)
 
-    def forecast(self, placed: Plan) -> Speed:
+    def estimate_throughput(self, placed: Plan) -> Throughput:
         """What to expect of a plan that reads experts from disk, whose speed is measured now."""
         speed = self.model.measure_disk()
-        links = Links() if speed is None else Links(disk=speed, evidence="measured")
-        return forecast(self.model.spec, placed, links)
+        bandwidths = Bandwidths() if speed is None else Bandwidths(disk=speed, evidence="measured")
+        return estimate_throughput(self.model.spec, placed, bandwidths)
 
     def record(self) -> None:
         """From now on, keep what the router does. ConfigError if there is no router."""
@@ -229,15 +229,15 @@ class Runner:
     def load(self, placed: Plan, progress: Progress) -> None:
         """Read the weights and reserve the context, as planned."""
         decoder = self.decoder(placed, progress)
-        self._loaded = Loaded(placed, Session(decoder, decoder.new_cache(placed.needs.context, placed.needs.chunk)))
+        self._loaded = Loaded(placed, Session(decoder, decoder.new_cache(placed.memory.context, placed.memory.chunk)))
 
     def _check_device(self, placed: Plan) -> None:
         """NotEnoughMemory if a GPU was asked for by name and holds nothing. `auto` goes on without it."""
         if placed.device.dense or placed.device_budget is None or self.choices.device == "auto":
             return
-        least = least_device(placed.needs)
+        least = least_device(placed.memory)
         raise NotEnoughMemory(
-            f"'{self.name}' in {placed.needs.dtype} needs {format_bytes(least)} on {self.asked_device} before any "
+            f"'{self.name}' in {placed.memory.dtype} needs {format_bytes(least)} on {self.asked_device} before any "
             f"expert, and the budget is {format_bytes(placed.device_budget)}",
             f"--vram {round_up(least)} if there is so much; a shorter --ctx needs less; --device cpu needs none",
         )
@@ -288,9 +288,9 @@ def _too_large(model: str, plans: Sequence[Plan], streams: bool) -> NotEnoughMem
     """The whole sum, the shortage, and the smallest budget that would do."""
     first, least = plans[0], min(plans, key=lambda placed: placed.full_ram)
     smallest = least.least_ram if streams else least.full_ram
-    terms = " + ".join(f"{term.name} {format_bytes(term.bytes)}" for term in first.needs.terms if term.bytes)
+    terms = " + ".join(f"{term.name} {format_bytes(term.bytes)}" for term in first.memory.terms if term.bytes)
     budget = first.ram_budget
-    message = f"'{model}' in {first.needs.dtype} needs {format_bytes(first.full_ram)} of RAM and the budget is "
+    message = f"'{model}' in {first.memory.dtype} needs {format_bytes(first.full_ram)} of RAM and the budget is "
     message += f"{format_bytes(budget)} ({terms})"
     if streams:
         return NotEnoughMemory(
@@ -300,5 +300,5 @@ def _too_large(model: str, plans: Sequence[Plan], streams: bool) -> NotEnoughMem
     return NotEnoughMemory(
         f"{message}; it is {format_bytes(first.full_ram - budget)} short",
         f"experts are read from disk once it is packed: moecli pack {model} --dtype q4; "
-        f"without, --ram {round_up(smallest)} in {least.needs.dtype}",
+        f"without, --ram {round_up(smallest)} in {least.memory.dtype}",
     )

@@ -41,7 +41,7 @@ class Counts:
 
     @property
     def _tables(self) -> int:
-        return self.parts[Part.EMBEDDING] + self.parts.get(Part.HEAD, 0)
+        return self.parts[Part.EMBEDDING] + self.parts.get(Part.LM_HEAD, 0)
 
 
 def count(spec: ModelSpec) -> Counts:
@@ -60,7 +60,7 @@ def count(spec: ModelSpec) -> Counts:
         {part: number for part, number in parts.items() if number},
         active=sum(parts.values()) - idle,
         experts=mixture.router.experts if mixture else 1,
-        active_experts=mixture.router.active if mixture else 1,
+        active_experts=mixture.router.top_k if mixture else 1,
         expert_parameters=_expert(spec, mixture) if mixture else _dense_block(spec),
         tied=spec.tied_embeddings,
     )
@@ -75,7 +75,7 @@ def _idle(spec: ModelSpec, layer: Layer, mixture: Mixture) -> int:
     attention = getattr(layer.attention, "projections", ())
     others = sum(_size(extra.shape) for extra in attention if extra.part is Part.ROUTED_EXPERTS)
     router = mixture.router
-    return (router.experts * _expert(spec, mixture) + others) // router.experts * (router.experts - router.active)
+    return (router.experts * _expert(spec, mixture) + others) // router.experts * (router.experts - router.top_k)
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from moecli.model.unsupported import Unsupported
+
 
 class Part(Enum):
     """Where a parameter is counted; every tensor belongs to exactly one part."""
@@ -18,7 +20,7 @@ class Part(Enum):
     DENSE_FFN = "dense_ffn"
     NORMS = "norms"
     OTHER = "other"  # between the blocks: hyper-connections, projections around the experts
-    HEAD = "lm_head"
+    LM_HEAD = "lm_head"
 
 
 class Activation(Enum):
@@ -154,7 +156,7 @@ class GroupedQuery:
 
 
 @dataclass(frozen=True, slots=True)
-class Latent:
+class MLA:
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): one low-rank latent and one rotary key per token."""
 
     heads: int
@@ -180,7 +182,7 @@ class Latent:
         return self.kv_rank + self.rope_dim
 
 
-Attention = GroupedQuery | Latent
+Attention = GroupedQuery | MLA
 NO_ATTENTION = GroupedQuery(heads=0, kv_heads=0, head_dim=0, rope=NO_ROPE, scale=1.0)
 
 
@@ -198,13 +200,13 @@ class Router:
     """Which experts a token takes, and with what weights."""
 
     experts: int
-    active: int
+    top_k: int
     scoring: Scoring = Scoring.SOFTMAX
     norm_power: float | None = None  # divide by the p-norm of the chosen weights; None: leave as they are
     norm_epsilon: float = 0.0  # added to that norm
     scaling: float = 1.0
-    groups: int = 1
-    kept_groups: int = 1
+    n_group: int = 1
+    topk_group: int = 1
     group_score: GroupScore = GroupScore.MAX
     correction_bias: bool = False  # added to the scores for picking only
     bias: bool = False  # of the linear map itself (gpt-oss)
@@ -215,13 +217,13 @@ class Router:
 class FeedForward:
     """A gated block, down(activation(gate x) * up x), or a plain one, down(activation(up x))."""
 
-    width: int
+    intermediate_size: int
     activation: Activation = Activation.SILU
     gated: bool = True
     bias: bool = False
 
 
-NO_FFN = FeedForward(width=0)
+NO_FFN = FeedForward(intermediate_size=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,11 +270,16 @@ class ModelSpec:
     quantization: str | None = None  # how config.json says they are quantised, e.g. "fp8"
     extra_layers: int = 0  # multi-token-prediction layers in the files after the last real one; not loaded
     norm_bias: bool = False
-    head_bias: bool = False
+    lm_head_bias: bool = False
     encoder: tuple[Layer, ...] = ()  # read before the decoder, with a final norm of its own
     extra: tuple[Extra, ...] = ()
-    unsupported: tuple[str, ...] = ()  # what the engine lacks, in plain words; runnable iff empty
+    unsupported: tuple[Unsupported, ...] = ()  # what the engine lacks; runnable iff empty
     notes: tuple[str, ...] = ()  # what a reader of the counts should know
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """What the engine lacks for this model, as a screen names it."""
+        return tuple(reason.value for reason in self.unsupported)
 
     @property
     def mixtures(self) -> tuple[tuple[int, Mixture], ...]:

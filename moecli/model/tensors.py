@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from moecli.model.spec import Extra, FeedForward, GroupedQuery, Latent, Layer, Mixture, ModelSpec, Part, QkNorm
+from moecli.model.spec import MLA, Extra, FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, Part, QkNorm
 
 __all__ = ["EXPERT_MATRICES", "Part", "Tensor", "dense_tensors", "expert_count", "expert_shapes"]
 
@@ -31,9 +31,9 @@ EXPERT_MATRICES = ("gate", "up", "down")
 def expert_shapes(hidden_size: int, expert: FeedForward) -> dict[str, tuple[int, int]]:
     """The matrices of one expert, [out, in]. `hidden_size` is what it reads and writes."""
     shapes = {
-        "gate": (expert.width, hidden_size),
-        "up": (expert.width, hidden_size),
-        "down": (hidden_size, expert.width),
+        "gate": (expert.intermediate_size, hidden_size),
+        "up": (expert.intermediate_size, hidden_size),
+        "down": (hidden_size, expert.intermediate_size),
     }
     if not expert.gated:
         del shapes["gate"]
@@ -60,15 +60,15 @@ def dense_tensors(spec: ModelSpec) -> Iterator[Tensor]:
     yield from _extras(spec.extra, None)
     yield from _norm(spec, "final_norm", None)
     if not spec.tied_embeddings:
-        yield Tensor("head", (spec.vocab_size, width), Part.HEAD)
-    if spec.head_bias:
-        yield Tensor("head_bias", (spec.vocab_size,), Part.HEAD)
+        yield Tensor("lm_head", (spec.vocab_size, width), Part.LM_HEAD)
+    if spec.lm_head_bias:
+        yield Tensor("lm_head_bias", (spec.vocab_size,), Part.LM_HEAD)
 
 
 def _layer_tensors(spec: ModelSpec, index: int, layer: Layer) -> Iterator[Tensor]:
     width = spec.hidden_size
-    mixes = isinstance(layer.attention, Latent) or layer.attention.heads > 0 or layer.recurrent is not None
-    feeds = isinstance(layer.ffn, Mixture) or layer.ffn.width > 0
+    mixes = isinstance(layer.attention, MLA) or layer.attention.heads > 0 or layer.recurrent is not None
+    feeds = isinstance(layer.ffn, Mixture) or layer.ffn.intermediate_size > 0
     if mixes:
         yield from _norm(spec, "attn_norm", index)
         yield from _mixer(layer, width, index)
@@ -105,7 +105,7 @@ def _extras(extras: tuple[Extra, ...], layer: int | None) -> Iterator[Tensor]:
 def _mixer(layer: Layer, width: int, index: int) -> Iterator[Tensor]:
     if layer.recurrent is not None:
         yield from _extras(layer.recurrent.tensors, index)
-    elif isinstance(layer.attention, Latent):
+    elif isinstance(layer.attention, MLA):
         yield from _latent(layer.attention, width, index)
     elif layer.attention.projections:
         yield from _extras(layer.attention.projections, index)
@@ -132,7 +132,7 @@ def _grouped_query(attention: GroupedQuery, width: int, layer: int) -> Iterator[
         yield Tensor("o_bias", (width,), Part.ATTENTION, layer)
 
 
-def _latent(attention: Latent, width: int, layer: int) -> Iterator[Tensor]:
+def _latent(attention: MLA, width: int, layer: int) -> Iterator[Tensor]:
     queries = attention.heads * attention.head_dim
     if attention.query_rank is None:
         yield Tensor("q", (queries, width), Part.ATTENTION, layer)
@@ -169,9 +169,9 @@ def _mixture(mixture: Mixture, width: int, layer: int) -> Iterator[Tensor]:
 
 
 def _feed_forward(prefix: str, ffn: FeedForward, width: int, part: Part, layer: int) -> Iterator[Tensor]:
-    name, rows = ("gate_up", 2 * ffn.width) if ffn.gated else ("up", ffn.width)
+    name, rows = ("gate_up", 2 * ffn.intermediate_size) if ffn.gated else ("up", ffn.intermediate_size)
     yield Tensor(f"{prefix}{name}", (rows, width), part, layer)
-    yield Tensor(f"{prefix}down", (width, ffn.width), part, layer)
+    yield Tensor(f"{prefix}down", (width, ffn.intermediate_size), part, layer)
     if ffn.bias:
         yield Tensor(f"{prefix}{name}_bias", (rows,), part, layer)
         yield Tensor(f"{prefix}down_bias", (width,), part, layer)

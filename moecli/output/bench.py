@@ -68,13 +68,13 @@ def _verdict(rate: float, band: _Band) -> str:
 
 
 def _facts(runner: Runner, result: Result) -> list[tuple[str, str]]:
-    plan, links = result.expected.plan, result.expected.links
+    plan, bandwidths = result.expected.plan, result.expected.bandwidths
     per_token = read_bytes_per_token(runner.model.spec, runner.dtype)
-    ram = f"reads {_rate(links.ram)}"
+    ram = f"reads {_rate(bandwidths.ram)}"
     if result.expected.sample < _BEYOND_CACHES:
         ram += f" (partly from the cache: measured with {format_bytes(result.expected.sample)})"
     if result.ram_rate is not None:
-        ram += f"; decode reads {_rate(result.ram_rate)}, {tables.percent(result.ram_rate / links.ram)} of it"
+        ram += f"; decode reads {_rate(result.ram_rate)}, {tables.percent(result.ram_rate / bandwidths.ram)} of it"
     rows = [
         ("memory", f"{format_bytes(result.peak_rss)} at the peak, {format_bytes(plan.ram.total)} planned"),
         ("weights", f"{format_bytes(per_token)} for each token; loaded in {figure(result.load_s)} s"),
@@ -82,10 +82,10 @@ def _facts(runner: Runner, result: Result) -> list[tuple[str, str]]:
     ]
     if result.disk_rate is not None and result.hit_rate is not None:
         rows += [
-            ("disk", f"reads {_rate(links.disk)}; {_rate(result.disk_rate)} while experts were read"),
+            ("disk", f"reads {_rate(bandwidths.disk)}; {_rate(result.disk_rate)} while experts were read"),
             (
                 "experts",
-                f"{plan.disk.experts:,} of {plan.needs.expert_count:,} on disk; decode finds "
+                f"{plan.disk.experts:,} of {plan.memory.expert_count:,} on disk; decode finds "
                 f"{tables.percent(result.hit_rate)} in memory and reads {format_bytes(result.disk_bytes_per_token)} "
                 "for each token",
             ),

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from moecli.library.inspection import Report
 from moecli.model.params import Counts
-from moecli.model.spec import Latent, Mixture, ModelSpec
+from moecli.model.spec import MLA, Mixture, ModelSpec
 from moecli.output import tables, words
 from moecli.units import format_bytes
 
@@ -47,8 +47,8 @@ def _plus_shared(report: Report, number: int) -> str:
 def _width(spec: ModelSpec) -> int:
     mixture = words.mixture_of(spec)
     if mixture is not None:
-        return mixture.expert.width
-    return max(layer.ffn.width for layer in spec.layers if not isinstance(layer.ffn, Mixture))
+        return mixture.expert.intermediate_size
+    return max(layer.ffn.intermediate_size for layer in spec.layers if not isinstance(layer.ffn, Mixture))
 
 
 def _mixtures(spec: ModelSpec) -> int:
@@ -59,7 +59,7 @@ def _attention(spec: ModelSpec) -> str:
     kinds = {
         "recurrent" if layer.recurrent else words.attention_kind(layer.attention).upper()
         for layer in (*spec.encoder, *spec.layers)
-        if layer.recurrent or isinstance(layer.attention, Latent) or layer.attention.heads
+        if layer.recurrent or isinstance(layer.attention, MLA) or layer.attention.heads
     }
     return "+".join(sorted(kinds))
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from moecli.checkpoint.inventory import Inventory
 from moecli.library.inspection import Report
+from moecli.library.resolve import Kind
 from moecli.model.params import Counts
 from moecli.model.spec import Mixture, ModelSpec, Part
 from moecli.output import tables, words
@@ -23,7 +24,7 @@ PART_NAMES = {
     Part.DENSE_FFN: "dense FFN",
     Part.NORMS: "norms",
     Part.OTHER: "other",
-    Part.HEAD: "output head",
+    Part.LM_HEAD: "output head",
 }
 _STATUS = {
     "published": "the published configuration",
@@ -61,9 +62,9 @@ def _provenance(report: Report) -> str:
 
 def _from(report: Report) -> str:
     at = f" at {report.revision[:12]}" if report.revision else ""
-    if report.source == "catalog" and report.entry is not None:
+    if report.source is Kind.CATALOG and report.entry is not None:
         return f"From the catalog: {_STATUS[report.entry.config_status]}; nothing was fetched."
-    if report.source == "hub":
+    if report.source is Kind.HUB:
         return f"From the Hub, {report.location}{at}: config.json and the headers of its weights."
     what = "config.json and the headers of its weights" if report.inventory else "a configuration without weights"
     return f"From {report.location}: {what}."
@@ -89,7 +90,7 @@ def _architecture(spec: ModelSpec) -> list[tuple[str, str | Text]]:
     rows += [
         ("context", f"{spec.context_length:,} tokens"),
         ("vocabulary", f"{spec.vocab_size:,}" + (", tied to the output head" if spec.tied_embeddings else "")),
-        ("engine", "runs this model" if not spec.unsupported else f"lacks {', '.join(spec.unsupported)}"),
+        ("engine", "runs this model" if not spec.unsupported else f"lacks {', '.join(spec.lacks)}"),
     ]
     return rows + [("note", note) for note in spec.notes]
 
@@ -109,7 +110,7 @@ def _experts(spec: ModelSpec, mixture: Mixture) -> str:
     gated = " behind a gate" if mixture.shared_gate else ""
     beside = next((layer.parallel for layer in spec.layers if layer.parallel is not None), None)
     lines = [
-        f"{mixture.router.experts} routed, {mixture.router.active} active"
+        f"{mixture.router.experts} routed, {mixture.router.top_k} active"
         + (f", {shared} shared and always on{gated}" if shared else ""),
         f"each {words.feed_forward(mixture.expert)}"
         + (f", behind a projection to {mixture.latent_width:,}" if mixture.latent_width else ""),

@@ -11,12 +11,12 @@ from moecli.units import figure, format_bytes
 
 if TYPE_CHECKING:
     from moecli.planning.placement import Plan, Tier
-    from moecli.planning.speed import Speed
+    from moecli.planning.speed import Throughput
 
 
 def explain(plan: Plan) -> str:
     """The plan in words, a line each: every term of the sum, the budget, and what lies where."""
-    need = plan.needs
+    need = plan.memory
     lines = [f"{need.dtype}, context {need.context:,}, prompt in chunks of {need.chunk:,}"]
     lines += [f"  {term.name:<15} {format_bytes(term.bytes):>9} = {term.formula}" for term in need.terms if term.bytes]
     lines.append(f"  RAM budget {format_bytes(plan.ram_budget)}; all in RAM takes {format_bytes(plan.full_ram)}")
@@ -38,14 +38,14 @@ def _tier(plan: Plan, tier: Tier) -> str:
         if size
     ]  # fmt: skip
     if tier.experts:
-        held.append(f"{tier.experts:,} of {plan.needs.expert_count:,} experts {format_bytes(tier.expert_bytes)}")
+        held.append(f"{tier.experts:,} of {plan.memory.expert_count:,} experts {format_bytes(tier.expert_bytes)}")
     return f"{format_bytes(tier.total)} = {' + '.join(held)}"
 
 
-def expectation(plan: Plan, speed: Speed) -> str:
+def expectation(plan: Plan, speed: Throughput) -> str:
     """One line: what is read from disk, and how fast that will be."""
     return (
-        f"{plan.disk.experts:,} of {plan.needs.expert_count:,} experts stay on disk: "
+        f"{plan.disk.experts:,} of {plan.memory.expert_count:,} experts stay on disk: "
         f"expect {figure(speed.low)} to {figure(speed.high)} tokens/s ({speed.evidence} bandwidths)"
     )
 

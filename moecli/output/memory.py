@@ -27,7 +27,7 @@ def screen(result: Result, explain: bool, no_color: bool) -> None:
 
 def largest_context(result: Result) -> None:
     """Print the longest context that fits: the number alone on stdout, what it means on stderr."""
-    chosen = result.chosen.needs
+    chosen = result.chosen.memory
     terminal.write(f"{result.max_context}\n")
     terminal.say(f"tokens of context that fit {_machine(result)}, {chosen.dtype}, batch {chosen.batch}")
 
@@ -37,17 +37,17 @@ def _tiers(plan: Plan) -> tuple[tuple[str, Tier], ...]:
 
 
 def _title(result: Result) -> Text:
-    need = result.chosen.needs
-    name = f"{result.model} in {need.dtype}" if result.asked else result.model
-    return tables.title(name, f"context {need.context:,} tokens, batch {need.batch}")
+    memory = result.chosen.memory
+    name = f"{result.model} in {memory.dtype}" if result.asked else result.model
+    return tables.title(name, f"context {memory.context:,} tokens, batch {memory.batch}")
 
 
 def _sum(to: Console, one: Estimate) -> RenderableType:
-    peak = one.needs.peak
+    peak = one.memory.peak
     width = 30 if to.width >= 70 else 12
     rows = [
         (term.name, format_bytes(term.bytes), tables.bar(to, term.bytes / peak, width))
-        for term in one.needs.terms
+        for term in one.memory.terms
         if term.bytes
     ]
     return tables.grid(("part", "bytes", "share"), [*rows, ("together", format_bytes(peak), "")], left=(0, 2))
@@ -57,11 +57,11 @@ def _formats(result: Result) -> RenderableType:
     header = ("format", "weights", "an expert", "KV cache", "in all", "fits", "tokens/s")
     rows = [
         (
-            one.needs.dtype,
-            format_bytes(one.needs.weights),
-            format_bytes(one.needs.bytes_per_expert) if one.needs.expert_count else "-",
-            format_bytes(one.needs.kv.bytes),
-            format_bytes(one.needs.peak),
+            one.memory.dtype,
+            format_bytes(one.memory.weights),
+            format_bytes(one.memory.bytes_per_expert) if one.memory.expert_count else "-",
+            format_bytes(one.memory.kv.bytes),
+            format_bytes(one.memory.peak),
             "yes" if one.plan.fits else "no",
             _band(one.speed.low, one.speed.high),
         )
@@ -72,12 +72,12 @@ def _formats(result: Result) -> RenderableType:
 
 def _explanation(one: Estimate) -> RenderableType:
     return tables.facts(
-        [(term.name, f"{term.bytes:,} = {term.formula}  [from {term.keys}]") for term in one.needs.terms if term.bytes]
+        [(term.name, f"{term.bytes:,} = {term.formula}  [from {term.keys}]") for term in one.memory.terms if term.bytes]
     )
 
 
 def _placement(result: Result) -> RenderableType:
-    plan, total = result.chosen.plan, result.chosen.needs.expert_count
+    plan, total = result.chosen.plan, result.chosen.memory.expert_count
     names = {"device": "VRAM", "ram": "RAM", "disk": "disk"}
     rows = []
     for name, tier in _tiers(plan):
@@ -92,7 +92,7 @@ def _placement(result: Result) -> RenderableType:
 def _verdict(result: Result) -> Text:
     one = result.chosen
     plan, speed = one.plan, one.speed
-    lines = [f"reads {format_bytes(read_bytes_per_token(result.spec, one.needs.dtype))} of weights for each token"]
+    lines = [f"reads {format_bytes(read_bytes_per_token(result.spec, one.memory.dtype))} of weights for each token"]
     lines.append(
         f"expect {_band(speed.low, speed.high)} tokens/s, the first of a 512-token prompt after "
         f"{_band(speed.first_token_low_s, speed.first_token_high_s)} s ({speed.evidence} bandwidths)"

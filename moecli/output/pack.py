@@ -32,12 +32,12 @@ class Account(Protocol):
 class PackingProgress:
     """Is told of the progress; a bar on a terminal, and what the end line needs."""
 
-    def __init__(self, model: str, dtype: str, source_bytes: int, quiet: bool) -> None:
+    def __init__(self, name: str, dtype: str, source_bytes: int, quiet: bool) -> None:
         self.source_bytes = source_bytes
         self.resumed_bytes: int | None = None
         self._began = time.perf_counter()
         self._bar = byte_bars(20, quiet, speed_estimate_period=_STEADY)
-        self._task = self._bar.add_task(f"packing {model} to {dtype}", total=source_bytes, start=False)
+        self._task = self._bar.add_task(f"packing {name} to {dtype}", total=source_bytes, start=False)
 
     def __enter__(self) -> PackingProgress:
         self._bar.start()

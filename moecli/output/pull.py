@@ -39,7 +39,7 @@ def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool) -> None
         *([("store", _store(pull))] if isinstance(pull, PackedPull) else []),
         ("disk", disk),
         ("licence", (manifest.licence or "not named") + gate),
-        ("memory", f"{format_bytes(proposal.estimate.needs.peak)} in {proposal.estimate.needs.dtype}; {how}"),
+        ("memory", f"{format_bytes(proposal.estimate.memory.peak)} in {proposal.estimate.memory.dtype}; {how}"),
         ("speed", band if plan.runs else "-"),
     ]
     colour = True if no_color else None

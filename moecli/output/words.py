@@ -6,11 +6,11 @@ from collections import Counter
 from fractions import Fraction
 
 from moecli.model.spec import (
+    MLA,
     Attention,
     FeedForward,
     GroupedQuery,
     GroupScore,
-    Latent,
     Layer,
     Mixture,
     ModelSpec,
@@ -41,13 +41,13 @@ def _mixer(layer: Layer) -> str:
 
 def attention(kind: Attention) -> str:
     """An attention in words: heads, widths, window, positions."""
-    parts = _latent(kind) if isinstance(kind, Latent) else _grouped(kind)
+    parts = _latent(kind) if isinstance(kind, MLA) else _grouped(kind)
     return "; ".join(part for part in (*parts, _window(kind), rope(kind.rope)) if part)
 
 
 def attention_kind(kind: Attention) -> str:
     """The usual abbreviation of an attention: mla, mha, mqa or gqa."""
-    if isinstance(kind, Latent):
+    if isinstance(kind, MLA):
         return "mla"
     if kind.kv_heads == kind.heads:
         return "mha"
@@ -71,7 +71,7 @@ def _grouped(kind: GroupedQuery) -> list[str]:
     return [f"{name}, {heads}", ", ".join(extra for extra in extras if extra)]
 
 
-def _latent(kind: Latent) -> list[str]:
+def _latent(kind: MLA) -> list[str]:
     ranks = f"key/value latent of {kind.kv_rank} and a rotary key of {kind.rope_dim}"
     queries = "full queries" if kind.query_rank is None else f"query latent of {kind.query_rank}"
     return [f"multi-head latent, {kind.heads} heads of {kind.head_dim}", ranks, queries]
@@ -95,10 +95,10 @@ def rope(rope: Rope) -> str:
 
 def router(rule: Router) -> str:
     """A router in words: how experts are chosen and weighed."""
-    pick = f"best {rule.active} of {rule.experts}"
-    if rule.groups > 1:
+    pick = f"best {rule.top_k} of {rule.experts}"
+    if rule.n_group > 1:
         rank = "best score" if rule.group_score is GroupScore.MAX else "sum of its best two scores"
-        pick += f", from the {rule.kept_groups} best of {rule.groups} groups (by the {rank})"
+        pick += f", from the {rule.topk_group} best of {rule.n_group} groups (by the {rank})"
     sentences = {
         Scoring.SOFTMAX: f"softmax over all, then the {pick}",
         Scoring.SIGMOID: f"sigmoid of each, then the {pick}",
@@ -139,7 +139,7 @@ def shared_experts(mixture: Mixture) -> int:
     """Always-on experts, in units of a routed one: one block twice as wide counts as two."""
     if mixture.shared is None:
         return 0
-    whole = Fraction(mixture.shared.width, mixture.expert.width)
+    whole = Fraction(mixture.shared.intermediate_size, mixture.expert.intermediate_size)
     return int(whole) if whole.denominator == 1 else 1
 
 
@@ -147,7 +147,7 @@ def feed_forward(ffn: FeedForward) -> str:
     """A feed-forward block in words: SwiGLU, 14,336 wide."""
     names = {"silu": "SwiGLU", "gelu": "GEGLU", "gelu_pytorch_tanh": "GEGLU (tanh)", "swigluoai": "clamped SwiGLU"}
     kind = ffn.activation.value
-    return f"{names.get(kind, f'gated {kind}') if ffn.gated else kind}, {ffn.width:,} wide"
+    return f"{names.get(kind, f'gated {kind}') if ffn.gated else kind}, {ffn.intermediate_size:,} wide"
 
 
 def _number(value: float) -> str:

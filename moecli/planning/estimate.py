@@ -6,16 +6,14 @@ import math
 from dataclasses import dataclass
 
 from moecli.errors import UsageError
-from moecli.formats import FORMATS, stored_as
+from moecli.formats import FORMATS, check_dtype, stored_as
 from moecli.model.spec import ModelSpec
 from moecli.planning import machine
 from moecli.planning.gpus import Gpu, parse_gpu
-from moecli.planning.memory import DEVICE_CONTEXT, Needs, needs
+from moecli.planning.memory import DEVICE_CONTEXT, MemoryEstimate, default_context, estimate_memory
 from moecli.planning.placement import Plan, largest_context, place
-from moecli.planning.speed import Links, Speed, forecast
+from moecli.planning.speed import Bandwidths, Throughput, estimate_throughput
 from moecli.units import parse_size
-
-_USUAL_CONTEXT = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +25,7 @@ class Budget:
     device: int | None
     gpu: Gpu | None
     gpus: int
-    links: Links
+    bandwidths: Bandwidths
 
     @classmethod
     def of(
@@ -41,9 +39,9 @@ class Budget:
         """Budgets as people write them. RAM left out: what this machine has free now. UsageError if unreadable."""
         card, count = parse_gpu(gpu) if gpu else (None, 1)
         device = parse_size(vram) if vram else count * card.memory if card else None
-        usual = Links()
+        usual = Bandwidths()
         speeds = (ram_speed, disk_speed, gpu)
-        links = Links(
+        bandwidths = Bandwidths(
             ram=parse_size(ram_speed) if ram_speed else usual.ram,
             disk=parse_size(disk_speed) if disk_speed else usual.disk,
             device=card.bandwidth if card else usual.device,
@@ -57,16 +55,16 @@ class Budget:
         ):
             if size is not None and parse_size(size) == 0:
                 raise UsageError(f"{option} {size} is nothing", "name a size such as 6GiB")
-        return cls(parse_size(ram) if ram else machine.free_ram(), ram is not None, device, card, count, links)
+        return cls(parse_size(ram) if ram else machine.free_ram(), ram is not None, device, card, count, bandwidths)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """One format on one machine."""
 
-    needs: Needs
+    memory: MemoryEstimate
     plan: Plan
-    speed: Speed
+    speed: Throughput
     gpus_needed: int | None  # of the named GPU, to hold everything
 
 
@@ -84,7 +82,7 @@ class Result:
 
 
 def estimate(
-    model: str,
+    name: str,
     spec: ModelSpec,
     budget: Budget,
     dtype: str | None,
@@ -93,25 +91,25 @@ def estimate(
     find_context: bool,
 ) -> Result:
     """UsageError for an unknown format."""
-    if dtype is not None and dtype != "auto" and dtype not in FORMATS:
-        raise UsageError(f"--dtype {dtype} is not known", f"it takes auto, {', '.join(FORMATS)}")
-    name = stored_as(spec.stored_dtype) if dtype in (None, "auto") else dtype
-    context = context or min(spec.context_length, _USUAL_CONTEXT)
-    names = [name] if dtype else list(FORMATS)
-    every = {each: _one(spec, budget, each, context, batch) for each in dict.fromkeys([*names, name])}
+    if dtype is not None:
+        check_dtype(dtype)
+    chosen = stored_as(spec.stored_dtype) if dtype in (None, "auto") else dtype
+    context = context or default_context(spec)
+    shown = [chosen] if dtype else list(FORMATS)
+    every = {each: _one(spec, budget, each, context, batch) for each in dict.fromkeys([*shown, chosen])}
     return Result(
-        model,
+        name,
         spec,
         budget,
-        every[name],
-        tuple(every[each] for each in names),
+        every[chosen],
+        tuple(every[each] for each in shown),
         dtype is not None,
-        largest_context(spec, name, batch, budget.ram, budget.device) if find_context else None,
+        largest_context(spec, chosen, batch, budget.ram, budget.device) if find_context else None,
     )
 
 
 def _one(spec: ModelSpec, budget: Budget, dtype: str, context: int, batch: int) -> Estimate:
-    need = needs(spec, dtype, context, batch)
-    plan = place(need, budget.ram, budget.device)
-    count = math.ceil(need.total / (budget.gpu.memory - DEVICE_CONTEXT)) if budget.gpu else None
-    return Estimate(need, plan, forecast(spec, plan, budget.links), count)
+    memory = estimate_memory(spec, dtype, context, batch)
+    plan = place(memory, budget.ram, budget.device)
+    count = math.ceil(memory.total / (budget.gpu.memory - DEVICE_CONTEXT)) if budget.gpu else None
+    return Estimate(memory, plan, estimate_throughput(spec, plan, budget.bandwidths), count)

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from moecli.formats import bytes_for
+from moecli.kernels.blocking import BUCKET, CHUNK, SCORES
 from moecli.model.params import kv_numbers_per_token
-from moecli.model.spec import Attention, Latent, Mixture, ModelSpec, Part
+from moecli.model.spec import MLA, Attention, Mixture, ModelSpec, Part
 from moecli.model.tensors import Tensor, dense_tensors, expert_count, expert_shapes
+from moecli.planning.terms import Amount, Term, add, count, larger, multiply, named, under, within
 from moecli.store.expert_record import STAGING, dense_dtype, mixture_record, staging_size
 
-CHUNK = 512  # prompt tokens per pass through the layers
-SCORES = 4_000_000  # attention scores held at once
-BUCKET = 64  # keys are scored in multiples of this
 # Measured with benchmarks/memory.py (torch 2.13, oneDNN): what no line of ours allocates.
 PROCESS = 272 * 2**20  # interpreter, torch and tokenizer before any weight, and the first product
 LIBRARY = 18 * 2**20  # compiled products and freed blocks that the allocator keeps, after a first chunk
 LIBRARY_CHUNK = 3 * 2**20  # the same for each further chunk
 PACKED_KEY = 28  # bytes per number of keys and values while the library multiplies with them
+_DEFAULT_CONTEXT = 8192
 DEVICE_CONTEXT = 450 * 2**20  # what a CUDA context takes of the device
-STAGED = 2  # experts on their way to the device
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
-    """One line of the sum, with its formula in numbers and the config keys they came from."""
-
-    name: str
-    bytes: int
-    formula: str
-    keys: str
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
+class MemoryEstimate:
     """What one model takes in one format, for `batch` texts of `context` tokens."""
 
     dtype: str
@@ -71,26 +61,20 @@ class Needs:
         return self.total + self.process.bytes
 
 
-def needs(spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int = CHUNK) -> Needs:
+def estimate_memory(spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int = CHUNK) -> MemoryEstimate:
     """Every byte that a run allocates; `dtype` is the format of the large matrices."""
     mixtures = _mixtures(spec)
     records = [mixture_record(spec, mixture, dtype) for mixture in mixtures]
     sizes = [_expert_bytes(spec, mixture, dtype) for mixture in mixtures]
-    groups = Counter((mixture.router.experts, size) for mixture, size in zip(mixtures, sizes, strict=True))
-    return Needs(
+    return MemoryEstimate(
         dtype,
         context,
         batch,
         dense=_dense(spec, dtype),
-        experts=Term(
-            "routed experts",
-            sum(layers * experts * size for (experts, size), layers in groups.items()),
-            " + ".join(f"{layers} layers x {experts} experts x {size:,}" for (experts, size), layers in groups.items()),
-            "layers, experts, expert width, hidden size",
-        ),
+        experts=_experts(mixtures, sizes),
         kv=_kv(spec, dtype, context, batch, chunk),
         activations=_activations(spec, dtype, context, batch, chunk),
-        process=Term("process", PROCESS, "interpreter, torch, tokenizer (typical)", "-"),
+        process=Term("process", Amount(PROCESS, "interpreter, torch, tokenizer (typical)"), "-"),
         chunk=min(chunk, context),
         expert_count=sum(mixture.router.experts for mixture in mixtures),
         bytes_per_expert=max(sizes, default=0),
@@ -102,25 +86,27 @@ def needs(spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int 
     )
 
 
-def survey_needs(spec: ModelSpec, dtype: str, longest: int, tokens: int) -> Needs:
+def layerwise_memory(spec: ModelSpec, dtype: str, longest: int, tokens: int) -> MemoryEstimate:
     """All hidden states are kept and the experts see them at once; one layer's cache at a time holds one text."""
-    need = needs(spec, dtype, longest)
+    memory = estimate_memory(spec, dtype, longest)
     size = _number_bytes(dtype)
-    states = 3 * tokens * spec.hidden_size * size
-    mixture = max((_mixture(spec, mixture, tokens, size) for mixture in _mixtures(spec)), default=0)
-    library = int(min(64, tokens / CHUNK) * LIBRARY_CHUNK)
-    formula = (
-        f"{need.activations.formula}; for {tokens} tokens at once: states {states:,}, experts {mixture:,}, "
-        f"matrix library {library:,}"
+    at_once = (
+        named("states", 3 * tokens * spec.hidden_size * size),
+        named("experts", max((_mixture(spec, mixture, tokens, size) for mixture in _mixtures(spec)), default=0)),
+        named("matrix library", int(min(64, tokens / CHUNK) * LIBRARY_CHUNK)),
     )
+    together = under(f"for {tokens} tokens at once", add(at_once, ", "))
     return replace(
-        need,
+        memory,
         chunk=tokens,
-        kv=replace(need.kv, bytes=need.kv.bytes // len(spec.layers), formula=f"1 layer of {need.kv.formula}"),
-        activations=Term(
-            "activations", need.activations.bytes + states + mixture + library, formula, need.activations.keys
-        ),
+        kv=replace(memory.kv, amount=Amount(memory.kv.bytes // len(spec.layers), f"1 layer of {memory.kv.formula}")),
+        activations=replace(memory.activations, amount=add((memory.activations.amount, together), "; ")),
     )
+
+
+def default_context(spec: ModelSpec) -> int:
+    """Tokens of a context nobody asked for: the model's own, where that is not very long."""
+    return min(spec.context_length, _DEFAULT_CONTEXT)
 
 
 def cache_rows(attention: Attention, capacity: int, chunk: int = CHUNK) -> int:
@@ -137,7 +123,7 @@ def kv_bytes_per_token(spec: ModelSpec) -> int:
 
 def read_bytes_per_token(spec: ModelSpec, dtype: str) -> int:
     """Weights that one decode step reads: the active experts and all dense weights but the input table."""
-    active = sum(m.router.active * _expert_bytes(spec, m, dtype) for m in _mixtures(spec))
+    active = sum(m.router.top_k * _expert_bytes(spec, m, dtype) for m in _mixtures(spec))
     return active + dense_read_bytes(spec, dtype)
 
 
@@ -151,7 +137,7 @@ def dense_read_bytes(spec: ModelSpec, dtype: str) -> int:
             read += tensor_bytes(tensor, dtype)
     if routed:
         router = _mixtures(spec)[0].router
-        read += routed * router.active // router.experts
+        read += routed * router.top_k // router.experts
     return read
 
 
@@ -171,12 +157,21 @@ def _expert_bytes(spec: ModelSpec, mixture: Mixture, dtype: str) -> int:
     return sum(bytes_for(dtype, shape) for shape in shapes.values()) + bytes_for(dtype, (biases,))
 
 
+def _experts(mixtures: Sequence[Mixture], sizes: Sequence[int]) -> Term:
+    alike = Counter((mixture.router.experts, size) for mixture, size in zip(mixtures, sizes, strict=True))
+    kinds = (
+        multiply(count(layers, "layers"), count(experts, "experts"), count(size))
+        for (experts, size), layers in alike.items()
+    )
+    return Term("routed experts", add(kinds), "layers, experts, expert width, hidden size")
+
+
 def _dense(spec: ModelSpec, dtype: str) -> Term:
     parts: Counter[str] = Counter()
     for tensor in dense_tensors(spec):
         parts[tensor.part.value] += tensor_bytes(tensor, dtype)
-    formula = " + ".join(f"{name} {size:,}" for name, size in parts.items())
-    return Term("dense weights", sum(parts.values()), formula, "every width but the routed experts'")
+    amount = add(named(name, size) for name, size in parts.items())
+    return Term("dense weights", amount, "every width but the routed experts'")
 
 
 def _number_bytes(dtype: str) -> int:
@@ -191,40 +186,43 @@ def _kv(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: int) -> Te
         rows[cache_rows(layer.attention, context, chunk), layer.attention.cache_width] += 1
         rows[context, layer.cache_extra + (layer.cross.cache_width if layer.cross else 0)] += 1
         states += layer.recurrent.state if layer.recurrent else 0
-    kinds = [(layers, count, width) for (count, width), layers in rows.items() if width]
-    numbers = states + sum(layers * count * width for layers, count, width in kinds)
-    terms = [f"{layers} layers x {count:,} rows x {width:,} numbers" for layers, count, width in kinds]
-    terms += [f"{states:,} numbers of state"] if states else []
-    size = _number_bytes(dtype)
-    return Term(
-        "KV cache",
-        batch * numbers * size,
-        f"({' + '.join(terms)}) x {size} bytes x batch {batch}",
-        "layers, key/value heads or latent rank, head_dim, sliding_window, --ctx, --batch",
-    )
+    numbers = [
+        multiply(count(layers, "layers"), count(each, "rows"), count(width, "numbers"))
+        for (each, width), layers in rows.items()
+        if width
+    ]
+    numbers += [count(states, "numbers of state")] if states else []
+    amount = multiply(within(add(numbers)), count(_number_bytes(dtype), "bytes"), named("batch", batch))
+    return Term("KV cache", amount, "layers, key/value heads or latent rank, head_dim, sliding_window, --ctx, --batch")
 
 
 def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: int) -> Term:
     """The largest buffers alive at once while a chunk of the prompt passes a block, and the rotary tables."""
     size = _number_bytes(dtype)
     tokens = min(chunk, context)
-    width = spec.hidden_size
-    tables = sum(2 * context * rope.dims * size for rope in {layer.attention.rope for layer in spec.layers})
-    stream = 3 * tokens * width * size
-    attention = max((_attention(layer.attention, tokens, context, size) for layer in spec.layers), default=0)
-    mixture = max((_mixture(spec, mixture, tokens, size) for mixture in _mixtures(spec)), default=0)
     chunks = context / CHUNK
-    library = int(min(1, chunks) * LIBRARY + min(64, chunks) * LIBRARY_CHUNK)
-    logits = 2 * batch * spec.vocab_size * 4
+    tables = sum(2 * context * rope.dims * size for rope in {layer.attention.rope for layer in spec.layers})
     routers = sum((4 - size) * tensor.count for tensor in dense_tensors(spec) if tensor.role == "router")
-    return Term(
-        "activations",
-        tables + routers + library + stream + attention + max(mixture, logits),
-        f"rotary tables {tables:,} + routers in float32 {routers:,} + matrix library {library:,} + for {tokens} prompt "
-        f"tokens at once: residual stream {stream:,}, attention {attention:,}, the larger of experts {mixture:,} and "
-        f"logits {logits:,}",
-        "hidden size, heads, expert width, vocab_size",
+    library = int(min(1, chunks) * LIBRARY + min(64, chunks) * LIBRARY_CHUNK)
+    at_once = (
+        named("residual stream", 3 * tokens * spec.hidden_size * size),
+        named(
+            "attention", max((_attention(layer.attention, tokens, context, size) for layer in spec.layers), default=0)
+        ),
+        larger(
+            named("experts", max((_mixture(spec, mixture, tokens, size) for mixture in _mixtures(spec)), default=0)),
+            named("logits", 2 * batch * spec.vocab_size * 4),
+        ),
     )
+    amount = add(
+        (
+            named("rotary tables", tables),
+            named("routers in float32", routers),
+            named("matrix library", library),
+            under(f"for {tokens} prompt tokens at once", add(at_once, ", ")),
+        )
+    )
+    return Term("activations", amount, "hidden size, heads, expert width, vocab_size")
 
 
 def _attention(attention: Attention, tokens: int, context: int, size: int) -> int:
@@ -232,7 +230,7 @@ def _attention(attention: Attention, tokens: int, context: int, size: int) -> in
     keys = -(-keys // BUCKET) * BUCKET
     block = min(SCORES, attention.heads * tokens * keys)  # see engine.attention.attend
     scores = max(block, attention.heads * keys) * (size + 4 + 4)
-    if isinstance(attention, Latent):
+    if isinstance(attention, MLA):
         expanded = min(SCORES, keys * attention.heads * (attention.head_dim + attention.value_dim))
         queries = 3 * tokens * attention.heads * attention.head_dim * size
         return scores + expanded * (size + PACKED_KEY // 2) + queries
@@ -243,6 +241,6 @@ def _attention(attention: Attention, tokens: int, context: int, size: int) -> in
 def _mixture(spec: ModelSpec, mixture: Mixture, tokens: int, size: int) -> int:
     """Every choice's input, and its output in two orders; the float32 sum; one expert's tokens on their way."""
     width = mixture.latent_width or spec.hidden_size
-    outputs = 3 * tokens * mixture.router.active * width * size
-    inside = tokens * (2 * width + 2 * mixture.expert.width) * size
+    outputs = 3 * tokens * mixture.router.top_k * width * size
+    inside = tokens * (2 * width + 2 * mixture.expert.intermediate_size) * size
     return outputs + 2 * tokens * width * 4 + inside

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
+from moecli.kernels.blocking import CHUNK, STAGED
 from moecli.model.spec import ModelSpec
-from moecli.planning.memory import CHUNK, DEVICE_CONTEXT, STAGED, Needs, needs, survey_needs
+from moecli.planning.memory import DEVICE_CONTEXT, MemoryEstimate, estimate_memory, layerwise_memory
 
+_LOG = logging.getLogger(__name__)
 _LEAST_CHUNK = 32  # prompt tokens per pass when memory is short
 
 
@@ -31,7 +34,7 @@ class Tier:
 class Plan:
     """Where everything goes for given budgets."""
 
-    needs: Needs
+    memory: MemoryEstimate
     ram_budget: int
     device_budget: int | None
     device: Tier
@@ -51,70 +54,77 @@ class Plan:
         return min(self.full_ram, self.least_ram) <= self.ram_budget
 
 
-def place(need: Needs, ram: int, device: int | None = None) -> Plan:
+def place(memory: MemoryEstimate, ram: int, device: int | None = None) -> Plan:
     """Cache and buffers first, then dense weights, then experts while there is room; the rest stays on disk.
 
     The device takes all of cache, buffers and dense weights, or nothing.
     """
-    core = Tier(need.dense.bytes, need.kv.bytes, need.activations.bytes)
-    if device is None or device < least_device(need):
-        return _fill(need, ram, device, Tier(), replace(core, process=need.process.bytes), need.bytes_per_expert)
-    count = min(need.expert_count, (device - least_device(need)) // max(1, need.slot_bytes))
+    core = Tier(memory.dense.bytes, memory.kv.bytes, memory.activations.bytes)
+    if device is None or device < least_device(memory):
+        return _fill(memory, ram, device, Tier(), replace(core, process=memory.process.bytes), memory.bytes_per_expert)
+    count = min(memory.expert_count, (device - least_device(memory)) // max(1, memory.slot_bytes))
     on_device = replace(
         core,
         process=DEVICE_CONTEXT,
-        staging=_staged(need),
+        staging=_staged(memory),
         experts=count,
-        expert_bytes=count * need.slot_bytes,
+        expert_bytes=count * memory.slot_bytes,
     )
-    return _fill(need, ram, device, on_device, Tier(process=need.process.bytes), need.slot_bytes)
+    return _fill(memory, ram, device, on_device, Tier(process=memory.process.bytes), memory.slot_bytes)
 
 
-def _fill(need: Needs, ram: int, device: int | None, on_device: Tier, core: Tier, size: int) -> Plan:
+def _fill(memory: MemoryEstimate, ram: int, device: int | None, on_device: Tier, core: Tier, size: int) -> Plan:
     """RAM has `core`, and takes the other experts: all, of `size` bytes each, or as many slots as there is room."""
-    left = need.expert_count - on_device.experts
-    table = need.table if core.dense and left else 0  # where experts are read from disk, so are its rows
-    streaming = replace(core, dense=core.dense - table, staging=need.staging if left else 0)
+    left = memory.expert_count - on_device.experts
+    table = memory.table if core.dense and left else 0  # where experts are read from disk, so are its rows
+    streaming = replace(core, dense=core.dense - table, staging=memory.staging if left else 0)
     full, least = core.total + left * size, streaming.total
     if full <= ram:
         in_ram, on_disk = replace(core, experts=left, expert_bytes=left * size), Tier()
     else:
-        count = max(0, min(left, (ram - least) // max(1, need.slot_bytes)))
-        in_ram = replace(streaming, experts=count, expert_bytes=count * need.slot_bytes)
-        on_disk = Tier(dense=table, experts=left - count, expert_bytes=(left - count) * need.bytes_per_expert)
-    return Plan(need, ram, device, on_device, in_ram, on_disk, full_ram=full, least_ram=least)
+        count = max(0, min(left, (ram - least) // max(1, memory.slot_bytes)))
+        in_ram = replace(streaming, experts=count, expert_bytes=count * memory.slot_bytes)
+        on_disk = Tier(dense=table, experts=left - count, expert_bytes=(left - count) * memory.bytes_per_expert)
+    plan = Plan(memory, ram, device, on_device, in_ram, on_disk, full_ram=full, least_ram=least)
+    _LOG.debug(
+        "%s, %d tokens of context: %d bytes and %d experts on the device, %d and %d in RAM, %d and %d on disk; "
+        "RAM %d of %d (%d without disk, %d at least)",
+        memory.dtype, memory.context, on_device.total, on_device.experts, in_ram.total, in_ram.experts,
+        on_disk.total, on_disk.experts, in_ram.total, ram, full, least,
+    )  # fmt: skip
+    return plan
 
 
-def least_device(need: Needs) -> int:
+def least_device(memory: MemoryEstimate) -> int:
     """What a device must hold to be of use: everything but experts, and those on their way through it."""
-    return need.dense.bytes + need.kv.bytes + need.activations.bytes + DEVICE_CONTEXT + _staged(need)
+    return memory.dense.bytes + memory.kv.bytes + memory.activations.bytes + DEVICE_CONTEXT + _staged(memory)
 
 
-def _staged(need: Needs) -> int:
-    return min(need.expert_count, STAGED) * need.slot_bytes
+def _staged(memory: MemoryEstimate) -> int:
+    return min(memory.expert_count, STAGED) * memory.slot_bytes
 
 
 def fit(spec: ModelSpec, dtype: str, context: int, ram: int, device: int | None = None) -> Plan:
     """The plan that a run obeys: smaller chunks of the prompt only where the usual ones would not fit at all."""
     chunk = CHUNK
-    plan = place(needs(spec, dtype, context, chunk=chunk), ram, device)
+    plan = place(estimate_memory(spec, dtype, context, chunk=chunk), ram, device)
     while not plan.runs and chunk > _LEAST_CHUNK:
         chunk //= 2
-        plan = place(needs(spec, dtype, context, chunk=chunk), ram, device)
+        plan = place(estimate_memory(spec, dtype, context, chunk=chunk), ram, device)
     return plan
 
 
-def fit_survey(
+def fit_layerwise(
     spec: ModelSpec, dtype: str, longest: int, tokens: int, ram: int, streams: bool, device: int | None = None
 ) -> Plan:
-    """The plan for reading `tokens` of many texts layer by layer, as many at once (`needs.chunk`) as memory allows.
+    """The plan for reading `tokens` of many texts layer by layer, as many at once (`memory.chunk`) as memory allows.
 
     `streams`: experts may be read from disk, which costs nothing here, since each is used once.
     """
-    plan = place(survey_needs(spec, dtype, longest, tokens), ram, device)
+    plan = place(layerwise_memory(spec, dtype, longest, tokens), ram, device)
     while not (plan.fits or (streams and plan.runs)) and tokens > longest:
         tokens = max(longest, tokens // 2)
-        plan = place(survey_needs(spec, dtype, longest, tokens), ram, device)
+        plan = place(layerwise_memory(spec, dtype, longest, tokens), ram, device)
     return plan
 
 
@@ -123,7 +133,7 @@ def largest_context(spec: ModelSpec, dtype: str, batch: int, ram: int, device: i
     low, high = 0, spec.context_length
     while low < high:
         middle = (low + high + 1) // 2
-        if place(needs(spec, dtype, middle, batch), ram, device).fits:
+        if place(estimate_memory(spec, dtype, middle, batch), ram, device).fits:
             low = middle
         else:
             high = middle - 1

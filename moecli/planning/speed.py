@@ -29,7 +29,7 @@ _CALL_S = (10e-6, 0.3e-3)  # fixed cost of one expert of a prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Products:
+class LinearThroughput:
     """How fast the CPU multiplies with weights in one format.
 
     A product takes the time of its bytes, which one token takes alone, and that of its operations, two per weight and
@@ -40,31 +40,31 @@ class Products:
     operations_per_s: float
 
 
-_TYPICAL_PRODUCTS = (Products(100e9, 600e9), Products(100e9, 100e9))
+_TYPICAL_LINEAR = (LinearThroughput(100e9, 600e9), LinearThroughput(100e9, 100e9))
 # Torch unpacks these before each product, in many small steps: bytes per second, measured on two cores.
 _UNPACKING = {"nf4": (2e9, 0.3e9), "int8": (5e9, 0.6e9)}
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
+class Bandwidths:
     """Bandwidths in bytes per second, the CPU's products where they are known, and where the figures come from."""
 
     ram: float = TYPICAL_RAM
     disk: float = TYPICAL_DISK
     device: float = TYPICAL_DEVICE
     evidence: Evidence = "typical"
-    products: Products | None = None
+    linear: LinearThroughput | None = None
 
-    def multiplying(self, dtype: str, case: int) -> Products:
+    def multiplying(self, dtype: str, case: int) -> LinearThroughput:
         """What was measured, else what is typical; of many small steps a short measurement says little."""
-        typical = _TYPICAL_PRODUCTS[case]
+        typical = _TYPICAL_LINEAR[case]
         if dtype in _UNPACKING:
             return replace(typical, bytes_per_s=_UNPACKING[dtype][case])
-        return self.products or typical
+        return self.linear or typical
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class Throughput:
     """Decode in tokens per second and the wait for the first token in seconds, each worst and best."""
 
     low: float
@@ -79,22 +79,24 @@ class Speed:
         return math.sqrt(self.low * self.high)
 
 
-def forecast(spec: ModelSpec, plan: Plan, links: Links, prompt: int = 512, held: float | None = None) -> Speed:
+def estimate_throughput(
+    spec: ModelSpec, plan: Plan, bandwidths: Bandwidths, prompt: int = 512, held: float | None = None
+) -> Throughput:
     """The band for decoding one token at a time behind `held` others, and for a prompt of `prompt` tokens.
 
     Without `held` the context is half full.
     """
-    best, worst = (_seconds_per_token(spec, plan, links, held, case) for case in (0, 1))
-    quick, slow = (_first_token(spec, plan, links, prompt, case) for case in (0, 1))
-    return Speed(1 / worst, 1 / best, quick, slow, links.evidence)
+    best, worst = (_seconds_per_token(spec, plan, bandwidths, held, case) for case in (0, 1))
+    quick, slow = (_first_token(spec, plan, bandwidths, prompt, case) for case in (0, 1))
+    return Throughput(1 / worst, 1 / best, quick, slow, bandwidths.evidence)
 
 
 def bytes_per_token(spec: ModelSpec, plan: Plan, held: float | None = None) -> dict[str, float]:
     """What one token reads from each place, if every expert is equally likely."""
-    need = plan.needs
-    dense = dense_read_bytes(spec, need.dtype)
-    experts = read_bytes_per_token(spec, need.dtype) - dense
-    count = max(1, need.expert_count)
+    memory = plan.memory
+    dense = dense_read_bytes(spec, memory.dtype)
+    experts = read_bytes_per_token(spec, memory.dtype) - dense
+    count = max(1, memory.expert_count)
     core = dense + _cache_bytes(plan, held)
     on_device = plan.device.dense > 0
     return {
@@ -105,34 +107,34 @@ def bytes_per_token(spec: ModelSpec, plan: Plan, held: float | None = None) -> d
 
 
 def _cache_bytes(plan: Plan, held: float | None) -> float:
-    need = plan.needs
-    return need.kv.bytes / max(1, need.batch) * (0.5 if held is None else held / need.context)
+    memory = plan.memory
+    return memory.kv.bytes / max(1, memory.batch) * (0.5 if held is None else held / memory.context)
 
 
-def _seconds_per_token(spec: ModelSpec, plan: Plan, links: Links, held: float | None, case: int) -> float:
+def _seconds_per_token(spec: ModelSpec, plan: Plan, bandwidths: Bandwidths, held: float | None, case: int) -> float:
     read = bytes_per_token(spec, plan, held)
     by_host = read["ram"] + read["disk"]
     weights = by_host if plan.device.dense else by_host - _cache_bytes(plan, held)
-    host = max(by_host / links.ram, weights / links.multiplying(plan.needs.dtype, case).bytes_per_s)
-    reading = read["disk"] * _LOCALITY[case] / links.disk
-    return _together(read["device"] / links.device + host, reading, case) + _step(plan, case) * len(spec.layers)
+    host = max(by_host / bandwidths.ram, weights / bandwidths.multiplying(plan.memory.dtype, case).bytes_per_s)
+    reading = read["disk"] * _LOCALITY[case] / bandwidths.disk
+    return _together(read["device"] / bandwidths.device + host, reading, case) + _step(plan, case) * len(spec.layers)
 
 
-def _first_token(spec: ModelSpec, plan: Plan, links: Links, prompt: int, case: int) -> float:
+def _first_token(spec: ModelSpec, plan: Plan, bandwidths: Bandwidths, prompt: int, case: int) -> float:
     """Each chunk reads the experts that its tokens choose once; the arithmetic grows with the length."""
-    need, products = plan.needs, links.multiplying(plan.needs.dtype, case)
-    chunks = math.ceil(prompt / need.chunk)
-    experts = chunks * _chosen(spec, min(prompt, need.chunk))
+    memory, linear = plan.memory, bandwidths.multiplying(plan.memory.dtype, case)
+    chunks = math.ceil(prompt / memory.chunk)
+    experts = chunks * _chosen(spec, min(prompt, memory.chunk))
     weights = experts * (plan.ram.expert_bytes + plan.disk.expert_bytes)
     work = moved = 0.0
     if not plan.device.dense:
-        weights += chunks * dense_read_bytes(spec, need.dtype)
+        weights += chunks * dense_read_bytes(spec, memory.dtype)
         work = _operations(spec, prompt)
         moved = _SCORE_BYTES[case] * sum(pairs for _, pairs in _pairs(spec, prompt))
-    host = max(weights / links.ram, weights / products.bytes_per_s) + moved / links.ram
-    host += work / products.operations_per_s
-    fixed = chunks * len(spec.layers) * _step(plan, case) + experts * need.expert_count * _CALL_S[case]
-    return _together(host, experts * plan.disk.expert_bytes / links.disk, case) + fixed
+    host = max(weights / bandwidths.ram, weights / linear.bytes_per_s) + moved / bandwidths.ram
+    host += work / linear.operations_per_s
+    fixed = chunks * len(spec.layers) * _step(plan, case) + experts * memory.expert_count * _CALL_S[case]
+    return _together(host, experts * plan.disk.expert_bytes / bandwidths.disk, case) + fixed
 
 
 def _together(computing: float, reading: float, case: int) -> float:
@@ -142,13 +144,13 @@ def _together(computing: float, reading: float, case: int) -> float:
 
 
 def _step(plan: Plan, case: int) -> float:
-    return (_FUSED_STEP_S if plan.needs.dtype in _FUSED else _STEP_S)[case]
+    return (_FUSED_STEP_S if plan.memory.dtype in _FUSED else _STEP_S)[case]
 
 
 def _chosen(spec: ModelSpec, tokens: int) -> float:
     """The share of all experts that so many tokens choose, if every expert is equally likely."""
     routers = [mixture.router for _, mixture in spec.mixtures]
-    chosen = sum(router.experts * (1 - (1 - router.active / router.experts) ** tokens) for router in routers)
+    chosen = sum(router.experts * (1 - (1 - router.top_k / router.experts) ** tokens) for router in routers)
     return chosen / max(1, sum(router.experts for router in routers))
 
 

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 from moecli.formats import FORMATS
 from moecli.model.spec import ModelSpec, Scoring
-from moecli.planning.memory import needs
+from moecli.planning.memory import default_context, estimate_memory
 from moecli.planning.placement import place
 from moecli.routing.analysis import RunMemory
 from moecli.routing.trace import RoutingTrace
-
-_CONTEXT = 8192  # of the run that memory is for, unless the model's is shorter
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +23,9 @@ class Recorded:
 
 def described(trace: RoutingTrace, spec: ModelSpec) -> Recorded:
     """The trace of a model, with what that takes in memory in the trace's format."""
-    context = min(spec.context_length, _CONTEXT)
-    plan = place(needs(spec, trace.dtype if trace.dtype in FORMATS else "bf16", context), 0)
-    memory = RunMemory(plan.least_ram, plan.needs.slot_bytes * len(spec.mixtures), plan.full_ram, context)
+    context = default_context(spec)
+    plan = place(estimate_memory(spec, trace.dtype if trace.dtype in FORMATS else "bf16", context), 0)
+    memory = RunMemory(plan.least_ram, plan.memory.slot_bytes * len(spec.mixtures), plan.full_ram, context)
     by_itself = any(mixture.router.scoring is Scoring.SIGMOID for _, mixture in spec.mixtures)
     note = "the router scores each expert by itself; gate probabilities are these scores divided by their sum"
     return Recorded(trace, memory, note if by_itself else None)

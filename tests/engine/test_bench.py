@@ -9,10 +9,10 @@ import pytest
 
 import moecli
 from moecli.engine import bench
-from moecli.engine.limits import OtherPrograms, measure_links
+from moecli.engine.limits import OtherPrograms, measure_bandwidths
 from moecli.engine.runner import Choices, Runner, open_runner
 from moecli.errors import UsageError
-from moecli.planning.speed import Speed
+from moecli.planning.speed import Throughput
 from tests.support.stores import packed
 
 TINY = Path(moecli.__file__).parent / "tiny"
@@ -82,7 +82,7 @@ def test_in_memory_every_expert_is_a_hit(resident: bench.Result) -> None:
     spec = runner().model.spec
     assert resident.hit_rate == 1
     assert (resident.bytes_read, resident.disk_bytes_per_token, resident.disk_rate) == (0, 0, None)
-    active = sum(mixture.router.active for _, mixture in spec.mixtures)
+    active = sum(mixture.router.top_k for _, mixture in spec.mixtures)
     assert all(each.decode.hits == 5 * active for each in resident.repetitions)
     assert resident.ram_rate == pytest.approx(resident.ram_per_token * resident.decode)
 
@@ -92,7 +92,7 @@ def test_on_disk_misses_are_counted_and_read(store: Path) -> None:
     work = bench.Workload(20, 30, 2)
     everything = bench.expect(one, work).plan
     one.choices = replace(one.choices, ram=everything.full_ram - 1)
-    slot = everything.needs.slot_bytes
+    slot = everything.memory.slot_bytes
     expected = bench.expect(one, work)
     few = replace(expected.plan, ram=replace(expected.plan.ram, experts=14, expert_bytes=14 * slot))
     bench.load(one, replace(expected, plan=few), lambda done, total: None)
@@ -105,7 +105,7 @@ def test_on_disk_misses_are_counted_and_read(store: Path) -> None:
 
 def test_the_verdict_is_of_both_medians(resident: bench.Result) -> None:
     def verdict(low: float, high: float, quick: float, slow: float) -> bool:
-        speed = Speed(low, high, quick, slow, "measured")
+        speed = Throughput(low, high, quick, slow, "measured")
         return replace(resident, expected=replace(resident.expected, speed=speed)).within_forecast
 
     rate, wait = resident.decode, 20 / resident.prefill
@@ -117,13 +117,13 @@ def test_the_verdict_is_of_both_medians(resident: bench.Result) -> None:
 
 
 def test_the_machine_is_measured(resident: bench.Result, store: Path) -> None:
-    links = resident.expected.links
-    assert links.evidence == "measured" == resident.expected.speed.evidence
-    assert links.ram > 1e8 and links.products.operations_per_s > 1e8
+    bandwidths = resident.expected.bandwidths
+    assert bandwidths.evidence == "measured" == resident.expected.speed.evidence
+    assert bandwidths.ram > 1e8 and bandwidths.linear.operations_per_s > 1e8
     one = runner(store, ram=bench.expect(runner(store), bench.Workload(600, 9, 1)).plan.full_ram - 1)
     streamed = bench.expect(one, bench.Workload(600, 9, 1)).plan
     assert streamed.disk.experts
-    assert measure_links(one.model, streamed, 2**22).disk != links.disk
+    assert measure_bandwidths(one.model, streamed, 2**22).disk != bandwidths.disk
 
 
 def test_others_are_counted_as_a_share() -> None:

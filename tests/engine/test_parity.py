@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from tests.support.checkpoints import LAYOUTS, make, prompt, write
 from tests.support.running import greedy, load, score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOKENS = 24
 PROMPTS = (prompt(5), prompt(200))
@@ -87,6 +89,15 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("deepseek_v3", "biases, tied", {"attention_bias": True, "tie_word_embeddings": True}),
     ("deepseek_v3", "mostly dense", {"num_hidden_layers": 3, "first_k_dense_replace": 2, "n_shared_experts": 2}),
     *(("deepseek_v3", name, {"rope_parameters": rope}) for name, rope in MSCALE.items()),
+    ("llama", "plain", {}),
+    ("llama", "biases, tied, gelu", {"attention_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"}),
+    ("llama", "multi-head, wide heads", {"num_key_value_heads": 4, "head_dim": 12}),
+    *(("llama", name, {"rope_parameters": rope}) for name, rope in ROPES.items()),
+    ("llama", "dynamic", DYNAMIC),
+    ("mistral", "plain", {}),
+    ("mistral", "window", {"sliding_window": 16}),
+    ("mistral", "wide heads, tied", {"head_dim": 12, "tie_word_embeddings": True}),
+    ("mistral", "yarn, one kv head", {"rope_parameters": YARN, "num_key_value_heads": 1}),
     ("olmoe", "plain", {}),
     ("olmoe", "clip that bites", {"clip_qkv": 0.5}),
     ("olmoe", "normalised, multi-head", {"norm_topk_prob": True, "num_key_value_heads": 4}),

@@ -18,7 +18,7 @@ def plain(logits: list[float], bias: list[float], router: Router) -> tuple[list[
     """One token, in plain Python."""
     experts = range(router.experts)
     if router.scoring is Scoring.SOFTMAX_OF_CHOSEN:
-        chosen = sorted(experts, key=lambda e: -logits[e])[: router.active]
+        chosen = sorted(experts, key=lambda e: -logits[e])[: router.top_k]
         powers = [math.exp(logits[e]) for e in chosen]
         return chosen, [router.scaling * p / sum(powers) for p in powers]
     if router.scoring is Scoring.SOFTMAX:
@@ -26,11 +26,11 @@ def plain(logits: list[float], bias: list[float], router: Router) -> tuple[list[
     else:
         scores = [1 / (1 + math.exp(-x)) for x in logits]
     ranking = [score + b for score, b in zip(scores, bias, strict=True)]
-    size = router.experts // router.groups
-    groups = [sorted(ranking[g * size : (g + 1) * size], reverse=True) for g in range(router.groups)]
+    size = router.experts // router.n_group
+    groups = [sorted(ranking[g * size : (g + 1) * size], reverse=True) for g in range(router.n_group)]
     best = [group[0] if router.group_score is GroupScore.MAX else sum(group[:2]) for group in groups]
-    kept = sorted(range(router.groups), key=lambda g: -best[g])[: router.kept_groups]
-    chosen = sorted((e for e in experts if e // size in kept), key=lambda e: -ranking[e])[: router.active]
+    kept = sorted(range(router.n_group), key=lambda g: -best[g])[: router.topk_group]
+    chosen = sorted((e for e in experts if e // size in kept), key=lambda e: -ranking[e])[: router.top_k]
     weights = [scores[e] for e in chosen]
     if router.norm_power is not None:
         total = sum(w**router.norm_power for w in weights) ** (1 / router.norm_power) + router.norm_epsilon
@@ -46,15 +46,15 @@ ROUTERS = {
     "all experts": Router(6, 6, norm_power=1.0),
     "scaled": Router(6, 3, scaling=16.0),
     "softmax of the chosen": Router(6, 3, Scoring.SOFTMAX_OF_CHOSEN),
-    "groups by best": Router(8, 3, groups=4, kept_groups=2, scaling=4.0),
-    "one group kept": Router(8, 2, groups=4, kept_groups=1),
+    "groups by best": Router(8, 3, n_group=4, topk_group=2, scaling=4.0),
+    "one group kept": Router(8, 2, n_group=4, topk_group=1),
     "sigmoid": Router(8, 3, Scoring.SIGMOID, correction_bias=True),
     "sigmoid groups": Router(
-        12, 4, Scoring.SIGMOID, norm_power=1.0, norm_epsilon=1e-20, scaling=2.5, groups=4, kept_groups=2,
+        12, 4, Scoring.SIGMOID, norm_power=1.0, norm_epsilon=1e-20, scaling=2.5, n_group=4, topk_group=2,
         group_score=GroupScore.TOP2_SUM, correction_bias=True,
     ),
     "groups of one": Router(
-        4, 2, Scoring.SIGMOID, groups=4, kept_groups=3, group_score=GroupScore.TOP2_SUM, correction_bias=True
+        4, 2, Scoring.SIGMOID, n_group=4, topk_group=3, group_score=GroupScore.TOP2_SUM, correction_bias=True
     ),
 }  # fmt: skip
 
@@ -93,10 +93,10 @@ def test_by_hand_softmax() -> None:
 
 def test_by_hand_groups() -> None:
     logits = [LN[0], LN[3], LN[1], LN[2]]  # .4 .1 | .3 .2
-    best = Router(4, 2, groups=2, kept_groups=1)
+    best = Router(4, 2, n_group=2, topk_group=1)
     assert routed(logits, best) == ([0, 1], pytest.approx([0.4, 0.1]))  # the group of the best expert
     level = [-2.0, 2.0, 0.0, 1.0]  # sigmoid: .119 .881 | .5 .731
-    two = Router(4, 2, Scoring.SIGMOID, groups=2, kept_groups=1, group_score=GroupScore.TOP2_SUM, correction_bias=True)
+    two = Router(4, 2, Scoring.SIGMOID, n_group=2, topk_group=1, group_score=GroupScore.TOP2_SUM, correction_bias=True)
     expected = [1 / (1 + math.exp(-1)), 0.5]
     assert routed(level, two, [0.0] * 4) == ([3, 2], pytest.approx(expected))  # the group with the better pair
 
@@ -107,7 +107,7 @@ def test_by_hand_the_bias_picks_and_does_not_weigh() -> None:
 
 
 def test_dropped_groups_stay_out_when_every_biased_score_is_negative() -> None:
-    router = Router(4, 2, Scoring.SIGMOID, groups=2, kept_groups=1, correction_bias=True)
+    router = Router(4, 2, Scoring.SIGMOID, n_group=2, topk_group=1, correction_bias=True)
     assert routed([3.0, -3.0, 0.0, 0.0], router, [-5.0] * 4)[0] == [0, 1]
 
 

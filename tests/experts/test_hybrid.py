@@ -196,7 +196,7 @@ def test_a_checkpoint_is_converted_into_both_arenas(dtype: str, tmp_path: Path) 
     """By a plan, with measured rates; as if it were all in RAM."""
     model = open_model(write(make("qwen2_moe"), tmp_path))
     plan = split_plan(model.spec, dtype, 4)
-    count = plan.needs.expert_count
+    count = plan.memory.expert_count
     assert (plan.device.experts, plan.ram.experts) == (4, count - 4)
     progress: list[tuple[int, int]] = []
     found = model.decoder(plan, progress=lambda *done: progress.append(done))
@@ -212,7 +212,7 @@ def test_a_store_obeys_its_plan(stores: Stores) -> None:
     plan = split_plan(store.spec, "q4", 5)
     found = open_model(store.folder).decoder(plan)
     assert torch.equal(score(found, IDS), score(decoder(store, None), IDS))
-    assert found.experts.statistics.budget_bytes == experts_in(store) * plan.needs.slot_bytes
+    assert found.experts.statistics.budget_bytes == experts_in(store) * plan.memory.slot_bytes
     assert found.experts.statistics.bytes_copied > 0
     assert plan.fits and found.experts.statistics.misses <= experts_in(store)
 

@@ -17,7 +17,7 @@ from moecli.experts.policies import POLICIES
 from moecli.experts.readers import Landing, Range, Readers
 from moecli.experts.tiered import TieredExperts
 from moecli.formats import FORMATS
-from moecli.planning.memory import needs
+from moecli.planning.memory import estimate_memory
 from moecli.planning.placement import place
 from moecli.store import expert_record
 from moecli.store.packed import PackedStore
@@ -166,7 +166,7 @@ def test_the_chunk_depends_on_what_fits_not_on_the_budget_for_experts(
     stores: Stores,
 ) -> None:
     store = stores("mixtral", "q4")
-    assert {plan_for(store, slots).needs.chunk for slots in (None, 0, 3)} == {256}
+    assert {plan_for(store, slots).memory.chunk for slots in (None, 0, 3)} == {256}
 
 
 def test_slots_are_what_the_plan_says(stores: Stores) -> None:
@@ -176,4 +176,4 @@ def test_slots_are_what_the_plan_says(stores: Stores) -> None:
         assert plan.ram.experts == slots
         assert plan.ram.total <= plan.ram_budget
         assert decoder(store, slots).experts.statistics.budget_bytes == plan.ram.expert_bytes
-    assert not place(needs(store.spec, "q8", 256), plan.least_ram - 1).runs
+    assert not place(estimate_memory(store.spec, "q8", 256), plan.least_ram - 1).runs

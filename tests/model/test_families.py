@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moecli.engine.layers import frequencies
 from moecli.engine.load import open_model
 from moecli.errors import ConfigError
-from moecli.model.families import find, load_config, read_spec
-from moecli.model.spec import Activation, GroupedQuery, Latent, Mixture, ModelSpec, RopeKind
+from moecli.model import catalog
+from moecli.model.families import families, find, load_config, read_spec, runnable
+from moecli.model.spec import MLA, Activation, GroupedQuery, Mixture, ModelSpec, RopeKind
 from moecli.model.tensors import Part, dense_tensors, expert_shapes
 from tests.support.checkpoints import FAMILIES, LAYOUTS, make, write
+from tests.support.oracle import transformers
 
 DATA = Path(__file__).parents[1] / "data" / "reference"
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -101,6 +102,25 @@ def test_no_known_family(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="is not supported") as caught:
         find(values)
     assert caught.value.hint is not None and "mixtral" in caught.value.hint
+
+
+# Its place
+
+
+def specs_by_family() -> dict[str, list[ModelSpec]]:
+    names = {id(family): name for name, family in families().items()}
+    found: dict[str, list[ModelSpec]] = {}
+    for each in [*CONFIGS.values(), *(entry.config() for entry in catalog.known())]:
+        found.setdefault(names[id(find(each))], []).append(read_spec(each))
+    return found
+
+
+def test_a_family_lies_where_its_specs_say() -> None:
+    """Beside the engine's own if all of its models run, in `facts` if none does; each has a model to tell by."""
+    specs = specs_by_family()
+    assert specs.keys() == families().keys()
+    for name, models in specs.items():
+        assert {not spec.unsupported for spec in models} == {name in runnable()}, name
 
 
 # Keys and values
@@ -225,7 +245,7 @@ def test_null_means_none_and_not_zero() -> None:
     attention = read_spec(config("olmoe", clip_qkv=None)).layers[0].attention
     assert isinstance(attention, GroupedQuery) and attention.clip is None
     latent = read_spec(config("deepseek_v2", q_lora_rank=None)).layers[0].attention
-    assert isinstance(latent, Latent) and latent.query_rank is None
+    assert isinstance(latent, MLA) and latent.query_rank is None
     changed = config("dbrx")
     changed["attn_config"]["clip_qkv"] = changed["ffn_config"]["moe_normalize_expert_weights"] = None
     layer = read_spec(changed).layers[0]
@@ -323,7 +343,8 @@ def test_a_missing_key_means_what_it_means_to_transformers(family: str) -> None:
     stem, _ = FAMILIES[family]
     needed = {"architectures": [f"{stem}ForCausalLM"], "num_experts_per_tok": 2} if family == "deepseek_v2" else {}
     needed = needed or {"architectures": [f"{stem}ForCausalLM"]}
-    full = getattr(transformers, f"{stem}Config")(**{k: v for k, v in needed.items() if k != "architectures"}).to_dict()
+    config_class = getattr(transformers(), f"{stem}Config")
+    full = config_class(**{k: v for k, v in needed.items() if k != "architectures"}).to_dict()
     spelled = read_spec(json.loads(json.dumps(full)) | needed)
     assert read_spec(needed) == spelled
 

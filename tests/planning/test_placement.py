@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moecli.planning.memory import needs, read_bytes_per_token
+from moecli.planning.memory import estimate_memory, read_bytes_per_token
 from moecli.planning.placement import largest_context, place
 from moecli.planning.speed import bytes_per_token
 from tests.support.specs import spec_of
@@ -17,7 +17,7 @@ NAMES = ("mixtral", "dbrx", "grok-1", "deepseek-v2", "olmoe", "gpt-oss-20b", "ll
 @pytest.mark.parametrize("name", NAMES)
 @given(ram=st.integers(0, 2**41), device=st.none() | st.integers(0, 2**40), context=st.integers(1, 10_000))
 def test_placement_loses_nothing_and_keeps_to_its_budgets(name, ram, device, context):
-    need = needs(spec_of(name), "bf16", context)
+    need = estimate_memory(spec_of(name), "bf16", context)
     placed = place(need, ram, device)
     assert placed.device.experts + placed.ram.experts + placed.disk.experts == need.expert_count
     assert placed.device.dense + placed.ram.dense + placed.disk.dense == need.dense.bytes
@@ -38,16 +38,16 @@ def test_placement_loses_nothing_and_keeps_to_its_budgets(name, ram, device, con
 @pytest.mark.parametrize("name", NAMES)
 def test_every_byte_read_comes_from_somewhere(name):
     spec = spec_of(name)
-    need = needs(spec, "bf16", 2)
+    need = estimate_memory(spec, "bf16", 2)
     read = bytes_per_token(spec, place(need, 100 << 30, 40 << 30))
     assert sum(read.values()) == pytest.approx(read_bytes_per_token(spec, "bf16") + need.kv.bytes / 2)
 
 
 def test_the_largest_context_fits_and_the_next_does_not():
     spec = spec_of("mixtral")
-    budget = needs(spec, "q4", 12_345).peak
+    budget = estimate_memory(spec, "q4", 12_345).peak
     longest = largest_context(spec, "q4", 1, budget)
     assert 12_345 <= longest < spec.context_length
-    assert not place(needs(spec, "q4", longest + 1), budget).fits
+    assert not place(estimate_memory(spec, "q4", longest + 1), budget).fits
     assert largest_context(spec, "bf16", 1, 1 << 30) == 0
     assert largest_context(spec, "bf16", 1, 1 << 50) == spec.context_length

@@ -10,22 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moecli.model import catalog
-from moecli.planning.memory import needs
+from moecli.planning.memory import estimate_memory
 from moecli.planning.placement import fit, place
-from moecli.planning.speed import Links, Products, Speed, bytes_per_token, forecast
+from moecli.planning.speed import Bandwidths, LinearThroughput, Throughput, bytes_per_token, estimate_throughput
 from tests.support.specs import spec_of
 
 SPECS = {entry.alias: spec_of(entry.alias) for entry in catalog.known()}
 RUNNABLE = [name for name, spec in SPECS.items() if not spec.unsupported]
-KNOWN = Links(30e9, 2e9, evidence="measured", products=Products(40e9, 500e9))
+KNOWN = Bandwidths(30e9, 2e9, evidence="measured", linear=LinearThroughput(40e9, 500e9))
 
 
-def bounds(speed: Speed) -> tuple[float, ...]:
+def bounds(speed: Throughput) -> tuple[float, ...]:
     """All four, each better when larger."""
     return speed.low, speed.high, 1 / speed.first_token_low_s, 1 / speed.first_token_high_s
 
 
-def never_better(slower: Speed, faster: Speed) -> bool:
+def never_better(slower: Throughput, faster: Throughput) -> bool:
     return all(a <= b * (1 + 1e-9) for a, b in zip(bounds(slower), bounds(faster), strict=True))
 
 
@@ -38,12 +38,12 @@ def never_better(slower: Speed, faster: Speed) -> bool:
 )
 def test_a_band_is_positive_and_in_order(name, dtype, ram, prompt, held):
     spec = SPECS[name]
-    plan = place(needs(spec, dtype, 8192), ram)
-    for links in (Links(), KNOWN):
-        speed = forecast(spec, plan, links, prompt, held)
+    plan = place(estimate_memory(spec, dtype, 8192), ram)
+    for bandwidths in (Bandwidths(), KNOWN):
+        speed = estimate_throughput(spec, plan, bandwidths, prompt, held)
         assert 0 < speed.low < speed.middle < speed.high
         assert 0 < speed.first_token_low_s < speed.first_token_high_s
-        assert speed.evidence == links.evidence
+        assert speed.evidence == bandwidths.evidence
 
 
 @given(
@@ -56,40 +56,40 @@ def test_a_band_is_positive_and_in_order(name, dtype, ram, prompt, held):
 def test_nothing_that_takes_longer_is_forecast_to_be_faster(ram, prompt, held, more, slower):
     spec = SPECS["olmoe"]
     plan = fit(spec, "q4", 8192, ram // 8)
-    speed = forecast(spec, plan, KNOWN, prompt, held)
-    products = Products(40e9 * slower, 500e9 * slower)
-    for links in (
-        replace(KNOWN, ram=30e9 * slower), replace(KNOWN, disk=2e9 * slower), replace(KNOWN, products=products)
+    speed = estimate_throughput(spec, plan, KNOWN, prompt, held)
+    products = LinearThroughput(40e9 * slower, 500e9 * slower)
+    for bandwidths in (
+        replace(KNOWN, ram=30e9 * slower), replace(KNOWN, disk=2e9 * slower), replace(KNOWN, linear=products)
     ):  # fmt: skip
-        assert never_better(forecast(spec, plan, links, prompt, held), speed)
-    assert never_better(forecast(spec, plan, KNOWN, prompt + more, held + more), speed)
+        assert never_better(estimate_throughput(spec, plan, bandwidths, prompt, held), speed)
+    assert never_better(estimate_throughput(spec, plan, KNOWN, prompt + more, held + more), speed)
 
 
 def test_more_memory_never_slows_it():
     spec = SPECS["mixtral"]
-    need = needs(spec, "bf16", 4096)
-    bands = [forecast(spec, place(need, gib << 30), Links()) for gib in (8, 16, 32, 64, 128)]
+    need = estimate_memory(spec, "bf16", 4096)
+    bands = [estimate_throughput(spec, place(need, gib << 30), Bandwidths()) for gib in (8, 16, 32, 64, 128)]
     assert all(never_better(a, b) for a, b in itertools.pairwise(bands))
 
 
 def test_a_short_prompt_does_not_read_every_expert_from_disk():
     spec = SPECS["qwen3-30b-a3b"]
     plan = fit(spec, "q4", 2048, 4 << 30)
-    short, long = (forecast(spec, plan, KNOWN, prompt).first_token_low_s for prompt in (1, 512))
-    assert plan.disk.experts > 0.5 * plan.needs.expert_count
+    short, long = (estimate_throughput(spec, plan, KNOWN, prompt).first_token_low_s for prompt in (1, 512))
+    assert plan.disk.experts > 0.5 * plan.memory.expert_count
     assert short < long / 4
 
 
 def test_the_prompt_is_read_again_for_every_chunk():
     spec = SPECS["mixtral"]
     plan = fit(spec, "q4", 2048, 8 << 30)
-    one, four = (forecast(spec, plan, KNOWN, prompt).first_token_high_s for prompt in (512, 2048))
-    assert plan.needs.chunk == 512 and four > 3.5 * one
+    one, four = (estimate_throughput(spec, plan, KNOWN, prompt).first_token_high_s for prompt in (512, 2048))
+    assert plan.memory.chunk == 512 and four > 3.5 * one
 
 
 def test_formats_that_are_unpacked_first_are_known_to_be_slow():
     spec = SPECS["olmoe"]
-    slow, fast = (forecast(spec, fit(spec, dtype, 1024, 1 << 40), KNOWN) for dtype in ("nf4", "q4"))
+    slow, fast = (estimate_throughput(spec, fit(spec, dtype, 1024, 1 << 40), KNOWN) for dtype in ("nf4", "q4"))
     assert slow.high < fast.high / 5 and slow.low < fast.low / 5
 
 
@@ -97,7 +97,7 @@ def test_formats_that_are_unpacked_first_are_known_to_be_slow():
 @given(held=st.integers(0, 4096))
 def test_the_cache_counts_as_far_as_it_is_held(name, held):
     spec = SPECS[name]
-    plan = place(needs(spec, "bf16", 4096), 1 << 45)
+    plan = place(estimate_memory(spec, "bf16", 4096), 1 << 45)
     without = sum(bytes_per_token(spec, plan, 0).values())
     read = sum(bytes_per_token(spec, plan, held).values())
-    assert read - without == pytest.approx(plan.needs.kv.bytes * held / 4096)
+    assert read - without == pytest.approx(plan.memory.kv.bytes * held / 4096)

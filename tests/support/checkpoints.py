@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
 
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
+from tests.support.oracle import transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 VOCABULARY = 97
 _BASE = {
@@ -49,6 +49,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_multiplier": 0.2, "embedding_multiplier": 6.0, "logits_scaling": 4.0, "residual_multiplier": 0.4,
         },
     ),
+    "llama": ("Llama", _BASE | {"intermediate_size": 40}),
+    "mistral": ("Mistral", _BASE | {"intermediate_size": 40, "sliding_window": None}),
     "olmoe": ("Olmoe", _BASE | {"intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3}),
     "qwen2_moe": ("Qwen2Moe", _BASE | _QWEN | {"shared_expert_intermediate_size": 20}),
     "qwen3_moe": ("Qwen3Moe", _BASE | _QWEN | {"head_dim": 16}),
@@ -63,9 +65,9 @@ def make(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     for key, value in changes.items():
         nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
         settings[key] = settings[key] | value if nested else value
-    config = getattr(transformers, f"{stem}Config")(**settings)
+    config = getattr(transformers(), f"{stem}Config")(**settings)
     config._attn_implementation = "eager"
-    model = getattr(transformers, f"{stem}ForCausalLM")(config).eval()
+    model = getattr(transformers(), f"{stem}ForCausalLM")(config).eval()
     _randomise(model, torch.Generator().manual_seed(seed))
     return model
 

@@ -19,12 +19,12 @@ from moecli.hub.cache import INDEX
 from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import dense_tensors
-from moecli.planning.memory import needs
+from moecli.planning.memory import estimate_memory
 from moecli.planning.placement import Plan, fit, place
-from moecli.store.checksums import file_sums
+from moecli.store.checksums import file_checksums
 from moecli.store.expert_record import dense_dtype
 from moecli.store.layout import StoreLayout
-from moecli.store.manifest import FILE, FileSums, Manifest, Origin
+from moecli.store.manifest import FILE, FileChecksums, Origin, StoreManifest
 from moecli.store.packed import PackedStore, describe_records
 from moecli.store.progress import Progress, silent
 from moecli.store.source import open_source, origin_of, text_files
@@ -79,12 +79,12 @@ def contents(folder: Path, but: str = "") -> dict[str, bytes]:
 
 
 def experts_in(store: PackedStore) -> int:
-    return needs(store.spec, store.dtype, 256).expert_count
+    return estimate_memory(store.spec, store.dtype, 256).expert_count
 
 
 def plan_for(store: PackedStore, slots: int | None, positions: int = 256) -> Plan:
     """A plan with RAM for so many experts; None is for all of them, mapped."""
-    need = needs(store.spec, store.dtype, positions)
+    need = estimate_memory(store.spec, store.dtype, positions)
     if slots is None:
         return fit(store.spec, store.dtype, positions, 2**60)
     least = place(need, 0).least_ram
@@ -100,7 +100,7 @@ def decoder(store: PackedStore, slots: int | None, policy: str = DEFAULT) -> Dec
 
 def split_plan(spec: ModelSpec, dtype: str, on_device: int, in_ram: int | None = None, positions: int = 256) -> Plan:
     """A plan with room for so many experts on a device and in RAM; None is for all the others."""
-    need = needs(spec, dtype, positions)
+    need = estimate_memory(spec, dtype, positions)
     everything = place(need, 2**60, 2**60).device
     device = everything.total - everything.expert_bytes + on_device * need.slot_bytes
     least = place(need, 0, device)
@@ -115,13 +115,13 @@ def hollow(folder: Path, config: dict[str, object], dtype: str = "q8") -> Path:
     spec = families.read_spec(config)
     roles = {tensor.role: dense_dtype(tensor, dtype) for tensor in dense_tensors(spec)} | {"experts": dtype}
     layout = StoreLayout(spec, dtype, "bf16", roles)
-    files = {"config.json": file_sums(folder / "config.json", [], lambda size: None)}
+    files = {"config.json": file_checksums(folder / "config.json", [], lambda size: None)}
     for name, size in layout.sizes.items():
         with (folder / name).open("wb") as file:
             file.write(layout.header(name))
             file.truncate(size)
-        files[name] = FileSums(size, "", tuple("" for _ in layout.parts(name)))
+        files[name] = FileChecksums(size, "", tuple("" for _ in layout.parts(name)))
     shutil.copy(Path(moecli.__file__).parent / "tiny" / "tokenizer.json", folder)
     origin = Origin("hollow", None, None, None, "")
-    Manifest(dtype, "bf16", origin, roles, files, describe_records(layout)).write(folder / FILE)
+    StoreManifest(dtype, "bf16", origin, roles, files, describe_records(layout)).write(folder / FILE)
     return folder

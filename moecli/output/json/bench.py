@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 def document(runner: Runner, result: Result) -> dict[str, Any]:
     """Rates are medians over `repetitions`, which are there one by one, too."""
-    work, plan, links, speed = result.workload, result.expected.plan, result.expected.links, result.expected.speed
+    work, plan, bandwidths, speed = (
+        result.workload,
+        result.expected.plan,
+        result.expected.bandwidths,
+        result.expected.speed,
+    )
     return {
         "schema_version": SCHEMA_VERSION,
         "model": runner.name,
@@ -27,7 +32,7 @@ def document(runner: Runner, result: Result) -> dict[str, Any]:
         "threads": machine.compute_threads(runner.choices.threads),
         "policy": runner.choices.policy,
         "seed": runner.seed,
-        "context": plan.needs.context,
+        "context": plan.memory.context,
         "prompt_tokens": work.prompt_tokens,
         "max_tokens": work.max_tokens,
         "repeat": work.repeat,
@@ -40,7 +45,7 @@ def document(runner: Runner, result: Result) -> dict[str, Any]:
         "disk_bytes_per_s": result.disk_rate,
         "read_bytes_per_token": read_bytes_per_token(runner.model.spec, runner.dtype),
         "ram_bytes_per_s": result.ram_rate,
-        "ram_share": None if result.ram_rate is None else result.ram_rate / links.ram,
+        "ram_share": None if result.ram_rate is None else result.ram_rate / bandwidths.ram,
         "peak_rss_bytes": result.peak_rss,
         "planned_bytes": planned_bytes(plan),
         "forecast": {
@@ -48,9 +53,9 @@ def document(runner: Runner, result: Result) -> dict[str, Any]:
             "prefill_tokens_per_s": _limits(result.prefill_band),
             "first_token_s": _limits((speed.first_token_low_s, speed.first_token_high_s)),
             "evidence": speed.evidence,
-            "ram_bandwidth_bytes_per_s": links.ram,
+            "ram_bandwidth_bytes_per_s": bandwidths.ram,
             "ram_sample_bytes": result.expected.sample,
-            "disk_bandwidth_bytes_per_s": links.disk if plan.disk.experts else None,
+            "disk_bandwidth_bytes_per_s": bandwidths.disk if plan.disk.experts else None,
         },
         "other_programs_share": result.others,
         "within_forecast": result.within_forecast,

@@ -7,15 +7,16 @@ from decimal import Decimal
 from typing import Any
 
 from moecli.library.inspection import Report
+from moecli.library.resolve import Kind
 from moecli.model.params import Counts
-from moecli.model.spec import Attention, FeedForward, GroupedQuery, Latent, Mixture, ModelSpec, Part, Router
+from moecli.model.spec import MLA, Attention, FeedForward, GroupedQuery, Mixture, ModelSpec, Part, Router
 from moecli.output import words
 from moecli.output.json import SCHEMA_VERSION
 
 # Always there, so that a script need not ask; the rarer parts stand beside them where a model has them.
 _PARTS = (
     Part.EMBEDDING, Part.ATTENTION, Part.ROUTER, Part.ROUTED_EXPERTS, Part.SHARED_EXPERTS, Part.DENSE_FFN, Part.NORMS,
-    Part.HEAD,
+    Part.LM_HEAD,
 )  # fmt: skip
 
 
@@ -26,15 +27,15 @@ def document(report: Report, reference: Report) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "model": report.model,
-        "source": report.source,
+        "source": report.source.value,
         "location": report.location,
         "revision": report.revision,
-        "config_status": report.entry.config_status if report.entry and report.source == "catalog" else None,
-        "repository": report.entry.repo if report.entry else report.location if report.source == "hub" else None,
+        "config_status": report.entry.config_status if report.entry and report.source is Kind.CATALOG else None,
+        "repository": report.entry.repo if report.entry else report.location if report.source is Kind.HUB else None,
         "license": report.entry.licence if report.entry else None,
         "family": spec.family,
         "runnable": report.runnable,
-        "lacks": list(spec.unsupported),
+        "lacks": list(spec.lacks),
         "layers": len(every),
         "moe_layers": sum(isinstance(layer.ffn, Mixture) for layer in every),
         "hidden_size": spec.hidden_size,
@@ -77,7 +78,7 @@ def _attention(spec: ModelSpec) -> dict[str, Any]:
         "head_dim": chosen.head_dim,
         "rope_dim": chosen.rope.dims,
         "rope_theta": _whole(chosen.rope.theta) if chosen.rope.dims else None,
-        **(_latent(chosen) if isinstance(chosen, Latent) else {}),
+        **(_latent(chosen) if isinstance(chosen, MLA) else {}),
         "full_layers": len(mixers) - len(windows),
         "window_layers": len(windows),
         "window": windows[0] if windows else None,
@@ -87,10 +88,10 @@ def _attention(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _heads(attention: Attention) -> bool:
-    return isinstance(attention, Latent) or attention.heads > 0
+    return isinstance(attention, MLA) or attention.heads > 0
 
 
-def _latent(attention: Latent) -> dict[str, Any]:
+def _latent(attention: MLA) -> dict[str, Any]:
     return {
         "query_rank": attention.query_rank,
         "kv_rank": attention.kv_rank,
@@ -105,11 +106,11 @@ def _router(mixture: Mixture | None) -> dict[str, Any]:
     rule: Router = mixture.router
     return {
         "rule": rule.scoring.value,
-        "top_k": rule.active,
+        "top_k": rule.top_k,
         "normalised": words.normalised(rule),
         "scaling": _whole(rule.scaling),
-        "groups": rule.groups,
-        "kept_groups": rule.kept_groups,
+        "groups": rule.n_group,
+        "kept_groups": rule.topk_group,
         "correction_bias": rule.correction_bias,
         "description": words.router(rule),
     }
@@ -118,7 +119,7 @@ def _router(mixture: Mixture | None) -> dict[str, Any]:
 def _experts(spec: ModelSpec, counts: Counts) -> dict[str, Any]:
     mixture = words.mixture_of(spec)
     dense = next((layer.ffn for layer in spec.layers if isinstance(layer.ffn, FeedForward)), None)
-    width = mixture.expert.width if mixture else dense.width if dense else 0
+    width = mixture.expert.intermediate_size if mixture else dense.intermediate_size if dense else 0
     return {
         "routed": counts.experts,
         "active": counts.active_experts,

@@ -23,22 +23,22 @@ def document(result: Result) -> dict[str, Any]:
 
 
 def _facts(result: Result, one: Estimate) -> dict[str, Any]:
-    need, plan, speed = one.needs, one.plan, one.speed
+    memory, plan, speed = one.memory, one.plan, one.speed
     return {
-        "dtype": need.dtype,
-        "context": need.context,
-        "batch": need.batch,
-        "weights_bytes": need.weights,
-        "resident_bytes": need.dense.bytes,
-        "expert_bytes": need.experts.bytes,
-        "bytes_per_expert": need.bytes_per_expert,
-        "kv_cache_bytes": need.kv.bytes,
+        "dtype": memory.dtype,
+        "context": memory.context,
+        "batch": memory.batch,
+        "weights_bytes": memory.weights,
+        "resident_bytes": memory.dense.bytes,
+        "expert_bytes": memory.experts.bytes,
+        "bytes_per_expert": memory.bytes_per_expert,
+        "kv_cache_bytes": memory.kv.bytes,
         "kv_bytes_per_token": kv_bytes_per_token(result.spec),
-        "activation_bytes": need.activations.bytes,
-        "total_bytes": need.total,
-        "process_bytes": need.process.bytes,
+        "activation_bytes": memory.activations.bytes,
+        "total_bytes": memory.total,
+        "process_bytes": memory.process.bytes,
         "peak_rss_bytes": plan.ram.total,
-        "read_bytes_per_token": read_bytes_per_token(result.spec, need.dtype),
+        "read_bytes_per_token": read_bytes_per_token(result.spec, memory.dtype),
         "ram_budget_bytes": plan.ram_budget,
         "vram_budget_bytes": plan.device_budget,
         "plan": {"device": _tier(plan.device), "ram": _tier(plan.ram), "disk": _tier(plan.disk)},

@@ -22,7 +22,7 @@ def document(runner: Runner, answer: Answer) -> dict[str, Any]:
         "model": runner.name,
         "dtype": runner.dtype,
         "device": str(runner.device),
-        "context": loaded.plan.needs.context,
+        "context": loaded.plan.memory.context,
         "seed": runner.seed,
         "text": answer.text,
         "token_ids": answer.token_ids,

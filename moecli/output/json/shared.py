@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moecli.planning.placement import Plan
-from moecli.planning.speed import Speed
+from moecli.planning.speed import Throughput
 
 
 def planned_bytes(plan: Plan) -> dict[str, int]:
@@ -13,6 +13,6 @@ def planned_bytes(plan: Plan) -> dict[str, int]:
     return {"device": plan.device.total, "ram": plan.ram.total, "disk": plan.disk.total}
 
 
-def speed(expected: Speed) -> dict[str, Any]:
+def speed(expected: Throughput) -> dict[str, Any]:
     """The range that decoding is expected in, and what that is known from."""
     return {"low": expected.low, "high": expected.high, "unit": "tokens_per_s", "evidence": expected.evidence}
