@@ -9,7 +9,6 @@ import torch
 
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Session, Timing
-from moecli.engine.load import Progress
 from moecli.engine.recorder import Recorder, SurveyRecorder, Text, finish, new_builder
 from moecli.engine.runner import Runner
 from moecli.engine.sampling import Sampler
@@ -19,6 +18,7 @@ from moecli.planning.placement import Plan, fit, fit_layerwise
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.prompts import Prompt
 from moecli.routing.recorded import Recorded, described
+from moecli.store.progress import Progress
 
 _LONGEST = 4096  # tokens read as one text; longer ones are read in pieces
 

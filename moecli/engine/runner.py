@@ -14,7 +14,7 @@ from moecli.engine.answer import Answer, Request, pieces
 from moecli.engine.decoder import Decoder
 from moecli.engine.device import choose_device, free_vram
 from moecli.engine.generate import Session
-from moecli.engine.load import Model, Progress, check_dtype, open_model
+from moecli.engine.load import Model, check_dtype, open_model
 from moecli.engine.recorder import Recorder, finish, new_builder
 from moecli.engine.sampling import Sampling
 from moecli.errors import CheckpointError, MoecliError, NotEnoughMemory, UsageError
@@ -25,6 +25,7 @@ from moecli.planning.placement import Plan, fit, least_device
 from moecli.planning.speed import Bandwidths, Throughput, estimate_throughput
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.trace import RoutingTrace
+from moecli.store.progress import Progress
 from moecli.text.chat import Message
 from moecli.text.defaults import GenerationDefaults, read_generation_defaults
 from moecli.text.tokenizer import Tokenizer

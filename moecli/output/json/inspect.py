@@ -63,7 +63,7 @@ def document(report: Report, reference: Report) -> dict[str, Any]:
 
 
 def _attention(spec: ModelSpec) -> dict[str, Any]:
-    """Of the layers that see everything where there are such, and what the other layers are."""
+    """The attention of the layers that see everything, where there are such, and how many others there are."""
     mixers = [layer.attention for layer in spec.layers if layer.recurrent is None and _heads(layer.attention)]
     recurrent = sum(layer.recurrent is not None for layer in spec.layers)
     if not mixers:
@@ -159,7 +159,7 @@ def _published(report: Report) -> dict[str, Any]:
 
 
 def _figure(printed: str | None) -> int | None:
-    """46.7B -> 46700000000."""
+    """A printed figure as a number, 46.7B -> 46700000000; None if it is none."""
     figure = read_figure(printed or "")
     return None if figure is None else int(Decimal(figure[0]).scaleb(figure[1]))
 
