@@ -51,6 +51,7 @@ class Weights:
 
     def expert(self, layer: int, expert: int, matrix: str) -> Slice:
         """Where one matrix ("gate", "up" or "down") of one expert lies."""
+        assert self._layout.experts is not None, "a dense model has no routed experts"
         piece: Piece = getattr(self._layout.experts, matrix)
         stored = self.checkpoint[piece.name.format(layer=layer, expert=expert)]
         if not piece.stacked:
@@ -119,6 +120,7 @@ def _choose_layout(spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> L
         return family.layouts[0]
     layer = spec.mixtures[0][0]
     for layout in family.layouts:
+        assert layout.experts is not None, "a family of mixtures says where their experts lie"
         names = (*layout.dense["router"], layout.experts.gate.name, layout.experts.down.name)
         if all(name.format(layer=layer, expert=0) in checkpoint for name in names):
             return layout

@@ -27,7 +27,7 @@ ITEM_SIZES = {
 _LARGEST_HEADER = 100_000_000  # the format's own limit
 _LARGEST_INDEX = 256 * 1024**2
 _POPULATE_READ = 22  # Linux's MADV_POPULATE_READ, which the mmap module does not name
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # of weights; never opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,17 +189,28 @@ def _map(path: Path) -> mmap.mmap:
         raise CheckpointError(f"{path} cannot be mapped: {error}") from error
 
 
+def weight_map(index: bytes, name: str) -> dict[str, str]:
+    """The file of each tensor, as an index of shards says. CheckpointError, by the index's name, if it is unfit."""
+    try:
+        files = json.loads(index)["weight_map"]
+        plain = all(isinstance(file, str) and Path(file).name == file and "\0" not in file for file in files.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{name} is not a readable index", "fetch the file again") from error
+    if not files:
+        raise CheckpointError(f"{name} is not a readable index", "fetch the file again")
+    if not plain:
+        raise CheckpointError(f"{name} names a file outside its folder")
+    return dict(files)
+
+
 def _indexed(folder: Path, index: Path) -> list[Path]:
     """The shards that an index names; each must be a plain file name beside it."""
     try:
         if index.stat().st_size > _LARGEST_INDEX:
             raise CheckpointError(f"{index.name} is too large")
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if not all(type(name) is str and Path(name).name == name and "\0" not in name for name in names):
-            raise CheckpointError(f"{index.name} names a file outside its folder")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        paths = [folder / name for name in sorted(set(weight_map(index.read_bytes(), index.name).values()))]
+    except OSError as error:
         raise CheckpointError(f"{index.name} is not a readable index", "fetch the file again") from error
-    paths = [folder / name for name in sorted(names)]
     here = {path.name for path in folder.iterdir() if path.is_file()}  # no name is too long to be looked for
     missing = [path.name for path in paths if path.name not in here]
     if missing:
@@ -227,7 +238,7 @@ def _check_numbering(folder: Path, paths: list[Path]) -> None:
 
 
 def _no_weights(folder: Path) -> CheckpointError:
-    pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
     if pickles:
         return CheckpointError(
             f"{folder} holds only pickled weights ({pickles[0]}), which can run code when opened",

@@ -33,10 +33,14 @@ def bench(
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-tokens", "-n", help="Tokens decoded after it.", show_default="128", callback=options.at_least(1)
+            "--max-tokens",
+            "-n",
+            help="Number of tokens to decode after it.",
+            show_default="128",
+            callback=options.at_least(1),
         ),
     ] = None,
-    repeat: Annotated[int, typer.Option("--repeat", help="Measure so many times.", callback=options.at_least(1))] = 3,
+    repeat: Annotated[int, typer.Option("--repeat", help="Number of repetitions.", callback=options.at_least(1))] = 3,
     seed: running.Seed = 0,
     dtype: options.Dtype = "auto",
     ctx: options.Context = None,

@@ -20,7 +20,9 @@ EXAMPLES = """Examples:
 
 
 def list_models(
-    known: Annotated[bool, typer.Option("--known", help="The catalog instead: every model with an alias.")] = False,
+    known: Annotated[
+        bool, typer.Option("--known", help="List the catalog instead: every model with an alias.")
+    ] = False,
     json: options.Json = False,
     no_color: options.NoColor = False,
 ) -> None:

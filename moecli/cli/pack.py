@@ -22,7 +22,7 @@ EXAMPLES = """Examples:
 StoreFolder = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", metavar="DIR", help="The store's folder; default: in MOECLI_HOME.", show_default=False
+        "--output", "-o", metavar="DIR", help="Folder of the packed model; default: in MOECLI_HOME.", show_default=False
     ),
 ]
 
@@ -31,7 +31,7 @@ def pack(
     model: options.Model,
     *,
     dtype: Annotated[
-        str, typer.Option("--dtype", "--quant", help="q4, q8, nf4, int8, bf16, fp16, fp32, or auto: as stored.")
+        str, typer.Option("--dtype", "--quant", help="Format: q4, q8, nf4, int8, bf16, fp16, fp32, or auto: as stored.")
     ] = "q4",
     output: StoreFolder = None,
     threads: options.Threads = None,
@@ -62,7 +62,7 @@ def pack(
         view.explain(choose_layout(weights, dtype), target)
     size = sum(tensor.size for tensor in weights.checkpoint.tensors.values())
     try:
-        with view.Watch(ref.name, dtype, size, quiet or json) as watch:
+        with view.PackingProgress(ref.name, dtype, size, quiet or json) as watch:
             store = write(weights, ref.weights, target, dtype, origin, watch)
     except KeyboardInterrupt:
         terminal.say("interrupted; the same command goes on from here")

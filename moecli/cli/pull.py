@@ -40,7 +40,7 @@ def pull(
     ] = None,
     output: StoreFolder = None,
     keep_original: Annotated[
-        bool, typer.Option("--keep-original", help="With --dtype: keep the download as well.")
+        bool, typer.Option("--keep-original", help="With --dtype: keep the downloaded files as well.")
     ] = False,
     threads: options.Threads = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be fetched, and stop.")] = False,
@@ -124,13 +124,13 @@ def _show(plan: Proposal | PackedPull, dry_run: bool, json: bool, quiet: bool, n
 
 def _fetch(proposal: Proposal, yes: bool, quiet: bool) -> Path:
     """Ask if there is a doubt, then fetch what is missing."""
-    from moecli.hub import download as fetch
+    from moecli.hub import download
     from moecli.output import pull as view
 
-    fetch.check_space(proposal.manifest, proposal.manifest.files)
+    download.check_space(proposal.manifest, proposal.manifest.files)
     _ask(proposal, yes)
     with view.Bars(proposal.manifest.bytes, quiet) as bars:
-        return fetch.fetch_all(proposal.manifest, bars)
+        return download.fetch_all(proposal.manifest, bars)
 
 
 def _pack(pull: PackedPull, threads: int | None, yes: bool, json: bool, quiet: bool) -> None:

@@ -43,19 +43,27 @@ def run(
     system: Annotated[
         str | None, typer.Option(help="System message for the chat template.", show_default=False)
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt as it is.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Use no chat template: continue the prompt as it is.")] = False,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="Longest answer.", callback=options.at_least(1))
+        int,
+        typer.Option("--max-tokens", "-n", help="Maximum number of tokens to generate.", callback=options.at_least(1)),
     ] = 512,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default=False)] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Keep the K likeliest tokens; 0 is off.", show_default=False)
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text (not printed); may be repeated.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature; 0 is greedy.", show_default=False)
     ] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest that make up P.", show_default=False)] = None,
-    min_p: Annotated[float | None, typer.Option(help="Drop all below P x the likeliest.", show_default=False)] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample from the K most likely tokens; 0 disables it.", show_default=False)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Sample from the most likely tokens whose probabilities add up to P.", show_default=False),
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Drop tokens less likely than P times the most likely one.", show_default=False)
+    ] = None,
     repeat_penalty: Annotated[
-        float | None, typer.Option(help="Shun tokens seen; 1 is off.", show_default=False)
+        float | None, typer.Option(help="Repetition penalty; 1 disables it.", show_default=False)
     ] = None,
     seed: running.Seed = None,
     dtype: options.Dtype = "auto",
@@ -68,7 +76,10 @@ def run(
     trace: Annotated[
         Path | None,
         typer.Option(
-            "--trace", metavar="FILE", help="Keep which experts were used; see inspect --routing.", show_default=False
+            "--trace",
+            metavar="FILE",
+            help="Write which experts were used to this file; see inspect --routing.",
+            show_default=False,
         ),
     ] = None,
     json: options.Json = False,

@@ -17,15 +17,24 @@ from moecli.output import terminal
 
 SLOW = 1.0  # tokens per second: below it, the user is asked first
 
-Policy = Annotated[str, typer.Option("--policy", help=f"Which expert leaves when RAM is full: {', '.join(POLICIES)}.")]
-Device = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:N.")]
+Policy = Annotated[
+    str, typer.Option("--policy", help=f"Replacement policy of the experts in memory: {', '.join(POLICIES)}.")
+]
+Device = Annotated[
+    str, typer.Option("--device", help="Compute device: auto (a GPU if there is one), cpu, cuda, cuda:N.")
+]
 Vram = Annotated[
     str | None,
     typer.Option("--vram", metavar="SIZE", help="GPU memory budget; default: what is free now.", show_default=False),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", help="Same seed, same text.", show_default=False, callback=options.at_least(0)),
+    typer.Option(
+        "--seed",
+        help="Random seed; the same seed gives the same text.",
+        show_default=False,
+        callback=options.at_least(0),
+    ),
 ]
 
 

@@ -22,7 +22,7 @@ def verify(
     *,
     against: Annotated[
         str | None,
-        typer.Option(help="A packed model: compare with this checkpoint, packed again.", show_default=False),
+        typer.Option(help="Compare a packed model with this checkpoint, packed again.", show_default=False),
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Delete damaged files, so that pull fetches them.")] = False,
     json: options.Json = False,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moecli.errors import ModelNotFound
-from moecli.hub.download import free_space, present
-from moecli.hub.manifest import Manifest, read_manifest
+from moecli.hub.download import present
+from moecli.hub.manifest import DownloadManifest, read_manifest
 from moecli.hub.retry import Tell
 from moecli.library.resolve import ModelRef
 from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.planning.estimate import Budget, Estimate, estimate
+from moecli.store.filesystem import free_space
 from moecli.units import format_bytes
 
 _MOST_OF_DISK = 0.9
@@ -22,7 +23,7 @@ class Proposal:
     """One pull. `present` counts bytes that are here already, those of unfinished downloads too."""
 
     name: str
-    manifest: Manifest
+    manifest: DownloadManifest
     present: int
     room: int  # bytes that the disk must still have
     free: int
@@ -44,7 +45,7 @@ class Proposal:
             least = format_bytes(min(plan.full_ram, plan.least_ram))
             doubts.append(f"it needs {least} of RAM at least, and {format_bytes(plan.ram_budget)} are free here")
         if self.spec.unsupported:
-            doubts.append(f"this version cannot run it: {self.spec.unsupported[0]}")
+            doubts.append(f"this version cannot run it: {self.spec.lacks[0]}")
         return doubts
 
 

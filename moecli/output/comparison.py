@@ -30,8 +30,8 @@ def _footnotes(reports: Sequence[Report], reference: Report) -> list[str]:
     dense = reference.model
     lines = [f"* active parameters, as a multiple of {dense}'s {reference.counts.active:,}."]
     for report in reports:
-        if report.census is not None and report.census.differences:
-            lines.append(f"{report.model}: {'; '.join(report.census.differences)}")
+        if report.inventory is not None and report.inventory.differences:
+            lines.append(f"{report.model}: {'; '.join(report.inventory.differences)}")
     return ["\n".join(lines)]
 
 

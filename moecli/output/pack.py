@@ -39,7 +39,7 @@ class Account(Protocol):
     def seconds(self) -> float: ...
 
 
-class Watch:
+class PackingProgress:
     """Is told of the progress; a bar on a terminal, and what the end line needs."""
 
     def __init__(self, name: str, dtype: str, source_bytes: int, quiet: bool) -> None:
@@ -60,7 +60,7 @@ class Watch:
         )
         self._task = self._bar.add_task(f"packing {name} to {dtype}", total=source_bytes, start=False)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> PackingProgress:
         self._bar.start()
         return self
 

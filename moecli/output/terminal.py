@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from moecli import settings
-from moecli.errors import Declined, DiskError, MoecliError, UsageError
+from moecli.errors import Declined, MoecliError, UsageError
+from moecli.store.filesystem import unwritable
 
 
 def prepare_streams() -> None:
@@ -36,7 +37,7 @@ def write_json(document: Any, file: Path | None = None) -> None:
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise DiskError(f"cannot write {file}: {error.strerror}") from error
+        raise unwritable(file, error) from error
 
 
 def say(text: str) -> None:

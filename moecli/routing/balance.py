@@ -30,7 +30,7 @@ def entropy(counts: NDArray[Any]) -> Floats:
 
 
 def max_violation(counts: NDArray[Any]) -> Floats:
-    """The busiest expert's load over the mean, less 1."""
+    """MaxVio: the busiest expert's load over the mean, less 1."""
     return np.asarray(_shares(counts).max(-1) * counts.shape[-1] - 1)
 
 
@@ -112,7 +112,7 @@ def noise(experts: int, active: int, tokens: int) -> Noise:
 
 
 def uniform_counts(experts: int, active: int, tokens: int, runs: int) -> Floats:
-    """Loads [runs, E] when each token takes `active` different experts by lot.
+    """Loads [runs, E] when each token takes `active` different experts at random.
 
     Drawn token by token where that is cheap. Beyond, each load is binomial, as it is, and the spread within a run
     is widened by the little that independent loads lack: their sum is fixed in truth.

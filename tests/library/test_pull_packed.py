@@ -20,7 +20,7 @@ from moecli.errors import CheckpointError, ConfigError, DiskError, MoecliError, 
 from moecli.hub import cache as hub_cache
 from moecli.hub.download import fetch_all
 from moecli.hub.manifest import RemoteFile, read_manifest
-from moecli.hub.retry import Patience
+from moecli.hub.retry import RetryPolicy
 from moecli.library.pull_packed import check_space, propose_packed, pull_packed
 from moecli.library.resolve import resolve
 from moecli.library.stores import default_folder
@@ -33,7 +33,7 @@ from tests.support.processes import in_child
 from tests.support.stores import contents, deal, packed, random_mixtral
 
 REPO = "somebody/five-layers"
-QUICK = Patience(attempts=3, first_wait=0.01)
+QUICK = RetryPolicy(attempts=3, first_wait=0.01)
 SHARDS = 6
 
 
@@ -304,9 +304,9 @@ def test_a_damaged_shard_is_refused_and_packed_when_it_is_whole(server, checkpoi
     ("change", "words"),
     [
         (lambda index, files: index.update(extra="no-such.safetensors"), "names 'no-such.safetensors'"),
-        (lambda index, files: index.update(extra="../model-000.safetensors"), "outside the repository"),
+        (lambda index, files: index.update(extra="../model-000.safetensors"), "outside its folder"),
         (lambda index, files: [index.pop(n) for n in list(index) if index[n] == files[2]], "is missing from"),
-        (lambda index, files: index.update(dict.fromkeys(list(index), 7)), "outside the repository"),
+        (lambda index, files: index.update(dict.fromkeys(list(index), 7)), "outside its folder"),
     ],
 )
 def test_an_index_that_lies_of_files_is_explained(server, checkpoint, change, words):

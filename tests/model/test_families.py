@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from moecli.engine.layers import frequencies
 from moecli.engine.load import open_model
 from moecli.errors import ConfigError
-from moecli.model.families import find, load_config, read_spec
+from moecli.model import catalog
+from moecli.model.families import families, find, load_config, read_spec, runnable
 from moecli.model.spec import MLA, Activation, GroupedQuery, Mixture, ModelSpec, RopeKind
 from moecli.model.tensors import Part, dense_tensors, expert_shapes
 from tests.support.checkpoints import FAMILIES, LAYOUTS, make, write
@@ -101,6 +102,25 @@ def test_no_known_family(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="is not supported") as caught:
         find(values)
     assert caught.value.hint is not None and "mixtral" in caught.value.hint
+
+
+# Its place
+
+
+def specs_by_family() -> dict[str, list[ModelSpec]]:
+    names = {id(family): name for name, family in families().items()}
+    found: dict[str, list[ModelSpec]] = {}
+    for each in [*CONFIGS.values(), *(entry.config() for entry in catalog.known())]:
+        found.setdefault(names[id(find(each))], []).append(read_spec(each))
+    return found
+
+
+def test_a_family_lies_where_its_specs_say() -> None:
+    """Beside the engine's own if all of its models run, in `facts` if none does; each has a model to tell by."""
+    specs = specs_by_family()
+    assert specs.keys() == families().keys()
+    for name, models in specs.items():
+        assert {not spec.unsupported for spec in models} == {name in runnable()}, name
 
 
 # Keys and values

@@ -33,7 +33,7 @@ class Layout:
     """One way a family is written to disk. Several names under a role are stacked by rows."""
 
     dense: Mapping[str, tuple[str, ...]]
-    experts: ExpertNames
+    experts: ExpertNames | None = None  # of a dense model
     ignored: tuple[str, ...] = ()  # regular expressions of names that carry no weights we need
 
 
@@ -44,7 +44,7 @@ class Family:
     architectures: tuple[str, ...]
     model_types: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], ModelSpec]
-    layouts: tuple[Layout, ...]
+    layouts: tuple[Layout, ...] = ()  # none: its files are only counted
     signature: str | None = None  # a config key that only this family has, for files that name no architecture
 
 

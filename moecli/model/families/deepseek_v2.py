@@ -7,7 +7,7 @@ from typing import Any
 
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import BODY, LATENT, MLP, Family, both_layouts, names
-from moecli.model.families._parts import check_router, latent, layer_count
+from moecli.model.families._parts import check_router, latent, layer_count, make_spec
 from moecli.model.spec import FeedForward, GroupScore, Layer, Mixture, ModelSpec, Router
 
 
@@ -18,19 +18,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     context = c.count("max_position_embeddings", 2048)
     attention = latent(c, context, heads=32)
     layers = sparse_after(c, attention, _router(c), default_layers=32, default_dense=0, default_widths=(11008, 1407, 2))
-    spec = ModelSpec(
-        family="deepseek_v2",
-        hidden_size=c.count("hidden_size", 4096),
-        vocab_size=c.count("vocab_size", 102400),
-        context_length=context,
-        layers=layers,
-        norm_eps=c.number("rms_norm_eps", 1e-6),
-        tied_embeddings=c.flag("tie_word_embeddings", False),
-        stored_dtype=c.stored_dtype(),
-        quantization=c.quantization(),
-    )
-    c.finish()
-    return spec
+    return make_spec(c, layers, hidden_size=c.count("hidden_size", 4096), context=context, vocab=102400)
 
 
 def _router(c: ConfigReader) -> Router:
@@ -40,12 +28,12 @@ def _router(c: ConfigReader) -> Router:
     groups, kept = c.optional_count("n_group") or 1, c.optional_count("topk_group") or 1
     if method == "greedy":
         groups = kept = 1
-    active = c.count("num_experts_per_tok")
-    normalise = c.optional_flag("norm_topk_prob", False) and active > 1
+    top_k = c.count("num_experts_per_tok")
+    normalise = c.optional_flag("norm_topk_prob", False) and top_k > 1
     scaling = c.number("routed_scaling_factor", 1.0)
     return Router(
         c.count("n_routed_experts", 64),
-        active,
+        top_k,
         norm_power=1.0 if normalise else None,
         norm_epsilon=1e-20,
         scaling=1.0 if normalise else scaling,

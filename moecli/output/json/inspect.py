@@ -22,7 +22,7 @@ _PARTS = (
 
 def document(report: Report, reference: Report) -> dict[str, Any]:
     """One model; numbers are whole numbers, bytes say so in their key."""
-    spec, counts, census = report.spec, report.counts, report.census
+    spec, counts, inventory = report.spec, report.counts, report.inventory
     every = (*spec.encoder, *spec.layers)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -32,10 +32,10 @@ def document(report: Report, reference: Report) -> dict[str, Any]:
         "revision": report.revision,
         "config_status": report.entry.config_status if report.entry and report.source is Kind.CATALOG else None,
         "repository": report.entry.repo if report.entry else report.location if report.source is Kind.HUB else None,
-        "licence": report.entry.licence if report.entry else None,
+        "license": report.entry.licence if report.entry else None,
         "family": spec.family,
         "runnable": report.runnable,
-        "lacks": list(spec.unsupported),
+        "lacks": list(spec.lacks),
         "layers": len(every),
         "moe_layers": sum(isinstance(layer.ffn, Mixture) for layer in every),
         "hidden_size": spec.hidden_size,
@@ -52,14 +52,14 @@ def document(report: Report, reference: Report) -> dict[str, Any]:
         "stored_read_bytes_per_token": report.stored_read_bytes_per_token,
         "cost": {"reference": reference.model, "active": counts.active, "reference_active": reference.counts.active},
         "notes": list(spec.notes),
-        "stored_bytes": census.bytes if census else None,
-        "stored_format": census.format if census else None,
-        "stored_parameters": census.parameters if census else None,
+        "stored_bytes": inventory.bytes if inventory else None,
+        "stored_format": inventory.format if inventory else None,
+        "stored_parameters": inventory.parameters if inventory else None,
         "excluded": [
             {"reason": e.reason, "tensors": e.tensors, "parameters": e.parameters, "bytes": e.bytes}
-            for e in (census.excluded if census else ())
+            for e in (inventory.excluded if inventory else ())
         ],
-        "differences": list(census.differences) if census else [],
+        "differences": list(inventory.differences) if inventory else [],
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from moecli.errors import DiskError, UsageError
+from moecli.errors import UsageError
 from moecli.output.routing import html, long_form, markdown, png, svg
 from moecli.output.routing.drawing import drawing
 from moecli.output.routing.heat import View, chosen, heats
@@ -16,6 +16,7 @@ from moecli.output.routing.screen import draw, size
 from moecli.output.routing.sections import sections
 from moecli.output.routing.words import name
 from moecli.routing.analysis import Analysis
+from moecli.store.filesystem import unwritable
 
 FORMATS = "table", "csv", "md", "svg", "png", "html"
 _WIDTH = 120  # of a table in a file
@@ -34,7 +35,7 @@ def write_file(analysis: Analysis, format: str, path: Path | None, view: View | 
     try:
         path.write_bytes(content)
     except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror}", "name a file in a folder that exists") from error
+        raise unwritable(path, error) from error
 
 
 def render(analysis: Analysis, format: str, view: View) -> bytes:

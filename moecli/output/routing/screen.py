@@ -14,7 +14,7 @@ from moecli.output.routing.words import name
 from moecli.routing.analysis import Analysis
 from moecli.routing.report import RoutingReport
 
-_ROWS = "load entropy", "max violation", "dead experts", "repeat, first", "repeat, any", "overlap", "gate entropy"
+_ROWS = "load entropy", "MaxVio", "dead experts", "repeat, first", "repeat, any", "overlap", "gate entropy"
 
 
 def screen(
