@@ -16,7 +16,7 @@ from moecli.experts.arena import Arena
 from moecli.experts.pieces import PiecewiseExpert, piece_matrices, record_matrices
 from moecli.experts.readers import Landing, Range, Readers
 from moecli.experts.store import Statistics, Streamed
-from moecli.kernels.products import Expert, Matrix
+from moecli.kernels.linear import Expert, Matrix
 from moecli.store.expert_record import PAGE, STAGING, Piece, Record, pages, staging_size
 from moecli.store.packed import PackedStore
 

@@ -105,8 +105,8 @@ def _kernel(kernels: Kernels, kernel: str, served: str) -> str:
     if kernels.asked:
         return f"{kernel} (MOECLI_KERNEL={kernels.asked})"
     if kernel == "native":
-        others = [name for name in kernels.tiers if name != kernels.tier]
-        return f"native, by {kernels.tier}" + (f" (here too: {', '.join(others)})" if others else "")
+        others = [name for name in kernels.isas if name != kernels.isa]
+        return f"native, by {kernels.isa}" + (f" (here too: {', '.join(others)})" if others else "")
     if kernel == "torch" and "nf4" in served:
         return "torch (MOECLI_KERNEL=bnb gives nf4 and int8 to bitsandbytes)"
     return "bitsandbytes" if kernel == "bnb" else kernel

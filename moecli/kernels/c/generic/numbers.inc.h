@@ -2,7 +2,7 @@
 #ifndef MOECLI_NUMBERS_H
 #define MOECLI_NUMBERS_H
 
-#include "team.h"
+#include "thread_pool.inc.h"
 
 #include <math.h>
 #include <string.h>
@@ -46,11 +46,11 @@ INLINE uint16_t to_fp16(float number) {
 }
 
 /* Added to a number below 2**22 it leaves the nearest whole one, ties to even, in the lowest bits. */
-#define WHOLE 0x1.8p23f
+#define ROUND_MAGIC 0x1.8p23f
 
 #define GROUP 32  /* columns that share the scale of an activation */
-#define RECORD 40 /* bytes of such a group: 32 codes, their scale / 128, -128 times their sum */
-#define FAINT 1e-30f
+#define GROUP_BYTES 40 /* bytes of such a group: 32 codes, their scale / 128, -128 times their sum */
+#define EPS 1e-30f
 
 /* Activations of a few tokens, side by side, group after group:
    [group][token][32 codes], [group][token] scale, [group][token] start. */
@@ -61,16 +61,16 @@ static void quantise(const float *numbers, uint8_t *group, size_t tokens, size_t
         uint32_t magnitude = bits_of(numbers[i]) & 0x7fffffff;
         largest = magnitude > largest ? magnitude : largest;
     }
-    float extreme = from_bits(largest), scale = extreme / 127 / 128, inverse = 127 / extreme;
+    float absmax = from_bits(largest), scale = absmax / 127 / 128, inverse = 127 / absmax;
     int32_t sum = 0;
-    if (extreme >= FAINT && largest < 0x7f800000) {
+    if (absmax >= EPS && largest < 0x7f800000) {
         for (int i = 0; i < GROUP; i++) {
-            codes[i] = (int8_t)bits_of(numbers[i] * inverse + WHOLE);
+            codes[i] = (int8_t)bits_of(numbers[i] * inverse + ROUND_MAGIC);
             sum += codes[i];
         }
     } else {
         memset(codes, 0, GROUP);
-        scale = extreme < FAINT ? 0 : NAN; /* what is not finite stays visible */
+        scale = absmax < EPS ? 0 : NAN; /* what is not finite stays visible */
     }
     sum *= -128;
     memcpy(group + tokens * GROUP + token * 4, &scale, 4);

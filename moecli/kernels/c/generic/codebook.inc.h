@@ -1,8 +1,8 @@
 /* The nearest code of q4's codebook, by one small table. */
-#ifndef MOECLI_SEARCH_H
-#define MOECLI_SEARCH_H
+#ifndef MOECLI_CODEBOOK_H
+#define MOECLI_CODEBOOK_H
 
-#include "numbers.h"
+#include "numbers.inc.h"
 
 #define CELLS 1024 /* half a code wide, around 0: every boundary between two codes is an edge */
 

@@ -1,4 +1,4 @@
-"""Hidden states times weight matrices, plain or packed, by the fastest kernel that serves the format."""
+"""Linear layers and experts on plain or packed matrices, by the fastest kernel that serves the format."""
 
 from __future__ import annotations
 

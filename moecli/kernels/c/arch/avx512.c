@@ -1,15 +1,15 @@
-/* The tier of x86-64 with AVX-512 VNNI: 16 rows in a register, unsigned codes. */
-#include "numbers.h"
+/* The instruction set of x86-64 with AVX-512 VNNI: 16 rows in a register, unsigned codes. */
+#include "../generic/numbers.inc.h"
 
 #if !defined __AVX512VNNI__
-#error "this tier needs AVX-512 VNNI"
+#error "this instruction set needs AVX-512 VNNI"
 #endif
 
 #include <immintrin.h>
 
-#define TIER avx512
+#define ISA avx512
 #define LANES 16
-#define STRIPS 2
+#define PANELS 2
 #define TOKENS 6
 
 typedef __m512i codes; /* plus 128 */
@@ -54,7 +54,7 @@ INLINE floats add(floats total, ints sum, float activation_scale, floats scale) 
 }
 
 #define VECTOR_SEARCH
-#include "search.h"
+#include "../generic/codebook.inc.h"
 
 /* 32 cells each, as 16-bit numbers; the lower half of the group first. */
 INLINE void cells_of(const float *weights, float inverse, __m512i cells[2]) {
@@ -94,4 +94,4 @@ INLINE void q4_nibbles(const struct search *search, const float *weights, float 
         _mm256_storeu_si256((__m256i *)(nibbles + 32 * i), _mm512_cvtepi16_epi8(nearest_codes(search, cells[i])));
 }
 
-#include "tier.h"
+#include "../generic/isa.inc.h"

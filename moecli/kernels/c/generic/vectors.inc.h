@@ -1,8 +1,8 @@
-/* Sums and norms over the numbers of one token: 16 sums side by side, the same on every tier. */
+/* Sums and norms over the numbers of one token: 16 sums side by side, the same on every instruction set. */
 #ifndef MOECLI_VECTORS_H
 #define MOECLI_VECTORS_H
 
-#include "numbers.h"
+#include "numbers.inc.h"
 
 #define WIDE 16
 #define EACH_WIDE for (int lane = 0; lane < WIDE; lane++)

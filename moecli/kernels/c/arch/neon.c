@@ -1,15 +1,15 @@
-/* The tier of 64-bit Arm with the dot product instructions: 4 rows in a register, signed codes. */
-#include "numbers.h"
+/* The instruction set of 64-bit Arm with the dot product instructions: 4 rows in a register, signed codes. */
+#include "../generic/numbers.inc.h"
 
 #if !defined __ARM_FEATURE_DOTPROD || !defined __aarch64__ || defined __ARM_BIG_ENDIAN
-#error "this tier needs 64-bit Arm with dot products"
+#error "this instruction set needs 64-bit Arm with dot products"
 #endif
 
 #include <arm_neon.h>
 
-#define TIER neon
+#define ISA neon
 #define LANES 4
-#define STRIPS 1
+#define PANELS 1
 #define TOKENS 4
 
 typedef int8x16_t codes;
@@ -52,4 +52,4 @@ INLINE floats add(floats total, ints sum, float activation_scale, floats scale) 
     return vfmaq_f32(total, vmulq_n_f32(vcvtq_f32_s32(sum), activation_scale), scale);
 }
 
-#include "tier.h"
+#include "../generic/isa.inc.h"

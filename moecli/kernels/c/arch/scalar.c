@@ -1,9 +1,9 @@
-/* The tier of any machine: plain C. */
-#include "numbers.h"
+/* The instruction set of any machine: plain C. */
+#include "../generic/numbers.inc.h"
 
-#define TIER scalar
+#define ISA scalar
 #define LANES 16
-#define STRIPS 1
+#define PANELS 1
 #define TOKENS 1
 
 typedef struct {
@@ -71,4 +71,4 @@ INLINE floats add(floats total, ints sum, float activation_scale, floats scale) 
     return total;
 }
 
-#include "tier.h"
+#include "../generic/isa.inc.h"

@@ -2,12 +2,12 @@
 #ifndef MOECLI_ACTIVATION_H
 #define MOECLI_ACTIVATION_H
 
-#include "numbers.h"
+#include "numbers.inc.h"
 
 /* 2**k times a minimax polynomial of the rest, relative error 1e-7; numbers are cut at +-87. */
 INLINE float exponential(float x) {
     x = x < -87 ? -87 : x > 87 ? 87 : x;
-    float shifted = fmaf(x, 1.44269504f, WHOLE), turns = shifted - WHOLE;
+    float shifted = fmaf(x, 1.44269504f, ROUND_MAGIC), turns = shifted - ROUND_MAGIC;
     float rest = fmaf(turns, -0x1.62e4p-1f, x);
     rest = fmaf(turns, -1.42860682e-6f, rest);
     float sum = fmaf(0.0013836834f, rest, 0.008374822f);

@@ -1,14 +1,14 @@
-/* The tiers of x86-64 with AVX2, 8 rows in a register: signed codes; with AVX-VNNI unsigned ones, one instruction. */
-#include "numbers.h"
+/* The instruction sets of x86-64 with AVX2, 8 rows in a register: signed codes; with AVX-VNNI unsigned ones, one instruction. */
+#include "../generic/numbers.inc.h"
 
 #if !defined __AVX2__
-#error "this tier needs AVX2"
+#error "this instruction set needs AVX2"
 #endif
 
 #include <immintrin.h>
 
 #define LANES 8
-#define STRIPS 1
+#define PANELS 1
 #define TOKENS 4
 
 typedef __m256i codes; /* with AVX-VNNI plus 128 */
@@ -24,7 +24,7 @@ INLINE __m256i four_activations(const int8_t *x) {
 }
 
 #if defined __AVXVNNI__
-#define TIER avxvnni
+#define ISA avxvnni
 
 INLINE codes shift_up(codes line) { return _mm256_xor_si256(line, _mm256_set1_epi8((char)128)); }
 
@@ -34,7 +34,7 @@ INLINE ints dot(ints sum, codes line, const int8_t *x) {
     return _mm256_dpbusd_avx_epi32(sum, line, four_activations(x));
 }
 #else
-#define TIER avx2
+#define ISA avx2
 
 INLINE codes shift_up(codes line) { return line; }
 
@@ -74,4 +74,4 @@ INLINE floats add(floats total, ints sum, float activation_scale, floats scale) 
     return _mm256_fmadd_ps(scaled, scale, total);
 }
 
-#include "tier.h"
+#include "../generic/isa.inc.h"

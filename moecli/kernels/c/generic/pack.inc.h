@@ -1,15 +1,14 @@
 /* Quantising: the arithmetic of formats/q4.py and q8.py, rounding by rounding, so that the bytes are theirs.
 
-   A tier may bring its own q4_error and q4_nibbles (and say so by VECTOR_SEARCH). */
+   An instruction set may bring its own q4_error and q4_nibbles (and say so by VECTOR_SEARCH). */
 #ifndef MOECLI_PACK_H
 #define MOECLI_PACK_H
 
-#include "search.h"
+#include "codebook.inc.h"
 
 #define LARGEST 65504.0f /* of fp16 */
-#define STRIP 16         /* rows */
 #define WIDEST 128       /* columns of a tile */
-#define RUN 8            /* tiles of a unit of work */
+#define RUN 8            /* tiles of a task */
 
 #if !defined VECTOR_SEARCH
 INLINE int nearest_code(const struct search *search, int cell) { return (cell + search->steps[cell >> 4]) >> 9; }
@@ -44,9 +43,9 @@ static float cells_per(float scale) { return scale == 0 ? 0 : 2 / scale; }
 static float within(float number, float limit) { return number < -limit ? -limit : number > limit ? limit : number; }
 
 /* The scale tried that leaves the least error, the first of equals. */
-static float q4_best(const struct search *search, const float *weights, float extreme) {
+static float q4_best(const struct search *search, const float *weights, float absmax) {
     static const float tried[] = {0.9f, 0.94f, 0.96f, 0.98f, 1.02f, 1.06f, -1.02f, -1.08f, -1.13f, -1.18f};
-    float base = (fabsf(extreme) < FAINT ? 0 : extreme) / -127, best = INFINITY, chosen = 0;
+    float base = (fabsf(absmax) < EPS ? 0 : absmax) / -127, best = INFINITY, chosen = 0;
     for (size_t i = 0; i < sizeof tried / sizeof *tried; i++) {
         float scale = within(base * tried[i], LARGEST / 128);
         float error = (float)q4_error(search, weights, cells_per(scale)) * (scale * scale);
@@ -59,13 +58,13 @@ static float q4_best(const struct search *search, const float *weights, float ex
 }
 
 /* A group of 64 in a row of a tile: its scale, and a byte of two nibbles at every place of 8 lines. */
-static void q4_group(const struct search *search, const float *weights, float extreme, uint8_t *scale_at,
+static void q4_group(const struct search *search, const float *weights, float absmax, uint8_t *scale_at,
                      uint8_t *lines) {
     static const int8_t codes[16] = CODEBOOK;
     uint8_t nibbles[64];
     float products[64];
     int32_t squares = 0;
-    q4_nibbles(search, weights, cells_per(q4_best(search, weights, extreme)), nibbles);
+    q4_nibbles(search, weights, cells_per(q4_best(search, weights, absmax)), nibbles);
     for (int i = 0; i < 64; i++) {
         products[i] = (float)codes[nibbles[i]] * weights[i];
         squares += codes[nibbles[i]] * codes[nibbles[i]];
@@ -81,20 +80,20 @@ static void q4_group(const struct search *search, const float *weights, float ex
 }
 
 /* Weights per scale, rounded to whole codes. */
-INLINE float q8_code(float weight, float inverse) { return within(weight * inverse + WHOLE - WHOLE, 127); }
+INLINE float q8_code(float weight, float inverse) { return within(weight * inverse + ROUND_MAGIC - ROUND_MAGIC, 127); }
 
-static float q8_inverse(float scale) { return scale < FAINT ? 0 : 1 / scale; }
+static float q8_inverse(float scale) { return scale < EPS ? 0 : 1 / scale; }
 
 /* A group of 32 in a row of a tile: its scale, and 4 bytes in each of 8 lines. */
-static void q8_group(const float *weights, float extreme, uint8_t *scale_at, uint8_t *lines) {
-    float base = fabsf(extreme) / 127, best = INFINITY, chosen = base;
+static void q8_group(const float *weights, float absmax, uint8_t *scale_at, uint8_t *lines) {
+    float base = fabsf(absmax) / 127, best = INFINITY, chosen = base;
     for (int i = 0; i < 9; i++) {
         int step = (i + 1) / 2 * (i % 2 ? -1 : 1); /* 0, -1, 1, -2, 2, ... */
         float scale = within(base * (float)(1 + step / 400.0), LARGEST / 128), inverse = q8_inverse(scale);
         int32_t sum = 0;
         for (int k = 0; k < GROUP; k++) {
             float value = weights[k] * inverse;
-            int32_t distance = (int32_t)((value - q8_code(weights[k], inverse)) * 256 + WHOLE - WHOLE);
+            int32_t distance = (int32_t)((value - q8_code(weights[k], inverse)) * 256 + ROUND_MAGIC - ROUND_MAGIC);
             sum += distance * distance;
         }
         float error = (float)sum * (scale * scale);
@@ -111,7 +110,7 @@ static void q8_group(const float *weights, float extreme, uint8_t *scale_at, uin
 }
 
 /* The weight farthest from 0, the negative one of two. Integers order finite magnitudes, and others above them. */
-static float extreme_of(const float *weights, int count) {
+static float absmax_of(const float *weights, int count) {
     uint32_t largest = 0, negative = 0;
     for (int i = 0; i < count; i++) {
         uint32_t magnitude = bits_of(weights[i]) & 0x7fffffff;
@@ -125,7 +124,7 @@ static float extreme_of(const float *weights, int count) {
 struct packing {
     const struct pack *call;
     struct search search;
-    struct units units;
+    struct tasks tasks;
     size_t tile_columns, tiles, workers;
     int not_finite, too_large;
 };
@@ -148,10 +147,10 @@ INLINE void read_line(const struct pack *call, const int32_t type, int64_t from,
 }
 
 /* The weights of a tile as floats, with zeros where the matrix ends. */
-static void read_tile(const struct pack *call, size_t row, size_t column, size_t width, float tile[STRIP][WIDEST]) {
-    size_t rows = minimum(STRIP, (size_t)call->rows - row), columns = minimum(width, (size_t)call->columns - column);
-    if (rows < STRIP || columns < width)
-        memset(tile, 0, STRIP * sizeof *tile);
+static void read_tile(const struct pack *call, size_t row, size_t column, size_t width, float tile[PANEL_ROWS][WIDEST]) {
+    size_t rows = minimum(PANEL_ROWS, (size_t)call->rows - row), columns = minimum(width, (size_t)call->columns - column);
+    if (rows < PANEL_ROWS || columns < width)
+        memset(tile, 0, PANEL_ROWS * sizeof *tile);
     for (size_t r = 0; r < rows; r++) {
         int64_t from = (int64_t)(row + r) * call->row_stride + (int64_t)column * call->column_stride;
         if (call->type == FP32)
@@ -163,45 +162,45 @@ static void read_tile(const struct pack *call, size_t row, size_t column, size_t
     }
 }
 
-static void pack_tile(struct packing *packing, size_t strip, size_t tile) {
+static void pack_tile(struct packing *packing, size_t panel, size_t tile) {
     const struct pack *call = packing->call;
-    float weights[STRIP][WIDEST];
+    float weights[PANEL_ROWS][WIDEST];
     size_t size = call->format == Q4 ? Q4_TILE : Q8_TILE;
-    uint8_t *bytes = (uint8_t *)call->packed + (strip * packing->tiles + tile) * size;
+    uint8_t *bytes = (uint8_t *)call->packed + (panel * packing->tiles + tile) * size;
     int group = call->format == Q4 ? 64 : 32;
-    read_tile(call, strip * STRIP, tile * packing->tile_columns, packing->tile_columns, weights);
-    for (int row = 0; row < STRIP; row++)
+    read_tile(call, panel * PANEL_ROWS, tile * packing->tile_columns, packing->tile_columns, weights);
+    for (int row = 0; row < PANEL_ROWS; row++)
         for (int first = 0; first < (int)packing->tile_columns; first += group) {
-            float extreme = extreme_of(weights[row] + first, group);
-            if (!(fabsf(extreme) <= LARGEST)) {
-                int *problem = fabsf(extreme) < INFINITY ? &packing->too_large : &packing->not_finite;
+            float absmax = absmax_of(weights[row] + first, group);
+            if (!(fabsf(absmax) <= LARGEST)) {
+                int *problem = fabsf(absmax) < INFINITY ? &packing->too_large : &packing->not_finite;
                 __atomic_store_n(problem, 1, __ATOMIC_RELAXED);
             } else if (call->format == Q4) {
-                q4_group(&packing->search, weights[row] + first, extreme, bytes + first / 2 + 2 * row,
+                q4_group(&packing->search, weights[row] + first, absmax, bytes + first / 2 + 2 * row,
                          bytes + 64 + 8 * first + 4 * row);
             } else {
-                q8_group(weights[row], extreme, bytes + 2 * row, bytes + 32 + 4 * row);
+                q8_group(weights[row], absmax, bytes + 2 * row, bytes + 32 + 4 * row);
             }
         }
 }
 
-static void pack_units(void *argument) {
+static void pack_tasks(void *argument) {
     struct packing *packing = argument;
     size_t worker = __atomic_fetch_add(&packing->workers, 1, __ATOMIC_RELAXED);
-    size_t runs = parts(packing->tiles, RUN), unit;
-    while (take(&packing->units, &packing->call->team, worker, &unit)) {
-        size_t strip = unit / runs, first = unit % runs * RUN;
+    size_t runs = ceil_div(packing->tiles, RUN), task;
+    while (next_task(&packing->tasks, &packing->call->pool, worker, &task)) {
+        size_t panel = task / runs, first = task % runs * RUN;
         for (size_t tile = first; tile < minimum(first + RUN, packing->tiles); tile++)
-            pack_tile(packing, strip, tile);
+            pack_tile(packing, panel, tile);
     }
 }
 
-static enum outcome pack(const struct pack *call) {
+static enum status pack(const struct pack *call) {
     struct packing packing = {.call = call, .search = new_search()};
     packing.tile_columns = call->format == Q4 ? 128 : 32;
-    packing.tiles = parts((size_t)call->columns, packing.tile_columns);
-    packing.units.count = parts((size_t)call->rows, STRIP) * parts(packing.tiles, RUN);
-    run(&call->team, pack_units, &packing);
+    packing.tiles = ceil_div((size_t)call->columns, packing.tile_columns);
+    packing.tasks.count = ceil_div((size_t)call->rows, PANEL_ROWS) * ceil_div(packing.tiles, RUN);
+    run(&call->pool, pack_tasks, &packing);
     return packing.not_finite ? NOT_FINITE : packing.too_large ? TOO_LARGE : DONE;
 }
 
