@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moecli.engine.decoder import Trace
+from moecli.engine.block import Trace
 from moecli.engine.generate import Session, Timing
 from moecli.engine.sampling import Sampler, Sampling
 from moecli.text.stream import TextStream

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from moecli.engine.block import Trace
 from moecli.engine.cache import Cache
-from moecli.engine.decoder import Decoder, Trace
+from moecli.engine.decoder import Decoder
 from moecli.engine.sampling import Sampler
 from moecli.errors import MoecliError
 

@@ -62,8 +62,12 @@ class Model(Protocol):
         progress: Progress = _silent,
         device: torch.device = CPU,
         rates: Rates | None = None,
+        native: bool = True,
     ) -> Decoder:
-        """Read the weights as planned; `device` is the plan's. Its rates are measured unless they are given."""
+        """Read the weights as planned; `device` is the plan's, and its `rates` are measured unless they are given.
+
+        Unless `native`, decode steps are computed by torch as prompts are.
+        """
         ...
 
 
@@ -96,6 +100,7 @@ class CheckpointModel:
         progress: Progress = _silent,
         device: torch.device = CPU,
         rates: Rates | None = None,
+        native: bool = True,
     ) -> Decoder:
         dtype, budget = plan.memory.dtype, plan.ram.expert_bytes
         dense = checkpoint_weights(self.weights, dtype, compute_dtype(dtype, self.weights.dtype), device)
@@ -109,7 +114,7 @@ class CheckpointModel:
             experts = checkpoint_experts(self.weights, budget)
         else:
             experts = packed_experts(self.weights, dtype, budget, progress)
-        return Decoder(self.spec, dense, experts, plan.memory.context)
+        return Decoder(self.spec, dense, experts, plan.memory.context, native)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,7 @@ class StoreModel:
         progress: Progress = _silent,
         device: torch.device = CPU,
         rates: Rates | None = None,
+        native: bool = True,
     ) -> Decoder:
         dense = store_weights(self.store, device, plan.disk.dense > 0)
         experts: ExpertStore
@@ -150,7 +156,7 @@ class StoreModel:
             experts = store_experts(self.store, plan.ram.expert_bytes)
         else:
             experts = TieredExperts(self.store, plan.ram.experts, policy)
-        return Decoder(self.spec, dense, experts, plan.memory.context)
+        return Decoder(self.spec, dense, experts, plan.memory.context, native)
 
 
 def _room(plan: Plan, dense: DenseWeights) -> Room:

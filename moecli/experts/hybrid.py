@@ -67,6 +67,7 @@ class HybridExperts:
         copies: Callable[[Arena, torch.device], Copies] = copies_for,
     ) -> None:
         self._records = records
+        self.dtype = next(iter(records.values())).dtype
         size = max(record.stride for record in records.values())
         on_device, anywhere = shares(spec, room.on_device), shares(spec, room.on_device + room.in_ram)
         self._device = Arena(STAGED + sum(on_device), size, room.device)

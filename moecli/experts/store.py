@@ -47,6 +47,11 @@ class ExpertStore(Protocol):
     @property
     def statistics(self) -> Statistics: ...
 
+    @property
+    def dtype(self) -> str:
+        """The format of the experts' weights, such as "q4"."""
+        ...
+
     def arrivals(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         """Experts of a layer, in groups as they come to hand. `counts`: how many of the tokens take each."""
         ...

@@ -22,6 +22,7 @@ class TieredExperts:
 
     def __init__(self, store: PackedStore, slots: int, policy: str, readers: Readers | None = None) -> None:
         mixtures = store.spec.mixtures
+        self.dtype = store.dtype
         self._records = {layer: store.record(layer) for layer, _ in mixtures}
         self._arena = Arena(slots, max(record.stride for record in self._records.values()))
         self.statistics = Statistics(budget_bytes=slots * self._arena.size)

@@ -51,10 +51,8 @@ class Sublayer:
 def serves(sublayer: Sublayer, matrices: Iterable[Matrix]) -> bool:
     """Whether a sublayer with these matrices can be a native call: all on the CPU and in its one packed format."""
     plain = sublayer.dtype in (torch.float32, torch.bfloat16) and sublayer.before.device.type == "cpu"
-    return plain and all(
-        isinstance(each, Packed) and each.dtype == sublayer.packed and chosen(each.dtype, "cpu") == "native"
-        for each in matrices
-    )
+    native = plain and chosen(sublayer.packed, "cpu") == "native"
+    return native and all(isinstance(each, Packed) and each.dtype == sublayer.packed for each in matrices)
 
 
 def can_cut(intermediate_size: int) -> bool:
