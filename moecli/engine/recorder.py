@@ -27,7 +27,7 @@ def new_builder(name: str, spec: ModelSpec, keep_probabilities: bool = False) ->
 
 def finish(builder: TraceBuilder, spec: ModelSpec, tokenizer: Tokenizer, name: str, dtype: str) -> Trace:
     """The trace, with the text of its tokens."""
-    trace = builder.build(model=name, dtype=dtype, family=spec.family)
+    trace = builder.build(name=name, dtype=dtype, family=spec.family)
     return replace(trace, pieces=_pieces(tokenizer, set(trace.ids.tolist())))
 
 

@@ -207,7 +207,8 @@ def difference(theirs: Layout) -> str | None:
     for structure, field in [*ours, *theirs]:
         there, here = theirs.get((structure, field)), ours.get((structure, field))
         if there != here:
-            return f"{structure}{field and '.'}{field} {_place(there)}, not {_place(here)}"
+            name = f"{structure}.{field}" if field else structure
+            return f"{name} {f'has {_bytes(there)}' if there else 'is missing'}, not {_bytes(here)}"
     return None
 
 
@@ -219,5 +220,5 @@ def _fields() -> Iterator[tuple[tuple[str, str], tuple[int, int]]]:
             yield (name, field), (place.offset, place.size)
 
 
-def _place(found: tuple[int, int] | None) -> str:
-    return f"has {found[1]} bytes at {found[0]}" if found else "is missing"
+def _bytes(place: tuple[int, int] | None) -> str:
+    return f"{place[1]} bytes at {place[0]}" if place else "missing"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
@@ -36,20 +33,6 @@ def screen(found: Examination, wrong: Sequence[Problem], quiet: bool, no_color: 
         to.print(line, soft_wrap=True)
     if not wrong and not quiet:
         to.print("nothing is wrong")
-
-
-def document(found: Examination, wrong: Sequence[Problem]) -> dict[str, Any]:
-    """`doctor --json`: what was found, as it was found."""
-    facts: dict[str, Any] = _plain(asdict(found))
-    return {"schema_version": 1, **facts, "problems": [asdict(problem) for problem in wrong]}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _rows(found: Examination) -> Iterator[Row]:

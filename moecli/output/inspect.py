@@ -8,6 +8,7 @@ from rich.text import Text
 
 from moecli.checkpoint.inventory import Census
 from moecli.library.inspection import Report
+from moecli.library.resolve import Kind
 from moecli.model.params import Counts
 from moecli.model.spec import Mixture, ModelSpec, Part
 from moecli.output import tables, words
@@ -47,11 +48,6 @@ def card(to: Console, report: Report) -> None:
     tables.show(to, *parts)
 
 
-def mixture_of(spec: ModelSpec) -> Mixture | None:
-    """The first mixture: all of a model's mixtures have one router and one expert shape, or nearly."""
-    return next((layer.ffn for layer in (*spec.encoder, *spec.layers) if isinstance(layer.ffn, Mixture)), None)
-
-
 def _subtitle(report: Report) -> str:
     entry = report.entry
     names = [f"{report.spec.family} family", entry.licence if entry else None, entry.repo if entry else None]
@@ -66,9 +62,9 @@ def _provenance(report: Report) -> str:
 
 def _from(report: Report) -> str:
     at = f" at {report.revision[:12]}" if report.revision else ""
-    if report.source == "catalog" and report.entry is not None:
+    if report.source is Kind.CATALOG and report.entry is not None:
         return f"From the catalog: {_STATUS[report.entry.config_status]}; nothing was fetched."
-    if report.source == "hub":
+    if report.source is Kind.HUB:
         return f"From the Hub, {report.location}{at}: config.json and the headers of its weights."
     what = "config.json and the headers of its weights" if report.census else "a configuration without weights"
     return f"From {report.location}: {what}."
@@ -79,7 +75,7 @@ def _wrapped(text: str) -> Text:
 
 
 def _architecture(spec: ModelSpec) -> list[tuple[str, str | Text]]:
-    mixture = mixture_of(spec)
+    mixture = words.mixture_of(spec)
     rows: list[tuple[str, str | Text]] = [
         ("layers", layers(spec)),
         ("hidden size", f"{spec.hidden_size:,}"),

@@ -69,7 +69,13 @@ class Balance:
 
 def balance(counts: NDArray[Any]) -> Balance:
     """All figures of one layer's counts [E]."""
-    return Balance(**{name: float(figure(counts)) for name, figure in FIGURES.items()})
+    return _balance({name: float(figure(counts)) for name, figure in FIGURES.items()})
+
+
+def _balance(figures: Mapping[str, float]) -> Balance:
+    """`dead` is a count: whole where it was counted, a fraction where it is a mean."""
+    dead = figures["dead"]
+    return Balance(**{**figures, "dead": int(dead) if dead.is_integer() else dead})
 
 
 def overflow(counts: NDArray[Any], factor: float) -> Floats:
@@ -102,7 +108,7 @@ def noise(experts: int, active: int, tokens: int) -> Noise:
     mean["dead"] = experts * (1 - active / experts) ** tokens
     limit = {name: float(np.percentile(values, worse[name])) for name, values in runs.items()}
     dropped = tuple(float(overflow(counts, factor).mean()) for factor in OVERFLOW_FACTORS)
-    return Noise(Balance(**mean), Balance(**limit), dropped)
+    return Noise(_balance(mean), _balance(limit), dropped)
 
 
 def uniform_counts(experts: int, active: int, tokens: int, runs: int) -> Floats:

@@ -78,7 +78,7 @@ class TraceBuilder:
         self,
         pieces: Mapping[int, str] | None = None,
         *,
-        model: str = "",
+        name: str = "",
         revision: str = "",
         dtype: str = "",
         family: str = "",
@@ -98,7 +98,7 @@ class TraceBuilder:
         return Trace(
             tuple(self._layer(layer, rows, total, tokens) for layer, rows in self._layers.items()),
             ids, prompt.astype(np.uint32), domain.astype(np.uint16), generated.astype(bool), domains,
-            dict(pieces or {}), model, revision, dtype, family,
+            dict(pieces or {}), name, revision, dtype, family,
         )  # fmt: skip
 
     def _layer(self, layer: int, rows: _Layer, total: int, domain_tokens: NDArray[np.int64]) -> LayerTrace:

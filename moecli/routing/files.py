@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from moecli.errors import DiskError, MoecliError
+from moecli.errors import MoecliError
 from moecli.routing import exchange, trace_file
 from moecli.routing.trace import Trace
+from moecli.store.filesystem import unwritable
 
 _LINES = {".csv": exchange.to_csv, ".jsonl": exchange.to_jsonl}
 
@@ -38,7 +39,7 @@ def write(trace: Trace, path: Path) -> None:
         with path.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(f"{line}\n" for line in _LINES[path.suffix](trace))
     except OSError as error:
-        raise DiskError(f"cannot write the trace to {path}: {error.strerror}") from error
+        raise unwritable(path, error) from error
 
 
 def _active(lines: Iterable[str]) -> int:

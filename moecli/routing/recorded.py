@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 from moecli.formats import FORMATS
 from moecli.model.spec import ModelSpec, Scoring
-from moecli.planning.memory import estimate_memory
+from moecli.planning.memory import default_context, estimate_memory
 from moecli.planning.placement import place
 from moecli.routing.analysis import Memory
 from moecli.routing.trace import Trace
-
-_CONTEXT = 8192  # of the run that memory is for, unless the model's is shorter
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +23,7 @@ class Recorded:
 
 def described(trace: Trace, spec: ModelSpec) -> Recorded:
     """The trace of this model."""
-    context = min(spec.context_length, _CONTEXT)
+    context = default_context(spec)
     plan = place(estimate_memory(spec, trace.dtype if trace.dtype in FORMATS else "bf16", context), 0)
     memory = Memory(plan.least_ram, plan.memory.slot_bytes * len(spec.mixtures), plan.full_ram, context)
     by_itself = any(mixture.router.scoring is Scoring.SIGMOID for _, mixture in spec.mixtures)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -15,6 +16,26 @@ from moecli.routing.trace import LayerTrace, Trace
 from moecli.routing.vocabulary import Vocabulary, vocabulary
 
 _SMALL_NOISE = 0.5  # max violation by chance alone, beyond which a heatmap shows mostly luck
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The figures of one layer, measured or as a uniform router shows them, or of several layers together.
+
+    None where a figure is not known. Together: means over the layers that have it, of `dead` the sum.
+    """
+
+    entropy: float | None
+    max_violation: float | None
+    cv2: float | None
+    gini: float | None
+    dead: float
+    repeat_top1: float | None
+    repeat_any: float | None
+    mean_overlap: float | None
+    gate_entropy: float | None = None
+    auxiliary_loss: float | None = None
+    z_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +59,22 @@ class LayerReport:
     coactivation: Coactivation
     domain_distance: DomainDistance | None  # with one domain there is none
     vocabulary: Vocabulary
+
+    @property
+    def figures(self) -> Figures:
+        """As measured."""
+        measured = self.gate_entropy, self.auxiliary_loss, self.z_loss
+        return _figures(self.balance, self.repetition, *measured)
+
+    @property
+    def uniform(self) -> Figures:
+        """What a uniform router shows on average."""
+        return _figures(self.noise.mean, self.repetition_baseline.uniform, None, self.active)
+
+    @property
+    def limit(self) -> Figures:
+        """What only 1 in 20 uniform routers exceeds (entropy: falls below)."""
+        return _figures(self.noise.limit, self.repetition_baseline.limit)
 
     @property
     def utilisation(self) -> tuple[float, ...]:
@@ -72,8 +109,51 @@ class RoutingReport:
         return self.tokens - self.generated_tokens
 
     @property
+    def overall(self) -> Figures:
+        """All layers together, as measured."""
+        return _together(layer.figures for layer in self.layers)
+
+    @property
+    def overall_uniform(self) -> Figures:
+        """All layers together, as a uniform router shows them."""
+        return _together(layer.uniform for layer in self.layers)
+
+    @property
+    def domain_distance(self) -> DomainDistance | None:
+        """The mean over the layers of each pair's distance; None for one domain."""
+        found = [layer.domain_distance for layer in self.layers if layer.domain_distance is not None]
+        if not found:
+            return None
+        return DomainDistance(
+            np.mean([each.matrix for each in found], 0),
+            np.mean([each.noise for each in found], 0),
+            np.mean([each.limit for each in found], 0),
+        )
+
+    @property
     def few_tokens(self) -> bool:
+        """Whether chance alone makes an expert of some layer look hot or dead."""
         return any(layer.few_tokens for layer in self.layers)
+
+
+def _figures(
+    load: Balance, repeated: Repetition, gate_entropy: float | None = None, auxiliary_loss: float | None = None,
+    z_loss: float | None = None,
+) -> Figures:  # fmt: skip
+    return Figures(
+        load.entropy, load.max_violation, load.cv2, load.gini, load.dead, repeated.top1, repeated.any,
+        repeated.overlap, gate_entropy, auxiliary_loss, z_loss,
+    )  # fmt: skip
+
+
+def _together(layers: Iterable[Figures]) -> Figures:
+    every = list(layers)
+    known = {
+        name: [value for each in every if (value := getattr(each, name)) is not None]
+        for name in (field.name for field in fields(Figures))
+    }
+    means = {name: float(np.mean(values)) if values else None for name, values in known.items()}
+    return Figures(**{**means, "dead": sum(known["dead"])})
 
 
 def report(trace: Trace, with_replay: bool = True, adjacent_ranks: bool = False) -> RoutingReport:

@@ -137,6 +137,17 @@ def test_installed_without_a_compiler_it_says_so_in_one_line(environment, tmp_pa
         assert "; hint: reinstall moecli" in line
 
 
+@pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")
+def test_an_instruction_set_that_is_not_here(moecli):
+    result = moecli("doctor", "--json", MOECLI_ISA="abacus")
+    found = json.loads(result.stdout)
+    assert result.returncode == 1 and {"isa": None, "isas": list(library.isas())}.items() <= found["kernels"].items()
+    assert "MOECLI_ISA is 'abacus'" in [problem["what"] for problem in found["problems"]]
+    result = moecli("run", "tiny", "--dtype", "q4", "-n", "1", "The sea", MOECLI_ISA="abacus")
+    assert result.returncode == 2 and result.stdout == ""
+    assert f"hint: the instruction sets here: {', '.join(library.isas())}" in result.stderr
+
+
 def test_why_a_library_is_not_used(tmp_path):
     (tmp_path / "text.so").write_text("no library")
     assert open_library(tmp_path / "none.so") == "were not built"

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import MixtralConfig, MixtralForCausalLM
 
 import moecli
 from moecli.planning.memory import estimate_memory
@@ -20,6 +19,7 @@ from moecli.routing import files, trace_file
 from moecli.routing.published import paper
 from moecli.routing.trace import Trace, bare
 from tests.support.checkpoints import write
+from tests.support.oracle import transformers
 from tests.support.stores import packed
 
 TINY = Path(moecli.__file__).parent / "tiny"
@@ -221,11 +221,11 @@ def test_a_hint_repeats_the_folder_as_it_was_typed(moecli, tmp_path):
 
 
 def test_a_store_larger_than_the_memory_limit_is_analysed_within_it(moecli, tmp_path):
-    config = MixtralConfig(
+    config = transformers().MixtralConfig(
         vocab_size=4096, hidden_size=512, intermediate_size=512, num_hidden_layers=6, num_attention_heads=8,
         num_key_value_heads=2, num_local_experts=32, max_position_embeddings=512,
     )  # fmt: skip
-    folder = write(MixtralForCausalLM(config).bfloat16(), tmp_path / "model")
+    folder = write(transformers().MixtralForCausalLM(config).bfloat16(), tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, folder)
     store = packed(folder, tmp_path / "store", "bf16")

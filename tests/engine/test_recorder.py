@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 import moecli
 from moecli.engine import analysis
@@ -26,6 +26,9 @@ from tests.support.checkpoints import FAMILIES, make, prompt, write
 from tests.support.running import load, session
 from tests.support.stores import decoder as placed
 from tests.support.stores import packed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TINY = Path(moecli.__file__).parent / "tiny"
 TEXTS = [

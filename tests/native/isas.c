@@ -68,10 +68,17 @@ static uint8_t *packed_matrix(int last, int format, size_t rows, size_t columns,
     return expected;
 }
 
+/* gate, up or down, by number */
+static uint8_t *expert_matrix(int last, int format, size_t which, size_t intermediate_size, size_t hidden_size) {
+    if (which == 2)
+        return packed_matrix(last, format, hidden_size, intermediate_size, FP32);
+    return packed_matrix(last, format, intermediate_size, hidden_size, FP32);
+}
+
 static void try(int last, int format, size_t intermediate_size, size_t hidden_size, size_t count, int activation) {
     uint8_t *matrices[6];
     for (int i = 0; i < 6; i++)
-        matrices[i] = packed_matrix(last, format, i % 3 == 2 ? hidden_size : intermediate_size, i % 3 == 2 ? intermediate_size : hidden_size, FP32);
+        matrices[i] = expert_matrix(last, format, (size_t)i % 3, intermediate_size, hidden_size);
     float *x = numbers(count * hidden_size), *out = malloc(2 * count * (intermediate_size + hidden_size) * sizeof *out);
     void *one = NULL, *layer = NULL, *hidden = NULL;
     for (int isa = last; isa >= 0; isa--) {
@@ -121,11 +128,13 @@ static void *copy(const void *from, size_t bytes) { return memcpy(malloc(bytes),
 /* A token's attention, with every option that `variant` switches on. */
 static void try_attention(int last, int format, int type, int variant) {
     const size_t hidden_size = 72, heads = 6, shared = variant & 1 ? 1 : 3, dim = variant & 2 ? 16 : 24, rows = 600;
-    const size_t size = type == FP32 ? 4 : 2, all = (heads + 2 * shared) * dim, turned = variant & 4 ? 0 : 8;
+    const size_t size = type == FP32 ? 4 : 2, all = (heads + 2 * shared) * dim, rotary_dim = variant & 4 ? 0 : 8;
     uint8_t *qkv = packed_matrix(last, format, all, hidden_size, FP32);
     uint8_t *output = packed_matrix(last, format, hidden_size, heads * dim, FP32);
-    void *before = typed(type, hidden_size), *after = typed(type, hidden_size), *x = typed(type, hidden_size), *bias = typed(type, all);
-    void *norm = typed(type, heads * dim), *cosines = typed(type, 9 * turned + 1), *sines = typed(type, 9 * turned + 1);
+    void *before = typed(type, hidden_size), *after = typed(type, hidden_size), *x = typed(type, hidden_size);
+    void *bias = typed(type, all);
+    void *norm = typed(type, heads * dim);
+    void *cosines = typed(type, 9 * rotary_dim + 1), *sines = typed(type, 9 * rotary_dim + 1);
     void *keys = typed(type, shared * rows * dim), *values = typed(type, shared * rows * dim);
     void *expected_x = NULL, *expected_keys = NULL, *expected_values = NULL;
     for (int isa = last; isa >= 0; isa--) {
@@ -133,14 +142,20 @@ static void try_attention(int last, int format, int type, int variant) {
             continue;
         void *own = copy(x, hidden_size * size);
         void *own_keys = copy(keys, shared * rows * dim * size), *own_values = copy(values, shared * rows * dim * size);
-        struct sublayer sublayer = {{0}, type, format, variant & 1 ? LAYER : RMS, 1e-5f, 0.7f, before, variant & 2 ? after : NULL,
-                            own, (int64_t)hidden_size};
-        struct attention call = {.sublayer = sublayer, .qkv = qkv, .output = output, .heads = (int64_t)heads,
-                                 .kv_heads = (int64_t)shared, .head_dim = (int64_t)dim, .scale = 0.2f};
+        struct sublayer sublayer = {{0}, type, format, variant & 1 ? LAYER : RMS, 1e-5f, 0.7f, before, NULL, own, 0};
+        sublayer.after = variant & 2 ? after : NULL;
+        sublayer.hidden_size = (int64_t)hidden_size;
+        struct attention call = {.sublayer = sublayer,
+                                 .qkv = qkv,
+                                 .output = output,
+                                 .heads = (int64_t)heads,
+                                 .kv_heads = (int64_t)shared,
+                                 .head_dim = (int64_t)dim,
+                                 .scale = 0.2f};
         call.qkv_bias = variant & 2 ? bias : NULL, call.output_bias = variant & 4 ? after : NULL;
         call.qk_norm = variant % 3, call.q_norm = norm, call.k_norm = norm, call.interleaved = variant & 1;
         call.clip = variant & 1 ? 0.5f : 0, call.softcap = variant & 4 ? 3 : 0;
-        call.cosines = cosines, call.sines = sines, call.turned = (int64_t)turned, call.position = 8;
+        call.cosines = cosines, call.sines = sines, call.rotary_dim = (int64_t)rotary_dim, call.position = 8;
         call.keys = own_keys, call.values = own_values, call.rows = (int64_t)rows;
         call.first = variant & 1 ? 7 : 0, call.last = variant & 2 ? (int64_t)rows - 1 : 200;
         step(isa, own, &call, NULL);
@@ -155,15 +170,16 @@ static void try_attention(int last, int format, int type, int variant) {
 
 /* A token's mixture of experts: at once, and in its steps. */
 static void try_moe(int last, int format, int type, int variant) {
-    const size_t hidden_size = 72, intermediate_size = 40, experts = 12, top_k = variant & 1 ? 12 : 3, shared = variant & 2 ? 48 : 0;
-    const size_t size = type == FP32 ? 4 : 2;
+    const size_t hidden_size = 72, intermediate_size = 40, experts = 12, top_k = variant & 1 ? 12 : 3;
+    const size_t shared = variant & 2 ? 48 : 0, size = type == FP32 ? 4 : 2;
     uint8_t *matrices[36], *always[3];
     for (size_t i = 0; i < 36; i++)
-        matrices[i] = packed_matrix(last, format, i % 3 == 2 ? hidden_size : intermediate_size, i % 3 == 2 ? intermediate_size : hidden_size, FP32);
+        matrices[i] = expert_matrix(last, format, i % 3, intermediate_size, hidden_size);
     for (size_t i = 0; i < 3; i++)
-        always[i] = packed_matrix(last, format, i == 2 ? hidden_size : 48, i == 2 ? 48 : hidden_size, FP32);
+        always[i] = expert_matrix(last, format, i, 48, hidden_size);
     void *before = typed(type, hidden_size), *x = typed(type, hidden_size), *gate = typed(type, hidden_size);
-    float *router = numbers(experts * hidden_size), *bias = numbers(experts), *topk_weights = malloc(top_k * sizeof *topk_weights);
+    float *router = numbers(experts * hidden_size), *bias = numbers(experts);
+    float *topk_weights = malloc(top_k * sizeof *topk_weights);
     float *normed = malloc(hidden_size * sizeof *normed), *logits = malloc(experts * sizeof *logits);
     float *outputs = malloc((top_k + 1) * hidden_size * sizeof *outputs);
     int64_t *topk_ids = malloc(top_k * sizeof *topk_ids);
@@ -177,12 +193,21 @@ static void try_moe(int last, int format, int type, int variant) {
         for (int steps = 0; steps < 2; steps++) {
             void *own = copy(x, hidden_size * size);
             struct sublayer sublayer = {{0}, type, format, RMS, 1e-5f, 1, before, NULL, own, (int64_t)hidden_size};
-            struct moe call = {.sublayer = sublayer, .intermediate_size = (int64_t)intermediate_size, .shared_intermediate_size = (int64_t)shared,
-                                   .activation = variant % 4, .shared_activation = SILU, .normed = normed,
-                                   .logits = logits, .topk_weights = topk_weights, .outputs = outputs, .topk_ids = topk_ids};
-            call.router = (struct router){router, variant & 4 ? bias : NULL, (int64_t)experts, (int64_t)top_k,
-                                          variant & 1 ? 1 : 4, variant & 1 ? 1 : 2, variant % 3, variant >> 2 & 1,
-                                          (float)(variant % 3), 1e-6f, 1.5f};
+            struct moe call = {.sublayer = sublayer,
+                               .intermediate_size = (int64_t)intermediate_size,
+                               .shared_intermediate_size = (int64_t)shared,
+                               .activation = variant % 4,
+                               .shared_activation = SILU,
+                               .normed = normed,
+                               .logits = logits,
+                               .topk_weights = topk_weights,
+                               .outputs = outputs,
+                               .topk_ids = topk_ids};
+            struct router rule = {.weights = router, .bias = variant & 4 ? bias : NULL, .experts = (int64_t)experts};
+            rule.top_k = (int64_t)top_k, rule.n_group = variant & 1 ? 1 : 4, rule.topk_group = variant & 1 ? 1 : 2;
+            rule.scoring = variant % 3, rule.group_score = variant >> 2 & 1;
+            rule.norm_power = (float)(variant % 3), rule.norm_epsilon = 1e-6f, rule.scaling = 1.5f;
+            call.router = rule;
             call.matrices = (const void *const *)matrices;
             memcpy(call.shared, always, sizeof always);
             call.shared_gate = variant & 4 ? gate : NULL;
@@ -192,8 +217,8 @@ static void try_moe(int last, int format, int type, int variant) {
                 for (size_t i = 0; i < 3 * top_k; i++)
                     list[i] = matrices[3 * (size_t)topk_ids[i / 3] + i % 3];
                 struct tokens input = {normed, FP32, 1, (int64_t)hidden_size};
-                struct feed_forward feed = {{0}, format, call.activation, input, list, (int64_t)top_k, (int64_t)intermediate_size,
-                                            outputs};
+                struct feed_forward feed = {{0}, format, call.activation, input, list, 0, 0, outputs};
+                feed.experts = (int64_t)top_k, feed.intermediate_size = (int64_t)intermediate_size;
                 moecli_feed_forward(isa, &feed);
                 moecli_combine(isa, &call);
             } else

@@ -10,10 +10,10 @@ import pytest
 from rich.cells import cell_len
 
 from moecli.errors import UsageError
+from moecli.output.json.routing_report import document
 from moecli.output.routing import View
 from moecli.output.routing.shades import BLOCKS, glyph, position
 from moecli.routing.analysis import Analysis, analyse
-from moecli.routing.document import document
 from moecli.routing.trace import Trace
 from tests.support import reports as samples
 from tests.support.screens import FOLDER, GOLDEN, TERMINALS, Screen, shown

@@ -38,7 +38,7 @@ def recorded(keep: bool = True) -> Trace:
                 order = np.argsort(-shares, 1)[:, :active]
                 builder.record(layer, order, np.take_along_axis(shares, order, 1), 5 * shares, np.full(size, 2.0))
             seed += 1
-    return builder.build({0: "a", 7: "\n…"}, model="tiny", revision="abc", dtype="bf16", family="mixtral")
+    return builder.build({0: "a", 7: "\n…"}, name="tiny", revision="abc", dtype="bf16", family="mixtral")
 
 
 def assert_equal(one: Trace, other: Trace, exact: bool = True) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
 
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
+from tests.support.oracle import transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 VOCABULARY = 97
 _BASE = {
@@ -63,9 +63,9 @@ def make(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     for key, value in changes.items():
         nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
         settings[key] = settings[key] | value if nested else value
-    config = getattr(transformers, f"{stem}Config")(**settings)
+    config = getattr(transformers(), f"{stem}Config")(**settings)
     config._attn_implementation = "eager"
-    model = getattr(transformers, f"{stem}ForCausalLM")(config).eval()
+    model = getattr(transformers(), f"{stem}ForCausalLM")(config).eval()
     _randomise(model, torch.Generator().manual_seed(seed))
     return model
 

@@ -1,4 +1,4 @@
-/* The public functions: the instruction sets of this library that this processor can run, and the calls by their number. */
+/* The public functions: which instruction sets of this library the processor can run, and the calls by their number. */
 #include "layout.h"
 
 #if defined __x86_64__
@@ -72,9 +72,7 @@ PUBLIC const char *moecli_isa(int index) {
 
 PUBLIC int moecli_linear(int isa, const struct linear *call) { return isas[isa].isa->linear(call); }
 
-PUBLIC int moecli_feed_forward(int isa, const struct feed_forward *call) {
-    return isas[isa].isa->feed_forward(call);
-}
+PUBLIC int moecli_feed_forward(int isa, const struct feed_forward *call) { return isas[isa].isa->feed_forward(call); }
 
 PUBLIC int moecli_gated(int isa, const struct feed_forward *call) { return isas[isa].isa->gated(call); }
 

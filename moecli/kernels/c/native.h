@@ -67,8 +67,8 @@ enum qk_norm { NO_NORM, ALL_HEADS, EACH_HEAD };
 enum scoring { SOFTMAX, SIGMOID, SOFTMAX_OF_TOPK };
 enum group_score { LARGEST, SUM_OF_TWO };
 
-/* Attention or feed-forward of a block for one token: x += multiplier * after(something(before(x))). `type` is that of x and of all weights
-   that are not packed, FP32 or BF16; `after` may be NULL. */
+/* Attention or feed-forward of a block for one token: x += multiplier * after(something(before(x))). `type` is that of
+   x and of all weights that are not packed, FP32 or BF16; `after` may be NULL. */
 struct sublayer {
     struct thread_pool pool;
     int32_t type, format, norm;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -15,7 +14,7 @@ from moecli.output.routing.heat import domain_name
 from moecli.output.routing.heatmap import number
 from moecli.output.routing.words import visible
 from moecli.routing.analysis import Analysis
-from moecli.routing.report import LayerReport
+from moecli.routing.report import LayerReport, RoutingReport
 
 _FIXED = 62  # columns of the table of figures without its sparklines
 _NARROW = 41  # the same without the furthest layer
@@ -78,29 +77,29 @@ def blocks(to: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) ->
     return parts
 
 
-def domains(to: Console, routing: dict[str, Any]) -> list[RenderableType]:
-    """Distances between domains beside their noise, and what they say."""
-    found = routing["domain_distance"]
-    names = [domain_name(domain) for domain in found["domains"]]
+def domains(to: Console, report: RoutingReport) -> list[RenderableType]:
+    """Distances between domains beside their noise, and what they say; nothing for one domain."""
+    if (found := report.domain_distance) is None:
+        return []
+    names = [domain_name(domain) for domain in report.domains]
     rows = []
-    for i, (name, values, limits) in enumerate(zip(names, found["matrix"], found["limit"], strict=True)):
+    for i, (name, values, limits) in enumerate(zip(names, found.matrix, found.limit, strict=True)):
         pairs = enumerate(zip(values, limits, strict=True))
         rows.append([name, *("- " if i == j else f"{v:.3f}{'*' if v > edge else ' '}" for j, (v, edge) in pairs)])
-    highest = max(value for row in found["noise"] for value in row)
-    chance = f"By lot alone up to {highest:.3f}; * is beyond 19 in 20 lots."
-    return [*blocks(to, ["distance, bit", *names], rows), Text(f"{specialisation(routing)} {chance}")]
+    chance = f"By lot alone up to {found.noise.max():.3f}; * is beyond 19 in 20 lots."
+    return [*blocks(to, ["distance, bit", *names], rows), Text(f"{specialisation(report)} {chance}")]
 
 
-def specialisation(routing: dict[str, Any]) -> str:
+def specialisation(report: RoutingReport) -> str:
     """One sentence: whether domains load the experts differently."""
-    rows = routing["domain_distance"]["layers"]
-    beyond = [row for row in rows if row["beyond_noise"]]
+    rows = [(layer.layer, layer.domain_distance) for layer in report.layers]
+    beyond = [(layer, distance) for layer, distance in rows if distance is not None and distance.beyond_noise]
     if not beyond:
         return "The domains load the experts alike: no layer differs by more than chance explains."
-    most = max(beyond, key=lambda row: float(row["mean"]))
+    layer, most = max(beyond, key=lambda row: row[1].mean)
     return (
         f"The experts specialise by domain, beyond chance in {len(beyond)} of {len(rows)} layers; most in layer "
-        f"{most['layer']}: {most['mean']:.3f} bit where chance gives {most['noise']:.3f}."
+        f"{layer}: {most.mean:.3f} bit where chance gives {most.noise_mean:.3f}."
     )
 
 

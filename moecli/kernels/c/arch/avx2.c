@@ -1,4 +1,4 @@
-/* The instruction sets of x86-64 with AVX2, 8 rows in a register: signed codes; with AVX-VNNI unsigned ones, one instruction. */
+/* x86-64 with AVX2, 8 rows in a register: signed codes; with AVX-VNNI unsigned ones, one instruction a line. */
 #include "../generic/numbers.inc.h"
 
 #if !defined __AVX2__

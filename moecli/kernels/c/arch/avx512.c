@@ -1,4 +1,4 @@
-/* The instruction set of x86-64 with AVX-512 VNNI: 16 rows in a register, unsigned codes. */
+/* x86-64 with AVX-512 VNNI: 16 rows in a register, unsigned codes. */
 #include "../generic/numbers.inc.h"
 
 #if !defined __AVX512VNNI__

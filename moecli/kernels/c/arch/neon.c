@@ -1,4 +1,4 @@
-/* The instruction set of 64-bit Arm with the dot product instructions: 4 rows in a register, signed codes. */
+/* 64-bit Arm with the dot product instructions: 4 rows in a register, signed codes. */
 #include "../generic/numbers.inc.h"
 
 #if !defined __ARM_FEATURE_DOTPROD || !defined __aarch64__ || defined __ARM_BIG_ENDIAN

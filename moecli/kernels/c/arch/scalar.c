@@ -1,4 +1,4 @@
-/* The instruction set of any machine: plain C. */
+/* Any machine: plain C. */
 #include "../generic/numbers.inc.h"
 
 #define ISA scalar
@@ -27,20 +27,25 @@ INLINE ints start(int32_t value) {
 }
 
 INLINE ints dot(ints sum, codes line, const int8_t *x) {
-    EACH_COLUMN EACH_LANE sum.at[i] += (int16_t)line.at[b][i] * (int16_t)x[b];
+    EACH_COLUMN
+        EACH_LANE
+            sum.at[i] += (int16_t)line.at[b][i] * (int16_t)x[b];
     return sum;
 }
 
 INLINE void q4_codes(const uint8_t *line, codes *low, codes *high) {
-    EACH_LANE EACH_COLUMN {
-        low->at[b][i] = codebook[line[4 * i + b] & 15];
-        high->at[b][i] = codebook[line[4 * i + b] >> 4];
-    }
+    EACH_LANE
+        EACH_COLUMN {
+            low->at[b][i] = codebook[line[4 * i + b] & 15];
+            high->at[b][i] = codebook[line[4 * i + b] >> 4];
+        }
 }
 
 INLINE codes q8_codes(const uint8_t *line) {
     codes result;
-    EACH_LANE EACH_COLUMN result.at[b][i] = (int8_t)line[4 * i + b];
+    EACH_LANE
+        EACH_COLUMN
+            result.at[b][i] = (int8_t)line[4 * i + b];
     return result;
 }
 
@@ -54,7 +59,8 @@ INLINE void store_codes(uint8_t *bytes, codes line) { memcpy(bytes, &line, sizeo
 
 INLINE floats scales(const uint8_t *line) {
     floats result;
-    EACH_LANE result.at[i] = from_fp16((uint16_t)(line[2 * i] | line[2 * i + 1] << 8));
+    EACH_LANE
+        result.at[i] = from_fp16((uint16_t)(line[2 * i] | line[2 * i + 1] << 8));
     return result;
 }
 
@@ -67,7 +73,8 @@ INLINE floats load(const float *numbers) {
 INLINE void store(float *numbers, floats result) { memcpy(numbers, &result, sizeof result); }
 
 INLINE floats add(floats total, ints sum, float activation_scale, floats scale) {
-    EACH_LANE total.at[i] = fmaf((float)sum.at[i] * activation_scale, scale.at[i], total.at[i]);
+    EACH_LANE
+        total.at[i] = fmaf((float)sum.at[i] * activation_scale, scale.at[i], total.at[i]);
     return total;
 }
 

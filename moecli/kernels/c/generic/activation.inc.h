@@ -22,9 +22,7 @@ INLINE float exponential(float x) {
 INLINE float silu(float x) { return x / (1 + exponential(-x)); }
 
 /* x (1 + tanh(u)) / 2 is x / (1 + exp(-2 u)) */
-INLINE float gelu_tanh(float x) {
-    return x / (1 + exponential(-1.59576912f * fmaf(0.044715f * x * x, x, x)));
-}
+INLINE float gelu_tanh(float x) { return x / (1 + exponential(-1.59576912f * fmaf(0.044715f * x * x, x, x))); }
 
 /* erfc(z) = t f(t) exp(-z z), t = 1 / (1 + 0.4 z): f fitted for z up to 10, relative error 1e-7 */
 INLINE float gelu(float x) {
@@ -45,7 +43,10 @@ INLINE float relu(float x) { return x < 0 ? 0 : x; }
 
 /* hidden = activation(gate) * up, for 32 numbers */
 static void activate(enum activation activation, const float *gate, const float *up, float *hidden) {
-#define EACH(f) for (int i = 0; i < GROUP; i++) hidden[i] = f(gate[i]) * up[i]; break
+#define EACH(f)                                                                                                        \
+    for (int i = 0; i < GROUP; i++)                                                                                    \
+        hidden[i] = f(gate[i]) * up[i];                                                                                \
+    break
     switch (activation) {
     case SILU: EACH(silu);
     case GELU: EACH(gelu);

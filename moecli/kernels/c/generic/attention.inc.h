@@ -23,7 +23,8 @@ static void attend_task(const struct attention_job *job, size_t task) {
     const struct attention *call = job->call;
     int32_t type = call->sublayer.type;
     size_t dim = (size_t)call->head_dim, group = (size_t)(call->heads / call->kv_heads), size = type == FP32 ? 4 : 2;
-    size_t head = task / job->blocks, from = task % job->blocks * KEY_BLOCK, count = minimum(KEY_BLOCK, job->seen - from);
+    size_t head = task / job->blocks, from = task % job->blocks * KEY_BLOCK;
+    size_t count = minimum(KEY_BLOCK, job->seen - from);
     size_t offset = (head * (size_t)call->rows + (size_t)call->first + from) * dim * size;
     const char *keys = (const char *)call->keys + offset, *values = (const char *)call->values + offset;
     const float *query = job->queries + head * group * dim;
@@ -37,7 +38,8 @@ static void attend_task(const struct attention_job *job, size_t task) {
             scores[key] = score;
             largest = score > largest ? score : largest;
         }
-        for (size_t key = 0; key < count; key++) scores[key] = exponential(scores[key] - largest);
+        for (size_t key = 0; key < count; key++)
+            scores[key] = exponential(scores[key] - largest);
         memset(partial, 0, dim * sizeof *partial);
         for (size_t key = 0; key < count; key++) {
             sum += scores[key];
@@ -51,7 +53,8 @@ static void attend_task(const struct attention_job *job, size_t task) {
 static void attend(void *argument) {
     struct attention_job *job = argument;
     size_t worker = __atomic_fetch_add(&job->workers, 1, __ATOMIC_RELAXED), task;
-    while (next_task(&job->tasks, job->pool, worker, &task)) attend_task(job, task);
+    while (next_task(&job->tasks, job->pool, worker, &task))
+        attend_task(job, task);
 }
 
 /* mixed [heads, head_dim]: the blocks of each head together. */
@@ -60,9 +63,9 @@ static void merge(const struct attention_job *job, float *mixed) {
     size_t dim = (size_t)call->head_dim, group = (size_t)(call->heads / call->kv_heads);
     for (size_t head = 0; head < (size_t)call->heads; head++, mixed += dim) {
         float largest = -INFINITY, sum = 0;
-        const float *first = job->partials + (head / group * job->blocks * group + head % group) * partial_size(call), *partial;
         size_t step = group * partial_size(call);
-        partial = first;
+        const float *first = job->partials + (head / group * job->blocks * group + head % group) * partial_size(call);
+        const float *partial = first;
         for (size_t block = 0; block < job->blocks; block++, partial += step)
             largest = partial[dim] > largest ? partial[dim] : largest;
         memset(mixed, 0, dim * sizeof *mixed);
@@ -72,7 +75,8 @@ static void merge(const struct attention_job *job, float *mixed) {
             sum = fmaf(factor, partial[dim + 1], sum);
             add_to(mixed, factor, partial, FP32, dim);
         }
-        for (size_t i = 0; i < dim; i++) mixed[i] /= sum;
+        for (size_t i = 0; i < dim; i++)
+            mixed[i] /= sum;
     }
 }
 
@@ -104,7 +108,8 @@ static void rotate(const struct attention *call, float *restrict head, const flo
 static void rotate_and_cache(const struct attention *call, float *qkv, float *angles) {
     const struct sublayer *sublayer = &call->sublayer;
     size_t dim = (size_t)call->head_dim, heads = (size_t)call->heads, kv_heads = (size_t)call->kv_heads;
-    size_t size = sublayer->type == FP32 ? 4 : 2, rotary_dim = (size_t)call->rotary_dim, all = (heads + 2 * kv_heads) * dim;
+    size_t size = sublayer->type == FP32 ? 4 : 2, rotary_dim = (size_t)call->rotary_dim;
+    size_t all = (heads + 2 * kv_heads) * dim;
     float *keys = qkv + heads * dim, *values = keys + kv_heads * dim;
     if (call->clip > 0 && call->qk_norm == NO_NORM)
         clip(qkv, all, call->clip);
@@ -112,14 +117,17 @@ static void rotate_and_cache(const struct attention *call, float *qkv, float *an
         normalise(RMS, sublayer->eps, call->q_norm, sublayer->type, qkv, heads * dim);
         normalise(RMS, sublayer->eps, call->k_norm, sublayer->type, keys, kv_heads * dim);
     }
-    for (size_t head = 0; call->qk_norm == EACH_HEAD && head < heads + kv_heads; head++)
-        normalise(RMS, sublayer->eps, head < heads ? call->q_norm : call->k_norm, sublayer->type, qkv + head * dim, dim);
+    for (size_t head = 0; call->qk_norm == EACH_HEAD && head < heads + kv_heads; head++) {
+        const void *norm = head < heads ? call->q_norm : call->k_norm;
+        normalise(RMS, sublayer->eps, norm, sublayer->type, qkv + head * dim, dim);
+    }
     if (call->clip > 0 && call->qk_norm != NO_NORM)
         clip(qkv, all, call->clip);
     size_t row = (size_t)call->position * rotary_dim * size;
     load_numbers(angles, (const char *)call->cosines + row, sublayer->type, rotary_dim);
     load_numbers(angles + rotary_dim, (const char *)call->sines + row, sublayer->type, rotary_dim);
-    for (size_t head = 0; head < heads + kv_heads; head++) rotate(call, qkv + head * dim, angles, angles + rotary_dim);
+    for (size_t head = 0; head < heads + kv_heads; head++)
+        rotate(call, qkv + head * dim, angles, angles + rotary_dim);
     for (size_t head = 0; head < kv_heads; head++) {
         row = (head * (size_t)call->rows + (size_t)call->last) * dim * size;
         store_numbers((char *)call->keys + row, sublayer->type, keys + head * dim, dim);

@@ -17,7 +17,7 @@
 
 #include "numbers.inc.h"
 
-#define TASK_ROWS 32      /* rows of a task: two panels, and one group of the next matrix */
+#define TASK_ROWS 32 /* rows of a task: two panels, and one group of the next matrix */
 #define LINE 64      /* bytes of 4 columns of a panel */
 #define UNPACKED 576 /* bytes of a group of a panel in a buffer: 8 lines and 16 scales */
 #define CHUNK 16     /* groups in a buffer at once */
@@ -48,7 +48,8 @@ INLINE void begin(counts sums, const uint8_t *group, const int vectors, const in
     EACH_TOKEN {
         int32_t value;
         memcpy(&value, group + tokens * (GROUP + 4) + t * 4, 4);
-        EACH_VECTOR sums[v][t] = start(value);
+        EACH_VECTOR
+            sums[v][t] = start(value);
     }
 }
 
@@ -57,7 +58,8 @@ INLINE void finish(totals sums, counts group_sums, const uint8_t *group, const f
     EACH_TOKEN {
         float value;
         memcpy(&value, group + tokens * GROUP + t * 4, 4);
-        EACH_VECTOR sums[v][t] = add(sums[v][t], group_sums[v][t], value, scale[v]);
+        EACH_VECTOR
+            sums[v][t] = add(sums[v][t], group_sums[v][t], value, scale[v]);
     }
 }
 
@@ -70,15 +72,17 @@ INLINE void q4_pair(const uint8_t *scale_line, const uint8_t *lines, const uint8
     floats scale[VECTORS];
     begin(low, group, vectors, tokens);
     begin(high, second, vectors, tokens);
-    for (int j = 0; j < 8; j++) EACH_VECTOR {
-        codes first, last;
-        q4_codes(lines + j * LINE + v * LANES * 4, &first, &last);
-        EACH_TOKEN {
-            low[v][t] = dot(low[v][t], first, (const int8_t *)group + t * GROUP + 4 * j);
-            high[v][t] = dot(high[v][t], last, (const int8_t *)second + t * GROUP + 4 * j);
+    for (int j = 0; j < 8; j++)
+        EACH_VECTOR {
+            codes first, last;
+            q4_codes(lines + j * LINE + v * LANES * 4, &first, &last);
+            EACH_TOKEN {
+                low[v][t] = dot(low[v][t], first, (const int8_t *)group + t * GROUP + 4 * j);
+                high[v][t] = dot(high[v][t], last, (const int8_t *)second + t * GROUP + 4 * j);
+            }
         }
-    }
-    EACH_VECTOR scale[v] = scales(scale_line + v * LANES * 2);
+    EACH_VECTOR
+        scale[v] = scales(scale_line + v * LANES * 2);
     finish(sums, low, group, scale, vectors, tokens);
     finish(sums, high, second, scale, vectors, tokens);
 }
@@ -89,38 +93,45 @@ INLINE void q8_group_sums(const uint8_t *tile, const uint8_t *group, totals sums
     counts group_sums;
     floats scale[VECTORS];
     begin(group_sums, group, vectors, tokens);
-    for (int j = 0; j < 8; j++) EACH_VECTOR {
-        codes line = q8_codes(tile + 32 + j * LINE + v * LANES * 4);
-        EACH_TOKEN group_sums[v][t] = dot(group_sums[v][t], line, (const int8_t *)group + t * GROUP + 4 * j);
-    }
-    EACH_VECTOR scale[v] = scales(tile + v * LANES * 2);
+    for (int j = 0; j < 8; j++)
+        EACH_VECTOR {
+            codes line = q8_codes(tile + 32 + j * LINE + v * LANES * 4);
+            EACH_TOKEN
+                group_sums[v][t] = dot(group_sums[v][t], line, (const int8_t *)group + t * GROUP + 4 * j);
+        }
+    EACH_VECTOR
+        scale[v] = scales(tile + v * LANES * 2);
     finish(sums, group_sums, group, scale, vectors, tokens);
 }
 
 /* 32 columns of PANELS panels in a buffer. */
-INLINE void buffered_group(const uint8_t *buffer, size_t stride, const uint8_t *group, totals sums,
-                           const int tokens) {
+INLINE void buffered_group(const uint8_t *buffer, size_t stride, const uint8_t *group, totals sums, const int tokens) {
     const int vectors = PANELS * VECTORS;
     counts group_sums;
     floats scale[PANELS * VECTORS];
     begin(group_sums, group, vectors, tokens);
     for (int j = 0; j < 8; j++) {
         codes line[PANELS * VECTORS];
-        EACH_VECTOR line[v] = load_codes(buffer + v / VECTORS * stride + j * LINE + v % VECTORS * LANES * 4);
-        EACH_TOKEN EACH_VECTOR group_sums[v][t] =
-            dot(group_sums[v][t], line[v], (const int8_t *)group + t * GROUP + 4 * j);
+        EACH_VECTOR
+            line[v] = load_codes(buffer + v / VECTORS * stride + j * LINE + v % VECTORS * LANES * 4);
+        EACH_TOKEN
+            EACH_VECTOR
+                group_sums[v][t] = dot(group_sums[v][t], line[v], (const int8_t *)group + t * GROUP + 4 * j);
     }
-    EACH_VECTOR scale[v] = load((const float *)(buffer + v / VECTORS * stride + 8 * LINE) + v % VECTORS * LANES);
+    EACH_VECTOR
+        scale[v] = load((const float *)(buffer + v / VECTORS * stride + 8 * LINE) + v % VECTORS * LANES);
     finish(sums, group_sums, group, scale, vectors, tokens);
 }
 
 /* out [tokens, 32] += groups of a panel, or of PANELS panels in a buffer. `stride` is from panel to panel there. */
-INLINE void sweep(const int kind, const uint8_t *packed, size_t stride, size_t groups, const uint8_t *group,
-                  float *out, const int tokens) {
+INLINE void sweep(const int kind, const uint8_t *packed, size_t stride, size_t groups, const uint8_t *group, float *out,
+                  const int tokens) {
     const int vectors = kind == BUFFERED ? PANELS * VECTORS : VECTORS;
     const size_t step = (size_t)tokens * GROUP_BYTES;
     totals sums;
-    EACH_TOKEN EACH_VECTOR sums[v][t] = load(out + t * TASK_ROWS + v * LANES);
+    EACH_TOKEN
+        EACH_VECTOR
+            sums[v][t] = load(out + t * TASK_ROWS + v * LANES);
     if (kind == Q4) {
         for (; groups; groups -= 4, packed += Q4_TILE, group += 4 * step) {
             q4_pair(packed, packed + 64, group, sums, tokens);
@@ -133,7 +144,9 @@ INLINE void sweep(const int kind, const uint8_t *packed, size_t stride, size_t g
         for (; groups; groups--, packed += UNPACKED, group += step)
             buffered_group(packed, stride, group, sums, tokens);
     }
-    EACH_TOKEN EACH_VECTOR store(out + t * TASK_ROWS + v * LANES, sums[v][t]);
+    EACH_TOKEN
+        EACH_VECTOR
+            store(out + t * TASK_ROWS + v * LANES, sums[v][t]);
 }
 
 INLINE void unpack_scales(const uint8_t *scale_line, uint8_t *buffer) {
@@ -185,12 +198,15 @@ KERNELS(1)
 #if TOKENS == 1
 #define NAMES(kind) {NAME(kind, 1)}
 #else
-KERNELS(2) KERNELS(3) KERNELS(4)
+KERNELS(2)
+KERNELS(3)
+KERNELS(4)
 #define FOUR(kind) NAME(kind, 1), NAME(kind, 2), NAME(kind, 3), NAME(kind, 4)
 #if TOKENS == 4
 #define NAMES(kind) {FOUR(kind)}
 #else
-KERNELS(5) KERNELS(6)
+KERNELS(5)
+KERNELS(6)
 #define NAMES(kind) {FOUR(kind), NAME(kind, 5), NAME(kind, 6)}
 #endif
 #endif

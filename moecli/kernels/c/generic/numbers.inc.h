@@ -48,7 +48,7 @@ INLINE uint16_t to_fp16(float number) {
 /* Added to a number below 2**22 it leaves the nearest whole one, ties to even, in the lowest bits. */
 #define ROUND_MAGIC 0x1.8p23f
 
-#define GROUP 32  /* columns that share the scale of an activation */
+#define GROUP 32       /* columns that share the scale of an activation */
 #define GROUP_BYTES 40 /* bytes of such a group: 32 codes, their scale / 128, -128 times their sum */
 #define EPS 1e-30f
 

@@ -147,8 +147,10 @@ INLINE void read_line(const struct pack *call, const int32_t type, int64_t from,
 }
 
 /* The weights of a tile as floats, with zeros where the matrix ends. */
-static void read_tile(const struct pack *call, size_t row, size_t column, size_t width, float tile[PANEL_ROWS][WIDEST]) {
-    size_t rows = minimum(PANEL_ROWS, (size_t)call->rows - row), columns = minimum(width, (size_t)call->columns - column);
+static void read_tile(const struct pack *call, size_t row, size_t column, size_t width,
+                      float tile[PANEL_ROWS][WIDEST]) {
+    size_t rows = minimum(PANEL_ROWS, (size_t)call->rows - row);
+    size_t columns = minimum(width, (size_t)call->columns - column);
     if (rows < PANEL_ROWS || columns < width)
         memset(tile, 0, PANEL_ROWS * sizeof *tile);
     for (size_t r = 0; r < rows; r++) {

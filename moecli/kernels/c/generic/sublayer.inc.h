@@ -22,8 +22,9 @@ static void end_sublayer(const struct sublayer *sublayer, float *out) {
 
 /* out [rows] = packed [rows, columns] times numbers, plus a bias if there is one */
 static enum status multiply(const struct sublayer *sublayer, const void *packed, const void *bias, const float *numbers,
-                             size_t columns, float *out, size_t rows) {
-    struct linear call = {sublayer->pool, sublayer->format, {numbers, FP32, 1, (int64_t)columns}, packed, (int64_t)rows, out};
+                            size_t columns, float *out, size_t rows) {
+    struct tokens token = {numbers, FP32, 1, (int64_t)columns};
+    struct linear call = {sublayer->pool, sublayer->format, token, packed, (int64_t)rows, out};
     enum status status = linear(&call);
     if (bias)
         add_to(out, 1, bias, sublayer->type, rows);

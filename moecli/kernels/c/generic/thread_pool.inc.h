@@ -35,7 +35,9 @@ static int next_task(struct tasks *tasks, const struct thread_pool *pool, size_t
     return 0;
 }
 
-static int single_threaded(const struct thread_pool *pool) { return pool->threads < 2 || !pool->parallel || !pool->barrier; }
+static int single_threaded(const struct thread_pool *pool) {
+    return pool->threads < 2 || !pool->parallel || !pool->barrier;
+}
 
 static void run(const struct thread_pool *pool, void (*work)(void *), void *job) {
     if (single_threaded(pool))

@@ -1,4 +1,4 @@
-"""`inspect --json`: the keys of the command-line contract."""
+"""`inspect --json`: what a model is, in numbers and in words."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from decimal import Decimal
 from typing import Any
 
 from moecli.library.inspection import Report
+from moecli.library.resolve import Kind
 from moecli.model.params import Counts
 from moecli.model.spec import MLA, Attention, FeedForward, GroupedQuery, Mixture, ModelSpec, Part, Router
 from moecli.output import words
-from moecli.output.inspect import mixture_of
+from moecli.output.json import SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
 # Always there, so that a script need not ask; the rarer parts stand beside them where a model has them.
 _PARTS = (
     Part.EMBEDDING, Part.ATTENTION, Part.ROUTER, Part.ROUTED_EXPERTS, Part.SHARED_EXPERTS, Part.DENSE_FFN, Part.NORMS,
@@ -27,11 +27,11 @@ def document(report: Report, reference: Report) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "model": report.model,
-        "source": report.source,
+        "source": report.source.value,
         "location": report.location,
         "revision": report.revision,
-        "config_status": report.entry.config_status if report.entry and report.source == "catalog" else None,
-        "repository": report.entry.repo if report.entry else report.location if report.source == "hub" else None,
+        "config_status": report.entry.config_status if report.entry and report.source is Kind.CATALOG else None,
+        "repository": report.entry.repo if report.entry else report.location if report.source is Kind.HUB else None,
         "licence": report.entry.licence if report.entry else None,
         "family": spec.family,
         "runnable": report.runnable,
@@ -43,7 +43,7 @@ def document(report: Report, reference: Report) -> dict[str, Any]:
         "context_length": spec.context_length,
         "tied_embeddings": spec.tied_embeddings,
         "attention": _attention(spec),
-        "router": _router(mixture_of(spec)),
+        "router": _router(words.mixture_of(spec)),
         "experts": _experts(spec, counts),
         "parameters": _parameters(counts),
         **_published(report),
@@ -117,7 +117,7 @@ def _router(mixture: Mixture | None) -> dict[str, Any]:
 
 
 def _experts(spec: ModelSpec, counts: Counts) -> dict[str, Any]:
-    mixture = mixture_of(spec)
+    mixture = words.mixture_of(spec)
     dense = next((layer.ffn for layer in spec.layers if isinstance(layer.ffn, FeedForward)), None)
     width = mixture.expert.intermediate_size if mixture else dense.intermediate_size if dense else 0
     return {

@@ -1,4 +1,4 @@
-"""The report of a trace as the `routing` object of `inspect --routing --json`."""
+"""A routing report as plain data: the figures of each layer beside a uniform router's, domains, pairs, cache."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from moecli.routing.balance import OVERFLOW_FACTORS, Balance
+from moecli.routing.balance import OVERFLOW_FACTORS
+from moecli.routing.domains import DomainDistance
 from moecli.routing.repetition import Repetition
 from moecli.routing.replay import Replay, Verdict
-from moecli.routing.report import LayerReport, RoutingReport
+from moecli.routing.report import Figures, LayerReport, RoutingReport
 
 _OVERALL = (
     "entropy", "max_violation", "cv2", "gini", "repeat_top1", "repeat_any", "mean_overlap", "gate_entropy",
@@ -22,8 +23,7 @@ _OVERALL = (
 def document(
     analysed: RoutingReport, bytes_per_slot: int | None = None, with_coactivation: bool = False
 ) -> dict[str, Any]:
-    """The `routing` object of `inspect --routing --json`. `bytes_per_slot`: one expert in each layer."""
-    layers = [_layer_document(layer, analysed.domains) for layer in analysed.layers]
+    """`bytes_per_slot`: one expert in each layer. `with_coactivation` adds the shares of all pairs, [E, E] a layer."""
     result: dict[str, Any] = {
         "tokens": analysed.tokens,
         "prompt_tokens": analysed.prompt_tokens,
@@ -31,23 +31,23 @@ def document(
         "prompts": analysed.prompts,
         "domains": dict(zip(analysed.domains, analysed.domain_tokens, strict=True)),
         "few_tokens": analysed.few_tokens,
-        "layers": layers,
-        "overall": _overall(layers),
+        "layers": [_layer(layer, analysed.domains) for layer in analysed.layers],
+        "overall": {**_overall(analysed.overall), "baseline": _overall(analysed.overall_uniform)},
     }
-    if analysed.layers[0].domain_distance is not None:
-        result["domain_distance"] = _distance_document(analysed)
+    if (distance := analysed.domain_distance) is not None:
+        result["domain_distance"] = _domain_distance(analysed, distance)
     if with_coactivation:
         result["coactivation"] = [
             {"layer": layer.layer, "shares": np.round(layer.coactivation.shares, 4).tolist()}
             for layer in analysed.layers
         ]
     if analysed.replay is not None and analysed.verdict is not None:
-        result["cache"] = _cache_document(analysed.replay, analysed.verdict, bytes_per_slot)
+        result["cache"] = _cache(analysed.replay, analysed.verdict, bytes_per_slot)
     finite: dict[str, Any] = _finite(result)
     return finite
 
 
-def _layer_document(layer: LayerReport, domains: tuple[str, ...]) -> dict[str, Any]:
+def _layer(layer: LayerReport, domains: tuple[str, ...]) -> dict[str, Any]:
     repeated, expected = layer.repetition, layer.repetition_baseline
     pairs, words = layer.coactivation, layer.vocabulary
     return {
@@ -55,19 +55,19 @@ def _layer_document(layer: LayerReport, domains: tuple[str, ...]) -> dict[str, A
         "experts": layer.experts,
         "active": layer.active,
         "counts": layer.counts,
-        **_balance_document(layer.balance),
-        **_repetition_document(repeated),
+        **asdict(layer.balance),
+        **_repetition(repeated),
         "baseline": {
-            **_balance_document(layer.noise.mean),
-            **_repetition_document(expected.uniform),
+            **asdict(layer.noise.mean),
+            **_repetition(expected.uniform),
             "repeat_top1_by_load": expected.top1_by_load,
             "overflow": _by_factor(layer.noise.overflow),
             "auxiliary_loss": layer.active,
             "coactivation": pairs.baseline,
         },
         "limit": {  # what 1 in 20 uniform routers exceeds (entropy: falls below)
-            **_balance_document(layer.noise.limit),
-            **_repetition_document(expected.limit),
+            **asdict(layer.noise.limit),
+            **_repetition(expected.limit),
             "coactivation": pairs.limit,
         },
         "dead_chance": layer.dead_chance,
@@ -86,14 +86,7 @@ def _layer_document(layer: LayerReport, domains: tuple[str, ...]) -> dict[str, A
     }
 
 
-def _balance_document(figures: Balance) -> dict[str, float]:
-    """`dead` is a count: whole where it was counted, a mean where it was simulated."""
-    numbers = asdict(figures)
-    dead = numbers["dead"]
-    return numbers | {"dead": int(dead) if float(dead).is_integer() else dead}
-
-
-def _repetition_document(figures: Repetition) -> dict[str, float | None]:
+def _repetition(figures: Repetition) -> dict[str, float | None]:
     return {"repeat_top1": figures.top1, "repeat_any": figures.any, "mean_overlap": figures.overlap}
 
 
@@ -101,29 +94,17 @@ def _by_factor(shares: tuple[float, ...]) -> dict[str, float]:
     return {str(factor): share for factor, share in zip(OVERFLOW_FACTORS, shares, strict=True)}
 
 
-def _overall(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the layers that have the figure; `dead` is the sum."""
-
-    def means(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-        known = {name: [row[name] for row in rows if row.get(name) is not None] for name in _OVERALL}
-        return {name: float(np.mean(values)) if values else None for name, values in known.items()}
-
-    baselines = [layer["baseline"] for layer in layers]
-    return {
-        **means(layers),
-        "dead": sum(layer["dead"] for layer in layers),
-        "baseline": {**means(baselines), "dead": sum(baseline["dead"] for baseline in baselines)},
-    }
+def _overall(figures: Figures) -> dict[str, float | None]:
+    return {**{name: getattr(figures, name) for name in _OVERALL}, "dead": figures.dead}
 
 
-def _distance_document(analysed: RoutingReport) -> dict[str, Any]:
-    distances = [layer.domain_distance for layer in analysed.layers if layer.domain_distance is not None]
+def _domain_distance(analysed: RoutingReport, mean: DomainDistance) -> dict[str, Any]:
     return {
         "unit": "bit",
         "domains": analysed.domains,
-        "matrix": np.mean([distance.matrix for distance in distances], 0).tolist(),
-        "noise": np.mean([distance.noise for distance in distances], 0).tolist(),
-        "limit": np.mean([distance.limit for distance in distances], 0).tolist(),
+        "matrix": mean.matrix.tolist(),
+        "noise": mean.noise.tolist(),
+        "limit": mean.limit.tolist(),
         "layers": [
             {
                 "layer": layer.layer,
@@ -131,12 +112,13 @@ def _distance_document(analysed: RoutingReport) -> dict[str, Any]:
                 "noise": distance.noise_mean,
                 "beyond_noise": distance.beyond_noise,
             }
-            for layer, distance in zip(analysed.layers, distances, strict=True)
+            for layer in analysed.layers
+            if (distance := layer.domain_distance) is not None
         ],
     }
 
 
-def _cache_document(result: Replay, judged: Verdict, bytes_per_slot: int | None) -> dict[str, Any]:
+def _cache(result: Replay, judged: Verdict, bytes_per_slot: int | None) -> dict[str, Any]:
     def in_bytes(slots: int) -> int | None:
         return None if bytes_per_slot is None else slots * bytes_per_slot
 

@@ -1,12 +1,14 @@
-"""An analysis as the `routing` object of `inspect --routing --json`."""
+"""`inspect --routing --json`: the model, where it is named, and what its router did."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Any
 
+from moecli.library.inspection import Report, dense_reference
+from moecli.output.json import SCHEMA_VERSION, inspect, routing_report
+from moecli.planning import machine
 from moecli.routing.analysis import Analysis, Comparison
-from moecli.routing.document import document
 from moecli.routing.published import (
     REPETITION_LAYERS,
     REPETITION_SOURCE,
@@ -19,10 +21,20 @@ from moecli.routing.published import (
 _MOST_PAIRS = 2**17  # 32 layers of 64 experts: more would be most of the document
 
 
-def analysis_document(analysis: Analysis, layers: Collection[int] | None = None) -> dict[str, Any]:
+def document(analysis: Analysis, layers: Collection[int] | None = None, report: Report | None = None) -> dict[str, Any]:
+    """`report`: of the model, as `inspect --json` shows it; None where a trace alone is named."""
+    found = {"routing": routing(analysis, layers) | {"peak_rss_bytes": machine.peak_rss()}}
+    if report is not None:
+        return inspect.document(report, dense_reference([report])) | found
+    trace = analysis.trace
+    about = {"schema_version": SCHEMA_VERSION, "model": trace.model or None, "family": trace.family or None}
+    return about | found
+
+
+def routing(analysis: Analysis, layers: Collection[int] | None = None) -> dict[str, Any]:
     """Rows of `layers` only; everything else is of all layers."""
     pairs = sum(experts**2 for experts in analysis.experts)
-    result = document(analysis.report, analysis.bytes_per_slot, with_coactivation=pairs <= _MOST_PAIRS)
+    result = routing_report.document(analysis.report, analysis.bytes_per_slot, with_coactivation=pairs <= _MOST_PAIRS)
     for place, row in enumerate(result["layers"]):
         row["overflow"] = {f"{each.factor:g}": each.dropped[place] for each in analysis.capacity}
         row["baseline"]["overflow"] = {f"{each.factor:g}": each.baseline[place] for each in analysis.capacity}
@@ -48,7 +60,7 @@ def analysis_document(analysis: Analysis, layers: Collection[int] | None = None)
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
     agreed = comparison.agreement
-    other = document(comparison.report)
+    other = routing_report.document(comparison.report)
     return {
         "name": comparison.name,
         "reason": comparison.reason,
