@@ -15,12 +15,12 @@ from moecli.engine.weights import DenseWeights, checkpoint_weights, store_weight
 from moecli.errors import UsageError
 from moecli.experts import disk
 from moecli.experts.arena import CPU
-from moecli.experts.hybrid import HybridExperts, Room
+from moecli.experts.gpu_offloaded import HybridExperts, Room
+from moecli.experts.offloaded import TieredExperts
 from moecli.experts.policies import DEFAULT
 from moecli.experts.rates import Rates
 from moecli.experts.resident import checkpoint_experts, packed_experts, store_experts, write_record
 from moecli.experts.store import ExpertStore
-from moecli.experts.tiered import TieredExperts
 from moecli.model.spec import ModelSpec
 from moecli.planning.placement import Plan
 from moecli.store import manifest

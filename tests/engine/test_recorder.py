@@ -20,7 +20,7 @@ from moecli.engine.recorder import Recorder, SurveyRecorder, Text, new_builder
 from moecli.engine.router import Routing
 from moecli.engine.sampling import Sampler, Sampling, SamplingOptions
 from moecli.errors import MoecliError, NotEnoughMemory
-from moecli.experts.tiered import TieredExperts
+from moecli.experts.offloaded import TieredExperts
 from moecli.library.resolve import Kind, ModelRef
 from moecli.routing.prompts import Prompt, bundled
 from moecli.routing.trace import Trace

@@ -18,10 +18,10 @@ from moecli.engine.load import open_model
 from moecli.engine.weights import store_weights
 from moecli.experts.arena import CPU, Arena
 from moecli.experts.copies import Copies, Parts, copies_for
-from moecli.experts.hybrid import HybridExperts, Room
-from moecli.experts.places import Place, Places
+from moecli.experts.gpu_offloaded import HybridExperts, Room
 from moecli.experts.policies import POLICIES
 from moecli.experts.rates import Pace, Rates, cheaper, split
+from moecli.experts.slot_map import Place, Places
 from moecli.store import expert_record
 from moecli.store.packed import PackedStore
 from tests.support.checkpoints import make, prompt, write

@@ -13,9 +13,9 @@ import torch
 from moecli.engine.decoder import Decoder
 from moecli.engine.weights import store_weights
 from moecli.errors import CheckpointError
+from moecli.experts.offloaded import TieredExperts
 from moecli.experts.policies import POLICIES
 from moecli.experts.readers import Landing, Range, Readers
-from moecli.experts.tiered import TieredExperts
 from moecli.formats import FORMATS
 from moecli.planning.memory import estimate_memory
 from moecli.planning.placement import place

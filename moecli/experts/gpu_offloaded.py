@@ -15,10 +15,10 @@ from moecli.experts.arena import Arena
 from moecli.experts.copies import Copies, Parts, copies_for
 from moecli.experts.disk import Disk
 from moecli.experts.pieces import PiecewiseExpert, as_expert
-from moecli.experts.places import Found, Place, Places
 from moecli.experts.policies import POLICIES
 from moecli.experts.rates import Rates, cheaper, measure, split
 from moecli.experts.readers import Landing, Readers
+from moecli.experts.slot_map import Found, Place, Places
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.kernels.blocking import STAGED
 from moecli.kernels.linear import Expert, Matrix, Packed
