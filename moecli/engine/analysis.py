@@ -12,7 +12,7 @@ from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Session, Timing
 from moecli.engine.load import Progress
 from moecli.engine.loaded import LoadedModel, OpenedModel
-from moecli.engine.recorder import Recorder, SurveyRecorder, Text, finish, new_builder
+from moecli.engine.recorder import LayerwiseRecorder, Recorder, Text, finish, new_builder
 from moecli.engine.sampling import Sampler
 from moecli.errors import UsageError
 from moecli.kernels.blocking import BUCKET, CHUNK
@@ -57,7 +57,7 @@ def record(
         steps = _generate(opened.load(plan, progress), config, texts, builder)
     else:
         plan = opened.choose(lambda dtype: fit_layerwise(spec, dtype, most, total, opened.ram, streams, opened.vram))
-        steps = _survey(opened.decoder(plan, progress), plan.memory.chunk, texts, builder)
+        steps = _layerwise(opened.decoder(plan, progress), plan.memory.chunk, texts, builder)
     for done in steps:
         watch(done, total)
     return described(finish(builder, spec, opened.tokenizer, opened.name, plan.memory.dtype), spec)
@@ -89,12 +89,12 @@ def _shares(texts: Sequence[tuple[str, Sequence[int]]], limit: int | None) -> di
     return shares
 
 
-def _survey(decoder: Decoder, together: int, texts: Sequence[Text], builder: TraceBuilder) -> Iterator[int]:
+def _layerwise(decoder: Decoder, together: int, texts: Sequence[Text], builder: TraceBuilder) -> Iterator[int]:
     """Yields the tokens done after each group of at most `together` tokens."""
     done = 0
     for group in _groups(texts, together):
-        recorder = SurveyRecorder(decoder.spec, builder, group)
-        decoder.survey([torch.tensor(text.ids) for text in group], CHUNK, recorder)
+        recorder = LayerwiseRecorder(decoder.spec, builder, group)
+        decoder.layerwise_prefill([torch.tensor(text.ids) for text in group], CHUNK, recorder)
         done += sum(len(text.ids) for text in group)
         yield done
 

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from moecli.engine.attention import GroupedQueryAttention, LatentAttention, Scratch
 from moecli.engine.cache import LayerCache
-from moecli.engine.layers import Rotation, normalise
+from moecli.engine.layers import RotaryEmbedding, normalise
 from moecli.engine.router import Routing, route
 from moecli.engine.weights import LayerWeights
-from moecli.experts.store import ExpertStore, mix
+from moecli.experts.store import ExpertStore, moe_forward
 from moecli.kernels.blocking import CHUNK
 from moecli.kernels.linear import feed_forward
 from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec
 
 
-class Trace(Protocol):
+class RoutingObserver(Protocol):
     """Whoever wants to see the routing."""
 
     generated: bool  # whether the tokens to come were generated; the session says so
@@ -40,34 +40,34 @@ class Block:
         spec: ModelSpec,
         index: int,
         weights: LayerWeights,
-        rotation: Rotation,
+        rotary: RotaryEmbedding,
         scratch: Scratch,
         experts: ExpertStore,
     ) -> None:
         self._spec, self._index, self._weights, self._experts = spec, index, weights, experts
         attention, self._ffn = spec.layers[index].attention, spec.layers[index].ffn
         self._attention = (
-            GroupedQueryAttention(attention, weights, rotation, scratch, spec.norm_eps)
+            GroupedQueryAttention(attention, weights, rotary, scratch, spec.norm_eps)
             if isinstance(attention, GroupedQuery)
-            else LatentAttention(attention, weights, rotation, scratch)
+            else LatentAttention(attention, weights, rotary, scratch)
         )
 
-    def forward(self, x: Tensor, cache: LayerCache, trace: Trace | None) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache, observer: RoutingObserver | None) -> Tensor:
         """x [T, D] -> [T, D]; the tokens are appended to `cache`."""
-        return self.feed_forward(self.attend(x, cache), trace)
+        return self.feed_forward(self.attend(x, cache), observer)
 
     def attend(self, x: Tensor, cache: LayerCache) -> Tensor:
         """x [T, D] -> [T, D]: each token sees itself and those before it, in `cache` too."""
         return x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache))
 
-    def feed_forward(self, x: Tensor, trace: Trace | None) -> Tensor:
+    def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> Tensor:
         """x [T, D] -> [T, D]: each token by itself."""
         normed = self._norm("ffn_norm", x)
         if not isinstance(self._ffn, Mixture):
             return x + self._branch("ffn", self._mlp("", normed, self._ffn))
         routing = self.route(normed, self._ffn)
-        if trace is not None:
-            trace.record(self._index, routing)
+        if observer is not None:
+            observer.record(self._index, routing)
         return x + self._branch("ffn", self.moe_forward(normed, self._ffn, routing))
 
     def route(self, x: Tensor, mixture: Mixture) -> Routing:
@@ -76,7 +76,9 @@ class Block:
 
     def moe_forward(self, x: Tensor, mixture: Mixture, routing: Routing) -> Tensor:
         """What the selected experts, and the shared one, make of normed x [T, D]: [T, D]."""
-        out = mix(self._experts, self._index, mixture.expert.activation, x, routing.chosen, routing.weights)
+        out = moe_forward(
+            self._experts, self._index, mixture.expert.activation, x, routing.topk_ids, routing.topk_weights
+        )
         if mixture.shared is None:
             return out
         for tokens, sums in zip(x.split(CHUNK), out.split(CHUNK), strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moecli.engine.answer import Answer, Request, pieces
-from moecli.engine.block import Trace as RoutingObserver
+from moecli.engine.block import RoutingObserver
 from moecli.engine.generate import Session
 from moecli.engine.loaded import LoadedModel, OpenedModel
 from moecli.engine.recorder import Recorder, finish

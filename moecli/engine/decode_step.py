@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from moecli.engine.block import Block, Trace
+from moecli.engine.block import Block, RoutingObserver
 from moecli.engine.cache import LayerCache
-from moecli.engine.layers import Rotation
+from moecli.engine.layers import RotaryEmbedding
 from moecli.engine.router import Routing
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, each_output
@@ -21,9 +21,15 @@ class NativeLayer:
     """One layer of a decode step: a native call for each sublayer, and its block's torch where there is none."""
 
     def __init__(
-        self, spec: ModelSpec, index: int, weights: LayerWeights, rotation: Rotation, experts: ExpertStore, block: Block
+        self,
+        spec: ModelSpec,
+        index: int,
+        weights: LayerWeights,
+        rotary: RotaryEmbedding,
+        experts: ExpertStore,
+        block: Block,
     ) -> None:
-        self._index, self._rotation, self._experts, self._block = index, rotation, experts, block
+        self._index, self._rotary, self._experts, self._block = index, rotary, experts, block
         ffn = spec.layers[index].ffn
         self._mixture = ffn if isinstance(ffn, Mixture) else None
         self.attention = attention_sublayer(spec, index, weights)
@@ -43,22 +49,22 @@ class NativeLayer:
         self.reserve(cache)
         return self._attention_call(x)
 
-    def feed_forward(self, x: Tensor, trace: Trace | None) -> Tensor:
+    def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> Tensor:
         """x [1, D] -> [1, D], perhaps the same tensor."""
         if self.moe is None:
-            return self._block.feed_forward(x, trace)
+            return self._block.feed_forward(x, observer)
         if self.moe.resident:
             self._moe_call(x)
-            self.record_resident(trace)
+            self.record_resident(observer)
         else:
-            self.route(self.moe, x, trace)
+            self.route(self.moe, x, observer)
             self.moe_forward(self.moe, x)
         return x
 
-    def route(self, moe: MoeSublayer, x: Tensor, trace: Trace | None) -> None:
+    def route(self, moe: MoeSublayer, x: Tensor, observer: RoutingObserver | None) -> None:
         """Select experts for x [1, D]."""
         moe.route(x)
-        self._record(moe, trace)
+        self._record(moe, observer)
 
     def moe_forward(self, moe: MoeSublayer, x: Tensor) -> None:
         """Add to x [1, D] what the store's selected experts, and the shared one, make of it."""
@@ -70,17 +76,17 @@ class NativeLayer:
     def reserve(self, cache: LayerCache) -> None:
         """Make room in `cache` for the token that comes next."""
         assert self.attention is not None
-        self.attention.reserve(self._rotation.tables, cache.length, cache.buffers, cache.extend())
+        self.attention.reserve(self._rotary.tables, cache.length, cache.buffers, cache.extend())
 
-    def record_resident(self, trace: Trace | None) -> None:
+    def record_resident(self, observer: RoutingObserver | None) -> None:
         """A native call has taken a token through resident experts: count and show which."""
         if self._mixture is not None and self.moe is not None:
             self._experts.statistics.hits += self.moe.topk_ids.shape[1]
-            self._record(self.moe, trace)
+            self._record(self.moe, observer)
 
-    def _record(self, moe: MoeSublayer, trace: Trace | None) -> None:
-        if trace is not None:
-            trace.record(self._index, Routing(moe.topk_ids.clone(), moe.topk_weights.clone(), moe.logits.clone()))
+    def _record(self, moe: MoeSublayer, observer: RoutingObserver | None) -> None:
+        if observer is not None:
+            observer.record(self._index, Routing(moe.topk_ids.clone(), moe.topk_weights.clone(), moe.logits.clone()))
 
 
 class DecodeStep:
@@ -93,19 +99,19 @@ class DecodeStep:
         resident = single_call and all(layer.resident for layer in layers)
         self._call = DecodeStepCall([(layer.attention, layer.moe) for layer in layers]) if resident else None
 
-    def forward(self, x: Tensor, caches: Sequence[LayerCache], trace: Trace | None) -> Tensor:
+    def forward(self, x: Tensor, caches: Sequence[LayerCache], observer: RoutingObserver | None) -> Tensor:
         """x [T, D] -> [T, D], perhaps the same tensor; the tokens are appended to each layer's cache."""
         assert x.shape[0] <= self.max_tokens
         layers = list(zip(self._layers, caches, strict=True))
         if self._call is None:
             for layer, cache in layers:
-                x = layer.feed_forward(layer.attend(x, cache), trace)
+                x = layer.feed_forward(layer.attend(x, cache), observer)
             return x
         for layer, cache in layers:
             layer.reserve(cache)
         self._call(x)
         for layer, _ in layers:
-            layer.record_resident(trace)
+            layer.record_resident(observer)
         return x
 
 

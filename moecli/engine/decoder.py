@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moecli.engine.attention import Scratch
-from moecli.engine.block import Block, Trace
+from moecli.engine.block import Block, RoutingObserver
 from moecli.engine.cache import Cache, LayerCache
 from moecli.engine.decode_step import DecodeStep, NativeLayer
-from moecli.engine.layers import Rotation, normalise
+from moecli.engine.layers import RotaryEmbedding, normalise
 from moecli.engine.weights import DenseWeights
 from moecli.experts.store import ExpertStore
 from moecli.kernels.blocking import BUCKET
@@ -32,13 +32,13 @@ class Decoder:
         self.experts = experts
         self._outside, self._embedding = dense.outside, dense.embed
         self.dtype, self.device = dense.dtype, dense.device
-        self._rotations: dict[Rope, Rotation] = {
-            layer.attention.rope: Rotation(layer.attention.rope, positions, self.dtype, self.device)
+        self._rotary: dict[Rope, RotaryEmbedding] = {
+            layer.attention.rope: RotaryEmbedding(layer.attention.rope, positions, self.dtype, self.device)
             for layer in spec.layers
         }
         scratch = Scratch()
-        rotations = [self._rotations[layer.attention.rope] for layer in spec.layers]
-        layers = list(zip(range(len(spec.layers)), dense.layers, rotations, strict=True))
+        rotary_of_layer = [self._rotary[layer.attention.rope] for layer in spec.layers]
+        layers = list(zip(range(len(spec.layers)), dense.layers, rotary_of_layer, strict=True))
         self._blocks = [Block(spec, *layer, scratch, experts) for layer in layers]
         self.decode_step: DecodeStep | None = None
         if native:
@@ -51,16 +51,16 @@ class Decoder:
     def new_cache(self, capacity: int, chunk: int) -> Cache:
         return Cache(self.spec, capacity, chunk, self.dtype, self.device)
 
-    def forward(self, ids: Tensor, cache: Cache, trace: Trace | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache, observer: RoutingObserver | None = None) -> Tensor:
         """Feed `ids` [T] after what `cache` holds, chunk by chunk; returns the last chunk's normed states [t, D]."""
         with torch.inference_mode():
-            for rotation in self._rotations.values():
-                rotation.prepare(cache.length + len(ids))
+            for rotary in self._rotary.values():
+                rotary.prepare(cache.length + len(ids))
             for part in ids.to(self.device).split(cache.chunk):
-                states = self._chunk(part, cache, trace)
+                states = self._chunk(part, cache, observer)
             return normalise(states, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps)
 
-    def survey(self, texts: Sequence[Tensor], chunk: int, trace: Trace) -> None:
+    def layerwise_prefill(self, texts: Sequence[Tensor], chunk: int, observer: RoutingObserver) -> None:
         """Route every token of several texts [T], each from its own start, asking for each expert once per layer.
 
         All hidden states are kept from layer to layer. Only the routed experts see more than `chunk` tokens at a time.
@@ -74,26 +74,26 @@ class Decoder:
                 cache = LayerCache(layer.attention, rows, self.dtype, self.device)
                 for text in x.split([len(text) for text in texts]):
                     cache.clear()
-                    self._rotations[layer.attention.rope].prepare(len(text))
+                    self._rotary[layer.attention.rope].prepare(len(text))
                     for part in text.split(chunk):
                         # As many rows for many lengths: the library compiles and keeps a product for each shape.
                         padded = F.pad(part, (0, 0, 0, -len(part) % bucket))
                         part.copy_(block.attend(padded, cache)[: len(part)])
                 for part in x.split(len(x) if isinstance(layer.ffn, Mixture) else chunk):
-                    part.copy_(block.feed_forward(part, trace))
+                    part.copy_(block.feed_forward(part, observer))
 
     def _embed(self, ids: Tensor) -> Tensor:
         x = self._embedding(ids)  # [t, D]
         return x if self.spec.embedding_multiplier == 1 else x * self.spec.embedding_multiplier
 
-    def _chunk(self, ids: Tensor, cache: Cache, trace: Trace | None) -> Tensor:
-        if trace is not None:
-            trace.tokens(ids)
+    def _chunk(self, ids: Tensor, cache: Cache, observer: RoutingObserver | None) -> Tensor:
+        if observer is not None:
+            observer.tokens(ids)
         x = self._embed(ids)
         if self.decode_step and len(ids) <= self.decode_step.max_tokens:
-            return self.decode_step.forward(x, cache.layers, trace)
+            return self.decode_step.forward(x, cache.layers, observer)
         for block, layer_cache in zip(self._blocks, cache.layers, strict=True):
-            x = block.forward(x, layer_cache, trace)
+            x = block.forward(x, layer_cache, observer)
         return x
 
     def logits(self, states: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from moecli.engine.weights import DenseWeights, checkpoint_weights, store_weight
 from moecli.errors import UsageError
 from moecli.experts import disk
 from moecli.experts.arena import CPU
-from moecli.experts.gpu_offloaded import HybridExperts, Room
-from moecli.experts.offloaded import TieredExperts
+from moecli.experts.gpu_offloaded import Capacity, GpuOffloadedExperts
+from moecli.experts.offloaded import OffloadedExperts
 from moecli.experts.policies import DEFAULT
 from moecli.experts.rates import Rates
 from moecli.experts.resident import checkpoint_experts, packed_experts, store_experts, write_record
@@ -107,9 +107,9 @@ class CheckpointModel:
         experts: ExpertStore
         if plan.device.dense and self.spec.mixtures:
             records = layer_records(self.spec, dtype)
-            hybrid = HybridExperts(self.spec, records, _room(plan, dense), policy, rates=rates)
-            hybrid.fill(lambda *place: write_record(self.weights, records, *place), progress)
-            experts = hybrid
+            offloaded = GpuOffloadedExperts(self.spec, records, _capacity(plan, dense), policy, rates=rates)
+            offloaded.fill(lambda *place: write_record(self.weights, records, *place), progress)
+            experts = offloaded
         elif self.weights.experts_are(dtype):
             experts = checkpoint_experts(self.weights, budget)
         else:
@@ -151,16 +151,18 @@ class StoreModel:
         experts: ExpertStore
         if plan.device.dense and self.spec.mixtures:
             records = self.store.layout.records
-            experts = HybridExperts(self.spec, records, _room(plan, dense), policy, store=self.store, rates=rates)
+            experts = GpuOffloadedExperts(
+                self.spec, records, _capacity(plan, dense), policy, store=self.store, rates=rates
+            )
         elif plan.fits:
             experts = store_experts(self.store, plan.ram.expert_bytes)
         else:
-            experts = TieredExperts(self.store, plan.ram.experts, policy)
+            experts = OffloadedExperts(self.store, plan.ram.experts, policy)
         return Decoder(self.spec, dense, experts, plan.memory.context, native)
 
 
-def _room(plan: Plan, dense: DenseWeights) -> Room:
-    return Room(dense.device, dense.dtype, plan.device.experts, plan.ram.experts)
+def _capacity(plan: Plan, dense: DenseWeights) -> Capacity:
+    return Capacity(dense.device, dense.dtype, plan.device.experts, plan.ram.experts)
 
 
 def open_model(folder: Path) -> CheckpointModel | StoreModel:

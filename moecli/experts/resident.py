@@ -33,7 +33,7 @@ class ResidentExperts:
         self._experts = {layer: mixture.router.experts for layer, mixture in spec.mixtures}
         self._found: dict[tuple[int, int], Expert | Streamed] = {}
 
-    def arrivals(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
+    def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         """See ExpertStore."""
         self.statistics.hits += len(counts)
         yield [(expert, self._expert(layer, expert)) for expert in counts]

@@ -16,11 +16,11 @@ from moecli.engine.chat import Conversation, GenerationConfig
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Timing
 from moecli.engine.loaded import LoadOptions, OpenedModel, open_for_run
-from moecli.engine.recorder import Recorder, SurveyRecorder, Text, new_builder
+from moecli.engine.recorder import LayerwiseRecorder, Recorder, Text, new_builder
 from moecli.engine.router import Routing
 from moecli.engine.sampling import Sampler, Sampling, SamplingOptions
 from moecli.errors import MoecliError, NotEnoughMemory
-from moecli.experts.offloaded import TieredExperts
+from moecli.experts.offloaded import OffloadedExperts
 from moecli.library.resolve import Kind, ModelRef
 from moecli.routing.prompts import Prompt, bundled
 from moecli.routing.trace import Trace
@@ -62,7 +62,9 @@ def one_by_one(decoder: Decoder, texts: Sequence[Text], chunk: int = 256, count:
 
 def together(decoder: Decoder, texts: Sequence[Text], chunk: int = 256) -> Trace:
     builder = new_builder("model", decoder.spec, keep_probabilities=True)
-    decoder.survey([torch.tensor(text.ids) for text in texts], chunk, SurveyRecorder(decoder.spec, builder, texts))
+    decoder.layerwise_prefill(
+        [torch.tensor(text.ids) for text in texts], chunk, LayerwiseRecorder(decoder.spec, builder, texts)
+    )
     return builder.build()
 
 
@@ -142,7 +144,7 @@ def test_each_expert_is_read_once_per_layer_and_memory_changes_no_choice(family:
     store = packed(write(make(family), tmp_path / "model"), tmp_path / "store")
     everything = together(placed(store, None), TEXTS)
     decoder = placed(store, 2)
-    assert isinstance(decoder.experts, TieredExperts)
+    assert isinstance(decoder.experts, OffloadedExperts)
     trace = together(decoder, TEXTS)
     same(trace, everything)
     used = sum(int((layer.counts() > 0).sum()) for layer in trace.layers)
