@@ -69,10 +69,8 @@ class GpuOffloadedExperts:
         self._records = records
         self.dtype = next(iter(records.values())).dtype
         size = max(record.stride for record in records.values())
-        on_device, anywhere = (
-            slots_per_layer(spec, capacity.on_device),
-            slots_per_layer(spec, capacity.on_device + capacity.in_ram),
-        )
+        on_device = slots_per_layer(spec, capacity.on_device)
+        anywhere = slots_per_layer(spec, capacity.on_device + capacity.in_ram)
         self._device = Arena(STAGED + sum(on_device), size, capacity.device)
         self._ram = Arena(sum(anywhere) - sum(on_device), size, pinned=capacity.device.type != "cpu")
         self._copies = copies(self._device, capacity.device)

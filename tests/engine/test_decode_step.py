@@ -1,4 +1,4 @@
-"""A token that comes alone: the native calls do what the operators do, for every family and placement."""
+"""A decode step: the native calls do what the operators do, for every family and placement."""
 
 from __future__ import annotations
 
