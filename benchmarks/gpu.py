@@ -92,7 +92,7 @@ def links(card: Card) -> Iterator[Row]:
     """Bytes per second to and from the card by size of a record: pinned as moecli does it, as torch does it, not."""
     for size in (int(mib * 2**20) for mib in SIZES):
         there = torch.empty(size, dtype=torch.uint8, device=card.device)
-        arenas = Arena(1, size, pinned=True), Arena(1, size)
+        arenas = Arena(1, size, copied_to=card.device), Arena(1, size)
         kinds = [arenas[0].slot(0), torch.empty(size, dtype=torch.uint8, pin_memory=card.device.type == "cuda")]
         kinds.append(arenas[1].slot(0))
         rates = []

@@ -70,7 +70,7 @@ class HybridExperts:
         size = max(record.stride for record in records.values())
         on_device, anywhere = shares(spec, room.on_device), shares(spec, room.on_device + room.in_ram)
         self._device = Arena(STAGED + sum(on_device), size, room.device)
-        self._ram = Arena(sum(anywhere) - sum(on_device), size, pinned=room.device.type != "cpu")
+        self._ram = Arena(sum(anywhere) - sum(on_device), size, copied_to=room.device)
         self._copies = copies(self._device, room.device)
         self._spare = deque(range(STAGED))  # slots of the device that belong to no layer
         self._layers: dict[int, Places] = {}

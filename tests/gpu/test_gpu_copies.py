@@ -11,6 +11,7 @@ from moecli.experts.copies import StreamCopies, copies_for
 pytestmark = pytest.mark.gpu
 
 SIZE = 2**24
+CARD = torch.device("cuda", 0)
 
 
 def is_pinned(arena: Arena) -> bool:
@@ -18,20 +19,20 @@ def is_pinned(arena: Arena) -> bool:
 
 
 def filled(count: int) -> Arena:
-    arena = Arena(count, SIZE, pinned=True)
+    arena = Arena(count, SIZE, copied_to=CARD)
     for index in range(count):
         arena.slot(index).copy_(torch.arange(SIZE, dtype=torch.int64).add_(index * 7).to(torch.uint8))
     return arena
 
 
 def test_an_arena_beside_a_card_is_pinned(card: torch.device) -> None:
-    assert is_pinned(Arena(2, SIZE, pinned=True)) and not is_pinned(Arena(2, SIZE))
+    assert is_pinned(Arena(2, SIZE, copied_to=card)) and not is_pinned(Arena(2, SIZE))
 
 
 def test_arenas_that_come_and_go_are_pinned_again(card: torch.device) -> None:
     """The system gives the same addresses again, and CUDA must have forgotten them."""
     for _ in range(20):
-        assert is_pinned(Arena(2, SIZE, pinned=True))
+        assert is_pinned(Arena(2, SIZE, copied_to=card))
         assert float(torch.ones(3, device=card).sum()) == 3.0  # no error lies in wait for the next kernel
 
 
@@ -39,7 +40,7 @@ def test_memory_that_cannot_be_pinned_still_serves(card: torch.device) -> None:
     from moecli.experts import arena as module
 
     arena = filled(1)
-    module._pin(arena._data)  # a second time: CUDA refuses
+    assert not module._pin(arena._data, card)  # a second time: CUDA refuses
     assert float(torch.ones(3, device=card).sum()) == 3.0
 
 
