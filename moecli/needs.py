@@ -21,6 +21,7 @@ LIBRARY_CHUNK = 3 * 2**20  # the same for each further chunk
 PACKED_KEY = 28  # bytes per number of keys and values while the library multiplies with them
 # Measured with benchmarks/gpu.py on an H100 (torch 2.11, CUDA 13): what the plan does not count.
 DEVICE_CONTEXT = 800 * 2**20  # of the device: context, kernels and products of libraries, rounding of the allocator
+DEVICE_PROCESS = 1070 * 2**20  # of RAM, beside PROCESS: CUDA and its libraries, which unpack their kernels there
 STAGED = 2  # experts on their way to the device
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from moecli.needs import CHUNK, DEVICE_CONTEXT, STAGED, Needs, needs, survey_needs
+from moecli.needs import CHUNK, DEVICE_CONTEXT, DEVICE_PROCESS, STAGED, Needs, needs, survey_needs
 from moecli.spec import ModelSpec
 
 _LEAST_CHUNK = 32  # prompt tokens per pass when memory is short
@@ -67,7 +67,7 @@ def place(need: Needs, ram: int, device: int | None = None) -> Plan:
         experts=count,
         expert_bytes=count * need.slot_bytes,
     )
-    return _fill(need, ram, device, on_device, Tier(process=need.process.bytes), need.slot_bytes)
+    return _fill(need, ram, device, on_device, Tier(process=need.process.bytes + DEVICE_PROCESS), need.slot_bytes)
 
 
 def _fill(need: Needs, ram: int, device: int | None, on_device: Tier, core: Tier, size: int) -> Plan:
