@@ -30,7 +30,7 @@ from moecli.formats import bytes_for
 from moecli.kernels.choice import chosen
 from moecli.kernels.products import as_matrix, linear, pack
 from moecli.needs import needs, read_bytes_per_token
-from moecli.plan import least_device
+from moecli.plan import least_device, place
 
 SHAPE = "olmoe-4-layers"
 SIZES = (1.0, 3.2, 12.0, 30.0, 90.0)  # MiB of a record: of small experts in q4 up to Mixtral's in q4
@@ -142,8 +142,8 @@ def decoding(card: Card, folder: Path) -> Iterator[Row]:
         least, count = least_device(need), need.expert_count
         budgets = {"all": (count, None), "half": (count // 2, None), "few": (count // 8, None)}
         if dtype == "q4":
-            in_ram = need.process.bytes + need.staging + count // 4 * need.slot_bytes
-            budgets["few, 1/4 in RAM"] = count // 8, in_ram
+            ram = place(need, 0, least).least_ram + count // 4 * need.slot_bytes
+            budgets["few, 1/4 in RAM"] = count // 8, ram
         for name, (experts, ram) in budgets.items():
             vram = least + experts * need.slot_bytes
             try:
