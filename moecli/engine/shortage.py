@@ -12,7 +12,7 @@ from moecli.units import format_bytes, round_up
 
 
 def ram_shortage(typed: str, plans: Sequence[Plan], streams: bool) -> NotEnoughMemory:
-    """None of the plans runs. `typed` is the MODEL as the user typed it; `streams`: whether its experts can stay on disk."""
+    """None of the plans runs. `typed` is the MODEL as typed; `streams`: whether its experts can stay on disk."""
     first, least = plans[0], min(plans, key=lambda plan: plan.full_ram)
     smallest = least.least_ram if streams else least.full_ram
     terms = " + ".join(f"{term.name} {format_bytes(term.bytes)}" for term in first.memory.terms if term.bytes)
