@@ -104,7 +104,8 @@ def _verdict(result: Result) -> Text:
     else:
         short = format_bytes(plan.full_ram - plan.ram_budget)
         lines.append(f"does not fit {_machine(result)}: {short} short, the smallest --ram is {round_up(plan.full_ram)}")
-        lines.append(f"with experts read from disk as they are needed: {round_up(plan.least_ram)}")
+        if one.memory.expert_count:
+            lines.append(f"with experts read from disk as they are needed: {round_up(plan.least_ram)}")
     return Text("\n".join(lines))
 
 

@@ -63,7 +63,8 @@ def explain(layout: StoreLayout, target: Path) -> None:
     sizes = " and ".join(sorted({f"{format_bytes(record.stride)} each" for record in layout.records.values()}))
     terminal.say(f"into {target}: {format_bytes(sum(layout.sizes.values()))}")
     terminal.say(f"  {format_bytes(layout.sizes[DENSE])} of dense tensors, computed with in {layout.compute}")
-    terminal.say(f"  {sum(layout.experts.values()):,} experts in {len(layout.records)} layers, {sizes}")
+    if layout.records:
+        terminal.say(f"  {sum(layout.experts.values()):,} experts in {len(layout.records)} layers, {sizes}")
 
 
 def summary(store: PackedStore, watch: Account) -> None:

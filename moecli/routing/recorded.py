@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moecli.errors import ConfigError
 from moecli.formats import FORMATS
 from moecli.model.spec import ModelSpec, Scoring
 from moecli.planning.memory import default_context, estimate_memory
@@ -19,6 +20,12 @@ class Recorded:
     trace: RoutingTrace
     memory: RunMemory | None = None
     note: str | None = None
+
+
+def require_router(name: str, spec: ModelSpec) -> None:
+    """ConfigError for a dense model."""
+    if not spec.mixtures:
+        raise ConfigError(f"'{name}' has no routed experts, so there is no routing to see", f"moecli inspect {name}")
 
 
 def described(trace: RoutingTrace, spec: ModelSpec) -> Recorded:

@@ -49,6 +49,16 @@ def random_mixtral(folder: Path, **shape: int) -> Path:
     return folder
 
 
+def random_mistral(folder: Path) -> Path:
+    """Its dense peer."""
+    dense = {name: value for name, value in _MIXTRAL.items() if "experts" not in name}
+    random_checkpoint.SHAPES[folder.name] = dense | {
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "vocab_size": 4096, "sliding_window": 64,
+    }  # fmt: skip
+    random_checkpoint.write(folder.name, folder)
+    return folder
+
+
 def deal(source: Path, folder: Path, shards: int, seed: int = 0) -> Path:
     """The same, its tensors dealt by chance to shards of about equal size, with an index that lies about where."""
     tensors = {name: value for file in source.glob("*.safetensors") for name, value in load_file(file).items()}

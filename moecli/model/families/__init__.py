@@ -13,11 +13,11 @@ from typing import Any
 from moecli.errors import ConfigError
 from moecli.model.families import facts
 from moecli.model.families._config import load_config
-from moecli.model.families._layout import ExpertNames, Family, Layout, Piece
+from moecli.model.families._layout import ExpertNames, Family, Layout, NamedSlice
 from moecli.model.spec import ModelSpec
 from moecli.untrusted import printable
 
-__all__ = ["ExpertNames", "Family", "Layout", "Piece", "families", "find", "load_config", "read_spec", "runnable"]
+__all__ = ["ExpertNames", "Family", "Layout", "NamedSlice", "families", "find", "load_config", "read_spec", "runnable"]
 
 
 @cache

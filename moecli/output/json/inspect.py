@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
 from typing import Any
 
 from moecli.library.inspection import Report
 from moecli.library.resolve import Kind
-from moecli.model.params import Counts
+from moecli.model.params import Counts, read_figure
 from moecli.model.spec import MLA, Attention, FeedForward, GroupedQuery, Mixture, ModelSpec, Part, Router
 from moecli.output import words
 from moecli.output.json import SCHEMA_VERSION
@@ -161,11 +160,8 @@ def _published(report: Report) -> dict[str, Any]:
 
 def _figure(printed: str | None) -> int | None:
     """A printed figure as a number, 46.7B -> 46700000000; None if it is none."""
-    match = re.fullmatch(r"([\d,.]+)\s*([KMBT]?)", (printed or "").strip(), re.IGNORECASE)
-    if match is None:
-        return None
-    power = {"": 0, "K": 3, "M": 6, "B": 9, "T": 12}[match[2].upper()]
-    return int(Decimal(match[1].replace(",", "")) * 10**power)
+    figure = read_figure(printed or "")
+    return None if figure is None else int(Decimal(figure[0]).scaleb(figure[1]))
 
 
 def _whole(value: float) -> int | float:
