@@ -9,7 +9,7 @@ from functools import cached_property
 
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError
-from moecli.model.families import Family, Layout, Piece
+from moecli.model.families import Family, Layout, NamedSlice
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import EXPERT_MATRICES, Tensor, dense_tensors, expert_shapes
 
@@ -52,19 +52,19 @@ class Weights:
     def expert(self, layer: int, expert: int, matrix: str) -> Slice:
         """Where one matrix ("gate", "up" or "down") of one expert lies."""
         assert self._layout.experts is not None, "a dense model has no routed experts"
-        piece: Piece = getattr(self._layout.experts, matrix)
-        stored = self.checkpoint[piece.name.format(layer=layer, expert=expert)]
-        if not piece.stacked:
-            return Slice(stored, 0, stored.size, stored.shape, piece.transposed)
+        named: NamedSlice = getattr(self._layout.experts, matrix)
+        stored = self.checkpoint[named.name.format(layer=layer, expert=expert)]
+        if not named.stacked:
+            return Slice(stored, 0, stored.size, stored.shape, named.transposed)
         experts = self._experts_of(layer)
         rows, columns = _stack_shape(stored, experts)
         size, offset = stored.size // experts, expert * (stored.size // experts)
-        if piece.half is not None:
+        if named.half is not None:
             if rows % 2:
                 raise CheckpointError(f"{stored.name} is {list(stored.shape)}: an odd number of rows for gate and up")
             size, rows = size // 2, rows // 2
-            offset += piece.half * size
-        return Slice(stored, offset, size, (rows, columns), piece.transposed)
+            offset += named.half * size
+        return Slice(stored, offset, size, (rows, columns), named.transposed)
 
     def expert_tensors(self) -> list[StoredTensor]:
         """Every stored tensor that holds routed experts."""

@@ -20,7 +20,7 @@ from moecli.model import catalog
 from moecli.model.families import families, find, load_config, read_spec, runnable
 from moecli.model.spec import MLA, Activation, GroupedQuery, Mixture, ModelSpec, RopeKind
 from moecli.model.tensors import Part, dense_tensors, expert_shapes
-from tests.support.checkpoints import FAMILIES, LAYOUTS, make, write
+from tests.support.checkpoints import FAMILIES, LAYOUTS, configuration, make, write
 from tests.support.oracle import transformers
 
 DATA = Path(__file__).parents[1] / "data" / "reference"
@@ -110,7 +110,8 @@ def test_no_known_family(values: dict[str, Any]) -> None:
 def specs_by_family() -> dict[str, list[ModelSpec]]:
     names = {id(family): name for name, family in families().items()}
     found: dict[str, list[ModelSpec]] = {}
-    for each in [*CONFIGS.values(), *(entry.config() for entry in catalog.known())]:
+    made = [configuration(family).to_dict() for family in FAMILIES]
+    for each in [*made, *CONFIGS.values(), *(entry.config() for entry in catalog.known())]:
         found.setdefault(names[id(find(each))], []).append(read_spec(each))
     return found
 
@@ -169,6 +170,11 @@ def test_numbers_that_json_should_not_hold(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_flag_is_true_or_false(name: str, key: str, value: object) -> None:
     assert f"config key '{key}'" in refusal(config(name, **{key: value}))
+
+
+@pytest.mark.parametrize(("family", "key"), [("llama", "mlp_bias"), ("mistral", "attention_bias")])
+def test_what_a_dense_family_does_not_compute_is_refused_by_name(family: str, key: str) -> None:
+    assert f"config key '{key}'" in refusal(configuration(family).to_dict() | {key: True})
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [

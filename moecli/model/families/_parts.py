@@ -59,7 +59,7 @@ def grouped_query(
     )
 
 
-def latent(c: ConfigReader, context: int, *, heads: int, query_rank: int | None = 1536) -> MLA:
+def multi_head_latent(c: ConfigReader, context: int, *, heads: int, query_rank: int | None = 1536) -> MLA:
     """DeepSeek's multi-head latent attention. The YaRN temperature, squared, goes into the scale at every length."""
     heads = c.count("num_attention_heads", heads)
     c.ignore("num_key_value_heads", "head_dim", "qk_head_dim")  # derived; the latent has no key/value heads

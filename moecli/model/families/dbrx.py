@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import IRRELEVANT, ConfigReader
-from moecli.model.families._layout import BUFFERS, ExpertNames, Family, Layout, Piece, names
+from moecli.model.families._layout import BUFFERS, ExpertNames, Family, Layout, NamedSlice, names
 from moecli.model.families._parts import make_spec, uniform_layers
 from moecli.model.families._rope import read_rope
 from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, NormKind, Router
@@ -67,9 +67,9 @@ FAMILY = Family(
             )
             | names(_BLOCK, router="ffn.router.layer"),
             ExpertNames(
-                Piece(_EXPERTS + "w1", stacked=True),
-                Piece(_EXPERTS + "v1", stacked=True),
-                Piece(_EXPERTS + "w2", stacked=True, transposed=True),
+                NamedSlice(_EXPERTS + "w1", stacked=True),
+                NamedSlice(_EXPERTS + "v1", stacked=True),
+                NamedSlice(_EXPERTS + "w2", stacked=True, transposed=True),
             ),
             BUFFERS,
         ),

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, ExpertNames, Family, Layout, Piece, fused, names
+from moecli.model.families._layout import (
+    BODY,
+    BUFFERS,
+    GROUPED_QUERY,
+    ExpertNames,
+    Family,
+    Layout,
+    NamedSlice,
+    fused,
+    names,
+)
 from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, Router, Scoring
 
@@ -39,9 +49,9 @@ FAMILY = Family(
         Layout(
             BODY | GROUPED_QUERY | names(_BLOCK, router="router.layer"),
             ExpertNames(
-                Piece(_BLOCK + "input_linear.weight", stacked=True, half=0),
-                Piece(_BLOCK + "input_linear.weight", stacked=True, half=1),
-                Piece(_BLOCK + "output_linear.weight", stacked=True),
+                NamedSlice(_BLOCK + "input_linear.weight", stacked=True, half=0),
+                NamedSlice(_BLOCK + "input_linear.weight", stacked=True, half=1),
+                NamedSlice(_BLOCK + "output_linear.weight", stacked=True),
             ),
             BUFFERS,
         ),

@@ -8,7 +8,7 @@ from typing import Any
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts, names
 from moecli.model.families._parts import grouped_query, make_spec
-from moecli.model.families.deepseek_v2 import sparse_after
+from moecli.model.families.deepseek_v2 import dense_then_sparse
 from moecli.model.spec import ModelSpec, Router
 from moecli.model.unsupported import Unsupported
 
@@ -25,7 +25,9 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         norm_power=1.0 if c.flag("norm_topk_prob", False) else None,
         norm_epsilon=1e-20,
     )
-    layers = sparse_after(c, attention, router, default_layers=30, default_dense=0, default_widths=(11008, 1407, 0))
+    layers = dense_then_sparse(
+        c, attention, router, default_layers=30, default_dense=0, default_widths=(11008, 1407, 0)
+    )
     return make_spec(
         c, layers, hidden_size=hidden_size, context=context, vocab=102400,
         unsupported=(Unsupported.NO_REFERENCE,),

@@ -8,8 +8,8 @@ from typing import Any
 
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
-from moecli.model.families._parts import biased_sigmoid, latent, make_spec
-from moecli.model.families.deepseek_v2 import sparse_after
+from moecli.model.families._parts import biased_sigmoid, make_spec, multi_head_latent
+from moecli.model.families.deepseek_v2 import dense_then_sparse
 from moecli.model.spec import Extra, Layer, ModelSpec, Part
 from moecli.model.unsupported import Unsupported
 
@@ -18,8 +18,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "deepseek_v32")
     context = c.count("max_position_embeddings", 163_840)
     router = biased_sigmoid(c, experts=256, top_k=8, scaling=2.5)
-    layers = sparse_after(
-        c, latent(c, context, heads=128), router,
+    layers = dense_then_sparse(
+        c, multi_head_latent(c, context, heads=128), router,
         default_layers=61, default_dense=3, default_widths=(18432, 2048, 1),
     )  # fmt: skip
     return indexed(c, layers, index_heads=64, hidden_size=7168, context=context, vocab=129_280)

@@ -8,7 +8,7 @@ from typing import Any
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import biased_sigmoid, grouped_query, make_spec
-from moecli.model.families.deepseek_v2 import sparse_after
+from moecli.model.families.deepseek_v2 import dense_then_sparse
 from moecli.model.spec import ModelSpec, QkNorm
 from moecli.model.unsupported import Unsupported
 
@@ -24,7 +24,9 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     c.expect("scoring_func", "sigmoid")
     c.expect("topk_method", "noaux_tc")
     router = biased_sigmoid(c, experts=128, top_k=8)
-    layers = sparse_after(c, attention, router, default_layers=46, default_dense=1, default_widths=(10944, 1408, 1))
+    layers = dense_then_sparse(
+        c, attention, router, default_layers=46, default_dense=1, default_widths=(10944, 1408, 1)
+    )
     return make_spec(
         c, layers, hidden_size=hidden_size, context=context, vocab=151_552, eps=1e-5,
         extra_layers=c.count("num_nextn_predict_layers", c.raw("num_mtp_layers", 1), least=0),

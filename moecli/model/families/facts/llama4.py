@@ -19,12 +19,12 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     )  # fmt: skip
     hidden_size, context = c.count("hidden_size", 5120), c.count("max_position_embeddings", 131_072)
     bias = c.flag("attention_bias", False)
-    turned = grouped_query(
+    rotary = grouped_query(
         c, hidden_size, context, heads=40, kv_heads=8, head_dim=128, theta=500_000.0, qkv_bias=bias, output_bias=bias
     )
     chunk = c.optional_count("attention_chunk_size", 8192)
-    turned = replace(turned, rope=replace(turned.rope, interleaved=True), window=chunk, chunked=chunk is not None)
-    still = replace(turned, rope=NO_ROPE, window=None, chunked=False)
+    rotary = replace(rotary, rope=replace(rotary.rope, interleaved=True), window=chunk, chunked=chunk is not None)
+    nope = replace(rotary, rope=NO_ROPE, window=None, chunked=False)
     # No parameters: the norm of queries and keys has no weight, the others scale by position.
     c.ignore("use_qk_norm", "attn_temperature_tuning", "attn_scale", "floor_scale", "layer_types")
     c.ignore("for_llm_compressor", "cache_implementation")
@@ -35,14 +35,14 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     check_router(c, mixture)
     dense = FeedForward(c.count("intermediate_size_mlp", 16384), activation)
     count = layer_count(c, 48)
-    every, still_every = c.count("interleave_moe_layer_step", 1), c.count("no_rope_layer_interval", 4)
+    every, nope_interval = c.count("interleave_moe_layer_step", 1), c.count("no_rope_layer_interval", 4)
     sparse = c.indices("moe_layers", count) or frozenset(range(every - 1, count, every))
-    rope = c.raw("no_rope_layers", None) or [int((index + 1) % still_every != 0) for index in range(count)]
+    rope = c.raw("no_rope_layers", None) or [int((index + 1) % nope_interval != 0) for index in range(count)]
     if not isinstance(rope, list) or len(rope) != count:
         raise c.fail("no_rope_layers", f"must be a list with one entry for each of {count} layers")
     return make_spec(
         c,
-        [Layer(turned if rope[i] else still, mixture if i in sparse else dense) for i in range(count)],
+        [Layer(rotary if rope[i] else nope, mixture if i in sparse else dense) for i in range(count)],
         hidden_size=hidden_size, context=context, vocab=202_048, eps=1e-5,
         unsupported=(Unsupported.CHUNKED_ATTENTION, Unsupported.INPUT_WEIGHTS, Unsupported.NO_POSITIONS),
         notes=("the text decoder alone: the vision tower is not counted",) if "vision_config" in config else (),
