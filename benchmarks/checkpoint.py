@@ -21,7 +21,7 @@ import torch
 import moecli
 from moecli.checkpoint.safetensors import StoredTensor, header_tensors
 from moecli.model import families
-from moecli.model.families import Layout, Piece
+from moecli.model.families import Layout, NamedSlice
 from moecli.model.spec import GroupedQuery, ModelSpec
 from moecli.model.tensors import EXPERT_MATRICES, Tensor, dense_tensors, expert_shapes
 from moecli.store.incremental import packing_shards
@@ -38,6 +38,9 @@ _MIXTRAL = {
     "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336,
     "num_attention_heads": 32, "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2,
     "num_hidden_layers": 4, "vocab_size": 32000, "max_position_embeddings": 32768, "dtype": "bfloat16",
+}  # fmt: skip
+_MISTRAL = {name: value for name, value in _MIXTRAL.items() if "experts" not in name} | {
+    "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None,
 }  # fmt: skip
 _DEEPSEEK_V2_LITE = {
     "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "hidden_size": 2048,
@@ -62,7 +65,9 @@ _QWEN3_30B_A3B = {
 }  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "olmoe": _OLMOE,
+    "olmoe-4-layers": _OLMOE | {"num_hidden_layers": 4},
     "mixtral-4-layers": _MIXTRAL,
+    "mistral-4-layers": _MISTRAL,  # its dense peer: as if one expert were always on
     "deepseek-v2-lite": _DEEPSEEK_V2_LITE,
     "qwen3-30b-a3b": _QWEN3_30B_A3B,
     "qwen3-30b-a3b-12-layers": _QWEN3_30B_A3B | {"num_hidden_layers": 12},
@@ -133,8 +138,8 @@ def _shards(shape: str) -> dict[str, Shard]:
         shapes = expert_shapes(spec.hidden_size, mixture.expert)
         for expert in range(mixture.router.experts):
             for matrix in EXPERT_MATRICES:
-                piece: Piece = getattr(layout.experts, matrix)
-                shards[files[layer]][piece.name.format(layer=layer, expert=expert)] = (matrix, shapes[matrix])
+                named: NamedSlice = getattr(layout.experts, matrix)
+                shards[files[layer]][named.name.format(layer=layer, expert=expert)] = (matrix, shapes[matrix])
     return shards
 
 

@@ -74,6 +74,9 @@ def test_a_family_is_a_small_file_of_data(name: str) -> None:
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not {module for module in imported if module.split(".")[0] in ("torch", "numpy", "safetensors")}
+    assert "/facts/" in name or not {module for module in imported if ".facts" in module}, "what runs stands by itself"
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert "ModelSpec" not in calls, "make_spec builds it, and refuses keys that nobody has read"
 
 
 @pytest.mark.parametrize(

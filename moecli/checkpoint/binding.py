@@ -9,7 +9,7 @@ from functools import cached_property
 
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError
-from moecli.model.families import Family, Layout, Piece
+from moecli.model.families import Family, Layout, NamedSlice
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import EXPERT_MATRICES, Tensor, dense_tensors, expert_shapes
 
@@ -51,19 +51,20 @@ class Weights:
 
     def expert(self, layer: int, expert: int, matrix: str) -> Slice:
         """Where one matrix ("gate", "up" or "down") of one expert lies."""
-        piece: Piece = getattr(self._layout.experts, matrix)
-        stored = self.checkpoint[piece.name.format(layer=layer, expert=expert)]
-        if not piece.stacked:
-            return Slice(stored, 0, stored.size, stored.shape, piece.transposed)
+        assert self._layout.experts is not None, "a dense model has no routed experts"
+        named: NamedSlice = getattr(self._layout.experts, matrix)
+        stored = self.checkpoint[named.name.format(layer=layer, expert=expert)]
+        if not named.stacked:
+            return Slice(stored, 0, stored.size, stored.shape, named.transposed)
         experts = self._experts_of(layer)
         rows, columns = _stack_shape(stored, experts)
         size, offset = stored.size // experts, expert * (stored.size // experts)
-        if piece.half is not None:
+        if named.half is not None:
             if rows % 2:
                 raise CheckpointError(f"{stored.name} is {list(stored.shape)}: an odd number of rows for gate and up")
             size, rows = size // 2, rows // 2
-            offset += piece.half * size
-        return Slice(stored, offset, size, (rows, columns), piece.transposed)
+            offset += named.half * size
+        return Slice(stored, offset, size, (rows, columns), named.transposed)
 
     def expert_tensors(self) -> list[StoredTensor]:
         """Every stored tensor that holds routed experts."""
@@ -119,6 +120,7 @@ def _choose_layout(spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> L
         return family.layouts[0]
     layer = spec.mixtures[0][0]
     for layout in family.layouts:
+        assert layout.experts is not None, "a family of mixtures says where their experts lie"
         names = (*layout.dense["router"], layout.experts.gate.name, layout.experts.down.name)
         if all(name.format(layer=layer, expert=0) in checkpoint for name in names):
             return layout

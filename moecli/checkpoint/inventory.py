@@ -13,6 +13,7 @@ from moecli.errors import CheckpointError
 from moecli.model.families import Family
 from moecli.model.params import Counts
 from moecli.model.spec import ModelSpec, Part
+from moecli.untrusted import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Excluded:
 
 
 @dataclass(frozen=True, slots=True)
-class Census:
+class Inventory:
     """The files of one model. `parameters` leaves out what is `excluded`; `bytes` is all tensors, as stored."""
 
     parameters: int
@@ -37,7 +38,7 @@ class Census:
     differences: tuple[str, ...]  # from config.json, in plain words; empty if all is well
 
 
-def take_census(header: Mapping[str, StoredTensor], family: Family, spec: ModelSpec, counts: Counts) -> Census:
+def take_inventory(header: Mapping[str, StoredTensor], family: Family, spec: ModelSpec, counts: Counts) -> Inventory:
     """Count the tensors of `header`; never reads a weight."""
     reasons = _reasons(family, spec)
     kept: list[TrueTensor] = []
@@ -46,7 +47,7 @@ def take_census(header: Mapping[str, StoredTensor], family: Family, spec: ModelS
     for tensor in true_tensors(header):
         reason = _reason(tensor.name, dtypes.get(tensor.name, ""), reasons)
         (kept if reason is None else excluded.setdefault(reason, [])).append(tensor)
-    return Census(
+    return Inventory(
         parameters=sum(tensor.numbers for tensor in kept),
         bytes=sum(stored.size for stored in header.values()),
         format=main_format(kept),
@@ -94,11 +95,11 @@ def _differences(
         more = f"{abs(found - counts.total):,} {'more' if found > counts.total else 'fewer'}"
         yield f"the files hold {found:,} parameters and config.json implies {counts.total:,}: {more}"
     plain = all(stored.dtype in FLOATS for stored in header.values())
-    if family.layouts and spec.mixtures and plain:  # then every name and shape can be checked, not the sum alone
+    if family.layouts and plain:  # then every name and shape can be checked, not the sum alone
         try:
             Weights(spec, family, Checkpoint(header))
         except CheckpointError as error:
-            yield error.message if error.message.isprintable() else ascii(error.message)
+            yield printable(error.message)
 
 
 _EXPERT = re.compile(r"(.*\.)?experts?\..+|.*block_sparse_moe\.(input|output)_linear\.weight")

@@ -88,8 +88,8 @@ def _architecture(models: list[str], json: bool, no_color: bool, offline: bool) 
 
         view.card(tables.console(no_color), reports[0])
     for report in reports:
-        if report.census is not None and report.census.differences:
-            raise _disagreement(report.model, report.census.differences)
+        if report.inventory is not None and report.inventory.differences:
+            raise _disagreement(report.model, report.inventory.differences)
 
 
 def _disagreement(model: str, differences: tuple[str, ...]) -> MoecliError:

@@ -64,8 +64,8 @@ def memory(
     budget = Budget.of(ram, vram, gpu, ram_speed, disk_speed)
     ref = resolve(model)
     report = inspection.inspect(ref, ask_hub=ref.by_hub_id and not (offline or settings.offline()))
-    if dtype is None and ref.kind is Kind.STORE and report.census is not None:
-        dtype = report.census.format
+    if dtype is None and ref.kind is Kind.STORE and report.inventory is not None:
+        dtype = report.inventory.format
     result = estimate(report.model, report.spec, budget, dtype, ctx, batch, max_ctx)
     if json:
         terminal.write_json(document(result))

@@ -62,7 +62,7 @@ def pack(
         view.explain(choose_layout(weights, dtype), target)
     size = sum(tensor.size for tensor in weights.checkpoint.tensors.values())
     try:
-        with view.Watch(ref.name, dtype, size, quiet or json) as watch:
+        with view.PackingProgress(ref.name, dtype, size, quiet or json) as watch:
             store = write(weights, ref.weights, target, dtype, origin, watch)
     except KeyboardInterrupt:
         terminal.say("interrupted; the same command goes on from here")

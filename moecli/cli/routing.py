@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from moecli.routing.analysis import Analysis
     from moecli.routing.prompts import Prompt
     from moecli.routing.recorded import Recorded
-    from moecli.routing.trace import Trace
+    from moecli.routing.trace import RoutingTrace
 
 
 def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bool, offline: bool) -> None:
@@ -113,6 +113,11 @@ def _record(
     raw: bool,
     quiet: bool,
 ) -> Recorded:
+    if ref.entry is not None:  # before its weights are fetched for nothing
+        from moecli.model import families
+        from moecli.routing.recorded import require_router
+
+        require_router(ref.name, families.read_spec(ref.entry.config()))
     ref = running.with_weights(ref, offline, quiet)
     with terminal.status("loading ...", quiet):
         from moecli.engine import analysis
@@ -137,7 +142,7 @@ def _record(
 
 def _other(
     wanted: RoutingOptions, ref: ModelRef, prompts: Sequence[Prompt], raw: bool, offline: bool, quiet: bool
-) -> Trace | None:
+) -> RoutingTrace | None:
     """What to compare with: a trace, the same model in another format, or another model, on the same prompts."""
     against = wanted.against
     if against is None or _is_trace(against):
@@ -155,7 +160,7 @@ def _is_trace(name: str) -> bool:
     return path.is_file() and path.suffix != ".json"
 
 
-def _other_trace(name: str | None) -> Trace | None:
+def _other_trace(name: str | None) -> RoutingTrace | None:
     if name is None:
         return None
     if not _is_trace(name):

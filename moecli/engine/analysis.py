@@ -10,7 +10,6 @@ import torch
 from moecli.engine.chat import Conversation, GenerationConfig
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Session, Timing
-from moecli.engine.load import Progress
 from moecli.engine.loaded import LoadedModel, OpenedModel
 from moecli.engine.recorder import LayerwiseRecorder, Recorder, Text, finish, new_builder
 from moecli.engine.sampling import Sampler
@@ -20,6 +19,7 @@ from moecli.planning.placement import fit_layerwise
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.prompts import Prompt
 from moecli.routing.recorded import Recorded, described
+from moecli.store.progress import Progress
 
 _LONGEST = 4096  # tokens read as one text; longer ones are read in pieces
 

@@ -10,7 +10,6 @@ from statistics import median
 
 from moecli.engine.generate import Session, Timing
 from moecli.engine.limits import OtherPrograms, measure_bandwidths, sample_bytes
-from moecli.engine.load import Progress
 from moecli.engine.loaded import LoadedModel, OpenedModel
 from moecli.engine.sampling import Sampler, Sampling
 from moecli.errors import UsageError
@@ -18,6 +17,7 @@ from moecli.experts.store import Statistics
 from moecli.planning import machine
 from moecli.planning.placement import Plan
 from moecli.planning.speed import Bandwidths, Throughput, bytes_per_token, estimate_throughput
+from moecli.store.progress import Progress
 
 _PROMPT, _ANSWER = 512, 128  # tokens, where the context is long enough
 

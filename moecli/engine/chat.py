@@ -12,12 +12,11 @@ from moecli.engine.loaded import LoadedModel, OpenedModel
 from moecli.engine.recorder import Recorder, finish
 from moecli.engine.sampling import Sampling
 from moecli.errors import CheckpointError, MoecliError
+from moecli.planning.memory import default_context
 from moecli.planning.placement import Plan
 from moecli.routing.builder import TraceBuilder
-from moecli.routing.trace import Trace
+from moecli.routing.trace import RoutingTrace
 from moecli.text.chat import Message
-
-_CHAT_CONTEXT = 8192  # tokens, unless the user says how many
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ def plan_for(opened: OpenedModel, config: GenerationConfig, text: str | None) ->
     asked, trained = opened.options.context, opened.spec.context_length
     longest = asked or trained
     if text is None:
-        return opened.plan(asked or min(longest, _CHAT_CONTEXT))
+        return opened.plan(asked or min(longest, default_context(opened.model.spec)))
     needed = len(Conversation(opened, config).prompt(text))
     if needed > longest:
         raise MoecliError(
@@ -140,7 +139,7 @@ class RecordedSession(ChatSession):
         self._recorder = Recorder(loaded.opened.spec, builder)
         self._turns = 0  # a failed one too
 
-    def trace(self) -> Trace | None:
+    def trace(self) -> RoutingTrace | None:
         """What was recorded; None if no token was."""
         self._recorder.flush()
         if not self._recorder.recorded:

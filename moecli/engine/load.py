@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,13 +25,8 @@ from moecli.planning.placement import Plan
 from moecli.store import manifest
 from moecli.store.expert_record import compute_dtype, layer_records
 from moecli.store.packed import PackedStore
+from moecli.store.progress import Progress, silent
 from moecli.store.source import check_runs, open_source
-
-Progress = Callable[[int, int], None]  # experts done, of how many
-
-
-def _silent(done: int, total: int) -> None:
-    """Nobody watches."""
 
 
 class Model(Protocol):
@@ -59,7 +53,7 @@ class Model(Protocol):
         self,
         plan: Plan,
         policy: str = DEFAULT,
-        progress: Progress = _silent,
+        progress: Progress = silent,
         device: torch.device = CPU,
         rates: Rates | None = None,
         native: bool = True,
@@ -97,7 +91,7 @@ class CheckpointModel:
         self,
         plan: Plan,
         policy: str = DEFAULT,
-        progress: Progress = _silent,
+        progress: Progress = silent,
         device: torch.device = CPU,
         rates: Rates | None = None,
         native: bool = True,
@@ -133,16 +127,16 @@ class StoreModel:
 
     @property
     def streams(self) -> bool:
-        return True
+        return bool(self.spec.mixtures)
 
     def measure_disk(self) -> float | None:
-        return disk.measure(self.store)
+        return disk.measure(self.store) if self.streams else None
 
     def decoder(
         self,
         plan: Plan,
         policy: str = DEFAULT,
-        progress: Progress = _silent,
+        progress: Progress = silent,
         device: torch.device = CPU,
         rates: Rates | None = None,
         native: bool = True,

@@ -11,7 +11,7 @@ from moecli import settings
 from moecli.engine.cache import Cache
 from moecli.engine.decoder import Decoder
 from moecli.engine.device import choose_device, free_vram
-from moecli.engine.load import Model, Progress, check_dtype, open_model
+from moecli.engine.load import Model, check_dtype, open_model
 from moecli.engine.shortage import device_shortage, ram_shortage
 from moecli.errors import UsageError
 from moecli.experts.arena import CPU
@@ -21,6 +21,7 @@ from moecli.model.spec import ModelSpec
 from moecli.planning import machine
 from moecli.planning.placement import Plan, fit
 from moecli.planning.speed import Bandwidths, Throughput, estimate_throughput
+from moecli.store.progress import Progress
 from moecli.text.defaults import GenerationDefaults, read_generation_defaults
 from moecli.text.tokenizer import Tokenizer
 from moecli.units import format_bytes

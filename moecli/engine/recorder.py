@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from moecli.engine.router import Routing, gate_scores
-from moecli.errors import ConfigError
 from moecli.model.spec import ModelSpec
 from moecli.routing.builder import TraceBuilder
-from moecli.routing.trace import Trace
+from moecli.routing.recorded import require_router
+from moecli.routing.trace import RoutingTrace
 from moecli.text.tokenizer import Tokenizer
 
 _WAITING = 256  # tokens kept as the decoder left them; each alone would cost more to convert than to compute
@@ -20,12 +20,11 @@ _WAITING = 256  # tokens kept as the decoder left them; each alone would cost mo
 
 def new_builder(name: str, spec: ModelSpec, keep_probabilities: bool = False) -> TraceBuilder:
     """An empty trace of this model. ConfigError if it has nothing to record."""
-    if not spec.mixtures:
-        raise ConfigError(f"'{name}' has no routed experts, so there is no routing to see", f"moecli inspect {name}")
+    require_router(name, spec)
     return TraceBuilder({layer: mixture.router.experts for layer, mixture in spec.mixtures}, keep_probabilities)
 
 
-def finish(builder: TraceBuilder, spec: ModelSpec, tokenizer: Tokenizer, name: str, dtype: str) -> Trace:
+def finish(builder: TraceBuilder, spec: ModelSpec, tokenizer: Tokenizer, name: str, dtype: str) -> RoutingTrace:
     """The trace, with the text of its tokens."""
     trace = builder.build(name=name, dtype=dtype, family=spec.family)
     return replace(trace, pieces=_pieces(tokenizer, set(trace.ids.tolist())))

@@ -25,8 +25,15 @@ def ram_shortage(ref: ModelRef, plans: Sequence[Plan], streams: bool) -> NotEnou
             f"{message}; even with every expert on disk it is {format_bytes(smallest - budget)} short",
             f"the smallest budget that works is --ram {round_up(smallest)}; a shorter --ctx needs less",
         )
+    message += f"; it is {format_bytes(first.full_ram - budget)} short"
+    if not first.memory.expert_count:
+        return NotEnoughMemory(
+            message,
+            f"a model without experts runs in RAM alone: --ram {round_up(smallest)} in {least.memory.dtype}; "
+            "a shorter --ctx needs less",
+        )
     return NotEnoughMemory(
-        f"{message}; it is {format_bytes(first.full_ram - budget)} short",
+        message,
         f"experts are read from disk once it is packed: moecli pack {ref.typed} --dtype q4; "
         f"without, --ram {round_up(smallest)} in {least.memory.dtype}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 
 import torch
@@ -52,6 +53,7 @@ class StreamCopies(Copies):
         super().__init__(slots)
         self._device = device
         self._stream = torch.cuda.Stream(device)
+        weakref.finalize(self, self._stream.synchronize).atexit = False  # before others may get the slots' memory
         self._arrived: dict[int, torch.cuda.Event] = {}  # by device slot: its copy
         self._computed: dict[int, torch.cuda.Event] = {}  # by device slot: its last use
         self._busy: dict[int, torch.cuda.Event] = {}  # by host slot: the last copy that touches it

@@ -72,7 +72,7 @@ class GpuOffloadedExperts:
         on_device = slots_per_layer(spec, capacity.on_device)
         anywhere = slots_per_layer(spec, capacity.on_device + capacity.in_ram)
         self._device = Arena(STAGED + sum(on_device), size, capacity.device)
-        self._ram = Arena(sum(anywhere) - sum(on_device), size, pinned=capacity.device.type != "cpu")
+        self._ram = Arena(sum(anywhere) - sum(on_device), size, copied_to=capacity.device)
         self._copies = copies(self._device, capacity.device)
         self._spare = deque(range(STAGED))  # slots of the device that belong to no layer
         self._layers: dict[int, SlotMap] = {}

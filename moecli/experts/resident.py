@@ -18,9 +18,9 @@ from moecli.model.spec import ModelSpec
 from moecli.model.tensors import EXPERT_MATRICES
 from moecli.store.expert_record import Record, layer_records
 from moecli.store.packed import PackedStore
+from moecli.store.progress import Progress
 
 Locate = Callable[[int, int], Expert | Streamed]  # by layer and expert
-Progress = Callable[[int, int], None]  # done, of how many
 
 
 class ResidentExperts:

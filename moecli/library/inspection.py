@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint.inventory import Census, take_census
+from moecli.checkpoint.inventory import Inventory, take_inventory
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import NetworkError
 from moecli.formats import stored_as
@@ -23,7 +23,7 @@ REFERENCE = "llama-2-70b"  # what costs are compared with when no dense model is
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The facts of one model. `census` is there where the headers of its weights were read."""
+    """The facts of one model. `inventory` is there where the headers of its weights were read."""
 
     model: str
     source: Kind  # of the facts
@@ -36,7 +36,7 @@ class Report:
     stored_read_bytes_per_token: int | None  # as stored, where that is known
     entry: catalog.Entry | None = None
     explanation: Explanation | None = None
-    census: Census | None = None
+    inventory: Inventory | None = None
     fallback: str | None = None  # why the Hub's answer is not what is shown, where it was asked
 
     @property
@@ -91,8 +91,8 @@ def _from_store(ref: ModelRef, store: PackedStore) -> Report:
         ref, Kind.STORE, str(store.folder), store.source.revision, families.load_config(store.folder / "config.json")
     )
     read = memory.read_bytes_per_token(store.spec, store.dtype)
-    census = Census(report.counts.total, store.bytes, store.dtype, read, (), ())
-    return replace(report, stored_read_bytes_per_token=read, census=census)
+    inventory = Inventory(report.counts.total, store.bytes, store.dtype, read, (), ())
+    return replace(report, stored_read_bytes_per_token=read, inventory=inventory)
 
 
 def _from_hub(ref: ModelRef, repo: str) -> Report:
@@ -114,7 +114,7 @@ def _report(
     spec = family.read(config)
     counts = params.count(spec)
     published = ref.entry.published if ref.entry else None
-    census = take_census(header, family, spec, counts) if header else None
+    inventory = take_inventory(header, family, spec, counts) if header else None
     return Report(
         model=ref.name,
         source=kind,
@@ -124,10 +124,10 @@ def _report(
         counts=counts,
         kv_bytes_per_token=memory.kv_bytes_per_token(spec),
         read_bytes_per_token=memory.read_bytes_per_token(spec, "bf16"),
-        stored_read_bytes_per_token=census.read_bytes_per_token if census else _as_stored(spec),
+        stored_read_bytes_per_token=inventory.read_bytes_per_token if inventory else _as_stored(spec),
         entry=ref.entry,
         explanation=params.explain_published(counts, published.total, published.active) if published else None,
-        census=census,
+        inventory=inventory,
     )
 
 

@@ -59,7 +59,7 @@ def known() -> list[Known]:
 def _known(alias: str, entry: catalog.Entry | None, config: Mapping[str, Any]) -> Known:
     spec = families.read_spec(config)
     counts = params.count(spec)
-    return Known(alias, entry, spec.family, counts.total, counts.active, spec.unsupported)
+    return Known(alias, entry, spec.family, counts.total, counts.active, spec.lacks)
 
 
 def _built_in() -> list[Here]:

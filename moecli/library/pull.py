@@ -45,7 +45,7 @@ class Proposal:
             least = format_bytes(min(plan.full_ram, plan.least_ram))
             doubts.append(f"it needs {least} of RAM at least, and {format_bytes(plan.ram_budget)} are free here")
         if self.spec.unsupported:
-            doubts.append(f"this version cannot run it: {self.spec.unsupported[0]}")
+            doubts.append(f"this version cannot run it: {self.spec.lacks[0]}")
         return doubts
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from moecli.model.unsupported import Unsupported
+
 
 class Part(Enum):
     """Where a parameter is counted; every tensor belongs to exactly one part."""
@@ -271,8 +273,13 @@ class ModelSpec:
     lm_head_bias: bool = False
     encoder: tuple[Layer, ...] = ()  # read before the decoder, with a final norm of its own
     extra: tuple[Extra, ...] = ()
-    unsupported: tuple[str, ...] = ()  # what the engine lacks, in plain words; runnable iff empty
+    unsupported: tuple[Unsupported, ...] = ()  # what the engine lacks; runnable iff empty
     notes: tuple[str, ...] = ()  # what a reader of the counts should know
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """What the engine lacks for this model, as a screen names it."""
+        return tuple(reason.value for reason in self.unsupported)
 
     @property
     def mixtures(self) -> tuple[tuple[int, Mixture], ...]:

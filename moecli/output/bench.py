@@ -27,20 +27,17 @@ _Band = tuple[float, float]
 @contextmanager
 def progress(repeat: int, quiet: bool) -> Iterator[Callable[[int, int, int], None]]:
     """A line that stands on a terminal while it is measured, and is gone after."""
-    line = terminal.Line(quiet)
+    with terminal.Line(quiet) as line:
 
-    def show(number: int, done: int, total: int) -> None:
-        what = f"run {number} of {repeat}" if number else "warming up"
-        line.show(f"{what}: {done:,} of {total:,} tokens")
+        def show(number: int, done: int, total: int) -> None:
+            what = f"run {number} of {repeat}" if number else "warming up"
+            line.show(f"{what}: {done:,} of {total:,} tokens")
 
-    try:
         yield show
-    finally:
-        line.clear()
 
 
 def screen(loaded: LoadedModel, result: Result, no_color: bool) -> None:
-    """One screen on stdout."""
+    """Print the measurement beside its forecast, and what the machine gives, on stdout."""
     to = tables.console(no_color)
     tables.show(to, _title(loaded, result), _speeds(result), tables.facts(_facts(loaded, result)))
 

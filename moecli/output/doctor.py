@@ -17,11 +17,11 @@ from moecli.doctor.processor import Processor
 from moecli.output import tables
 from moecli.units import format_bytes
 
-Row = tuple[str, str]
+_Row = tuple[str, str]
 
 
 def screen(found: Examination, wrong: Sequence[Problem], quiet: bool, no_color: bool) -> None:
-    """Everything, or with `quiet` only what is wrong."""
+    """Print all facts and what is wrong on stdout; with `quiet` only what is wrong."""
     to = tables.console(no_color)
     if not quiet:
         software = found.software
@@ -35,7 +35,7 @@ def screen(found: Examination, wrong: Sequence[Problem], quiet: bool, no_color: 
         to.print("nothing is wrong")
 
 
-def _rows(found: Examination) -> Iterator[Row]:
+def _rows(found: Examination) -> Iterator[_Row]:
     yield "libraries", _libraries(found.software)
     yield from _processor(found.processor)
     if found.kernels:
@@ -62,7 +62,7 @@ def _libraries(software: Software) -> str:
     return ", ".join(f"{name} {version}{build if name == 'torch' else ''}" for name, version in versions.items())
 
 
-def _processor(processor: Processor) -> Iterator[Row]:
+def _processor(processor: Processor) -> Iterator[_Row]:
     sets = " ".join(processor.instruction_sets)
     yield "processor", ", ".join(filter(None, (processor.name, processor.architecture, sets)))
     quota = "" if processor.cpu_quota is None else f" (a cgroup allows the time of {processor.cpu_quota:g})"
@@ -74,7 +74,7 @@ def _processor(processor: Processor) -> Iterator[Row]:
         yield "threads", f"{processor.threads} to compute with: {reason}"
 
 
-def _kernels(kernels: Kernels) -> Iterator[Row]:
+def _kernels(kernels: Kernels) -> Iterator[_Row]:
     label = "kernels"
     for device, formats in kernels.formats.items():
         for kernel in dict.fromkeys(formats.values()):
@@ -84,7 +84,7 @@ def _kernels(kernels: Kernels) -> Iterator[Row]:
 
 
 def _kernel(kernels: Kernels, kernel: str, served: str) -> str:
-    """Its name, and why it is this one."""
+    """The kernel's name, and why it is this one."""
     if kernels.asked:
         return f"{kernel} (MOECLI_KERNEL={kernels.asked})"
     if kernel == "native":
@@ -95,7 +95,7 @@ def _kernel(kernels: Kernels, kernel: str, served: str) -> str:
     return "bitsandbytes" if kernel == "bnb" else kernel
 
 
-def _memory(memory: Memory) -> Iterator[Row]:
+def _memory(memory: Memory) -> Iterator[_Row]:
     limit = "" if memory.limit_bytes is None else f", a cgroup allows {format_bytes(memory.limit_bytes)}"
     sizes = f"{format_bytes(memory.total_bytes)}, {format_bytes(memory.available_bytes)} available{limit}"
     yield "memory", f"{sizes}; a run may take {format_bytes(memory.budget_bytes)}"
@@ -104,7 +104,7 @@ def _memory(memory: Memory) -> Iterator[Row]:
     yield "swap", swap if memory.swap_bytes else "none"
 
 
-def _disk(disk: Disk) -> Iterator[Row]:
+def _disk(disk: Disk) -> Iterator[_Row]:
     label = "disk"
     for folder in disk.folders:
         yield label, f"{folder.purpose}: {folder.path}" + (" (not writable)" if folder.obstacle else "")

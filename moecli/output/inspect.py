@@ -6,7 +6,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from moecli.checkpoint.inventory import Census
+from moecli.checkpoint.inventory import Inventory
 from moecli.library.inspection import Report
 from moecli.library.resolve import Kind
 from moecli.model.params import Counts
@@ -66,7 +66,7 @@ def _from(report: Report) -> str:
         return f"From the catalog: {_STATUS[report.entry.config_status]}; nothing was fetched."
     if report.source is Kind.HUB:
         return f"From the Hub, {report.location}{at}: config.json and the headers of its weights."
-    what = "config.json and the headers of its weights" if report.census else "a configuration without weights"
+    what = "config.json and the headers of its weights" if report.inventory else "a configuration without weights"
     return f"From {report.location}: {what}."
 
 
@@ -90,13 +90,13 @@ def _architecture(spec: ModelSpec) -> list[tuple[str, str | Text]]:
     rows += [
         ("context", f"{spec.context_length:,} tokens"),
         ("vocabulary", f"{spec.vocab_size:,}" + (", tied to the output head" if spec.tied_embeddings else "")),
-        ("engine", "runs this model" if not spec.unsupported else f"lacks {', '.join(spec.unsupported)}"),
+        ("engine", "runs this model" if not spec.unsupported else f"lacks {', '.join(spec.lacks)}"),
     ]
     return rows + [("note", note) for note in spec.notes]
 
 
 def layers(spec: ModelSpec) -> str:
-    """32, all mixture-of-experts."""
+    """How many layers, and which of them are mixtures: 32, all mixture-of-experts."""
     every = (*spec.encoder, *spec.layers)
     mixed = sum(isinstance(layer.ffn, Mixture) for layer in every)
     sides = f" ({len(spec.encoder)} of them in the encoder)" if spec.encoder else ""
@@ -164,21 +164,23 @@ def _costs(report: Report) -> list[tuple[str, str | Text]]:
         ("KV cache", f"{_bytes(report.kv_bytes_per_token)} per token, at 2 bytes a number"),
         ("reads", f"{_bytes(report.read_bytes_per_token)} of weights per token in bf16"),
     ]
-    if report.census is not None:
-        rows += _files(report, report.census)
+    if report.inventory is not None:
+        rows += _files(report, report.inventory)
     return rows
 
 
-def _files(report: Report, census: Census) -> list[tuple[str, str | Text]]:
+def _files(report: Report, inventory: Inventory) -> list[tuple[str, str | Text]]:
     rows: list[tuple[str, str | Text]] = []
     if report.stored_read_bytes_per_token is not None:
         rows.append(("", f"{_bytes(report.stored_read_bytes_per_token)} per token as stored"))
-    rows.append(("files", f"{census.parameters:,} parameters, mostly {census.format}, in {_bytes(census.bytes)}"))
-    for each in census.excluded:
+    rows.append(
+        ("files", f"{inventory.parameters:,} parameters, mostly {inventory.format}, in {_bytes(inventory.bytes)}")
+    )
+    for each in inventory.excluded:
         rows.append(("not counted", f"{each.reason}: {each.parameters:,} in {each.tensors} tensors"))
-    for text in census.differences:
+    for text in inventory.differences:
         rows.append(("difference", Text(text, style="bold red")))
-    if not census.differences:
+    if not inventory.differences:
         rows.append(("", Text("The files agree with config.json.", style="green")))
     return rows
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from moecli.formats import bytes_for
 from moecli.kernels.blocking import BUCKET, CHUNK, SCORES
 from moecli.model.params import kv_numbers_per_token
-from moecli.model.spec import MLA, Attention, Mixture, ModelSpec, Part
+from moecli.model.spec import MLA, Attention, FeedForward, Mixture, ModelSpec, Part
 from moecli.model.tensors import Tensor, dense_tensors, expert_count, expert_shapes
 from moecli.planning.terms import Amount, Term, add, count, larger, multiply, named, under, within
 from moecli.store.expert_record import STAGING, dense_dtype, mixture_record, staging_size
@@ -20,7 +20,9 @@ LIBRARY = 18 * 2**20  # compiled products and freed blocks that the allocator ke
 LIBRARY_CHUNK = 3 * 2**20  # the same for each further chunk
 PACKED_KEY = 28  # bytes per number of keys and values while the library multiplies with them
 _DEFAULT_CONTEXT = 8192
-DEVICE_CONTEXT = 450 * 2**20  # what a CUDA context takes of the device
+# Measured with benchmarks/gpu.py on an H100 (torch 2.11, CUDA 13): what the plan does not count.
+DEVICE_CONTEXT = 800 * 2**20  # of the device: context, kernels and products of libraries, rounding of the allocator
+DEVICE_PROCESS = 1070 * 2**20  # of RAM, beside PROCESS: CUDA and its libraries, which unpack their kernels there
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,7 @@ def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: i
             "attention", max((_attention(layer.attention, tokens, context, size) for layer in spec.layers), default=0)
         ),
         larger(
-            named("experts", max((_mixture(spec, mixture, tokens, size) for mixture in _mixtures(spec)), default=0)),
+            _feed_forwards(spec, tokens, size),
             named("logits", 2 * batch * spec.vocab_size * 4),
         ),
     )
@@ -236,6 +238,14 @@ def _attention(attention: Attention, tokens: int, context: int, size: int) -> in
         return scores + expanded * (size + PACKED_KEY // 2) + queries
     packed = PACKED_KEY * attention.kv_width * keys
     return scores + packed + 3 * tokens * (attention.query_width + attention.cache_width) * size
+
+
+def _feed_forwards(spec: ModelSpec, tokens: int, size: int) -> Amount:
+    """The largest mixture; of a dense model gate and up beside their float32 sums, or activation and product."""
+    if mixtures := _mixtures(spec):
+        return named("experts", max(_mixture(spec, mixture, tokens, size) for mixture in mixtures))
+    widths = [layer.ffn.intermediate_size for layer in spec.layers if isinstance(layer.ffn, FeedForward)]
+    return named("feed-forward", tokens * max(widths, default=0) * max(4 * size, 2 * (size + 4)))
 
 
 def _mixture(spec: ModelSpec, mixture: Mixture, tokens: int, size: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moecli.errors import MoecliError
-from moecli.routing.trace import MOST_DOMAINS, Choices, Floats, LayerTrace, Singles, Trace
+from moecli.routing.trace import MOST_DOMAINS, Choices, Floats, LayerTrace, RoutingTrace, Singles
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class TraceBuilder:
         self._columns: list[tuple[Sequence[int], int, int, bool]] = []
 
     def begin(self, prompt: int, domain: str = "") -> None:
-        """What follows belongs to this prompt."""
+        """What is recorded from here on belongs to this prompt and domain."""
         self._prompt, self._domain = prompt, self._domains.setdefault(domain, len(self._domains))
         if self._domain >= MOST_DOMAINS:
             raise MoecliError(f"more than {MOST_DOMAINS} domains in the prompts", "name fewer domains")
@@ -82,7 +82,7 @@ class TraceBuilder:
         revision: str = "",
         dtype: str = "",
         family: str = "",
-    ) -> Trace:
+    ) -> RoutingTrace:
         """The trace so far; a pass that was interrupted between layers is left out."""
         lengths = [sum(map(len, rows.chosen)) for rows in self._layers.values()]
         total = min([sum(len(ids) for ids, *_ in self._columns), *lengths])
@@ -95,7 +95,7 @@ class TraceBuilder:
         )
         domains = tuple(self._domains)
         tokens = np.bincount(domain, minlength=len(domains))
-        return Trace(
+        return RoutingTrace(
             tuple(self._layer(layer, rows, total, tokens) for layer, rows in self._layers.items()),
             ids, prompt.astype(np.uint32), domain.astype(np.uint16), generated.astype(bool), domains,
             dict(pieces or {}), name, revision, dtype, family,
@@ -121,6 +121,6 @@ class TraceBuilder:
 
 
 def _joined(parts: list[Singles], total: int) -> Singles | None:
-    """One array, unless the recorder saw it for some passes only."""
+    """The parts in one array of `total` rows; None if the recorder saw some passes only."""
     joined = np.concatenate(parts)[:total] if parts else None
     return joined if joined is not None and len(joined) == total else None

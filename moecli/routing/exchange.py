@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from moecli.errors import MoecliError
-from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, Choices, LayerTrace, Trace, bare
+from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, Choices, LayerTrace, RoutingTrace, bare
+from moecli.untrusted import json_object
 
 _CSV_HINT = "one line per choice: layer,expert"
 
 
-def to_csv(trace: Trace) -> Iterator[str]:
+def to_csv(trace: RoutingTrace) -> Iterator[str]:
     """Token by token, layer by layer, best expert first. Lines without line ends."""
     yield "layer,expert"
     rows = [(layer.layer, layer.chosen.tolist()) for layer in trace.layers]
@@ -24,7 +26,7 @@ def to_csv(trace: Trace) -> Iterator[str]:
                 yield f"{layer},{expert}"
 
 
-def from_csv(lines: Iterable[str], active: int, experts: int | None = None) -> Trace:
+def from_csv(lines: Iterable[str], active: int, experts: int | None = None) -> RoutingTrace:
     """`active` choices of each layer in a row are one token's. Without `experts`: as many as the highest seen + 1."""
     chosen: dict[int, list[int]] = {}
     for number, line in enumerate(lines, 1):
@@ -37,7 +39,7 @@ def from_csv(lines: Iterable[str], active: int, experts: int | None = None) -> T
     return _bare(chosen, active, experts)
 
 
-def _bare(chosen: Mapping[int, list[int]], active: int, experts: int | None) -> Trace:
+def _bare(chosen: Mapping[int, list[int]], active: int, experts: int | None) -> RoutingTrace:
     lengths = sorted({len(column) for column in chosen.values()})
     if len(lengths) != 1 or lengths[0] % active:
         raise MoecliError(
@@ -50,7 +52,7 @@ def _bare(chosen: Mapping[int, list[int]], active: int, experts: int | None) -> 
 
 
 def _checked(rows: Any, layer: int, experts: int) -> Choices:
-    """rows [T, k] as choices: in range and all different."""
+    """The rows [T, k] as choices. MoecliError unless they are in range and all different."""
     ordered = np.sort(rows, axis=1)
     if ordered.min() < 0 or ordered.max() >= experts or experts > MOST_EXPERTS:
         raise MoecliError(
@@ -65,7 +67,7 @@ def _checked(rows: Any, layer: int, experts: int) -> Choices:
     return np.asarray(rows, np.uint16)
 
 
-def to_jsonl(trace: Trace) -> Iterator[str]:
+def to_jsonl(trace: RoutingTrace) -> Iterator[str]:
     """A first line about the model, then a line per token. Lines without line ends."""
     about = {name: getattr(trace, name) for name in ("model", "revision", "dtype", "family")}
     yield json.dumps(about | {"experts": {str(layer.layer): layer.experts for layer in trace.layers}})
@@ -87,19 +89,14 @@ def to_jsonl(trace: Trace) -> Iterator[str]:
         yield json.dumps(line, ensure_ascii=False)
 
 
-def from_jsonl(lines: Iterable[str]) -> Trace:
+def from_jsonl(lines: Iterable[str]) -> RoutingTrace:
     """The lines of `to_jsonl`. Only `layers` with `experts` is required; the first line may be missing."""
     about: dict[str, Any] = {}
     tokens: list[dict[str, Any]] = []
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise MoecliError(f"line {number} is not JSON: {error}", "one JSON object per token") from error
-        if not isinstance(line, dict):
-            raise MoecliError(f"line {number} is {text.strip()[:60]}, not an object", "one JSON object per token")
+        line = json_object(text, partial(_not_a_token, number))
         if number == 1 and "layers" not in line:
             about = line
         else:
@@ -113,7 +110,11 @@ def from_jsonl(lines: Iterable[str]) -> Trace:
         raise MoecliError(f"the tokens do not fit together ({reason})", "every token needs the same layers") from error
 
 
-def _assemble(about: dict[str, Any], tokens: list[dict[str, Any]]) -> Trace:
+def _not_a_token(number: int, problem: str) -> MoecliError:
+    return MoecliError(f"line {number} {problem}", "one JSON object per token")
+
+
+def _assemble(about: dict[str, Any], tokens: list[dict[str, Any]]) -> RoutingTrace:
     experts = {int(layer): int(count) for layer, count in about.get("experts", {}).items()}
     layers = []
     for name in sorted(tokens[0]["layers"], key=int):
@@ -129,7 +130,7 @@ def _assemble(about: dict[str, Any], tokens: list[dict[str, Any]]) -> Trace:
     domains = {name: place for place, name in enumerate(names)}
     if len(domains) > MOST_DOMAINS:
         raise ValueError(f"{len(domains)} domains, more than {MOST_DOMAINS}")
-    return Trace(
+    return RoutingTrace(
         tuple(layers),
         np.array([token.get("token", 0) for token in tokens], np.uint32),
         np.array([token.get("prompt", 0) for token in tokens], np.uint32),

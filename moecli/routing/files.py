@@ -7,14 +7,14 @@ from pathlib import Path
 
 from moecli.errors import MoecliError
 from moecli.routing import exchange, trace_file
-from moecli.routing.trace import Trace
+from moecli.routing.trace import RoutingTrace
 from moecli.store.filesystem import unwritable
 
 _LINES = {".csv": exchange.to_csv, ".jsonl": exchange.to_jsonl}
 
 
-def read(path: Path, shape: tuple[int, int] | None = None) -> Trace:
-    """`shape`: active experts and experts of the model, which CSV does not say; left out, they are guessed."""
+def read(path: Path, shape: tuple[int, int] | None = None) -> RoutingTrace:
+    """Read a trace. `shape`: active experts and experts of the model, which CSV does not say; else they are guessed."""
     if path.suffix not in _LINES:
         return trace_file.load(path)
     try:
@@ -30,8 +30,8 @@ def read(path: Path, shape: tuple[int, int] | None = None) -> Trace:
         raise MoecliError(f"{path}: {error.message}", error.hint) from error
 
 
-def write(trace: Trace, path: Path) -> None:
-    """An existing file is replaced."""
+def write(trace: RoutingTrace, path: Path) -> None:
+    """Write a trace in the form that the file's name asks for, over an existing one. DiskError if it cannot be."""
     try:
         if path.suffix not in _LINES:
             trace_file.save(trace, path)

@@ -9,11 +9,11 @@ import numpy as np
 
 from moecli.experts.policies import DEFAULT, POLICIES, Policy, Slots
 from moecli.routing.oracles import Belady, Pass, Pinned, Random
-from moecli.routing.trace import Choices, Counts, LayerTrace, Trace
+from moecli.routing.trace import Choices, Integers, LayerTrace, RoutingTrace
 
 _FRACTIONS = 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4
 _FEWEST_TOKENS = 600  # of a layer: fewer would show mostly how slots fill
-_WORTHWHILE = 0.05  # hit rate gained over chance
+_WORTHWHILE = 0.05  # hit rate gained over the random baseline
 
 
 def candidates(passes: Sequence[Pass], seed: int) -> dict[str, Callable[[], Policy]]:
@@ -41,7 +41,7 @@ def hit_rate(passes: Sequence[Pass], capacity: int, policy: Policy) -> float:
 
 
 def token_passes(chosen: Choices) -> list[Pass]:
-    """Each token [T, k] a pass of its own: decoding."""
+    """Choices [T, k] as passes of one token each, as in decoding."""
     return [Pass(dict.fromkeys(row, 1), 1, True) for row in chosen.tolist()]
 
 
@@ -72,12 +72,13 @@ class Replay:
         return len(self.layers) < self.layers_in_trace or self.tokens < self.tokens_in_trace
 
     def curve(self, policy: str) -> tuple[float, ...]:
+        """The hit rates of one policy, at each of `slots`."""
         return next(curve.hit_rates for curve in self.curves if curve.policy == policy)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Does caching pay here? At half the experts: the default policy against slots filled by lot (C/E)."""
+    """Does caching pay here? At half the experts: the default policy against slots filled at random (C/E)."""
 
     pays: bool
     slots: int  # of the comparison
@@ -89,10 +90,11 @@ class Verdict:
 
     @property
     def gain(self) -> float:
+        """Hit rate above the random baseline."""
         return self.hit_rate - self.by_chance
 
 
-def replay(trace: Trace, most_accesses: int = 150_000, policies: Sequence[str] = REPLAYED) -> Replay:
+def replay(trace: RoutingTrace, most_accesses: int = 150_000, policies: Sequence[str] = REPLAYED) -> Replay:
     """Replay each policy at each budget, on as many layers and tokens as `most_accesses` passes allow.
 
     Layers are taken evenly spaced, tokens in one block of neighbours per domain. Layers with another number of
@@ -123,7 +125,7 @@ def replay(trace: Trace, most_accesses: int = 150_000, policies: Sequence[str] =
 
 
 def verdict(result: Replay, policy: str = DEFAULT) -> Verdict:
-    """What the curves say about caching experts."""
+    """What a replay says about caching experts, by the curve of this policy."""
     rates = result.curve(policy)
     half = min(range(len(result.slots)), key=lambda place: abs(result.slots[place] - result.experts / 2))
     by_chance = [slots / result.experts for slots in result.slots]
@@ -145,7 +147,7 @@ def _spread(available: int, wanted: int) -> list[int]:
     return [(2 * place + 1) * available // (2 * wanted) for place in range(wanted)]
 
 
-def _blocks(trace: Trace, tokens: int, generated_only: bool) -> Counts:
+def _blocks(trace: RoutingTrace, tokens: int, generated_only: bool) -> Integers:
     """Places of the tokens to replay: of each domain its first ones, about `tokens` decoded ones in all."""
     decoded = trace.generated if generated_only else np.ones(trace.tokens, bool)
     domains = np.unique(trace.domain)
@@ -160,7 +162,7 @@ def _blocks(trace: Trace, tokens: int, generated_only: bool) -> Counts:
     return np.flatnonzero(kept)
 
 
-def _passes(layer: LayerTrace, trace: Trace, kept: Counts, generated_only: bool) -> list[Pass]:
+def _passes(layer: LayerTrace, trace: RoutingTrace, kept: Integers, generated_only: bool) -> list[Pass]:
     """The kept tokens as forward passes. With generated tokens in the trace, a prompt is one pass, not counted."""
     chosen = layer.chosen[kept]
     if not generated_only:

@@ -10,12 +10,12 @@ import numpy as np
 from moecli.routing.balance import OVERFLOW_FACTORS, Balance, Noise, balance, noise, overflow
 from moecli.routing.coactivation import Coactivation, coactivation
 from moecli.routing.domains import DomainDistance, domain_counts, domain_distance
-from moecli.routing.repetition import Repetition, RepetitionBaseline, repetition, repetition_baseline
 from moecli.routing.replay import Replay, Verdict, replay, verdict
-from moecli.routing.trace import LayerTrace, Trace
+from moecli.routing.temporal_locality import LocalityBaseline, TemporalLocality, locality_baseline, temporal_locality
+from moecli.routing.trace import LayerTrace, RoutingTrace
 from moecli.routing.vocabulary import Vocabulary, vocabulary
 
-_SMALL_NOISE = 0.5  # max violation by chance alone, beyond which a heatmap shows mostly luck
+_SMALL_NOISE = 0.5  # MaxVio of a uniform router, above which a heatmap shows mostly luck
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class LayerReport:
     noise: Noise
     dead_chance: float  # (1 - k/E)^T: that a uniform router leaves a given expert unused
     overflow: tuple[float, ...]  # share dropped, for each of OVERFLOW_FACTORS
-    repetition: Repetition
-    repetition_baseline: RepetitionBaseline
+    locality: TemporalLocality
+    locality_baseline: LocalityBaseline
     gate_entropy: float | None  # mean over tokens of H(gate) / ln E: the router's doubt
     auxiliary_loss: float | None  # E * sum f_e P_e with f_e = c_e / T; a uniform router has k
     z_loss: float | None  # mean logsumexp^2
@@ -62,29 +62,29 @@ class LayerReport:
 
     @property
     def figures(self) -> Figures:
-        """As measured."""
+        """The layer's figures as measured."""
         measured = self.gate_entropy, self.auxiliary_loss, self.z_loss
-        return _figures(self.balance, self.repetition, *measured)
+        return _figures(self.balance, self.locality, *measured)
 
     @property
     def uniform(self) -> Figures:
         """What a uniform router shows on average."""
-        return _figures(self.noise.mean, self.repetition_baseline.uniform, None, self.active)
+        return _figures(self.noise.mean, self.locality_baseline.uniform, None, self.active)
 
     @property
     def limit(self) -> Figures:
         """What only 1 in 20 uniform routers exceeds (entropy: falls below)."""
-        return _figures(self.noise.limit, self.repetition_baseline.limit)
+        return _figures(self.noise.limit, self.locality_baseline.limit)
 
     @property
     def utilisation(self) -> tuple[float, ...]:
-        """p_e * E: 1 is an even share."""
+        """Each expert's load over the mean load, p_e * E: 1 is an even share."""
         mean = sum(self.counts) / self.experts
         return tuple(count / mean for count in self.counts)
 
     @property
     def few_tokens(self) -> bool:
-        """Whether chance alone makes one expert look hot or dead."""
+        """Whether there are so few tokens that one expert of a uniform router, too, would look hot or dead."""
         return self.noise.mean.max_violation > _SMALL_NOISE
 
 
@@ -106,6 +106,7 @@ class RoutingReport:
 
     @property
     def prompt_tokens(self) -> int:
+        """Tokens that were read, not generated."""
         return self.tokens - self.generated_tokens
 
     @property
@@ -132,12 +133,12 @@ class RoutingReport:
 
     @property
     def few_tokens(self) -> bool:
-        """Whether chance alone makes an expert of some layer look hot or dead."""
+        """Whether a layer has so few tokens that an expert of a uniform router, too, would look hot or dead."""
         return any(layer.few_tokens for layer in self.layers)
 
 
 def _figures(
-    load: Balance, repeated: Repetition, gate_entropy: float | None = None, auxiliary_loss: float | None = None,
+    load: Balance, repeated: TemporalLocality, gate_entropy: float | None = None, auxiliary_loss: float | None = None,
     z_loss: float | None = None,
 ) -> Figures:  # fmt: skip
     return Figures(
@@ -156,8 +157,8 @@ def _together(layers: Iterable[Figures]) -> Figures:
     return Figures(**{**means, "dead": sum(known["dead"])})
 
 
-def report(trace: Trace, with_replay: bool = True, adjacent_ranks: bool = False) -> RoutingReport:
-    """Analyse a trace. `adjacent_ranks`: see coactivation."""
+def report(trace: RoutingTrace, with_replay: bool = True, adjacent_ranks: bool = False) -> RoutingReport:
+    """All figures of a trace. `adjacent_ranks` counts as pairs only experts next to each other in rank."""
     result = replay(trace) if with_replay else None
     return RoutingReport(
         trace.model,
@@ -174,7 +175,7 @@ def report(trace: Trace, with_replay: bool = True, adjacent_ranks: bool = False)
     )
 
 
-def _layer(layer: LayerTrace, trace: Trace, adjacent_ranks: bool) -> LayerReport:
+def _layer(layer: LayerTrace, trace: RoutingTrace, adjacent_ranks: bool) -> LayerReport:
     counts, by_domain = layer.counts(), domain_counts(layer, trace)
     return LayerReport(
         layer=layer.layer,
@@ -186,8 +187,8 @@ def _layer(layer: LayerTrace, trace: Trace, adjacent_ranks: bool) -> LayerReport
         noise=noise(layer.experts, layer.active, trace.tokens),
         dead_chance=(1 - layer.active / layer.experts) ** trace.tokens,
         overflow=tuple(float(overflow(counts, factor)) for factor in OVERFLOW_FACTORS),
-        repetition=repetition(layer, trace.follows),
-        repetition_baseline=repetition_baseline(layer, int(trace.follows.sum())),
+        locality=temporal_locality(layer, trace.follows),
+        locality_baseline=locality_baseline(layer, int(trace.follows.sum())),
         gate_entropy=None if layer.entropy is None else float(layer.entropy.mean()),
         auxiliary_loss=_auxiliary_loss(layer, trace),
         z_loss=layer.log_sum_squared,
@@ -197,7 +198,7 @@ def _layer(layer: LayerTrace, trace: Trace, adjacent_ranks: bool) -> LayerReport
     )
 
 
-def _auxiliary_loss(layer: LayerTrace, trace: Trace) -> float | None:
+def _auxiliary_loss(layer: LayerTrace, trace: RoutingTrace) -> float | None:
     if layer.mean_probabilities is None:
         return None
     share = np.bincount(trace.domain, minlength=len(trace.domains)) / trace.tokens

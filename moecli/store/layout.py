@@ -37,7 +37,10 @@ class Place:
 
 @dataclass(frozen=True)
 class StoreLayout:
-    """A spec in a format: which format each role has, and from that every byte's place. `roles` includes "experts"."""
+    """A spec in a format: which format each role has, and from that every byte's place.
+
+    `roles` includes "experts" where the model has them.
+    """
 
     spec: ModelSpec
     dtype: str
@@ -109,7 +112,7 @@ class StoreLayout:
 def choose_layout(weights: Weights, dtype: str) -> StoreLayout:
     """The layout of a checkpoint packed to `dtype`: routers keep their precision, sensitive tensors 16 bits."""
     compute = compute_dtype(dtype, weights.dtype)
-    roles = {EXPERTS: dtype}
+    roles = {EXPERTS: dtype} if weights.spec.mixtures else {}
     for tensor in dense_tensors(weights.spec):
         if tensor.part is Part.ROUTER:
             stored = {FLOATS[part.dtype] for part in weights.dense(tensor)}
@@ -122,7 +125,7 @@ def choose_layout(weights: Weights, dtype: str) -> StoreLayout:
 
 def are_possible(spec: ModelSpec, dtype: str, compute: str, roles: Mapping[str, str]) -> bool:
     """Whether a store of `dtype` can have these formats by role."""
-    expected = {EXPERTS: {dtype}}
+    expected = {EXPERTS: {dtype}} if spec.mixtures else {}
     for tensor in dense_tensors(spec):
         router = tensor.part is Part.ROUTER
         expected[tensor.role] = set(PLAIN) if router else {dense_dtype(tensor, dtype, compute)}

@@ -75,7 +75,7 @@ def check_runs(spec: ModelSpec, name: str) -> None:
     """ConfigError or CheckpointError for what the engine cannot run."""
     if spec.unsupported:
         raise ConfigError(
-            f"{spec.family} models cannot be run yet: the engine lacks {', '.join(spec.unsupported)}",
+            f"{spec.family} models cannot be run yet: the engine lacks {', '.join(spec.lacks)}",
             f"moecli inspect and moecli memory know them: moecli inspect {name}",
         )
     if spec.quantization is not None:

@@ -17,7 +17,7 @@ from moecli.planning.memory import estimate_memory
 from moecli.planning.placement import fit_layerwise, place
 from moecli.routing import files, trace_file
 from moecli.routing.published import paper
-from moecli.routing.trace import Trace, bare
+from moecli.routing.trace import RoutingTrace, bare
 from tests.support.checkpoints import write
 from tests.support.oracle import transformers
 from tests.support.stores import packed
@@ -119,7 +119,7 @@ def test_prompts_with_domains_against_another_format(moecli, tmp_path):
     assert against["agreement"]["layers"][0]["baseline"]["equal_sets"] == pytest.approx(1 / 28)
 
 
-def small(tmp_path: Path, layers: int = 3, experts: int = 8, active: int = 2, **about: Any) -> Trace:
+def small(tmp_path: Path, layers: int = 3, experts: int = 8, active: int = 2, **about: Any) -> RoutingTrace:
     random = np.random.default_rng(0)
     order = random.random((layers, 50, experts)).argsort(-1)[..., :active]
     path = tmp_path / "small.trace"
@@ -159,14 +159,14 @@ def test_mixtral_stands_beside_its_paper(moecli, tmp_path):
     trace = small(tmp_path, layers=32, family="mixtral", model="mixtral")
     result = moecli("inspect", "--routing", "--from", str(tmp_path / "small.trace"), "--json")
     published = json.loads(result.stdout)["routing"]["published"]
-    assert published["repetition"]["published"]["ArXiv"] == {
+    assert published["temporal_locality"]["published"]["ArXiv"] == {
         "first": [0.14, 0.279, 0.227],
         "either": [0.465, 0.623, 0.529],
     }
     first = [
         float((rows[1:, 0] == rows[:-1, 0]).mean()) for rows in (trace.layers[layer].chosen for layer in (0, 15, 31))
     ]
-    assert published["repetition"]["measured"][""]["first"] == pytest.approx(first)
+    assert published["temporal_locality"]["measured"][""]["first"] == pytest.approx(first)
     github = published["domain_shares"]["published"]["github"]
     assert [sum(layer) for layer in github] == pytest.approx([1, 1, 1]) and github[0][5] == pytest.approx(
         0.1621, abs=5e-5
@@ -197,7 +197,8 @@ def test_mixtral_stands_beside_its_paper(moecli, tmp_path):
         (["inspect", "--routing", "--from", "{damaged}"], 1, "damaged"),
         (["inspect", "--routing", "--from", "{bad}"], 1, "JSON|token"),
         (["inspect", "--routing", "--from", "{folder}/none"], 1, "cannot read"),
-        (["inspect", "llama-2-70b", "--routing", "--offline"], 1, "not on this machine"),
+        (["inspect", "mixtral", "--routing", "--offline"], 1, "not on this machine"),
+        (["inspect", "llama-2-70b", "--routing"], 1, "'llama-2-70b' has no routed experts"),
         (["run", "tiny", "a", "--trace", "{folder}/none/x"], 2, "no folder"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from tests.support.checkpoints import LAYOUTS, make, prompt, write
+from tests.support.checkpoints import FAMILIES, LAYOUTS, make, prompt, write
 from tests.support.running import greedy, load, score
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ GROUPS = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
 
 # family, what is special, configuration
 CASES: list[tuple[str, str, dict[str, Any]]] = [
-    ("mixtral", "plain", {}),
-    ("granitemoe", "plain", {}),
+    *((family, "plain", {}) for family in FAMILIES),
     ("granitemoe", "biases, untied", {"attention_bias": True, "tie_word_embeddings": False}),
     ("granitemoe", "neutral multipliers, yarn",
      {"residual_multiplier": 1.0, "embedding_multiplier": 1.0, "logits_scaling": 1.0, "rope_parameters": YARN}),
@@ -67,13 +66,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     # transformers stretches ropes only where the width of a head is given
     *(("mixtral", name, {"rope_parameters": rope, "head_dim": 8}) for name, rope in ROPES.items()),
     ("mixtral", "dynamic", {**DYNAMIC, "head_dim": 8}),
-    ("dbrx", "plain", {}),
     ("dbrx", "clip that bites", {"attn_config": {"clip_qkv": 0.5}}),
     ("dbrx", "wide clip, one kv head", {"attn_config": {"clip_qkv": 1000, "kv_n_heads": 1}}),
     ("dbrx", "p-norm of 2", {"ffn_config": {"moe_normalize_expert_weights": 2.0}}),
     ("dbrx", "weights as they are", {"ffn_config": {"moe_normalize_expert_weights": None}}),
     ("dbrx", "gelu, multi-head", {"ffn_config": {"ffn_act_fn": {"name": "gelu"}}, "attn_config": {"kv_n_heads": 4}}),
-    ("deepseek_v2", "plain", {}),
     ("deepseek_v2", "full queries", {"q_lora_rank": None, "n_shared_experts": 1}),
     ("deepseek_v2", "groups, scaled", {**GROUPS, "routed_scaling_factor": 4.0}),
     ("deepseek_v2", "one group kept", {**GROUPS, "topk_group": 1, "num_experts_per_tok": 2}),
@@ -81,7 +78,6 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("deepseek_v2", "all sparse", {"first_k_dense_replace": 0}),
     ("deepseek_v2", "mostly dense", {"num_hidden_layers": 3, "first_k_dense_replace": 2, "hidden_act": "gelu"}),
     *(("deepseek_v2", name, {"rope_parameters": rope, **GROUPS}) for name, rope in MSCALE.items()),
-    ("deepseek_v3", "plain", {}),
     ("deepseek_v3", "full queries", {"q_lora_rank": None}),
     ("deepseek_v3", "one group", {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827}),
     ("deepseek_v3", "groups of four", {"n_group": 2, "topk_group": 1}),
@@ -89,11 +85,16 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("deepseek_v3", "biases, tied", {"attention_bias": True, "tie_word_embeddings": True}),
     ("deepseek_v3", "mostly dense", {"num_hidden_layers": 3, "first_k_dense_replace": 2, "n_shared_experts": 2}),
     *(("deepseek_v3", name, {"rope_parameters": rope}) for name, rope in MSCALE.items()),
-    ("olmoe", "plain", {}),
+    ("llama", "biases, tied, gelu", {"attention_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"}),
+    ("llama", "multi-head, wide heads", {"num_key_value_heads": 4, "head_dim": 12}),
+    *(("llama", name, {"rope_parameters": rope}) for name, rope in ROPES.items()),
+    ("llama", "dynamic", DYNAMIC),
+    ("mistral", "window", {"sliding_window": 16}),
+    ("mistral", "wide heads, tied", {"head_dim": 12, "tie_word_embeddings": True}),
+    ("mistral", "yarn, one kv head", {"rope_parameters": YARN, "num_key_value_heads": 1}),
     ("olmoe", "clip that bites", {"clip_qkv": 0.5}),
     ("olmoe", "normalised, multi-head", {"norm_topk_prob": True, "num_key_value_heads": 4}),
     ("olmoe", "biases, tied, gelu", {"attention_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"}),
-    ("qwen2_moe", "plain", {}),
     ("qwen2_moe", "normalised, multi-head", {"norm_topk_prob": True, "num_key_value_heads": 4}),
     ("qwen2_moe", "no biases, tied", {"qkv_bias": False, "tie_word_embeddings": True}),
     ("qwen2_moe", "every second layer sparse", {"num_hidden_layers": 4, "decoder_sparse_step": 2}),
@@ -102,7 +103,6 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("qwen2_moe", "windows by name", {
         **SLIDING, "num_hidden_layers": 3,
         "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
-    ("qwen3_moe", "plain", {}),
     ("qwen3_moe", "normalised, usual heads", {"norm_topk_prob": True, "head_dim": 8}),
     ("qwen3_moe", "biases, tied", {"attention_bias": True, "tie_word_embeddings": True}),
     ("qwen3_moe", "every second layer sparse, one dense",
@@ -126,7 +126,10 @@ def oracle_greedy(model: PreTrainedModel, ids: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("family", "special", "changes"), CASES, ids=[f"{f}-{s}" for f, s, _ in CASES])
+@pytest.mark.parametrize(
+    ("family", "special", "changes"),
+    [pytest.param(*c, id=f"{c[0]}-{c[1]}", marks=[pytest.mark.slow] if c[1] != "plain" else []) for c in CASES],
+)
 def test_parity(family: str, special: str, changes: dict[str, Any], layout: str, tmp_path: Path) -> None:
     model = make(family, seed=len(special), **changes)
     decoder = load(write(model, tmp_path, layout))

@@ -23,7 +23,7 @@ from moecli.errors import MoecliError, NotEnoughMemory
 from moecli.experts.offloaded import OffloadedExperts
 from moecli.library.resolve import Kind, ModelRef
 from moecli.routing.prompts import Prompt, bundled
-from moecli.routing.trace import Trace
+from moecli.routing.trace import RoutingTrace
 from tests.support.checkpoints import FAMILIES, make, prompt, write
 from tests.support.running import load, session
 from tests.support.stores import decoder as placed
@@ -46,7 +46,7 @@ DYNAMIC = {
 }  # fmt: skip
 
 
-def one_by_one(decoder: Decoder, texts: Sequence[Text], chunk: int = 256, count: int = 0) -> Trace:
+def one_by_one(decoder: Decoder, texts: Sequence[Text], chunk: int = 256, count: int = 0) -> RoutingTrace:
     """Each text by itself, with up to `count` tokens generated after it."""
     builder = new_builder("model", decoder.spec, keep_probabilities=True)
     recorder = Recorder(decoder.spec, builder)
@@ -60,7 +60,7 @@ def one_by_one(decoder: Decoder, texts: Sequence[Text], chunk: int = 256, count:
     return builder.build()
 
 
-def together(decoder: Decoder, texts: Sequence[Text], chunk: int = 256) -> Trace:
+def together(decoder: Decoder, texts: Sequence[Text], chunk: int = 256) -> RoutingTrace:
     builder = new_builder("model", decoder.spec, keep_probabilities=True)
     decoder.layerwise_prefill(
         [torch.tensor(text.ids) for text in texts], chunk, LayerwiseRecorder(decoder.spec, builder, texts)
@@ -68,7 +68,7 @@ def together(decoder: Decoder, texts: Sequence[Text], chunk: int = 256) -> Trace
     return builder.build()
 
 
-def same(one: Trace, other: Trace) -> None:
+def same(one: RoutingTrace, other: RoutingTrace) -> None:
     """Equal but for rounding in what is no choice."""
     for name in ("ids", "prompt", "domain", "generated"):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
@@ -200,7 +200,7 @@ def ids(text: str) -> list[int]:
     return Conversation(opened(), config()).prompt(text)
 
 
-def record(of: OpenedModel, prompts: Sequence[Prompt], limit: int | None = None, max_tokens: int = 0) -> Trace:
+def record(of: OpenedModel, prompts: Sequence[Prompt], limit: int | None = None, max_tokens: int = 0) -> RoutingTrace:
     def silent(done: int, total: int) -> None:
         """Nobody watches."""
 

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from moecli.engine.layers import frequencies
 from moecli.engine.load import open_model
 from moecli.errors import ConfigError
-from moecli.model.families import find, load_config, read_spec
+from moecli.model import catalog
+from moecli.model.families import families, find, load_config, read_spec, runnable
 from moecli.model.spec import MLA, Activation, GroupedQuery, Mixture, ModelSpec, RopeKind
 from moecli.model.tensors import Part, dense_tensors, expert_shapes
-from tests.support.checkpoints import FAMILIES, LAYOUTS, make, write
+from tests.support.checkpoints import FAMILIES, LAYOUTS, configuration, make, write
 from tests.support.oracle import transformers
 
 DATA = Path(__file__).parents[1] / "data" / "reference"
@@ -103,6 +104,26 @@ def test_no_known_family(values: dict[str, Any]) -> None:
     assert caught.value.hint is not None and "mixtral" in caught.value.hint
 
 
+# Its place
+
+
+def specs_by_family() -> dict[str, list[ModelSpec]]:
+    names = {id(family): name for name, family in families().items()}
+    found: dict[str, list[ModelSpec]] = {}
+    made = [configuration(family).to_dict() for family in FAMILIES]
+    for each in [*made, *CONFIGS.values(), *(entry.config() for entry in catalog.known())]:
+        found.setdefault(names[id(find(each))], []).append(read_spec(each))
+    return found
+
+
+def test_a_family_lies_where_its_specs_say() -> None:
+    """Beside the engine's own if all of its models run, in `facts` if none does; each has a model to tell by."""
+    specs = specs_by_family()
+    assert specs.keys() == families().keys()
+    for name, models in specs.items():
+        assert {not spec.unsupported for spec in models} == {name in runnable()}, name
+
+
 # Keys and values
 
 
@@ -149,6 +170,11 @@ def test_numbers_that_json_should_not_hold(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_flag_is_true_or_false(name: str, key: str, value: object) -> None:
     assert f"config key '{key}'" in refusal(config(name, **{key: value}))
+
+
+@pytest.mark.parametrize(("family", "key"), [("llama", "mlp_bias"), ("mistral", "attention_bias")])
+def test_what_a_dense_family_does_not_compute_is_refused_by_name(family: str, key: str) -> None:
+    assert f"config key '{key}'" in refusal(configuration(family).to_dict() | {key: True})
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -376,6 +402,7 @@ ROPE_KEYS = (
 ).split()
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(st.data())
 def test_any_config_is_read_or_refused(data: st.DataObject) -> None:

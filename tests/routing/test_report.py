@@ -19,11 +19,12 @@ def analysed() -> RoutingReport:
     return report(recorded_trace())
 
 
+@pytest.mark.slow
 def test_the_built_in_model_specialises_beyond_noise(analysed: RoutingReport) -> None:
     distances = [layer.domain_distance for layer in analysed.layers]
     assert all(distance is not None and distance.beyond_noise for distance in distances[1:])
     middle = analysed.layers[3]
-    assert (middle.repetition.top1 or 0) > (middle.repetition_baseline.limit.top1 or 1)
+    assert (middle.locality.top1 or 0) > (middle.locality_baseline.limit.top1 or 1)
     assert (middle.vocabulary.lift or 0) > (middle.vocabulary.shuffled_lift or 9) * 1.2
     assert analysed.verdict is not None
     assert analysed.verdict.pays

@@ -25,7 +25,7 @@ from tests.support.stores import contents, packed
 
 MODELS = [
     ("mixtral", "published"), ("dbrx", "published"), ("deepseek_v2", "published"), ("qwen3_moe", "fused"),
-    ("granitemoe", "published"), ("deepseek_v3", "fused"),
+    ("granitemoe", "published"), ("deepseek_v3", "fused"), ("mistral", "published"),
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tests.support.oracle import transformers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 VOCABULARY = 97
 _BASE = {
@@ -27,7 +27,8 @@ _LATENT = {
 }  # fmt: skip
 _QWEN = {"intermediate_size": 40, "moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 3}
 
-# By family: the stem of its transformers classes, and a configuration that is small but not degenerate.
+# By family that runs, one row: the stem of its transformers classes, and a configuration that is small but not
+# degenerate. The tests of parity, of reading and of names on disk take their families from here.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", _BASE | {"intermediate_size": 24, "num_local_experts": 5}),
     "dbrx": (
@@ -49,6 +50,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_multiplier": 0.2, "embedding_multiplier": 6.0, "logits_scaling": 4.0, "residual_multiplier": 0.4,
         },
     ),
+    "llama": ("Llama", _BASE | {"intermediate_size": 40}),
+    "mistral": ("Mistral", _BASE | {"intermediate_size": 40, "sliding_window": None}),
     "olmoe": ("Olmoe", _BASE | {"intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3}),
     "qwen2_moe": ("Qwen2Moe", _BASE | _QWEN | {"shared_expert_intermediate_size": 20}),
     "qwen3_moe": ("Qwen3Moe", _BASE | _QWEN | {"head_dim": 16}),
@@ -58,16 +61,21 @@ LAYOUTS = ("published", "fused")
 
 def make(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model of `family`; `changes` are keys of its configuration, one level deep where they are objects."""
+    config = configuration(family, **changes)
+    config._attn_implementation = "eager"
+    model = getattr(transformers(), f"{FAMILIES[family][0]}ForCausalLM")(config).eval()
+    _randomise(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+def configuration(family: str, **changes: Any) -> PretrainedConfig:
+    """That of `make`."""
     stem, base = FAMILIES[family]
     settings = copy.deepcopy(base)
     for key, value in changes.items():
         nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
         settings[key] = settings[key] | value if nested else value
-    config = getattr(transformers(), f"{stem}Config")(**settings)
-    config._attn_implementation = "eager"
-    model = getattr(transformers(), f"{stem}ForCausalLM")(config).eval()
-    _randomise(model, torch.Generator().manual_seed(seed))
-    return model
+    return getattr(transformers(), f"{stem}Config")(**settings, architectures=[f"{stem}ForCausalLM"])
 
 
 def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:

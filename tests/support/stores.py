@@ -26,8 +26,9 @@ from moecli.store.expert_record import dense_dtype
 from moecli.store.layout import StoreLayout
 from moecli.store.manifest import FILE, FileChecksums, Origin, StoreManifest
 from moecli.store.packed import PackedStore, describe_records
+from moecli.store.progress import Progress, silent
 from moecli.store.source import open_source, origin_of, text_files
-from moecli.store.write import Progress, pack, silent
+from moecli.store.write import pack
 from tests.support.headers import shard_names
 
 if TYPE_CHECKING:
@@ -44,6 +45,16 @@ _MIXTRAL = {
 def random_mixtral(folder: Path, **shape: int) -> Path:
     """A checkpoint as the Hub has them, of random numbers: a shard for each layer and one for the rest."""
     random_checkpoint.SHAPES[folder.name] = _MIXTRAL | shape
+    random_checkpoint.write(folder.name, folder)
+    return folder
+
+
+def random_mistral(folder: Path) -> Path:
+    """Its dense peer."""
+    dense = {name: value for name, value in _MIXTRAL.items() if "experts" not in name}
+    random_checkpoint.SHAPES[folder.name] = dense | {
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "vocab_size": 4096, "sliding_window": 64,
+    }  # fmt: skip
     random_checkpoint.write(folder.name, folder)
     return folder
 

@@ -53,7 +53,7 @@ class Entry:
 
 @cache
 def known() -> tuple[Entry, ...]:
-    """Every entry, family by family; references that cannot run come last."""
+    """Every entry, family by family; dense references come last."""
     rows: list[dict[str, Any]] = json.loads(_read("models.json"))
     return tuple(_entry(row) for row in rows)
 

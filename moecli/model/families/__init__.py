@@ -1,26 +1,44 @@
-"""Model families: which config.json dialect is whose. One small data file per family, found by itself."""
+"""Model families: which config.json dialect is whose; one small data file each, those in `facts` are not run."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Mapping
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 from moecli.errors import ConfigError
+from moecli.model.families import facts
 from moecli.model.families._config import load_config
-from moecli.model.families._layout import ExpertNames, Family, Layout, Piece
+from moecli.model.families._layout import ExpertNames, Family, Layout, NamedSlice
 from moecli.model.spec import ModelSpec
+from moecli.untrusted import printable
 
-__all__ = ["ExpertNames", "Family", "Layout", "Piece", "families", "find", "load_config", "read_spec"]
+__all__ = ["ExpertNames", "Family", "Layout", "NamedSlice", "families", "find", "load_config", "read_spec", "runnable"]
 
 
 @cache
 def families() -> Mapping[str, Family]:
-    """Every family, by the name of its file."""
-    modules = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    return {name: importlib.import_module(f"{__name__}.{name}").FAMILY for name in sorted(modules)}
+    """Every family, by the name of its file: those that run and those that are facts only."""
+    return dict(sorted((runnable() | _in_package(facts)).items()))
+
+
+@cache
+def runnable() -> dict[str, Family]:
+    """The families that the engine runs, by the name of their file."""
+    return _in_package(sys.modules[__name__])
+
+
+def _in_package(package: ModuleType) -> dict[str, Family]:
+    modules = [each.name for each in pkgutil.iter_modules(package.__path__) if not each.ispkg]
+    return {
+        name: importlib.import_module(f"{package.__name__}.{name}").FAMILY
+        for name in modules
+        if not name.startswith("_")
+    }
 
 
 def find(config: Mapping[str, Any]) -> Family:
@@ -37,7 +55,7 @@ def find(config: Mapping[str, Any]) -> Family:
                 return family
     named = next((name for name in (architecture, model_type) if name and isinstance(name, str)), "(none)")
     raise ConfigError(
-        f"architecture '{named[:80]}' is not supported",
+        f"architecture '{printable(named, 80)}' is not supported",
         "supported: " + ", ".join(families()),
     )
 

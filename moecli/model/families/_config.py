@@ -10,11 +10,12 @@ from typing import Any
 
 from moecli.errors import ConfigError
 from moecli.model.spec import Activation
+from moecli.untrusted import json_object
 
 _LARGEST_FILE = 16 * 1024**2
 _LARGEST_COUNT = 2**31 - 1
 _SMALLEST_NUMBER, _LARGEST_NUMBER = 1e-18, 1e18  # so that no arithmetic on them overflows
-_REQUIRED = object()
+REQUIRED = object()
 
 # Training, bookkeeping and generation defaults: they never change the mathematics of a forward pass.
 IRRELEVANT = frozenset(
@@ -47,12 +48,10 @@ def load_config(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > _LARGEST_FILE:
             raise ConfigError(f"{path} is {size} bytes: too large for a config.json")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not readable JSON: {error}", "fetch the file again") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path} does not hold a JSON object")
-    return config
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", "fetch the file again") from error
+    return json_object(content, lambda problem: ConfigError(f"{path} {problem}", "fetch the file again"))
 
 
 class ConfigReader:
@@ -60,23 +59,23 @@ class ConfigReader:
 
     def __init__(self, config: Mapping[str, Any], family: str, prefix: str = "") -> None:
         self._config = config
-        self._family = family
+        self.family = family
         self._prefix = prefix
         self._used: set[str] = set()
 
     def fail(self, key: str, problem: str) -> ConfigError:
-        return ConfigError(f"{self._family}: config key '{self._prefix}{key}' {problem}")
+        return ConfigError(f"{self.family}: config key '{self._prefix}{key}' {problem}")
 
-    def raw(self, key: str, default: Any = _REQUIRED) -> Any:
+    def raw(self, key: str, default: Any = REQUIRED) -> Any:
         """The value as it stands; an absent key without a default is an error."""
         self._used.add(key)
         if key in self._config:
             return self._config[key]
-        if default is _REQUIRED:
+        if default is REQUIRED:
             raise self.fail(key, "is missing")
         return default
 
-    def count(self, key: str, default: Any = _REQUIRED, least: int = 1) -> int:
+    def count(self, key: str, default: Any = REQUIRED, least: int = 1) -> int:
         value = self.raw(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.fail(key, f"must be a whole number, not {_show(value)}")
@@ -87,7 +86,7 @@ class ConfigReader:
     def optional_count(self, key: str, default: int | None = None, least: int = 1) -> int | None:
         return None if self.raw(key, default) is None else self.count(key, default, least)
 
-    def number(self, key: str, default: Any = _REQUIRED, positive: bool = True) -> float:
+    def number(self, key: str, default: Any = REQUIRED, positive: bool = True) -> float:
         value = self.raw(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(key, f"must be a number, not {_show(value)}")
@@ -102,7 +101,7 @@ class ConfigReader:
     def optional_number(self, key: str, default: float | None = None) -> float | None:
         return None if self.raw(key, default) is None else self.number(key, default)
 
-    def flag(self, key: str, default: Any = _REQUIRED) -> bool:
+    def flag(self, key: str, default: Any = REQUIRED) -> bool:
         value = self.raw(key, default)
         if not isinstance(value, bool):
             raise self.fail(key, f"must be true or false, not {_show(value)}")
@@ -112,7 +111,7 @@ class ConfigReader:
         """null counts as false."""
         return self.raw(key, default) is not None and self.flag(key, default)
 
-    def text(self, key: str, default: Any = _REQUIRED) -> str:
+    def text(self, key: str, default: Any = REQUIRED) -> str:
         value = self.raw(key, default)
         if not isinstance(value, str):
             raise self.fail(key, f"must be text, not {_show(value)}")
@@ -122,7 +121,7 @@ class ConfigReader:
         value = self.raw(key)
         if not isinstance(value, list) or not value or len(value) > 4096:
             raise self.fail(key, "must be a list of numbers")
-        part = ConfigReader({f"{key}[{i}]": v for i, v in enumerate(value)}, self._family, self._prefix)
+        part = ConfigReader({f"{key}[{i}]": v for i, v in enumerate(value)}, self.family, self._prefix)
         return tuple(part.number(f"{key}[{i}]") for i in range(len(value)))
 
     def indices(self, key: str, limit: int) -> frozenset[int]:
@@ -145,7 +144,7 @@ class ConfigReader:
             raise self.fail(key, f"holds {_show(wrong[0])}, which is not supported")
         return value[:length]
 
-    def activation(self, key: str, default: Any = _REQUIRED) -> Activation:
+    def activation(self, key: str, default: Any = REQUIRED) -> Activation:
         name = self.text(key, default)
         aliases = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
         try:
@@ -160,7 +159,7 @@ class ConfigReader:
             return None
         if not isinstance(value, dict):
             raise self.fail(key, f"must be an object, not {_show(value)}")
-        return ConfigReader(value, self._family, f"{self._prefix}{key}.")
+        return ConfigReader(value, self.family, f"{self._prefix}{key}.")
 
     def stored_dtype(self) -> str | None:
         """What the file says its weights are; transformers 5 writes `dtype`, older versions `torch_dtype`."""
@@ -174,9 +173,9 @@ class ConfigReader:
         part = self.nested("quantization_config")
         return None if part is None else part.text("quant_method", "bitsandbytes")
 
-    def expect(self, key: str, *allowed: Any, default: Any = _REQUIRED) -> None:
+    def expect(self, key: str, *allowed: Any, default: Any = REQUIRED) -> None:
         """Refuse any value but the ones this code implements."""
-        value = self.raw(key, allowed[0] if default is _REQUIRED else default)
+        value = self.raw(key, allowed[0] if default is REQUIRED else default)
         if not any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in allowed):
             raise self.fail(key, f"is {_show(value)}, which is not supported")
 
@@ -191,7 +190,7 @@ class ConfigReader:
                 self.expect(key, *allowed)
         if unknown := sorted(set(self._config) - self._used - set(irrelevant)):
             raise ConfigError(
-                f"{self._family}: config key '{self._prefix}{unknown[0]}' is not supported"
+                f"{self.family}: config key '{self._prefix}{unknown[0]}' is not supported"
                 + (f" (nor are {len(unknown) - 1} others)" if len(unknown) > 1 else ""),
                 "running without it could give wrong text, so moecli refuses",
             )

@@ -10,8 +10,8 @@ from moecli.model.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """One expert matrix inside one stored tensor."""
+class NamedSlice:
+    """One matrix of each expert, by the name of the stored tensor that holds it, or holds it among others."""
 
     name: str  # with {layer} and, for per-expert tensors, {expert}
     stacked: bool = False  # all experts along axis 0, as [E, rows, columns] or [E * rows, columns]
@@ -23,9 +23,9 @@ class Piece:
 class ExpertNames:
     """Where gate, up and down of every expert lie."""
 
-    gate: Piece
-    up: Piece
-    down: Piece
+    gate: NamedSlice
+    up: NamedSlice
+    down: NamedSlice
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Layout:
     """One way a family is written to disk. Several names under a role are stacked by rows."""
 
     dense: Mapping[str, tuple[str, ...]]
-    experts: ExpertNames
+    experts: ExpertNames | None = None  # of a dense model
     ignored: tuple[str, ...] = ()  # regular expressions of names that carry no weights we need
 
 
@@ -44,7 +44,7 @@ class Family:
     architectures: tuple[str, ...]
     model_types: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], ModelSpec]
-    layouts: tuple[Layout, ...]
+    layouts: tuple[Layout, ...] = ()  # none: its files are only counted
     signature: str | None = None  # a config key that only this family has, for files that name no architecture
 
 
@@ -65,7 +65,7 @@ GROUPED_QUERY = (
     names(_LAYER + "self_attn.", qkv="q_proj k_proj v_proj", o="o_proj", q_norm="q_norm", k_norm="k_norm")
     | names(_LAYER + "self_attn.", ".bias", qkv_bias="q_proj k_proj v_proj", o_bias="o_proj")
 )  # fmt: skip
-LATENT = (
+MULTI_HEAD_LATENT = (
     names(
         _LAYER + "self_attn.",
         q="q_proj", q_a="q_a_proj", q_a_norm="q_a_layernorm", q_b="q_b_proj",
@@ -79,14 +79,16 @@ BUFFERS = (r".*\.rotary_emb\.inv_freq",)
 
 def per_expert(prefix: str, gate: str, up: str, down: str) -> ExpertNames:
     """One tensor per matrix and expert, as Hub repositories hold them."""
-    return ExpertNames(*(Piece(f"{_LAYER}{prefix}.{{expert}}.{name}.weight") for name in (gate, up, down)))
+    return ExpertNames(*(NamedSlice(f"{_LAYER}{prefix}.{{expert}}.{name}.weight") for name in (gate, up, down)))
 
 
 def fused(prefix: str) -> ExpertNames:
     """One 3-D tensor for all experts, as transformers 5 holds them in memory: [E, 2I, H] and [E, H, I]."""
     gate_up, down = f"{_LAYER}{prefix}.gate_up_proj", f"{_LAYER}{prefix}.down_proj"
     return ExpertNames(
-        Piece(gate_up, stacked=True, half=0), Piece(gate_up, stacked=True, half=1), Piece(down, stacked=True)
+        NamedSlice(gate_up, stacked=True, half=0),
+        NamedSlice(gate_up, stacked=True, half=1),
+        NamedSlice(down, stacked=True),
     )
 
 

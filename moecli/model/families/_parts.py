@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from moecli.model.families._config import ConfigReader
+from moecli.model.families._config import REQUIRED, ConfigReader
 from moecli.model.families._rope import read_rope, yarn_mscale
 from moecli.model.spec import (
     MLA,
@@ -26,7 +26,7 @@ _MOST_LAYERS = 10_000
 
 def grouped_query(
     c: ConfigReader,
-    width: int,
+    hidden_size: int,
     context: int,
     *,
     heads: int,
@@ -50,7 +50,7 @@ def grouped_query(
     kv_heads = c.optional_count("num_key_value_heads", kv_heads or heads) or heads
     if heads % kv_heads:
         raise c.fail("num_key_value_heads", f"is {kv_heads}, which does not divide the {heads} heads")
-    head_dim = c.optional_count("head_dim", head_dim) or width // heads
+    head_dim = c.optional_count("head_dim", head_dim) or hidden_size // heads
     if head_dim % 2 or not head_dim:
         raise c.fail("head_dim", f"is {head_dim}: rotary embedding needs an even number")
     rope = read_rope(c, head_dim, context, theta, partial=rotary)
@@ -59,7 +59,7 @@ def grouped_query(
     )
 
 
-def latent(c: ConfigReader, context: int, *, heads: int, query_rank: int | None = 1536) -> MLA:
+def multi_head_latent(c: ConfigReader, context: int, *, heads: int, query_rank: int | None = 1536) -> MLA:
     """DeepSeek's multi-head latent attention. The YaRN temperature, squared, goes into the scale at every length."""
     heads = c.count("num_attention_heads", heads)
     c.ignore("num_key_value_heads", "head_dim", "qk_head_dim")  # derived; the latent has no key/value heads
@@ -127,7 +127,7 @@ def biased_sigmoid(
     c: ConfigReader,
     *,
     experts: int,
-    active: int,
+    top_k: int,
     scaling: float = 1.0,
     experts_key: str = "n_routed_experts",
     scaling_key: str = "routed_scaling_factor",
@@ -135,7 +135,7 @@ def biased_sigmoid(
     """DeepSeek-V3's router, as its descendants spell it: sigmoid scores, a bias for picking, groups where there are."""
     return Router(
         c.count(experts_key, experts),
-        c.count("num_experts_per_tok", active),
+        c.count("num_experts_per_tok", top_k),
         Scoring.SIGMOID,
         norm_power=1.0 if c.optional_flag("norm_topk_prob", True) else None,
         norm_epsilon=1e-20,
@@ -165,25 +165,28 @@ def language_part(config: Mapping[str, Any], family: str, *ignored: str) -> Conf
 
 def make_spec(
     c: ConfigReader,
-    family: str,
     layers: Iterable[Layer],
     *,
-    width: int,
+    hidden_size: int,
     context: int,
-    vocab: int,
+    vocab: Any = REQUIRED,
     eps: float = 1e-6,
-    eps_key: str = "rms_norm_eps",
+    eps_key: str | None = "rms_norm_eps",
     tied: bool = False,
     **more: Any,
 ) -> ModelSpec:
-    """The spec, from the keys that hardly any family spells otherwise; then whatever nobody has read is refused."""
+    """The spec, from the keys that hardly any family spells otherwise; then every key that nobody has read is refused.
+
+    `hidden_size` and `context` are what was read; `vocab`, `eps` and `tied` are the family's defaults. Without
+    `eps_key`, `eps` is a constant of the family. `more` are fields of ModelSpec.
+    """
     spec = ModelSpec(
-        family=family,
-        hidden_size=width,
+        family=c.family,
+        hidden_size=hidden_size,
         vocab_size=c.count("vocab_size", vocab),
         context_length=context,
         layers=tuple(layers),
-        norm_eps=c.number(eps_key, eps),
+        norm_eps=c.number(eps_key, eps) if eps_key else eps,
         tied_embeddings=c.flag("tie_word_embeddings", tied),
         stored_dtype=c.stored_dtype(),
         quantization=c.quantization(),

@@ -6,38 +6,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import IRRELEVANT, ConfigReader
-from moecli.model.families._layout import BUFFERS, ExpertNames, Family, Layout, Piece, names
-from moecli.model.families._parts import uniform_layers
+from moecli.model.families._layout import BUFFERS, ExpertNames, Family, Layout, NamedSlice, names
+from moecli.model.families._parts import make_spec, uniform_layers
 from moecli.model.families._rope import read_rope
 from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, NormKind, Router
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "dbrx")
-    width, context = c.count("d_model", 2048), c.count("max_seq_len", 2048)
+    hidden_size, context = c.count("d_model", 2048), c.count("max_seq_len", 2048)
     c.ignore("num_key_value_heads", "hidden_size", "num_attention_heads", "num_hidden_layers")  # mirrors, by name
-    spec = ModelSpec(
-        family="dbrx",
-        hidden_size=width,
-        vocab_size=c.count("vocab_size", 32000),
-        context_length=context,
-        layers=uniform_layers(c, _attention(c, width, context), _mixture(c), default=24, key="n_layers"),
-        norm=NormKind.LAYER,
-        norm_eps=1e-5,  # torch's default; no key says it
-        tied_embeddings=c.flag("tie_word_embeddings", False),
-        stored_dtype=c.stored_dtype(),
-        quantization=c.quantization(),
-    )
-    c.finish()
-    return spec
+    return make_spec(
+        c, uniform_layers(c, _attention(c, hidden_size, context), _mixture(c), default=24, key="n_layers"),
+        hidden_size=hidden_size, context=context, vocab=32000,
+        norm=NormKind.LAYER, eps=1e-5, eps_key=None,  # torch's default; no key says it
+    )  # fmt: skip
 
 
-def _attention(c: ConfigReader, width: int, context: int) -> GroupedQuery:
+def _attention(c: ConfigReader, hidden_size: int, context: int) -> GroupedQuery:
     part = c.nested("attn_config") or ConfigReader({}, "dbrx", "attn_config.")
     heads, kv_heads = c.count("n_heads", 16), part.count("kv_n_heads", 1)
-    head_dim = width // heads
-    if heads % kv_heads or head_dim % 2 or head_dim * heads != width:
-        raise c.fail("n_heads", f"is {heads} over {kv_heads} key/value heads and a width of {width}")
+    head_dim = hidden_size // heads
+    if heads % kv_heads or head_dim % 2 or head_dim * heads != hidden_size:
+        raise c.fail("n_heads", f"is {heads} over {kv_heads} key/value heads and a width of {hidden_size}")
     theta = part.optional_number("rope_theta") or 10_000.0
     rope = read_rope(c, head_dim, context, theta)
     clip = part.optional_number("clip_qkv")
@@ -76,9 +67,9 @@ FAMILY = Family(
             )
             | names(_BLOCK, router="ffn.router.layer"),
             ExpertNames(
-                Piece(_EXPERTS + "w1", stacked=True),
-                Piece(_EXPERTS + "v1", stacked=True),
-                Piece(_EXPERTS + "w2", stacked=True, transposed=True),
+                NamedSlice(_EXPERTS + "w1", stacked=True),
+                NamedSlice(_EXPERTS + "v1", stacked=True),
+                NamedSlice(_EXPERTS + "w2", stacked=True, transposed=True),
             ),
             BUFFERS,
         ),

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, LATENT, MLP, Family, both_layouts, names
-from moecli.model.families._parts import check_router, latent, layer_count
+from moecli.model.families._layout import BODY, MLP, MULTI_HEAD_LATENT, Family, both_layouts, names
+from moecli.model.families._parts import check_router, layer_count, make_spec, multi_head_latent
 from moecli.model.spec import FeedForward, GroupScore, Layer, Mixture, ModelSpec, Router
 
 
@@ -16,46 +16,36 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     c.expect("scoring_func", "softmax")
     c.expect("mlp_bias", False)
     context = c.count("max_position_embeddings", 2048)
-    attention = latent(c, context, heads=32)
-    layers = sparse_after(c, attention, _router(c), default_layers=32, default_dense=0, default_widths=(11008, 1407, 2))
-    spec = ModelSpec(
-        family="deepseek_v2",
-        hidden_size=c.count("hidden_size", 4096),
-        vocab_size=c.count("vocab_size", 102400),
-        context_length=context,
-        layers=layers,
-        norm_eps=c.number("rms_norm_eps", 1e-6),
-        tied_embeddings=c.flag("tie_word_embeddings", False),
-        stored_dtype=c.stored_dtype(),
-        quantization=c.quantization(),
+    attention = multi_head_latent(c, context, heads=32)
+    layers = dense_then_sparse(
+        c, attention, _router(c), default_layers=32, default_dense=0, default_widths=(11008, 1407, 2)
     )
-    c.finish()
-    return spec
+    return make_spec(c, layers, hidden_size=c.count("hidden_size", 4096), context=context, vocab=102400)
 
 
 def _router(c: ConfigReader) -> Router:
     """Normalising replaces scaling, as in the vendor's code; it does not precede it."""
     method = c.text("topk_method", "greedy")
     c.expect("topk_method", "greedy", "group_limited_greedy")
-    groups, kept = c.optional_count("n_group") or 1, c.optional_count("topk_group") or 1
+    n_group, topk_group = c.optional_count("n_group") or 1, c.optional_count("topk_group") or 1
     if method == "greedy":
-        groups = kept = 1
-    active = c.count("num_experts_per_tok")
-    normalise = c.optional_flag("norm_topk_prob", False) and active > 1
+        n_group = topk_group = 1
+    top_k = c.count("num_experts_per_tok")
+    normalise = c.optional_flag("norm_topk_prob", False) and top_k > 1
     scaling = c.number("routed_scaling_factor", 1.0)
     return Router(
         c.count("n_routed_experts", 64),
-        active,
+        top_k,
         norm_power=1.0 if normalise else None,
         norm_epsilon=1e-20,
         scaling=1.0 if normalise else scaling,
-        n_group=groups,
-        topk_group=kept,
+        n_group=n_group,
+        topk_group=topk_group,
         group_score=GroupScore.MAX,
     )
 
 
-def sparse_after(
+def dense_then_sparse(
     c: ConfigReader,
     attention: Any,
     router: Router,
@@ -85,7 +75,7 @@ FAMILY = Family(
     read=read,
     layouts=both_layouts(
         BODY
-        | LATENT
+        | MULTI_HEAD_LATENT
         | MLP
         | names("model.layers.{layer}.mlp.shared_experts.", shared_gate_up="gate_proj up_proj", shared_down="down_proj")
     ),

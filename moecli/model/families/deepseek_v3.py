@@ -7,9 +7,9 @@ from typing import Any
 
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family, Layout, names
-from moecli.model.families._parts import latent
+from moecli.model.families._parts import make_spec, multi_head_latent
 from moecli.model.families.deepseek_v2 import FAMILY as V2
-from moecli.model.families.deepseek_v2 import sparse_after
+from moecli.model.families.deepseek_v2 import dense_then_sparse
 from moecli.model.spec import GroupScore, ModelSpec, Router, Scoring
 
 
@@ -18,22 +18,14 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     c.expect("scoring_func", "sigmoid")
     c.expect("topk_method", "noaux_tc")
     context = c.count("max_position_embeddings", 4096)
-    attention = latent(c, context, heads=128)
-    layers = sparse_after(c, attention, _router(c), default_layers=61, default_dense=3, default_widths=(18432, 2048, 1))
-    spec = ModelSpec(
-        family="deepseek_v3",
-        hidden_size=c.count("hidden_size", 7168),
-        vocab_size=c.count("vocab_size", 129280),
-        context_length=context,
-        layers=layers,
-        norm_eps=c.number("rms_norm_eps", 1e-6),
-        tied_embeddings=c.flag("tie_word_embeddings", False),
-        stored_dtype=c.stored_dtype(),
-        quantization=c.quantization(),
-        extra_layers=c.count("num_nextn_predict_layers", c.raw("num_mtp_layers", 1), least=0),
+    attention = multi_head_latent(c, context, heads=128)
+    layers = dense_then_sparse(
+        c, attention, _router(c), default_layers=61, default_dense=3, default_widths=(18432, 2048, 1)
     )
-    c.finish()
-    return spec
+    return make_spec(
+        c, layers, hidden_size=c.count("hidden_size", 7168), context=context, vocab=129280,
+        extra_layers=c.count("num_nextn_predict_layers", c.raw("num_mtp_layers", 1), least=0),
+    )  # fmt: skip
 
 
 def _router(c: ConfigReader) -> Router:

@@ -7,37 +7,27 @@ from typing import Any
 
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import BUFFERS, Family, Layout, names, per_expert
-from moecli.model.families._parts import grouped_query, uniform_layers
+from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, Router
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     """The hpcai-tech and SGLang ports. Constants without a key are those of the released JAX code."""
     c = ConfigReader(config, "grok-1")
-    width, context = c.count("hidden_size"), c.count("max_position_embeddings")
+    hidden_size, context = c.count("hidden_size"), c.count("max_position_embeddings")
     attention = grouped_query(
-        c, width, context, heads=48, kv_heads=8,
+        c, hidden_size, context, heads=48, kv_heads=8,
         softcap=c.number("max_attn_value", 30.0),
         scale=c.number("attn_output_multiplier", 128**-0.5),  # already the usual 1 / sqrt(head_dim)
     )  # fmt: skip
     router = Router(c.count("num_experts", c.raw("num_local_experts", 8)), c.count("num_experts_per_tok", 2))
     expert = FeedForward(c.count("intermediate_size"), c.activation("hidden_act", "gelu_pytorch_tanh"))
-    spec = ModelSpec(
-        family="grok-1",
-        hidden_size=width,
-        vocab_size=c.count("vocab_size"),
-        context_length=context,
-        layers=uniform_layers(c, attention, Mixture(router, expert), default=64),
-        norm_eps=c.number("rms_norm_eps", 1e-5),
-        branch_norms=True,
-        tied_embeddings=c.flag("tie_word_embeddings", True),
+    return make_spec(
+        c, uniform_layers(c, attention, Mixture(router, expert), default=64),
+        hidden_size=hidden_size, context=context, eps=1e-5, tied=True, branch_norms=True,
         embedding_multiplier=c.number("embedding_multiplier_scale", 78.38367176906169),
         logit_multiplier=c.number("output_multiplier_scale", 0.5773502691896257),
-        stored_dtype=c.stored_dtype(),
-        quantization=c.quantization(),
-    )
-    c.finish()
-    return spec
+    )  # fmt: skip
 
 
 _LAYER = "model.layers.{layer}."

@@ -7,33 +7,24 @@ from typing import Any
 
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, Family, Layout, fused, names, per_expert
-from moecli.model.families._parts import grouped_query, uniform_layers
+from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, Router
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "mixtral")
-    width, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 131_072)
+    hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 131_072)
     attention = grouped_query(
-        c, width, context, heads=32, kv_heads=8, theta=1e6, window=c.optional_count("sliding_window")
+        c, hidden_size, context, heads=32, kv_heads=8, theta=1e6, window=c.optional_count("sliding_window")
     )
     router = Router(
         c.count("num_local_experts", c.raw("num_experts", 8)), c.count("num_experts_per_tok", 2), norm_power=1.0
     )
     expert = FeedForward(c.count("intermediate_size", 14336), c.activation("hidden_act", "silu"))
-    spec = ModelSpec(
-        family="mixtral",
-        hidden_size=width,
-        vocab_size=c.count("vocab_size", 32000),
-        context_length=context,
-        layers=uniform_layers(c, attention, Mixture(router, expert), default=32),
-        norm_eps=c.number("rms_norm_eps", 1e-5),
-        tied_embeddings=c.flag("tie_word_embeddings", False),
-        stored_dtype=c.stored_dtype(),
-        quantization=c.quantization(),
-    )
-    c.finish()
-    return spec
+    return make_spec(
+        c, uniform_layers(c, attention, Mixture(router, expert), default=32),
+        hidden_size=hidden_size, context=context, vocab=32000, eps=1e-5,
+    )  # fmt: skip
 
 
 _PUBLISHED = names("model.layers.{layer}.block_sparse_moe.", router="gate")

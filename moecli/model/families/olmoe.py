@@ -7,16 +7,16 @@ from typing import Any
 
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts
-from moecli.model.families._parts import grouped_query, uniform_layers
+from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, QkNorm, Router
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "olmoe")
-    width, context = c.count("hidden_size", 2048), c.count("max_position_embeddings", 4096)
+    hidden_size, context = c.count("hidden_size", 2048), c.count("max_position_embeddings", 4096)
     bias = c.flag("attention_bias", False)
     attention = grouped_query(
-        c, width, context, heads=16, qk_norm=QkNorm.FULL, qkv_bias=bias, output_bias=bias,
+        c, hidden_size, context, heads=16, qk_norm=QkNorm.FULL, qkv_bias=bias, output_bias=bias,
         clip=c.optional_number("clip_qkv"),
     )  # fmt: skip
     router = Router(
@@ -25,19 +25,10 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         norm_power=1.0 if c.flag("norm_topk_prob", False) else None,
     )
     expert = FeedForward(c.count("intermediate_size", 2048), c.activation("hidden_act", "silu"))
-    spec = ModelSpec(
-        family="olmoe",
-        hidden_size=width,
-        vocab_size=c.count("vocab_size", 50304),
-        context_length=context,
-        layers=uniform_layers(c, attention, Mixture(router, expert), default=16),
-        norm_eps=c.number("rms_norm_eps", 1e-5),
-        tied_embeddings=c.flag("tie_word_embeddings", False),
-        stored_dtype=c.stored_dtype(),
-        quantization=c.quantization(),
-    )
-    c.finish()
-    return spec
+    return make_spec(
+        c, uniform_layers(c, attention, Mixture(router, expert), default=16),
+        hidden_size=hidden_size, context=context, vocab=50304, eps=1e-5,
+    )  # fmt: skip
 
 
 FAMILY = Family(

@@ -8,14 +8,14 @@ from typing import Any
 
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts, names
-from moecli.model.families._parts import grouped_query, sparse_steps
+from moecli.model.families._parts import grouped_query, make_spec, sparse_steps
 from moecli.model.spec import FeedForward, Layer, Mixture, ModelSpec, Router
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "qwen2_moe")
-    width, context = c.count("hidden_size", 2048), c.count("max_position_embeddings", 32768)
-    attention = grouped_query(c, width, context, heads=16, kv_heads=16, qkv_bias=c.flag("qkv_bias", True))
+    hidden_size, context = c.count("hidden_size", 2048), c.count("max_position_embeddings", 32768)
+    attention = grouped_query(c, hidden_size, context, heads=16, kv_heads=16, qkv_bias=c.flag("qkv_bias", True))
     activation = c.activation("hidden_act", "silu")
     mixture = Mixture(
         Router(
@@ -29,19 +29,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     )
     dense = FeedForward(c.count("intermediate_size", 5632), activation)
     layers = sparse_steps(c, attention, mixture, dense, default_layers=24)
-    spec = ModelSpec(
-        family="qwen2_moe",
-        hidden_size=width,
-        vocab_size=c.count("vocab_size", 151936),
-        context_length=context,
-        layers=_windows(c, layers),
-        norm_eps=c.number("rms_norm_eps", 1e-6),
-        tied_embeddings=c.flag("tie_word_embeddings", False),
-        stored_dtype=c.stored_dtype(),
-        quantization=c.quantization(),
-    )
-    c.finish()
-    return spec
+    return make_spec(c, _windows(c, layers), hidden_size=hidden_size, context=context, vocab=151936)
 
 
 def _windows(c: ConfigReader, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:

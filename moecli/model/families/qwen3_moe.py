@@ -7,13 +7,13 @@ from typing import Any
 
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts
-from moecli.model.families._parts import grouped_query, sparse_steps
+from moecli.model.families._parts import grouped_query, make_spec, sparse_steps
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, QkNorm, Router
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "qwen3_moe")
-    width, context = c.count("hidden_size", 2048), c.count("max_position_embeddings", 32768)
+    hidden_size, context = c.count("hidden_size", 2048), c.count("max_position_embeddings", 32768)
     window = c.optional_count("sliding_window", 4096)
     c.ignore("max_window_layers")  # without effect in this family: all layers slide or none does
     c.expect("qkv_bias", False, None)  # leftovers of Qwen2 in Qwen3-Coder's file
@@ -21,7 +21,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     c.expect("shared_expert_intermediate_size", 0, None)
     bias = c.flag("attention_bias", False)
     attention = grouped_query(
-        c, width, context, heads=32, kv_heads=4, qk_norm=QkNorm.HEAD, qkv_bias=bias, output_bias=bias,
+        c, hidden_size, context, heads=32, kv_heads=4, qk_norm=QkNorm.HEAD, qkv_bias=bias, output_bias=bias,
         window=window if c.flag("use_sliding_window", False) else None,
     )  # fmt: skip
     activation = c.activation("hidden_act", "silu")
@@ -32,19 +32,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     )
     mixture = Mixture(router, FeedForward(c.count("moe_intermediate_size", 768), activation))
     dense = FeedForward(c.count("intermediate_size", 6144), activation)
-    spec = ModelSpec(
-        family="qwen3_moe",
-        hidden_size=width,
-        vocab_size=c.count("vocab_size", 151936),
-        context_length=context,
-        layers=sparse_steps(c, attention, mixture, dense, default_layers=24),
-        norm_eps=c.number("rms_norm_eps", 1e-6),
-        tied_embeddings=c.flag("tie_word_embeddings", False),
-        stored_dtype=c.stored_dtype(),
-        quantization=c.quantization(),
-    )
-    c.finish()
-    return spec
+    layers = sparse_steps(c, attention, mixture, dense, default_layers=24)
+    return make_spec(c, layers, hidden_size=hidden_size, context=context, vocab=151936)
 
 
 FAMILY = Family(

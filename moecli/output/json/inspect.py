@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
 from typing import Any
 
 from moecli.library.inspection import Report
 from moecli.library.resolve import Kind
-from moecli.model.params import Counts
+from moecli.model.params import Counts, read_figure
 from moecli.model.spec import MLA, Attention, FeedForward, GroupedQuery, Mixture, ModelSpec, Part, Router
 from moecli.output import words
 from moecli.output.json import SCHEMA_VERSION
@@ -22,7 +21,7 @@ _PARTS = (
 
 def document(report: Report, reference: Report) -> dict[str, Any]:
     """One model; numbers are whole numbers, bytes say so in their key."""
-    spec, counts, census = report.spec, report.counts, report.census
+    spec, counts, inventory = report.spec, report.counts, report.inventory
     every = (*spec.encoder, *spec.layers)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -32,10 +31,10 @@ def document(report: Report, reference: Report) -> dict[str, Any]:
         "revision": report.revision,
         "config_status": report.entry.config_status if report.entry and report.source is Kind.CATALOG else None,
         "repository": report.entry.repo if report.entry else report.location if report.source is Kind.HUB else None,
-        "licence": report.entry.licence if report.entry else None,
+        "license": report.entry.licence if report.entry else None,
         "family": spec.family,
         "runnable": report.runnable,
-        "lacks": list(spec.unsupported),
+        "lacks": list(spec.lacks),
         "layers": len(every),
         "moe_layers": sum(isinstance(layer.ffn, Mixture) for layer in every),
         "hidden_size": spec.hidden_size,
@@ -52,19 +51,19 @@ def document(report: Report, reference: Report) -> dict[str, Any]:
         "stored_read_bytes_per_token": report.stored_read_bytes_per_token,
         "cost": {"reference": reference.model, "active": counts.active, "reference_active": reference.counts.active},
         "notes": list(spec.notes),
-        "stored_bytes": census.bytes if census else None,
-        "stored_format": census.format if census else None,
-        "stored_parameters": census.parameters if census else None,
+        "stored_bytes": inventory.bytes if inventory else None,
+        "stored_format": inventory.format if inventory else None,
+        "stored_parameters": inventory.parameters if inventory else None,
         "excluded": [
             {"reason": e.reason, "tensors": e.tensors, "parameters": e.parameters, "bytes": e.bytes}
-            for e in (census.excluded if census else ())
+            for e in (inventory.excluded if inventory else ())
         ],
-        "differences": list(census.differences) if census else [],
+        "differences": list(inventory.differences) if inventory else [],
     }
 
 
 def _attention(spec: ModelSpec) -> dict[str, Any]:
-    """Of the layers that see everything where there are such, and what the other layers are."""
+    """The attention of the layers that see everything, where there are such, and how many others there are."""
     mixers = [layer.attention for layer in spec.layers if layer.recurrent is None and _heads(layer.attention)]
     recurrent = sum(layer.recurrent is not None for layer in spec.layers)
     if not mixers:
@@ -160,12 +159,9 @@ def _published(report: Report) -> dict[str, Any]:
 
 
 def _figure(printed: str | None) -> int | None:
-    """46.7B -> 46700000000."""
-    match = re.fullmatch(r"([\d,.]+)\s*([KMBT]?)", (printed or "").strip(), re.IGNORECASE)
-    if match is None:
-        return None
-    power = {"": 0, "K": 3, "M": 6, "B": 9, "T": 12}[match[2].upper()]
-    return int(Decimal(match[1].replace(",", "")) * 10**power)
+    """A printed figure as a number, 46.7B -> 46700000000; None if it is none."""
+    figure = read_figure(printed or "")
+    return None if figure is None else int(Decimal(figure[0]).scaleb(figure[1]))
 
 
 def _whole(value: float) -> int | float:

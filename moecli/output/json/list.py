@@ -36,7 +36,7 @@ def known(models: Sequence[Known]) -> list[dict[str, Any]]:
             "names": list(model.entry.names) if model.entry else [],
             "repository": model.entry.repo if model.entry else None,
             "revision": model.entry.revision if model.entry else None,
-            "licence": model.entry.licence if model.entry else None,
+            "license": model.entry.licence if model.entry else None,
             "kind": model.entry.kind if model.entry else "moe",
             "config_status": model.entry.config_status if model.entry else "published",
             "family": model.family,

@@ -24,7 +24,7 @@ def proposed(pull: Proposal | PackedPull) -> dict[str, Any]:
         "download_bytes": proposal.missing,
         "cached_bytes": proposal.present,
         "free_bytes": proposal.free,
-        "licence": manifest.licence,
+        "license": manifest.licence,
         "gated": manifest.gated,
         "runnable": not proposal.spec.unsupported,
         "dtype": one.memory.dtype,

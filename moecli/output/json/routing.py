@@ -10,12 +10,12 @@ from moecli.output.json import SCHEMA_VERSION, inspect, routing_report
 from moecli.planning import machine
 from moecli.routing.analysis import Analysis, Comparison
 from moecli.routing.published import (
-    REPETITION_LAYERS,
-    REPETITION_SOURCE,
+    LOCALITY_LAYERS,
+    LOCALITY_SOURCE,
     SHARES_LAYERS,
     SHARES_SOURCE,
+    LocalityRow,
     Paper,
-    RepetitionRow,
 )
 
 _MOST_PAIRS = 2**17  # 32 layers of 64 experts: more would be most of the document
@@ -32,7 +32,7 @@ def document(analysis: Analysis, layers: Collection[int] | None = None, report: 
 
 
 def routing(analysis: Analysis, layers: Collection[int] | None = None) -> dict[str, Any]:
-    """Rows of `layers` only; everything else is of all layers."""
+    """The `routing` object: rows of `layers` only, everything else of all layers."""
     pairs = sum(experts**2 for experts in analysis.experts)
     result = routing_report.document(analysis.report, analysis.bytes_per_slot, with_coactivation=pairs <= _MOST_PAIRS)
     for place, row in enumerate(result["layers"]):
@@ -95,15 +95,15 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
 
 
 def _paper(paper: Paper) -> dict[str, Any]:
-    def rows(found: tuple[RepetitionRow, ...]) -> dict[str, Any]:
+    def rows(found: tuple[LocalityRow, ...]) -> dict[str, Any]:
         return {row.domain: {"first": row.first, "either": row.either} for row in found}
 
     return {
-        "repetition": {
-            "source": REPETITION_SOURCE,
-            "layers": REPETITION_LAYERS,
-            "published": rows(paper.published_repetition),
-            "measured": rows(paper.repetition),
+        "temporal_locality": {
+            "source": LOCALITY_SOURCE,
+            "layers": LOCALITY_LAYERS,
+            "published": rows(paper.published_locality),
+            "measured": rows(paper.locality),
             "random": {"first": paper.random[0], "either": paper.random[1]},
         },
         "domain_shares": {

@@ -10,9 +10,9 @@ import numpy as np
 
 from moecli.routing.balance import OVERFLOW_FACTORS
 from moecli.routing.domains import DomainDistance
-from moecli.routing.repetition import Repetition
 from moecli.routing.replay import Replay, Verdict
 from moecli.routing.report import Figures, LayerReport, RoutingReport
+from moecli.routing.temporal_locality import TemporalLocality
 
 _OVERALL = (
     "entropy", "max_violation", "cv2", "gini", "repeat_top1", "repeat_any", "mean_overlap", "gate_entropy",
@@ -48,7 +48,7 @@ def document(
 
 
 def _layer(layer: LayerReport, domains: tuple[str, ...]) -> dict[str, Any]:
-    repeated, expected = layer.repetition, layer.repetition_baseline
+    repeated, expected = layer.locality, layer.locality_baseline
     pairs, words = layer.coactivation, layer.vocabulary
     return {
         "layer": layer.layer,
@@ -56,10 +56,10 @@ def _layer(layer: LayerReport, domains: tuple[str, ...]) -> dict[str, Any]:
         "active": layer.active,
         "counts": layer.counts,
         **asdict(layer.balance),
-        **_repetition(repeated),
+        **_locality(repeated),
         "baseline": {
             **asdict(layer.noise.mean),
-            **_repetition(expected.uniform),
+            **_locality(expected.uniform),
             "repeat_top1_by_load": expected.top1_by_load,
             "overflow": _by_factor(layer.noise.overflow),
             "auxiliary_loss": layer.active,
@@ -67,7 +67,7 @@ def _layer(layer: LayerReport, domains: tuple[str, ...]) -> dict[str, Any]:
         },
         "limit": {  # what 1 in 20 uniform routers exceeds (entropy: falls below)
             **asdict(layer.noise.limit),
-            **_repetition(expected.limit),
+            **_locality(expected.limit),
             "coactivation": pairs.limit,
         },
         "dead_chance": layer.dead_chance,
@@ -86,7 +86,7 @@ def _layer(layer: LayerReport, domains: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _repetition(figures: Repetition) -> dict[str, float | None]:
+def _locality(figures: TemporalLocality) -> dict[str, float | None]:
     return {"repeat_top1": figures.top1, "repeat_any": figures.any, "mean_overlap": figures.overlap}
 
 

@@ -6,7 +6,6 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from moecli.output import tables
-from moecli.output.routing.sides import blocks
 from moecli.routing.analysis import Analysis
 from moecli.units import format_bytes, round_up
 
@@ -14,7 +13,7 @@ from moecli.units import format_bytes, round_up
 def parts(to: Console, analysis: Analysis) -> list[RenderableType]:
     """Hit rates and the verdict; nothing where nothing was replayed."""
     found = table(analysis)
-    return [] if found is None else [*blocks(to, *found), Text("\n".join(sentences(analysis)))]
+    return [] if found is None else [*tables.blocks(to, *found), Text("\n".join(sentences(analysis)))]
 
 
 def table(analysis: Analysis) -> tuple[list[str], list[list[str]]] | None:
@@ -30,7 +29,7 @@ def table(analysis: Analysis) -> tuple[list[str], list[list[str]]] | None:
 
 
 def sentences(analysis: Analysis) -> list[str]:
-    """Does caching pay here?"""
+    """Whether caching pays here, what to keep, and what that is known from; empty where nothing was replayed."""
     replay, verdict = analysis.report.replay, analysis.report.verdict
     if replay is None or verdict is None:
         return []
@@ -42,7 +41,7 @@ def sentences(analysis: Analysis) -> list[str]:
     part = f" of {replay.tokens_in_trace:,}" if replay.tokens < replay.tokens_in_trace else ""
     return [
         f"{answer}: with {verdict.slots} of {replay.experts} experts of each layer kept, the wanted one is there "
-        f"{rate} of the time; kept by lot {chance}, at best {best}.",
+        f"{rate} of the time; random baseline {chance}, at best {best}.",
         f"Recommended: keep {verdict.recommended_slots} of {replay.experts}{asked}, there "
         f"{tables.percent(verdict.recommended_hit_rate)} of the time.",
         f"Replayed: {replay.tokens:,}{part} {what}, in {len(replay.layers)} of {replay.layers_in_trace} layers.",

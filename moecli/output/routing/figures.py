@@ -14,23 +14,23 @@ from moecli.routing.report import Figures, RoutingReport
 
 @dataclass(frozen=True, slots=True)
 class Layered:
-    """One metric. `floor` is what chance reaches in each layer, where it is known."""
+    """One metric over the layers. `floor` is what only 1 in 20 uniform routers exceeds in each, where it is known."""
 
     name: str
     layers: tuple[int, ...]
     values: tuple[float, ...]
     uniform: tuple[float, ...] | None = None
     floor: tuple[float, ...] | None = None
-    beyond: int | None = None  # layers further from chance than the floor
+    above: int | None = None  # layers above the random baseline: further from even than the floor
     mean: float | None = None  # from the report
     uniform_mean: float | None = None
-    falls: bool = False  # further from chance is lower
+    falls: bool = False  # less even is lower
     overall: str = ""  # another name where `mean` is no mean
     format: Callable[[float], str] = number
 
     @property
     def heights(self) -> tuple[float, ...]:
-        """Of each layer in 0..1, relative to the highest: above the floor; without one, above the lowest."""
+        """The height of each layer in 0..1, relative to the highest: above the floor; without one, above the lowest."""
         sign = -1 if self.falls else 1
         lowest = min(sign * value for value in self.values)
         floors = self.floor or (sign * lowest,) * len(self.values)
@@ -38,17 +38,17 @@ class Layered:
         return tuple(value / (max(above) or 1.0) for value in above)
 
     def beside(self, place: int) -> str:
-        """A layer's value, with a star beyond the floor, and what a uniform router shows: 0.47* (0.09)."""
+        """A layer's value, with a star above the random baseline, and what a uniform router shows: 0.47* (0.09)."""
         value = self.values[place]
         if self.uniform is None:
             return self.format(value)
         sign = -1 if self.falls else 1
-        beyond = self.floor is not None and sign * (value - self.floor[place]) > 0
-        return f"{self.format(value)}{'*' if beyond else ''} ({self.format(self.uniform[place])})"
+        above = self.floor is not None and sign * (value - self.floor[place]) > 0
+        return f"{self.format(value)}{'*' if above else ''} ({self.format(self.uniform[place])})"
 
     @property
     def furthest(self) -> tuple[int, float]:
-        """Layer and value; the first of equals."""
+        """The layer furthest from even, and its value; the first of equals."""
         sign = -1 if self.falls else 1
         place = max(range(len(self.values)), key=lambda place: sign * self.values[place])
         return self.layers[place], self.values[place]
@@ -66,7 +66,7 @@ class _Metric:
 
 
 def layered(report: RoutingReport) -> list[Layered]:
-    """A row for each metric that every layer has."""
+    """A row for each metric that every layer of the report has."""
     rows = (_row(report, metric) for metric in _METRICS)
     return [row for row in rows if row is not None]
 
@@ -144,7 +144,7 @@ def _count(value: float) -> str:
 
 _METRICS = (
     _Metric("entropy", "load entropy", falls=True, format=_fine),
-    _Metric("max_violation", "max violation"),
+    _Metric("max_violation", "MaxVio"),
     _Metric("cv2", "CV²"),
     _Metric("gini", "Gini"),
     _Metric("dead", "dead experts", overall="dead, in all", format=_count),

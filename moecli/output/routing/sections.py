@@ -25,11 +25,16 @@ class Section:
 
 
 def sections(analysis: Analysis, report: RoutingReport) -> list[Section]:
-    """`report`: of the chosen layers."""
+    """Every table of the analysis; `report` has the layers that were chosen."""
     layers = tuple(layer.layer for layer in report.layers)
     by_layer = [*figures.layered(report), *figures.distances(report), *figures.overflows(analysis, layers)]
     found = [
-        _layers("Layers", layers, by_layer, "In brackets what a uniform router shows; * is beyond 19 in 20 of them."),
+        _layers(
+            "Layers",
+            layers,
+            by_layer,
+            "In brackets what a uniform router shows; * is above the random baseline: 19 in 20 of them.",
+        ),
         *_domains(report),
         *_favourites(analysis, report),
         *_cache(analysis),
@@ -40,7 +45,7 @@ def sections(analysis: Analysis, report: RoutingReport) -> list[Section]:
         title = f"Against {name(analysis.comparison.name)}"
         found.append(_layers(title, rows[0].layers, rows, said) if rows else Section(title, (), (), (said,)))
     if analysis.paper is not None:
-        for title, header, lines, source in (paper.repetition(analysis.paper), paper.shares(analysis.paper)):
+        for title, header, lines, source in (paper.locality(analysis.paper), paper.shares(analysis.paper)):
             found.append(Section(title, tuple(header), tuple(map(tuple, lines)), (f"* is published: {source}.",)))
     return found
 
@@ -62,7 +67,7 @@ def _domains(report: RoutingReport) -> list[Section]:
     for i, (domain, values, noises) in enumerate(zip(names, found.matrix, found.noise, strict=True)):
         pairs = enumerate(zip(values, noises, strict=True))
         rows.append((domain, *("-" if i == j else f"{value:.3f} ({noise:.3f})" for j, (value, noise) in pairs)))
-    said = (sides.specialisation(report), "In brackets what domains drawn by lot show.")
+    said = (sides.specialisation(report), "In brackets the random baseline.")
     return [Section("Distance between domains, bit", ("", *names), tuple(rows), said)]
 
 

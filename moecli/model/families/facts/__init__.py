@@ -1,0 +1,1 @@
+"""Families that are read and counted, but not run: each spec says what the engine lacks."""

@@ -1,0 +1,30 @@
+"""Qwen3.5-MoE: Qwen3-Next with vision; the text model alone (Qwen3_5MoeForConditionalGeneration)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from moecli.model.families._layout import Family
+from moecli.model.families._parts import language_part
+from moecli.model.families.facts.qwen3_next import hybrid
+from moecli.model.spec import ModelSpec
+
+_IMAGES = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+def read(config: Mapping[str, Any]) -> ModelSpec:
+    c = language_part(config, "qwen3_5_moe", *_IMAGES)
+    c.ignore("mtp_use_dedicated_embeddings")
+    extra_layers = c.count("mtp_num_hidden_layers", 0, least=0)
+    spec = hybrid(c, layers=40, experts=256, top_k=8, dense_width=5632, vocab=248_320)
+    seen = ("the text model alone: the vision tower is not counted",) if "vision_config" in config else ()
+    return replace(spec, extra_layers=extra_layers, notes=seen)
+
+
+FAMILY = Family(
+    architectures=("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"),
+    model_types=("qwen3_5_moe", "qwen3_5_moe_text"),
+    read=read,
+)
