@@ -77,6 +77,8 @@ class Session:
             else:
                 timing.decode_s += spent
                 timing.steps += 1
+            if profile := self.decoder.profile:
+                profile.end_step(profile.decode if step else profile.prefill, len(pending), spent)
             yield token
             pending = [token]
             seen.append(token)
