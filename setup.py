@@ -14,9 +14,14 @@ SOURCES = Path("moecli/kernels/c")
 FLAGS = "-std=gnu11 -O3 -g0 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -fno-trapping-math".split()
 AVX2 = "-mavx2 -mfma -mf16c".split()
 AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512".split()
-X86 = {"avx512": ("avx512", AVX512), "avxvnni": ("avx2", [*AVX2, "-mavxvnni"]), "avx2": ("avx2", AVX2)}
-ARM = {"neon": ("neon", ["-march=armv8.2-a+dotprod"])}
-TIERS = {"x86_64": X86, "AMD64": X86, "aarch64": ARM, "arm64": ARM}  # best first: source and flags of each
+X86 = {
+    "avx512": ("arch/avx512.c", AVX512),
+    "avxvnni": ("arch/avx2.c", [*AVX2, "-mavxvnni"]),
+    "avx2": ("arch/avx2.c", AVX2),
+}
+ARM = {"neon": ("arch/neon.c", ["-march=armv8.2-a+dotprod"])}
+SCALAR = {"scalar": ("arch/scalar.c", [])}
+ISAS = {"x86_64": X86, "AMD64": X86, "aarch64": ARM, "arm64": ARM}  # best first: source and flags of each
 
 if sys.platform == "darwin":
     os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")  # flags of one processor, so a library for one
@@ -29,20 +34,20 @@ class BuildKernels(build_ext):
         return str(Path(*fullname.split(".")).with_suffix(".so"))  # not a Python module: any version loads it
 
     def build_extension(self, ext: Extension) -> None:
-        tiers = {**TIERS.get(platform.machine(), {}), "scalar": ("scalar", [])}
+        isas = {**ISAS.get(platform.machine(), {}), **SCALAR}
         built, objects = [], []
-        for name, (source, flags) in tiers.items():
+        for name, (source, flags) in isas.items():
             try:
                 objects += self._compile(name, source, flags)
-                built.append(f"TIER({name})")
+                built.append(f"ISA({name})")
             except CompileError:
                 self.warn(f"this compiler makes no {name} kernels")
-        objects += self._compile("native", "native", [f"-DMOECLI_TIERS={' '.join(built)}"])
+        objects += self._compile("native", "native.c", [f"-DMOECLI_ISAS={' '.join(built)}"])
         self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), libraries=["m"])
 
     def _compile(self, name: str, source: str, flags: list[str]) -> list[str]:
         folder = Path(self.build_temp, name)
-        return self.compiler.compile([str(SOURCES / f"{source}.c")], str(folder), extra_postargs=[*FLAGS, *flags])
+        return self.compiler.compile([str(SOURCES / source)], str(folder), extra_postargs=[*FLAGS, *flags])
 
 
 class PlatformWheel(bdist_wheel):
@@ -58,8 +63,8 @@ if __name__ == "__main__":
         ext_modules=[
             Extension(
                 "moecli.kernels._native",
-                sorted(str(path) for path in SOURCES.glob("*.c")),
-                depends=sorted(str(path) for path in SOURCES.glob("*.h")),
+                sorted(str(path) for path in SOURCES.rglob("*.c")),
+                depends=sorted(str(path) for path in SOURCES.rglob("*.h")),
                 optional=True,
             )
         ],

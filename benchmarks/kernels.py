@@ -34,12 +34,13 @@ class Layer:
     """What the experts of one layer are like."""
 
     name: str
-    width: int
-    inner: int
-    active: int
+    hidden_size: int
+    intermediate_size: int
+    top_k: int
 
     def expert_bytes(self, dtype: str) -> int:
-        return 2 * bytes_for(dtype, (self.inner, self.width)) + bytes_for(dtype, (self.width, self.inner))
+        up, down = (self.intermediate_size, self.hidden_size), (self.hidden_size, self.intermediate_size)
+        return 2 * bytes_for(dtype, up) + bytes_for(dtype, down)
 
 
 _LAYERS = (Layer("OLMoE", 2048, 1024, 8), Layer("Mixtral", 4096, 14336, 2))
@@ -72,23 +73,23 @@ def _seconds(call: Callable[[], object]) -> float:
 
 def experts(dtype: str, layer: Layer, count: int) -> list[native.Expert]:
     """Equal ones, each with its own memory."""
-    up = native.pack(dtype, torch.randn(layer.inner, layer.width))
-    down = native.pack(dtype, torch.randn(layer.width, layer.inner))
+    up = native.pack(dtype, torch.randn(layer.intermediate_size, layer.hidden_size))
+    down = native.pack(dtype, torch.randn(layer.hidden_size, layer.intermediate_size))
     return [(up.clone(), up.clone(), down.clone()) for _ in range(count)]
 
 
 def decode(dtype: str, layer: Layer) -> Iterator[str]:
     """Milliseconds, GB/s at best and in the median, and the best as a share of the bandwidth."""
-    size = layer.active * layer.expert_bytes(dtype)
-    groups = [experts(dtype, layer, layer.active) for _ in range(max(2, -(-_COLD // size)))]
+    size = layer.top_k * layer.expert_bytes(dtype)
+    groups = [experts(dtype, layer, layer.top_k) for _ in range(max(2, -(-_COLD // size)))]
     turns = cycle(groups)
-    x = torch.randn(1, layer.width, dtype=torch.bfloat16)
-    for tier in _each_tier():
+    x = torch.randn(1, layer.hidden_size, dtype=torch.bfloat16)
+    for isa in _each_isa():
         bandwidth = read_bandwidth()
-        times = measure(lambda: native.feed_forward(dtype, x, next(turns), layer.inner, Activation.SILU))
+        times = measure(lambda: native.feed_forward(dtype, x, next(turns), layer.intermediate_size, Activation.SILU))
         rate = size / times.best
         yield (
-            f"| {dtype}, {layer.name}, {layer.active} experts | {tier} | {times.median * 1e3:.2f} "
+            f"| {dtype}, {layer.name}, {layer.top_k} experts | {isa} | {times.median * 1e3:.2f} "
             f"| {size / times.median / 1e9:.1f} | {rate / 1e9:.1f} | {bandwidth / 1e9:.1f} | {rate / bandwidth:.0%} |"
         )
 
@@ -96,36 +97,36 @@ def decode(dtype: str, layer: Layer) -> Iterator[str]:
 def prefill(dtype: str, layer: Layer) -> Iterator[str]:
     """Billions of operations per second, in the median, for several numbers of tokens."""
     expert = experts(dtype, layer, 1)
-    for tier in _each_tier():
+    for isa in _each_isa():
         rates = (_operations(dtype, layer, expert, tokens) for tokens in _TOKENS)
-        yield f"| {dtype}, {layer.name} | {tier} | {' | '.join(f'{rate / 1e9:,.0f}' for rate in rates)} |"
+        yield f"| {dtype}, {layer.name} | {isa} | {' | '.join(f'{rate / 1e9:,.0f}' for rate in rates)} |"
 
 
 def _operations(dtype: str, layer: Layer, expert: list[native.Expert], tokens: int) -> float:
-    x = torch.randn(tokens, layer.width, dtype=torch.bfloat16)
-    times = measure(lambda: native.feed_forward(dtype, x, expert, layer.inner, Activation.SILU))
-    return 6 * layer.width * layer.inner * tokens / times.median
+    x = torch.randn(tokens, layer.hidden_size, dtype=torch.bfloat16)
+    times = measure(lambda: native.feed_forward(dtype, x, expert, layer.intermediate_size, Activation.SILU))
+    return 6 * layer.hidden_size * layer.intermediate_size * tokens / times.median
 
 
 def packing(dtype: str) -> Iterator[str]:
     """Millions of weights per second, in the median, from two precisions."""
     weights = torch.randn(_PACKED)
-    for tier in _each_tier():
+    for isa in _each_isa():
         rates = [_weights(dtype, weights.to(stored)) for stored in (torch.bfloat16, torch.float32)]
-        yield f"| {dtype} | {tier} | {' | '.join(f'{rate / 1e6:,.0f}' for rate in rates)} |"
+        yield f"| {dtype} | {isa} | {' | '.join(f'{rate / 1e6:,.0f}' for rate in rates)} |"
 
 
 def _weights(dtype: str, weights: Tensor) -> float:
     return weights.numel() / measure(lambda: native.pack(dtype, weights)).median
 
 
-def _each_tier() -> Iterator[str]:
+def _each_isa() -> Iterator[str]:
     """Name after name, each in use until the next; then the best again."""
-    names = library.tiers()
+    names = library.isas()
     for name in names:
-        library.use_tier(name)
+        library.use_isa(name)
         yield name
-    library.use_tier(names[0])
+    library.use_isa(names[0])
 
 
 def _table(head: str, rows: Iterator[str]) -> None:
@@ -139,12 +140,12 @@ def main() -> None:
     kinds = [(dtype, layer) for dtype in dtypes for layer in _LAYERS]
     torch.set_num_threads(machine.compute_threads())
     print(f"{machine_name()}; {torch.get_num_threads()} threads; torch {torch.__version__}")
-    head = "decode, one layer | tier | ms | GB/s | at best | read bandwidth | share at best"
+    head = "decode, one layer | isa | ms | GB/s | at best | read bandwidth | share at best"
     _table(head, (row for kind in kinds for row in decode(*kind)))
     tokens = " | ".join(f"{count} tokens" for count in _TOKENS)
-    _table(f"prefill, GOP/s | tier | {tokens}", (row for kind in kinds for row in prefill(*kind)))
+    _table(f"prefill, GOP/s | isa | {tokens}", (row for kind in kinds for row in prefill(*kind)))
     _table(
-        "packing, million weights/s | tier | from bf16 | from fp32", (row for each in dtypes for row in packing(each))
+        "packing, million weights/s | isa | from bf16 | from fp32", (row for each in dtypes for row in packing(each))
     )
 
 

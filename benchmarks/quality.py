@@ -22,7 +22,7 @@ from moecli.engine.recorder import Recorder, new_builder
 from moecli.model.tensors import EXPERT_MATRICES
 from moecli.planning.placement import fit
 from moecli.routing.agreement import agreement
-from moecli.routing.trace import Trace
+from moecli.routing.trace import RoutingTrace
 from moecli.text.tokenizer import Tokenizer
 
 FORMATS = ("bf16", "q8", "int8", "q4", "nf4")
@@ -38,7 +38,7 @@ def windows() -> list[Tensor]:
     return [part for text in texts for part in torch.tensor(tokenizer.encode(text)).split(WINDOW) if len(part) > 1]
 
 
-def measure(model: CheckpointModel, dtype: str, texts: list[Tensor]) -> tuple[float, Trace]:
+def measure(model: CheckpointModel, dtype: str, texts: list[Tensor]) -> tuple[float, RoutingTrace]:
     """Perplexity over all tokens but each window's first, and the routing."""
     decoder = model.decoder(fit(model.spec, dtype, WINDOW, 2**60))
     builder = new_builder("tiny", model.spec)

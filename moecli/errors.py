@@ -19,6 +19,11 @@ class UsageError(MoecliError):
 
     exit_code = 2
 
+    @classmethod
+    def unknown(cls, option: str, value: str, takes: str) -> UsageError:
+        """A value that an option does not take; `takes` says what it does."""
+        return cls(f"unknown {option} '{value}'", f"it takes {takes}")
+
 
 class ModelNotFound(MoecliError):
     """A MODEL that names nothing on this machine."""

@@ -21,14 +21,18 @@ class Variable:
 VARIABLES = (
     Variable("MOECLI_HOME", "packed models and traces (default: moecli in the XDG data directory)"),
     Variable("MOECLI_KERNEL", "native, bnb or torch: who multiplies packed weights (default: the fastest)"),
+    Variable("MOECLI_ISA", "the instruction set of the native kernels, such as avx2 (default: the best here)"),
     Variable("MOECLI_THREADS", "compute threads (default: one per physical core)"),
     Variable("MOECLI_DEBUG", "1 shows the traceback of an explained failure"),
+    Variable("MOECLI_LOG", "debug, info, warning or error: log resolution, plan, reads and requests to stderr"),
     Variable("HF_HOME", "the Hugging Face folder; models lie in its hub/ (also HF_HUB_CACHE)"),
     Variable("HF_TOKEN", "access token for gated models"),
     Variable("HF_ENDPOINT", "another Hub"),
     Variable("HF_HUB_OFFLINE", "1 forbids the network, as --offline does"),
     Variable("NO_COLOR", "any value: no colour (FORCE_COLOR: colour even when piped)"),
 )
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def read(name: str) -> str | None:
@@ -38,6 +42,14 @@ def read(name: str) -> str | None:
 
 def debug() -> bool:
     return read("MOECLI_DEBUG") == "1"
+
+
+def log_level() -> str | None:
+    """The level of MOECLI_LOG in small letters; None without a log. UsageError for a word that is no level."""
+    level = (read("MOECLI_LOG") or "").lower()
+    if level and level not in LOG_LEVELS:
+        raise UsageError(f"MOECLI_LOG is {level[:80]!a}, which is no level", f"it takes {', '.join(LOG_LEVELS)}")
+    return level or None
 
 
 def offline() -> bool:

@@ -86,3 +86,11 @@ def test_a_family_is_a_small_file_of_data(name: str) -> None:
 def test_rooms_below_the_engine_load_no_torch_when_imported(name: str) -> None:
     tops = [node for node in parse(name).body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert not [node for node in tops if "torch" in ast.unparse(node)]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith(("cli/", "library/resolve.py"))])
+def test_behind_the_front_door_nobody_takes_the_name_of_a_model(name: str) -> None:
+    """What a MODEL names is found once; what lies below takes the ModelRef."""
+    functions = [n for n in ast.walk(parse(name)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    arguments = [a for f in functions for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs)]
+    assert not [a.lineno for a in arguments if a.arg == "model" and a.annotation and ast.unparse(a.annotation) == "str"]

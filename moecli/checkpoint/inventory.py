@@ -26,7 +26,7 @@ class Excluded:
 
 
 @dataclass(frozen=True, slots=True)
-class Census:
+class Inventory:
     """The files of one model. `parameters` leaves out what is `excluded`; `bytes` is all tensors, as stored."""
 
     parameters: int
@@ -37,7 +37,7 @@ class Census:
     differences: tuple[str, ...]  # from config.json, in plain words; empty if all is well
 
 
-def take_census(header: Mapping[str, StoredTensor], family: Family, spec: ModelSpec, counts: Counts) -> Census:
+def take_inventory(header: Mapping[str, StoredTensor], family: Family, spec: ModelSpec, counts: Counts) -> Inventory:
     """Count the tensors of `header`; never reads a weight."""
     reasons = _reasons(family, spec)
     kept: list[TrueTensor] = []
@@ -46,7 +46,7 @@ def take_census(header: Mapping[str, StoredTensor], family: Family, spec: ModelS
     for tensor in true_tensors(header):
         reason = _reason(tensor.name, dtypes.get(tensor.name, ""), reasons)
         (kept if reason is None else excluded.setdefault(reason, [])).append(tensor)
-    return Census(
+    return Inventory(
         parameters=sum(tensor.numbers for tensor in kept),
         bytes=sum(stored.size for stored in header.values()),
         format=main_format(kept),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import mmap
 import re
@@ -16,6 +17,8 @@ from typing import Any
 
 from moecli.errors import CheckpointError
 
+_LOG = logging.getLogger(__name__)
+
 # Bytes per number of the safetensors dtypes; sub-byte types are left out and refused.
 ITEM_SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -24,7 +27,7 @@ ITEM_SIZES = {
 _LARGEST_HEADER = 100_000_000  # the format's own limit
 _LARGEST_INDEX = 256 * 1024**2
 _POPULATE_READ = 22  # Linux's MADV_POPULATE_READ, which the mmap module does not name
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # of weights; never opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    _LOG.debug("reads the header of %s: %d of %d bytes", path, length, file_size)
     return header_tensors(path, text, file_size)
 
 
@@ -143,6 +147,7 @@ class Checkpoint:
 
     def read_into(self, target: memoryview, tensor: StoredTensor, offset: int = 0) -> None:
         """Fill `target` with the bytes of `tensor` from `offset` on, without mapping them."""
+        _LOG.debug("reads %d bytes of %s from %s", len(target), tensor.name, tensor.path)
         try:
             with tensor.path.open("rb", buffering=0) as file:
                 file.seek(tensor.offset + offset)
@@ -178,9 +183,24 @@ class Checkpoint:
 def _map(path: Path) -> mmap.mmap:
     try:
         with path.open("rb") as file:
+            _LOG.debug("maps %s", path)
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be mapped: {error}") from error
+
+
+def weight_map(index: bytes, name: str) -> dict[str, str]:
+    """The file of each tensor, as an index of shards says. CheckpointError, by the index's name, if it is unfit."""
+    try:
+        files = json.loads(index)["weight_map"]
+        plain = all(isinstance(file, str) and Path(file).name == file and "\0" not in file for file in files.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{name} is not a readable index", "fetch the file again") from error
+    if not files:
+        raise CheckpointError(f"{name} is not a readable index", "fetch the file again")
+    if not plain:
+        raise CheckpointError(f"{name} names a file outside its folder")
+    return dict(files)
 
 
 def _indexed(folder: Path, index: Path) -> list[Path]:
@@ -188,12 +208,9 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
     try:
         if index.stat().st_size > _LARGEST_INDEX:
             raise CheckpointError(f"{index.name} is too large")
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if not all(type(name) is str and Path(name).name == name and "\0" not in name for name in names):
-            raise CheckpointError(f"{index.name} names a file outside its folder")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        paths = [folder / name for name in sorted(set(weight_map(index.read_bytes(), index.name).values()))]
+    except OSError as error:
         raise CheckpointError(f"{index.name} is not a readable index", "fetch the file again") from error
-    paths = [folder / name for name in sorted(names)]
     here = {path.name for path in folder.iterdir() if path.is_file()}  # no name is too long to be looked for
     missing = [path.name for path in paths if path.name not in here]
     if missing:
@@ -221,7 +238,7 @@ def _check_numbering(folder: Path, paths: list[Path]) -> None:
 
 
 def _no_weights(folder: Path) -> CheckpointError:
-    pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
     if pickles:
         return CheckpointError(
             f"{folder} holds only pickled weights ({pickles[0]}), which can run code when opened",

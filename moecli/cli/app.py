@@ -10,7 +10,7 @@ import typer
 from moecli import __version__, settings
 from moecli.cli import bench, completion, doctor, inspect, list, memory, pack, pull, rm, run, verify
 from moecli.errors import MoecliError
-from moecli.output import terminal
+from moecli.output import log, terminal
 
 PROGRAM = "moecli"
 _EPILOG = "Environment: " + "; ".join(f"{v.name}: {v.meaning}" for v in settings.VARIABLES) + "."
@@ -68,6 +68,7 @@ def main() -> None:
     terminal.prepare_streams()
     settings.let_threads_sleep()
     try:
+        log.start()
         app(prog_name=PROGRAM)
     except MoecliError as error:
         sys.exit(terminal.report(error))

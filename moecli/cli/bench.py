@@ -33,10 +33,14 @@ def bench(
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-tokens", "-n", help="Tokens decoded after it.", show_default="128", callback=options.at_least(1)
+            "--max-tokens",
+            "-n",
+            help="Number of tokens to decode after it.",
+            show_default="128",
+            callback=options.at_least(1),
         ),
     ] = None,
-    repeat: Annotated[int, typer.Option("--repeat", help="Measure so many times.", callback=options.at_least(1))] = 3,
+    repeat: Annotated[int, typer.Option("--repeat", help="Number of repetitions.", callback=options.at_least(1))] = 3,
     seed: running.Seed = 0,
     dtype: options.Dtype = "auto",
     ctx: options.Context = None,
@@ -57,17 +61,18 @@ def bench(
     Exit 3: a median lies outside its forecast.
     """
     running.check(dtype, policy, device)
-    name, folder = running.find(model, dtype, offline, quiet)
+    ref = running.find(model, dtype, offline, quiet)
     with terminal.status("measuring this machine ...", quiet):
         from moecli.engine import bench as engine
         from moecli.engine.runner import Choices, open_runner
         from moecli.output import bench as show
+        from moecli.output.json.bench import document
 
         choices = Choices(
             seed=seed, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
             device=device, vram=None if vram is None else parse_size(vram),
         )  # fmt: skip
-        runner = open_runner(name, folder, dtype, choices, model)
+        runner = open_runner(ref.name, ref.weights, dtype, choices, model)
         work = engine.workload(runner, prompt_tokens, max_tokens, repeat)
         expected = engine.expect(runner, work)
     if verbose:
@@ -80,7 +85,7 @@ def bench(
     with show.progress(work.repeat, quiet) as watch:
         result = engine.measure(runner, work, expected, load_s, watch)
     if json:
-        terminal.write_json(show.document(runner, result))
+        terminal.write_json(document(runner, result))
     else:
         show.screen(runner, result, no_color)
     if not result.within_forecast:

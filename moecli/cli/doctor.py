@@ -22,12 +22,13 @@ def doctor(json: options.Json = False, quiet: options.Quiet = False, no_color: o
     from moecli.doctor.examination import examine
     from moecli.doctor.verdict import problems
     from moecli.output import doctor as view
+    from moecli.output.json.doctor import document
 
     with terminal.status("measuring ...", quiet or json):
         found = examine(measure=json or not quiet)
     wrong = list(problems(found))
     if json:
-        terminal.write_json(view.document(found, wrong))
+        terminal.write_json(document(found, wrong))
     else:
         view.screen(found, wrong, quiet, no_color)
     if wrong:

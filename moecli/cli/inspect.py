@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from moecli import settings
-from moecli.cli import options, routing
-from moecli.cli import routing_options as wished
+from moecli.cli import options
+from moecli.cli.routing import show as show_routing
+from moecli.cli.routing_options import RoutingOptions, takes_routing_options
 from moecli.errors import CheckpointError, MoecliError, UsageError
-from moecli.library import resolve_local as local
+from moecli.library.resolve import resolve
 from moecli.output import terminal
 
 EXAMPLES = """Examples:
@@ -37,46 +38,26 @@ _Models = Annotated[
 ]
 
 
+@takes_routing_options
 def inspect(
     models: _Models = None,
     *,
     offline: options.Offline = False,
     json: options.Json = False,
     no_color: options.NoColor = False,
-    with_routing: wished.Routing = False,
-    prompt: wished.PromptText = None,
-    prompts: wished.Prompts = None,
-    limit: wished.Limit = None,
-    max_tokens: wished.MaxTokens = 0,
-    from_trace: wished.FromTrace = None,
-    save_trace: wished.SaveTrace = None,
-    probabilities: wished.Probabilities = False,
-    against: wished.Against = None,
-    raw: wished.Raw = False,
-    dtype: options.Dtype = "auto",
-    ctx: options.Context = None,
-    ram: options.Ram = None,
-    threads: options.Threads = None,
-    seed: wished.Seed = 0,
-    format: wished.Format = None,
-    output: wished.Output = None,
-    layers: wished.Layers = None,
-    sort: wished.Sort = False,
-    by: wished.By = None,
-    capacity: wished.Capacity = None,
+    with_routing: Annotated[
+        bool, typer.Option("--routing", help="Run the model on prompts and show what its router does.")
+    ] = False,
+    routing: RoutingOptions = RoutingOptions(),
 ) -> None:
     """Show the architecture of a model; several side by side. With --routing, what its router does.
 
     Aliases need no network and no weights. Of a Hub id only config.json and the headers of the weights are read.
     """
-    wishes = wished.Wishes(
-        prompt, prompts, limit, max_tokens, from_trace, save_trace, probabilities, against, raw, dtype, ctx, ram,
-        threads, seed, format, output, layers, sort, by, capacity,
-    )  # fmt: skip
     if with_routing:
-        routing.show(models or [], wishes, json, no_color, offline)
+        show_routing(models or [], routing, json, no_color, offline)
     else:
-        wishes.refuse()
+        routing.refuse()
         if not models:
             raise UsageError("no MODEL is named", "moecli inspect tiny")
         _architecture(models, json, no_color, offline)
@@ -87,13 +68,13 @@ def _architecture(models: list[str], json: bool, no_color: bool, offline: bool) 
 
     reports = []
     for model in models:
-        source = local.resolve(model)
-        ask_hub = "/" in model and not (offline or settings.offline())
-        with terminal.status(f"reading {source.name} ...", json):
-            reports.append(inspection.inspect(source, ask_hub))
+        ref = resolve(model)
+        ask_hub = ref.by_hub_id and not (offline or settings.offline())
+        with terminal.status(f"reading {ref.name} ...", json):
+            reports.append(inspection.inspect(ref, ask_hub))
     reference = inspection.dense_reference(reports)
     if json:
-        from moecli.output.inspect_document import document
+        from moecli.output.json.inspect import document
 
         documents = [document(report, reference) for report in reports]
         terminal.write_json(documents if len(documents) > 1 else documents[0])
@@ -107,8 +88,8 @@ def _architecture(models: list[str], json: bool, no_color: bool, offline: bool) 
 
         view.card(tables.console(no_color), reports[0])
     for report in reports:
-        if report.census is not None and report.census.differences:
-            raise _disagreement(report.model, report.census.differences)
+        if report.inventory is not None and report.inventory.differences:
+            raise _disagreement(report.model, report.inventory.differences)
 
 
 def _disagreement(model: str, differences: tuple[str, ...]) -> MoecliError:

@@ -20,7 +20,9 @@ EXAMPLES = """Examples:
 
 
 def list_models(
-    known: Annotated[bool, typer.Option("--known", help="The catalog instead: every model with an alias.")] = False,
+    known: Annotated[
+        bool, typer.Option("--known", help="List the catalog instead: every model with an alias.")
+    ] = False,
     json: options.Json = False,
     no_color: options.NoColor = False,
 ) -> None:
@@ -28,16 +30,17 @@ def list_models(
     from moecli.library import listing
     from moecli.output import listing as view
     from moecli.output import tables
+    from moecli.output.json import list as documents
 
     if known:
         catalogued = listing.known()
         if json:
-            terminal.write_json(view.documents_known(catalogued))
+            terminal.write_json(documents.known(catalogued))
         else:
             view.show_known(tables.console(no_color), catalogued)
         return
     here = listing.here()
     if json:
-        terminal.write_json(view.documents_here(here))
+        terminal.write_json(documents.here(here))
     else:
         view.show_here(tables.console(no_color), here)

@@ -22,10 +22,12 @@ EXAMPLES = """Examples:
 def memory(
     model: options.Model,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", "--quant", help="One format in detail.", show_default=False)
+        str | None, typer.Option("--dtype", "--quant", help="Show one format in detail.", show_default=False)
     ] = None,
     ctx: options.Context = None,
-    batch: Annotated[int, typer.Option("--batch", help="Texts at once.", callback=options.at_least(1))] = 1,
+    batch: Annotated[
+        int, typer.Option("--batch", help="Batch size: sequences processed together.", callback=options.at_least(1))
+    ] = 1,
     ram: options.Ram = None,
     vram: Annotated[
         str | None, typer.Option("--vram", metavar="SIZE", help="GPU memory budget.", show_default=False)
@@ -41,9 +43,9 @@ def memory(
         str | None,
         typer.Option("--disk-speed", metavar="SIZE", help="Disk reads per second, e.g. 3GB.", show_default=False),
     ] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Each term with its formula.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show each term with its formula.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit 3 if it does not fit in VRAM and RAM.")] = False,
-    max_ctx: Annotated[bool, typer.Option("--max-ctx", help="The longest context that fits.")] = False,
+    max_ctx: Annotated[bool, typer.Option("--max-ctx", help="Show the longest context that fits.")] = False,
     json: options.Json = False,
     offline: options.Offline = False,
     no_color: options.NoColor = False,
@@ -54,18 +56,19 @@ def memory(
     """
     from moecli import settings
     from moecli.library import inspection
-    from moecli.library import resolve_local as local
+    from moecli.library.resolve import Kind, resolve
     from moecli.output import memory as show
+    from moecli.output.json.memory import document
     from moecli.planning.estimate import Budget, estimate
 
     budget = Budget.of(ram, vram, gpu, ram_speed, disk_speed)
-    source = local.resolve(model)
-    report = inspection.inspect(source, ask_hub="/" in model and not (offline or settings.offline()))
-    if dtype is None and report.source == "store" and report.census is not None:
-        dtype = report.census.format
+    ref = resolve(model)
+    report = inspection.inspect(ref, ask_hub=ref.by_hub_id and not (offline or settings.offline()))
+    if dtype is None and ref.kind is Kind.STORE and report.inventory is not None:
+        dtype = report.inventory.format
     result = estimate(report.model, report.spec, budget, dtype, ctx, batch, max_ctx)
     if json:
-        terminal.write_json(show.document(result))
+        terminal.write_json(document(result))
     elif max_ctx:
         show.largest_context(result)
     else:

@@ -51,22 +51,26 @@ Model = Annotated[
 ]
 Dtype = Annotated[
     str,
-    typer.Option("--dtype", "--quant", help="Weights: auto (as stored if it fits), fp32, bf16, fp16, q8, q4, ..."),
+    typer.Option(
+        "--dtype", "--quant", help="Format of the weights: auto (as stored if it fits), fp32, bf16, fp16, q8, q4, ..."
+    ),
 ]
 Context = Annotated[
     int | None,
-    typer.Option("--ctx", help="Longest text in tokens, prompt and answer.", show_default=False, callback=at_least(1)),
+    typer.Option(
+        "--ctx", help="Context length in tokens, prompt and answer together.", show_default=False, callback=at_least(1)
+    ),
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", help="Compute threads.", show_default=False, callback=at_least(1))
+    int | None, typer.Option("--threads", help="Number of compute threads.", show_default=False, callback=at_least(1))
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no statistics.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is decided and why.")]
-Offline = Annotated[bool, typer.Option("--offline", help="No network; what is not on this machine is an error.")]
-NoColor = Annotated[bool, typer.Option("--no-color", help="No colour.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no statistics.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what is decided, and why.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use no network; what is not on this machine is an error.")]
+NoColor = Annotated[bool, typer.Option("--no-color", help="Use no colour.")]
 Ram = Annotated[
     str | None,
     typer.Option("--ram", metavar="SIZE", help="RAM budget, e.g. 6GiB; default: what is free now.", show_default=False),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer questions with yes.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Assume yes for all questions.")]

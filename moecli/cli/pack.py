@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from moecli.cli import options
-from moecli.errors import UsageError
-from moecli.library import resolve as hub
+from moecli.formats import check_dtype
+from moecli.library.resolve import resolve
 from moecli.output import terminal
 
 EXAMPLES = """Examples:
@@ -22,7 +22,7 @@ EXAMPLES = """Examples:
 StoreFolder = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", metavar="DIR", help="The store's folder; default: in MOECLI_HOME.", show_default=False
+        "--output", "-o", metavar="DIR", help="Folder of the packed model; default: in MOECLI_HOME.", show_default=False
     ),
 ]
 
@@ -31,7 +31,7 @@ def pack(
     model: options.Model,
     *,
     dtype: Annotated[
-        str, typer.Option("--dtype", "--quant", help="q4, q8, nf4, int8, bf16, fp16, fp32, or auto: as stored.")
+        str, typer.Option("--dtype", "--quant", help="Format: q4, q8, nf4, int8, bf16, fp16, fp32, or auto: as stored.")
     ] = "q4",
     output: StoreFolder = None,
     threads: options.Threads = None,
@@ -45,16 +45,16 @@ def pack(
     """
     from moecli.library import stores
     from moecli.output import pack as view
+    from moecli.output.json.pack import document
     from moecli.store.layout import choose_layout
     from moecli.store.source import open_source, origin_of
 
-    check_format(dtype)
-    source = hub.resolve(model)
-    folder = hub.require_folder(source)
-    weights = open_source(folder)
+    check_dtype(dtype)
+    ref = resolve(model, original=True)
+    weights = open_source(ref.weights)
     dtype = weights.dtype if dtype == "auto" else dtype
-    origin = origin_of(source.name, source.repo, source.commit, folder, weights)
-    target = output.absolute() if output else stores.default_folder(source.name, dtype)
+    origin = origin_of(ref.name, ref.repo, ref.commit, ref.weights, weights)
+    target = output.absolute() if output else stores.default_folder(ref.name, dtype)
     load_packer(threads, quiet or json)
     from moecli.store.write import pack as write
 
@@ -62,25 +62,17 @@ def pack(
         view.explain(choose_layout(weights, dtype), target)
     size = sum(tensor.size for tensor in weights.checkpoint.tensors.values())
     try:
-        with view.Watch(source.name, dtype, size, quiet or json) as watch:
-            store = write(weights, folder, target, dtype, origin, watch)
+        with view.PackingProgress(ref.name, dtype, size, quiet or json) as watch:
+            store = write(weights, ref.weights, target, dtype, origin, watch)
     except KeyboardInterrupt:
         terminal.say("interrupted; the same command goes on from here")
         raise typer.Exit(130) from None
     if json:
-        terminal.write_json(view.document(store, watch))
+        terminal.write_json(document(store, watch))
         return
     if not quiet:
         view.summary(store, watch)
     terminal.write(f"{store.folder}\n")
-
-
-def check_format(dtype: str) -> None:
-    """UsageError unless there is such a format."""
-    from moecli.formats import FORMATS
-
-    if dtype != "auto" and dtype not in FORMATS:
-        raise UsageError(f"--dtype {dtype} is not known", f"it takes auto, {', '.join(FORMATS)}")
 
 
 def load_packer(threads: int | None, quiet: bool) -> None:

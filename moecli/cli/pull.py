@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +11,10 @@ import typer
 
 from moecli import settings
 from moecli.cli import options
-from moecli.cli.pack import StoreFolder, check_format, load_packer
+from moecli.cli.pack import StoreFolder, load_packer
 from moecli.errors import Declined, UsageError
-from moecli.library import resolve as hub
+from moecli.formats import check_dtype
+from moecli.library.resolve import Kind, ModelRef, resolve
 from moecli.output import terminal
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def pull(
     ] = None,
     output: StoreFolder = None,
     keep_original: Annotated[
-        bool, typer.Option("--keep-original", help="With --dtype: keep the download as well.")
+        bool, typer.Option("--keep-original", help="With --dtype: keep the downloaded files as well.")
     ] = False,
     threads: options.Threads = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be fetched, and stop.")] = False,
@@ -52,82 +54,83 @@ def pull(
     With --dtype each shard is packed when it arrives, and deleted: the disk never holds more than the packed model and
     two shards. Interrupted, it goes on where it stopped when repeated. It asks only where something speaks against it.
     """
-    source = hub.resolve(model)
+    ref = resolve(model, original=True)
     if dtype is not None:
-        check_format(dtype)
+        check_dtype(dtype)
         target = output.absolute() if output else None
-        packing = _propose_packed(source, dtype, target, keep_original, quiet or json)
+        packing = _propose_packed(ref, dtype, target, keep_original, quiet or json)
         _show(packing, dry_run, json, quiet, no_color)
         if not dry_run:
             _pack(packing, threads, yes, json, quiet)
         return
     if output is not None or keep_original:
         raise UsageError(f"{'-o' if output else '--keep-original'} goes with --dtype", "add for instance --dtype q4")
-    proposal = _propose(source, quiet or json)
+    proposal = _propose(ref, quiet or json)
     _show(proposal, dry_run, json, quiet, no_color)
     if dry_run:
         return
     path = _fetch(proposal, yes, quiet or json)
     if json:
-        from moecli.output import pull as view
+        from moecli.output.json import pull as documents
 
-        terminal.write_json(view.done(proposal))
+        terminal.write_json(documents.fetched(proposal))
     else:
         terminal.write(f"{path}\n")
 
 
-def offer(source: hub.Source, quiet: bool = False) -> Path | None:
-    """On a terminal, ask whether to pull a model that is not here; None if it cannot be asked or is not wanted."""
+def offer(ref: ModelRef, quiet: bool = False) -> ModelRef:
+    """On a terminal, ask whether to pull a model that is not here; as it was if it cannot be asked or is not wanted."""
     from moecli.output import pull as view
 
     terminals = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
-    if source.folder is not None or source.repo is None or settings.offline() or not terminals:
-        return None
+    if ref.folder is not None or ref.repo is None or settings.offline() or not terminals:
+        return ref
     try:
-        terminal.confirm(f"{source.name} is not on this machine. Pull {source.repo} from the Hub?", yes=False)
+        terminal.confirm(f"{ref.name} is not on this machine. Pull {ref.repo} from the Hub?", yes=False)
     except Declined:
-        return None
-    proposal = _propose(source, quiet)
+        return ref
+    proposal = _propose(ref, quiet)
     if not quiet:
         view.screen(proposal, on_stderr=True, no_color=False)
-    return _fetch(proposal, yes=False, quiet=quiet)
+    return replace(ref, kind=Kind.CACHE, folder=_fetch(proposal, yes=False, quiet=quiet))
 
 
-def _propose(source: hub.Source, quiet: bool) -> Proposal:
+def _propose(ref: ModelRef, quiet: bool) -> Proposal:
     from moecli.library.pull import propose
     from moecli.output import pull as view
 
-    with terminal.status(f"asking the Hub for {source.name} ...", quiet):
-        return propose(source, tell=None if quiet else view.tell)
+    with terminal.status(f"asking the Hub for {ref.name} ...", quiet):
+        return propose(ref, tell=None if quiet else view.tell)
 
 
-def _propose_packed(source: hub.Source, dtype: str, target: Path | None, keep: bool, quiet: bool) -> PackedPull:
+def _propose_packed(ref: ModelRef, dtype: str, target: Path | None, keep: bool, quiet: bool) -> PackedPull:
     from moecli.library.pull_packed import propose_packed
     from moecli.output import pull as view
 
-    with terminal.status(f"asking the Hub for {source.name} ...", quiet):
-        return propose_packed(source, dtype, target, keep, tell=None if quiet else view.tell)
+    with terminal.status(f"asking the Hub for {ref.name} ...", quiet):
+        return propose_packed(ref, dtype, target, keep, tell=None if quiet else view.tell)
 
 
 def _show(plan: Proposal | PackedPull, dry_run: bool, json: bool, quiet: bool, no_color: bool) -> None:
     """The answer of a dry run, or talk."""
     from moecli.output import pull as view
+    from moecli.output.json import pull as documents
 
     if dry_run and json:
-        terminal.write_json(view.document(plan))
+        terminal.write_json(documents.proposed(plan))
     elif dry_run or not (quiet or json):
         view.screen(plan, on_stderr=not dry_run, no_color=no_color)
 
 
 def _fetch(proposal: Proposal, yes: bool, quiet: bool) -> Path:
     """Ask if there is a doubt, then fetch what is missing."""
-    from moecli.hub import download as fetch
+    from moecli.hub import download
     from moecli.output import pull as view
 
-    fetch.check_space(proposal.manifest, proposal.manifest.files)
+    download.check_space(proposal.manifest, proposal.manifest.files)
     _ask(proposal, yes)
     with view.Bars(proposal.manifest.bytes, quiet) as bars:
-        return fetch.fetch_all(proposal.manifest, bars)
+        return download.fetch_all(proposal.manifest, bars)
 
 
 def _pack(pull: PackedPull, threads: int | None, yes: bool, json: bool, quiet: bool) -> None:
@@ -135,6 +138,7 @@ def _pack(pull: PackedPull, threads: int | None, yes: bool, json: bool, quiet: b
     from moecli.library import pull_packed
     from moecli.output import pack as account
     from moecli.output import pull as view
+    from moecli.output.json import pull as documents
 
     if pull.store is None:
         pull_packed.check_space(pull)
@@ -147,7 +151,7 @@ def _pack(pull: PackedPull, threads: int | None, yes: bool, json: bool, quiet: b
         terminal.say("interrupted; the same command goes on from here")
         raise typer.Exit(130) from None
     if json:
-        terminal.write_json(view.done_packed(pull, store, bars))
+        terminal.write_json(documents.packed(pull, store, bars))
         return
     if not quiet:
         account.summary(store, bars)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from moecli.cli import options
 from moecli.output import terminal
-
-if TYPE_CHECKING:
-    from moecli.library.removal import Removal, StoreRemoval
 
 EXAMPLES = """Examples:
 
@@ -22,10 +17,12 @@ def rm(
     model: options.Model, *, yes: options.Yes = False, json: options.Json = False, quiet: options.Quiet = False
 ) -> None:
     """Delete a model that was pulled or packed; with @revision only that revision. What others share stays."""
-    from moecli.library import removal
+    from moecli.library.removal import removal
+    from moecli.library.resolve import resolve
+    from moecli.output.json.rm import document
     from moecli.units import format_bytes
 
-    target = removal.find(model)
+    target = removal(resolve(model, original=True))
     size = format_bytes(target.bytes)
     shared = f" ({format_bytes(target.kept_bytes)} that other revisions share stay)" if target.kept_bytes else ""
     what = (
@@ -36,17 +33,6 @@ def rm(
     terminal.confirm(f"delete {what} and free {size}{shared}?", yes)
     target.carry_out()
     if json:
-        terminal.write_json(_document(target))
+        terminal.write_json(document(target))
     elif not quiet:
         terminal.say(f"deleted {what}: {size} freed{shared}")
-
-
-def _document(target: Removal | StoreRemoval) -> dict[str, Any]:
-    return {
-        "schema_version": 1,
-        "name": target.name,
-        "source": target.source,
-        "revisions": list(target.revisions),
-        "freed_bytes": target.bytes,
-        "kept_bytes": target.kept_bytes,
-    }

@@ -1,18 +1,20 @@
-"""The options of `inspect --routing`, and what is meant by them."""
+"""The options of `inspect --routing`: one table of names, help and defaults, and what is meant by them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from moecli.cli import options
 from moecli.errors import UsageError
-from moecli.formats import FORMATS
+from moecli.formats import check_dtype
 
 FORMATS_OF_OUTPUT = ("table", "json", "csv", "md", "html", "svg", "png")
 
@@ -21,81 +23,67 @@ def _option(*names: str, help: str, metavar: str | None = None, callback: Callab
     return typer.Option(*names, help=help, metavar=metavar, callback=callback, show_default=False)
 
 
-Routing = Annotated[bool, _option("--routing", help="Run the model on prompts and show what its router does.")]
-PromptText = Annotated[str | None, _option("--prompt", help="A text to read; stdin comes before it.", metavar="TEXT")]
-Prompts = Annotated[
-    Path | None,
-    _option("--prompts", help="A prompt a line, or JSONL with text and domain. Default: a small set.", metavar="FILE"),
-]
-Limit = Annotated[int | None, _option("--limit", help="Prompt tokens to read in all.", callback=options.at_least(1))]
-MaxTokens = Annotated[
-    int,
-    _option("--max-tokens", "-n", help="Generate so many after each prompt; 0: none.", callback=options.at_least(0)),
-]
-FromTrace = Annotated[
-    Path | None, _option("--from", help="Analyse this trace; MODEL may be left out.", metavar="TRACE")
-]
-SaveTrace = Annotated[
-    Path | None, _option("--save-trace", help="Keep the trace (.csv, .jsonl, else compact).", metavar="FILE")
-]
-Probabilities = Annotated[bool, _option("--probabilities", help="Keep every gate probability in the trace.")]
-Against = Annotated[
-    str | None,
-    _option("--against", help="Compare with another MODEL, a TRACE, or dtype=q4.", metavar="MODEL|TRACE|dtype=..."),
-]
-Raw = Annotated[bool, _option("--raw", help="No chat template around the prompts.")]
-Seed = Annotated[int, _option("--seed", help="Of what is generated.", callback=options.at_least(0))]
-Format = Annotated[str | None, _option("--format", help=f"{', '.join(FORMATS_OF_OUTPUT)}.", metavar="FORMAT")]
-Output = Annotated[Path | None, _option("--output", "-o", help="Write to this file.", metavar="FILE")]
-Layers = Annotated[str | None, _option("--layers", help="Show these only: 0,3-5.", metavar="LIST")]
-Sort = Annotated[bool, _option("--sort", help="Order each row of the heatmap by load.")]
-By = Annotated[str | None, _option("--by", help="domain: a heatmap for each.", metavar="domain")]
-Capacity = Annotated[str | None, _option("--capacity", help="Capacity factors for overflow: 1,1.25,2.", metavar="LIST")]
-
-
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """The options of `--routing`, as given."""
+class RoutingOptions:
+    """The options that go with `--routing`: the name, type, help and default of each, and what was given."""
 
-    prompt: str | None = None
-    prompts: Path | None = None
-    limit: int | None = None
-    max_tokens: int = 0
-    from_trace: Path | None = None
-    save_trace: Path | None = None
-    probabilities: bool = False
-    against: str | None = None
-    raw: bool = False
-    dtype: str = "auto"
-    ctx: int | None = None
-    ram: str | None = None
-    threads: int | None = None
-    seed: int = 0
-    format: str | None = None
-    output: Path | None = None
-    layers: str | None = None
-    sort: bool = False
-    by: str | None = None
-    capacity: str | None = None
+    prompt: Annotated[str | None, _option(help="A text to read; stdin comes before it.", metavar="TEXT")] = None
+    prompts: Annotated[
+        Path | None,
+        _option(help="A prompt a line, or JSONL with text and domain. Default: a small set.", metavar="FILE"),
+    ] = None
+    limit: Annotated[int | None, _option(help="Prompt tokens to read in all.", callback=options.at_least(1))] = None
+    max_tokens: Annotated[
+        int,
+        _option(
+            "--max-tokens", "-n", help="Generate so many after each prompt; 0: none.", callback=options.at_least(0)
+        ),
+    ] = 0
+    from_: Annotated[
+        Path | None, _option("--from", help="Analyse this trace; MODEL may be left out.", metavar="TRACE")
+    ] = None
+    save_trace: Annotated[
+        Path | None,
+        _option(help="Keep the trace (.csv, .jsonl, else compact).", metavar="FILE"),
+    ] = None
+    probabilities: Annotated[bool, _option("--probabilities", help="Keep every gate probability in the trace.")] = False
+    against: Annotated[
+        str | None,
+        _option(help="Compare with another MODEL, a TRACE, or dtype=q4.", metavar="MODEL|TRACE|dtype=..."),
+    ] = None
+    raw: Annotated[bool, _option("--raw", help="No chat template around the prompts.")] = False
+    dtype: options.Dtype = "auto"
+    ctx: options.Context = None
+    ram: options.Ram = None
+    threads: options.Threads = None
+    seed: Annotated[
+        int, _option(help="Random seed; the same seed gives the same text.", callback=options.at_least(0))
+    ] = 0
+    format: Annotated[str | None, _option(help=f"{', '.join(FORMATS_OF_OUTPUT)}.", metavar="FORMAT")] = None
+    output: Annotated[Path | None, _option("--output", "-o", help="Write to this file.", metavar="FILE")] = None
+    layers: Annotated[str | None, _option(help="Show these only: 0,3-5.", metavar="LIST")] = None
+    sort: Annotated[bool, _option("--sort", help="Order each row of the heatmap by load.")] = False
+    by: Annotated[str | None, _option(help="domain: a heatmap for each.", metavar="domain")] = None
+    capacity: Annotated[str | None, _option(help="Capacity factors for overflow: 1,1.25,2.", metavar="LIST")] = None
 
     def refuse(self) -> None:
         """UsageError where one was given without --routing."""
         for each in fields(self):
             if getattr(self, each.name) != each.default:
-                name = {"from_trace": "from"}.get(each.name, each.name.replace("_", "-"))
+                name = each.name.rstrip("_").replace("_", "-")
                 raise UsageError(f"--{name} goes with --routing", "moecli inspect MODEL --routing")
 
     def form(self, json: bool) -> str:
         """Of the output, by option or by the name of the file."""
         if self.by not in (None, "domain"):
-            raise UsageError(f"--by {self.by} is not known", "it takes domain")
-        if self.dtype != "auto" and self.dtype not in FORMATS:
-            raise UsageError(f"--dtype {self.dtype} is not known", f"it takes auto, {', '.join(FORMATS)}")
+            raise UsageError.unknown("--by", self.by, "domain")
+        check_dtype(self.dtype)
         named = self.output.suffix[1:].replace("txt", "table") if self.output else ""
         form = self.format or ("json" if json else named or "table")
         if form not in FORMATS_OF_OUTPUT:
-            spelled = f"--format {form}" if self.format else f"--output {self.output}"
-            raise UsageError(f"{spelled} is not a known format", f"--format takes {', '.join(FORMATS_OF_OUTPUT)}")
+            given = self.format or str(self.output)
+            takes = f"--format takes {', '.join(FORMATS_OF_OUTPUT)}"
+            raise UsageError(f"unknown {'--format' if self.format else '--output'} '{given}'", takes)
         if json and form != "json":
             raise UsageError(f"--json and --format {form} cannot both be meant", "leave one of them out")
         return form
@@ -124,3 +112,24 @@ class Wishes:
         if not factors or not all(0 < factor < 1e6 for factor in factors):
             raise UsageError(f"--capacity {text} is no list of factors", "write positive numbers: 1,1.25,2")
         return factors
+
+
+def takes_routing_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameter `routing` is filled from an option for each field of RoutingOptions, in its place."""
+    hints = get_type_hints(RoutingOptions, include_extras=True)
+    table = [
+        Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=hints[each.name])
+        for each in fields(RoutingOptions)
+    ]
+
+    @wraps(command)
+    def filled(**given: Any) -> None:
+        wanted = RoutingOptions(**{each.name: given.pop(each.name) for each in table})
+        command(**given, routing=wanted)
+
+    own = signature(command, eval_str=True)
+    others = [each for each in own.parameters.values() if each.name != "routing"]
+    described = own.replace(parameters=[*others, *table])
+    filled.__signature__ = described  # type: ignore[attr-defined]  # what typer reads, and help() shows
+    filled.__annotations__ = {each.name: each.annotation for each in described.parameters.values()}
+    return filled

@@ -43,19 +43,27 @@ def run(
     system: Annotated[
         str | None, typer.Option(help="System message for the chat template.", show_default=False)
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt as it is.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Use no chat template: continue the prompt as it is.")] = False,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="Longest answer.", callback=options.at_least(1))
+        int,
+        typer.Option("--max-tokens", "-n", help="Maximum number of tokens to generate.", callback=options.at_least(1)),
     ] = 512,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default=False)] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Keep the K likeliest tokens; 0 is off.", show_default=False)
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text (not printed); may be repeated.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature; 0 is greedy.", show_default=False)
     ] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest that make up P.", show_default=False)] = None,
-    min_p: Annotated[float | None, typer.Option(help="Drop all below P x the likeliest.", show_default=False)] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample from the K most likely tokens; 0 disables it.", show_default=False)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Sample from the most likely tokens whose probabilities add up to P.", show_default=False),
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Drop tokens less likely than P times the most likely one.", show_default=False)
+    ] = None,
     repeat_penalty: Annotated[
-        float | None, typer.Option(help="Shun tokens seen; 1 is off.", show_default=False)
+        float | None, typer.Option(help="Repetition penalty; 1 disables it.", show_default=False)
     ] = None,
     seed: running.Seed = None,
     dtype: options.Dtype = "auto",
@@ -68,7 +76,10 @@ def run(
     trace: Annotated[
         Path | None,
         typer.Option(
-            "--trace", metavar="FILE", help="Keep which experts were used; see inspect --routing.", show_default=False
+            "--trace",
+            metavar="FILE",
+            help="Write which experts were used to this file; see inspect --routing.",
+            show_default=False,
         ),
     ] = None,
     json: options.Json = False,
@@ -85,7 +96,7 @@ def run(
     text = _read_prompt(prompt)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
-    name, folder = running.find(model, dtype, offline, quiet)
+    ref = running.find(model, dtype, offline, quiet)
     with terminal.status("loading ...", quiet):
         from moecli.engine.runner import Choices, open_runner
 
@@ -96,7 +107,7 @@ def run(
             system=system and terminal.clean(system), raw=raw, context=ctx, threads=threads, policy=policy,
             device=device, vram=None if vram is None else parse_size(vram),
         )  # fmt: skip
-        runner = open_runner(name, folder, dtype, choices, model)
+        runner = open_runner(ref.name, ref.weights, dtype, choices, model)
         plan = runner.plan(text)
     if verbose:
         terminal.say(f"{runner.name}: {runner.sampling}, seed {runner.seed}")
@@ -137,10 +148,8 @@ def _kept(runner: Runner, file: Path | None) -> Iterator[None]:
 
 def _read_prompt(argument: str | None) -> str | None:
     """Piped text, a blank line, the argument; None when there is neither and a terminal to chat on."""
-    typed = "" if argument in (None, "-") else terminal.clean(argument or "")
-    parts = [part for part in (terminal.read_stdin().strip("\n"), typed) if part]
-    if parts:
-        return "\n\n".join(parts)
+    if text := running.behind_stdin("" if argument in (None, "-") else argument or ""):
+        return text
     if argument is None and sys.stdin is not None and sys.stdin.isatty():
         return None
     raise UsageError("the prompt is empty", 'moecli run MODEL "prompt", or pipe text in')
@@ -148,7 +157,8 @@ def _read_prompt(argument: str | None) -> str | None:
 
 def _answer(runner: Runner, text: str, json: bool, quiet: bool) -> None:
     from moecli.engine.answer import Answer
-    from moecli.output.answer import document, statistics
+    from moecli.output.answer import statistics
+    from moecli.output.json.run import document
 
     answer = Answer()
     interrupted = False

@@ -22,7 +22,7 @@ def verify(
     *,
     against: Annotated[
         str | None,
-        typer.Option(help="A packed model: compare with this checkpoint, packed again.", show_default=False),
+        typer.Option(help="Compare a packed model with this checkpoint, packed again.", show_default=False),
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Delete damaged files, so that pull fetches them.")] = False,
     json: options.Json = False,
@@ -30,19 +30,21 @@ def verify(
 ) -> None:
     """Read every file of a model again: is it what was published, or packed? Exit 3 if something differs."""
     from moecli.library import verification
+    from moecli.library.resolve import resolve
     from moecli.output import verify as view
+    from moecli.output.json.verify import document
 
-    subject = verification.find(model)
+    subject = verification.subject(resolve(model, original=True))
     with view.bar(subject, quiet or json) as advance:
         results = list(verification.check(subject, advance))
         if against is not None:
-            results += verification.compare(subject, against, advance)
+            results += verification.compare(subject, resolve(against, original=True), advance)
     damaged = [result for result in results if result.problem]
     for result in damaged:
         if remove and not subject.packed and result.path.is_file():
             result.path.unlink()
     if json:
-        terminal.write_json(view.document(subject, results, remove))
+        terminal.write_json(document(subject, results, remove))
     else:
         view.report(subject, results, remove, quiet)
     if damaged:

@@ -16,6 +16,7 @@ from moecli.doctor import reading
 from moecli.errors import MoecliError
 from moecli.hub import cache as hub_cache
 from moecli.library.stores import LocalStore
+from moecli.store.filesystem import nearest_folder
 
 ROOM = 8 * reading.SAMPLE  # below this free a disk counts as full, and nothing is written to it
 
@@ -47,7 +48,7 @@ def look(stores: Sequence[LocalStore], refusal: str | None) -> tuple[Disk, ...]:
     """Measured on the largest of the complete `stores` on each, unless there is a reason not to measure."""
     by_disk: dict[int, list[Folder]] = {}
     for folder in _folders():
-        by_disk.setdefault(_existing(folder.path).stat().st_dev, []).append(folder)
+        by_disk.setdefault(nearest_folder(folder.path).stat().st_dev, []).append(folder)
     return tuple(_disk(tuple(folders), stores, refusal) for folders in by_disk.values())
 
 
@@ -60,7 +61,7 @@ def _folders() -> Iterator[Folder]:
 
 
 def _disk(folders: tuple[Folder, ...], stores: Sequence[LocalStore], refusal: str | None) -> Disk:
-    place = _existing(folders[0].path)
+    place = nearest_folder(folders[0].path)
     usage = shutil.disk_usage(place)
     store = max((store for store in stores if _suits(store, place)), key=lambda store: store.bytes, default=None)
     if refusal:
@@ -92,12 +93,7 @@ def _read_new_file(folders: Sequence[Folder], free: int) -> reading.Reading:
         return reading.Reading(None, None, folders[0].obstacle)
     if free < ROOM:
         return reading.Reading(None, None, "the disk is nearly full")
-    return reading.read_new_file(_existing(writable.path))
-
-
-def _existing(path: Path) -> Path:
-    """The folder itself or the nearest one above it that is there."""
-    return next(each for each in (path, *path.parents) if hub_cache.is_folder(each))
+    return reading.read_new_file(nearest_folder(writable.path))
 
 
 def _obstacle(path: Path) -> str | None:

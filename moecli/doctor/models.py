@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from moecli import settings
 from moecli.errors import MoecliError
 from moecli.hub import cache as hub_cache
-from moecli.library import resolve as hub
-from moecli.library import stores
+from moecli.library import resolve, stores
 from moecli.library.stores import LocalStore
-from moecli.model import catalog
 from moecli.planning.placement import fit
 
 
@@ -65,7 +63,7 @@ def built_in(budget: int) -> BuiltIn:
         from moecli.store.source import open_source
         from moecli.text.tokenizer import Tokenizer
 
-        folder = hub.require_folder(hub.resolve(catalog.BUILT_IN))
+        folder = resolve.built_in().weights
         weights = open_source(folder)
         Tokenizer.load(folder)
     except (MoecliError, ImportError, OSError) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from moecli.errors import MoecliError
 from moecli.experts.readers import Range, Readers
 from moecli.store.expert_record import PAGE
+from moecli.store.filesystem import reads_directly
 
 SAMPLE = 256 * 2**20
 _BLOCK = 16 * 2**20  # written and synced at once
@@ -68,20 +69,6 @@ def _read_nameless(descriptor: int, path: Path, size: int) -> Reading:
         speed = size / (time.perf_counter() - began)
         file.truncate(0)  # the readers never close it
         return Reading(speed, direct, None)
-
-
-def reads_directly(path: Path) -> bool:
-    """Whether a page of this file can be read past the page cache."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    except (OSError, AttributeError):  # the constant is Linux's
-        return False
-    try:
-        return os.preadv(descriptor, [mmap.mmap(-1, PAGE)], 0) > 0
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
 
 
 def _fill(descriptor: int, most: int) -> int:

@@ -12,7 +12,7 @@ from moecli.engine.cache import LayerCache
 from moecli.engine.layers import Rotation, rms_norm
 from moecli.engine.weights import LayerWeights
 from moecli.kernels.blocking import BUCKET, SCORES
-from moecli.kernels.products import linear
+from moecli.kernels.linear import linear
 from moecli.model.spec import MLA, GroupedQuery, QkNorm
 
 _FEW = 16  # so few queries meet the keys as they lie: torch is up to four times slower with the keys transposed

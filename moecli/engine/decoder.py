@@ -17,8 +17,8 @@ from moecli.engine.token import token_attention, token_mixture
 from moecli.engine.weights import DenseWeights, LayerWeights
 from moecli.experts.store import ExpertStore, each_output, mix
 from moecli.kernels.blocking import BUCKET, CHUNK
-from moecli.kernels.products import feed_forward, linear
-from moecli.kernels.token import TokenMixture, TokenPass
+from moecli.kernels.decode_step import DecodeStepCall, MoeSublayer
+from moecli.kernels.linear import feed_forward, linear
 from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Rope
 from moecli.planning.memory import cache_rows
 
@@ -61,14 +61,14 @@ class Block:
             else LatentAttention(attention, weights, rotation, scratch)
         )
         self.alone = token_attention(spec, index, weights), token_mixture(spec, index, weights, experts)
-        self._attend_alone = TokenPass([(self.alone[0], None)])
-        self._mix_alone = TokenPass([(None, self.alone[1])])
+        self._attend_alone = DecodeStepCall([(self.alone[0], None)])
+        self._mix_alone = DecodeStepCall([(None, self.alone[1])])
 
     @property
     def still(self) -> bool:
         """Whether a pass can take a lone token through all of it."""
         attention, mixture = self.alone
-        return attention is not None and mixture is not None and mixture.still
+        return attention is not None and mixture is not None and mixture.resident
 
     def forward(self, x: Tensor, cache: LayerCache, trace: Trace | None) -> Tensor:
         """x [T, D] -> [T, D]."""
@@ -94,27 +94,27 @@ class Block:
         """A lone token is coming: make room for it."""
         attention, _ = self.alone
         assert attention is not None
-        attention.stand(self._rotation.tables, cache.length, cache.buffers, cache.extend())
+        attention.reserve(self._rotation.tables, cache.length, cache.buffers, cache.extend())
 
     def passed(self, trace: Trace | None) -> None:
         """A lone token has taken its experts."""
         _, one = self.alone
         if one is None or not isinstance(self._ffn, Mixture):
             return
-        if one.still:
-            self._experts.statistics.hits += one.chosen.shape[1]
+        if one.resident:
+            self._experts.statistics.hits += one.topk_ids.shape[1]
         if trace is not None:
-            trace.record(self._index, Routing(one.chosen.clone(), one.weights.clone(), one.logits.clone()))
+            trace.record(self._index, Routing(one.topk_ids.clone(), one.topk_weights.clone(), one.logits.clone()))
 
-    def _transform_alone(self, x: Tensor, one: TokenMixture, trace: Trace | None) -> Tensor:
-        if one.still:
+    def _transform_alone(self, x: Tensor, one: MoeSublayer, trace: Trace | None) -> Tensor:
+        if one.resident:
             self._mix_alone(x)
         else:
             assert isinstance(self._ffn, Mixture)
             one.route(x)
             activation = self._ffn.expert.activation
-            each_output(self._experts, self._index, activation, one.normed, one.chosen, one.outputs)
-            one.conclude(x)
+            each_output(self._experts, self._index, activation, one.normed, one.topk_ids, one.outputs)
+            one.combine(x)
         self.passed(trace)
         return x
 
@@ -162,7 +162,7 @@ class Decoder:
             Block(spec, index, weights, self._rotations[layer.attention.rope], scratch, experts)
             for index, (layer, weights) in enumerate(zip(spec.layers, dense.layers, strict=True))
         ]
-        self._pass = TokenPass([b.alone for b in self._blocks]) if all(b.still for b in self._blocks) else None
+        self._pass = DecodeStepCall([b.alone for b in self._blocks]) if all(b.still for b in self._blocks) else None
 
     def new_cache(self, capacity: int, chunk: int) -> Cache:
         return Cache(self.spec, capacity, chunk, self.dtype, self.device)

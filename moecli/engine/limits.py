@@ -12,7 +12,7 @@ from moecli.engine.load import Model
 from moecli.formats import bytes_for, stored_as
 from moecli.formats.plain import torch_dtype
 from moecli.kernels.bandwidth import read_bandwidth
-from moecli.kernels.products import as_matrix, linear
+from moecli.kernels.linear import as_matrix, linear
 from moecli.model.spec import ModelSpec
 from moecli.planning import machine
 from moecli.planning.placement import Plan

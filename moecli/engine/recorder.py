@@ -12,7 +12,7 @@ from moecli.engine.router import Routing, gate_scores
 from moecli.model.spec import ModelSpec
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.recorded import require_router
-from moecli.routing.trace import Trace
+from moecli.routing.trace import RoutingTrace
 from moecli.text.tokenizer import Tokenizer
 
 _WAITING = 256  # tokens kept as the decoder left them; each alone would cost more to convert than to compute
@@ -24,9 +24,9 @@ def new_builder(name: str, spec: ModelSpec, keep_probabilities: bool = False) ->
     return TraceBuilder({layer: mixture.router.experts for layer, mixture in spec.mixtures}, keep_probabilities)
 
 
-def finish(builder: TraceBuilder, spec: ModelSpec, tokenizer: Tokenizer, name: str, dtype: str) -> Trace:
+def finish(builder: TraceBuilder, spec: ModelSpec, tokenizer: Tokenizer, name: str, dtype: str) -> RoutingTrace:
     """The trace, with the text of its tokens."""
-    trace = builder.build(model=name, dtype=dtype, family=spec.family)
+    trace = builder.build(name=name, dtype=dtype, family=spec.family)
     return replace(trace, pieces=_pieces(tokenizer, set(trace.ids.tolist())))
 
 

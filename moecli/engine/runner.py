@@ -24,7 +24,7 @@ from moecli.planning import machine
 from moecli.planning.placement import Plan, fit, least_device
 from moecli.planning.speed import Bandwidths, Throughput, estimate_throughput
 from moecli.routing.builder import TraceBuilder
-from moecli.routing.trace import Trace
+from moecli.routing.trace import RoutingTrace
 from moecli.text.chat import Message
 from moecli.text.defaults import GenerationDefaults, read_generation_defaults
 from moecli.text.tokenizer import Tokenizer
@@ -211,7 +211,7 @@ class Runner:
         builder = new_builder(self.name, self.model.spec)
         self._recorded = builder, Recorder(self.model.spec, builder)
 
-    def trace(self) -> Trace | None:
+    def trace(self) -> RoutingTrace | None:
         """What was recorded; None if no token was."""
         assert self._recorded is not None, "record() comes first"
         builder, recorder = self._recorded

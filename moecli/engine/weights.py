@@ -15,7 +15,7 @@ from moecli.checkpoint.binding import FLOATS, Weights
 from moecli.checkpoint.reading import read_into
 from moecli.experts.arena import CPU
 from moecli.formats.plain import torch_dtype
-from moecli.kernels.products import Matrix, as_matrix, pack
+from moecli.kernels.linear import Matrix, as_matrix, pack
 from moecli.model import tensors
 from moecli.model.spec import ModelSpec, Part
 from moecli.store.expert_record import dense_dtype
@@ -46,7 +46,7 @@ class LayerWeights:
         return None if role not in self._matrices else self[role]
 
     def matrix(self, role: str) -> Matrix:
-        """What `kernels.products.linear` takes."""
+        """What `kernels.linear.linear` takes."""
         return self._matrices[role]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -16,10 +17,11 @@ from moecli.experts.arena import Arena
 from moecli.experts.pieces import PiecewiseExpert, piece_matrices, record_matrices
 from moecli.experts.readers import Landing, Range, Readers
 from moecli.experts.store import Statistics, Streamed
-from moecli.kernels.products import Expert, Matrix
+from moecli.kernels.linear import Expert, Matrix
 from moecli.store.expert_record import PAGE, STAGING, Piece, Record, pages, staging_size
 from moecli.store.packed import PackedStore
 
+_LOG = logging.getLogger(__name__)
 _SAMPLE = 64 * 2**20  # bytes that a measurement reads
 
 
@@ -69,7 +71,9 @@ class Disk:
         """Parts of one record: where each begins in it, in whole pages, and the memory it goes to."""
         stored = self._store.experts(layer)
         start = stored.offset + expert * self._store.record(layer).stride
-        self._statistics.bytes_read += sum(len(memory) for _, memory in parts)
+        size = sum(len(memory) for _, memory in parts)
+        self._statistics.bytes_read += size
+        _LOG.debug("reads %d bytes of layer %d, expert %d from %s at %d", size, layer, expert, stored.path, start)
         with self._lock:
             self._began = self._began if self._flying else time.perf_counter()
             self._flying += 1

@@ -21,7 +21,7 @@ from moecli.experts.rates import Rates, cheaper, measure, split
 from moecli.experts.readers import Landing, Readers
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.kernels.blocking import STAGED
-from moecli.kernels.products import Expert, Matrix, Packed
+from moecli.kernels.linear import Expert, Matrix, Packed
 from moecli.model.spec import ModelSpec
 from moecli.store.expert_record import Record, shares
 from moecli.store.packed import PackedStore

@@ -11,7 +11,7 @@ from torch import Tensor
 from moecli.experts.arena import CPU
 from moecli.experts.store import Streamed
 from moecli.kernels.choice import serves
-from moecli.kernels.products import Expert, Matrix, as_matrix, gated, linear
+from moecli.kernels.linear import Expert, Matrix, as_matrix, gated, linear
 from moecli.model.spec import Activation
 from moecli.store.expert_record import Piece, Record
 from moecli.store.packed import PackedStore

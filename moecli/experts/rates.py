@@ -13,7 +13,7 @@ from moecli.experts.arena import CPU, Arena
 from moecli.experts.copies import Copies
 from moecli.experts.pieces import as_expert
 from moecli.experts.store import Streamed, compute
-from moecli.kernels.products import Expert
+from moecli.kernels.linear import Expert
 from moecli.model.spec import Activation
 from moecli.store.expert_record import Record
 

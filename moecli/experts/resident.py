@@ -13,7 +13,7 @@ from moecli.experts.arena import Arena
 from moecli.experts.pieces import as_expert, mapped_record
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.formats.plain import torch_dtype
-from moecli.kernels.products import Expert, Packed, pack
+from moecli.kernels.linear import Expert, Packed, pack
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import EXPERT_MATRICES
 from moecli.store.expert_record import Record, layer_records

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from moecli.kernels.products import Expert, expert_outputs
+from moecli.kernels.linear import Expert, expert_outputs
 from moecli.model.spec import Activation
 
 

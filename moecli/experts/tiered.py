@@ -12,7 +12,7 @@ from moecli.experts.pieces import as_expert
 from moecli.experts.policies import POLICIES, Slots
 from moecli.experts.readers import Landing, Readers
 from moecli.experts.store import Group, Statistics, Streamed
-from moecli.kernels.products import Expert
+from moecli.kernels.linear import Expert
 from moecli.store.expert_record import shares
 from moecli.store.packed import PackedStore
 

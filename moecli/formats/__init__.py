@@ -9,11 +9,25 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, cast
 
+from moecli.errors import UsageError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["FORMATS", "PLAIN", "Codec", "Format", "bytes_for", "matmul", "pack", "stored_as", "unpack", "unpack_rows"]
+__all__ = [
+    "FORMATS",
+    "PLAIN",
+    "Codec",
+    "Format",
+    "bytes_for",
+    "check_dtype",
+    "matmul",
+    "pack",
+    "stored_as",
+    "unpack",
+    "unpack_rows",
+]
 
 
 class Codec(Protocol):
@@ -99,6 +113,12 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
     }
 )
 PLAIN = ("fp32", "bf16", "fp16")
+
+
+def check_dtype(name: str) -> None:
+    """UsageError unless --dtype takes it: a format, or auto."""
+    if name != "auto" and name not in FORMATS:
+        raise UsageError.unknown("--dtype", name, f"auto, {', '.join(FORMATS)}")
 
 
 def bytes_for(dtype: str, shape: tuple[int, ...]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moecli import settings
-from moecli.errors import ModelNotFound
+from moecli.checkpoint.safetensors import PICKLES, weight_map
+from moecli.errors import CheckpointError, ModelNotFound
 from moecli.model import catalog
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 UNFINISHED = ".incomplete"  # the suffix of a blob that is still being fetched
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 BLOB_NAME = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _REPO = re.compile(rf"{_PART}/{_PART}")
@@ -132,8 +131,8 @@ def lack(folder: Path) -> str | None:
 def _indexed(index: Path) -> set[str]:
     """The weight files an index names; none if it cannot be read: whoever opens the weights reports that."""
     try:
-        return {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return set(weight_map(index.read_bytes(), INDEX).values())
+    except (OSError, CheckpointError):
         return set()
 
 

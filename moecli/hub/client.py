@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from moecli import __version__, settings
 from moecli.errors import NetworkError
 
 _HUB = "https://huggingface.co"
+_LOG = logging.getLogger(__name__)
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -76,11 +79,21 @@ def get(repo: str, revision: str | None, name: str, range_: str | None = None) -
     with ExitStack() as stack:
         try:
             url = hf_hub_url(repo, name, revision=revision)
+            began = time.perf_counter()
             request = get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-            answer = Answer(stack.enter_context(request))
+            response = stack.enter_context(request)
         except transport_failures() as error:
+            _LOG.debug("GET %s fails: %s", address(url), type(error).__name__)
             raise unreachable(error) from error
-        yield answer
+        seconds, host = time.perf_counter() - began, response.url.host
+        _LOG.debug("GET %s range=%s: %d from %s in %.3f s", address(url), range_, response.status_code, host, seconds)
+        yield Answer(response)
+
+
+def address(url: str) -> str:
+    """What a log may show of an address: neither the user and password before its host nor the query after its path."""
+    parts = urlsplit(url)
+    return SplitResult(parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "").geturl()
 
 
 def check_endpoint() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
 import uuid
 from collections import deque
@@ -16,34 +15,35 @@ from typing import TypeVar
 
 from moecli.errors import DiskError
 from moecli.hub.cache import UNFINISHED, lock_folder, status
-from moecli.hub.manifest import Manifest, RemoteFile
-from moecli.hub.retry import Patience
-from moecli.hub.transfer import FULL, Transfer, Watcher
+from moecli.hub.manifest import DownloadManifest, RemoteFile
+from moecli.hub.retry import RetryPolicy
+from moecli.hub.transfer import Transfer, Watcher
+from moecli.store.filesystem import FULL, free_space, nearest_folder, unwritable
 from moecli.units import format_bytes
 
 _AT_ONCE = 4
 Result = TypeVar("Result")
-Place = Callable[[Manifest, RemoteFile, Transfer], Path]  # brings a file to where it belongs
+Place = Callable[[DownloadManifest, RemoteFile, Transfer], Path]  # brings a file to where it belongs
 
 
-def fetch_all(manifest: Manifest, watcher: Watcher, patience: Patience | None = None) -> Path:
+def fetch_all(manifest: DownloadManifest, watcher: Watcher, policy: RetryPolicy | None = None) -> Path:
     """The whole model, and the ref that names it; returns its snapshot folder.
 
     The ref moves last, so that an update that was cut leaves the earlier revision in use.
     """
     for files in (manifest.texts, manifest.weights):  # a snapshot with all weights has everything
-        for _ in each(manifest, files, watcher, ahead=_AT_ONCE - 1, patience=patience):
+        for _ in each(manifest, files, watcher, ahead=_AT_ONCE - 1, policy=policy):
             pass
     write_ref(manifest)
     return manifest.snapshot
 
 
 def each(
-    manifest: Manifest,
+    manifest: DownloadManifest,
     files: Sequence[RemoteFile],
     watcher: Watcher,
     ahead: int = 1,
-    patience: Patience | None = None,
+    policy: RetryPolicy | None = None,
     place: Place | None = None,
 ) -> Generator[tuple[RemoteFile, Path], None, None]:
     """File after file, verified and in place (the cache), in the given order; at most `ahead` more meanwhile.
@@ -51,7 +51,7 @@ def each(
     When the caller stops, all transfers stop at once; what they have is resumed next time.
     """
     stop = threading.Event()
-    transfer = Transfer(manifest.repo, manifest.commit, watcher, patience or Patience(), stop)
+    transfer = Transfer(manifest.repo, manifest.commit, watcher, policy or RetryPolicy(), stop)
     waiting: deque[tuple[RemoteFile, Future[Path]]] = deque()
     rest = iter(files)
     place = place or _place
@@ -67,12 +67,12 @@ def each(
         stop.set()
 
 
-def present(manifest: Manifest, file: RemoteFile) -> int:
+def present(manifest: DownloadManifest, file: RemoteFile) -> int:
     """Bytes of the file that need not be fetched any more."""
     return file.size if cached(manifest, file) else unfinished(manifest.blob(file), file)
 
 
-def cached(manifest: Manifest, file: RemoteFile) -> Path | None:
+def cached(manifest: DownloadManifest, file: RemoteFile) -> Path | None:
     """The file, if the cache holds all of it."""
     places = (manifest.snapshot / file.name, manifest.blob(file))
     return next((path for path in places if is_whole(path, file)), None)
@@ -84,7 +84,7 @@ def unfinished(path: Path, file: RemoteFile) -> int:
     return partial.st_size if partial is not None and partial.st_size <= file.size else 0
 
 
-def check_space(manifest: Manifest, files: Sequence[RemoteFile]) -> None:
+def check_space(manifest: DownloadManifest, files: Sequence[RemoteFile]) -> None:
     """DiskError unless what is still to come fits the disk."""
     missing = sum(file.size - present(manifest, file) for file in files)
     free = free_space(manifest.root)
@@ -95,14 +95,9 @@ def check_space(manifest: Manifest, files: Sequence[RemoteFile]) -> None:
         )
 
 
-def free_space(folder: Path) -> int:
-    """Free bytes where the folder is or would be."""
-    return shutil.disk_usage(_nearest(folder)).free
-
-
 def share_a_disk(one: Path, other: Path) -> bool:
     """Whether what is written to both takes the same room."""
-    return _nearest(one).stat().st_dev == _nearest(other).stat().st_dev
+    return nearest_folder(one).stat().st_dev == nearest_folder(other).stat().st_dev
 
 
 def is_whole(path: Path, file: RemoteFile) -> bool:
@@ -111,7 +106,7 @@ def is_whole(path: Path, file: RemoteFile) -> bool:
     return found is not None and found.st_size == file.size
 
 
-def write_ref(manifest: Manifest) -> None:
+def write_ref(manifest: DownloadManifest) -> None:
     """Let the branch or tag that was asked for name the commit."""
     if manifest.revision == manifest.commit:
         return
@@ -123,7 +118,7 @@ def write_ref(manifest: Manifest) -> None:
         temporary.replace(path)
 
 
-def _place(manifest: Manifest, file: RemoteFile, transfer: Transfer) -> Path:
+def _place(manifest: DownloadManifest, file: RemoteFile, transfer: Transfer) -> Path:
     """The file in its snapshot. The lock is huggingface_hub's own: one process fetches, the others wait for it."""
     blob, pointer = manifest.blob(file), manifest.snapshot / file.name
     locks = lock_folder(manifest.repo)
@@ -168,11 +163,6 @@ def _link(blob: Path, pointer: Path) -> None:
     temporary.replace(pointer)
 
 
-def _nearest(folder: Path) -> Path:
-    """The folder, or the closest above it that is there."""
-    return next((parent for parent in (folder, *folder.parents) if parent.is_dir()), Path())
-
-
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
@@ -197,4 +187,4 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DiskError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
+        raise unwritable(folder, error) from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint.safetensors import StoredTensor, header_tensors
+from moecli.checkpoint.safetensors import StoredTensor, header_tensors, weight_map
 from moecli.errors import CheckpointError, ConfigError, NetworkError
 from moecli.hub import client
 from moecli.hub.cache import INDEX
@@ -51,7 +51,7 @@ def read_remote(repo: str, revision: str | None = None) -> Remote:
         raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be inspected")
     pinned = Repository(repo, config.commit or revision)
     index = pinned.fetch(INDEX, LARGEST_INDEX)
-    names = Counter({SINGLE: 0}) if index is None else shards(repo, json_object(index.data, INDEX))
+    names = Counter({SINGLE: 0}) if index is None else shards(repo, index.data)
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
         headers = list(pool.map(pinned.header, names, names.values()))
     if index is None and headers[0] is None:
@@ -107,15 +107,10 @@ class Repository:
             return _Piece(data, answer.file_size or len(data), answer.commit)
 
 
-def shards(repo: str, index: Mapping[str, Any]) -> Counter[str]:
+def shards(repo: str, index: bytes) -> Counter[str]:
     """The weight files an index names, each with a guess at the length of its header."""
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{INDEX} of {repo} is not a readable index")
     lengths: Counter[str] = Counter()
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
-            raise CheckpointError(f"{INDEX} of {repo} names a file outside the repository")
+    for tensor, name in weight_map(index, f"{INDEX} of {repo}").items():
         lengths[name] += len(tensor) + 100
     if len(lengths) > _MOST_SHARDS:
         raise CheckpointError(f"{INDEX} of {repo} names {len(lengths)} files, which cannot be right")

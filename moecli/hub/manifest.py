@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from moecli import settings
+from moecli.checkpoint.safetensors import PICKLES
 from moecli.errors import CheckpointError, NetworkError
 from moecli.hub import client
-from moecli.hub.cache import BLOB_NAME, INDEX, PICKLES, repository, status
+from moecli.hub.cache import BLOB_NAME, INDEX, repository, status
 from moecli.hub.headers import LARGEST_CONFIG, LARGEST_INDEX, SINGLE, Repository, json_object, shards
-from moecli.hub.retry import Patience, Tell, persist
+from moecli.hub.retry import RetryPolicy, Tell, retry
 
+_LOG = logging.getLogger(__name__)
 _TEXTS = (
     "config.json", "generation_config.json", INDEX, "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
@@ -35,7 +38,7 @@ class RemoteFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class DownloadManifest:
     """What a model needs of its repository: small files first, weights in the order of their names."""
 
     repo: str
@@ -68,28 +71,28 @@ class Manifest:
 
 
 def read_manifest(
-    repo: str, revision: str | None = None, patience: Patience | None = None, tell: Tell | None = None
-) -> Manifest:
+    repo: str, revision: str | None = None, policy: RetryPolicy | None = None, tell: Tell | None = None
+) -> DownloadManifest:
     """Ask the Hub; nothing is written. NetworkError if it says no, CheckpointError if the answer cannot be right."""
     client.check_endpoint()
     if settings.offline():
         raise NetworkError(f"'{repo}' is on the Hub, and the network is not to be used", "unset HF_HUB_OFFLINE")
-    patience = patience or Patience(attempts=4)
-    info = persist(lambda: _ask(repo, revision), patience, tell=tell)
+    policy = policy or RetryPolicy(attempts=4)
+    info = retry(lambda: _ask(repo, revision), policy, tell=tell)
     listed = {file.name: file for file in _listed(repo, info)}
     if not _COMMIT.fullmatch(info.sha or ""):
         raise CheckpointError(f"the Hub names no commit of {repo}")
     source = Repository(repo, info.sha)
 
-    def read(name: str, largest: int) -> dict[str, Any] | None:
-        """A small JSON file, from the cache if it is there."""
+    def read(name: str, largest: int) -> bytes | None:
+        """A small file, from the cache if it is there."""
         if name not in listed:
             return None
         here = status(repository(repo) / "blobs" / listed[name].hash)
         if here is not None and here.st_size == listed[name].size <= largest:
-            return json_object((repository(repo) / "blobs" / listed[name].hash).read_bytes(), name)
-        piece = persist(lambda: source.fetch(name, largest), patience, tell=tell)
-        return json_object(piece.data, name) if piece else None
+            return (repository(repo) / "blobs" / listed[name].hash).read_bytes()
+        piece = retry(lambda: source.fetch(name, largest), policy, tell=tell)
+        return piece.data if piece else None
 
     index = read(INDEX, LARGEST_INDEX)
     weights = _weights(repo, listed.keys(), index)
@@ -101,9 +104,10 @@ def read_manifest(
     if large := next((name for name in texts if listed[name].size > _LARGEST_TEXT), None):
         raise CheckpointError(f"{large} of {repo} has {listed[large].size} bytes, which cannot be right")
     licences = (str(tag)[8:] for tag in info.tags or () if str(tag).startswith("license:"))
-    return Manifest(
+    return DownloadManifest(
         repo, revision or "main", info.sha, tuple(map(listed.__getitem__, texts)),
-        tuple(map(listed.__getitem__, weights)), config, _plain(next(licences, "")), bool(info.gated),
+        tuple(map(listed.__getitem__, weights)), json_object(config, "config.json"), _plain(next(licences, "")),
+        bool(info.gated),
     )  # fmt: skip
 
 
@@ -112,6 +116,7 @@ def _ask(repo: str, revision: str | None) -> Any:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
+    _LOG.debug("GET %s/api/models/%s revision=%s", client.address(constants.ENDPOINT), repo, revision)
     try:
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         return HfApi(library_name="moecli").model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
@@ -143,7 +148,7 @@ def _listed(repo: str, info: Any) -> list[RemoteFile]:
     return files
 
 
-def _weights(repo: str, names: Iterable[str], index: Mapping[str, Any] | None) -> list[str]:
+def _weights(repo: str, names: Iterable[str], index: bytes | None) -> list[str]:
     """The files an index names; without one the single file, else every shard but `consolidated.*` copies."""
     held = {name for name in names if _WEIGHTS.fullmatch(name)}
     if index is not None:

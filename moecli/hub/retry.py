@@ -15,7 +15,7 @@ Tell = Callable[[str, float], None]  # why, and for how many seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """Failures in a row that are borne, and the waits between them, doubling; in seconds."""
 
     attempts: int = 8
@@ -35,9 +35,9 @@ class Stopped(Exception):
     """Somebody else's failure or Ctrl-C ended this."""
 
 
-def persist(
+def retry(
     action: Callable[[], Result],
-    patience: Patience,
+    policy: RetryPolicy,
     progress: Callable[[], int] = lambda: 0,
     tell: Tell | None = None,
     stop: threading.Event | None = None,
@@ -51,9 +51,9 @@ def persist(
         except HubBusy as error:
             failures = 1 if progress() > reached else failures + 1
             reached = progress()
-            if failures >= patience.attempts:
+            if failures >= policy.attempts:
                 raise
-            seconds = patience.wait(failures, error.wait)
+            seconds = policy.wait(failures, error.wait)
             if tell is not None:
                 tell(error.message, seconds)
         if stop.wait(seconds):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Callable
@@ -14,10 +13,10 @@ from moecli.errors import CheckpointError, DiskError, MoecliError
 from moecli.hub import client
 from moecli.hub.cache import UNFINISHED, blob_hash
 from moecli.hub.manifest import RemoteFile
-from moecli.hub.retry import Patience, Stopped, persist
+from moecli.hub.retry import RetryPolicy, Stopped, retry
+from moecli.store.filesystem import FULL, unwritable
 from moecli.units import format_bytes
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ = 1 << 20
 
 
@@ -41,7 +40,7 @@ class Transfer:
     repo: str
     commit: str
     watcher: Watcher
-    patience: Patience
+    policy: RetryPolicy
     stop: threading.Event
 
     def fetch(self, file: RemoteFile, blob: Path) -> None:
@@ -60,9 +59,9 @@ class Transfer:
         )
 
     def _complete(self, part: _Partial) -> None:
-        persist(
+        retry(
             lambda: self._connect(part),
-            self.patience,
+            self.policy,
             progress=lambda: part.size,
             tell=lambda why, seconds: self.watcher.wait(part.file, why, seconds),
             stop=self.stop,
@@ -166,7 +165,7 @@ class _Partial:
 
     def _trouble(self, error: OSError) -> MoecliError:
         if error.errno not in FULL:
-            return DiskError(f"{self._path} cannot be written: {error.strerror}")
+            return unwritable(self._path, error)
         lack = format_bytes(self.file.size - self.size)
         return DiskError(
             f"the disk is full: {lack} of {self.file.name} do not fit into {self._path.parent}",

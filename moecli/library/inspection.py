@@ -5,31 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from moecli.checkpoint.inventory import Census, take_census
+from moecli.checkpoint.inventory import Inventory, take_inventory
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import NetworkError
 from moecli.formats import stored_as
-from moecli.library import resolve as hub
+from moecli.library.resolve import Kind, ModelRef, known
 from moecli.model import catalog, families, params
 from moecli.model.params import Counts, Explanation
 from moecli.model.spec import ModelSpec
 from moecli.planning import memory
-from moecli.store import manifest
 from moecli.store.packed import PackedStore
 
 REFERENCE = "llama-2-70b"  # what costs are compared with when no dense model is among the arguments
 
-Kind = Literal["built-in", "catalog", "config", "folder", "cache", "hub", "store"]
-
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The facts of one model. `census` is there where the headers of its weights were read."""
+    """The facts of one model. `inventory` is there where the headers of its weights were read."""
 
     model: str
-    source: Kind
+    source: Kind  # of the facts
     location: str  # a path, a repository, or the catalog
     revision: str | None
     spec: ModelSpec
@@ -39,7 +36,7 @@ class Report:
     stored_read_bytes_per_token: int | None  # as stored, where that is known
     entry: catalog.Entry | None = None
     explanation: Explanation | None = None
-    census: Census | None = None
+    inventory: Inventory | None = None
     fallback: str | None = None  # why the Hub's answer is not what is shown, where it was asked
 
     @property
@@ -51,69 +48,62 @@ class Report:
         return self.counts.experts == 1 and not self.spec.mixtures
 
 
-def inspect(source: hub.Source, ask_hub: bool = False) -> Report:
+def inspect(ref: ModelRef, ask_hub: bool = False) -> Report:
     """The facts of a model: from the files on this machine, the Hub if it may be asked, or the catalog."""
-    if source.folder is not None:
-        return _from_folder(source, source.folder)
-    if ask_hub and source.repo is not None:
+    if ref.folder is not None:
+        return _from_folder(ref, ref.folder)
+    if ask_hub and ref.repo is not None:
         try:
-            return _from_hub(source, source.repo)
+            return _from_hub(ref, ref.repo)
         except NetworkError as error:
-            if source.entry is None or source.revision != source.entry.revision:
+            if ref.entry is None or ref.revision != ref.entry.revision:
                 raise
-            return replace(inspect(source), fallback=error.message)
-    if source.config_file is not None:
-        kind: Kind = "cache" if source.repo else "config"
-        config = families.load_config(source.config_file)
-        return _report(source, kind, str(source.config_file), source.revision, config)
-    if source.entry is not None:
-        return _report(source, "catalog", source.entry.repo or "the catalog", source.revision, source.entry.config())
-    if source.repo is not None:
+            return replace(inspect(ref), fallback=error.message)
+    if ref.file is not None and ref.kind is not Kind.FILE:
+        kind = Kind.CACHE if ref.repo else Kind.CONFIG
+        return _report(ref, kind, str(ref.file), ref.revision, families.load_config(ref.file))
+    if ref.entry is not None:
+        return _report(ref, Kind.CATALOG, ref.entry.repo or "the catalog", ref.revision, ref.entry.config())
+    if ref.repo is not None:
         raise NetworkError(
-            f"'{source.repo}' is not on this machine, and the network is not to be used",
+            f"'{ref.repo}' is not on this machine, and the network is not to be used",
             "leave out --offline (and unset HF_HUB_OFFLINE), or name a folder or an alias",
         )
-    hub.require_folder(source)  # says what is missing
-    raise AssertionError("a source without a folder is refused above")
+    raise AssertionError(f"there is nothing in {ref.weights}")
 
 
 def dense_reference(reports: list[Report]) -> Report:
     """What to measure the cost of a token against: the first dense model named, else Llama 2 70B."""
-    return next((report for report in reports if report.dense), None) or inspect(hub.Source(REFERENCE, entry=_known()))
+    return next((report for report in reports if report.dense), None) or inspect(known(REFERENCE))
 
 
-def _known() -> catalog.Entry | None:
-    return catalog.find(REFERENCE)
-
-
-def _from_folder(source: hub.Source, folder: Path) -> Report:
-    if (folder / manifest.FILE).is_file():
-        return _from_store(source, PackedStore.open(folder))
-    kind: Kind = "cache" if source.repo else "built-in" if source.name == catalog.BUILT_IN else "folder"
+def _from_folder(ref: ModelRef, folder: Path) -> Report:
+    if ref.kind is Kind.STORE:
+        return _from_store(ref, PackedStore.open(folder))
     config = families.load_config(folder / "config.json")
     if not any(folder.glob("*.safetensors")):
-        return _report(source, "config", str(folder / "config.json"), None, config)
-    return _report(source, kind, str(folder), source.commit, config, Checkpoint.open(folder).tensors)
+        return _report(ref, Kind.CONFIG, str(folder / "config.json"), None, config)
+    return _report(ref, ref.kind, str(folder), ref.commit, config, Checkpoint.open(folder).tensors)
 
 
-def _from_store(source: hub.Source, store: PackedStore) -> Report:
+def _from_store(ref: ModelRef, store: PackedStore) -> Report:
     report = _report(
-        source, "store", str(store.folder), store.source.revision, families.load_config(store.folder / "config.json")
+        ref, Kind.STORE, str(store.folder), store.source.revision, families.load_config(store.folder / "config.json")
     )
     read = memory.read_bytes_per_token(store.spec, store.dtype)
-    census = Census(report.counts.total, store.bytes, store.dtype, read, (), ())
-    return replace(report, stored_read_bytes_per_token=read, census=census)
+    inventory = Inventory(report.counts.total, store.bytes, store.dtype, read, (), ())
+    return replace(report, stored_read_bytes_per_token=read, inventory=inventory)
 
 
-def _from_hub(source: hub.Source, repo: str) -> Report:
+def _from_hub(ref: ModelRef, repo: str) -> Report:
     from moecli.hub.headers import read_remote
 
-    remote = read_remote(repo, source.revision)
-    return _report(source, "hub", repo, remote.commit or source.revision, remote.config, remote.tensors)
+    remote = read_remote(repo, ref.revision)
+    return _report(ref, Kind.HUB, repo, remote.commit or ref.revision, remote.config, remote.tensors)
 
 
 def _report(
-    source: hub.Source,
+    ref: ModelRef,
     kind: Kind,
     location: str,
     revision: str | None,
@@ -123,10 +113,10 @@ def _report(
     family = families.find(config)
     spec = family.read(config)
     counts = params.count(spec)
-    published = source.entry.published if source.entry else None
-    census = take_census(header, family, spec, counts) if header else None
+    published = ref.entry.published if ref.entry else None
+    inventory = take_inventory(header, family, spec, counts) if header else None
     return Report(
-        model=source.name,
+        model=ref.name,
         source=kind,
         location=location,
         revision=revision,
@@ -134,10 +124,10 @@ def _report(
         counts=counts,
         kv_bytes_per_token=memory.kv_bytes_per_token(spec),
         read_bytes_per_token=memory.read_bytes_per_token(spec, "bf16"),
-        stored_read_bytes_per_token=census.read_bytes_per_token if census else _as_stored(spec),
-        entry=source.entry,
+        stored_read_bytes_per_token=inventory.read_bytes_per_token if inventory else _as_stored(spec),
+        entry=ref.entry,
         explanation=params.explain_published(counts, published.total, published.active) if published else None,
-        census=census,
+        inventory=inventory,
     )
 
 

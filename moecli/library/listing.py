@@ -11,7 +11,7 @@ from typing import Any
 from moecli.errors import ConfigError
 from moecli.formats import stored_as
 from moecli.hub import cache as hub_cache
-from moecli.library import resolve as hub
+from moecli.library.resolve import built_in
 from moecli.library.stores import LocalStore, local_stores
 from moecli.model import catalog, families, params
 
@@ -51,9 +51,9 @@ def here() -> list[Here]:
 
 def known() -> list[Known]:
     """The built-in model and the catalog, sizes counted from the bundled configurations."""
-    folder = hub.resolve(catalog.BUILT_IN).folder
-    built_in = [_known(catalog.BUILT_IN, None, families.load_config(folder / "config.json"))] if folder else []
-    return built_in + [_known(entry.alias, entry, entry.config()) for entry in catalog.known()]
+    folder = built_in().folder
+    first = [_known(catalog.BUILT_IN, None, families.load_config(folder / "config.json"))] if folder else []
+    return first + [_known(entry.alias, entry, entry.config()) for entry in catalog.known()]
 
 
 def _known(alias: str, entry: catalog.Entry | None, config: Mapping[str, Any]) -> Known:
@@ -63,7 +63,7 @@ def _known(alias: str, entry: catalog.Entry | None, config: Mapping[str, Any]) -
 
 
 def _built_in() -> list[Here]:
-    folder = hub.resolve(catalog.BUILT_IN).folder
+    folder = built_in().folder
     if folder is None:
         return []
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moecli.errors import ModelNotFound
-from moecli.hub.download import free_space, present
-from moecli.hub.manifest import Manifest, read_manifest
+from moecli.hub.download import present
+from moecli.hub.manifest import DownloadManifest, read_manifest
 from moecli.hub.retry import Tell
-from moecli.library import resolve as hub
+from moecli.library.resolve import ModelRef
 from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.planning.estimate import Budget, Estimate, estimate
+from moecli.store.filesystem import free_space
 from moecli.units import format_bytes
 
 _MOST_OF_DISK = 0.9
@@ -22,7 +23,7 @@ class Proposal:
     """One pull. `present` counts bytes that are here already, those of unfinished downloads too."""
 
     name: str
-    manifest: Manifest
+    manifest: DownloadManifest
     present: int
     room: int  # bytes that the disk must still have
     free: int
@@ -48,24 +49,24 @@ class Proposal:
         return doubts
 
 
-def propose(source: hub.Source, tell: Tell | None = None, dtype: str = "auto") -> Proposal:
+def propose(ref: ModelRef, tell: Tell | None = None, dtype: str = "auto") -> Proposal:
     """Ask the Hub about a model; "auto" is as it is stored.
 
     ModelNotFound for what is no Hub model, ConfigError for an unknown family.
     """
-    if source.repo is None:
-        raise _nothing_to_pull(source)
-    manifest = read_manifest(source.repo, source.revision, tell=tell)
+    if ref.repo is None:
+        raise _nothing_to_pull(ref)
+    manifest = read_manifest(ref.repo, ref.revision, tell=tell)
     spec = families.find(manifest.config).read(manifest.config)
-    result = estimate(source.name, spec, Budget.of(), dtype, None, 1, find_context=False)
+    result = estimate(ref.name, spec, Budget.of(), dtype, None, 1, find_context=False)
     here = sum(present(manifest, file) for file in manifest.files)
     room = manifest.bytes - here
-    return Proposal(source.name, manifest, here, room, free_space(manifest.root), spec, result.chosen)
+    return Proposal(ref.name, manifest, here, room, free_space(manifest.root), spec, result.chosen)
 
 
-def _nothing_to_pull(source: hub.Source) -> ModelNotFound:
-    if source.entry is not None:
-        return ModelNotFound(f"no weights of '{source.name}' were ever published", f"moecli inspect {source.name}")
-    if source.folder is not None:
-        return ModelNotFound(f"'{source.name}' is on this machine already", f"it lies in {source.folder}")
-    return ModelNotFound(f"'{source.name}' is no model of the Hub", "type an alias or a Hub id as org/name")
+def _nothing_to_pull(ref: ModelRef) -> ModelNotFound:
+    if ref.entry is not None:
+        return ModelNotFound(f"no weights of '{ref.name}' were ever published", f"moecli inspect {ref.name}")
+    if ref.folder is not None:
+        return ModelNotFound(f"'{ref.name}' is on this machine already", f"it lies in {ref.folder}")
+    return ModelNotFound(f"'{ref.name}' is no model of the Hub", "type an alias or a Hub id as org/name")

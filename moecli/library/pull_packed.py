@@ -16,16 +16,17 @@ from pathlib import Path
 from moecli.checkpoint.binding import Weights
 from moecli.checkpoint.safetensors import StoredTensor, read_header
 from moecli.errors import CheckpointError
-from moecli.hub import download as fetch
+from moecli.hub import download
 from moecli.hub.cache import UNFINISHED
 from moecli.hub.headers import Repository
-from moecli.hub.manifest import Manifest, RemoteFile
-from moecli.hub.retry import Patience, Tell, persist
+from moecli.hub.manifest import DownloadManifest, RemoteFile
+from moecli.hub.retry import RetryPolicy, Tell, retry
 from moecli.hub.transfer import Transfer, Watcher
-from moecli.library import resolve as hub
 from moecli.library import stores
 from moecli.library.pull import Proposal, propose
+from moecli.library.resolve import ModelRef
 from moecli.store import journal
+from moecli.store.filesystem import free_space
 from moecli.store.incremental import packing_shards
 from moecli.store.jobs import jobs
 from moecli.store.layout import StoreLayout, choose_layout
@@ -54,21 +55,21 @@ class PackedPull:
 
 
 def propose_packed(
-    source: hub.Source, dtype: str, target: Path | None = None, keep: bool = False, tell: Tell | None = None
+    ref: ModelRef, dtype: str, target: Path | None = None, keep: bool = False, tell: Tell | None = None
 ) -> PackedPull:
     """Ask the Hub about a model and the headers of its shards; "auto" is as it is stored.
 
     ConfigError or CheckpointError for what cannot be packed, DiskError if `target` is something else.
     """
-    proposal = propose(source, tell, dtype)
+    proposal = propose(ref, tell, dtype)
     manifest = proposal.manifest
     if not keep:
         manifest = replace(manifest, texts=tuple(file for file in manifest.texts if file.name in TEXTS))
-    weights = announced(source.name, manifest.config, _headers(manifest, tell))
+    weights = announced(ref.name, manifest.config, _headers(manifest, tell))
     layout = choose_layout(weights, weights.dtype if dtype == "auto" else dtype)
-    target = target or stores.default_folder(source.name, layout.dtype)
+    target = target or stores.default_folder(ref.name, layout.dtype)
     fingerprint = header_fingerprint(weights.checkpoint.tensors.values())
-    origin = Origin(source.name, manifest.repo, manifest.commit, None, fingerprint)
+    origin = Origin(ref.name, manifest.repo, manifest.commit, None, fingerprint)
     _refuse_another_revision(target, origin)
     store = existing(target, layout, origin)
     files = () if store else _files(manifest, _pending(target, weights, layout, origin), keep)
@@ -79,7 +80,7 @@ def propose_packed(
         manifest=manifest,
         present=manifest.bytes - sum(missing.values()),
         room=0 if store else room_needed(target, layout) + shards_room,
-        free=fetch.free_space(target.absolute()),
+        free=free_space(target.absolute()),
     )
     return PackedPull(proposal, target, weights, layout, origin, keep, files, shards_room, store)
 
@@ -88,11 +89,11 @@ def check_space(pull: PackedPull) -> None:
     """DiskError unless the store and the shards that lie beside it fit their disks."""
     check_room(pull.target, pull.layout, pull.shards_room)
     if pull.keep and not pull.shards_room:
-        fetch.check_space(pull.proposal.manifest, pull.files)
+        download.check_space(pull.proposal.manifest, pull.files)
 
 
 def pull_packed(
-    pull: PackedPull, watcher: Watcher, progress: Progress = silent, patience: Patience | None = None
+    pull: PackedPull, watcher: Watcher, progress: Progress = silent, policy: RetryPolicy | None = None
 ) -> PackedStore:
     """Fetch and pack; one shard arrives while another is packed. Whatever stops it, the same call goes on."""
     if pull.store is not None:
@@ -104,14 +105,14 @@ def pull_packed(
         progress(*packer.packed)
         files = _files(manifest, pending, keep)
         place = None if keep else _Place(folder)
-        with closing(fetch.each(manifest, files, watcher, 1, patience, place)) as arriving:
+        with closing(download.each(manifest, files, watcher, 1, policy, place)) as arriving:
             for file, path in arriving:
                 if file.name in pending:
                     packer.take(file.name, path, progress)
                 if path.name.startswith(_ARRIVING):
                     path.unlink()
         if keep:
-            fetch.write_ref(manifest)
+            download.write_ref(manifest)
         return packer.finish(manifest.snapshot if keep else folder)
 
 
@@ -121,10 +122,10 @@ class _Place:
 
     folder: Path
 
-    def __call__(self, manifest: Manifest, file: RemoteFile, transfer: Transfer) -> Path:
+    def __call__(self, manifest: DownloadManifest, file: RemoteFile, transfer: Transfer) -> Path:
         path = _arrival(self.folder, file)
-        cached = fetch.cached(manifest, file)
-        if cached is None and not fetch.is_whole(path, file):
+        cached = download.cached(manifest, file)
+        if cached is None and not download.is_whole(path, file):
             transfer.fetch(file, path)
             return path
         transfer.watcher.found(file, file.size)
@@ -133,15 +134,15 @@ class _Place:
         return Path(shutil.copyfile(cached, path)) if file in manifest.texts else cached
 
 
-def _headers(manifest: Manifest, tell: Tell | None) -> Iterator[StoredTensor]:
+def _headers(manifest: DownloadManifest, tell: Tell | None) -> Iterator[StoredTensor]:
     """What all shards hold, wherever an index says it lies. A name that two of them hold is refused."""
     hub = Repository(manifest.repo, manifest.commit)
 
     def read(file: RemoteFile) -> dict[str, StoredTensor]:
-        if (path := fetch.cached(manifest, file)) is not None:
+        if (path := download.cached(manifest, file)) is not None:
             here = read_header(path)
             return {name: replace(stored, path=Path(file.name)) for name, stored in here.items()}
-        header = persist(lambda: hub.header(file.name, 0), Patience(attempts=4), tell=tell)
+        header = retry(lambda: hub.header(file.name, 0), RetryPolicy(attempts=4), tell=tell)
         if header is None:
             raise CheckpointError(f"{manifest.repo} lists '{file.name}' and does not hold it", "try again later")
         return header[0]
@@ -176,26 +177,26 @@ def _pending(target: Path, weights: Weights, layout: StoreLayout, origin: Origin
         return packer.pending
 
 
-def _files(manifest: Manifest, pending: list[str], keep: bool) -> tuple[RemoteFile, ...]:
+def _files(manifest: DownloadManifest, pending: list[str], keep: bool) -> tuple[RemoteFile, ...]:
     """Small files first, then shards in the order that packing wants them; with `keep` whatever else there is."""
     weights = {file.name: file for file in manifest.weights}
     rest = [file for file in manifest.weights if keep and file.name not in pending]
     return (*manifest.texts, *(weights[name] for name in pending), *rest)
 
 
-def _missing(manifest: Manifest, file: RemoteFile, folder: Path, keep: bool) -> int:
+def _missing(manifest: DownloadManifest, file: RemoteFile, folder: Path, keep: bool) -> int:
     """Bytes of a file that are still to be fetched."""
     path = _arrival(folder, file)
     if keep:
-        return file.size - fetch.present(manifest, file)
-    here = fetch.is_whole(path, file) or fetch.cached(manifest, file) is not None
-    return 0 if here else file.size - fetch.unfinished(path, file)
+        return file.size - download.present(manifest, file)
+    here = download.is_whole(path, file) or download.cached(manifest, file) is not None
+    return 0 if here else file.size - download.unfinished(path, file)
 
 
-def _shards_room(manifest: Manifest, target: Path, keep: bool, missing: dict[RemoteFile, int]) -> int:
+def _shards_room(manifest: DownloadManifest, target: Path, keep: bool, missing: dict[RemoteFile, int]) -> int:
     """What the two largest shards still take beside the store; with `keep` all, if the cache is on the same disk."""
     if keep:
-        return sum(missing.values()) if fetch.share_a_disk(manifest.root, target.absolute()) else 0
+        return sum(missing.values()) if download.share_a_disk(manifest.root, target.absolute()) else 0
     return sum(sorted((missing[file] for file in manifest.weights if file in missing), reverse=True)[:2])
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from moecli.errors import DiskError, ModelNotFound
 from moecli.hub import cache as hub_cache
-from moecli.library import resolve as hub
 from moecli.library import stores
+from moecli.library.resolve import ModelRef
 from moecli.library.stores import LocalStore
 
 
@@ -70,26 +70,26 @@ class StoreRemoval:
         stores.remove(self.store.path)
 
 
-def find(model: str) -> Removal | StoreRemoval:
-    """What MODEL names: a packed store by its own name or path, else what lies of it in the Hugging Face cache.
+def removal(ref: ModelRef) -> Removal | StoreRemoval:
+    """What deleting a model means: a packed model that was named itself, else what the Hugging Face cache holds of it.
 
     Every revision, or the one after `@`. ModelNotFound if there is nothing.
     """
-    if (store := stores.named(model)) is not None:
-        return StoreRemoval(store)
-    source = hub.resolve(model)
-    if source.repo is None:
-        where = f"it lies in {source.folder}" if source.folder else f"moecli inspect {source.name}"
-        raise ModelNotFound(f"'{source.name}' was not pulled, so rm leaves it alone", where)
-    root = hub_cache.repository(source.repo)
+    if ref.store is not None:
+        return StoreRemoval(ref.store)
+    if ref.repo is None:
+        where = f"it lies in {ref.folder}" if ref.folder else f"moecli inspect {ref.name}"
+        raise ModelNotFound(f"'{ref.name}' was not pulled, so rm leaves it alone", where)
+    one = "@" in ref.typed
+    root = hub_cache.repository(ref.repo)
     folders = hub_cache.children(root / "snapshots")
-    chosen = hub_cache.snapshots(source.repo, source.revision) if "@" in model else folders
-    if not chosen and ("@" in model or not hub_cache.disk_files(root)):
-        raise ModelNotFound(f"'{model}' is not on this machine", "moecli list")
-    _refuse_while_pulled(source.repo, root / "blobs")
+    chosen = hub_cache.snapshots(ref.repo, ref.revision) if one else folders
+    if not chosen and (one or not hub_cache.disk_files(root)):
+        raise ModelNotFound(f"'{ref.typed}' is not on this machine", "moecli list")
+    _refuse_while_pulled(ref.repo, root / "blobs")
     if len(chosen) == len(folders):
-        return _everything(source.name, source.repo, root, chosen)
-    return _revision(source.name, source.repo, root, chosen[0])
+        return _everything(ref.name, ref.repo, root, chosen)
+    return _revision(ref.name, ref.repo, root, chosen[0])
 
 
 def _everything(name: str, repo: str, root: Path, folders: list[Path]) -> Removal:

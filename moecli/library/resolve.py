@@ -1,123 +1,235 @@
-"""Where a MODEL lies on this machine: paths, aliases and the Hugging Face cache; no network, ever."""
+"""The front door: what a MODEL names on this machine, found once per command; no network, ever."""
 
 from __future__ import annotations
 
+import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 
 from moecli.errors import ModelNotFound
 from moecli.hub import cache as hub_cache
+from moecli.library import stores
+from moecli.library.stores import LocalStore
 from moecli.model import catalog
+from moecli.store import manifest
+from moecli.store.packed import is_partial
 
+_LOG = logging.getLogger(__name__)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_WEIGHT_FILES = (".gguf",)  # single files that hold a whole model
 _NAME_FOLDER = "name the folder that holds config.json and its .safetensors files"
 _NAME_MODEL = "type an alias such as mixtral, a folder as ./name, or a Hub id as org/name"
 
 
+class Kind(Enum):
+    """What was found under the name."""
+
+    BUILT_IN = "built-in"
+    STORE = "store"  # a packed model
+    FOLDER = "folder"  # a checkpoint in a folder of the user's
+    FILE = "file"  # a whole model in one file
+    CONFIG = "config"  # a config.json without weights
+    CACHE = "cache"  # a checkpoint in the Hugging Face cache
+    CATALOG = "catalog"  # known by its alias; its weights are not here
+    HUB = "hub"  # a repository of the Hub that is not here
+
+
 @dataclass(frozen=True, slots=True)
-class Source:
-    """What a MODEL names. `folder` can be run; `config_file` is a configuration whose weights are not here.
+class ModelRef:
+    """One model as a command was given it, and all that its name leads to on this machine.
 
     `revision` is the one asked for, or pinned by the catalog; `commit` is the one found in the cache.
     """
 
-    name: str
-    folder: Path | None = None
-    config_file: Path | None = None
-    entry: catalog.Entry | None = None
+    typed: str  # as on the command line: what hints repeat
+    name: str  # as shown
+    kind: Kind
+    folder: Path | None = None  # a checkpoint or packed model that can be run
+    file: Path | None = None  # a whole model in one file; else a config.json whose weights are not here
     repo: str | None = None
     revision: str | None = None
-
-    @property
-    def packed(self) -> bool:
-        """Whether the folder is a packed store."""
-        return self.folder is not None and hub_cache.is_file(self.folder / "manifest.json")
+    entry: catalog.Entry | None = None
+    store: LocalStore | None = None
 
     @property
     def commit(self) -> str | None:
         return self.folder.name if self.repo and self.folder else None
 
+    @property
+    def by_path(self) -> bool:
+        """Whether the user named a file or folder."""
+        return (self.folder or self.file) == _path(self.typed)
 
-def resolve(model: str) -> Source:
-    """What MODEL names: a path, else the built-in model, an alias, a Hub id. Never asks the network."""
+    @property
+    def by_hub_id(self) -> bool:
+        """Whether the user named a repository of the Hub, whose own answer then counts."""
+        return self.repo is not None and "/" in self.typed
+
+    @property
+    def weights(self) -> Path:
+        """The folder to run; ModelNotFound that says what is missing and what to type where there is none."""
+        if self.folder is None:
+            raise _missing(self)
+        return self.folder
+
+
+def resolve(model: str, *, dtype: str = "auto", original: bool = False) -> ModelRef:
+    """What MODEL names: a path, else the built-in model, an alias, a Hub id, a packed model by its own name.
+
+    A bare name prefers its packed model: the one in `dtype`, else any; a format that none has is taken from the
+    checkpoint, where that is here. `original` is the checkpoint itself; a packed model, finished or not, only where it
+    is named itself. ModelNotFound for what names nothing.
+    """
+    ref = _find(model, dtype, original)
+    _LOG.info("%s is %s (%s): folder %s, repository %s", model, ref.name, ref.kind.value, ref.folder, ref.repo)
+    return ref
+
+
+def _find(model: str, dtype: str, original: bool) -> ModelRef:
     if not model.strip() or "\0" in model:
         raise ModelNotFound(f"'{_shown(model)}' cannot be the name of a model", _NAME_MODEL)
-    if (path := _as_path(model)) is not None:
-        return _from_path(path)
-    if model.casefold() == catalog.BUILT_IN:
-        folder = Path(__file__).parents[1] / catalog.BUILT_IN
-        return Source(catalog.BUILT_IN, folder=folder if _is_model(folder) else None)
-    name, at, revision = model.partition("@")
-    entry = catalog.find(name)
-    repo = entry.repo if entry else name if hub_cache.is_repo(name) else None
-    if entry is None and repo is None:
+    if _names_path(model) or (original and is_partial(_path(model))):
+        return _from_path(model, original)
+    packed = [] if "@" in model else stores.local_stores()
+    if original and (own := _own(packed, model)) is not None:
+        return ModelRef(model, own.name, Kind.STORE, own.path, store=own)
+    ref = _by_name(model)
+    found = None if original else _packed_from(packed, (ref.name, ref.repo) if ref else (model,), dtype)
+    if ref is None and found is None:
         raise _unknown(model)
-    if at and not hub_cache.is_revision(revision):
-        raise ModelNotFound(f"'{_shown(revision)}' is not a revision", "write org/name@branch, @tag or @commit")
-    if entry is None:
-        return _from_cache(name, None, repo, revision or None)
-    return _from_cache(entry.alias, entry, repo, revision or entry.revision)
+    if ref is None or (found is not None and (dtype in ("auto", found.dtype) or ref.folder is None)):
+        assert found is not None
+        return ModelRef(model, found.name, Kind.STORE, found.path, entry=ref.entry if ref else None, store=found)
+    return ref
 
 
-def is_path(model: str) -> bool:
-    """Whether MODEL names a file or folder."""
-    return _as_path(model) is not None
+def built_in() -> ModelRef:
+    """The model that ships inside the package."""
+    folder = Path(__file__).parents[1] / catalog.BUILT_IN
+    return ModelRef(
+        catalog.BUILT_IN, catalog.BUILT_IN, Kind.BUILT_IN, folder if hub_cache.is_file(folder / "config.json") else None
+    )
 
 
-def require_folder(source: Source) -> Path:
-    """The folder to run, or ModelNotFound that says what is missing and what to type."""
-    if source.folder is not None:
-        return source.folder
-    if source.repo is None:
-        raise _no_weights(source)
-    label = f"model '{source.name}'" + (f" ({source.repo})" if source.name != source.repo else "")
-    wanted = source.name + (f"@{source.revision}" if source.revision else "")
-    pull = f"moecli pull {wanted}"
-    partial = next(iter(hub_cache.snapshots(source.repo, source.revision)), None)
-    if partial is not None and hub_cache.holds_pickles(partial):
-        hint = "look for a release in safetensors format"
-        raise ModelNotFound(f"{label} is here only as pickle files, which are never loaded", hint)
-    if partial is not None:
-        raise ModelNotFound(f"{label} is only partly on this machine: {hub_cache.lack(partial)}", pull)
-    if source.revision is not None:
-        raise ModelNotFound(f"{label} is not on this machine at revision {source.revision}", pull)
-    blobs = hub_cache.children(hub_cache.repository(source.repo) / "blobs")
-    if any(blob.suffix == hub_cache.UNFINISHED for blob in blobs):
-        raise ModelNotFound(f"{label} is only partly on this machine: its download was not finished", pull)
-    raise ModelNotFound(f"{label} is not on this machine", pull)
+def known(alias: str) -> ModelRef:
+    """A model of the catalog as the catalog knows it, whatever of it is on this machine."""
+    entry = catalog.find(alias)
+    return ModelRef(alias, entry.alias if entry else alias, Kind.CATALOG, entry=entry)
 
 
-def _as_path(model: str) -> Path | None:
-    """MODEL as a path when it is spelled like one, or when such a model lies in the working directory."""
+def _path(model: str) -> Path:
     try:
-        path = Path(model).expanduser()
+        return Path(model).expanduser()
     except RuntimeError:  # ~somebody who is not a user here
-        path = Path(model)
+        return Path(model)
+
+
+def _names_path(model: str) -> bool:
+    """Whether MODEL is spelled like a path, or such a model lies in the working directory."""
+    path = _path(model)
     spelled = model.startswith((".", "/", "~", "\\")) or _DRIVE.match(model)
-    here = _is_model(path) or (path.suffix == ".json" and hub_cache.is_file(path))
-    return path if spelled or here else None
+    return bool(spelled) or _is_model(path) or (path.suffix in (".json", *_WEIGHT_FILES) and hub_cache.is_file(path))
 
 
-def _from_path(path: Path) -> Source:
-    shown = _shown(str(path))
-    if _is_model(path):
-        return Source(_folder_name(path), folder=path)
+def _from_path(model: str, original: bool) -> ModelRef:
+    path, shown = _path(model), _shown(str(_path(model)))
+    if hub_cache.is_file(path / manifest.FILE) or (original and is_partial(path) and hub_cache.is_folder(path)):
+        return ModelRef(model, _folder_name(path), Kind.STORE, path, store=stores.describe(path))
+    if hub_cache.is_file(path / "config.json"):
+        return ModelRef(model, _folder_name(path), Kind.FOLDER, path)
     if hub_cache.is_folder(path):
         raise ModelNotFound(f"the folder '{shown}' holds no config.json", _NAME_FOLDER)
     if not hub_cache.is_file(path):
         raise ModelNotFound(f"there is no folder '{shown}'")
+    if path.suffix in _WEIGHT_FILES:
+        return ModelRef(model, path.stem, Kind.FILE, file=path)
     if path.suffix != ".json":
-        raise ModelNotFound(f"'{shown}' is a file, not a folder", _NAME_FOLDER)
-    return Source(_folder_name(path.parent) if path.name == "config.json" else path.stem, config_file=path)
+        raise _is_a_file(shown)
+    name = _folder_name(path.parent) if path.name == "config.json" else path.stem
+    return ModelRef(model, name, Kind.CONFIG, file=path)
 
 
-def _from_cache(name: str, entry: catalog.Entry | None, repo: str | None, revision: str | None) -> Source:
-    folder = hub_cache.snapshot(repo, revision) if repo else None
-    partial = next(iter(hub_cache.snapshots(repo, revision)), None) if repo and folder is None else None
-    config = partial / "config.json" if partial else None
-    config_file = config if config and hub_cache.is_file(config) else None
-    return Source(name, folder, config_file, entry, repo, revision)
+def _by_name(model: str) -> ModelRef | None:
+    """The built-in model, an alias or a Hub id; None for any other word."""
+    if model.casefold() == catalog.BUILT_IN:
+        return replace(built_in(), typed=model)
+    name, at, revision = model.partition("@")
+    entry = catalog.find(name)
+    repo = entry.repo if entry else name if hub_cache.is_repo(name) else None
+    if entry is None and repo is None:
+        return None
+    if at and not hub_cache.is_revision(revision):
+        raise ModelNotFound(f"'{_shown(revision)}' is not a revision", "write org/name@branch, @tag or @commit")
+    asked = revision or (entry.revision if entry else None)
+    snapshots = hub_cache.snapshots(repo, asked) if repo else []
+    folder = next((each for each in snapshots if hub_cache.lack(each) is None), None)
+    config = snapshots[0] / "config.json" if snapshots and folder is None else None
+    return ModelRef(
+        typed=model,
+        name=entry.alias if entry else name,
+        kind=Kind.CACHE if folder else Kind.CATALOG if entry else Kind.HUB,
+        folder=folder,
+        file=config if config and hub_cache.is_file(config) else None,
+        repo=repo,
+        revision=asked,
+        entry=entry,
+    )
+
+
+def _own(packed: list[LocalStore], model: str) -> LocalStore | None:
+    """The packed model, finished or not, whose own name this is."""
+    return next((store for store in packed if store.name.casefold() == model.casefold()), None)
+
+
+def _packed_from(packed: list[LocalStore], names: tuple[str | None, ...], dtype: str) -> LocalStore | None:
+    """A finished one of that name, or packed from a model of that name: in `dtype` if there is one, else any."""
+    for name in filter(None, names):
+        word = name.casefold()
+        found = [
+            store
+            for store in packed
+            if store.complete and word in (store.name.casefold(), store.model.casefold(), store.source.casefold())
+        ]
+        if found:
+            return next((store for store in found if store.dtype == dtype), found[0])
+    return None
+
+
+def _missing(ref: ModelRef) -> ModelNotFound:
+    """Why there is nothing to run, and what to type."""
+    if ref.repo is None:
+        return _no_weights(ref)
+    label = f"model '{ref.name}'" + (f" ({ref.repo})" if ref.name != ref.repo else "")
+    pull = f"moecli pull {ref.name}" + (f"@{ref.revision}" if ref.revision else "")
+    partial = next(iter(hub_cache.snapshots(ref.repo, ref.revision)), None)
+    if partial is not None and hub_cache.holds_pickles(partial):
+        hint = "look for a release in safetensors format"
+        return ModelNotFound(f"{label} is here only as pickle files, which are never loaded", hint)
+    if partial is not None:
+        return ModelNotFound(f"{label} is only partly on this machine: {hub_cache.lack(partial)}", pull)
+    if ref.revision is not None:
+        return ModelNotFound(f"{label} is not on this machine at revision {ref.revision}", pull)
+    blobs = hub_cache.children(hub_cache.repository(ref.repo) / "blobs")
+    if any(blob.suffix == hub_cache.UNFINISHED for blob in blobs):
+        return ModelNotFound(f"{label} is only partly on this machine: its download was not finished", pull)
+    return ModelNotFound(f"{label} is not on this machine", pull)
+
+
+def _no_weights(ref: ModelRef) -> ModelNotFound:
+    name = ref.name
+    if ref.kind is Kind.FILE:
+        return _is_a_file(_shown(str(ref.file)))
+    if ref.file is not None:
+        return ModelNotFound(f"'{_shown(str(ref.file))}' is a configuration without weights", _NAME_FOLDER)
+    if ref.entry is not None:
+        return ModelNotFound(f"no weights of '{name}' were ever published", f"moecli inspect {name}")
+    return ModelNotFound(f"the built-in model '{name}' is missing from this installation", "reinstall moecli")
+
+
+def _is_a_file(shown: str) -> ModelNotFound:
+    return ModelNotFound(f"'{shown}' is a file, not a folder", _NAME_FOLDER)
 
 
 def _unknown(model: str) -> ModelNotFound:
@@ -131,19 +243,9 @@ def _unknown(model: str) -> ModelNotFound:
     return ModelNotFound(f"no model is called '{_shown(model)}'", hint)
 
 
-def _no_weights(source: Source) -> ModelNotFound:
-    name = source.name
-    if source.config_file is not None:
-        file = _shown(str(source.config_file))
-        return ModelNotFound(f"'{file}' is a configuration without weights", _NAME_FOLDER)
-    if source.entry is not None:
-        return ModelNotFound(f"no weights of '{name}' were ever published", f"moecli inspect {name}")
-    return ModelNotFound(f"the built-in model '{name}' is missing from this installation", "reinstall moecli")
-
-
 def _is_model(folder: Path) -> bool:
-    """A checkpoint holds config.json, a packed store manifest.json."""
-    return hub_cache.is_file(folder / "config.json") or hub_cache.is_file(folder / "manifest.json")
+    """A checkpoint holds config.json, a packed model its manifest."""
+    return hub_cache.is_file(folder / "config.json") or hub_cache.is_file(folder / manifest.FILE)
 
 
 def _folder_name(path: Path) -> str:

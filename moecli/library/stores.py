@@ -54,32 +54,9 @@ def _listed(folder: Path) -> LocalStore | None:
         ) from error
 
 
-def default_folder(model: str, dtype: str) -> Path:
+def default_folder(name: str, dtype: str) -> Path:
     """Where the store of a model goes unless the user says so: named after its alias, org/name or folder."""
-    return settings.stores() / f"{model.replace('/', '--')}-{dtype}"
-
-
-def find(model: str, dtype: str | None = None) -> LocalStore | None:
-    """A complete store of a model (alias, org/name or the store's own name): in `dtype` if there is one, else any."""
-    wanted = model.casefold()
-    stores = [
-        store
-        for store in local_stores()
-        if store.complete and wanted in (store.name.casefold(), store.model.casefold(), store.source.casefold())
-    ]
-    return next((store for store in stores if store.dtype == dtype), stores[0] if stores else None)
-
-
-def named(model: str) -> LocalStore | None:
-    """The store, finished or not, that MODEL names itself: by its folder's name, or as a path."""
-    for store in local_stores():
-        if store.name.casefold() == model.casefold():
-            return store
-    try:
-        folder = Path(model).expanduser()
-    except RuntimeError:  # the home of nobody here
-        return None
-    return describe(folder) if (folder / manifest.FILE).is_file() or is_partial(folder) else None
+    return settings.stores() / f"{name.replace('/', '--')}-{dtype}"
 
 
 def describe(folder: Path) -> LocalStore | None:
@@ -112,7 +89,7 @@ def remove(folder: Path) -> int:
     """Delete a store, finished or not; the bytes that frees. ModelNotFound or DiskError for anything else."""
     store = describe(folder)
     if store is None or folder.is_symlink():
-        raise ModelNotFound(f"{folder} is no packed model")
+        raise ModelNotFound(f"{folder} is not a packed model")
     strangers = sorted(file.name for file in folder.iterdir() if not _is_ours(file))
     if strangers:
         raise DiskError(f"{folder} holds '{strangers[0]}', which moecli did not put there", "move it away first")

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from moecli.errors import ModelNotFound, UsageError
 from moecli.hub import cache as hub_cache
-from moecli.library import resolve as hub
-from moecli.library import stores
+from moecli.library.resolve import ModelRef
 from moecli.store import verify
 from moecli.store.packed import PackedStore
 from moecli.store.source import open_source
@@ -46,20 +45,16 @@ class Subject:
         return sum(status.st_size for status in found if status is not None)
 
 
-def find(model: str) -> Subject:
-    """A packed store, or the revision of MODEL in use, or the one after `@`, whole or not. ModelNotFound if nothing."""
-    if (store := stores.named(model)) is not None:
+def subject(ref: ModelRef) -> Subject:
+    """A packed model, or the revision in use, or the one after `@`, whole or not. ModelNotFound if there is none."""
+    if (store := ref.store) is not None:
         files = tuple(file for file in hub_cache.children(store.path) if hub_cache.is_file(file))
         return Subject(store.name, store.source, store.revision, store.path, files, packed=True)
-    source = hub.resolve(model)
-    if source.repo is None:
-        raise ModelNotFound(f"'{source.name}' was not pulled: there is no hash to check it against")
-    folder = source.folder or next(iter(hub_cache.snapshots(source.repo, source.revision)), None)
-    if folder is None:
-        hub.require_folder(source)
-        raise AssertionError("a source without a folder is refused above")
+    if ref.repo is None:
+        raise ModelNotFound(f"'{ref.name}' was not pulled: there is no hash to check it against")
+    folder = ref.folder or next(iter(hub_cache.snapshots(ref.repo, ref.revision)), None) or ref.weights
     files = tuple(file for file in hub_cache.children(folder) if not hub_cache.is_folder(file))
-    return Subject(source.name, source.repo, folder.name, folder, files)
+    return Subject(ref.name, ref.repo, folder.name, folder, files)
 
 
 def check(subject: Subject, advance: Advance) -> Iterator[Checked]:
@@ -73,12 +68,12 @@ def check(subject: Subject, advance: Advance) -> Iterator[Checked]:
         yield Checked("", subject.path, 0, lack)
 
 
-def compare(subject: Subject, original: str, advance: Advance) -> Iterator[Checked]:
-    """Pack the checkpoint that `original` names again, and yield what differs in the store."""
+def compare(subject: Subject, original: ModelRef, advance: Advance) -> Iterator[Checked]:
+    """Pack the checkpoint `original` again, and yield what differs in the packed model."""
     if not subject.packed:
         raise UsageError(f"'{subject.name}' is not a packed model", "--against compares a store with its checkpoint")
-    weights = open_source(hub.require_folder(hub.resolve(original)))
-    problems = verify.compare(PackedStore.open(subject.path), weights, _steps(original, advance))
+    weights = open_source(original.weights)
+    problems = verify.compare(PackedStore.open(subject.path), weights, _steps(original.typed, advance))
     yield from (Checked(problem.file, subject.path / problem.file, 0, problem.what) for problem in problems)
 
 

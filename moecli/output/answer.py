@@ -1,9 +1,8 @@
-"""How an answer is reported: one statistics line for people, one document for scripts."""
+"""The line of statistics that follows an answer."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moecli.engine.answer import Answer
 from moecli.planning import machine
@@ -29,29 +28,3 @@ def _rate(rate: float | None) -> str:
     if rate is None:
         return ""
     return f", {rate:.0f} tok/s" if rate >= 10 else f", {rate:.2f} tok/s"
-
-
-def document(runner: Runner, answer: Answer) -> dict[str, Any]:
-    """`run --json`: the keys of the command-line contract."""
-    timing, loaded = answer.timing, runner.loaded
-    plan = loaded.plan
-    return {
-        "schema_version": 1,
-        "model": runner.name,
-        "dtype": runner.dtype,
-        "device": str(runner.device),
-        "context": plan.memory.context,
-        "seed": runner.seed,
-        "text": answer.text,
-        "token_ids": answer.token_ids,
-        "prompt_tokens": timing.prompt_tokens,
-        "completion_tokens": len(answer.token_ids),
-        "finish_reason": answer.finish_reason,
-        "prefill_s": timing.prefill_s,
-        "decode_s": timing.decode_s,
-        "prefill_tokens_per_s": timing.prefill_rate,
-        "decode_tokens_per_s": timing.decode_rate,
-        "peak_rss_bytes": machine.peak_rss(),
-        "planned_bytes": {"device": plan.device.total, "ram": plan.ram.total, "disk": plan.disk.total},
-        "expert_cache": asdict(loaded.session.decoder.experts.statistics),
-    }

@@ -1,10 +1,10 @@
-"""How a measurement is shown: measured beside forecast in a table, the machine's limits; one JSON document."""
+"""How a measurement is shown: measured beside forecast in a table, and the machine's limits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moecli.kernels.choice import chosen
 from moecli.output import tables, terminal
@@ -49,7 +49,7 @@ def _title(runner: Runner, result: Result) -> RenderableType:
     work, threads = result.workload, machine.compute_threads(runner.choices.threads)
     return tables.title(
         f"{runner.name} in {runner.dtype}",
-        f"{_kernel(runner)} kernel on {runner.device}, {threads} thread{'s' * (threads > 1)}; "
+        f"{chosen(runner.dtype, runner.device.type)} kernel on {runner.device}, {threads} thread{'s' * (threads > 1)}; "
         f"prompt {work.prompt_tokens:,} tokens, answer {work.max_tokens:,}",
     )
 
@@ -104,66 +104,3 @@ def _band(band: _Band) -> str:
 
 def _rate(bytes_per_s: float) -> str:
     return f"{bytes_per_s / 1e9:.1f} GB/s"
-
-
-def _kernel(runner: Runner) -> str:
-    return chosen(runner.dtype, runner.device.type)
-
-
-def document(runner: Runner, result: Result) -> dict[str, Any]:
-    """`bench --json`: the keys of the command-line contract."""
-    work, plan, bandwidths, speed = (
-        result.workload,
-        result.expected.plan,
-        result.expected.bandwidths,
-        result.expected.speed,
-    )
-    return {
-        "schema_version": 1,
-        "model": runner.name,
-        "dtype": runner.dtype,
-        "device": str(runner.device),
-        "kernel": _kernel(runner),
-        "threads": machine.compute_threads(runner.choices.threads),
-        "policy": runner.choices.policy,
-        "seed": runner.seed,
-        "context": plan.memory.context,
-        "prompt_tokens": work.prompt_tokens,
-        "max_tokens": work.max_tokens,
-        "repeat": work.repeat,
-        "load_s": result.load_s,
-        "prefill_tokens_per_s": result.prefill,
-        "decode_tokens_per_s": result.decode,
-        "hit_rate": result.hit_rate,
-        "bytes_read": result.bytes_read,
-        "disk_bytes_per_token": result.disk_bytes_per_token,
-        "disk_bytes_per_s": result.disk_rate,
-        "read_bytes_per_token": read_bytes_per_token(runner.model.spec, runner.dtype),
-        "ram_bytes_per_s": result.ram_rate,
-        "ram_share": None if result.ram_rate is None else result.ram_rate / bandwidths.ram,
-        "peak_rss_bytes": result.peak_rss,
-        "planned_bytes": {"device": plan.device.total, "ram": plan.ram.total, "disk": plan.disk.total},
-        "forecast": {
-            "decode_tokens_per_s": _limits(result.decode_band),
-            "prefill_tokens_per_s": _limits(result.prefill_band),
-            "first_token_s": _limits((speed.first_token_low_s, speed.first_token_high_s)),
-            "evidence": speed.evidence,
-            "ram_bandwidth_bytes_per_s": bandwidths.ram,
-            "ram_sample_bytes": result.expected.sample,
-            "disk_bandwidth_bytes_per_s": bandwidths.disk if plan.disk.experts else None,
-        },
-        "other_programs_share": result.others,
-        "within_forecast": result.within_forecast,
-        "repetitions": [
-            {
-                "prefill_tokens_per_s": each.prefill_rate,
-                "decode_tokens_per_s": each.decode_rate,
-                "bytes_read": each.prefill.bytes_read + each.decode.bytes_read,
-            }
-            for each in result.repetitions
-        ],
-    }
-
-
-def _limits(band: _Band) -> dict[str, float]:
-    return {"low": band[0], "high": band[1]}

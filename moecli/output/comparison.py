@@ -10,7 +10,6 @@ from moecli.library.inspection import Report
 from moecli.model.params import Counts
 from moecli.model.spec import MLA, Mixture, ModelSpec
 from moecli.output import tables, words
-from moecli.output.inspect import mixture_of
 from moecli.units import format_bytes
 
 
@@ -31,8 +30,8 @@ def _footnotes(reports: Sequence[Report], reference: Report) -> list[str]:
     dense = reference.model
     lines = [f"* active parameters, as a multiple of {dense}'s {reference.counts.active:,}."]
     for report in reports:
-        if report.census is not None and report.census.differences:
-            lines.append(f"{report.model}: {'; '.join(report.census.differences)}")
+        if report.inventory is not None and report.inventory.differences:
+            lines.append(f"{report.model}: {'; '.join(report.inventory.differences)}")
     return ["\n".join(lines)]
 
 
@@ -45,13 +44,13 @@ def _active(report: Report) -> str:
 
 
 def _plus_shared(report: Report, number: int) -> str:
-    mixture = mixture_of(report.spec)
+    mixture = words.mixture_of(report.spec)
     shared = words.shared_experts(mixture) if mixture else 0
     return f"{number}+{shared}" if shared else f"{number}"
 
 
 def _width(spec: ModelSpec) -> int:
-    mixture = mixture_of(spec)
+    mixture = words.mixture_of(spec)
     if mixture is not None:
         return mixture.expert.intermediate_size
     return max(layer.ffn.intermediate_size for layer in spec.layers if not isinstance(layer.ffn, Mixture))

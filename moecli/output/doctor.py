@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
@@ -20,7 +17,7 @@ from moecli.doctor.processor import Processor
 from moecli.output import tables
 from moecli.units import format_bytes
 
-Row = tuple[str, str]
+_Row = tuple[str, str]
 
 
 def screen(found: Examination, wrong: Sequence[Problem], quiet: bool, no_color: bool) -> None:
@@ -38,21 +35,7 @@ def screen(found: Examination, wrong: Sequence[Problem], quiet: bool, no_color: 
         to.print("nothing is wrong")
 
 
-def document(found: Examination, wrong: Sequence[Problem]) -> dict[str, Any]:
-    """`doctor --json`: what was found, as it was found."""
-    facts: dict[str, Any] = _plain(asdict(found))
-    return {"schema_version": 1, **facts, "problems": [asdict(problem) for problem in wrong]}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _rows(found: Examination) -> Iterator[Row]:
+def _rows(found: Examination) -> Iterator[_Row]:
     yield "libraries", _libraries(found.software)
     yield from _processor(found.processor)
     if found.kernels:
@@ -79,7 +62,7 @@ def _libraries(software: Software) -> str:
     return ", ".join(f"{name} {version}{build if name == 'torch' else ''}" for name, version in versions.items())
 
 
-def _processor(processor: Processor) -> Iterator[Row]:
+def _processor(processor: Processor) -> Iterator[_Row]:
     sets = " ".join(processor.instruction_sets)
     yield "processor", ", ".join(filter(None, (processor.name, processor.architecture, sets)))
     quota = "" if processor.cpu_quota is None else f" (a cgroup allows the time of {processor.cpu_quota:g})"
@@ -91,7 +74,7 @@ def _processor(processor: Processor) -> Iterator[Row]:
         yield "threads", f"{processor.threads} to compute with: {reason}"
 
 
-def _kernels(kernels: Kernels) -> Iterator[Row]:
+def _kernels(kernels: Kernels) -> Iterator[_Row]:
     label = "kernels"
     for device, formats in kernels.formats.items():
         for kernel in dict.fromkeys(formats.values()):
@@ -105,14 +88,14 @@ def _kernel(kernels: Kernels, kernel: str, served: str) -> str:
     if kernels.asked:
         return f"{kernel} (MOECLI_KERNEL={kernels.asked})"
     if kernel == "native":
-        others = [name for name in kernels.tiers if name != kernels.tier]
-        return f"native, by {kernels.tier}" + (f" (here too: {', '.join(others)})" if others else "")
+        others = [name for name in kernels.isas if name != kernels.isa]
+        return f"native, by {kernels.isa}" + (f" (here too: {', '.join(others)})" if others else "")
     if kernel == "torch" and "nf4" in served:
         return "torch (MOECLI_KERNEL=bnb gives nf4 and int8 to bitsandbytes)"
     return "bitsandbytes" if kernel == "bnb" else kernel
 
 
-def _memory(memory: Memory) -> Iterator[Row]:
+def _memory(memory: Memory) -> Iterator[_Row]:
     limit = "" if memory.limit_bytes is None else f", a cgroup allows {format_bytes(memory.limit_bytes)}"
     sizes = f"{format_bytes(memory.total_bytes)}, {format_bytes(memory.available_bytes)} available{limit}"
     yield "memory", f"{sizes}; a run may take {format_bytes(memory.budget_bytes)}"
@@ -121,7 +104,7 @@ def _memory(memory: Memory) -> Iterator[Row]:
     yield "swap", swap if memory.swap_bytes else "none"
 
 
-def _disk(disk: Disk) -> Iterator[Row]:
+def _disk(disk: Disk) -> Iterator[_Row]:
     label = "disk"
     for folder in disk.folders:
         yield label, f"{folder.purpose}: {folder.path}" + (" (not writable)" if folder.obstacle else "")

@@ -6,8 +6,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from moecli.checkpoint.inventory import Census
+from moecli.checkpoint.inventory import Inventory
 from moecli.library.inspection import Report
+from moecli.library.resolve import Kind
 from moecli.model.params import Counts
 from moecli.model.spec import Mixture, ModelSpec, Part
 from moecli.output import tables, words
@@ -47,11 +48,6 @@ def card(to: Console, report: Report) -> None:
     tables.show(to, *parts)
 
 
-def mixture_of(spec: ModelSpec) -> Mixture | None:
-    """The first mixture: all of a model's mixtures have one router and one expert shape, or nearly."""
-    return next((layer.ffn for layer in (*spec.encoder, *spec.layers) if isinstance(layer.ffn, Mixture)), None)
-
-
 def _subtitle(report: Report) -> str:
     entry = report.entry
     names = [f"{report.spec.family} family", entry.licence if entry else None, entry.repo if entry else None]
@@ -66,11 +62,11 @@ def _provenance(report: Report) -> str:
 
 def _from(report: Report) -> str:
     at = f" at {report.revision[:12]}" if report.revision else ""
-    if report.source == "catalog" and report.entry is not None:
+    if report.source is Kind.CATALOG and report.entry is not None:
         return f"From the catalog: {_STATUS[report.entry.config_status]}; nothing was fetched."
-    if report.source == "hub":
+    if report.source is Kind.HUB:
         return f"From the Hub, {report.location}{at}: config.json and the headers of its weights."
-    what = "config.json and the headers of its weights" if report.census else "a configuration without weights"
+    what = "config.json and the headers of its weights" if report.inventory else "a configuration without weights"
     return f"From {report.location}: {what}."
 
 
@@ -79,7 +75,7 @@ def _wrapped(text: str) -> Text:
 
 
 def _architecture(spec: ModelSpec) -> list[tuple[str, str | Text]]:
-    mixture = mixture_of(spec)
+    mixture = words.mixture_of(spec)
     rows: list[tuple[str, str | Text]] = [
         ("layers", layers(spec)),
         ("hidden size", f"{spec.hidden_size:,}"),
@@ -168,21 +164,23 @@ def _costs(report: Report) -> list[tuple[str, str | Text]]:
         ("KV cache", f"{_bytes(report.kv_bytes_per_token)} per token, at 2 bytes a number"),
         ("reads", f"{_bytes(report.read_bytes_per_token)} of weights per token in bf16"),
     ]
-    if report.census is not None:
-        rows += _files(report, report.census)
+    if report.inventory is not None:
+        rows += _files(report, report.inventory)
     return rows
 
 
-def _files(report: Report, census: Census) -> list[tuple[str, str | Text]]:
+def _files(report: Report, inventory: Inventory) -> list[tuple[str, str | Text]]:
     rows: list[tuple[str, str | Text]] = []
     if report.stored_read_bytes_per_token is not None:
         rows.append(("", f"{_bytes(report.stored_read_bytes_per_token)} per token as stored"))
-    rows.append(("files", f"{census.parameters:,} parameters, mostly {census.format}, in {_bytes(census.bytes)}"))
-    for each in census.excluded:
+    rows.append(
+        ("files", f"{inventory.parameters:,} parameters, mostly {inventory.format}, in {_bytes(inventory.bytes)}")
+    )
+    for each in inventory.excluded:
         rows.append(("not counted", f"{each.reason}: {each.parameters:,} in {each.tensors} tensors"))
-    for text in census.differences:
+    for text in inventory.differences:
         rows.append(("difference", Text(text, style="bold red")))
-    if not census.differences:
+    if not inventory.differences:
         rows.append(("", Text("The files agree with config.json.", style="green")))
     return rows
 

@@ -1,11 +1,9 @@
-"""Lists of models, for people and for scripts."""
+"""Lists of models in tables."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
-from typing import Any
 
 from rich.console import Console
 
@@ -53,50 +51,6 @@ def _two_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator
     for alias, total, active, runs, licence, repository in (header, *rows):
         yield f"{alias:<{widths[0]}}  {total:>{widths[1]}}  {active:>{widths[2]}}  {runs}"
         yield f"  {repository}, {licence}"
-
-
-def documents_here(models: Sequence[Here]) -> list[dict[str, Any]]:
-    """`list --json`."""
-    return [
-        {
-            "name": model.name,
-            "format": model.format,
-            "bytes": model.bytes,
-            "path": str(model.path),
-            "source": model.source,
-            "revision": model.revision,
-            "complete": model.complete,
-            "revisions": list(model.revisions),
-            "partial_bytes": model.partial_bytes,
-            "last_used": None if model.last_used is None else _iso(model.last_used),
-        }
-        for model in models
-    ]
-
-
-def _iso(when: float) -> str:
-    return datetime.fromtimestamp(when, timezone.utc).isoformat(timespec="seconds")
-
-
-def documents_known(models: Sequence[Known]) -> list[dict[str, Any]]:
-    """`list --known --json`."""
-    return [
-        {
-            "name": model.alias,
-            "names": list(model.entry.names) if model.entry else [],
-            "repository": model.entry.repo if model.entry else None,
-            "revision": model.entry.revision if model.entry else None,
-            "licence": model.entry.licence if model.entry else None,
-            "kind": model.entry.kind if model.entry else "moe",
-            "config_status": model.entry.config_status if model.entry else "published",
-            "family": model.family,
-            "total": model.total,
-            "active": model.active,
-            "runnable": not model.lacks,
-            "lacks": list(model.lacks),
-        }
-        for model in models
-    ]
 
 
 def _known_row(model: Known) -> tuple[str, ...]:

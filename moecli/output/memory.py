@@ -1,15 +1,13 @@
-"""How a memory estimate is shown: the sum with bars, where each part goes, formats in a table, one JSON document."""
+"""How a memory estimate is shown: the sum with bars, where each part goes, formats in a table."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.text import Text
 
 from moecli.output import tables, terminal
 from moecli.planning.estimate import Estimate, Result
-from moecli.planning.memory import kv_bytes_per_token, read_bytes_per_token
+from moecli.planning.memory import read_bytes_per_token
 from moecli.planning.placement import Plan, Tier
 from moecli.units import figure, format_bytes, round_up
 
@@ -34,62 +32,8 @@ def largest_context(result: Result) -> None:
     terminal.say(f"tokens of context that fit {_machine(result)}, {chosen.dtype}, batch {chosen.batch}")
 
 
-def document(result: Result) -> dict[str, Any]:
-    """`memory --json`: the keys of the command-line contract."""
-    every = [] if result.asked else [_facts(result, each) for each in result.every]
-    head = {"schema_version": 1, "model": result.model}
-    return head | _facts(result, result.chosen) | {"max_context": result.max_context, "formats": every}
-
-
-def _facts(result: Result, one: Estimate) -> dict[str, Any]:
-    memory, plan, speed = one.memory, one.plan, one.speed
-    return {
-        "dtype": memory.dtype,
-        "context": memory.context,
-        "batch": memory.batch,
-        "weights_bytes": memory.weights,
-        "resident_bytes": memory.dense.bytes,
-        "expert_bytes": memory.experts.bytes,
-        "bytes_per_expert": memory.bytes_per_expert,
-        "kv_cache_bytes": memory.kv.bytes,
-        "kv_bytes_per_token": kv_bytes_per_token(result.spec),
-        "activation_bytes": memory.activations.bytes,
-        "total_bytes": memory.total,
-        "process_bytes": memory.process.bytes,
-        "peak_rss_bytes": plan.ram.total,
-        "read_bytes_per_token": read_bytes_per_token(result.spec, memory.dtype),
-        "ram_budget_bytes": plan.ram_budget,
-        "vram_budget_bytes": plan.device_budget,
-        "plan": {name: _tier(tier) for name, tier in _tiers(plan)},
-        "fits": plan.fits,
-        "smallest_ram_bytes": plan.full_ram,
-        "gpus_needed": one.gpus_needed,
-        "speed": {
-            "low": speed.low,
-            "high": speed.high,
-            "unit": "tokens_per_s",
-            "evidence": speed.evidence,
-            "first_token_low_s": speed.first_token_low_s,
-            "first_token_high_s": speed.first_token_high_s,
-        },
-    }
-
-
 def _tiers(plan: Plan) -> tuple[tuple[str, Tier], ...]:
     return ("device", plan.device), ("ram", plan.ram), ("disk", plan.disk)
-
-
-def _tier(tier: Tier) -> dict[str, int]:
-    return {
-        "dense_bytes": tier.dense,
-        "kv_bytes": tier.kv,
-        "activation_bytes": tier.activations,
-        "process_bytes": tier.process,
-        "staging_bytes": tier.staging,
-        "experts": tier.experts,
-        "expert_bytes": tier.expert_bytes,
-        "total_bytes": tier.total,
-    }
 
 
 def _title(result: Result) -> Text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -39,10 +39,10 @@ class Account(Protocol):
     def seconds(self) -> float: ...
 
 
-class Watch:
+class PackingProgress:
     """Is told of the progress; a bar on a terminal, and what the end line needs."""
 
-    def __init__(self, model: str, dtype: str, source_bytes: int, quiet: bool) -> None:
+    def __init__(self, name: str, dtype: str, source_bytes: int, quiet: bool) -> None:
         self.source_bytes = source_bytes
         self.resumed_bytes: int | None = None
         self._began = time.perf_counter()
@@ -58,9 +58,9 @@ class Watch:
             transient=True,
             speed_estimate_period=_STEADY,
         )
-        self._task = self._bar.add_task(f"packing {model} to {dtype}", total=source_bytes, start=False)
+        self._task = self._bar.add_task(f"packing {name} to {dtype}", total=source_bytes, start=False)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> PackingProgress:
         self._bar.start()
         return self
 
@@ -102,23 +102,6 @@ def summary(store: PackedStore, watch: Account) -> None:
     held = {dtype: _held_in(store, dtype) for dtype in set(store.layout.roles.values())}
     for dtype, (size, roles) in sorted(held.items(), key=lambda each: each[1], reverse=True):
         terminal.say(f"  {dtype:<5} {format_bytes(size):>9}  {', '.join(roles)}")
-
-
-def document(store: PackedStore, watch: Account) -> dict[str, Any]:
-    """`pack --json`."""
-    return {
-        "schema_version": 1,
-        "name": store.name,
-        "path": str(store.folder),
-        "dtype": store.dtype,
-        "bytes": store.bytes,
-        "source": store.source.repo or store.source.path,
-        "revision": store.source.revision,
-        "source_bytes": watch.source_bytes,
-        "dtypes": dict(store.layout.roles),
-        "packed_bytes": 0 if watch.resumed_bytes is None else watch.source_bytes - watch.resumed_bytes,
-        "elapsed_s": watch.seconds,
-    }
 
 
 def _held_in(store: PackedStore, dtype: str) -> tuple[int, list[str]]:

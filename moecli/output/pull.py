@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -21,8 +20,7 @@ from rich.progress import (
 from moecli.hub.manifest import RemoteFile
 from moecli.library.pull import Proposal
 from moecli.library.pull_packed import PackedPull
-from moecli.output import pack, tables, terminal
-from moecli.store.packed import PackedStore
+from moecli.output import tables, terminal
 from moecli.units import figure, format_bytes
 
 _LONGEST_NAME = 26
@@ -61,60 +59,6 @@ def _store(pull: PackedPull) -> str:
     size = format_bytes(sum(pull.layout.sizes.values()))
     done = ", here already" if pull.store else ""
     return f"{size} in {pull.layout.dtype}, {pull.target.name}{done}"
-
-
-def document(pull: Proposal | PackedPull) -> dict[str, Any]:
-    """`pull --dry-run --json`."""
-    proposal = pull if isinstance(pull, Proposal) else pull.proposal
-    manifest, one = proposal.manifest, proposal.estimate
-    return _head(proposal) | (_packed(pull) if isinstance(pull, PackedPull) else {}) | {
-        "download_bytes": proposal.missing,
-        "cached_bytes": proposal.present,
-        "free_bytes": proposal.free,
-        "licence": manifest.licence,
-        "gated": manifest.gated,
-        "runnable": not proposal.spec.unsupported,
-        "dtype": one.memory.dtype,
-        "peak_rss_bytes": one.memory.peak,
-        "fits": one.plan.fits,
-        "runs": one.plan.runs,
-        "speed": {
-            "low": one.speed.low, "high": one.speed.high, "unit": "tokens_per_s", "evidence": one.speed.evidence,
-        },
-        "doubts": proposal.doubts,
-    }  # fmt: skip
-
-
-def done(proposal: Proposal) -> dict[str, Any]:
-    """`pull --json`."""
-    return _head(proposal) | {"downloaded_bytes": proposal.missing}
-
-
-def done_packed(pull: PackedPull, store: PackedStore, bars: PackingBars) -> dict[str, Any]:
-    """`pull --dtype q4 --json`."""
-    return pack.document(store, bars) | {"downloaded_bytes": pull.proposal.missing}
-
-
-def _packed(pull: PackedPull) -> dict[str, Any]:
-    return {
-        "path": str(pull.target),
-        "bytes": sum(pull.layout.sizes.values()),
-        "source_bytes": pull.proposal.manifest.bytes,
-        "disk_bytes": pull.proposal.room,
-    }
-
-
-def _head(proposal: Proposal) -> dict[str, Any]:
-    manifest = proposal.manifest
-    return {
-        "schema_version": 1,
-        "name": proposal.name,
-        "source": manifest.repo,
-        "revision": manifest.commit,
-        "path": str(manifest.snapshot),
-        "bytes": manifest.bytes,
-        "files": [{"name": file.name, "bytes": file.size, "hash": file.hash} for file in manifest.files],
-    }
 
 
 def tell(why: str, seconds: float | None) -> None:

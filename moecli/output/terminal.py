@@ -7,10 +7,12 @@ import io
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from moecli import settings
 from moecli.errors import Declined, MoecliError, UsageError
+from moecli.store.filesystem import unwritable
 
 
 def prepare_streams() -> None:
@@ -26,9 +28,16 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-def write_json(document: Any) -> None:
-    """One JSON document, and the only thing on stdout."""
-    write(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+def write_json(document: Any, file: Path | None = None) -> None:
+    """One JSON document, and the only thing on stdout; or into a file."""
+    text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    if file is None:
+        write(text)
+        return
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise unwritable(file, error) from error
 
 
 def say(text: str) -> None:
@@ -74,7 +83,7 @@ def confirm(question: str, yes: bool) -> None:
     if yes:
         return
     if sys.stdin is None or not sys.stdin.isatty() or not sys.stderr.isatty():
-        raise UsageError(f"there is nobody to ask '{question}'", "add --yes to go on without being asked")
+        raise UsageError(f"cannot ask '{question}': no terminal", "add --yes to go on without being asked")
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().casefold() not in {"y", "yes"}:

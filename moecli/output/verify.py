@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from moecli.library.verification import Checked, Subject
 from moecli.output import tables, terminal
@@ -48,27 +47,3 @@ def _repair(subject: Subject, removed: bool) -> str:
         return f"moecli rm {subject.name}, then pack or pull it again"
     first = "" if removed else f"moecli verify {subject.name} --remove, then "
     return f"{first}moecli pull {subject.name}"
-
-
-def document(subject: Subject, results: Sequence[Checked], removed: bool) -> dict[str, Any]:
-    """`verify --json`."""
-    return {
-        "schema_version": 1,
-        "name": subject.name,
-        "source": subject.source,
-        "revision": subject.revision,
-        "path": str(subject.path),
-        "bytes": sum(result.bytes for result in results),
-        "intact": not any(result.problem for result in results),
-        "removed": removed,
-        "files": [
-            {
-                "name": result.name,
-                "path": str(result.path),
-                "bytes": result.bytes,
-                "problem": result.problem,
-                "hashed": result.hashed,
-            }
-            for result in results
-        ],
-    }

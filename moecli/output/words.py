@@ -130,6 +130,11 @@ def normalised(rule: Router) -> bool:
     return rule.norm_power is not None or rule.scoring is Scoring.SOFTMAX_OF_CHOSEN
 
 
+def mixture_of(spec: ModelSpec) -> Mixture | None:
+    """The first mixture: all of a model's mixtures have one router and one expert shape, or nearly."""
+    return next((layer.ffn for layer in (*spec.encoder, *spec.layers) if isinstance(layer.ffn, Mixture)), None)
+
+
 def shared_experts(mixture: Mixture) -> int:
     """Always-on experts, in units of a routed one: one block twice as wide counts as two."""
     if mixture.shared is None:

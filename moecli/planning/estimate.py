@@ -6,16 +6,14 @@ import math
 from dataclasses import dataclass
 
 from moecli.errors import UsageError
-from moecli.formats import FORMATS, stored_as
+from moecli.formats import FORMATS, check_dtype, stored_as
 from moecli.model.spec import ModelSpec
 from moecli.planning import machine
 from moecli.planning.gpus import Gpu, parse_gpu
-from moecli.planning.memory import DEVICE_CONTEXT, MemoryEstimate, estimate_memory
+from moecli.planning.memory import DEVICE_CONTEXT, MemoryEstimate, default_context, estimate_memory
 from moecli.planning.placement import Plan, largest_context, place
 from moecli.planning.speed import Bandwidths, Throughput, estimate_throughput
 from moecli.units import parse_size
-
-_USUAL_CONTEXT = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,7 @@ class Result:
 
 
 def estimate(
-    model: str,
+    name: str,
     spec: ModelSpec,
     budget: Budget,
     dtype: str | None,
@@ -93,20 +91,20 @@ def estimate(
     find_context: bool,
 ) -> Result:
     """UsageError for an unknown format."""
-    if dtype is not None and dtype != "auto" and dtype not in FORMATS:
-        raise UsageError(f"--dtype {dtype} is not known", f"it takes auto, {', '.join(FORMATS)}")
-    name = stored_as(spec.stored_dtype) if dtype in (None, "auto") else dtype
-    context = context or min(spec.context_length, _USUAL_CONTEXT)
-    names = [name] if dtype else list(FORMATS)
-    every = {each: _one(spec, budget, each, context, batch) for each in dict.fromkeys([*names, name])}
+    if dtype is not None:
+        check_dtype(dtype)
+    chosen = stored_as(spec.stored_dtype) if dtype in (None, "auto") else dtype
+    context = context or default_context(spec)
+    shown = [chosen] if dtype else list(FORMATS)
+    every = {each: _one(spec, budget, each, context, batch) for each in dict.fromkeys([*shown, chosen])}
     return Result(
-        model,
+        name,
         spec,
         budget,
-        every[name],
-        tuple(every[each] for each in names),
+        every[chosen],
+        tuple(every[each] for each in shown),
         dtype is not None,
-        largest_context(spec, name, batch, budget.ram, budget.device) if find_context else None,
+        largest_context(spec, chosen, batch, budget.ram, budget.device) if find_context else None,
     )
 
 

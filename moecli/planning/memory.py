@@ -19,6 +19,7 @@ PROCESS = 272 * 2**20  # interpreter, torch and tokenizer before any weight, and
 LIBRARY = 18 * 2**20  # compiled products and freed blocks that the allocator keeps, after a first chunk
 LIBRARY_CHUNK = 3 * 2**20  # the same for each further chunk
 PACKED_KEY = 28  # bytes per number of keys and values while the library multiplies with them
+_DEFAULT_CONTEXT = 8192
 DEVICE_CONTEXT = 450 * 2**20  # what a CUDA context takes of the device
 
 
@@ -101,6 +102,11 @@ def layerwise_memory(spec: ModelSpec, dtype: str, longest: int, tokens: int) -> 
         kv=replace(memory.kv, amount=Amount(memory.kv.bytes // len(spec.layers), f"1 layer of {memory.kv.formula}")),
         activations=replace(memory.activations, amount=add((memory.activations.amount, together), "; ")),
     )
+
+
+def default_context(spec: ModelSpec) -> int:
+    """Tokens of a context nobody asked for: the model's own, where that is not very long."""
+    return min(spec.context_length, _DEFAULT_CONTEXT)
 
 
 def cache_rows(attention: Attention, capacity: int, chunk: int = CHUNK) -> int:

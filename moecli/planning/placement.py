@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 from moecli.kernels.blocking import CHUNK, STAGED
 from moecli.model.spec import ModelSpec
 from moecli.planning.memory import DEVICE_CONTEXT, MemoryEstimate, estimate_memory, layerwise_memory
 
+_LOG = logging.getLogger(__name__)
 _LEAST_CHUNK = 32  # prompt tokens per pass when memory is short
 
 
@@ -83,7 +85,14 @@ def _fill(memory: MemoryEstimate, ram: int, device: int | None, on_device: Tier,
         count = max(0, min(left, (ram - least) // max(1, memory.slot_bytes)))
         in_ram = replace(streaming, experts=count, expert_bytes=count * memory.slot_bytes)
         on_disk = Tier(dense=table, experts=left - count, expert_bytes=(left - count) * memory.bytes_per_expert)
-    return Plan(memory, ram, device, on_device, in_ram, on_disk, full_ram=full, least_ram=least)
+    plan = Plan(memory, ram, device, on_device, in_ram, on_disk, full_ram=full, least_ram=least)
+    _LOG.debug(
+        "%s, %d tokens of context: %d bytes and %d experts on the device, %d and %d in RAM, %d and %d on disk; "
+        "RAM %d of %d (%d without disk, %d at least)",
+        memory.dtype, memory.context, on_device.total, on_device.experts, in_ram.total, in_ram.experts,
+        on_disk.total, on_disk.experts, in_ram.total, ram, full, least,
+    )  # fmt: skip
+    return plan
 
 
 def least_device(memory: MemoryEstimate) -> int:

@@ -9,13 +9,13 @@ import numpy as np
 
 from moecli.errors import MoecliError
 from moecli.routing.domains import divergences
-from moecli.routing.repetition import overlaps
-from moecli.routing.trace import Counts, Trace
+from moecli.routing.temporal_locality import overlaps
+from moecli.routing.trace import Integers, RoutingTrace
 
 
 @dataclass(frozen=True, slots=True)
 class LayerAgreement:
-    """Over the tokens that both traces read. The last two figures are what two uniform routers show."""
+    """How alike one layer routes the tokens that both traces read; last, what two uniform routers show."""
 
     layer: int
     equal_sets: float  # share of tokens that take the same k experts
@@ -43,7 +43,7 @@ class Agreement:
         return float(np.mean([layer.overlap for layer in self.layers]))
 
 
-def agreement(one: Trace, other: Trace) -> Agreement:
+def agreement(one: RoutingTrace, other: RoutingTrace) -> Agreement:
     """Compare where both read the same ids after the same ids. MoecliError if the models differ in shape."""
     shapes = [[(layer.layer, layer.experts, layer.active) for layer in trace.layers] for trace in (one, other)]
     if shapes[0] != shapes[1]:
@@ -73,10 +73,10 @@ def agreement(one: Trace, other: Trace) -> Agreement:
     return Agreement(len(ours), tuple(layers))
 
 
-def _same_text(one: Trace, other: Trace) -> tuple[Counts, Counts]:
+def _same_text(one: RoutingTrace, other: RoutingTrace) -> tuple[Integers, Integers]:
     """Places of the tokens with equal ids up to and including themselves, prompt by prompt."""
-    ours: list[Counts] = []
-    theirs: list[Counts] = []
+    ours: list[Integers] = []
+    theirs: list[Integers] = []
     for prompt in np.intersect1d(one.prompt, other.prompt):
         left, right = np.flatnonzero(one.prompt == prompt), np.flatnonzero(other.prompt == prompt)
         length = min(len(left), len(right))

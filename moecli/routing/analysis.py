@@ -13,13 +13,13 @@ from moecli.routing.balance import OVERFLOW_FACTORS, overflow, uniform_counts
 from moecli.routing.domains import DomainDistance, domain_distance
 from moecli.routing.published import Paper, paper
 from moecli.routing.report import RoutingReport, report
-from moecli.routing.trace import Trace
+from moecli.routing.trace import RoutingTrace
 
 _RUNS = 50  # simulated uniform routers
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class RunMemory:
     """What the model takes in RAM to run with `context` tokens in this format, packed."""
 
     fixed: int  # bytes that every run needs, experts streamed from disk
@@ -52,10 +52,10 @@ class Comparison:
 class Analysis:
     """Pure data: the trace for pictures of the text, the report for figures."""
 
-    trace: Trace
+    trace: RoutingTrace
     report: RoutingReport
     capacity: tuple[Capacity, ...]  # one for each factor asked for
-    memory: Memory | None = None  # of the model, where it is at hand
+    memory: RunMemory | None = None  # of the model, where it is at hand
     comparison: Comparison | None = None
     paper: Paper | None = None  # for Mixtral 8x7B
     note: str | None = None  # what the reader must know about how it was recorded
@@ -90,11 +90,11 @@ class Analysis:
 
 
 def analyse(
-    trace: Trace,
+    trace: RoutingTrace,
     *,
     factors: Sequence[float] = (),
-    memory: Memory | None = None,
-    other: Trace | None = None,
+    memory: RunMemory | None = None,
+    other: RoutingTrace | None = None,
     note: str | None = None,
 ) -> Analysis:
     """Everything about `trace`, compared with `other`. Capacity `factors`: the usual ones if none are given."""
@@ -109,7 +109,7 @@ def analyse(
     )
 
 
-def _capacity(trace: Trace, factor: float) -> Capacity:
+def _capacity(trace: RoutingTrace, factor: float) -> Capacity:
     uniform = {
         shape: float(overflow(uniform_counts(*shape, trace.tokens, _RUNS), factor).mean())
         for shape in {(layer.experts, layer.active) for layer in trace.layers}
@@ -121,7 +121,7 @@ def _capacity(trace: Trace, factor: float) -> Capacity:
     )
 
 
-def _compare(trace: Trace, other: Trace) -> Comparison:
+def _compare(trace: RoutingTrace, other: RoutingTrace) -> Comparison:
     agreed, reason = None, None
     try:
         agreed = agreement(trace, other)
@@ -136,5 +136,5 @@ def _compare(trace: Trace, other: Trace) -> Comparison:
     return Comparison(_name(other), report(other), agreed, loads, reason)
 
 
-def _name(trace: Trace) -> str:
+def _name(trace: RoutingTrace) -> str:
     return " in ".join(part for part in (trace.model or "a trace", trace.dtype) if part)

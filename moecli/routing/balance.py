@@ -30,7 +30,7 @@ def entropy(counts: NDArray[Any]) -> Floats:
 
 
 def max_violation(counts: NDArray[Any]) -> Floats:
-    """The busiest expert's load over the mean, less 1."""
+    """MaxVio: the busiest expert's load over the mean, less 1."""
     return np.asarray(_shares(counts).max(-1) * counts.shape[-1] - 1)
 
 
@@ -69,7 +69,13 @@ class Balance:
 
 def balance(counts: NDArray[Any]) -> Balance:
     """All figures of one layer's counts [E]."""
-    return Balance(**{name: float(figure(counts)) for name, figure in FIGURES.items()})
+    return _balance({name: float(figure(counts)) for name, figure in FIGURES.items()})
+
+
+def _balance(figures: Mapping[str, float]) -> Balance:
+    """`dead` is a count: whole where it was counted, a fraction where it is a mean."""
+    dead = figures["dead"]
+    return Balance(**{**figures, "dead": int(dead) if dead.is_integer() else dead})
 
 
 def overflow(counts: NDArray[Any], factor: float) -> Floats:
@@ -102,11 +108,11 @@ def noise(experts: int, active: int, tokens: int) -> Noise:
     mean["dead"] = experts * (1 - active / experts) ** tokens
     limit = {name: float(np.percentile(values, worse[name])) for name, values in runs.items()}
     dropped = tuple(float(overflow(counts, factor).mean()) for factor in OVERFLOW_FACTORS)
-    return Noise(Balance(**mean), Balance(**limit), dropped)
+    return Noise(_balance(mean), _balance(limit), dropped)
 
 
 def uniform_counts(experts: int, active: int, tokens: int, runs: int) -> Floats:
-    """Loads [runs, E] when each token takes `active` different experts by lot.
+    """Loads [runs, E] when each token takes `active` different experts at random.
 
     Drawn token by token where that is cheap. Beyond, each load is binomial, as it is, and the spread within a run
     is widened by the little that independent loads lack: their sum is fixed in truth.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moecli.errors import MoecliError
-from moecli.routing.trace import MOST_DOMAINS, Choices, Floats, LayerTrace, Singles, Trace
+from moecli.routing.trace import MOST_DOMAINS, Choices, Floats, LayerTrace, RoutingTrace, Singles
 
 
 @dataclass(slots=True)
@@ -78,11 +78,11 @@ class TraceBuilder:
         self,
         pieces: Mapping[int, str] | None = None,
         *,
-        model: str = "",
+        name: str = "",
         revision: str = "",
         dtype: str = "",
         family: str = "",
-    ) -> Trace:
+    ) -> RoutingTrace:
         """The trace so far; a pass that was interrupted between layers is left out."""
         lengths = [sum(map(len, rows.chosen)) for rows in self._layers.values()]
         total = min([sum(len(ids) for ids, *_ in self._columns), *lengths])
@@ -95,10 +95,10 @@ class TraceBuilder:
         )
         domains = tuple(self._domains)
         tokens = np.bincount(domain, minlength=len(domains))
-        return Trace(
+        return RoutingTrace(
             tuple(self._layer(layer, rows, total, tokens) for layer, rows in self._layers.items()),
             ids, prompt.astype(np.uint32), domain.astype(np.uint16), generated.astype(bool), domains,
-            dict(pieces or {}), model, revision, dtype, family,
+            dict(pieces or {}), name, revision, dtype, family,
         )  # fmt: skip
 
     def _layer(self, layer: int, rows: _Layer, total: int, domain_tokens: NDArray[np.int64]) -> LayerTrace:

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from moecli.routing.trace import Counts, Floats, LayerTrace
+from moecli.routing.trace import Floats, Integers, LayerTrace
 
 _RUNS = 20
 
@@ -34,7 +34,7 @@ class Coactivation:
     adjacent_ranks: bool
 
 
-def pair_counts(layer: LayerTrace, adjacent_ranks: bool = False) -> Counts:
+def pair_counts(layer: LayerTrace, adjacent_ranks: bool = False) -> Integers:
     """Tokens that take both experts, [E, E], symmetric. `adjacent_ranks` counts only pairs next to each other in
     rank, as a published script does."""
     chosen, experts = layer.chosen.astype(np.int64), layer.experts

@@ -1,4 +1,4 @@
-"""How differently the domains of a prompt set load the experts, beside domains that differ by chance alone."""
+"""How differently the domains of a prompt set load the experts, beside a random baseline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moecli.routing.trace import Counts, Floats, LayerTrace, Trace
+from moecli.routing.trace import Floats, Integers, LayerTrace, RoutingTrace
 
 _RUNS = 40
 
@@ -18,7 +18,7 @@ class DomainDistance:
     """Jensen-Shannon divergence in bits (0: same load, 1: no expert in common), between each pair of domains."""
 
     matrix: Floats  # [domains, domains]
-    noise: Floats  # [domains, domains]: the same with the tokens dealt to the domains by lot, mean
+    noise: Floats  # [domains, domains]: random baseline: the tokens dealt to the domains at random, mean
     limit: Floats  # what only 1 in 20 of those exceeds
 
     @property
@@ -28,22 +28,23 @@ class DomainDistance:
 
     @property
     def noise_mean(self) -> float:
+        """The random baseline of `mean`."""
         return _pairs_mean(self.noise)
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the mean distance exceeds the mean of the limits."""
+        """Whether the mean distance is above the random baseline: above the mean of the limits."""
         return self.mean > _pairs_mean(self.limit)
 
 
-def domain_counts(layer: LayerTrace, trace: Trace) -> Counts:
+def domain_counts(layer: LayerTrace, trace: RoutingTrace) -> Integers:
     """Assignments of each expert by the tokens of each domain. [domains, E]"""
     keys = trace.domain.astype(np.int64)[:, None] * layer.experts + layer.chosen
     counts = np.bincount(keys.ravel(), minlength=len(trace.domains) * layer.experts)
     return np.asarray(counts.reshape(len(trace.domains), layer.experts))
 
 
-def domain_distance(counts: Counts, active: int) -> DomainDistance:
+def domain_distance(counts: Integers, active: int) -> DomainDistance:
     """counts [domains, E] of one layer. Chance: each domain draws as many tokens from the loads of all together."""
     random = np.random.default_rng(0)
     pooled = counts.sum(0) / max(counts.sum(), 1)

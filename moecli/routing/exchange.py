@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from moecli.errors import MoecliError
-from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, Choices, LayerTrace, Trace, bare
+from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, Choices, LayerTrace, RoutingTrace, bare
 
 _CSV_HINT = "one line per choice: layer,expert"
 
 
-def to_csv(trace: Trace) -> Iterator[str]:
+def to_csv(trace: RoutingTrace) -> Iterator[str]:
     """Token by token, layer by layer, best expert first. Lines without line ends."""
     yield "layer,expert"
     rows = [(layer.layer, layer.chosen.tolist()) for layer in trace.layers]
@@ -24,7 +24,7 @@ def to_csv(trace: Trace) -> Iterator[str]:
                 yield f"{layer},{expert}"
 
 
-def from_csv(lines: Iterable[str], active: int, experts: int | None = None) -> Trace:
+def from_csv(lines: Iterable[str], active: int, experts: int | None = None) -> RoutingTrace:
     """`active` choices of each layer in a row are one token's. Without `experts`: as many as the highest seen + 1."""
     chosen: dict[int, list[int]] = {}
     for number, line in enumerate(lines, 1):
@@ -37,7 +37,7 @@ def from_csv(lines: Iterable[str], active: int, experts: int | None = None) -> T
     return _bare(chosen, active, experts)
 
 
-def _bare(chosen: Mapping[int, list[int]], active: int, experts: int | None) -> Trace:
+def _bare(chosen: Mapping[int, list[int]], active: int, experts: int | None) -> RoutingTrace:
     lengths = sorted({len(column) for column in chosen.values()})
     if len(lengths) != 1 or lengths[0] % active:
         raise MoecliError(
@@ -65,7 +65,7 @@ def _checked(rows: Any, layer: int, experts: int) -> Choices:
     return np.asarray(rows, np.uint16)
 
 
-def to_jsonl(trace: Trace) -> Iterator[str]:
+def to_jsonl(trace: RoutingTrace) -> Iterator[str]:
     """A first line about the model, then a line per token. Lines without line ends."""
     about = {name: getattr(trace, name) for name in ("model", "revision", "dtype", "family")}
     yield json.dumps(about | {"experts": {str(layer.layer): layer.experts for layer in trace.layers}})
@@ -87,7 +87,7 @@ def to_jsonl(trace: Trace) -> Iterator[str]:
         yield json.dumps(line, ensure_ascii=False)
 
 
-def from_jsonl(lines: Iterable[str]) -> Trace:
+def from_jsonl(lines: Iterable[str]) -> RoutingTrace:
     """The lines of `to_jsonl`. Only `layers` with `experts` is required; the first line may be missing."""
     about: dict[str, Any] = {}
     tokens: list[dict[str, Any]] = []
@@ -113,7 +113,7 @@ def from_jsonl(lines: Iterable[str]) -> Trace:
         raise MoecliError(f"the tokens do not fit together ({reason})", "every token needs the same layers") from error
 
 
-def _assemble(about: dict[str, Any], tokens: list[dict[str, Any]]) -> Trace:
+def _assemble(about: dict[str, Any], tokens: list[dict[str, Any]]) -> RoutingTrace:
     experts = {int(layer): int(count) for layer, count in about.get("experts", {}).items()}
     layers = []
     for name in sorted(tokens[0]["layers"], key=int):
@@ -129,7 +129,7 @@ def _assemble(about: dict[str, Any], tokens: list[dict[str, Any]]) -> Trace:
     domains = {name: place for place, name in enumerate(names)}
     if len(domains) > MOST_DOMAINS:
         raise ValueError(f"{len(domains)} domains, more than {MOST_DOMAINS}")
-    return Trace(
+    return RoutingTrace(
         tuple(layers),
         np.array([token.get("token", 0) for token in tokens], np.uint32),
         np.array([token.get("prompt", 0) for token in tokens], np.uint32),

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from moecli.errors import DiskError, MoecliError
+from moecli.errors import MoecliError
 from moecli.routing import exchange, trace_file
-from moecli.routing.trace import Trace
+from moecli.routing.trace import RoutingTrace
+from moecli.store.filesystem import unwritable
 
 _LINES = {".csv": exchange.to_csv, ".jsonl": exchange.to_jsonl}
 
 
-def read(path: Path, shape: tuple[int, int] | None = None) -> Trace:
+def read(path: Path, shape: tuple[int, int] | None = None) -> RoutingTrace:
     """`shape`: active experts and experts of the model, which CSV does not say; left out, they are guessed."""
     if path.suffix not in _LINES:
         return trace_file.load(path)
@@ -29,7 +30,7 @@ def read(path: Path, shape: tuple[int, int] | None = None) -> Trace:
         raise MoecliError(f"{path}: {error.message}", error.hint) from error
 
 
-def write(trace: Trace, path: Path) -> None:
+def write(trace: RoutingTrace, path: Path) -> None:
     """An existing file is replaced."""
     try:
         if path.suffix not in _LINES:
@@ -38,7 +39,7 @@ def write(trace: Trace, path: Path) -> None:
         with path.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(f"{line}\n" for line in _LINES[path.suffix](trace))
     except OSError as error:
-        raise DiskError(f"cannot write the trace to {path}: {error.strerror}") from error
+        raise unwritable(path, error) from error
 
 
 def _active(lines: Iterable[str]) -> int:

@@ -1,4 +1,4 @@
-"""Policies that only a replay can have: by lot, or told the future."""
+"""Policies that only a replay can have: random, or told the future."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Pass:
 
 
 class Random:
-    """Experts stay by lot, drawn once: the slots hold a random set."""
+    """Each expert draws a random rank, once: the slots hold a random set."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from moecli.routing.domains import domain_counts
-from moecli.routing.repetition import repetition
-from moecli.routing.trace import Trace
+from moecli.routing.temporal_locality import temporal_locality
+from moecli.routing.trace import RoutingTrace
 
-REPETITION_SOURCE = "Mixtral of Experts, arXiv 2401.04088, table 5"
+LOCALITY_SOURCE = "Mixtral of Experts, arXiv 2401.04088, table 5"
 SHARES_SOURCE = "allenai/OLMoE, scripts/routing_output, 208,896 tokens per domain (Apache-2.0)"
-REPETITION_LAYERS = 0, 15, 31
+LOCALITY_LAYERS = 0, 15, 31
 SHARES_LAYERS = 0, 7, 15
 _LAYERS, _EXPERTS, _ACTIVE = 32, 8, 2
 
 # Percent of neighbouring tokens: the same first choice, then any choice in common, each at layers 0, 15 and 31.
-_REPETITION = {
+_LOCALITY = {
     "ArXiv": (14.0, 27.9, 22.7, 46.5, 62.3, 52.9),
     "DM Mathematics": (14.1, 28.4, 19.7, 44.9, 67.0, 44.5),
     "Github": (14.9, 28.1, 19.7, 49.9, 66.9, 49.2),
@@ -58,8 +58,8 @@ _COUNTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class RepetitionRow:
-    """One domain: shares of neighbouring tokens at each of REPETITION_LAYERS. None where there are no pairs."""
+class LocalityRow:
+    """One domain: shares of neighbouring tokens at each of LOCALITY_LAYERS. None where there are no pairs."""
 
     domain: str
     first: tuple[float | None, ...]  # the same first choice
@@ -78,23 +78,23 @@ class SharesRow:
 class Paper:
     """Mixtral 8x7B: published figures and those of a trace, whose domains are other texts of similar kinds."""
 
-    published_repetition: tuple[RepetitionRow, ...]
-    repetition: tuple[RepetitionRow, ...]
+    published_locality: tuple[LocalityRow, ...]
+    locality: tuple[LocalityRow, ...]
     published_shares: tuple[SharesRow, ...]
     shares: tuple[SharesRow, ...]
     random: tuple[float, float] = (1 / 8, 13 / 28)  # first, either
 
 
-def paper(trace: Trace) -> Paper | None:
+def paper(trace: RoutingTrace) -> Paper | None:
     """None unless the trace has the shape of Mixtral 8x7B: 32 layers, each 2 of 8 experts."""
     shapes = {(layer.experts, layer.active) for layer in trace.layers}
     if len(trace.layers) != _LAYERS or shapes != {(_EXPERTS, _ACTIVE)} or trace.family not in ("mixtral", ""):
         return None
     return Paper(
         tuple(
-            RepetitionRow(name, _fractions(row[:3]), _fractions(row[3:])) for name, row in _REPETITION.items()
+            LocalityRow(name, _fractions(row[:3]), _fractions(row[3:])) for name, row in _LOCALITY.items()
         ),
-        tuple(_repetition(trace, place) for place in range(len(trace.domains))),
+        tuple(_locality(trace, place) for place in range(len(trace.domains))),
         tuple(SharesRow(name, tuple(map(_shares, layers))) for name, layers in _COUNTS.items()),
         _measured_shares(trace),
     )  # fmt: skip
@@ -104,13 +104,13 @@ def _fractions(percent: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(round(number / 100, 4) for number in percent)
 
 
-def _repetition(trace: Trace, domain: int) -> RepetitionRow:
+def _locality(trace: RoutingTrace, domain: int) -> LocalityRow:
     here = trace.follows & (trace.domain[1:] == domain)
-    rows = [repetition(trace.layers[layer], here) for layer in REPETITION_LAYERS]
-    return RepetitionRow(trace.domains[domain], tuple(r.top1 for r in rows), tuple(r.any for r in rows))
+    rows = [temporal_locality(trace.layers[layer], here) for layer in LOCALITY_LAYERS]
+    return LocalityRow(trace.domains[domain], tuple(r.top1 for r in rows), tuple(r.any for r in rows))
 
 
-def _measured_shares(trace: Trace) -> tuple[SharesRow, ...]:
+def _measured_shares(trace: RoutingTrace) -> tuple[SharesRow, ...]:
     counts = [domain_counts(trace.layers[layer], trace) for layer in SHARES_LAYERS]
     return tuple(
         SharesRow(name, tuple(_shares(layer[place].tolist()) for layer in counts))

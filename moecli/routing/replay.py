@@ -9,11 +9,11 @@ import numpy as np
 
 from moecli.experts.policies import DEFAULT, POLICIES, Policy, Slots
 from moecli.routing.oracles import Belady, Pass, Pinned, Random
-from moecli.routing.trace import Choices, Counts, LayerTrace, Trace
+from moecli.routing.trace import Choices, Integers, LayerTrace, RoutingTrace
 
 _FRACTIONS = 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4
 _FEWEST_TOKENS = 600  # of a layer: fewer would show mostly how slots fill
-_WORTHWHILE = 0.05  # hit rate gained over chance
+_WORTHWHILE = 0.05  # hit rate gained over the random baseline
 
 
 def candidates(passes: Sequence[Pass], seed: int) -> dict[str, Callable[[], Policy]]:
@@ -77,7 +77,7 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Does caching pay here? At half the experts: the default policy against slots filled by lot (C/E)."""
+    """Does caching pay here? At half the experts: the default policy against slots filled at random (C/E)."""
 
     pays: bool
     slots: int  # of the comparison
@@ -92,7 +92,7 @@ class Verdict:
         return self.hit_rate - self.by_chance
 
 
-def replay(trace: Trace, most_accesses: int = 150_000, policies: Sequence[str] = REPLAYED) -> Replay:
+def replay(trace: RoutingTrace, most_accesses: int = 150_000, policies: Sequence[str] = REPLAYED) -> Replay:
     """Replay each policy at each budget, on as many layers and tokens as `most_accesses` passes allow.
 
     Layers are taken evenly spaced, tokens in one block of neighbours per domain. Layers with another number of
@@ -145,7 +145,7 @@ def _spread(available: int, wanted: int) -> list[int]:
     return [(2 * place + 1) * available // (2 * wanted) for place in range(wanted)]
 
 
-def _blocks(trace: Trace, tokens: int, generated_only: bool) -> Counts:
+def _blocks(trace: RoutingTrace, tokens: int, generated_only: bool) -> Integers:
     """Places of the tokens to replay: of each domain its first ones, about `tokens` decoded ones in all."""
     decoded = trace.generated if generated_only else np.ones(trace.tokens, bool)
     domains = np.unique(trace.domain)
@@ -160,7 +160,7 @@ def _blocks(trace: Trace, tokens: int, generated_only: bool) -> Counts:
     return np.flatnonzero(kept)
 
 
-def _passes(layer: LayerTrace, trace: Trace, kept: Counts, generated_only: bool) -> list[Pass]:
+def _passes(layer: LayerTrace, trace: RoutingTrace, kept: Integers, generated_only: bool) -> list[Pass]:
     """The kept tokens as forward passes. With generated tokens in the trace, a prompt is one pass, not counted."""
     chosen = layer.chosen[kept]
     if not generated_only:

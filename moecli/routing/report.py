@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from moecli.routing.balance import OVERFLOW_FACTORS, Balance, Noise, balance, noise, overflow
 from moecli.routing.coactivation import Coactivation, coactivation
 from moecli.routing.domains import DomainDistance, domain_counts, domain_distance
-from moecli.routing.repetition import Repetition, RepetitionBaseline, repetition, repetition_baseline
 from moecli.routing.replay import Replay, Verdict, replay, verdict
-from moecli.routing.trace import LayerTrace, Trace
+from moecli.routing.temporal_locality import LocalityBaseline, TemporalLocality, locality_baseline, temporal_locality
+from moecli.routing.trace import LayerTrace, RoutingTrace
 from moecli.routing.vocabulary import Vocabulary, vocabulary
 
-_SMALL_NOISE = 0.5  # max violation by chance alone, beyond which a heatmap shows mostly luck
+_SMALL_NOISE = 0.5  # MaxVio of a uniform router, above which a heatmap shows mostly luck
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The figures of one layer, measured or as a uniform router shows them, or of several layers together.
+
+    None where a figure is not known. Together: means over the layers that have it, of `dead` the sum.
+    """
+
+    entropy: float | None
+    max_violation: float | None
+    cv2: float | None
+    gini: float | None
+    dead: float
+    repeat_top1: float | None
+    repeat_any: float | None
+    mean_overlap: float | None
+    gate_entropy: float | None = None
+    auxiliary_loss: float | None = None
+    z_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,14 +51,30 @@ class LayerReport:
     noise: Noise
     dead_chance: float  # (1 - k/E)^T: that a uniform router leaves a given expert unused
     overflow: tuple[float, ...]  # share dropped, for each of OVERFLOW_FACTORS
-    repetition: Repetition
-    repetition_baseline: RepetitionBaseline
+    locality: TemporalLocality
+    locality_baseline: LocalityBaseline
     gate_entropy: float | None  # mean over tokens of H(gate) / ln E: the router's doubt
     auxiliary_loss: float | None  # E * sum f_e P_e with f_e = c_e / T; a uniform router has k
     z_loss: float | None  # mean logsumexp^2
     coactivation: Coactivation
     domain_distance: DomainDistance | None  # with one domain there is none
     vocabulary: Vocabulary
+
+    @property
+    def figures(self) -> Figures:
+        """As measured."""
+        measured = self.gate_entropy, self.auxiliary_loss, self.z_loss
+        return _figures(self.balance, self.locality, *measured)
+
+    @property
+    def uniform(self) -> Figures:
+        """What a uniform router shows on average."""
+        return _figures(self.noise.mean, self.locality_baseline.uniform, None, self.active)
+
+    @property
+    def limit(self) -> Figures:
+        """What only 1 in 20 uniform routers exceeds (entropy: falls below)."""
+        return _figures(self.noise.limit, self.locality_baseline.limit)
 
     @property
     def utilisation(self) -> tuple[float, ...]:
@@ -72,11 +109,54 @@ class RoutingReport:
         return self.tokens - self.generated_tokens
 
     @property
+    def overall(self) -> Figures:
+        """All layers together, as measured."""
+        return _together(layer.figures for layer in self.layers)
+
+    @property
+    def overall_uniform(self) -> Figures:
+        """All layers together, as a uniform router shows them."""
+        return _together(layer.uniform for layer in self.layers)
+
+    @property
+    def domain_distance(self) -> DomainDistance | None:
+        """The mean over the layers of each pair's distance; None for one domain."""
+        found = [layer.domain_distance for layer in self.layers if layer.domain_distance is not None]
+        if not found:
+            return None
+        return DomainDistance(
+            np.mean([each.matrix for each in found], 0),
+            np.mean([each.noise for each in found], 0),
+            np.mean([each.limit for each in found], 0),
+        )
+
+    @property
     def few_tokens(self) -> bool:
+        """Whether chance alone makes an expert of some layer look hot or dead."""
         return any(layer.few_tokens for layer in self.layers)
 
 
-def report(trace: Trace, with_replay: bool = True, adjacent_ranks: bool = False) -> RoutingReport:
+def _figures(
+    load: Balance, repeated: TemporalLocality, gate_entropy: float | None = None, auxiliary_loss: float | None = None,
+    z_loss: float | None = None,
+) -> Figures:  # fmt: skip
+    return Figures(
+        load.entropy, load.max_violation, load.cv2, load.gini, load.dead, repeated.top1, repeated.any,
+        repeated.overlap, gate_entropy, auxiliary_loss, z_loss,
+    )  # fmt: skip
+
+
+def _together(layers: Iterable[Figures]) -> Figures:
+    every = list(layers)
+    known = {
+        name: [value for each in every if (value := getattr(each, name)) is not None]
+        for name in (field.name for field in fields(Figures))
+    }
+    means = {name: float(np.mean(values)) if values else None for name, values in known.items()}
+    return Figures(**{**means, "dead": sum(known["dead"])})
+
+
+def report(trace: RoutingTrace, with_replay: bool = True, adjacent_ranks: bool = False) -> RoutingReport:
     """Analyse a trace. `adjacent_ranks`: see coactivation."""
     result = replay(trace) if with_replay else None
     return RoutingReport(
@@ -94,7 +174,7 @@ def report(trace: Trace, with_replay: bool = True, adjacent_ranks: bool = False)
     )
 
 
-def _layer(layer: LayerTrace, trace: Trace, adjacent_ranks: bool) -> LayerReport:
+def _layer(layer: LayerTrace, trace: RoutingTrace, adjacent_ranks: bool) -> LayerReport:
     counts, by_domain = layer.counts(), domain_counts(layer, trace)
     return LayerReport(
         layer=layer.layer,
@@ -106,8 +186,8 @@ def _layer(layer: LayerTrace, trace: Trace, adjacent_ranks: bool) -> LayerReport
         noise=noise(layer.experts, layer.active, trace.tokens),
         dead_chance=(1 - layer.active / layer.experts) ** trace.tokens,
         overflow=tuple(float(overflow(counts, factor)) for factor in OVERFLOW_FACTORS),
-        repetition=repetition(layer, trace.follows),
-        repetition_baseline=repetition_baseline(layer, int(trace.follows.sum())),
+        locality=temporal_locality(layer, trace.follows),
+        locality_baseline=locality_baseline(layer, int(trace.follows.sum())),
         gate_entropy=None if layer.entropy is None else float(layer.entropy.mean()),
         auxiliary_loss=_auxiliary_loss(layer, trace),
         z_loss=layer.log_sum_squared,
@@ -117,7 +197,7 @@ def _layer(layer: LayerTrace, trace: Trace, adjacent_ranks: bool) -> LayerReport
     )
 
 
-def _auxiliary_loss(layer: LayerTrace, trace: Trace) -> float | None:
+def _auxiliary_loss(layer: LayerTrace, trace: RoutingTrace) -> float | None:
     if layer.mean_probabilities is None:
         return None
     share = np.bincount(trace.domain, minlength=len(trace.domains)) / trace.tokens

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Counts = NDArray[np.int64]
+Integers = NDArray[np.int64]
 Ids = NDArray[np.uint32]
 Choices = NDArray[np.uint16]
 Singles = NDArray[np.float32]
@@ -37,14 +37,14 @@ class LayerTrace:
     def active(self) -> int:
         return int(self.chosen.shape[1])
 
-    def counts(self, tokens: Flags | None = None) -> Counts:
+    def counts(self, tokens: Flags | None = None) -> Integers:
         """Assignments of each expert [E], of all tokens or of those flagged."""
         chosen = self.chosen if tokens is None else self.chosen[tokens]
         return np.bincount(chosen.ravel(), minlength=self.experts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trace:
+class RoutingTrace:
     """Everything recorded of one model over a set of prompts. T tokens, in the order they were read."""
 
     layers: tuple[LayerTrace, ...]
@@ -69,9 +69,9 @@ class Trace:
         return np.asarray(self.prompt[1:] == self.prompt[:-1])
 
 
-def bare(layers: Mapping[int, tuple[int, Choices]]) -> Trace:
+def bare(layers: Mapping[int, tuple[int, Choices]]) -> RoutingTrace:
     """A trace of choices alone: for each layer its number of experts and choices [T, k]. One prompt, ids all 0."""
     traced = tuple(LayerTrace(layer, experts, chosen) for layer, (experts, chosen) in sorted(layers.items()))
     tokens = len(traced[0].chosen)
     nothing = np.zeros(tokens, np.uint32)
-    return Trace(traced, nothing, nothing, nothing.astype(np.uint16), nothing.astype(bool))
+    return RoutingTrace(traced, nothing, nothing, nothing.astype(np.uint16), nothing.astype(bool))

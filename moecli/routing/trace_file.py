@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moecli.errors import MoecliError
-from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, LayerTrace, Trace
+from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, LayerTrace, RoutingTrace
 
 _MAGIC = b"moecli-trace"
 _VERSION = 1
@@ -30,7 +30,7 @@ _TEXTS = ("model", "revision", "dtype", "family")
 _PER_LAYER = {"weights": "f4", "entropy": "f2", "mean_probabilities": "f8", "probabilities": "f2"}
 
 
-def save(trace: Trace, path: Path) -> None:
+def save(trace: RoutingTrace, path: Path) -> None:
     """Write the trace; an existing file is replaced when the new one is whole."""
     arrays: dict[str, NDArray[Any]] = {
         "ids": trace.ids.astype("<u4"),
@@ -61,7 +61,7 @@ def save(trace: Trace, path: Path) -> None:
     unfinished.replace(path)
 
 
-def load(path: Path) -> Trace:
+def load(path: Path) -> RoutingTrace:
     """Read a trace from anyone. MoecliError if it is no trace, of a newer version, damaged or inconsistent."""
     try:
         content = path.read_bytes()
@@ -87,7 +87,7 @@ def _damaged(path: Path, reason: str) -> MoecliError:
     return MoecliError(f"the trace {path} is damaged: {reason[:200]}", "record or copy it again")
 
 
-def _read(header: dict[str, Any], data: bytes) -> Trace:
+def _read(header: dict[str, Any], data: bytes) -> RoutingTrace:
     """The trace, each number checked against every other. ValueError and its like where they disagree."""
     tokens, domains = header["tokens"], tuple(header["domains"])
     _require(type(tokens) is int and tokens > 0, "no tokens")
@@ -100,7 +100,7 @@ def _read(header: dict[str, Any], data: bytes) -> Trace:
     _require(bool(layers) and len({layer.layer for layer in layers}) == len(layers), "layers")
     columns = {name: _shaped(arrays, name, (tokens,)) for name in ("ids", "prompt", "domain", "generated")}
     _require(bool(columns["domain"].max() < len(domains)), "a domain out of range")
-    return Trace(
+    return RoutingTrace(
         layers,
         columns["ids"].astype(np.uint32),
         columns["prompt"].astype(np.uint32),

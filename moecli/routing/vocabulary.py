@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moecli.routing.trace import Counts, Floats, Ids, LayerTrace
+from moecli.routing.trace import Floats, Ids, Integers, LayerTrace
 
 LEAST_OCCURRENCES = 10
 
@@ -57,7 +57,7 @@ def vocabulary(layer: LayerTrace, ids: Ids, top: int = 5, least: int = LEAST_OCC
     )  # fmt: skip
 
 
-def _lifts(layer: LayerTrace, row: Counts, occurrences: Counts, order: Counts) -> tuple[Floats, Floats]:
+def _lifts(layer: LayerTrace, row: Integers, occurrences: Integers, order: Integers) -> tuple[Floats, Floats]:
     """Shares and lifts [ids, E], each token with the choices of the token that `order` [T] names."""
     counted = row >= 0
     keys = row[counted, None] * layer.experts + layer.chosen[order][counted]

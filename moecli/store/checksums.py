@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from moecli.store.manifest import FileSums
+from moecli.store.manifest import FileChecksums
 
 _CHUNK = 4 * 2**20
 _HALF = 32  # hexadecimal digits of a part's digest
@@ -17,7 +17,9 @@ def _unwatched(size: int) -> None:
     """Nobody watches."""
 
 
-def file_sums(path: Path, parts: Sequence[tuple[int, int]] = (), seen: Callable[[int], None] = _unwatched) -> FileSums:
+def file_checksums(
+    path: Path, parts: Sequence[tuple[int, int]] = (), seen: Callable[[int], None] = _unwatched
+) -> FileChecksums:
     """`parts` are (offset, size), one after another to the end of the file; what is before them is only in the whole.
 
     `seen` is told the bytes of each chunk.
@@ -39,7 +41,7 @@ def file_sums(path: Path, parts: Sequence[tuple[int, int]] = (), seen: Callable[
                 size += len(chunk)
                 seen(len(chunk))
             digests.append(part.hexdigest()[:_HALF])
-    return FileSums(size, whole.hexdigest(), tuple(digests))
+    return FileChecksums(size, whole.hexdigest(), tuple(digests))
 
 
 def _chunks(file: io.FileIO, size: int) -> Iterator[bytes]:

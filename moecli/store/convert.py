@@ -71,7 +71,7 @@ def _strips(job: Job) -> Iterator[Strip]:
 
 
 def _packed(strip: Strip, reading: Future[Tensor]) -> tuple[Strip, memoryview]:
-    from moecli.kernels.products import pack
+    from moecli.kernels.linear import pack
 
     try:
         packed = pack(strip.job.dtype, reading.result())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import sys
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from moecli.errors import CheckpointError, DiskError
-from moecli.store.manifest import FileSums
+from moecli.store.filesystem import FULL, unwritable
+from moecli.store.manifest import FileChecksums
 
 FILE = "journal"
 LOCK = "lock"
 _LONGEST_PLAN = 2**20
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Journal:
@@ -30,7 +29,7 @@ class Journal:
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
         self._path = folder / FILE
         self.done: set[str] = set()  # jobs
-        self.sealed: dict[str, FileSums] = {}  # files that are complete
+        self.sealed: dict[str, FileChecksums] = {}  # files that are complete
         self.kept: set[str] = set()  # shards whose leftovers were put aside
         events = self._read(plan)
         if events is None:
@@ -43,9 +42,9 @@ class Journal:
         """Jobs whose bytes are synced, shards whose leftovers are."""
         self._record({"done": sorted(done), "kept": sorted(kept)})
 
-    def seal(self, file: str, sums: FileSums) -> None:
+    def seal(self, file: str, checksums: FileChecksums) -> None:
         """A file that is complete and synced."""
-        self._record({"sealed": file, "sums": asdict(sums)})
+        self._record({"sealed": file, "checksums": asdict(checksums)})
 
     def _record(self, event: Mapping[str, Any]) -> None:
         self._append(event)
@@ -55,8 +54,10 @@ class Journal:
         self.done.update(event.get("done", ()))
         self.kept.update(event.get("kept", ()))
         if "sealed" in event:
-            sums = event["sums"]
-            self.sealed[event["sealed"]] = FileSums(sums["bytes"], sums["sha256"], tuple(sums["parts"]))
+            checksums = event["checksums"]
+            self.sealed[event["sealed"]] = FileChecksums(
+                checksums["bytes"], checksums["sha256"], tuple(checksums["parts"])
+            )
 
     def _read(self, plan: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """The events after the plan, or None to start anew. CheckpointError if another plan is being worked on."""
@@ -90,10 +91,10 @@ def explained(folder: Path) -> Iterator[None]:
     except BrokenPipeError:  # nobody reads our output any more: no disk
         raise
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             hint = "free some space and give the same command again: it goes on from there"
             raise DiskError(f"the disk of {folder} is full", hint) from error
-        raise DiskError(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise unwritable(folder, error) from error
 
 
 def read_plan(folder: Path) -> Mapping[str, Any] | None:

@@ -36,7 +36,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class FileSums:
+class FileChecksums:
     """The size and SHA-256 of a file, and the first half of the SHA-256 of each of its tensors or records."""
 
     bytes: int
@@ -45,14 +45,14 @@ class FileSums:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class StoreManifest:
     """All that manifest.json says; what can be computed from config.json is there for other programs to read."""
 
     dtype: str
     compute: str
     origin: Origin
     roles: Mapping[str, str]  # formats
-    files: Mapping[str, FileSums]
+    files: Mapping[str, FileChecksums]
     records: Mapping[str, Any] = field(default_factory=dict)  # by layer, as `describe` puts it
 
     def write(self, path: Path) -> None:
@@ -71,7 +71,7 @@ def describe(record: Record, experts: int) -> dict[str, Any]:
     return {"count": experts, "dtype": record.dtype, "stride": record.stride, "fields": fields}
 
 
-def read(folder: Path) -> Manifest:
+def read(folder: Path) -> StoreManifest:
     """The manifest of a store. CheckpointError if it is absent, damaged, or of a newer moecli."""
     document = _load(folder / FILE)
     schema = document.get("schema_version")
@@ -116,10 +116,10 @@ def _digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _parse(document: Mapping[str, Any]) -> Manifest:
+def _parse(document: Mapping[str, Any]) -> StoreManifest:
     origin = document["origin"]
     optional = {key: None if origin[key] is None else _text(origin[key]) for key in ("repo", "revision", "path")}
-    return Manifest(
+    return StoreManifest(
         dtype=_text(document["dtype"]),
         compute=_text(document["compute"]),
         origin=Origin(model=_text(origin["model"]), fingerprint=_text(origin["fingerprint"]), **optional),
@@ -129,11 +129,11 @@ def _parse(document: Mapping[str, Any]) -> Manifest:
     )
 
 
-def _sums(entry: Mapping[str, Any]) -> FileSums:
+def _sums(entry: Mapping[str, Any]) -> FileChecksums:
     parts = entry["parts"]
     if type(entry["bytes"]) is not int or type(parts) is not list:
         raise TypeError("sizes are whole numbers, parts a list")
-    return FileSums(entry["bytes"], _text(entry["sha256"]), tuple(map(_text, parts)))
+    return FileChecksums(entry["bytes"], _text(entry["sha256"]), tuple(map(_text, parts)))
 
 
 def _text(value: Any) -> str:

@@ -12,10 +12,10 @@ from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import Tensor
 from moecli.store import manifest
-from moecli.store.checksums import file_sums
+from moecli.store.checksums import file_checksums
 from moecli.store.expert_record import Record
 from moecli.store.layout import DENSE, EXPERTS, StoreLayout, are_possible, tensor_name
-from moecli.store.manifest import Manifest, Origin, damaged
+from moecli.store.manifest import Origin, StoreManifest, damaged
 from moecli.store.source import TEXTS
 
 PARTIAL = ".partial"  # what the name of an unfinished store ends with
@@ -26,7 +26,7 @@ class PackedStore:
     """A model on disk in one format, all of it found and of the right size. Contents are for `verify`."""
 
     folder: Path
-    manifest: Manifest
+    manifest: StoreManifest
     layout: StoreLayout
     checkpoint: Checkpoint
 
@@ -65,7 +65,7 @@ class PackedStore:
     @property
     def bytes(self) -> int:
         """What all files take, the manifest aside."""
-        return sum(sums.bytes for sums in self.manifest.files.values())
+        return sum(checksums.bytes for checksums in self.manifest.files.values())
 
     def dense(self, tensor: Tensor) -> tuple[StoredTensor, str]:
         """Where a dense tensor lies and its format; a quantised one is a flat run of bytes."""
@@ -89,23 +89,23 @@ def unfinished(folder: Path) -> CheckpointError:
     return CheckpointError(f"{folder} is not finished", "give the same command again: it goes on from there")
 
 
-def _check_sizes(folder: Path, found: Manifest) -> None:
+def _check_sizes(folder: Path, found: StoreManifest) -> None:
     """Every file that the manifest names is there and of its size."""
-    for name, sums in found.files.items():
+    for name, checksums in found.files.items():
         try:
             size = (folder / name).stat().st_size
         except FileNotFoundError:
             raise damaged(folder, f"its {name} is missing") from None
         except OSError as error:
             raise CheckpointError(f"{folder / name} cannot be read: {error.strerror or error}") from error
-        if size != sums.bytes:
-            raise damaged(folder, f"its {name} has {size} bytes instead of {sums.bytes}")
+        if size != checksums.bytes:
+            raise damaged(folder, f"its {name} has {size} bytes instead of {checksums.bytes}")
 
 
-def read_layout(folder: Path, found: Manifest) -> StoreLayout:
+def read_layout(folder: Path, found: StoreManifest) -> StoreLayout:
     """What config.json, which must be the one that was packed, and the formats imply; the manifest may only agree."""
     spec = families.read_spec(families.load_config(folder / "config.json"))
-    if found.files.get("config.json") != file_sums(folder / "config.json"):
+    if found.files.get("config.json") != file_checksums(folder / "config.json"):
         raise damaged(folder, "its config.json does not match its checksum")
     known = found.dtype in FORMATS and found.compute in PLAIN
     if not known or not are_possible(spec, found.dtype, found.compute, found.roles):
@@ -116,8 +116,8 @@ def read_layout(folder: Path, found: Manifest) -> StoreLayout:
     if strangers := found.files.keys() - layout.sizes.keys() - set(TEXTS):
         raise damaged(folder, f"its {manifest.FILE} names a file of no use, '{min(strangers)[:80]}'")
     for name, size in layout.sizes.items():
-        sums = found.files.get(name)
-        if sums is None or sums.bytes != size or len(sums.parts) != len(layout.parts(name)):
+        checksums = found.files.get(name)
+        if checksums is None or checksums.bytes != size or len(checksums.parts) != len(layout.parts(name)):
             raise damaged(folder, f"its {manifest.FILE} does not describe {name} as config.json implies it")
     return layout
 

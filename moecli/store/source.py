@@ -32,9 +32,9 @@ def open_source(folder: Path) -> Weights:
     return _bind(str(folder), config, lambda: Checkpoint.open(folder))
 
 
-def announced(model: str, config: Mapping[str, Any], tensors: Iterable[StoredTensor]) -> Weights:
-    """The same of weights that are not here yet. `tensors`, what their headers say, is asked once the config is fit."""
-    return _bind(model, config, lambda: Checkpoint({tensor.name: tensor for tensor in tensors}))
+def announced(name: str, config: Mapping[str, Any], tensors: Iterable[StoredTensor]) -> Weights:
+    """A checkpoint that is not here yet. `tensors`, what its headers say, is asked once the config is fit."""
+    return _bind(name, config, lambda: Checkpoint({tensor.name: tensor for tensor in tensors}))
 
 
 def text_files(folder: Path) -> list[Path]:
@@ -42,10 +42,10 @@ def text_files(folder: Path) -> list[Path]:
     return [folder / name for name in TEXTS if (folder / name).is_file()]
 
 
-def origin_of(model: str, repo: str | None, revision: str | None, folder: Path, weights: Weights) -> Origin:
+def origin_of(name: str, repo: str | None, revision: str | None, folder: Path, weights: Weights) -> Origin:
     """What a store says of a checkpoint on this machine; `revision` is a commit of `repo`."""
     path = None if repo else str(folder.resolve())
-    return Origin(model, repo, revision, path, fingerprint(folder, weights))
+    return Origin(name, repo, revision, path, fingerprint(folder, weights))
 
 
 def fingerprint(folder: Path, weights: Weights) -> str:
@@ -71,12 +71,12 @@ def header_fingerprint(tensors: Iterable[StoredTensor]) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def check_runs(spec: ModelSpec, model: str) -> None:
+def check_runs(spec: ModelSpec, name: str) -> None:
     """ConfigError or CheckpointError for what the engine cannot run."""
     if spec.unsupported:
         raise ConfigError(
             f"{spec.family} models cannot be run yet: the engine lacks {', '.join(spec.lacks)}",
-            f"moecli inspect and moecli memory know them: moecli inspect {model}",
+            f"moecli inspect and moecli memory know them: moecli inspect {name}",
         )
     if spec.quantization is not None:
         raise CheckpointError(
@@ -85,8 +85,8 @@ def check_runs(spec: ModelSpec, model: str) -> None:
         )
 
 
-def _bind(model: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkpoint]) -> Weights:
+def _bind(name: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkpoint]) -> Weights:
     family = families.find(config)
     spec = family.read(config)
-    check_runs(spec, model)
+    check_runs(spec, name)
     return Weights(spec, family, checkpoint())

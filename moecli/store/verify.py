@@ -10,11 +10,11 @@ from pathlib import Path
 from moecli.checkpoint.binding import Weights
 from moecli.errors import CheckpointError, ConfigError
 from moecli.store import manifest
-from moecli.store.checksums import file_sums
+from moecli.store.checksums import file_checksums
 from moecli.store.convert import packed_strips
 from moecli.store.jobs import jobs
 from moecli.store.layout import choose_layout
-from moecli.store.manifest import FileSums
+from moecli.store.manifest import FileChecksums
 from moecli.store.packed import PackedStore, is_partial, read_layout, unfinished
 
 Progress = Callable[[int, int], None]  # bytes looked at, of how many
@@ -41,7 +41,7 @@ def verify(folder: Path, progress: Progress) -> list[Problem]:
     except (CheckpointError, ConfigError) as error:
         return [Problem("config.json", error.message)]
     problems: list[Problem] = []
-    total, done = sum(sums.bytes for sums in found.files.values()), 0
+    total, done = sum(checksums.bytes for checksums in found.files.values()), 0
 
     def seen(size: int) -> None:
         nonlocal done
@@ -51,11 +51,11 @@ def verify(folder: Path, progress: Progress) -> list[Problem]:
     for name, expected in found.files.items():
         parts = layout.parts(name) if name in layout.sizes else []
         try:
-            sums = file_sums(folder / name, [(offset, size) for _, offset, size in parts], seen)
+            checksums = file_checksums(folder / name, [(offset, size) for _, offset, size in parts], seen)
         except OSError as error:
             problems.append(Problem(name, f"cannot be read: {error.strerror or error}"))
         else:
-            problems += (Problem(name, what) for what in _differences(expected, sums, [part[0] for part in parts]))
+            problems += (Problem(name, what) for what in _differences(expected, checksums, [part[0] for part in parts]))
     return problems
 
 
@@ -77,7 +77,7 @@ def compare(store: PackedStore, weights: Weights, progress: Progress) -> list[Pr
     return list(differing.values())
 
 
-def _differences(expected: FileSums, found: FileSums, names: list[str]) -> Iterator[str]:
+def _differences(expected: FileChecksums, found: FileChecksums, names: list[str]) -> Iterator[str]:
     if found == expected:
         return
     damaged = [

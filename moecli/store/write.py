@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -18,12 +17,13 @@ from moecli.checkpoint.binding import Weights
 from moecli.checkpoint.safetensors import Checkpoint
 from moecli.errors import CheckpointError, DiskError
 from moecli.store import journal, manifest
-from moecli.store.checksums import file_sums
+from moecli.store.checksums import file_checksums
 from moecli.store.convert import packed_strips
+from moecli.store.filesystem import free_space
 from moecli.store.jobs import Job, by_layer, jobs
 from moecli.store.journal import Journal, explained, locked, occupied, sync_folder
 from moecli.store.layout import StoreLayout, choose_layout
-from moecli.store.manifest import FileSums, Manifest, Origin
+from moecli.store.manifest import FileChecksums, Origin, StoreManifest
 from moecli.store.packed import PARTIAL, PackedStore, describe_records
 from moecli.store.source import fingerprint, text_files
 from moecli.units import format_bytes
@@ -67,7 +67,7 @@ def existing(target: Path, layout: StoreLayout, origin: Origin) -> PackedStore |
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
     if not (target / manifest.FILE).is_file():
-        raise DiskError(f"{target} is there already and is no packed model", "name another folder with -o")
+        raise DiskError(f"{target} is there already and is not a packed model", "name another folder with -o")
     store = PackedStore.open(target)
     if store.dtype == layout.dtype and store.source.is_same(origin):
         (target / journal.LOCK).unlink(missing_ok=True)  # a kill may have come between the name and this
@@ -101,8 +101,7 @@ def room_needed(target: Path, layout: StoreLayout) -> int:
 def check_room(target: Path, layout: StoreLayout, besides: int = 0) -> None:
     """DiskError unless the rest of a store, and so many bytes `besides`, fit the disk."""
     needed = room_needed(target, layout) + besides
-    here = next(folder for folder in target.absolute().parents if folder.exists())
-    free = shutil.disk_usage(here).free
+    free = free_space(target.parent)
     if needed > free:
         raise DiskError(
             f"{target} needs {format_bytes(needed)} more on its disk, which has {format_bytes(free)} free",
@@ -156,20 +155,22 @@ class Writer:
         for name in self._layout.sizes:
             if not self._left[name] and name not in self.journal.sealed:
                 parts = [(offset, size) for _, offset, size in self._layout.parts(name)]
-                self.journal.seal(name, file_sums(self.folder / name, parts))
+                self.journal.seal(name, file_checksums(self.folder / name, parts))
         self._synced_at = time.monotonic()
 
     def finish(self, texts: Iterable[Path]) -> PackedStore:
         """Add the small files and the manifest, and give the folder its name."""
         self.sync()
         sealed = {name: self.journal.sealed[name] for name in self._layout.sizes}
-        sums = {path.name: self._copy(path) for path in texts} | sealed
+        checksums = {path.name: self._copy(path) for path in texts} | sealed
         layout = self._layout
-        whole = Manifest(layout.dtype, layout.compute, self._origin, layout.roles, sums, describe_records(layout))
+        whole = StoreManifest(
+            layout.dtype, layout.compute, self._origin, layout.roles, checksums, describe_records(layout)
+        )
         whole.write(self.folder / manifest.FILE)
         _sync(self.folder / manifest.FILE)
         sync_folder(self.folder)
-        extra = [file for file in self.folder.iterdir() if file.name not in (manifest.FILE, journal.LOCK, *sums)]
+        extra = [file for file in self.folder.iterdir() if file.name not in (manifest.FILE, journal.LOCK, *checksums)]
         for file in sorted(extra, key=lambda file: file.name == journal.FILE):  # last: its absence says all is there
             file.unlink()
         _give_name(self.folder, self._target)
@@ -202,11 +203,11 @@ class Writer:
         file.write(self._layout.header(name))
         return file
 
-    def _copy(self, path: Path) -> FileSums:
+    def _copy(self, path: Path) -> FileChecksums:
         copy = self.folder / path.name
         copy.write_bytes(path.read_bytes())
         _sync(copy)
-        return file_sums(copy)
+        return file_checksums(copy)
 
 
 def _give_name(partial: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moecli.checkpoint.inventory import Census, take_census
+from moecli.checkpoint.inventory import Inventory, take_inventory
 from moecli.checkpoint.prequantized import main_format, true_tensors
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError
@@ -18,11 +18,11 @@ MIXTRAL = 46_702_792_704
 GPT_OSS = 20_914_757_184
 
 
-def opened(folder: Path, alias: str, *shards: headers.Tensors, **changes: object) -> tuple[Census, Checkpoint]:
+def opened(folder: Path, alias: str, *shards: headers.Tensors, **changes: object) -> tuple[Inventory, Checkpoint]:
     config = catalog.find(alias).config() | changes
     checkpoint = Checkpoint.open(headers.write(folder, config, *shards))
     spec = families.read_spec(config)
-    return take_census(checkpoint.tensors, families.find(config), spec, params.count(spec)), checkpoint
+    return take_inventory(checkpoint.tensors, families.find(config), spec, params.count(spec)), checkpoint
 
 
 def naive(checkpoint: Checkpoint) -> int:
@@ -42,15 +42,15 @@ def naive(checkpoint: Checkpoint) -> int:
 )
 def test_mixtral_is_mixtral_however_it_is_packed(tmp_path, packing, name):
     tensors = headers.packed(headers.mixtral(), packing)
-    census, checkpoint = opened(tmp_path, "mixtral", *headers.split(tensors, 3))
-    assert census.parameters == MIXTRAL and census.format == name
-    assert not census.differences and not census.excluded
-    assert census.bytes == sum(tensor.size for tensor in checkpoint.tensors.values()) < 2 * MIXTRAL
-    assert 0 < census.read_bytes_per_token < census.bytes / 3
+    inventory, checkpoint = opened(tmp_path, "mixtral", *headers.split(tensors, 3))
+    assert inventory.parameters == MIXTRAL and inventory.format == name
+    assert not inventory.differences and not inventory.excluded
+    assert inventory.bytes == sum(tensor.size for tensor in checkpoint.tensors.values()) < 2 * MIXTRAL
+    assert 0 < inventory.read_bytes_per_token < inventory.bytes / 3
 
 
 def test_the_number_that_tools_show_for_mixtral_in_4_bit_is_not_shown(tmp_path):
-    census, checkpoint = opened(tmp_path, "mixtral", headers.packed(headers.mixtral(), "bnb4"))
+    inventory, checkpoint = opened(tmp_path, "mixtral", headers.packed(headers.mixtral(), "bnb4"))
     codes = [
         t for t in checkpoint.tensors.values() if t.name.endswith((".weight", ".absmax")) and "nested" not in t.name
     ]
@@ -58,23 +58,24 @@ def test_the_number_that_tools_show_for_mixtral_in_4_bit_is_not_shown(tmp_path):
         sum(prod(tensor.shape) for tensor in codes if len(tensor.shape) > 1 or "absmax" in tensor.name)
         == 24_207_966_208
     )
-    assert census.parameters == MIXTRAL
+    assert inventory.parameters == MIXTRAL
 
 
 def test_gpt_oss_as_published(tmp_path):
-    census, checkpoint = opened(tmp_path, "gpt-oss-20b", *headers.split(headers.gpt_oss(), 3))
+    inventory, checkpoint = opened(tmp_path, "gpt-oss-20b", *headers.split(headers.gpt_oss(), 3))
     assert naive(checkpoint) == 11_956_805_184
-    assert census.parameters == GPT_OSS and census.bytes == 13_761_264_768
-    assert census.format == "mxfp4" and not census.differences
+    assert inventory.parameters == GPT_OSS and inventory.bytes == 13_761_264_768
+    assert inventory.format == "mxfp4" and not inventory.differences
 
 
 def test_plain_files_are_checked_name_by_name(tmp_path):
     tensors = headers.plain(headers.mixtral())
-    census, _ = opened(tmp_path / "right", "mixtral", tensors)
-    assert census.parameters == MIXTRAL and not census.differences and census.read_bytes_per_token == 25_497_706_496
+    inventory, _ = opened(tmp_path / "right", "mixtral", tensors)
+    assert inventory.parameters == MIXTRAL and not inventory.differences
+    assert inventory.read_bytes_per_token == 25_497_706_496
     renamed = {name.replace("layers.31.input", "layers.31.other"): value for name, value in tensors.items()}
-    census, _ = opened(tmp_path / "wrong", "mixtral", renamed)
-    assert census.parameters == MIXTRAL and "layers.31.input_layernorm" in census.differences[0]
+    inventory, _ = opened(tmp_path / "wrong", "mixtral", renamed)
+    assert inventory.parameters == MIXTRAL and "layers.31.input_layernorm" in inventory.differences[0]
 
 
 def test_what_is_no_part_of_the_model_is_reported_apart(tmp_path):
@@ -84,9 +85,9 @@ def test_what_is_no_part_of_the_model_is_reported_apart(tmp_path):
         "model.layers.0.self_attn.rotary_emb.inv_freq": ("F32", (64,)),
         "model.layers.0.ffn.tid2eid": ("I64", (32000, 2)),
     }
-    census, _ = opened(tmp_path, "mixtral", headers.packed(headers.mixtral(), "fp8") | extra)
-    assert census.parameters == MIXTRAL and not census.differences
-    assert {each.reason: each.parameters for each in census.excluded} == {
+    inventory, _ = opened(tmp_path, "mixtral", headers.packed(headers.mixtral(), "fp8") | extra)
+    assert inventory.parameters == MIXTRAL and not inventory.differences
+    assert {each.reason: each.parameters for each in inventory.excluded} == {
         "multi-token prediction": 32768, "vision and audio": 4096, "buffers": 64, "tables of integers": 64000,
     }  # fmt: skip
 
@@ -101,8 +102,8 @@ def test_a_missing_tensor_is_a_difference(tmp_path):
     tensors = headers.packed(headers.mixtral(), "gptq")
     for part in ("qweight", "qzeros", "scales", "g_idx"):
         del tensors[f"model.layers.3.block_sparse_moe.experts.5.w2.{part}"]
-    census, _ = opened(tmp_path, "mixtral", tensors)
-    assert census.differences == (
+    inventory, _ = opened(tmp_path, "mixtral", tensors)
+    assert inventory.differences == (
         "the files hold 46,644,072,448 parameters and config.json implies 46,702,792,704: 58,720,256 fewer",
     )
 
@@ -143,12 +144,12 @@ def test_the_layer_after_the_last_is_for_multi_token_prediction():
     header = stored("model.layers.60.eh_proj.weight", "BF16", 4, 4) | stored(
         "model.layers.61.eh_proj.weight", "BF16", 5
     )
-    census = take_census(header, families.find(config), spec, params.count(spec))
-    assert census.parameters == 16
-    assert [(each.reason, each.parameters) for each in census.excluded] == [("multi-token prediction", 5)]
+    inventory = take_inventory(header, families.find(config), spec, params.count(spec))
+    assert inventory.parameters == 16
+    assert [(each.reason, each.parameters) for each in inventory.excluded] == [("multi-token prediction", 5)]
 
 
 def test_a_strangers_tensor_name_cannot_steer_the_terminal(tmp_path):
     tensors = headers.plain(headers.mixtral()) | {"\x1b[31mred": ("BF16", (1,))}
-    census, _ = opened(tmp_path, "mixtral", tensors)
-    assert len(census.differences) == 2 and all(text.isprintable() for text in census.differences)
+    inventory, _ = opened(tmp_path, "mixtral", tensors)
+    assert len(inventory.differences) == 2 and all(text.isprintable() for text in inventory.differences)

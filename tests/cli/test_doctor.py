@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import moecli as package
-from moecli.doctor.kernels import absence
 from moecli.kernels import library
+from moecli.kernels.library import open_library
 
 PACKAGE = Path(package.__file__).parent
 KERNEL = "_native.so"
@@ -29,7 +29,7 @@ def wrong(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("problem: ")]
 
 
-@pytest.mark.skipif(not library.tiers(), reason="the native kernels are not built")
+@pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")
 def test_this_machine(moecli, tmp_path):
     result = moecli("doctor", "--json", HF_TOKEN=TOKEN, HF_ENDPOINT=f"https://me:{TOKEN}@hub.example")
     assert TOKEN not in result.stdout + result.stderr
@@ -39,7 +39,7 @@ def test_this_machine(moecli, tmp_path):
     assert result.returncode == (1 if found["problems"] else 0) and result.stderr == ""
     assert found["software"]["libraries"]["torch"]["version"] == torch.__version__
     assert found["kernels"]["formats"]["cpu"] == {"q4": "native", "q8": "native", "nf4": "torch", "int8": "torch"}
-    assert found["kernels"]["tier"] == library.tiers()[0] and found["kernels"]["openmp"]
+    assert found["kernels"]["isa"] == library.isas()[0] and found["kernels"]["openmp"]
     assert found["processor"]["threads"] == 1 and found["processor"]["threads_asked"] == "1"
     assert 0 < found["built_in"]["takes_bytes"] < found["memory"]["budget_bytes"] <= found["memory"]["total_bytes"]
     assert found["memory"]["read_bytes_per_s"] > 1e8
@@ -137,7 +137,18 @@ def test_installed_without_a_compiler_it_says_so_in_one_line(environment, tmp_pa
         assert "; hint: reinstall moecli" in line
 
 
+@pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")
+def test_an_instruction_set_that_is_not_here(moecli):
+    result = moecli("doctor", "--json", MOECLI_ISA="abacus")
+    found = json.loads(result.stdout)
+    assert result.returncode == 1 and {"isa": None, "isas": list(library.isas())}.items() <= found["kernels"].items()
+    assert "MOECLI_ISA is 'abacus'" in [problem["what"] for problem in found["problems"]]
+    result = moecli("run", "tiny", "--dtype", "q4", "-n", "1", "The sea", MOECLI_ISA="abacus")
+    assert result.returncode == 2 and result.stdout == ""
+    assert f"hint: the instruction sets here: {', '.join(library.isas())}" in result.stderr
+
+
 def test_why_a_library_is_not_used(tmp_path):
     (tmp_path / "text.so").write_text("no library")
-    assert absence(tmp_path / "none.so") == "were not built"
-    assert absence(tmp_path / "text.so").startswith("cannot be loaded (")
+    assert open_library(tmp_path / "none.so") == "were not built"
+    assert open_library(tmp_path / "text.so").startswith("cannot be loaded (")

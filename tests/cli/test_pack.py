@@ -62,10 +62,10 @@ def test_verbose_says_what_will_be_written(moecli):
 @pytest.mark.parametrize(
     ("arguments", "code", "message", "hint"),
     [
-        (["tiny", "--dtype", "q3"], 2, "--dtype q3 is not known", "it takes auto, fp32,"),
+        (["tiny", "--dtype", "q3"], 2, "unknown --dtype 'q3'", "it takes auto, fp32,"),
         (["tinny"], 1, "no model is called 'tinny'", "did you mean tiny?"),
         (["mixtral"], 1, "is not on this machine", "moecli pull mixtral"),
-        (["tiny", "-o", "."], 1, "is no packed model", "name another folder with -o"),
+        (["tiny", "-o", "."], 1, "is not a packed model", "name another folder with -o"),
     ],
 )
 def test_what_cannot_be_packed_is_explained(arguments, code, message, hint, moecli):

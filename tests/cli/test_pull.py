@@ -88,7 +88,7 @@ def test_a_dry_run_of_mixtral_costs_kilobytes(pull, hub, tmp_path):
     hub.put(f"{repo}/consolidated.00.pt", b"pickle")
     result = pull("mixtral", "--dry-run", "--json")
     document = json.loads(result.stdout)
-    assert document["name"] == "mixtral" and document["source"] == repo and document["licence"] == "apache-2.0"
+    assert document["name"] == "mixtral" and document["source"] == repo and document["license"] == "apache-2.0"
     assert 93.4e9 < document["bytes"] == document["download_bytes"] < 93.5e9 and document["cached_bytes"] == 0
     assert document["dtype"] == "bf16" and document["peak_rss_bytes"] > 93e9 and document["runnable"]
     assert len(document["files"]) == 21 and not any(".pt" in file["name"] for file in document["files"])

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import MixtralConfig, MixtralForCausalLM
 
 import moecli
 from moecli.planning.memory import estimate_memory
 from moecli.planning.placement import fit_layerwise, place
 from moecli.routing import files, trace_file
 from moecli.routing.published import paper
-from moecli.routing.trace import Trace, bare
+from moecli.routing.trace import RoutingTrace, bare
 from tests.support.checkpoints import write
+from tests.support.oracle import transformers
 from tests.support.stores import packed
 
 TINY = Path(moecli.__file__).parent / "tiny"
@@ -119,7 +119,7 @@ def test_prompts_with_domains_against_another_format(moecli, tmp_path):
     assert against["agreement"]["layers"][0]["baseline"]["equal_sets"] == pytest.approx(1 / 28)
 
 
-def small(tmp_path: Path, layers: int = 3, experts: int = 8, active: int = 2, **about: Any) -> Trace:
+def small(tmp_path: Path, layers: int = 3, experts: int = 8, active: int = 2, **about: Any) -> RoutingTrace:
     random = np.random.default_rng(0)
     order = random.random((layers, 50, experts)).argsort(-1)[..., :active]
     path = tmp_path / "small.trace"
@@ -159,14 +159,14 @@ def test_mixtral_stands_beside_its_paper(moecli, tmp_path):
     trace = small(tmp_path, layers=32, family="mixtral", model="mixtral")
     result = moecli("inspect", "--routing", "--from", str(tmp_path / "small.trace"), "--json")
     published = json.loads(result.stdout)["routing"]["published"]
-    assert published["repetition"]["published"]["ArXiv"] == {
+    assert published["temporal_locality"]["published"]["ArXiv"] == {
         "first": [0.14, 0.279, 0.227],
         "either": [0.465, 0.623, 0.529],
     }
     first = [
         float((rows[1:, 0] == rows[:-1, 0]).mean()) for rows in (trace.layers[layer].chosen for layer in (0, 15, 31))
     ]
-    assert published["repetition"]["measured"][""]["first"] == pytest.approx(first)
+    assert published["temporal_locality"]["measured"][""]["first"] == pytest.approx(first)
     github = published["domain_shares"]["published"]["github"]
     assert [sum(layer) for layer in github] == pytest.approx([1, 1, 1]) and github[0][5] == pytest.approx(
         0.1621, abs=5e-5
@@ -222,11 +222,11 @@ def test_a_hint_repeats_the_folder_as_it_was_typed(moecli, tmp_path):
 
 
 def test_a_store_larger_than_the_memory_limit_is_analysed_within_it(moecli, tmp_path):
-    config = MixtralConfig(
+    config = transformers().MixtralConfig(
         vocab_size=4096, hidden_size=512, intermediate_size=512, num_hidden_layers=6, num_attention_heads=8,
         num_key_value_heads=2, num_local_experts=32, max_position_embeddings=512,
     )  # fmt: skip
-    folder = write(MixtralForCausalLM(config).bfloat16(), tmp_path / "model")
+    folder = write(transformers().MixtralForCausalLM(config).bfloat16(), tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, folder)
     store = packed(folder, tmp_path / "store", "bf16")

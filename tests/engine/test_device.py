@@ -104,8 +104,8 @@ def test_without_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device", "gpu"], "error: --device gpu is not known"),
-        (["--device", "cuda:x"], "error: --device cuda:x is not known"),
+        (["--device", "gpu"], "error: unknown --device 'gpu'"),
+        (["--device", "cuda:x"], "error: unknown --device 'cuda:x'"),
         (["--device", "cpu", "--vram", "2GiB"], "error: --vram 2 GiB has no GPU to bound"),
         (["--vram", "lots"], "error: "),
     ],

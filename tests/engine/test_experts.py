@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from moecli.checkpoint.reading import read_slice, stored_slice
 from moecli.engine.load import open_model
 from moecli.experts.store import Group, Statistics, mix
-from moecli.kernels.products import ACTIVATIONS, Expert, expert_outputs, feed_forward
+from moecli.kernels.linear import ACTIVATIONS, Expert, expert_outputs, feed_forward
 from moecli.model.spec import Activation
 from moecli.model.tensors import EXPERT_MATRICES
 from tests.support.checkpoints import make, write

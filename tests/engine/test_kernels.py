@@ -35,7 +35,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     choice.chosen.cache_clear()
 
 
-@pytest.mark.skipif(not library.tiers(), reason="the native kernels are not built")
+@pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")
 @pytest.mark.parametrize("dtype", ["q4", "q8"])
 def test_native_and_torch_say_the_same(dtype: str, use: Callable[[str], None]) -> None:
     """The same 200 greedy tokens, and a perplexity within half a per cent."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from tests.support.checkpoints import FAMILIES, LAYOUTS, make, prompt, write
 from tests.support.running import greedy, load, score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOKENS = 24
 PROMPTS = (prompt(5), prompt(200))

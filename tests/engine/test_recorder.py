@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 import moecli
 from moecli.engine import analysis
@@ -21,11 +21,14 @@ from moecli.engine.sampling import Sampler, Sampling
 from moecli.errors import MoecliError, NotEnoughMemory
 from moecli.experts.tiered import TieredExperts
 from moecli.routing.prompts import Prompt, bundled
-from moecli.routing.trace import Trace
+from moecli.routing.trace import RoutingTrace
 from tests.support.checkpoints import FAMILIES, make, prompt, write
 from tests.support.running import load, session
 from tests.support.stores import decoder as placed
 from tests.support.stores import packed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TINY = Path(moecli.__file__).parent / "tiny"
 TEXTS = [
@@ -41,7 +44,7 @@ DYNAMIC = {
 }  # fmt: skip
 
 
-def one_by_one(decoder: Decoder, texts: Sequence[Text], chunk: int = 256, count: int = 0) -> Trace:
+def one_by_one(decoder: Decoder, texts: Sequence[Text], chunk: int = 256, count: int = 0) -> RoutingTrace:
     """Each text by itself, with up to `count` tokens generated after it."""
     builder = new_builder("model", decoder.spec, keep_probabilities=True)
     recorder = Recorder(decoder.spec, builder)
@@ -55,13 +58,13 @@ def one_by_one(decoder: Decoder, texts: Sequence[Text], chunk: int = 256, count:
     return builder.build()
 
 
-def together(decoder: Decoder, texts: Sequence[Text], chunk: int = 256) -> Trace:
+def together(decoder: Decoder, texts: Sequence[Text], chunk: int = 256) -> RoutingTrace:
     builder = new_builder("model", decoder.spec, keep_probabilities=True)
     decoder.survey([torch.tensor(text.ids) for text in texts], chunk, SurveyRecorder(decoder.spec, builder, texts))
     return builder.build()
 
 
-def same(one: Trace, other: Trace) -> None:
+def same(one: RoutingTrace, other: RoutingTrace) -> None:
     """Equal but for rounding in what is no choice."""
     for name in ("ids", "prompt", "domain", "generated"):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
@@ -184,7 +187,7 @@ def runner(**choices: object) -> Runner:
     return open_runner("tiny", TINY, "auto", Choices(raw=True, seed=0, threads=1, ram=2**33, **choices))  # type: ignore[arg-type]
 
 
-def record(of: Runner, prompts: Sequence[Prompt], limit: int | None = None, max_tokens: int = 0) -> Trace:
+def record(of: Runner, prompts: Sequence[Prompt], limit: int | None = None, max_tokens: int = 0) -> RoutingTrace:
     def silent(done: int, total: int) -> None:
         """Nobody watches."""
 

@@ -14,15 +14,15 @@ from huggingface_hub import snapshot_download, try_to_load_from_cache
 from moecli.errors import CheckpointError, MoecliError, NetworkError
 from moecli.hub import cache as hub_cache
 from moecli.hub.download import each, fetch_all
-from moecli.hub.manifest import Manifest, RemoteFile, read_manifest
-from moecli.hub.retry import Patience
+from moecli.hub.manifest import DownloadManifest, RemoteFile, read_manifest
+from moecli.hub.retry import RetryPolicy
 from moecli.model import catalog
 from tests.support import headers, hub_server
 from tests.support.hub_server import Fault
 
 REPO = "somebody/some-moe"
 FIRST, SECOND = headers.shard_names(2)
-QUICK = Patience(attempts=4, first_wait=0.01)
+QUICK = RetryPolicy(attempts=4, first_wait=0.01)
 
 
 class Seen:
@@ -255,7 +255,7 @@ def test_a_lying_size_is_refused_before_its_bytes(hub: hub_server.Hub, size: int
     hub.sizes[FIRST] = size
     manifest = read_manifest(REPO)
     with pytest.raises(CheckpointError, match=r"not the .* bytes that the Hub announced"):
-        list(each(manifest, manifest.weights[:1], Seen(), patience=QUICK))
+        list(each(manifest, manifest.weights[:1], Seen(), policy=QUICK))
     assert not (manifest.snapshot / FIRST).exists()
 
 
@@ -350,7 +350,7 @@ def test_the_token_goes_to_no_other_host(hub: hub_server.Hub, monkeypatch: pytes
 # One shard at a time
 
 
-def shards_and_rest(hub: hub_server.Hub) -> Manifest:
+def shards_and_rest(hub: hub_server.Hub) -> DownloadManifest:
     for number in range(6):
         hub.put(f"{REPO}/part-{number}.safetensors", weights(number, 1000 + number))
     index = {"weight_map": {str(number): f"part-{number}.safetensors" for number in range(6)}}

@@ -20,9 +20,9 @@ from moecli.errors import CheckpointError, ConfigError, DiskError, MoecliError, 
 from moecli.hub import cache as hub_cache
 from moecli.hub.download import fetch_all
 from moecli.hub.manifest import RemoteFile, read_manifest
-from moecli.hub.retry import Patience
-from moecli.library import resolve as hub
+from moecli.hub.retry import RetryPolicy
 from moecli.library.pull_packed import check_space, propose_packed, pull_packed
+from moecli.library.resolve import resolve
 from moecli.library.stores import default_folder
 from moecli.store.packed import PackedStore
 from moecli.store.verify import verify
@@ -33,7 +33,7 @@ from tests.support.processes import in_child
 from tests.support.stores import contents, deal, packed, random_mixtral
 
 REPO = "somebody/five-layers"
-QUICK = Patience(attempts=3, first_wait=0.01)
+QUICK = RetryPolicy(attempts=3, first_wait=0.01)
 SHARDS = 6
 
 
@@ -91,7 +91,7 @@ def published(request, server, checkpoint, strewn) -> Path:
 
 def pull(model: str = REPO, dtype: str = "q4", keep: bool = False, progress=lambda done, total: None) -> PackedStore:
     """As the command does it."""
-    plan = propose_packed(hub.resolve(model), dtype, keep=keep)
+    plan = propose_packed(resolve(model, original=True), dtype, keep=keep)
     if plan.store is None:
         check_space(plan)
     return pull_packed(plan, Watcher(), progress, QUICK)
@@ -204,7 +204,7 @@ def test_what_is_packed_is_not_fetched_again(published, server, store):
     with pytest.raises(KeyboardInterrupt):
         pull(progress=stop_at(0.5))
     before = shard_bytes(server)
-    plan = propose_packed(hub.resolve(REPO), "q4")
+    plan = propose_packed(resolve(REPO, original=True), "q4")
     weights = sum(file.stat().st_size for file in published.glob("*.safetensors"))
     assert plan.proposal.missing < 0.6 * weights and plan.proposal.present > 0.4 * weights
     told: list[int] = []
@@ -304,9 +304,9 @@ def test_a_damaged_shard_is_refused_and_packed_when_it_is_whole(server, checkpoi
     ("change", "words"),
     [
         (lambda index, files: index.update(extra="no-such.safetensors"), "names 'no-such.safetensors'"),
-        (lambda index, files: index.update(extra="../model-000.safetensors"), "outside the repository"),
+        (lambda index, files: index.update(extra="../model-000.safetensors"), "outside its folder"),
         (lambda index, files: [index.pop(n) for n in list(index) if index[n] == files[2]], "is missing from"),
-        (lambda index, files: index.update(dict.fromkeys(list(index), 7)), "outside the repository"),
+        (lambda index, files: index.update(dict.fromkeys(list(index), 7)), "outside its folder"),
     ],
 )
 def test_an_index_that_lies_of_files_is_explained(server, checkpoint, change, words):
@@ -359,12 +359,12 @@ def test_a_refusal_while_headers_are_read_passes_or_is_said(server, checkpoint, 
 
 def test_no_room_is_said_before_the_first_shard(server, checkpoint, monkeypatch):
     publish(server, checkpoint)
-    plan = propose_packed(hub.resolve(REPO), "q4")
+    plan = propose_packed(resolve(REPO, original=True), "q4")
     sizes_of = {file.name: file.stat().st_size for file in checkpoint.glob("*.safetensors")}
     sizes = sorted(sizes_of.values(), reverse=True)
     output = sum(plan.layout.sizes.values())
     assert output + sum(sizes[:2]) <= plan.proposal.room <= output + sum(sizes[:2]) + (17 << 20)
-    kept = propose_packed(hub.resolve(REPO), "q4", keep=True).proposal
+    kept = propose_packed(resolve(REPO, original=True), "q4", keep=True).proposal
     assert kept.room >= output + sum(sizes) and kept.missing >= sum(sizes)
     usage = shutil.disk_usage("/")._replace(free=plan.proposal.room - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)

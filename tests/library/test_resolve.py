@@ -14,7 +14,8 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from moecli.errors import ModelNotFound
 from moecli.hub import cache as hub_cache
-from moecli.library import resolve as hub
+from moecli.library import resolve as front_door
+from moecli.library.resolve import resolve
 
 REPO = "mistralai/Mixtral-8x7B-Instruct-v0.1"
 OLD, NEW = "a" * 40, "b" * 40
@@ -62,7 +63,7 @@ def model_folder(path: Path) -> Path:
 def refusal(model: str) -> tuple[str, str | None]:
     """What the user reads when MODEL cannot be run."""
     with pytest.raises(ModelNotFound) as caught:
-        hub.require_folder(hub.resolve(model))
+        assert resolve(model).weights is None
     return caught.value.message, caught.value.hint
 
 
@@ -73,44 +74,44 @@ def test_a_folder_comes_before_an_alias_and_before_a_hub_id(cache: Path) -> None
     download(cache)
     for name in ("mixtral", "tiny", "mistralai/Mixtral-8x7B-Instruct-v0.1"):
         folder = model_folder(Path(name))
-        source = hub.resolve(name)
+        source = resolve(name)
         assert source.folder == folder and source.entry is None and source.repo is None
         assert source.name == folder.name
 
 
 def test_a_folder_without_a_model_does_not_hide_an_alias() -> None:
     Path("mixtral").mkdir()
-    assert hub.resolve("mixtral").repo == REPO
+    assert resolve("mixtral").repo == REPO
 
 
 def test_the_built_in_model_lies_in_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(hub, "__file__", str(tmp_path / "package" / "library" / "resolve.py"))
+    monkeypatch.setattr(front_door, "__file__", str(tmp_path / "package" / "library" / "resolve.py"))
     assert refusal("tiny") == (
         "the built-in model 'tiny' is missing from this installation",
         "reinstall moecli",
     )
     folder = model_folder(tmp_path / "package" / "tiny")
-    assert hub.require_folder(hub.resolve("Tiny")) == folder
+    assert resolve("Tiny").weights == folder
 
 
 def test_an_alias_leads_to_the_entry_and_its_repository(cache: Path) -> None:
-    source = hub.resolve("mixtral-8x7b")
+    source = resolve("mixtral-8x7b")
     assert (source.name, source.repo, source.folder, source.commit) == ("mixtral", REPO, None, None)
     assert source.entry is not None and source.entry.alias == "mixtral"
     folder = download(cache)
-    source = hub.resolve("mixtral-8x7b")
+    source = resolve("mixtral-8x7b")
     assert (source.folder, source.commit, source.revision) == (folder, NEW, None)
 
 
 def test_a_hub_id_of_the_catalog_is_spelled_as_the_hub_spells_it(cache: Path) -> None:
     folder = download(cache)
-    source = hub.resolve(REPO.lower())
+    source = resolve(REPO.lower())
     assert (source.name, source.repo, source.folder) == ("mixtral", REPO, folder)
 
 
 def test_any_other_hub_id_keeps_its_name(cache: Path) -> None:
     folder = download(cache, repo="someone/My_MoE.v2", ref="dev")
-    source = hub.resolve("someone/My_MoE.v2@dev")
+    source = resolve("someone/My_MoE.v2@dev")
     assert (source.name, source.repo, source.revision) == ("someone/My_MoE.v2", "someone/My_MoE.v2", "dev")
     assert (source.folder, source.entry) == (folder, None)
 
@@ -119,29 +120,29 @@ def test_any_other_hub_id_keeps_its_name(cache: Path) -> None:
 def test_every_spelling_of_a_path(spelling: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(Path.cwd()))
     model_folder(Path("m"))
-    source = hub.resolve(spelling.format(here=Path.cwd()))
+    source = resolve(spelling.format(here=Path.cwd()))
     assert source.name == "m" and source.folder is not None and source.folder.samefile("m")
 
 
 def test_the_working_directory_is_named_by_its_folder() -> None:
     Path("config.json").write_text("{}")
     Path("inner").mkdir()
-    assert hub.resolve(".").name == "desk"
+    assert resolve(".").name == "desk"
     os.chdir("inner")
-    assert hub.resolve("..").name == "desk"
+    assert resolve("..").name == "desk"
 
 
 def test_a_packed_store_is_a_path_too() -> None:
     Path("store").mkdir()
     Path("store/manifest.json").write_text("{}")
-    assert hub.require_folder(hub.resolve("store")) == Path("store")
+    assert resolve("store").weights == Path("store")
 
 
 @pytest.mark.parametrize("spelling", ["some/config.json", "./some/config.json"])
 def test_a_bare_configuration_can_be_read_but_not_run(spelling: str) -> None:
     model_folder(Path("some"))
-    source = hub.resolve(spelling)
-    assert source.config_file == Path("some/config.json") and source.folder is None and source.name == "some"
+    source = resolve(spelling)
+    assert source.file == Path("some/config.json") and source.folder is None and source.name == "some"
     message, hint = refusal(spelling)
     assert message == "'some/config.json' is a configuration without weights" and hint
 
@@ -199,7 +200,7 @@ def test_a_partial_download_says_what_is_missing(cache: Path, files: tuple[str, 
     message = f"model 'mixtral' ({REPO}) is only partly on this machine: {reason}"
     assert refusal("mixtral") == (message, "moecli pull mixtral")
     config = folder / "config.json"
-    assert hub.resolve("mixtral").config_file == (config if "config.json" in files else None)
+    assert resolve("mixtral").file == (config if "config.json" in files else None)
 
 
 def test_a_link_to_a_blob_that_is_gone_counts_as_missing(cache: Path) -> None:
@@ -295,7 +296,7 @@ def test_the_list_agrees_with_the_library(cache: Path) -> None:
     assert listed[REPO].complete and listed[REPO].revisions == (OLD, NEW) and not listed[REPO].partial_bytes
     assert listed[REPO].last_used == pytest.approx(theirs[REPO].last_accessed)
     assert (listed["someone/Half"].name, listed["someone/Half"].complete) == ("someone/Half", False)
-    assert hub.resolve(listed[REPO].name).folder == listed[REPO].path
+    assert resolve(listed[REPO].name).folder == listed[REPO].path
 
 
 def test_the_list_counts_unfinished_files_and_skips_strangers(cache: Path) -> None:
@@ -322,7 +323,7 @@ def test_the_list_counts_unfinished_files_and_skips_strangers(cache: Path) -> No
 def test_the_list_calls_a_model_by_an_alias_only_if_the_alias_leads_to_it(cache: Path) -> None:
     download(cache, repo=REPO.lower())
     assert [model.name for model in hub_cache.local_models()] == [REPO.lower()]
-    assert hub.resolve("mixtral").folder is None
+    assert resolve("mixtral").folder is None
 
 
 def test_the_list_of_a_machine_without_a_cache_is_empty() -> None:
@@ -416,6 +417,6 @@ def test_the_same_ids_are_valid_as_in_the_library(repo: str, cache: Path) -> Non
         validate_repo_id(repo)
     except HFValidationError:
         with pytest.raises(ModelNotFound, match="no model is called"):
-            hub.resolve(repo)
+            resolve(repo)
     else:
-        assert hub.resolve(repo).repo == repo
+        assert resolve(repo).repo == repo

@@ -11,6 +11,7 @@ import pytest
 from moecli import settings
 from moecli.errors import DiskError, ModelNotFound
 from moecli.library import stores
+from moecli.library.resolve import Kind, resolve
 from moecli.store.journal import locked
 from moecli.store.packed import PackedStore
 from moecli.store.source import open_source, origin_of
@@ -45,27 +46,31 @@ def test_every_store_is_listed(made, checkpoint):
 
 
 def test_without_a_home_there_are_none():
-    assert stores.local_stores() == [] and stores.find("mixtral") is None
+    assert stores.local_stores() == [] and resolve("mixtral").store is None
 
 
 @pytest.mark.parametrize(
     ("name", "dtype", "expected"),
     [
-        ("five-layers", "q4", "q4"), ("five-layers", "q8", "q8"), ("Five-Layers", None, "q4"),
-        ("five-layers", "nf4", "q4"), ("someone/five-layers", None, "q8"), ("someone--five-layers-q8", "q4", "q8"),
-        ("five", None, None), ("five-layers-nf4.partial", "nf4", None),
+        ("five-layers", "q4", "q4"), ("five-layers", "q8", "q8"), ("Five-Layers", "auto", "q4"),
+        ("five-layers", "nf4", "q4"), ("someone/five-layers", "auto", "q8"), ("someone--five-layers-q8", "q4", "q8"),
+        ("five", "auto", None), ("five-layers-nf4.partial", "nf4", None),
     ],
 )  # fmt: skip
 def test_a_store_is_found_by_any_of_its_names(name, dtype, expected, made):
-    found = stores.find(name, dtype)
-    assert (found.dtype if found else None) == expected
+    if expected is None:
+        with pytest.raises(ModelNotFound):
+            resolve(name, dtype=dtype)
+    else:
+        ref = resolve(name, dtype=dtype)
+        assert ref.kind is Kind.STORE and ref.store.dtype == expected and ref.folder == ref.store.path
 
 
 def test_a_damaged_store_is_listed_but_not_offered(made):
     (made["q4"] / "manifest.json").write_text("{}")
     listed = next(each for each in stores.local_stores() if each.path == made["q4"])
     assert (listed.dtype, listed.complete) == ("unknown", False)
-    assert stores.find("five-layers", "q4").dtype == "q8"
+    assert resolve("five-layers", dtype="q4").store.dtype == "q8"
 
 
 @pytest.mark.parametrize("which", ["q4", "q8", "partial"])
@@ -76,9 +81,9 @@ def test_removing_says_what_was_freed(which, made):
 
 
 def test_only_stores_are_removed(made, tmp_path):
-    with pytest.raises(ModelNotFound, match="no packed model"):
+    with pytest.raises(ModelNotFound, match="not a packed model"):
         stores.remove(tmp_path)
-    with pytest.raises(ModelNotFound, match="no packed model"):
+    with pytest.raises(ModelNotFound, match="not a packed model"):
         stores.remove(tmp_path / "nowhere")
     (made["q4"] / "diary.txt").write_text("dear diary")
     with pytest.raises(DiskError, match=r"holds 'diary\.txt'"):

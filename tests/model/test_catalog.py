@@ -249,8 +249,8 @@ def test_the_catalog_works_from_inside_a_zip(tmp_path: Path) -> None:
 
 def test_looking_up_a_name_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from moecli.library import resolve as hub; from moecli.model import catalog\n"
-        "catalog.nearest('mixtrl'); hub.resolve('mixtral')\n"
+        "import sys; from moecli.library.resolve import resolve; from moecli.model import catalog\n"
+        "catalog.nearest('mixtrl'); resolve('mixtral')\n"
         "heavy = {'torch', 'numpy', 'rich', 'typer', 'huggingface_hub', 'safetensors'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

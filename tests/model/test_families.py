@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from moecli.model.families import families, find, load_config, read_spec, runnab
 from moecli.model.spec import MLA, Activation, GroupedQuery, Mixture, ModelSpec, RopeKind
 from moecli.model.tensors import Part, dense_tensors, expert_shapes
 from tests.support.checkpoints import FAMILIES, LAYOUTS, configuration, make, write
+from tests.support.oracle import transformers
 
 DATA = Path(__file__).parents[1] / "data" / "reference"
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -349,7 +349,8 @@ def test_a_missing_key_means_what_it_means_to_transformers(family: str) -> None:
     stem, _ = FAMILIES[family]
     needed = {"architectures": [f"{stem}ForCausalLM"], "num_experts_per_tok": 2} if family == "deepseek_v2" else {}
     needed = needed or {"architectures": [f"{stem}ForCausalLM"]}
-    full = getattr(transformers, f"{stem}Config")(**{k: v for k, v in needed.items() if k != "architectures"}).to_dict()
+    config_class = getattr(transformers(), f"{stem}Config")
+    full = config_class(**{k: v for k, v in needed.items() if k != "architectures"}).to_dict()
     spelled = read_spec(json.loads(json.dumps(full)) | needed)
     assert read_spec(needed) == spelled
 

@@ -23,13 +23,13 @@ def build_script() -> ModuleType:
 
 
 def program(folder: Path, compiler: str, machine: str, *options: str) -> Path:
-    """tests/native/tiers.c with all tiers of a machine."""
+    """tests/native/isas.c with all instruction sets of a machine."""
     build = build_script()
-    tiers = {**build.TIERS.get(machine, {}), "scalar": ("scalar", [])}
-    names = " ".join(f"TIER({name})" for name in tiers)
-    sources = {name: (SOURCES / f"{source}.c", flags) for name, (source, flags) in tiers.items()}
-    sources["native"] = SOURCES / "native.c", [f"-DMOECLI_TIERS={names}"]
-    sources["main"] = Path(__file__).with_name("tiers.c"), []
+    isas = {**build.ISAS.get(machine, {}), **build.SCALAR}
+    names = " ".join(f"ISA({name})" for name in isas)
+    sources = {name: (SOURCES / source, flags) for name, (source, flags) in isas.items()}
+    sources["native"] = SOURCES / "native.c", [f"-DMOECLI_ISAS={names}"]
+    sources["main"] = Path(__file__).with_name("isas.c"), []
     commands = [
         [compiler, *build.FLAGS, *options, *flags, f"-I{SOURCES}", "-c", str(source), "-o", str(folder / f"{name}.o")]
         for name, (source, flags) in sources.items()

@@ -15,15 +15,15 @@ from moecli.errors import CheckpointError
 from moecli.kernels import library, native
 from tests.support import native_samples as samples
 
-pytestmark = pytest.mark.skipif(not library.tiers(), reason="the native kernels are not built")
+pytestmark = pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.fixture(params=library.tiers(), autouse=True)
-def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    library.use_tier(request.param)
+@pytest.fixture(params=library.isas(), autouse=True)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    library.use_isa(request.param)
     yield request.param
-    library.use_tier(library.tiers()[0])
+    library.use_isa(library.isas()[0])
 
 
 def weights(kind: str, rows: int, columns: int, seed: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""The native products are right, the same on every tier, and no token sees another."""
+"""The native products are right, the same on every instruction set, and no token sees another."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moecli.kernels import library, native
-from moecli.kernels.products import ACTIVATIONS
+from moecli.kernels.linear import ACTIVATIONS
 from moecli.model.spec import Activation
 from tests.support import native_samples as samples
 
-pytestmark = pytest.mark.skipif(not library.tiers(), reason="the native kernels are not built")
+pytestmark = pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")
 SHAPES = st.tuples(st.integers(1, 150), st.integers(1, 300))
 TOKENS = st.sampled_from([1, 2, 3, 4, 5, 6, 7, 12, 13, 40, 193, 400])
 
 
 @pytest.fixture(autouse=True)
-def best_tier() -> Iterator[None]:
+def best_isa() -> Iterator[None]:
     yield
-    library.use_tier(library.tiers()[0])
+    library.use_isa(library.isas()[0])
     torch.set_num_threads(1)
 
 
-def on_every_tier(call: object) -> Tensor:
+def on_every_isa(call: object) -> Tensor:
     """The result, the same to the last bit."""
     results = []
-    for name in library.tiers():
-        library.use_tier(name)
+    for name in library.isas():
+        library.use_isa(name)
         results.append(call())  # type: ignore[operator]
     assert all(torch.equal(result, results[0]) for result in results)
     return results[0]
@@ -48,7 +48,7 @@ def close(found: Tensor, wanted: Tensor) -> bool:
 @given(shape=SHAPES, tokens=TOKENS)
 def test_a_product_is_that_of_the_rounded_activations(dtype: str, shape: tuple[int, int], tokens: int) -> None:
     packed, x = samples.matrix(dtype, *shape), samples.gaussian(tokens, shape[1], seed=1)
-    found = on_every_tier(lambda: native.linear(dtype, x, packed, shape))
+    found = on_every_isa(lambda: native.linear(dtype, x, packed, shape))
     assert close(found, samples.product(dtype, samples.rounded(x), packed, shape))
 
 
@@ -59,7 +59,7 @@ def test_a_product_is_that_of_the_rounded_activations(dtype: str, shape: tuple[i
 def test_experts(dtype: str, activation: Activation, width: int, inner: int, tokens: int) -> None:
     """A hidden number on the edge between two codes may fall on either side: 1/254 of its group's largest."""
     experts, x = samples.experts(dtype, width, inner, 2), samples.gaussian(tokens, width, seed=9)
-    found = on_every_tier(lambda: native.feed_forward(dtype, x, experts, inner, activation))
+    found = on_every_isa(lambda: native.feed_forward(dtype, x, experts, inner, activation))
     for expert, output in zip(experts, found, strict=True):
         wanted = samples.layer(dtype, x, expert, inner, activation)
         errors = (output - wanted).abs().amax(1) / wanted.abs().amax()
@@ -99,7 +99,7 @@ def test_a_number_depends_on_its_token_and_row_alone(dtype: str) -> None:
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_once(dtype: str, precision: torch.dtype) -> None:
     packed, x = samples.matrix(dtype, 40, 100), samples.gaussian(5, 100).to(precision)
-    found = on_every_tier(lambda: native.linear(dtype, x, packed, (40, 100)))
+    found = on_every_isa(lambda: native.linear(dtype, x, packed, (40, 100)))
     assert found.dtype == precision
     assert torch.equal(found, native.linear(dtype, x.float(), packed, (40, 100)).to(precision))
     experts = samples.experts(dtype, 100, 40, 1)
@@ -113,7 +113,7 @@ def test_strange_activations(dtype: str) -> None:
     packed, x = samples.matrix(dtype, 20, 96), samples.gaussian(9, 96)
     x[1, 5], x[2, 40], x[3, 0] = torch.nan, torch.inf, -torch.inf
     x[4], x[5], x[6], x[7] = 0, x[5] * 1e-28, x[6] * 1e30, 1e-38
-    found = on_every_tier(lambda: native.linear(dtype, x, packed, (20, 96)).nan_to_num(nan=1e38))
+    found = on_every_isa(lambda: native.linear(dtype, x, packed, (20, 96)).nan_to_num(nan=1e38))
     assert bool((found[1:4] == 1e38).all()) and bool((found[[4, 7]] == 0).all())
     for row in (0, 5, 6, 8):
         assert close(found[row], samples.product(dtype, samples.rounded(x[row : row + 1]), packed, (20, 96))[0])
@@ -144,13 +144,13 @@ def test_what_does_not_fit_is_refused() -> None:
     for rows in (x[:, 1:], x[0], x.to("meta")):
         with pytest.raises(ValueError, match="not rows of 96"):
             native.linear("q4", rows, packed, (20, 96))
-    with pytest.raises(ValueError, match="no tier abacus"):
-        library.use_tier("abacus")
+    with pytest.raises(ValueError, match="no instruction set abacus"):
+        library.use_isa("abacus")
 
 
 def test_formats_without_native_kernels() -> None:
     assert native.available("q4") and not native.available("nf4") and not native.available("bf16")
-    assert library.tier() in library.tiers() and library.tiers()[-1] == "scalar"
+    assert library.isa() in library.isas() and library.isas()[-1] == "scalar"
 
 
 def _python(script: str) -> str:
@@ -181,4 +181,4 @@ print(len(runtimes), before, tasks(), library.openmp()[0] is not None)
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages by libc")
 def test_nothing_is_read_or_written_outside() -> None:
     """Every buffer ends, and in a second round begins, at a page that may not be touched."""
-    assert _python((Path(__file__).parents[1] / "support" / "guarded.py").read_text()).split() == list(library.tiers())
+    assert _python((Path(__file__).parents[1] / "support" / "guarded.py").read_text()).split() == list(library.isas())

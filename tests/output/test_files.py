@@ -13,12 +13,12 @@ from xml.etree import ElementTree
 import pytest
 
 from moecli.errors import MoecliError, UsageError
+from moecli.output.json.routing_report import document
 from moecli.output.routing import FORMATS, View, render, write_file
 from moecli.output.routing.drawing import drawing
 from moecli.output.routing.heat import heats
 from moecli.output.routing.shades import light, position
 from moecli.routing.analysis import analyse
-from moecli.routing.document import document
 from moecli.routing.trace_file import load, save
 from tests.support import reports as samples
 from tests.support.screens import WHOLE

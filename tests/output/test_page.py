@@ -107,7 +107,7 @@ def test_the_slider_goes_through_the_layers(opened: Browser) -> None:
         opened.key("ArrowLeft")
     for number, layer in enumerate(analysis.report.layers):
         assert shown(opened, "which") == str(number)
-        assert f"max violation {layer.balance.max_violation:.2f}" in shown(opened, "figures")
+        assert f"MaxVio {layer.balance.max_violation:.2f}" in shown(opened, "figures")
         marks = opened.run("[...document.querySelectorAll('.t i')].map(mark => Number(mark.textContent))")
         assert marks == first_choices(analysis, number)
         key = legend_of(layer)

@@ -10,11 +10,11 @@ import pytest
 from rich.cells import cell_len
 
 from moecli.errors import UsageError
+from moecli.output.json.routing_report import document
 from moecli.output.routing import View
 from moecli.output.routing.shades import BLOCKS, glyph, position
 from moecli.routing.analysis import Analysis, analyse
-from moecli.routing.document import document
-from moecli.routing.trace import Trace
+from moecli.routing.trace import RoutingTrace
 from tests.support import reports as samples
 from tests.support.screens import FOLDER, GOLDEN, TERMINALS, Screen, shown
 
@@ -116,7 +116,7 @@ def test_figures_are_those_of_the_report() -> None:
     overall = routing["overall"]
     for name, value in (
         ("load entropy", f"{overall['entropy']:.3f}"),
-        ("max violation", f"{overall['max_violation']:.2f}"),
+        ("MaxVio", f"{overall['max_violation']:.2f}"),
         ("repeat, first", f"{overall['repeat_top1']:.1%}"),
         ("repeat, any", f"{overall['baseline']['repeat_any']:.1%}"),
     ):
@@ -126,7 +126,7 @@ def test_figures_are_those_of_the_report() -> None:
 
 
 def test_specialisation_is_claimed_only_beyond_noise() -> None:
-    def sentence(trace: Trace) -> str:
+    def sentence(trace: RoutingTrace) -> str:
         return " ".join(shown(analyse(trace), View(), 120).split())
 
     same = samples.trace(domains=("english", "english2"))
@@ -134,7 +134,7 @@ def test_specialisation_is_claimed_only_beyond_noise() -> None:
     even = analyse(shuffled).report.layers
     beyond = [layer for layer in even if layer.domain_distance and layer.domain_distance.beyond_noise]
     assert ("alike" in sentence(shuffled)) == (not beyond)
-    assert "specialise by domain, beyond chance in 6 of 6 layers" in sentence(samples.trace())
+    assert "specialise by domain, above the random baseline in 6 of 6 layers" in sentence(samples.trace())
 
 
 def test_few_tokens_are_said_to_be_few() -> None:

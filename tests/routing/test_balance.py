@@ -51,7 +51,7 @@ def test_the_figures_are_those_of_plain_python(loads: list[int]) -> None:
         assert overflow(np.array(loads), factor) == pytest.approx(dropped / sum(loads))
 
 
-# E, k, then for 20, 100, 1000 and 10000 tokens: dead at 20, max violation at each, load entropy at the first three.
+# E, k, then for 20, 100, 1000 and 10000 tokens: dead at 20, MaxVio at each, load entropy at the first three.
 TABLE = [
     (8, 2, 0.002, (0.62, 0.26, 0.09, 0.03), (0.963, 0.993, 0.9993)),
     (16, 4, 0.002, (0.75, 0.33, 0.10, 0.03), (0.972, 0.994, 0.9995)),

@@ -1,4 +1,4 @@
-"""Repetition, domains, co-activation, vocabulary and agreement on traces whose answer is known."""
+"""Temporal locality, domains, co-activation, vocabulary and agreement on traces whose answer is known."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from moecli.errors import MoecliError
 from moecli.routing.agreement import agreement
 from moecli.routing.coactivation import coactivation, pair_counts
 from moecli.routing.domains import divergences, domain_distance
-from moecli.routing.repetition import repetition, repetition_baseline, uniform_repetition
-from moecli.routing.trace import LayerTrace, Trace, bare
+from moecli.routing.temporal_locality import locality_baseline, temporal_locality, uniform_locality
+from moecli.routing.trace import LayerTrace, RoutingTrace, bare
 from moecli.routing.vocabulary import vocabulary
 from tests.support.traces import drifting, uniform
 
 
 def test_the_published_baselines() -> None:
     golden = json.loads((Path(__file__).parent / "golden.json").read_text())["mixtral_table5"]["random"]
-    even = uniform_repetition(8, 2)
+    even = uniform_locality(8, 2)
     assert [round(100 * (even.top1 or 0), 2)] * 3 == golden[:3]
     assert [round(100 * (even.any or 0), 2)] * 3 == golden[3:]
     assert even.overlap == 0.25
 
 
 @pytest.mark.parametrize("stay", [0.0, 0.15, 0.5])
-def test_the_repetition_of_a_markov_chain_is_recovered(stay: float) -> None:
+def test_the_temporal_locality_of_a_markov_chain_is_recovered(stay: float) -> None:
     random = np.random.default_rng(1)
     first = random.integers(0, 8, 20_000)
     for token in np.flatnonzero(random.random(len(first)) < stay):
         first[token] = first[token - 1] if token else first[token]
     chosen = np.stack([first, (first + random.integers(1, 8, len(first))) % 8], 1).astype(np.uint16)
-    measured = repetition(LayerTrace(0, 8, chosen), np.ones(len(first) - 1, bool))
+    measured = temporal_locality(LayerTrace(0, 8, chosen), np.ones(len(first) - 1, bool))
     assert measured.top1 == pytest.approx(stay + (1 - stay) / 8, abs=0.012)
 
 
 def test_a_uniform_router_repeats_as_often_as_its_baseline_says() -> None:
     layer = LayerTrace(0, 16, uniform(16, 4, 8000))
     follows = np.ones(7999, bool)
-    measured, expected = repetition(layer, follows), repetition_baseline(layer, 7999)
+    measured, expected = temporal_locality(layer, follows), locality_baseline(layer, 7999)
     for name in ("top1", "any", "overlap"):
         mean, limit = getattr(expected.uniform, name), getattr(expected.limit, name)
         assert abs(getattr(measured, name) - mean) < 2.5 * (limit - mean) / 1.645
@@ -52,12 +52,12 @@ def test_a_uniform_router_repeats_as_often_as_its_baseline_says() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.permutations(range(5))), min_size=1, max_size=20))
-def test_repetition_never_crosses_prompts(tokens: list[tuple[int, list[int]]]) -> None:
+def test_temporal_locality_never_crosses_prompts(tokens: list[tuple[int, list[int]]]) -> None:
     tokens.sort(key=lambda token: token[0])
     chosen = np.array([ranks[:2] for _, ranks in tokens], np.uint16)
     prompts = np.array([prompt for prompt, _ in tokens])
     pairs = [(a, b) for (p, a), (q, b) in pairwise(tokens) if p == q]
-    measured = repetition(LayerTrace(0, 5, chosen), prompts[1:] == prompts[:-1])
+    measured = temporal_locality(LayerTrace(0, 5, chosen), prompts[1:] == prompts[:-1])
     if not pairs:
         assert measured.top1 is None
         return
@@ -122,7 +122,7 @@ def test_without_favourites_the_lift_is_that_of_shuffled_choices() -> None:
     assert vocabulary(LayerTrace(0, 16, uniform(16, 2, 9)), ids[:9]).lift is None
 
 
-def trace_of(chosen: np.ndarray, ids: list[int]) -> Trace:
+def trace_of(chosen: np.ndarray, ids: list[int]) -> RoutingTrace:
     return replace(bare({0: (8, chosen)}), ids=np.array(ids, np.uint32))
 
 

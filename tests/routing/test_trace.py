@@ -17,7 +17,7 @@ from moecli.errors import MoecliError
 from moecli.routing import trace_file
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.exchange import from_csv, from_jsonl, to_csv, to_jsonl
-from moecli.routing.trace import Trace
+from moecli.routing.trace import RoutingTrace
 from tests.support.traces import uniform
 
 
@@ -25,7 +25,7 @@ def gates(tokens: int, experts: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).dirichlet(np.ones(experts), tokens)
 
 
-def recorded(keep: bool = True) -> Trace:
+def recorded(keep: bool = True) -> RoutingTrace:
     """Two prompts of two domains, three generated tokens, layers 1 (8/2) and 4 (300/3)."""
     builder = TraceBuilder({1: 8, 4: 300}, keep_probabilities=keep)
     seed = 0
@@ -38,11 +38,11 @@ def recorded(keep: bool = True) -> Trace:
                 order = np.argsort(-shares, 1)[:, :active]
                 builder.record(layer, order, np.take_along_axis(shares, order, 1), 5 * shares, np.full(size, 2.0))
             seed += 1
-    return builder.build({0: "a", 7: "\n…"}, model="tiny", revision="abc", dtype="bf16", family="mixtral")
+    return builder.build({0: "a", 7: "\n…"}, name="tiny", revision="abc", dtype="bf16", family="mixtral")
 
 
-def assert_equal(one: Trace, other: Trace, exact: bool = True) -> None:
-    for item in fields(Trace):
+def assert_equal(one: RoutingTrace, other: RoutingTrace, exact: bool = True) -> None:
+    for item in fields(RoutingTrace):
         if item.name != "layers":
             assert np.array_equal(getattr(one, item.name), getattr(other, item.name)), item.name
     for left, right in zip(one.layers, other.layers, strict=True):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from safetensors.torch import save_file
-from transformers import PretrainedConfig, PreTrainedModel
 
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
+from tests.support.oracle import transformers
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 VOCABULARY = 97
 _BASE = {
@@ -63,7 +63,7 @@ def make(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model of `family`; `changes` are keys of its configuration, one level deep where they are objects."""
     config = configuration(family, **changes)
     config._attn_implementation = "eager"
-    model = getattr(transformers, f"{FAMILIES[family][0]}ForCausalLM")(config).eval()
+    model = getattr(transformers(), f"{FAMILIES[family][0]}ForCausalLM")(config).eval()
     _randomise(model, torch.Generator().manual_seed(seed))
     return model
 
@@ -75,7 +75,7 @@ def configuration(family: str, **changes: Any) -> PretrainedConfig:
     for key, value in changes.items():
         nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
         settings[key] = settings[key] | value if nested else value
-    return getattr(transformers, f"{stem}Config")(**settings, architectures=[f"{stem}ForCausalLM"])
+    return getattr(transformers(), f"{stem}Config")(**settings, architectures=[f"{stem}ForCausalLM"])
 
 
 def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:

@@ -42,8 +42,8 @@ def everything(place: Callable[[Tensor], Tensor]) -> None:
                 native.pack(dtype, place(samples.gaussian(inner, width).to(precision)))
 
 
-for name in library.tiers():
-    library.use_tier(name)
+for name in library.isas():
+    library.use_isa(name)
     everything(lambda numbers: guarded(numbers, at_end=True))
     everything(lambda numbers: guarded(numbers, at_end=False))
     print(name)

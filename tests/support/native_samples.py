@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moecli import formats
+from moecli.kernels.linear import ACTIVATIONS
 from moecli.kernels.native import Expert
-from moecli.kernels.products import ACTIVATIONS
 from moecli.model.spec import Activation
 
 FORMATS = ("q4", "q8")

@@ -1,4 +1,4 @@
-"""Analyses to look at: drawn traces with hot, cold and dead experts, domains, repetition and odd tokens."""
+"""Analyses to look at: drawn traces with hot, cold and dead experts, domains, temporal locality and odd tokens."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from functools import cache
 
 import numpy as np
 
-from moecli.routing.analysis import Analysis, Memory, analyse
+from moecli.routing.analysis import Analysis, RunMemory, analyse
 from moecli.routing.report import report
-from moecli.routing.trace import LayerTrace, Trace
+from moecli.routing.trace import LayerTrace, RoutingTrace
 
 DOMAINS = "english", "french", "code"
 WORDS = {
@@ -37,7 +37,7 @@ def trace(
     seed: int = 0,
     noise: int = 0,
     family: str = "",
-) -> Trace:
+) -> RoutingTrace:
     """Loads fall with an expert's rank, which each domain deals anew; the last expert of layer 1 is dead, a token
     often takes its neighbour's experts. The same seed with another `noise` is another format of the same model."""
     random = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ def trace(
                 (-(gates * np.log(gates + 1e-30)).sum(1) / np.log(experts)).astype(np.float32),
             )
         )
-    return Trace(
+    return RoutingTrace(
         tuple(drawn),
         ids,
         of_domain.astype(np.uint32),
@@ -88,7 +88,7 @@ def _falling(count: int) -> list[float]:
     return list(shares / shares.sum())
 
 
-MEMORY = Memory(fixed=6 * 2**30, bytes_per_slot=3 * 2**30, full=30 * 2**30, context=4096)
+MEMORY = RunMemory(fixed=6 * 2**30, bytes_per_slot=3 * 2**30, full=30 * 2**30, context=4096)
 
 
 @cache

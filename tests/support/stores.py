@@ -21,10 +21,10 @@ from moecli.model.spec import ModelSpec
 from moecli.model.tensors import dense_tensors
 from moecli.planning.memory import estimate_memory
 from moecli.planning.placement import Plan, fit, place
-from moecli.store.checksums import file_sums
+from moecli.store.checksums import file_checksums
 from moecli.store.expert_record import dense_dtype
 from moecli.store.layout import StoreLayout
-from moecli.store.manifest import FILE, FileSums, Manifest, Origin
+from moecli.store.manifest import FILE, FileChecksums, Origin, StoreManifest
 from moecli.store.packed import PackedStore, describe_records
 from moecli.store.source import open_source, origin_of, text_files
 from moecli.store.write import Progress, pack, silent
@@ -124,13 +124,13 @@ def hollow(folder: Path, config: dict[str, object], dtype: str = "q8") -> Path:
     spec = families.read_spec(config)
     roles = {tensor.role: dense_dtype(tensor, dtype) for tensor in dense_tensors(spec)} | {"experts": dtype}
     layout = StoreLayout(spec, dtype, "bf16", roles)
-    files = {"config.json": file_sums(folder / "config.json", [], lambda size: None)}
+    files = {"config.json": file_checksums(folder / "config.json", [], lambda size: None)}
     for name, size in layout.sizes.items():
         with (folder / name).open("wb") as file:
             file.write(layout.header(name))
             file.truncate(size)
-        files[name] = FileSums(size, "", tuple("" for _ in layout.parts(name)))
+        files[name] = FileChecksums(size, "", tuple("" for _ in layout.parts(name)))
     shutil.copy(Path(moecli.__file__).parent / "tiny" / "tokenizer.json", folder)
     origin = Origin("hollow", None, None, None, "")
-    Manifest(dtype, "bf16", origin, roles, files, describe_records(layout)).write(folder / FILE)
+    StoreManifest(dtype, "bf16", origin, roles, files, describe_records(layout)).write(folder / FILE)
     return folder

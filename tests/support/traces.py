@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 import moecli
 from moecli.engine.router import Routing
+from moecli.routing.trace import LayerTrace, RoutingTrace
 from moecli.text.tokenizer import Tokenizer
 from tests.support.running import load
 
@@ -67,3 +68,19 @@ def recorded(tokens: int = 250) -> tuple[tuple[Choices, ...], tuple[str, ...], t
         domains += [text.stem] * len(ids)
         read += ids
     return tuple(np.concatenate(parts) for parts in recorder.chosen.values()), tuple(domains), tuple(read)
+
+
+@cache
+def recorded_trace() -> RoutingTrace:
+    """The same as a trace: one prompt of each domain."""
+    layers, names, ids = recorded()
+    domains = tuple(dict.fromkeys(names))
+    domain = np.array([domains.index(name) for name in names])
+    return RoutingTrace(
+        tuple(LayerTrace(layer, 8, chosen) for layer, chosen in enumerate(layers)),
+        np.array(ids, np.uint32),
+        domain.astype(np.uint32),
+        domain.astype(np.uint16),
+        np.zeros(len(ids), bool),
+        domains,
+    )

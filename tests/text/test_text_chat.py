@@ -10,13 +10,17 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from moecli.errors import TextError
 from moecli.text.chat import ChatTemplate, Message, fold_system
+from tests.support.oracle import transformers
 from tests.support.toy_tokenizers import byte_level
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 SYSTEM = Message("system", "Be brief.")
@@ -73,7 +77,7 @@ STYLES = {"chatml": CHATML, "mixtral": MIXTRAL, "deepseek": DEEPSEEK, "llama": L
 
 @pytest.fixture(scope="module")
 def oracle() -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=byte_level(), **VARIABLES)
+    return transformers().PreTrainedTokenizerFast(tokenizer_object=byte_level(), **VARIABLES)
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, models, processors
 from tokenizers import Tokenizer as Backend
-from transformers import PreTrainedTokenizerFast
 
 from moecli.errors import TextError
 from moecli.text.chat import Message
 from moecli.text.tokenizer import Tokenizer
+from tests.support.oracle import transformers
 from tests.support.toy_tokenizers import byte_level, metaspace, write_json
 
 Folder = Callable[..., Path]
@@ -33,7 +33,7 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 def test_encode_and_decode_agree_with_transformers(folder: Folder, backend: Backend, text: str) -> None:
     path = folder(backend, tokenizer_config=SPECIALS if backend.token_to_id("<s>") else {})
-    ours, theirs = Tokenizer.load(path), PreTrainedTokenizerFast.from_pretrained(path)
+    ours, theirs = Tokenizer.load(path), transformers().PreTrainedTokenizerFast.from_pretrained(path)
     for special in (True, False):
         ids = ours.encode(text, special=special)
         assert ids == theirs.encode(text, add_special_tokens=special)
@@ -61,7 +61,7 @@ def test_add_bos_token_counts_where_the_post_processor_adds_none(folder: Folder)
 
 def test_add_bos_token_does_not_double_what_the_post_processor_adds(folder: Folder) -> None:
     path = folder(metaspace(), tokenizer_config=SPECIALS | {"add_bos_token": True, "add_eos_token": True})
-    theirs = PreTrainedTokenizerFast.from_pretrained(path)
+    theirs = transformers().PreTrainedTokenizerFast.from_pretrained(path)
     assert Tokenizer.load(path).encode("hi") == theirs.encode("hi")
 
 
@@ -103,11 +103,11 @@ def test_special_tokens_are_strings_or_objects(folder: Folder, written: Any) -> 
 
 def test_special_tokens_map_answers_like_transformers(folder: Folder) -> None:
     path = folder(metaspace(), tokenizer_config={"eos_token": "<s>"}, special_tokens_map={"eos_token": "</s>"})
-    theirs = PreTrainedTokenizerFast.from_pretrained(path)
+    theirs = transformers().PreTrainedTokenizerFast.from_pretrained(path)
     assert Tokenizer.load(path).eos_id == theirs.eos_token_id == 2
     declared = {"eos_token": "<s>", "added_tokens_decoder": {"1": {"content": "<s>", "special": True}}}
     write_json(path / "tokenizer_config.json", declared)
-    theirs = PreTrainedTokenizerFast.from_pretrained(path)
+    theirs = transformers().PreTrainedTokenizerFast.from_pretrained(path)
     assert Tokenizer.load(path).eos_id == theirs.eos_token_id == 1
 
 
@@ -121,7 +121,7 @@ def test_tokens_only_the_config_declares_are_added(folder: Folder) -> None:
     size = backend.get_vocab_size()
     declared = {str(size): {"content": "<|tool|>", "special": True, "normalized": False}}
     path = folder(backend, tokenizer_config={"added_tokens_decoder": declared})
-    tokenizer, theirs = Tokenizer.load(path), PreTrainedTokenizerFast.from_pretrained(path)
+    tokenizer, theirs = Tokenizer.load(path), transformers().PreTrainedTokenizerFast.from_pretrained(path)
     assert tokenizer.encode("a<|tool|>b") == theirs.encode("a<|tool|>b")
     assert tokenizer.id_of("<|tool|>") == size
     assert tokenizer.size == size + 1
@@ -141,7 +141,7 @@ def test_size_counts_holes(folder: Folder) -> None:
 def test_special_tokens_in_chat_text_are_parsed(folder: Folder) -> None:
     template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
     path = folder(metaspace(), tokenizer_config=SPECIALS | {"chat_template": template})
-    tokenizer, theirs = Tokenizer.load(path), PreTrainedTokenizerFast.from_pretrained(path)
+    tokenizer, theirs = Tokenizer.load(path), transformers().PreTrainedTokenizerFast.from_pretrained(path)
     ids = tokenizer.encode_chat([Message("user", "hello")])
     expected = theirs.apply_chat_template([{"role": "user", "content": "hello"}], return_dict=False)
     assert ids == expected

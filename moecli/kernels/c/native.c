@@ -1,5 +1,5 @@
-/* The public functions: which tiers this library has and this processor can run, and the calls, by tier. */
-#include "native.h"
+/* The public functions: which instruction sets of this library the processor can run, and the calls by their number. */
+#include "layout.h"
 
 #if defined __x86_64__
 #include <cpuid.h>
@@ -8,7 +8,7 @@
 #endif
 
 #define PUBLIC __attribute__((visibility("default")))
-#define UNUSED __attribute__((unused)) /* by a compiler that could not make the tier */
+#define UNUSED __attribute__((unused)) /* by a compiler that could not make the instruction set */
 
 UNUSED static int scalar_runs(void) { return 1; }
 
@@ -41,43 +41,46 @@ UNUSED static int neon_runs(void) {
 }
 #endif
 
-#define TIER(name) extern const struct tier moecli_##name;
-MOECLI_TIERS
-#undef TIER
+#define ISA(name) extern const struct isa moecli_##name;
+MOECLI_ISAS
+#undef ISA
 
 /* Best first. */
 static const struct {
-    const struct tier *tier;
+    const struct isa *isa;
     int (*runs)(void);
-} tiers[] = {
-#define TIER(name) {&moecli_##name, name##_runs},
-    MOECLI_TIERS
-#undef TIER
+} isas[] = {
+#define ISA(name) {&moecli_##name, name##_runs},
+    MOECLI_ISAS
+#undef ISA
 };
 
-/* Changes whenever a structure or a function does. */
-PUBLIC int moecli_version(void) { return 2; }
+/* Changes whenever a function does; of the structures `moecli_layout` tells. */
+PUBLIC int moecli_version(void) { return 3; }
 
-/* The name of a tier: NULL past the last, empty where this processor cannot run it. */
-PUBLIC const char *moecli_tier(int index) {
-    if (index < 0 || (size_t)index >= sizeof tiers / sizeof *tiers)
+/* A row of the table of fields; NULL past the last. */
+PUBLIC const struct layout *moecli_layout(int index) {
+    return index < 0 || (size_t)index >= sizeof layouts / sizeof *layouts ? NULL : &layouts[index];
+}
+
+/* The name of an instruction set: NULL past the last, empty where this processor cannot run it. */
+PUBLIC const char *moecli_isa(int index) {
+    if (index < 0 || (size_t)index >= sizeof isas / sizeof *isas)
         return NULL;
-    return tiers[index].runs() ? tiers[index].tier->name : "";
+    return isas[index].runs() ? isas[index].isa->name : "";
 }
 
-PUBLIC int moecli_linear(int tier, const struct linear *call) { return tiers[tier].tier->linear(call); }
+PUBLIC int moecli_linear(int isa, const struct linear *call) { return isas[isa].isa->linear(call); }
 
-PUBLIC int moecli_feed_forward(int tier, const struct feed_forward *call) {
-    return tiers[tier].tier->feed_forward(call);
-}
+PUBLIC int moecli_feed_forward(int isa, const struct feed_forward *call) { return isas[isa].isa->feed_forward(call); }
 
-PUBLIC int moecli_gated(int tier, const struct feed_forward *call) { return tiers[tier].tier->gated(call); }
+PUBLIC int moecli_gated(int isa, const struct feed_forward *call) { return isas[isa].isa->gated(call); }
 
-PUBLIC int moecli_pack(int tier, const struct pack *call) { return tiers[tier].tier->pack(call); }
+PUBLIC int moecli_pack(int isa, const struct pack *call) { return isas[isa].isa->pack(call); }
 
-PUBLIC int moecli_pass(int tier, const struct pass *call) { return tiers[tier].tier->pass(call); }
+PUBLIC int moecli_decode_step(int isa, const struct decode_step *call) { return isas[isa].isa->decode_step(call); }
 
-/* The first step of a mixture and its last, for whoever computes the experts in between. */
-PUBLIC int moecli_route(int tier, const struct mixture *call) { return tiers[tier].tier->route(call); }
+/* The first step of a mixture of experts and its last, for whoever computes the experts in between. */
+PUBLIC int moecli_route(int isa, const struct moe *call) { return isas[isa].isa->route(call); }
 
-PUBLIC int moecli_conclude(int tier, const struct mixture *call) { return tiers[tier].tier->conclude(call); }
+PUBLIC int moecli_combine(int isa, const struct moe *call) { return isas[isa].isa->combine(call); }

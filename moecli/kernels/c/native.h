@@ -1,4 +1,6 @@
-/* What the tiers of the native kernels share: the calls they answer, and how work is handed to threads. */
+/* What the library shares with Python and its instruction sets with each other: the calls and their structures.
+
+   Python mirrors the structures in kernels/abi.py; layout.h tells it where every field is. */
 #ifndef MOECLI_NATIVE_H
 #define MOECLI_NATIVE_H
 
@@ -7,16 +9,17 @@
 
 enum format { Q4, Q8, BUFFERED };
 /* The layouts are those of formats/q4.py and q8.py. */
-#define Q4_TILE 1088 /* bytes: 16 rows x 128 columns */
-#define Q8_TILE 544  /* 16 rows x 32 columns */
+#define PANEL_ROWS 16 /* that lie together, tile after tile */
+#define Q4_TILE 1088  /* bytes: 16 rows x 128 columns */
+#define Q8_TILE 544   /* 16 rows x 32 columns */
 #define CODEBOOK {-127, -96, -75, -59, -46, -34, -22, -10, 1, 13, 24, 36, 49, 64, 83, 110}
 
 enum number { FP32, BF16, FP16 };
 enum activation { SILU, GELU, GELU_TANH, RELU };
-enum outcome { DONE, NO_MEMORY, NOT_FINITE, TOO_LARGE };
+enum status { DONE, NO_MEMORY, NOT_FINITE, TOO_LARGE };
 
 /* The OpenMP runtime of torch, by two of its entry points; without them all work is done by the caller. */
-struct team {
+struct thread_pool {
     void (*parallel)(void (*work)(void *), void *argument, unsigned threads, unsigned flags);
     void (*barrier)(void);
     int32_t threads;
@@ -24,14 +27,14 @@ struct team {
 
 /* Dense rows of numbers, one per token; `type` is FP32 or BF16. */
 struct tokens {
-    const void *numbers;
+    const void *data;
     int32_t type;
-    int64_t count, width;
+    int64_t count, columns;
 };
 
-/* output [tokens, rows] = input times packed [rows, width], in the type of the input */
+/* output [tokens, rows] = input times packed [rows, columns], in the type of the input */
 struct linear {
-    struct team team;
+    struct thread_pool pool;
     int32_t format;
     struct tokens input;
     const void *packed;
@@ -39,20 +42,20 @@ struct linear {
     void *output;
 };
 
-/* output [experts, tokens, width] = down(activation(gate x) * up x); matrices: gate, up, down of each expert in turn.
-   `gated` stops before down: one expert's gate and up, output [tokens, inner]. */
+/* output [experts, tokens, hidden_size] = down(activation(gate x) * up x); matrices: gate, up, down of each expert in
+   turn. `gated` stops before down: one expert's gate and up, output [tokens, intermediate_size]. */
 struct feed_forward {
-    struct team team;
+    struct thread_pool pool;
     int32_t format, activation;
     struct tokens input;
     const void *const *matrices;
-    int64_t experts, inner;
+    int64_t experts, intermediate_size;
     float *output;
 };
 
 /* packed = the bytes of a matrix [rows, columns]; strides in numbers */
 struct pack {
-    struct team team;
+    struct thread_pool pool;
     int32_t format, type;
     const void *weights;
     int64_t rows, columns, row_stride, column_stride;
@@ -61,73 +64,79 @@ struct pack {
 
 enum norm { RMS, LAYER };
 enum qk_norm { NO_NORM, ALL_HEADS, EACH_HEAD };
-enum scoring { SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN };
+enum scoring { SOFTMAX, SIGMOID, SOFTMAX_OF_TOPK };
 enum group_score { LARGEST, SUM_OF_TWO };
 
-/* Half a block for one token: x += multiplier * after(something(before(x))). `type` is that of x and of all weights
-   that are not packed, FP32 or BF16; `after` may be NULL. */
-struct half {
-    struct team team;
+/* Attention or feed-forward of a block for one token: x += multiplier * after(something(before(x))). `type` is that of
+   x and of all weights that are not packed, FP32 or BF16; `after` may be NULL. */
+struct sublayer {
+    struct thread_pool pool;
     int32_t type, format, norm;
     float eps, multiplier;
     const void *before, *after;
     void *x;
-    int64_t width;
+    int64_t hidden_size;
 };
 
 /* Attention of heads that share keys and values in groups. 0: no clip, no softcap; biases and norms may be NULL. */
 struct attention {
-    struct half half;
+    struct sublayer sublayer;
     const void *qkv, *qkv_bias, *output, *output_bias;
     int64_t heads, kv_heads, head_dim;
     int32_t qk_norm, interleaved;
     const void *q_norm, *k_norm;
     float clip, softcap, scale;
-    const void *cosines, *sines; /* [positions, turned], with the signs of a rotation */
-    int64_t turned, position;
+    const void *cosines, *sines; /* [positions, rotary_dim], with the signs of a rotation */
+    int64_t rotary_dim, position;
     void *keys, *values; /* [kv_heads, rows, head_dim]; the token goes to row `last`, and sees `first` to `last` */
     int64_t rows, first, last;
 };
 
-/* weights [experts, width] and bias [experts] in FP32, bias for the choice alone; norm_power 0: no norm */
+/* weights [experts, hidden_size] and bias [experts] in FP32, bias for the choice alone; norm_power 0: no norm */
 struct router {
     const float *weights, *bias;
-    int64_t experts, active, groups, kept_groups;
+    int64_t experts, top_k, n_group, topk_group;
     int32_t scoring, group_score;
     float norm_power, norm_epsilon, scaling;
 };
 
-/* A mixture and the expert that all tokens share, either of which may be missing (active or shared_inner 0). */
-struct mixture {
-    struct half half;
+/* Routed experts and the expert that all tokens share, either of which may be missing (top_k or
+   shared_intermediate_size 0). */
+struct moe {
+    struct sublayer sublayer;
     struct router router;
     const void *const *matrices; /* gate, up, down of every expert */
-    int64_t inner, shared_inner;
+    int64_t intermediate_size, shared_intermediate_size;
     int32_t activation, shared_activation;
     const void *shared[3]; /* gate, up, down */
     const void *shared_gate;
-    float *normed, *logits, *weights, *outputs; /* [width], [experts], [active], [active + 1, width], to be filled */
-    int64_t *chosen;                            /* [active], best first */
+    /* To be filled: [hidden_size], [experts], [top_k] best first, [top_k + 1, hidden_size], [top_k] */
+    float *normed, *logits, *topk_weights, *outputs;
+    int64_t *topk_ids;
 };
 
-/* Blocks after one another, or one half: either may be NULL. x and threads replace those of the halves. */
-struct pass {
+/* Either sublayer may be NULL. */
+struct block {
+    struct attention *attention;
+    struct moe *moe;
+};
+
+/* A token through blocks, one after another. x and threads replace those of the sublayers. */
+struct decode_step {
     void *x;
-    const struct {
-        struct attention *attention;
-        struct mixture *mixture;
-    } *blocks;
+    const struct block *blocks;
     int64_t count;
     int32_t threads;
 };
 
-struct tier {
+/* An instruction set: its name and every call, compiled for it. */
+struct isa {
     const char *name;
-    enum outcome (*linear)(const struct linear *);
-    enum outcome (*feed_forward)(const struct feed_forward *), (*gated)(const struct feed_forward *);
-    enum outcome (*pack)(const struct pack *);
-    enum outcome (*pass)(const struct pass *);
-    enum outcome (*route)(const struct mixture *), (*conclude)(const struct mixture *);
+    enum status (*linear)(const struct linear *);
+    enum status (*feed_forward)(const struct feed_forward *), (*gated)(const struct feed_forward *);
+    enum status (*pack)(const struct pack *);
+    enum status (*decode_step)(const struct decode_step *);
+    enum status (*route)(const struct moe *), (*combine)(const struct moe *);
 };
 
 #endif

@@ -38,7 +38,7 @@ def heats(analysis: Analysis, comparison: Comparison, layers: Sequence[int], sor
 
 
 def agreements(comparison: Comparison, layers: Sequence[int]) -> list[Layered]:
-    """A row for each kind of agreement, beside two routers that choose by lot."""
+    """A row for each kind of agreement, beside two uniform routers."""
     rows: list[Layered] = []
     if (agreed := comparison.agreement) is not None:
         kept = [one for one in agreed.layers if one.layer in layers]
@@ -85,8 +85,8 @@ def sentence(comparison: Comparison) -> str:
     agreed = comparison.agreement
     if agreed is None:
         return f"Choices are not compared: {name(comparison.reason or '', 500)}."
-    baseline = agreed.layers[0].overlap_by_chance
+    baseline = tables.percent(agreed.layers[0].overlap_by_chance)
     return (
         f"Over {agreed.tokens:,} tokens in common, {tables.percent(agreed.overlap)} of the experts are the same, "
-        f"by lot {tables.percent(baseline)}; the whole set is the same for {tables.percent(agreed.equal_sets)}."
+        f"random baseline {baseline}; the whole set is the same for {tables.percent(agreed.equal_sets)}."
     )

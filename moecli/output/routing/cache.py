@@ -42,7 +42,7 @@ def sentences(analysis: Analysis) -> list[str]:
     part = f" of {replay.tokens_in_trace:,}" if replay.tokens < replay.tokens_in_trace else ""
     return [
         f"{answer}: with {verdict.slots} of {replay.experts} experts of each layer kept, the wanted one is there "
-        f"{rate} of the time; kept by lot {chance}, at best {best}.",
+        f"{rate} of the time; random baseline {chance}, at best {best}.",
         f"Recommended: keep {verdict.recommended_slots} of {replay.experts}{asked}, there "
         f"{tables.percent(verdict.recommended_hit_rate)} of the time.",
         f"Replayed: {replay.tokens:,}{part} {what}, in {len(replay.layers)} of {replay.layers_in_trace} layers.",

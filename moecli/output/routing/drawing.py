@@ -37,7 +37,7 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class HeatBlock:
     """Where one heatmap's cells lie, for a pointer to find them."""
 
     x: float
@@ -54,7 +54,7 @@ class Drawing:
     height: int
     cells: tuple[Cell, ...]
     labels: tuple[Label, ...]
-    blocks: tuple[Block, ...]
+    blocks: tuple[HeatBlock, ...]
 
 
 def drawing(heats: Sequence[Heat], title: str = "", subtitle: str = "") -> Drawing:
@@ -62,7 +62,7 @@ def drawing(heats: Sequence[Heat], title: str = "", subtitle: str = "") -> Drawi
     cells: list[Cell] = []
     labels = [Label(8, 22, title, kind="strong"), Label(8, 38, subtitle)] if title else []
     head = 60 if title else 16
-    blocks: list[Block] = []
+    blocks: list[HeatBlock] = []
     across, down = _cell_size(heats)
     margin = 14 + _CHARACTER * max(len("layer"), *(len(str(row.layer)) for heat in heats for row in heat.rows))
     wide = margin + max(across * heats[0].experts, *(_CHARACTER * len(heat.title) for heat in heats)) + 16
@@ -73,7 +73,7 @@ def drawing(heats: Sequence[Heat], title: str = "", subtitle: str = "") -> Drawi
         if heat.title:
             labels.append(Label(left, top, heat.title, kind="strong"))
         labels += _axes(heat, left, top + 30, across, down, first=number % abreast == 0)
-        blocks.append(Block(left, top + 36, across, down))
+        blocks.append(HeatBlock(left, top + 36, across, down))
         for line, row in enumerate(heat.rows):
             for column, value in enumerate(row.values):
                 cells.append(Cell(left + column * across, top + 36 + line * down, across, down, value))

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from moecli.output.routing.heatmap import number
 from moecli.output.tables import percent
 from moecli.routing.analysis import Analysis
+from moecli.routing.report import Figures, RoutingReport
 
 
 @dataclass(frozen=True, slots=True)
 class Layered:
-    """One metric. `floor` is what chance reaches in each layer, where it is known."""
+    """One metric over the layers. `floor` is what only 1 in 20 uniform routers exceeds in each, where it is known."""
 
     name: str
     layers: tuple[int, ...]
     values: tuple[float, ...]
     uniform: tuple[float, ...] | None = None
     floor: tuple[float, ...] | None = None
-    beyond: int | None = None  # layers further from chance than the floor
+    above: int | None = None  # layers above the random baseline: further from even than the floor
     mean: float | None = None  # from the report
     uniform_mean: float | None = None
-    falls: bool = False  # further from chance is lower
+    falls: bool = False  # less even is lower
     overall: str = ""  # another name where `mean` is no mean
     format: Callable[[float], str] = number
 
@@ -37,13 +38,13 @@ class Layered:
         return tuple(value / (max(above) or 1.0) for value in above)
 
     def beside(self, place: int) -> str:
-        """A layer's value, with a star beyond the floor, and what a uniform router shows: 0.47* (0.09)."""
+        """A layer's value, with a star above the random baseline, and what a uniform router shows: 0.47* (0.09)."""
         value = self.values[place]
         if self.uniform is None:
             return self.format(value)
         sign = -1 if self.falls else 1
-        beyond = self.floor is not None and sign * (value - self.floor[place]) > 0
-        return f"{self.format(value)}{'*' if beyond else ''} ({self.format(self.uniform[place])})"
+        above = self.floor is not None and sign * (value - self.floor[place]) > 0
+        return f"{self.format(value)}{'*' if above else ''} ({self.format(self.uniform[place])})"
 
     @property
     def furthest(self) -> tuple[int, float]:
@@ -53,21 +54,20 @@ class Layered:
         return self.layers[place], self.values[place]
 
 
-def layered(routing: dict[str, Any]) -> list[Layered]:
-    """`routing`: the report as document() gives it. A metric that any layer lacks is left out."""
-    rows = [
-        _balance(routing, "entropy", "load entropy", falls=True, style=_fine),
-        _balance(routing, "max_violation", "max violation"),
-        _balance(routing, "cv2", "CV²"),
-        _balance(routing, "gini", "Gini"),
-        _balance(routing, "dead", "dead experts", overall="dead, in all", style=_count),
-        _balance(routing, "repeat_top1", "repeat, first", style=percent),
-        _balance(routing, "repeat_any", "repeat, any", style=percent),
-        _balance(routing, "mean_overlap", "overlap", style=percent),
-        _balance(routing, "gate_entropy", "gate entropy", falls=True, style=_fine),
-        _balance(routing, "auxiliary_loss", "auxiliary loss"),
-        _balance(routing, "z_loss", "z-loss"),
-    ]
+@dataclass(frozen=True, slots=True)
+class _Metric:
+    """How one of the report's Figures is shown."""
+
+    key: str
+    name: str
+    falls: bool = False
+    overall: str = ""
+    format: Callable[[float], str] = number
+
+
+def layered(report: RoutingReport) -> list[Layered]:
+    """A row for each metric that every layer has."""
+    rows = (_row(report, metric) for metric in _METRICS)
     return [row for row in rows if row is not None]
 
 
@@ -87,57 +87,51 @@ def overflows(analysis: Analysis, layers: tuple[int, ...]) -> list[Layered]:
     ]
 
 
-def distances(routing: dict[str, Any]) -> list[Layered]:
+def distances(report: RoutingReport) -> list[Layered]:
     """Jensen-Shannon distance of the domains in each layer, mean over their pairs. None for one domain."""
-    if "domain_distance" not in routing:
+    found = [(layer.layer, layer.domain_distance) for layer in report.layers]
+    rows = [(layer, distance) for layer, distance in found if distance is not None]
+    if not rows:
         return []
-    rows = routing["domain_distance"]["layers"]
-    noise = tuple(row["noise"] for row in rows)
+    noise = tuple(distance.noise_mean for _, distance in rows)
     return [
         Layered(
             "domain, bit",
-            tuple(row["layer"] for row in rows),
-            tuple(row["mean"] for row in rows),
+            tuple(layer for layer, _ in rows),
+            tuple(distance.mean for _, distance in rows),
             noise,
             noise,
-            sum(row["beyond_noise"] for row in rows),
+            sum(distance.beyond_noise for _, distance in rows),
             format=_fine,
         )
     ]
 
 
-def _balance(
-    routing: dict[str, Any],
-    key: str,
-    name: str,
-    falls: bool = False,
-    overall: str = "",
-    style: Callable[[float], str] = number,
-) -> Layered | None:
-    layers = routing["layers"]
-    values = tuple(layer[key] for layer in layers)
-    if any(value is None for value in values):
+def _row(report: RoutingReport, metric: _Metric) -> Layered | None:
+    values = _known(metric.key, (layer.figures for layer in report.layers))
+    if values is None:
         return None
-
-    def of(part: str) -> tuple[float, ...] | None:
-        found = tuple(layer[part].get(key) for layer in layers)
-        return None if any(value is None for value in found) else found
-
-    limit, means = of("limit"), routing["overall"]
-    sign = -1 if falls else 1
+    limit = _known(metric.key, (layer.limit for layer in report.layers))
+    sign = -1 if metric.falls else 1
     return Layered(
-        name,
-        tuple(layer["layer"] for layer in layers),
+        metric.name,
+        tuple(layer.layer for layer in report.layers),
         values,
-        of("baseline"),
+        _known(metric.key, (layer.uniform for layer in report.layers)),
         limit,
         None if limit is None else sum(sign * (v - edge) > 0 for v, edge in zip(values, limit, strict=True)),
-        means[key],
-        means["baseline"].get(key),
-        falls,
-        overall,
-        style,
+        getattr(report.overall, metric.key),
+        getattr(report.overall_uniform, metric.key),
+        metric.falls,
+        metric.overall,
+        metric.format,
     )
+
+
+def _known(key: str, layers: Iterable[Figures]) -> tuple[float, ...] | None:
+    """One figure of each layer; None where a layer lacks it."""
+    values = tuple(getattr(figures, key) for figures in layers)
+    return values if all(value is not None and math.isfinite(value) for value in values) else None
 
 
 def _fine(value: float) -> str:
@@ -146,3 +140,18 @@ def _fine(value: float) -> str:
 
 def _count(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
+
+
+_METRICS = (
+    _Metric("entropy", "load entropy", falls=True, format=_fine),
+    _Metric("max_violation", "MaxVio"),
+    _Metric("cv2", "CV²"),
+    _Metric("gini", "Gini"),
+    _Metric("dead", "dead experts", overall="dead, in all", format=_count),
+    _Metric("repeat_top1", "repeat, first", format=percent),
+    _Metric("repeat_any", "repeat, any", format=percent),
+    _Metric("mean_overlap", "overlap", format=percent),
+    _Metric("gate_entropy", "gate entropy", falls=True, format=_fine),
+    _Metric("auxiliary_loss", "auxiliary loss"),
+    _Metric("z_loss", "z-loss"),
+)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from moecli.errors import DiskError, UsageError
+from moecli.errors import UsageError
 from moecli.output.routing import html, long_form, markdown, png, svg
 from moecli.output.routing.drawing import drawing
 from moecli.output.routing.heat import View, chosen, heats
@@ -16,7 +16,7 @@ from moecli.output.routing.screen import draw, size
 from moecli.output.routing.sections import sections
 from moecli.output.routing.words import name
 from moecli.routing.analysis import Analysis
-from moecli.routing.document import document
+from moecli.store.filesystem import unwritable
 
 FORMATS = "table", "csv", "md", "svg", "png", "html"
 _WIDTH = 120  # of a table in a file
@@ -35,7 +35,7 @@ def write_file(analysis: Analysis, format: str, path: Path | None, view: View | 
     try:
         path.write_bytes(content)
     except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror}", "name a file in a folder that exists") from error
+        raise unwritable(path, error) from error
 
 
 def render(analysis: Analysis, format: str, view: View) -> bytes:
@@ -45,14 +45,14 @@ def render(analysis: Analysis, format: str, view: View) -> bytes:
         draw(Console(file=out, width=_WIDTH, color_system=None, highlight=False, markup=False), analysis, view)
         return out.getvalue().encode()
     report = chosen(analysis.report, view.layers)
-    routing, shown = document(report, analysis.bytes_per_slot), heats(report, view)
+    shown = heats(report, view)
     if format == "csv":
-        return long_form.document(analysis, report, routing).encode()
+        return long_form.document(analysis, report).encode()
     if format == "md":
-        return markdown.document(analysis, shown, sections(analysis, report, routing), size(report)).encode()
+        return markdown.document(analysis, shown, sections(analysis, report), size(report)).encode()
     if format == "html":
-        found = sections(analysis, report, routing)
-        return html.document(analysis, report, routing, shown, drawing(shown), found).encode()
+        found = sections(analysis, report)
+        return html.document(analysis, report, shown, drawing(shown), found).encode()
     drawn = drawing(shown, f"{name(analysis.name)}: how evenly the experts are used", size(report))
     if format == "svg":
         return svg.document(drawn, f"Routing of {name(analysis.name)}").encode()

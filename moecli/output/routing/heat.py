@@ -20,7 +20,7 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class HeatRow:
     """One layer: utilisation of each expert, 0 for one that no token took."""
 
     layer: int
@@ -32,7 +32,7 @@ class Heat:
     """One heatmap. Sorted: columns are ranks within each row, busiest first."""
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[HeatRow, ...]
     sorted: bool
 
     @property
@@ -87,8 +87,8 @@ def _utilisation(counts: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(count / mean if mean else 0.0 for count in counts)
 
 
-def _row(layer: int, values: tuple[float, ...], sort: bool) -> Row:
-    return Row(layer, tuple(sorted(values, reverse=True)) if sort else values)
+def _row(layer: int, values: tuple[float, ...], sort: bool) -> HeatRow:
+    return HeatRow(layer, tuple(sorted(values, reverse=True)) if sort else values)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

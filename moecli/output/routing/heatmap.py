@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from moecli.output.routing import shades
-from moecli.output.routing.heat import Heat, Row
+from moecli.output.routing.heat import Heat, HeatRow
 
 _NUMBER = 7  # columns of a cell that shows its value: a gap, the glyph, a gap, 1.25
 _WIDEST = 9
@@ -75,7 +75,7 @@ def _lines(to: Console, heat: Heat, width: int, roomy: bool) -> list[Text]:
     return lines
 
 
-def _binned(row: Row, per: int) -> Iterator[float]:
+def _binned(row: HeatRow, per: int) -> Iterator[float]:
     """The busiest of each few neighbours: a mean would hide a hot expert."""
     for start in range(0, len(row.values), per):
         yield max(row.values[start : start + per])

@@ -30,7 +30,6 @@ _PLACE = re.compile("<!--([a-z]+)-->")
 def document(
     analysis: Analysis,
     report: RoutingReport,
-    routing: Mapping[str, Any],
     heats: Sequence[Heat],
     drawn: Drawing,
     found: Sequence[Section],
@@ -58,7 +57,7 @@ def document(
             "text": _text(analysis, start, places),
             "cache": _cache(analysis),
             "sections": "".join(_section(section) for section in found if section.title != "Cache"),
-            "data": _json(_data(analysis, report, routing, heats, drawn, places)),
+            "data": _json(_data(analysis, report, heats, drawn, places)),
             "script": script,
         },
     )
@@ -89,14 +88,13 @@ def _places(analysis: Analysis, report: RoutingReport) -> list[tuple[str, range]
 def _data(
     analysis: Analysis,
     report: RoutingReport,
-    routing: Mapping[str, Any],
     heats: Sequence[Heat],
     drawn: Drawing,
     places: Sequence[tuple[str, range]],
 ) -> dict[str, Any]:
     tokens = [place for _, part in places for place in part]
     traced = {layer.layer: layer for layer in analysis.trace.layers}
-    rows = figures.layered(dict(routing))
+    rows = figures.layered(report)
     return {
         "layers": [
             _layer(layer, traced[layer.layer], tokens, "; ".join(f"{row.name} {row.beside(place)}" for row in rows))

@@ -15,17 +15,17 @@ HEADER = "figure", "layer", "expert", "domain", "slots", "value", "uniform", "li
 _Row = dict[str, Any]
 
 
-def document(analysis: Analysis, report: RoutingReport, routing: dict[str, Any]) -> str:
+def document(analysis: Analysis, report: RoutingReport) -> str:
     """Empty where a column does not apply. `limit` is what 1 in 20 uniform routers exceed."""
     out = io.StringIO()
     writer = csv.DictWriter(out, HEADER, lineterminator="\n")
     writer.writeheader()
-    for row in _rows(analysis, report, routing):
+    for row in _rows(analysis, report):
         writer.writerow({name: _safe(value) for name, value in row.items() if value is not None})
     return out.getvalue()
 
 
-def _rows(analysis: Analysis, report: RoutingReport, routing: dict[str, Any]) -> Iterator[_Row]:
+def _rows(analysis: Analysis, report: RoutingReport) -> Iterator[_Row]:
     for layer in report.layers:
         for expert, (count, value) in enumerate(zip(layer.counts, layer.utilisation, strict=True)):
             yield {"figure": "assignments", "layer": layer.layer, "expert": expert, "value": count}
@@ -37,7 +37,7 @@ def _rows(analysis: Analysis, report: RoutingReport, routing: dict[str, Any]) ->
                         "value": counts[expert],
                     }  # fmt: skip
     layers = tuple(layer.layer for layer in report.layers)
-    everything = [*figures.layered(routing), *figures.distances(routing), *figures.overflows(analysis, layers)]
+    everything = [*figures.layered(report), *figures.distances(report), *figures.overflows(analysis, layers)]
     if analysis.comparison is not None:
         everything += against.agreements(analysis.comparison, layers)
     for row in everything:

@@ -1,4 +1,4 @@
-"""Mixtral 8x7B beside its published figures: repetition and each expert's share."""
+"""Mixtral 8x7B beside its published figures: temporal locality and each expert's share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.text import Text
 from moecli.output import tables
 from moecli.output.routing.heat import domain_name
 from moecli.output.routing.sides import blocks
-from moecli.routing.published import REPETITION_LAYERS, REPETITION_SOURCE, SHARES_LAYERS, SHARES_SOURCE, Paper
+from moecli.routing.published import LOCALITY_LAYERS, LOCALITY_SOURCE, SHARES_LAYERS, SHARES_SOURCE, Paper
 
 Table = tuple[str, list[str], list[list[str]], str]  # title, header, rows, source
 
@@ -16,21 +16,21 @@ Table = tuple[str, list[str], list[list[str]], str]  # title, header, rows, sour
 def parts(to: Console, paper: Paper) -> list[RenderableType]:
     """Both tables, in blocks as wide as the terminal."""
     shown: list[RenderableType] = []
-    for title, header, rows, source in (repetition(paper), shares(paper)):
+    for title, header, rows, source in (locality(paper), shares(paper)):
         shown += [tables.title(title), *blocks(to, header, rows), Text(f"* published: {source}", "dim")]
     return shown
 
 
-def repetition(paper: Paper) -> Table:
+def locality(paper: Paper) -> Table:
     """Share of neighbouring tokens with the same first choice, and with a choice in common."""
-    header = ["%", *(f"{kind} L{layer}" for kind in ("same", "any") for layer in REPETITION_LAYERS)]
+    header = ["%", *(f"{kind} L{layer}" for kind in ("same", "any") for layer in LOCALITY_LAYERS)]
     rows = [
         [domain_name(row.domain) + mark, *map(_percent, (*row.first, *row.either))]
-        for mark, part in ((" *", paper.published_repetition), ("", paper.repetition))
+        for mark, part in ((" *", paper.published_locality), ("", paper.locality))
         for row in part
     ]
-    by_lot = [_percent(paper.random[kind]) for kind in (0, 1) for _ in REPETITION_LAYERS]
-    return "Repetition beside the paper", header, [*rows, ["by lot", *by_lot]], REPETITION_SOURCE
+    baseline = [_percent(paper.random[kind]) for kind in (0, 1) for _ in LOCALITY_LAYERS]
+    return "Temporal locality beside the paper", header, [*rows, ["random baseline", *baseline]], LOCALITY_SOURCE
 
 
 def shares(paper: Paper) -> Table:

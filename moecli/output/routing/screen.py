@@ -12,10 +12,9 @@ from moecli.output.routing import against, cache, figures, heatmap, paper, sides
 from moecli.output.routing.heat import View, chosen, heats, panels
 from moecli.output.routing.words import name
 from moecli.routing.analysis import Analysis
-from moecli.routing.document import document
 from moecli.routing.report import RoutingReport
 
-_ROWS = "load entropy", "max violation", "dead experts", "repeat, first", "repeat, any", "overlap", "gate entropy"
+_ROWS = "load entropy", "MaxVio", "dead experts", "repeat, first", "repeat, any", "overlap", "gate entropy"
 
 
 def screen(
@@ -34,7 +33,6 @@ def screen(
 def draw(to: Console, analysis: Analysis, view: View) -> None:
     """Print on this console."""
     report = chosen(analysis.report, view.layers)
-    routing = document(report, analysis.bytes_per_slot)
     drawn = heats(report, view)
     parts: list[RenderableType] = [
         tables.Group(tables.title(name(analysis.name), "routing"), Text(size(report), "dim"))
@@ -42,11 +40,10 @@ def draw(to: Console, analysis: Analysis, view: View) -> None:
     parts += [Text(f"note: {name(note, 1000)}", "yellow") for note in sides.notes(analysis)]
     parts += [*heatmap.blocks(to, drawn), heatmap.legend(to, drawn)]
     numbers = [layer.layer for layer in report.layers]
-    rows = [row for row in figures.layered(routing) if row.name in _ROWS]
-    rows += [*figures.distances(routing), *figures.overflows(analysis, tuple(numbers))]
+    rows = [row for row in figures.layered(report) if row.name in _ROWS]
+    rows += [*figures.distances(report), *figures.overflows(analysis, tuple(numbers))]
     parts += sides.by_layer(to, rows)
-    if "domain_distance" in routing:
-        parts += sides.domains(to, routing)
+    parts += sides.domains(to, report)
     if analysis.trace.pieces:
         parts += sides.favourites(to, analysis, report.layers)
         parts += [text.panel(to, analysis, layer) for layer in panels(report.layers)]

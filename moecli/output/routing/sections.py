@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from moecli.output.routing import against, cache, figures, paper, sides
 from moecli.output.routing.figures import Layered
@@ -25,13 +24,18 @@ class Section:
     sentences: tuple[str, ...] = ()
 
 
-def sections(analysis: Analysis, report: RoutingReport, routing: dict[str, Any]) -> list[Section]:
-    """`report`: of the chosen layers; `routing`: the same as document() gives it."""
+def sections(analysis: Analysis, report: RoutingReport) -> list[Section]:
+    """`report`: of the chosen layers."""
     layers = tuple(layer.layer for layer in report.layers)
-    by_layer = [*figures.layered(routing), *figures.distances(routing), *figures.overflows(analysis, layers)]
+    by_layer = [*figures.layered(report), *figures.distances(report), *figures.overflows(analysis, layers)]
     found = [
-        _layers("Layers", layers, by_layer, "In brackets what a uniform router shows; * is beyond 19 in 20 of them."),
-        *_domains(routing),
+        _layers(
+            "Layers",
+            layers,
+            by_layer,
+            "In brackets what a uniform router shows; * is above the random baseline: 19 in 20 of them.",
+        ),
+        *_domains(report),
         *_favourites(analysis, report),
         *_cache(analysis),
     ]
@@ -41,7 +45,7 @@ def sections(analysis: Analysis, report: RoutingReport, routing: dict[str, Any])
         title = f"Against {name(analysis.comparison.name)}"
         found.append(_layers(title, rows[0].layers, rows, said) if rows else Section(title, (), (), (said,)))
     if analysis.paper is not None:
-        for title, header, lines, source in (paper.repetition(analysis.paper), paper.shares(analysis.paper)):
+        for title, header, lines, source in (paper.locality(analysis.paper), paper.shares(analysis.paper)):
             found.append(Section(title, tuple(header), tuple(map(tuple, lines)), (f"* is published: {source}.",)))
     return found
 
@@ -55,16 +59,15 @@ def _layers(title: str, layers: Sequence[int], rows: Sequence[Layered], sentence
     )
 
 
-def _domains(routing: dict[str, Any]) -> list[Section]:
-    if "domain_distance" not in routing:
+def _domains(report: RoutingReport) -> list[Section]:
+    if (found := report.domain_distance) is None:
         return []
-    found = routing["domain_distance"]
-    names = tuple(map(domain_name, found["domains"]))
+    names = tuple(map(domain_name, report.domains))
     rows = []
-    for i, (domain, values, noises) in enumerate(zip(names, found["matrix"], found["noise"], strict=True)):
+    for i, (domain, values, noises) in enumerate(zip(names, found.matrix, found.noise, strict=True)):
         pairs = enumerate(zip(values, noises, strict=True))
         rows.append((domain, *("-" if i == j else f"{value:.3f} ({noise:.3f})" for j, (value, noise) in pairs)))
-    said = (sides.specialisation(routing), "In brackets what domains drawn by lot show.")
+    said = (sides.specialisation(report), "In brackets the random baseline.")
     return [Section("Distance between domains, bit", ("", *names), tuple(rows), said)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -15,10 +14,10 @@ from moecli.output.routing.heat import domain_name
 from moecli.output.routing.heatmap import number
 from moecli.output.routing.words import visible
 from moecli.routing.analysis import Analysis
-from moecli.routing.report import LayerReport
+from moecli.routing.report import LayerReport, RoutingReport
 
-_FIXED = 62  # columns of the table of figures without its sparklines
-_NARROW = 41  # the same without the furthest layer
+_FIXED = 63  # columns of the table of figures without its sparklines
+_NARROW = 40  # the same without the furthest layer
 _FEWEST = 3  # glyphs of a sparkline
 _EXPERTS = 8  # with favourites
 
@@ -30,19 +29,19 @@ def by_layer(to: Console, rows: Sequence[Layered]) -> list[RenderableType]:
     room = min(len(layers), to.width - (_FIXED if wide else _NARROW))
     span = f"layers {layers[0]}-{layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
     header = ["figure", span if room >= len(span) else "", "mean", "uniform"]
-    header += ["furthest layer", "beyond chance"] if wide else ["beyond"]
+    header += ["furthest layer", "above baseline"] if wide else ["above"]
     cells: list[list[str | Text]] = []
     for row in rows:
         layer, value = row.furthest
         furthest = f"{layer}: {row.format(value)}" if value else ""
-        beyond = "" if row.beyond is None else f"{row.beyond} of {len(layers)}" if wide else f"{row.beyond}"
+        above = "" if row.above is None else f"{row.above} of {len(layers)}" if wide else f"{row.above}"
         mean = "" if row.mean is None else row.format(row.mean)
-        more = [furthest, beyond] if wide else [beyond]
+        more = [furthest, above] if wide else [above]
         cells.append([row.overall or row.name, _spark(to, row, room), mean, _uniform(row), *more])
     ramp = shades.glyphs(to).ramp
     legend = (
         f"{ramp[0]} as little as 19 of 20 uniform routers, {ramp[-1]} the furthest of its row; "
-        "where chance is not known, from the least to the most"
+        "where the random baseline is not known, from the least to the most"
     )
     return [tables.grid(header, cells, left=(0, 1)), *([Text(legend, "dim")] if room >= _FEWEST else [])]
 
@@ -55,7 +54,7 @@ def _uniform(row: Layered) -> str:
 
 
 def _spark(to: Console, row: Layered, room: int) -> Text:
-    """A glyph for each layer, the higher of neighbours that share one: the taller, the further from chance."""
+    """A glyph for each layer, the higher of neighbours that share one: the taller, the further above the baseline."""
     if room < _FEWEST:
         return Text()
     ramp, heights = shades.glyphs(to).ramp, row.heights
@@ -78,29 +77,29 @@ def blocks(to: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) ->
     return parts
 
 
-def domains(to: Console, routing: dict[str, Any]) -> list[RenderableType]:
-    """Distances between domains beside their noise, and what they say."""
-    found = routing["domain_distance"]
-    names = [domain_name(domain) for domain in found["domains"]]
+def domains(to: Console, report: RoutingReport) -> list[RenderableType]:
+    """Distances between domains beside their noise, and what they say; nothing for one domain."""
+    if (found := report.domain_distance) is None:
+        return []
+    names = [domain_name(domain) for domain in report.domains]
     rows = []
-    for i, (name, values, limits) in enumerate(zip(names, found["matrix"], found["limit"], strict=True)):
+    for i, (name, values, limits) in enumerate(zip(names, found.matrix, found.limit, strict=True)):
         pairs = enumerate(zip(values, limits, strict=True))
         rows.append([name, *("- " if i == j else f"{v:.3f}{'*' if v > edge else ' '}" for j, (v, edge) in pairs)])
-    highest = max(value for row in found["noise"] for value in row)
-    chance = f"By lot alone up to {highest:.3f}; * is beyond 19 in 20 lots."
-    return [*blocks(to, ["distance, bit", *names], rows), Text(f"{specialisation(routing)} {chance}")]
+    baseline = f"For one pair it is up to {found.noise.max():.3f}; * is above 19 in 20 random splits."
+    return [*blocks(to, ["distance, bit", *names], rows), Text(f"{specialisation(report)} {baseline}")]
 
 
-def specialisation(routing: dict[str, Any]) -> str:
+def specialisation(report: RoutingReport) -> str:
     """One sentence: whether domains load the experts differently."""
-    rows = routing["domain_distance"]["layers"]
-    beyond = [row for row in rows if row["beyond_noise"]]
-    if not beyond:
-        return "The domains load the experts alike: no layer differs by more than chance explains."
-    most = max(beyond, key=lambda row: float(row["mean"]))
+    rows = [(layer.layer, layer.domain_distance) for layer in report.layers]
+    above = [(layer, distance) for layer, distance in rows if distance is not None and distance.beyond_noise]
+    if not above:
+        return "The domains load the experts alike: no layer is above the random baseline."
+    layer, most = max(above, key=lambda row: row[1].mean)
     return (
-        f"The experts specialise by domain, beyond chance in {len(beyond)} of {len(rows)} layers; most in layer "
-        f"{most['layer']}: {most['mean']:.3f} bit where chance gives {most['noise']:.3f}."
+        f"The experts specialise by domain, above the random baseline in {len(above)} of {len(rows)} layers; most in "
+        f"layer {layer}: {most.mean:.3f} bit, random baseline {most.noise_mean:.3f}."
     )
 
 
@@ -120,13 +119,13 @@ def favourites(to: Console, analysis: Analysis, layers: Sequence[LayerReport]) -
 
 
 def telling(layers: Sequence[LayerReport]) -> LayerReport | None:
-    """The layer whose lift is furthest beyond the shuffled one."""
+    """The layer whose lift is furthest above that of shuffled choices; None where no token occurs often enough."""
     known = [layer for layer in layers if layer.vocabulary.lift is not None]
-    return max(known, default=None, key=_lift_beyond_chance)
+    return max(known, default=None, key=_lift_above_shuffled)
 
 
 def lifts(layer: LayerReport) -> str:
-    """How far the favourites are from chance."""
+    """The lift of the favourites, beside that of shuffled choices."""
     words = layer.vocabulary
     return f"lift {words.lift:.1f}x, with choices shuffled {words.shuffled_lift:.1f}x (mean of each expert's highest)"
 
@@ -136,7 +135,7 @@ def piece(analysis: Analysis, number: int) -> str:
     return analysis.trace.pieces.get(number, f"<{number}>")
 
 
-def _lift_beyond_chance(layer: LayerReport) -> float:
+def _lift_above_shuffled(layer: LayerReport) -> float:
     return (layer.vocabulary.lift or 0.0) / max(layer.vocabulary.shuffled_lift or 0.0, 1e-9)
 
 

@@ -1,0 +1,27 @@
+# Short names for what is done every day; `make check test` is what the gate runs.
+BIN := .venv/bin
+GENERATED := README.md docs/commands.md docs/moecli.1
+unexport PYTHONDONTWRITEBYTECODE  # modules are compiled once, not by every process of every test
+
+.PHONY: check fast test docs bench
+
+check:  ## lint, types, import order, and whether generated docs are fresh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror moecli/kernels/c/*.[ch] moecli/kernels/c/*/*.[ch] tests/native/*.c
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/cog -I .ci --check $(GENERATED)
+
+fast:  ## the tests that take no minute
+	$(BIN)/pytest -q -m "not slow"
+
+test:  ## all tests
+	$(BIN)/pytest
+
+docs:  ## write the generated parts of README.md and docs/ anew
+	$(BIN)/cog -I .ci -r $(GENERATED)
+
+bench:  ## speed and peak memory on this machine
+	$(BIN)/moecli bench tiny --dtype q4
+	$(BIN)/python -m benchmarks.memory

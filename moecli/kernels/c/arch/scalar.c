@@ -1,0 +1,81 @@
+/* Any machine: plain C. */
+#include "../generic/numbers.inc.h"
+
+#define ISA scalar
+#define LANES 16
+#define PANELS 1
+#define TOKENS 1
+
+typedef struct {
+    int8_t at[4][LANES]; /* a column after the other, as loops like it */
+} codes;
+typedef struct {
+    int32_t at[LANES];
+} ints;
+typedef struct {
+    float at[LANES];
+} floats;
+
+#define EACH_LANE for (int i = 0; i < LANES; i++)
+#define EACH_COLUMN for (int b = 0; b < 4; b++)
+
+static const int8_t codebook[16] = CODEBOOK;
+
+INLINE ints start(int32_t value) {
+    (void)value;
+    return (ints){{0}};
+}
+
+INLINE ints dot(ints sum, codes line, const int8_t *x) {
+    EACH_COLUMN
+        EACH_LANE
+            sum.at[i] += (int16_t)line.at[b][i] * (int16_t)x[b];
+    return sum;
+}
+
+INLINE void q4_codes(const uint8_t *line, codes *low, codes *high) {
+    EACH_LANE
+        EACH_COLUMN {
+            low->at[b][i] = codebook[line[4 * i + b] & 15];
+            high->at[b][i] = codebook[line[4 * i + b] >> 4];
+        }
+}
+
+INLINE codes q8_codes(const uint8_t *line) {
+    codes result;
+    EACH_LANE
+        EACH_COLUMN
+            result.at[b][i] = (int8_t)line[4 * i + b];
+    return result;
+}
+
+INLINE codes load_codes(const uint8_t *bytes) {
+    codes line;
+    memcpy(&line, bytes, sizeof line);
+    return line;
+}
+
+INLINE void store_codes(uint8_t *bytes, codes line) { memcpy(bytes, &line, sizeof line); }
+
+INLINE floats scales(const uint8_t *line) {
+    floats result;
+    EACH_LANE
+        result.at[i] = from_fp16((uint16_t)(line[2 * i] | line[2 * i + 1] << 8));
+    return result;
+}
+
+INLINE floats load(const float *numbers) {
+    floats result;
+    memcpy(&result, numbers, sizeof result);
+    return result;
+}
+
+INLINE void store(float *numbers, floats result) { memcpy(numbers, &result, sizeof result); }
+
+INLINE floats add(floats total, ints sum, float activation_scale, floats scale) {
+    EACH_LANE
+        total.at[i] = fmaf((float)sum.at[i] * activation_scale, scale.at[i], total.at[i]);
+    return total;
+}
+
+#include "../generic/isa.inc.h"

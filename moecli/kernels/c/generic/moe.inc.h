@@ -1,0 +1,181 @@
+/* Mixture of experts for one token: routing, what the selected experts and the shared one make of it, their sum. */
+#ifndef MOECLI_MOE_H
+#define MOECLI_MOE_H
+
+#include "sublayer.inc.h"
+
+#include <float.h>
+
+struct router_job {
+    const struct moe *call;
+    const struct thread_pool *pool;
+    size_t workers;
+    struct tasks tasks;
+};
+
+static void router_logits(void *argument) {
+    struct router_job *job = argument;
+    const struct moe *call = job->call;
+    size_t worker = __atomic_fetch_add(&job->workers, 1, __ATOMIC_RELAXED), expert;
+    size_t hidden_size = (size_t)call->sublayer.hidden_size;
+    while (next_task(&job->tasks, job->pool, worker, &expert))
+        call->logits[expert] =
+            dot_product(call->normed, call->router.weights + expert * hidden_size, FP32, hidden_size);
+}
+
+static void softmax(float *numbers, size_t count) {
+    float largest = -INFINITY, sum = 0;
+    for (size_t i = 0; i < count; i++)
+        largest = numbers[i] > largest ? numbers[i] : largest;
+    for (size_t i = 0; i < count; i++)
+        numbers[i] = exponential(numbers[i] - largest);
+    for (size_t i = 0; i < count; i++)
+        sum += numbers[i];
+    for (size_t i = 0; i < count; i++)
+        numbers[i] /= sum;
+}
+
+#define WORST (-FLT_MAX) /* of what may be picked: better than what was */
+
+/* The largest ones, best first, the earlier of equals. Leaves `ranking` changed. */
+static void topk(float *ranking, size_t count, int64_t *ids, size_t wanted) {
+    for (size_t i = 0; i < count; i++)
+        ranking[i] = ranking[i] > WORST ? ranking[i] : WORST; /* also no numbers */
+    for (size_t rank = 0; rank < wanted; rank++) {
+        size_t best = 0;
+        for (size_t i = 1; i < count; i++)
+            best = ranking[i] > ranking[best] ? i : best;
+        ids[rank] = (int64_t)best;
+        ranking[best] = -INFINITY;
+    }
+}
+
+/* Rules out the experts of all but the best groups. */
+static void keep_groups(const struct router *router, float *ranking, float *scores, int64_t *kept) {
+    size_t n_group = (size_t)router->n_group, size = (size_t)router->experts / n_group;
+    for (size_t group = 0; group < n_group; group++) {
+        float first = -INFINITY, second = -INFINITY;
+        for (size_t i = group * size; i < (group + 1) * size; i++) {
+            float next = ranking[i];
+            second = next > first ? first : next > second ? next : second;
+            first = next > first ? next : first;
+        }
+        scores[group] = router->group_score == LARGEST || size < 2 ? first : first + second;
+    }
+    topk(scores, n_group, kept, (size_t)router->topk_group);
+    for (size_t group = 0; group < n_group; group++) {
+        int ruled_out = 1;
+        for (size_t i = 0; i < (size_t)router->topk_group; i++)
+            ruled_out &= (size_t)kept[i] != group;
+        for (size_t i = group * size; ruled_out && i < (group + 1) * size; i++)
+            ranking[i] = WORST;
+    }
+}
+
+/* Memory for `select_experts`. */
+struct router_scratch {
+    float *scores, *ranking, *group_scores;
+    int64_t *kept;
+};
+
+static void normalise_weights(const struct router *router, float *weights) {
+    size_t top_k = (size_t)router->top_k;
+    float power = router->norm_power, total = 0;
+    if (router->scoring == SOFTMAX_OF_TOPK)
+        softmax(weights, top_k);
+    for (size_t i = 0; power > 0 && i < top_k; i++)
+        total += power == 1 ? weights[i] : powf(weights[i], power);
+    total = power > 0 ? (power == 1 ? total : powf(total, 1 / power)) + router->norm_epsilon : 1;
+    for (size_t i = 0; i < top_k; i++)
+        weights[i] = weights[i] / total * router->scaling;
+}
+
+/* The selected experts and their weights, from the logits. */
+static void select_experts(const struct moe *call, struct router_scratch scratch) {
+    const struct router *router = &call->router;
+    size_t experts = (size_t)router->experts, top_k = (size_t)router->top_k;
+    memcpy(scratch.scores, call->logits, experts * sizeof *scratch.scores);
+    if (router->scoring == SOFTMAX)
+        softmax(scratch.scores, experts);
+    for (size_t i = 0; router->scoring == SIGMOID && i < experts; i++)
+        scratch.scores[i] = 1 / (1 + exponential(-scratch.scores[i]));
+    for (size_t i = 0; i < experts; i++)
+        scratch.ranking[i] = router->bias ? scratch.scores[i] + router->bias[i] : scratch.scores[i];
+    if (router->n_group > 1)
+        keep_groups(router, scratch.ranking, scratch.group_scores, scratch.kept);
+    topk(scratch.ranking, experts, call->topk_ids, top_k);
+    for (size_t i = 0; i < top_k; i++)
+        call->topk_weights[i] = scratch.scores[call->topk_ids[i]];
+    normalise_weights(router, call->topk_weights);
+}
+
+static enum status route(const struct moe *call) {
+    begin_sublayer(&call->sublayer, call->normed);
+    if (!call->router.top_k)
+        return DONE;
+    size_t experts = (size_t)call->router.experts, n_group = (size_t)call->router.n_group;
+    size_t bytes = experts * (size_t)call->sublayer.hidden_size * sizeof(float);
+    struct thread_pool pool = limit_threads(&call->sublayer.pool, bytes);
+    struct router_job job = {.call = call, .pool = &pool, .tasks = {.count = experts}};
+    int64_t *kept = allocate(n_group * sizeof *kept + (2 * experts + n_group) * sizeof(float));
+    if (!kept)
+        return NO_MEMORY;
+    float *scores = (float *)(kept + n_group);
+    run(&pool, router_logits, &job);
+    select_experts(call, (struct router_scratch){scores, scores + experts, scores + 2 * experts, kept});
+    free(kept);
+    return DONE;
+}
+
+static enum status experts_forward(const struct moe *call, const void *const *matrices, int64_t experts,
+                                   int64_t intermediate_size, int32_t activation, float *output) {
+    struct feed_forward layer = {.pool = call->sublayer.pool, .format = call->sublayer.format};
+    layer.activation = activation;
+    layer.input = (struct tokens){call->normed, FP32, 1, call->sublayer.hidden_size};
+    layer.matrices = matrices;
+    layer.experts = experts;
+    layer.intermediate_size = intermediate_size;
+    layer.output = output;
+    return feed_forward(&layer);
+}
+
+/* The shared expert, and the sum in order of rank: the same whoever computed the outputs. */
+static enum status combine(const struct moe *call) {
+    size_t hidden_size = (size_t)call->sublayer.hidden_size, top_k = (size_t)call->router.top_k;
+    float *sums = call->outputs + top_k * hidden_size;
+    if (call->shared_intermediate_size) {
+        enum status status =
+            experts_forward(call, call->shared, 1, call->shared_intermediate_size, call->shared_activation, sums);
+        if (status != DONE)
+            return status;
+    } else
+        memset(sums, 0, hidden_size * sizeof *sums);
+    if (call->shared_gate) {
+        float gate = dot_of(call->normed, call->shared_gate, call->sublayer.type, hidden_size);
+        gate = 1 / (1 + exponential(-gate));
+        for (size_t i = 0; i < hidden_size; i++)
+            sums[i] *= gate;
+    }
+    for (size_t rank = 0; rank < top_k; rank++)
+        add_to(sums, call->topk_weights[rank], call->outputs + rank * hidden_size, FP32, hidden_size);
+    end_sublayer(&call->sublayer, sums);
+    return DONE;
+}
+
+static enum status moe_forward(const struct moe *call) {
+    size_t top_k = (size_t)call->router.top_k;
+    enum status status = route(call);
+    if (status == DONE && top_k) {
+        const void **matrices = allocate(3 * top_k * sizeof *matrices);
+        if (!matrices)
+            return NO_MEMORY;
+        for (size_t i = 0; i < 3 * top_k; i++)
+            matrices[i] = call->matrices[3 * call->topk_ids[i / 3] + (int64_t)(i % 3)];
+        status =
+            experts_forward(call, matrices, (int64_t)top_k, call->intermediate_size, call->activation, call->outputs);
+        free(matrices);
+    }
+    return status == DONE ? combine(call) : status;
+}
+
+#endif

@@ -1,0 +1,224 @@
+"""The native decode step: one token through attention and mixtures of experts of many blocks, in place."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from ctypes import c_void_p
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from moecli.formats import bytes_for
+from moecli.kernels import abi
+from moecli.kernels.choice import chosen
+from moecli.kernels.library import loaded
+from moecli.kernels.linear import Matrix, Packed
+from moecli.kernels.native import ACTIVATIONS, FORMATS, NUMBERS, address
+from moecli.model.spec import FeedForward, GroupedQuery, GroupScore, Mixture, NormKind, QkNorm, Router, Scoring
+
+# enum norm, qk_norm, scoring and group_score of c/native.h
+_NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1}
+_QK_NORMS = {QkNorm.NONE: 0, QkNorm.FULL: 1, QkNorm.HEAD: 2}
+_SCORINGS = {Scoring.SOFTMAX: 0, Scoring.SIGMOID: 1, Scoring.SOFTMAX_OF_CHOSEN: 2}
+_GROUP_SCORES = {GroupScore.MAX: 0, GroupScore.TOP2_SUM: 1}
+_PANEL_ROWS = 16  # that lie together: where a stacked matrix may be cut
+
+
+class Weights(Protocol):
+    """The weights of one layer, by role: matrices to multiply with, and plain tensors that may be missing."""
+
+    def matrix(self, role: str) -> Matrix: ...
+
+    def get(self, role: str) -> Tensor | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sublayer:
+    """What attention and feed-forward of a block have in common: x += multiplier * after(something(before(x)))."""
+
+    packed: str  # the format of matrices
+    dtype: torch.dtype  # of x and of all that is not packed
+    norm: NormKind
+    eps: float
+    multiplier: float
+    before: Tensor  # [D]
+    after: Tensor | None
+
+
+def serves(sublayer: Sublayer, matrices: Iterable[Matrix]) -> bool:
+    """Whether a sublayer with these matrices can be a native call: all on the CPU and in its one packed format."""
+    plain = sublayer.dtype in (torch.float32, torch.bfloat16) and sublayer.before.device.type == "cpu"
+    return plain and all(
+        isinstance(each, Packed) and each.dtype == sublayer.packed and chosen(each.dtype, "cpu") == "native"
+        for each in matrices
+    )
+
+
+def can_cut(intermediate_size: int) -> bool:
+    """Whether packed gate and up of that many rows each can be told apart where they are stacked, [2I, D]."""
+    return intermediate_size % _PANEL_ROWS == 0
+
+
+class AttentionSublayer:
+    """Grouped-query attention of one token: norm, projections, rotation, cache, attention, output, residual."""
+
+    def __init__(self, sublayer: Sublayer, spec: GroupedQuery, weights: Weights) -> None:
+        self.call = abi.Attention(
+            sublayer=_sublayer(sublayer),
+            qkv=_packed(weights.matrix("qkv")),
+            qkv_bias=_plain(weights.get("qkv_bias"), sublayer.dtype),
+            output=_packed(weights.matrix("o")),
+            output_bias=_plain(weights.get("o_bias"), sublayer.dtype),
+            heads=spec.heads,
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            qk_norm=_QK_NORMS[spec.qk_norm],
+            interleaved=spec.rope.interleaved,
+            q_norm=_plain(weights.get("q_norm"), sublayer.dtype),
+            k_norm=_plain(weights.get("k_norm"), sublayer.dtype),
+            clip=spec.clip or 0,
+            softcap=spec.softcap or 0,
+            scale=spec.scale,
+            rotary_dim=spec.rope.dims,
+        )
+        self._held = weights  # as long as their addresses
+
+    def reserve(self, tables: tuple[Tensor, Tensor], position: int, cache: Sequence[Tensor], seen: range) -> None:
+        """Say where the next token goes: its position, and the rows of the cache that it sees.
+
+        `tables` are the cosines and sines of all positions [P, rotary_dim], `cache` is the layer's keys and values
+        [K, rows, d]. The token's own go to the last row of `seen`.
+        """
+        call, (cosines, sines), (keys, values) = self.call, tables, cache
+        call.cosines, call.sines, call.position = cosines.data_ptr(), sines.data_ptr(), position
+        call.keys, call.values, call.rows = keys.data_ptr(), values.data_ptr(), keys.shape[1]
+        call.first, call.last = seen.start, seen.stop - 1
+
+
+class MoeSublayer:
+    """Mixture of experts of one token: norm, router, routed experts, shared expert, residual.
+
+    A plain feed-forward is a shared expert without routed ones. `experts` has the addresses of gate, up and down of
+    every expert, int64 [E, 3]. Without them the sublayer is not `resident` and cannot be part of a `DecodeStepCall`:
+    it takes `route`, somebody who computes the experts into `outputs`, and `combine`. The bits are the same.
+    """
+
+    def __init__(
+        self, sublayer: Sublayer, ffn: FeedForward | Mixture, weights: Weights, experts: Tensor | None
+    ) -> None:
+        mixture = ffn if isinstance(ffn, Mixture) else None
+        shared = ffn.shared if isinstance(ffn, Mixture) else ffn
+        top_k, count = (mixture.router.top_k, mixture.router.experts) if mixture else (0, 0)
+        hidden_size = sublayer.before.shape[0]
+        self.normed = torch.empty(1, hidden_size)
+        self.logits = torch.empty(1, count)
+        self.topk_weights = torch.empty(1, top_k)  # best first, as the ids
+        self.topk_ids = torch.empty(1, top_k, dtype=torch.int64)
+        self.outputs = torch.empty(top_k + 1, hidden_size)  # of the selected experts, and room for their sum
+        self.call = call = abi.Moe(
+            sublayer=_sublayer(sublayer),
+            normed=self.normed.data_ptr(),
+            logits=self.logits.data_ptr(),
+            topk_weights=self.topk_weights.data_ptr(),
+            topk_ids=self.topk_ids.data_ptr(),
+            outputs=self.outputs.data_ptr(),
+            matrices=None if experts is None else experts.data_ptr(),
+        )
+        self.resident = experts is not None or mixture is None
+        if mixture:
+            call.router = _router(mixture.router, weights)
+            call.intermediate_size, call.activation = (
+                mixture.expert.intermediate_size,
+                ACTIVATIONS[mixture.expert.activation],
+            )
+        if shared:
+            prefix = "shared_" if mixture else ""
+            gate_up, down = (_packed(weights.matrix(prefix + role)) for role in ("gate_up", "down"))
+            up = gate_up + bytes_for(sublayer.packed, (shared.intermediate_size, hidden_size))
+            call.shared_intermediate_size, call.shared_activation = (
+                shared.intermediate_size,
+                ACTIVATIONS[shared.activation],
+            )
+            call.shared = (c_void_p * 3)(gate_up, up, down)
+            call.shared_gate = _plain(weights.get("shared_gate"), sublayer.dtype)
+        self._held = weights, experts
+
+    def route(self, x: Tensor) -> None:
+        """Fill `normed`, `logits`, `topk_ids` and `topk_weights` from the hidden state x [1, D]."""
+        self._run("route", x)
+
+    def combine(self, x: Tensor) -> None:
+        """Add to the hidden state x [1, D], in place, the weighted `outputs` and what the shared expert makes of it."""
+        self._run("combine", x)
+
+    def _run(self, function: str, x: Tensor) -> None:
+        sublayer = self.call.sublayer
+        sublayer.pool.threads, sublayer.x = torch.get_num_threads(), x.data_ptr()
+        loaded().call(function, self.call)
+
+
+class DecodeStepCall:
+    """One token through blocks, or sublayers of one, in a single native call."""
+
+    def __init__(self, blocks: Sequence[tuple[AttentionSublayer | None, MoeSublayer | None]]) -> None:
+        self._held = blocks  # as long as their addresses
+        pairs = [abi.Block(_address(attention), _address(moe)) for attention, moe in blocks]
+        self._blocks = (abi.Block * len(pairs))(*pairs)
+        self._call = abi.DecodeStep(blocks=ctypes.addressof(self._blocks), count=len(blocks))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [1, D], changed in place. Every attention must know its place in the cache by `reserve`."""
+        self._call.x, self._call.threads = x.data_ptr(), torch.get_num_threads()
+        loaded().call("decode_step", self._call)
+        return x
+
+
+def _address(sublayer: AttentionSublayer | MoeSublayer | None) -> int | None:
+    return None if sublayer is None else ctypes.addressof(sublayer.call)
+
+
+def _sublayer(sublayer: Sublayer) -> abi.Sublayer:
+    return abi.Sublayer(
+        pool=loaded().thread_pool(),
+        type=NUMBERS[sublayer.dtype],
+        format=FORMATS[sublayer.packed],
+        norm=_NORMS[sublayer.norm],
+        eps=sublayer.eps,
+        multiplier=sublayer.multiplier,
+        before=_plain(sublayer.before, sublayer.dtype),
+        after=_plain(sublayer.after, sublayer.dtype),
+        hidden_size=sublayer.before.shape[0],
+    )
+
+
+def _router(router: Router, weights: Weights) -> abi.Router:
+    return abi.Router(
+        weights=_plain(weights.get("router"), torch.float32),
+        bias=_plain(weights.get("router_bias"), torch.float32),
+        experts=router.experts,
+        top_k=router.top_k,
+        n_group=router.n_group,
+        topk_group=router.topk_group,
+        scoring=_SCORINGS[router.scoring],
+        group_score=_GROUP_SCORES[router.group_score],
+        norm_power=router.norm_power or 0,
+        norm_epsilon=router.norm_epsilon,
+        scaling=router.scaling,
+    )
+
+
+def _plain(tensor: Tensor | None, dtype: torch.dtype) -> int | None:
+    """The address of a contiguous tensor."""
+    if tensor is None:
+        return None
+    assert tensor.dtype is dtype and tensor.is_contiguous()
+    return tensor.data_ptr()
+
+
+def _packed(matrix: Matrix) -> int:
+    """The address of a packed matrix."""
+    assert isinstance(matrix, Packed)
+    return address(matrix.data, bytes_for(matrix.dtype, matrix.shape))

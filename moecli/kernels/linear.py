@@ -1,0 +1,116 @@
+"""Linear layers and experts on plain or packed matrices, by the fastest kernel that serves the format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moecli import formats
+from moecli.formats.plain import torch_dtype
+from moecli.kernels import bnb, native
+from moecli.kernels.choice import Kernel, chosen, serves
+from moecli.model.spec import Activation
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A matrix [out, in] in a quantised format: a flat uint8 tensor of its bytes."""
+
+    dtype: str
+    shape: tuple[int, int]
+    data: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on another device; itself if it is there."""
+        return self if self.device == device else Packed(self.dtype, self.shape, self.data.to(device))
+
+
+_MULTIPLY: dict[Kernel, Callable[[str, Tensor, Tensor, tuple[int, int]], Tensor]] = {
+    "native": native.linear,
+    "bnb": bnb.linear,
+    "torch": formats.matmul,
+}
+Matrix = Tensor | Packed
+Expert = tuple[Matrix, Matrix, Matrix]  # gate [I, D], up [I, D], down [D, I]
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.SILU: F.silu,
+    Activation.GELU: F.gelu,
+    Activation.GELU_TANH: _gelu_tanh,
+    Activation.RELU: torch.relu,
+}
+
+
+def as_matrix(dtype: str, shape: tuple[int, int], data: Tensor) -> Matrix:
+    """The bytes of a matrix, seen as what `linear` takes; no copy."""
+    if dtype in formats.PLAIN:
+        return data.view(torch_dtype(dtype)).view(shape)
+    return Packed(dtype, shape, data)
+
+
+def pack(dtype: str, weights: Tensor) -> Tensor:
+    """`formats.pack`, by the native quantiser where there is one: the same bytes, much sooner."""
+    quantise = native.pack if serves("native", dtype, weights.device) else formats.pack
+    return quantise(dtype, weights)
+
+
+def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
+    """x [T, in] times a matrix [out, in]: [T, out], in x's precision."""
+    if isinstance(matrix, Tensor):
+        return F.linear(x, matrix, bias)
+    multiply = _MULTIPLY[chosen(matrix.dtype, x.device.type)]
+    product = multiply(matrix.dtype, x, matrix.data, matrix.shape)
+    return product if bias is None else product.add_(bias)
+
+
+def feed_forward(x: Tensor, gate_up: Matrix, down: Matrix, activation: Activation) -> Tensor:
+    """down(activation(gate x) * up x) with gate and up stacked by rows, [2I, D]. x [T, D]; returns [T, D]."""
+    gate, up = linear(x, gate_up).chunk(2, dim=-1)
+    return linear(ACTIVATIONS[activation](gate) * up, down)
+
+
+def gated(x: Tensor, gate: Matrix, up: Matrix, activation: Activation) -> Tensor:
+    """activation(gate x) * up x for x [T, D] and rows of gate and up: [T, rows], in x's precision or better."""
+    if isinstance(gate, Packed) and isinstance(up, Packed) and serves("native", up.dtype, x.device):
+        return native.gated(up.dtype, x, gate.data, up.data, up.shape[0], activation)
+    return ACTIVATIONS[activation](linear(x, gate)).mul_(linear(x, up))
+
+
+def expert_outputs(x: Tensor, experts: Sequence[Expert], activation: Activation) -> Tensor:
+    """What each expert makes of all of x [T, D]: [n, T, D], in x's precision or better."""
+    up = experts[0][1]
+    if isinstance(up, Packed) and serves("native", up.dtype, x.device):
+        return native.feed_forward(up.dtype, x, [_bytes(expert) for expert in experts], up.shape[0], activation)
+    rows = _padded(x)
+    outputs = [_expert(rows, expert, activation)[: len(x)] for expert in experts]
+    return outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)
+
+
+def _bytes(expert: Expert) -> tuple[Tensor, Tensor, Tensor]:
+    gate, up, down = (matrix.data for matrix in expert)
+    return gate, up, down
+
+
+def _expert(x: Tensor, expert: Expert, activation: Activation) -> Tensor:
+    gate, up, down = expert
+    return linear(gated(x, gate, up, activation), down)
+
+
+def _padded(x: Tensor) -> Tensor:
+    """Repeat the last row up to one of few heights: torch's product compiles itself anew for each it meets."""
+    count = len(x)
+    size = 1 << (count - 1).bit_length() if count <= 16 else -(-count // 16) * 16
+    return x if size == count else torch.cat((x, x[-1:].expand(size - count, -1)))

@@ -1,0 +1,66 @@
+"""`memory --json`: what a model takes, where it goes and how fast it will be, in one format or in all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moecli.output.json import SCHEMA_VERSION, shared
+from moecli.planning.estimate import Estimate, Result
+from moecli.planning.memory import kv_bytes_per_token, read_bytes_per_token
+from moecli.planning.placement import Tier
+
+
+def document(result: Result) -> dict[str, Any]:
+    """The chosen format in detail; `formats` has the same of every format where none was asked for."""
+    every = [] if result.asked else [_facts(result, each) for each in result.every]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": result.model,
+        **_facts(result, result.chosen),
+        "max_context": result.max_context,
+        "formats": every,
+    }
+
+
+def _facts(result: Result, one: Estimate) -> dict[str, Any]:
+    memory, plan, speed = one.memory, one.plan, one.speed
+    return {
+        "dtype": memory.dtype,
+        "context": memory.context,
+        "batch": memory.batch,
+        "weights_bytes": memory.weights,
+        "resident_bytes": memory.dense.bytes,
+        "expert_bytes": memory.experts.bytes,
+        "bytes_per_expert": memory.bytes_per_expert,
+        "kv_cache_bytes": memory.kv.bytes,
+        "kv_bytes_per_token": kv_bytes_per_token(result.spec),
+        "activation_bytes": memory.activations.bytes,
+        "total_bytes": memory.total,
+        "process_bytes": memory.process.bytes,
+        "peak_rss_bytes": plan.ram.total,
+        "read_bytes_per_token": read_bytes_per_token(result.spec, memory.dtype),
+        "ram_budget_bytes": plan.ram_budget,
+        "vram_budget_bytes": plan.device_budget,
+        "plan": {"device": _tier(plan.device), "ram": _tier(plan.ram), "disk": _tier(plan.disk)},
+        "fits": plan.fits,
+        "smallest_ram_bytes": plan.full_ram,
+        "gpus_needed": one.gpus_needed,
+        "speed": {
+            **shared.speed(speed),
+            "first_token_low_s": speed.first_token_low_s,
+            "first_token_high_s": speed.first_token_high_s,
+        },
+    }
+
+
+def _tier(tier: Tier) -> dict[str, int]:
+    return {
+        "dense_bytes": tier.dense,
+        "kv_bytes": tier.kv,
+        "activation_bytes": tier.activations,
+        "process_bytes": tier.process,
+        "staging_bytes": tier.staging,
+        "experts": tier.experts,
+        "expert_bytes": tier.expert_bytes,
+        "total_bytes": tier.total,
+    }

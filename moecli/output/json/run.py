@@ -1,0 +1,39 @@
+"""`run --json`: the answer, how long it took, and what it took in memory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from moecli.engine.answer import Answer
+from moecli.output.json import SCHEMA_VERSION
+from moecli.output.json.shared import planned_bytes
+from moecli.planning import machine
+
+if TYPE_CHECKING:
+    from moecli.engine.runner import Runner
+
+
+def document(runner: Runner, answer: Answer) -> dict[str, Any]:
+    """The answer so far, where it was interrupted."""
+    timing, loaded = answer.timing, runner.loaded
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": runner.name,
+        "dtype": runner.dtype,
+        "device": str(runner.device),
+        "context": loaded.plan.memory.context,
+        "seed": runner.seed,
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "prompt_tokens": timing.prompt_tokens,
+        "completion_tokens": len(answer.token_ids),
+        "finish_reason": answer.finish_reason,
+        "prefill_s": timing.prefill_s,
+        "decode_s": timing.decode_s,
+        "prefill_tokens_per_s": timing.prefill_rate,
+        "decode_tokens_per_s": timing.decode_rate,
+        "peak_rss_bytes": machine.peak_rss(),
+        "planned_bytes": planned_bytes(loaded.plan),
+        "expert_cache": asdict(loaded.session.decoder.experts.statistics),
+    }

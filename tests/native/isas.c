@@ -1,0 +1,259 @@
+/* Every instruction set against the last one, scalar: packing, products and both sublayers of a block must agree in
+   every byte. Buffers have their exact sizes, for a sanitiser; the same program checks other processors in an
+   emulator. */
+#include "native.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int moecli_linear(int isa, const struct linear *call);
+int moecli_feed_forward(int isa, const struct feed_forward *call);
+int moecli_gated(int isa, const struct feed_forward *call);
+int moecli_pack(int isa, const struct pack *call);
+int moecli_decode_step(int isa, const struct decode_step *call);
+int moecli_route(int isa, const struct moe *call);
+int moecli_combine(int isa, const struct moe *call);
+const char *moecli_isa(int index);
+
+static uint32_t state = 1;
+static int failures;
+
+/* Roughly bell-shaped, with a few far outliers. */
+static float number(void) {
+    float sum = 0;
+    for (int i = 0; i < 4; i++) {
+        state = state * 1664525u + 1013904223u;
+        sum += (float)(state >> 8) / 16777216.0f - 0.5f;
+    }
+    return state >> 24 == 7 ? 20 * sum : sum;
+}
+
+static size_t size_of(int format, size_t rows, size_t columns) {
+    size_t panels = (rows + 15) / 16;
+    return format == Q4 ? panels * ((columns + 127) / 128) * 1088 : panels * ((columns + 31) / 32) * 544;
+}
+
+static float *numbers(size_t count) {
+    float *result = malloc(count * sizeof *result);
+    for (size_t i = 0; i < count; i++)
+        result[i] = number();
+    return result;
+}
+
+static void check(const char *what, int isa, int format, const void *found, void **expected, size_t bytes) {
+    if (!*expected) {
+        *expected = malloc(bytes);
+        memcpy(*expected, found, bytes);
+    } else if (memcmp(found, *expected, bytes)) {
+        printf("%s differs on %s, format %d\n", what, moecli_isa(isa), format);
+        failures++;
+    }
+}
+
+static uint8_t *packed_matrix(int last, int format, size_t rows, size_t columns, int type) {
+    float *weights = numbers(rows * columns);
+    size_t bytes = size_of(format, rows, columns);
+    void *expected = NULL, *packed = malloc(bytes);
+    for (int isa = last; isa >= 0; isa--) {
+        if (!*moecli_isa(isa))
+            continue;
+        struct pack call = {{0}, format, type, weights, (int64_t)rows, (int64_t)columns, (int64_t)columns, 1, packed};
+        moecli_pack(isa, &call);
+        check("pack", isa, format, packed, &expected, bytes);
+    }
+    free(weights);
+    free(packed);
+    return expected;
+}
+
+/* gate, up or down, by number */
+static uint8_t *expert_matrix(int last, int format, size_t which, size_t intermediate_size, size_t hidden_size) {
+    if (which == 2)
+        return packed_matrix(last, format, hidden_size, intermediate_size, FP32);
+    return packed_matrix(last, format, intermediate_size, hidden_size, FP32);
+}
+
+static void try(int last, int format, size_t intermediate_size, size_t hidden_size, size_t count, int activation) {
+    uint8_t *matrices[6];
+    for (int i = 0; i < 6; i++)
+        matrices[i] = expert_matrix(last, format, (size_t)i % 3, intermediate_size, hidden_size);
+    float *x = numbers(count * hidden_size), *out = malloc(2 * count * (intermediate_size + hidden_size) * sizeof *out);
+    void *one = NULL, *layer = NULL, *hidden = NULL;
+    for (int isa = last; isa >= 0; isa--) {
+        if (!*moecli_isa(isa))
+            continue;
+        struct tokens input = {x, FP32, (int64_t)count, (int64_t)hidden_size};
+        struct linear linear = {{0}, format, input, matrices[0], (int64_t)intermediate_size, out};
+        moecli_linear(isa, &linear);
+        check("linear", isa, format, out, &one, count * intermediate_size * sizeof *out);
+        const void *const *list = (const void *const *)matrices;
+        struct feed_forward feed = {{0}, format, activation, input, list, 2, (int64_t)intermediate_size, out};
+        moecli_feed_forward(isa, &feed);
+        check("feed_forward", isa, format, out, &layer, 2 * count * hidden_size * sizeof *out);
+        feed.experts = 1;
+        moecli_gated(isa, &feed);
+        check("gated", isa, format, out, &hidden, count * intermediate_size * sizeof *out);
+    }
+    for (int i = 0; i < 6; i++)
+        free(matrices[i]);
+    free(x), free(out), free(one), free(layer), free(hidden);
+}
+
+/* As numbers of a type, rounded down to 16 bits or as they are. */
+static void *typed(int type, size_t count) {
+    float *from = numbers(count);
+    if (type == FP32)
+        return from;
+    uint16_t *to = malloc(count * sizeof *to);
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, sizeof bits);
+        to[i] = (uint16_t)(bits >> 16);
+    }
+    free(from);
+    return to;
+}
+
+static void step(int isa, void *x, struct attention *attention, struct moe *moe) {
+    struct decode_step call = {.x = x, .count = 1};
+    struct block block = {attention, moe};
+    call.blocks = &block;
+    moecli_decode_step(isa, &call);
+}
+
+static void *copy(const void *from, size_t bytes) { return memcpy(malloc(bytes), from, bytes); }
+
+/* A token's attention, with every option that `variant` switches on. */
+static void try_attention(int last, int format, int type, int variant) {
+    const size_t hidden_size = 72, heads = 6, shared = variant & 1 ? 1 : 3, dim = variant & 2 ? 16 : 24, rows = 600;
+    const size_t size = type == FP32 ? 4 : 2, all = (heads + 2 * shared) * dim, rotary_dim = variant & 4 ? 0 : 8;
+    uint8_t *qkv = packed_matrix(last, format, all, hidden_size, FP32);
+    uint8_t *output = packed_matrix(last, format, hidden_size, heads * dim, FP32);
+    void *before = typed(type, hidden_size), *after = typed(type, hidden_size), *x = typed(type, hidden_size);
+    void *bias = typed(type, all);
+    void *norm = typed(type, heads * dim);
+    void *cosines = typed(type, 9 * rotary_dim + 1), *sines = typed(type, 9 * rotary_dim + 1);
+    void *keys = typed(type, shared * rows * dim), *values = typed(type, shared * rows * dim);
+    void *expected_x = NULL, *expected_keys = NULL, *expected_values = NULL;
+    for (int isa = last; isa >= 0; isa--) {
+        if (!*moecli_isa(isa))
+            continue;
+        void *own = copy(x, hidden_size * size);
+        void *own_keys = copy(keys, shared * rows * dim * size), *own_values = copy(values, shared * rows * dim * size);
+        struct sublayer sublayer = {{0}, type, format, variant & 1 ? LAYER : RMS, 1e-5f, 0.7f, before, NULL, own, 0};
+        sublayer.after = variant & 2 ? after : NULL;
+        sublayer.hidden_size = (int64_t)hidden_size;
+        struct attention call = {.sublayer = sublayer,
+                                 .qkv = qkv,
+                                 .output = output,
+                                 .heads = (int64_t)heads,
+                                 .kv_heads = (int64_t)shared,
+                                 .head_dim = (int64_t)dim,
+                                 .scale = 0.2f};
+        call.qkv_bias = variant & 2 ? bias : NULL, call.output_bias = variant & 4 ? after : NULL;
+        call.qk_norm = variant % 3, call.q_norm = norm, call.k_norm = norm, call.interleaved = variant & 1;
+        call.clip = variant & 1 ? 0.5f : 0, call.softcap = variant & 4 ? 3 : 0;
+        call.cosines = cosines, call.sines = sines, call.rotary_dim = (int64_t)rotary_dim, call.position = 8;
+        call.keys = own_keys, call.values = own_values, call.rows = (int64_t)rows;
+        call.first = variant & 1 ? 7 : 0, call.last = variant & 2 ? (int64_t)rows - 1 : 200;
+        step(isa, own, &call, NULL);
+        check("attention", isa, format, own, &expected_x, hidden_size * size);
+        check("keys", isa, format, own_keys, &expected_keys, shared * rows * dim * size);
+        check("values", isa, format, own_values, &expected_values, shared * rows * dim * size);
+        free(own), free(own_keys), free(own_values);
+    }
+    free(qkv), free(output), free(before), free(after), free(x), free(bias), free(norm), free(cosines), free(sines);
+    free(keys), free(values), free(expected_x), free(expected_keys), free(expected_values);
+}
+
+/* A token's mixture of experts: at once, and in its steps. */
+static void try_moe(int last, int format, int type, int variant) {
+    const size_t hidden_size = 72, intermediate_size = 40, experts = 12, top_k = variant & 1 ? 12 : 3;
+    const size_t shared = variant & 2 ? 48 : 0, size = type == FP32 ? 4 : 2;
+    uint8_t *matrices[36], *always[3];
+    for (size_t i = 0; i < 36; i++)
+        matrices[i] = expert_matrix(last, format, i % 3, intermediate_size, hidden_size);
+    for (size_t i = 0; i < 3; i++)
+        always[i] = expert_matrix(last, format, i, 48, hidden_size);
+    void *before = typed(type, hidden_size), *x = typed(type, hidden_size), *gate = typed(type, hidden_size);
+    float *router = numbers(experts * hidden_size), *bias = numbers(experts);
+    float *topk_weights = malloc(top_k * sizeof *topk_weights);
+    float *normed = malloc(hidden_size * sizeof *normed), *logits = malloc(experts * sizeof *logits);
+    float *outputs = malloc((top_k + 1) * hidden_size * sizeof *outputs);
+    int64_t *topk_ids = malloc(top_k * sizeof *topk_ids);
+    if (variant == 7) /* not a number: any choice will do, but a choice it must be */
+        for (size_t i = 0; i < experts; i++)
+            router[i * hidden_size] = NAN;
+    void *expected_x = NULL, *expected_weights = NULL, *expected_chosen = NULL;
+    for (int isa = last; isa >= 0; isa--) {
+        if (!*moecli_isa(isa))
+            continue;
+        for (int steps = 0; steps < 2; steps++) {
+            void *own = copy(x, hidden_size * size);
+            struct sublayer sublayer = {{0}, type, format, RMS, 1e-5f, 1, before, NULL, own, (int64_t)hidden_size};
+            struct moe call = {.sublayer = sublayer,
+                               .intermediate_size = (int64_t)intermediate_size,
+                               .shared_intermediate_size = (int64_t)shared,
+                               .activation = variant % 4,
+                               .shared_activation = SILU,
+                               .normed = normed,
+                               .logits = logits,
+                               .topk_weights = topk_weights,
+                               .outputs = outputs,
+                               .topk_ids = topk_ids};
+            struct router rule = {.weights = router, .bias = variant & 4 ? bias : NULL, .experts = (int64_t)experts};
+            rule.top_k = (int64_t)top_k, rule.n_group = variant & 1 ? 1 : 4, rule.topk_group = variant & 1 ? 1 : 2;
+            rule.scoring = variant % 3, rule.group_score = variant >> 2 & 1;
+            rule.norm_power = (float)(variant % 3), rule.norm_epsilon = 1e-6f, rule.scaling = 1.5f;
+            call.router = rule;
+            call.matrices = (const void *const *)matrices;
+            memcpy(call.shared, always, sizeof always);
+            call.shared_gate = variant & 4 ? gate : NULL;
+            if (steps) {
+                const void *list[36];
+                moecli_route(isa, &call);
+                for (size_t i = 0; i < 3 * top_k; i++)
+                    list[i] = matrices[3 * (size_t)topk_ids[i / 3] + i % 3];
+                struct tokens input = {normed, FP32, 1, (int64_t)hidden_size};
+                struct feed_forward feed = {{0}, format, call.activation, input, list, 0, 0, outputs};
+                feed.experts = (int64_t)top_k, feed.intermediate_size = (int64_t)intermediate_size;
+                moecli_feed_forward(isa, &feed);
+                moecli_combine(isa, &call);
+            } else
+                step(isa, own, NULL, &call);
+            check("moe", isa, format, own, &expected_x, hidden_size * size);
+            check("topk_weights", isa, format, topk_weights, &expected_weights, top_k * sizeof *topk_weights);
+            check("topk_ids", isa, format, topk_ids, &expected_chosen, top_k * sizeof *topk_ids);
+            free(own);
+        }
+    }
+    for (int i = 0; i < 36; i++)
+        free(matrices[i]);
+    free(always[0]), free(always[1]), free(always[2]), free(before), free(x), free(gate), free(router), free(bias);
+    free(topk_weights), free(normed), free(logits), free(outputs), free(topk_ids);
+    free(expected_x), free(expected_weights), free(expected_chosen);
+}
+
+int main(void) {
+    int last = 0;
+    while (moecli_isa(last + 1))
+        last++;
+    for (int isa = 0; isa <= last; isa++)
+        printf("%s ", moecli_isa(isa));
+    printf("\n");
+    static const size_t shapes[][2] = {{64, 256}, {5, 7}, {40, 100}, {17, 129}};
+    static const size_t counts[] = {1, 2, 3, 4, 5, 6, 19};
+    for (int format = Q4; format <= Q8; format++)
+        for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; shape++)
+            for (size_t count = 0; count < sizeof counts / sizeof *counts; count++)
+                try(last, format, shapes[shape][0], shapes[shape][1], counts[count], (int)(count % 4));
+    for (int format = Q4; format <= Q8; format++)
+        for (int variant = 0; variant < 8; variant++) {
+            try_attention(last, format, variant & 1 ? FP32 : BF16, variant);
+            try_moe(last, format, variant & 2 ? FP32 : BF16, variant);
+        }
+    printf("%d failures\n", failures);
+    return failures != 0;
+}
