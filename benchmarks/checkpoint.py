@@ -65,6 +65,7 @@ _QWEN3_30B_A3B = {
 }  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "olmoe": _OLMOE,
+    "olmoe-4-layers": _OLMOE | {"num_hidden_layers": 4},
     "mixtral-4-layers": _MIXTRAL,
     "mistral-4-layers": _MISTRAL,  # its dense peer: as if one expert were always on
     "deepseek-v2-lite": _DEEPSEEK_V2_LITE,

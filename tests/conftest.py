@@ -1,4 +1,4 @@
-"""Every test: a home of its own, no network beyond this machine, one compute thread."""
+"""Every test: a home of its own, no network beyond this machine, no GPU unless marked, one compute thread."""
 
 from __future__ import annotations
 
@@ -26,11 +26,16 @@ def _connect_nearby(self: socket.socket, address: Any) -> None:
 
 
 @pytest.fixture(autouse=True)
-def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of this machine's own settings and models is seen, and nothing is left behind."""
+def isolated(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of this machine's own settings, models and GPUs is seen, and nothing is left behind."""
     home = tmp_path_factory.mktemp("home")
     for name in (*_SETTINGS, *(name for name in os.environ if name.startswith(("MOECLI_", "XDG_")))):
         monkeypatch.delenv(name, raising=False)
     for name, folder in {"HOME": "", "HF_HOME": "huggingface", "MOECLI_HOME": "moecli"}.items():
         monkeypatch.setenv(name, str(home / folder))
     monkeypatch.setattr(socket.socket, "connect", _connect_nearby)
+    if not request.node.get_closest_marker("gpu"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for other processes
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -13,6 +13,7 @@ from moecli.errors import CheckpointError
 from moecli.model.families import Family
 from moecli.model.params import Counts
 from moecli.model.spec import ModelSpec, Part
+from moecli.untrusted import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def _differences(
         try:
             Weights(spec, family, Checkpoint(header))
         except CheckpointError as error:
-            yield error.message if error.message.isprintable() else ascii(error.message)
+            yield printable(error.message)
 
 
 _EXPERT = re.compile(r"(.*\.)?experts?\..+|.*block_sparse_moe\.(input|output)_linear\.weight")

@@ -64,29 +64,29 @@ def bench(
     ref = running.find(model, dtype, offline, quiet)
     with terminal.status("measuring this machine ...", quiet):
         from moecli.engine import bench as engine
-        from moecli.engine.runner import Choices, open_runner
+        from moecli.engine.loaded import LoadOptions, open_for_run
         from moecli.output import bench as show
         from moecli.output.json.bench import document
 
-        choices = Choices(
-            seed=seed, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
+        wanted = LoadOptions(
+            dtype=dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
             device=device, vram=None if vram is None else parse_size(vram),
         )  # fmt: skip
-        runner = open_runner(ref.name, ref.weights, dtype, choices, model)
-        work = engine.workload(runner, prompt_tokens, max_tokens, repeat)
-        expected = engine.expect(runner, work)
+        opened = open_for_run(ref, wanted)
+        work = engine.workload(opened, prompt_tokens, max_tokens, repeat, seed or 0)
+        expected = engine.expect(opened, work)
     if verbose:
         terminal.say(loading.explain(expected.plan))
     if expected.speed.middle < running.SLOW:
         terminal.say(loading.expectation(expected.plan, expected.speed))
         terminal.confirm("go on?", yes)
-    with loading.progress(runner.name, quiet) as progress:
-        load_s = engine.load(runner, expected, progress)
+    with loading.progress(opened.name, quiet) as progress:
+        loaded, load_s = engine.load(opened, expected, progress)
     with show.progress(work.repeat, quiet) as watch:
-        result = engine.measure(runner, work, expected, load_s, watch)
+        result = engine.measure(loaded, work, expected, load_s, watch)
     if json:
-        terminal.write_json(document(runner, result))
+        terminal.write_json(document(loaded, result))
     else:
-        show.screen(runner, result, no_color)
+        show.screen(loaded, result, no_color)
     if not result.within_forecast:
         raise typer.Exit(3)

@@ -121,15 +121,23 @@ def _record(
     ref = running.with_weights(ref, offline, quiet)
     with terminal.status("loading ...", quiet):
         from moecli.engine import analysis
-        from moecli.engine.runner import Choices, open_runner
+        from moecli.engine.chat import GenerationConfig
+        from moecli.engine.loaded import LoadOptions, open_for_run
+        from moecli.engine.sampling import SamplingOptions, new_seed
 
-        choices = Choices(
-            seed=wanted.seed, raw=raw, context=wanted.ctx, threads=wanted.threads,
+        limits = LoadOptions(
+            dtype=wanted.dtype, context=wanted.ctx, threads=wanted.threads,
             ram=None if wanted.ram is None else parse_size(wanted.ram),
         )  # fmt: skip
-        runner = open_runner(ref.name, ref.weights, wanted.dtype, choices, ref.typed)
+        opened = open_for_run(ref, limits)
+        config = GenerationConfig(
+            SamplingOptions().resolve(opened.defaults),
+            new_seed() if wanted.seed is None else wanted.seed,
+            max_tokens=wanted.max_tokens,
+            raw=raw,
+        )
     with loading.progress(ref.name, quiet) as progress, loading.reading(ref.name, quiet) as watch:
-        return analysis.record(runner, prompts, wanted.limit, wanted.max_tokens, progress, watch, wanted.probabilities)
+        return analysis.record(opened, config, prompts, wanted.limit, progress, watch, wanted.probabilities)
 
 
 def _other(

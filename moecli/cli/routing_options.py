@@ -67,14 +67,14 @@ class RoutingOptions:
     capacity: Annotated[str | None, _option(help="Capacity factors for overflow: 1,1.25,2.", metavar="LIST")] = None
 
     def refuse(self) -> None:
-        """UsageError where one was given without --routing."""
+        """UsageError naming the first of these options that was given: without --routing none may be."""
         for each in fields(self):
             if getattr(self, each.name) != each.default:
                 name = each.name.rstrip("_").replace("_", "-")
                 raise UsageError(f"--{name} goes with --routing", "moecli inspect MODEL --routing")
 
     def form(self, json: bool) -> str:
-        """Of the output, by option or by the name of the file."""
+        """The form of the output: by --format or --json, else by the name of the file, else a table."""
         if self.by not in (None, "domain"):
             raise UsageError.unknown("--by", self.by, "domain")
         check_dtype(self.dtype)
@@ -89,7 +89,7 @@ class RoutingOptions:
         return form
 
     def chosen_layers(self) -> frozenset[int] | None:
-        """As numbers; None for all."""
+        """The numbers of --layers; None for all layers. UsageError for what is no list."""
         if (text := self.layers) is None:
             return None
         numbers: set[int] = set()
@@ -102,7 +102,7 @@ class RoutingOptions:
         return frozenset(numbers)
 
     def factors(self) -> tuple[float, ...]:
-        """Of capacity, as numbers; none where they are left to the analysis."""
+        """The numbers of --capacity; empty where they are left to the analysis. UsageError for what is no list."""
         if (text := self.capacity) is None:
             return ()
         try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +15,9 @@ from moecli.output import loading, terminal
 from moecli.units import parse_size
 
 if TYPE_CHECKING:
-    from moecli.engine.runner import Runner
+    from moecli.engine.chat import ChatSession
+    from moecli.engine.loaded import OpenedModel
+    from moecli.routing.builder import TraceBuilder
 
 EXAMPLES = """Examples:
 
@@ -98,52 +98,62 @@ def run(
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
     ref = running.find(model, dtype, offline, quiet)
     with terminal.status("loading ...", quiet):
-        from moecli.engine.runner import Choices, open_runner
+        from moecli.engine.chat import ChatSession, GenerationConfig, RecordedSession, plan_for
+        from moecli.engine.loaded import LoadOptions, open_for_run
+        from moecli.engine.sampling import SamplingOptions, new_seed
 
-        choices = Choices(
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty,
-            seed=seed, max_tokens=max_tokens, ram=None if ram is None else parse_size(ram),
-            stops=tuple(map(terminal.clean, stop or ())),
-            system=system and terminal.clean(system), raw=raw, context=ctx, threads=threads, policy=policy,
+        limits = LoadOptions(
+            dtype=dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
             device=device, vram=None if vram is None else parse_size(vram),
         )  # fmt: skip
-        runner = open_runner(ref.name, ref.weights, dtype, choices, model)
-        plan = runner.plan(text)
+        opened = open_for_run(ref, limits)
+        sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty).resolve(opened.defaults)
+        config = GenerationConfig(
+            sampling, new_seed() if seed is None else seed, max_tokens, tuple(map(terminal.clean, stop or ())),
+            system=system and terminal.clean(system), raw=raw,
+        )  # fmt: skip
+        plan = plan_for(opened, config, text)
     if verbose:
-        terminal.say(f"{runner.name}: {runner.sampling}, seed {runner.seed}")
+        terminal.say(f"{opened.name}: {config.sampling}, seed {config.seed}")
         terminal.say(loading.explain(plan))
     if not plan.fits:
-        speed = runner.estimate_throughput(plan)
+        speed = opened.estimate_throughput(plan)
         if not quiet or speed.middle < running.SLOW:
             terminal.say(loading.expectation(plan, speed))
         if speed.middle < running.SLOW:
             terminal.confirm("go on?", yes)
-    with _kept(runner, trace):
-        with loading.progress(runner.name, quiet) as progress:
-            runner.load(plan, progress)
-        if text is not None:
-            _answer(runner, text, json, quiet)
-        else:
-            from moecli.output.chat import chat
-
-            chat(runner, quiet)
-
-
-@contextmanager
-def _kept(runner: Runner, file: Path | None) -> Iterator[None]:
-    """Record what happens inside; written even if it was interrupted."""
-    if file is None:
-        yield
+    builder = None if trace is None else _builder(opened, trace)
+    with loading.progress(opened.name, quiet) as progress:
+        loaded = opened.load(plan, progress)
+    if trace is None or builder is None:
+        _talk(ChatSession(loaded, config), text, json, quiet)
         return
-    from moecli.routing import files
+    session = RecordedSession(loaded, config, builder)
+    try:
+        _talk(session, text, json, quiet)
+    finally:  # even if it was interrupted
+        if (recorded := session.trace()) is not None:
+            from moecli.routing import files
+
+            files.write(recorded, trace)
+
+
+def _builder(opened: OpenedModel, file: Path) -> TraceBuilder:
+    """Of a trace that goes to `file`. UsageError or ConfigError, before anything is loaded, if there can be none."""
+    from moecli.engine.recorder import new_builder
 
     options.check_folder("--trace", file)
-    runner.record()
-    try:
-        yield
-    finally:
-        if (recorded := runner.trace()) is not None:
-            files.write(recorded, file)
+    return new_builder(opened.name, opened.spec)
+
+
+def _talk(session: ChatSession, text: str | None, json: bool, quiet: bool) -> None:
+    """One answer, or a chat."""
+    if text is not None:
+        _answer(session, text, json, quiet)
+    else:
+        from moecli.output.chat import chat
+
+        chat(session, quiet)
 
 
 def _read_prompt(argument: str | None) -> str | None:
@@ -155,7 +165,7 @@ def _read_prompt(argument: str | None) -> str | None:
     raise UsageError("the prompt is empty", 'moecli run MODEL "prompt", or pipe text in')
 
 
-def _answer(runner: Runner, text: str, json: bool, quiet: bool) -> None:
+def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:
     from moecli.engine.answer import Answer
     from moecli.output.answer import statistics
     from moecli.output.json.run import document
@@ -163,16 +173,16 @@ def _answer(runner: Runner, text: str, json: bool, quiet: bool) -> None:
     answer = Answer()
     interrupted = False
     try:
-        for piece in runner.ask(text, answer):
+        for piece in session.ask(text, answer):
             if not json:
                 terminal.write(piece)
     except KeyboardInterrupt:
         interrupted = True
     if json:
-        terminal.write_json(document(runner, answer))
+        terminal.write_json(document(session, answer))
     elif not answer.text.endswith("\n"):
         terminal.write("\n")
     if not quiet and not json:
-        terminal.say(statistics(runner, answer))
+        terminal.say(statistics(session.loaded, answer))
     if interrupted:
         raise typer.Exit(130)

@@ -87,7 +87,7 @@ def _read(readers: Readers, path: Path, size: int) -> None:
     """All of it, into the same memory again and again. OSError if it cannot be read."""
     memory = memoryview(mmap.mmap(-1, min(size, _BLOCK)))
     ranges = [Range(path, offset, memory[: size - offset]) for offset in range(0, size, _BLOCK)]
-    landing = readers.read(ranges)
-    landing.done.wait()
-    if landing.failure is not None:
-        raise landing.failure
+    pending = readers.read(ranges)
+    pending.done.wait()
+    if pending.failure is not None:
+        raise pending.failure

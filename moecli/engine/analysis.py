@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from moecli.engine.chat import Conversation, GenerationConfig
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Session, Timing
-from moecli.engine.load import Progress
-from moecli.engine.recorder import Recorder, SurveyRecorder, Text, finish, new_builder
-from moecli.engine.runner import Runner
+from moecli.engine.loaded import LoadedModel, OpenedModel
+from moecli.engine.recorder import LayerwiseRecorder, Recorder, Text, finish, new_builder
 from moecli.engine.sampling import Sampler
 from moecli.errors import UsageError
 from moecli.kernels.blocking import BUCKET, CHUNK
-from moecli.planning.placement import Plan, fit, fit_layerwise
+from moecli.planning.placement import fit_layerwise
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.prompts import Prompt
 from moecli.routing.recorded import Recorded, described
+from moecli.store.progress import Progress
 
 _LONGEST = 4096  # tokens read as one text; longer ones are read in pieces
 
@@ -26,39 +27,40 @@ Watch = Callable[[int, int], None]  # tokens done, of how many
 
 
 def record(
-    runner: Runner,
+    opened: OpenedModel,
+    config: GenerationConfig,
     prompts: Sequence[Prompt],
     limit: int | None,
-    max_tokens: int,
     progress: Progress,
     watch: Watch,
     keep_probabilities: bool = False,
 ) -> Recorded:
-    """Read up to `limit` tokens of the prompts, and generate up to `max_tokens` after each.
+    """Read up to `limit` tokens of the prompts, and generate up to the config's `max_tokens` after each.
 
     With nothing to generate, all prompts pass one layer before any passes the next, so that each expert is asked for
     once per layer, or once per group of prompts where memory for all of them is short.
     """
-    spec, streams = runner.model.spec, runner.model.streams
-    builder = new_builder(runner.name, spec, keep_probabilities)
-    longest = min(runner.choices.context or _LONGEST, spec.context_length - max_tokens)
+    spec, streams, max_tokens = opened.spec, opened.model.streams, config.max_tokens
+    builder = new_builder(opened.name, spec, keep_probabilities)
+    longest = min(opened.options.context or _LONGEST, spec.context_length - max_tokens)
     if longest < 1:
         raise UsageError(
             f"--max-tokens {max_tokens} leaves no room for a prompt",
             f"the model's context is {spec.context_length} tokens",
         )
-    texts = _cut([(prompt.domain, runner.prompt(prompt.text)) for prompt in prompts], longest, limit)
+    empty = Conversation(opened, config)
+    texts = _cut([(prompt.domain, empty.prompt(prompt.text)) for prompt in prompts], longest, limit)
     sizes = [len(text.ids) for text in texts]
     most, total = -(-max(sizes) // BUCKET) * BUCKET + max_tokens, sum(sizes)
     if max_tokens:
-        placed = runner.choose(lambda dtype: fit(spec, dtype, most, runner.ram, runner.vram))
-        steps = _generate(runner, runner.decoder(placed, progress), placed, texts, max_tokens, builder)
+        plan = opened.plan(most)
+        steps = _generate(opened.load(plan, progress), config, texts, builder)
     else:
-        placed = runner.choose(lambda dtype: fit_layerwise(spec, dtype, most, total, runner.ram, streams, runner.vram))
-        steps = _survey(runner.decoder(placed, progress), placed.memory.chunk, texts, builder)
+        plan = opened.choose(lambda dtype: fit_layerwise(spec, dtype, most, total, opened.ram, streams, opened.vram))
+        steps = _layerwise(opened.decoder(plan, progress), plan.memory.chunk, texts, builder)
     for done in steps:
         watch(done, total)
-    return described(finish(builder, spec, runner.tokenizer, runner.name, placed.memory.dtype), spec)
+    return described(finish(builder, spec, opened.tokenizer, opened.name, plan.memory.dtype), spec)
 
 
 def _cut(texts: Sequence[tuple[str, Sequence[int]]], longest: int, limit: int | None) -> list[Text]:
@@ -87,12 +89,12 @@ def _shares(texts: Sequence[tuple[str, Sequence[int]]], limit: int | None) -> di
     return shares
 
 
-def _survey(decoder: Decoder, together: int, texts: Sequence[Text], builder: TraceBuilder) -> Iterator[int]:
+def _layerwise(decoder: Decoder, together: int, texts: Sequence[Text], builder: TraceBuilder) -> Iterator[int]:
     """Yields the tokens done after each group of at most `together` tokens."""
     done = 0
     for group in _groups(texts, together):
-        recorder = SurveyRecorder(decoder.spec, builder, group)
-        decoder.survey([torch.tensor(text.ids) for text in group], CHUNK, recorder)
+        recorder = LayerwiseRecorder(decoder.spec, builder, group)
+        decoder.layerwise_prefill([torch.tensor(text.ids) for text in group], CHUNK, recorder)
         done += sum(len(text.ids) for text in group)
         yield done
 
@@ -110,17 +112,17 @@ def _groups(texts: Sequence[Text], together: int) -> Iterator[list[Text]]:
 
 
 def _generate(
-    runner: Runner, decoder: Decoder, placed: Plan, texts: Sequence[Text], max_tokens: int, builder: TraceBuilder
+    loaded: LoadedModel, config: GenerationConfig, texts: Sequence[Text], builder: TraceBuilder
 ) -> Iterator[int]:
     """Yields the prompt tokens done after each text. The last token generated is fed too, to see its routing."""
-    recorder = Recorder(decoder.spec, builder)
-    cache = decoder.new_cache(placed.memory.context, placed.memory.chunk)
+    recorder = Recorder(loaded.opened.spec, builder)
     done = 0
     for text in texts:
         recorder.begin(text.prompt, text.domain)
-        sampler = Sampler(runner.sampling, runner.seed)
-        for token in Session(decoder, cache).generate(text.ids, sampler, max_tokens + 1, Timing(), recorder):
-            if token in runner.end_ids:
+        sampler = Sampler(config.sampling, config.seed)
+        session = Session(loaded.decoder, loaded.cache)
+        for token in session.generate(text.ids, sampler, config.max_tokens + 1, Timing(), recorder):
+            if token in loaded.opened.end_ids:
                 break
         done += len(text.ids)
         yield done

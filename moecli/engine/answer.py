@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moecli.engine.decoder import Trace
+from moecli.engine.block import RoutingObserver
 from moecli.engine.generate import Session, Timing
 from moecli.engine.sampling import Sampler, Sampling
 from moecli.text.stream import TextStream
@@ -39,13 +39,13 @@ class Answer:
 
 
 def pieces(
-    session: Session, tokenizer: Tokenizer, request: Request, answer: Answer, trace: Trace | None = None
+    session: Session, tokenizer: Tokenizer, request: Request, answer: Answer, observer: RoutingObserver | None = None
 ) -> Iterator[str]:
     """Yield printable text as it is generated, and keep `answer` up to date."""
     stream = TextStream(tokenizer, request.stops, prompt_ids=request.prompt if request.continues else ())
     sampler = Sampler(request.sampling, request.seed)
     reason: FinishReason = "length"
-    for token in session.generate(request.prompt, sampler, request.max_tokens, answer.timing, trace):
+    for token in session.generate(request.prompt, sampler, request.max_tokens, answer.timing, observer):
         if token in request.end_ids:
             reason = "stop"
             break

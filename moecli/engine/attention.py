@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moecli.engine.cache import LayerCache
-from moecli.engine.layers import Rotation, rms_norm
+from moecli.engine.layers import RotaryEmbedding, rms_norm
 from moecli.engine.weights import LayerWeights
 from moecli.kernels.blocking import BUCKET, SCORES
 from moecli.kernels.linear import linear
@@ -25,8 +25,8 @@ class Scratch:
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
-    def take(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor that is valid until `name` is taken again."""
+    def acquire(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor that is valid until `name` is acquired again."""
         size = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or len(buffer) < size or buffer.dtype is not dtype:
@@ -61,14 +61,14 @@ def attend(
         first = 0 if window is None else max(0, offset + begin - window + 1) // BUCKET * BUCKET
         block = q[:, :, begin:end].reshape(heads, -1, q.shape[-1])  # [K, G * t, d]
         shape = (heads, groups * (end - begin), last - first)  # [K, G * t, n]
-        product = scratch.take("product", shape, q, q.dtype)
+        product = scratch.acquire("product", shape, q, q.dtype)
         if block.shape[1] <= _FEW:
             turned = product.view(heads, last - first, -1)  # [K, n, G * t]
             torch.bmm(k[:, first:last], block.transpose(1, 2), out=turned)
-            scores = scratch.take("scores", shape, q, torch.float32).copy_(turned.transpose(1, 2)).mul_(scale)
+            scores = scratch.acquire("scores", shape, q, torch.float32).copy_(turned.transpose(1, 2)).mul_(scale)
         else:
             torch.bmm(block, k[:, first:last].transpose(1, 2), out=product)
-            scores = scratch.take("scores", shape, q, torch.float32).copy_(product).mul_(scale)
+            scores = scratch.acquire("scores", shape, q, torch.float32).copy_(product).mul_(scale)
         if softcap is not None:
             scores.div_(softcap).tanh_().mul_(softcap)
         if end - begin == 1 and window is None:
@@ -76,8 +76,8 @@ def attend(
         else:
             hidden = _hidden(offset + begin - first, end - begin, last - first, window, q.device)
             scores.view(heads, groups, end - begin, -1).masked_fill_(hidden, -torch.inf)
-        torch.softmax(scores, -1, out=scratch.take("weights", shape, q, torch.float32))
-        product.copy_(scratch.take("weights", shape, q, torch.float32))
+        torch.softmax(scores, -1, out=scratch.acquire("weights", shape, q, torch.float32))
+        product.copy_(scratch.acquire("weights", shape, q, torch.float32))
         mixed = torch.bmm(product, v[:, first:last])  # [K, G * t, w]
         out[begin:end] = mixed.view(heads, groups, end - begin, -1).permute(2, 0, 1, 3)
     return out.flatten(1)
@@ -95,11 +95,11 @@ class GroupedQueryAttention:
     """x -> q, k, v -> (norm, clip, rotate) -> attend -> output."""
 
     def __init__(
-        self, spec: GroupedQuery, weights: LayerWeights, rotation: Rotation, scratch: Scratch, eps: float
+        self, spec: GroupedQuery, weights: LayerWeights, rotary: RotaryEmbedding, scratch: Scratch, eps: float
     ) -> None:
         self._spec = spec
         self._scratch = scratch
-        self._rotation = rotation
+        self._rotary = rotary
         self._eps = eps
         self._qkv, self._qkv_bias = weights.matrix("qkv"), weights.get("qkv_bias")
         self._o, self._o_bias = weights.matrix("o"), weights.get("o_bias")
@@ -112,7 +112,7 @@ class GroupedQueryAttention:
         """x [T, D] -> [T, D]; the tokens are appended to `cache`."""
         spec, start = self._spec, cache.length
         qk, v = self._project(x)
-        qk = self._rotation.rotate(qk.unflatten(-1, (-1, spec.head_dim)), start)  # [T, H + K, d]
+        qk = self._rotary.rotate(qk.unflatten(-1, (-1, spec.head_dim)), start)  # [T, H + K, d]
         q, k = qk.split((spec.heads, spec.kv_heads), dim=1)
         k, v = cache.append(k, v.unflatten(-1, (-1, spec.head_dim)))
         q = q.unflatten(1, (spec.kv_heads, -1)).permute(1, 2, 0, 3)  # [K, G, T, d]
@@ -146,10 +146,10 @@ class LatentAttention:
     """Keys and values live as one latent per token. Few queries meet the latents as they are (the expansion is
     absorbed into the query and the output); many queries expand them first, a few heads at a time."""
 
-    def __init__(self, spec: MLA, weights: LayerWeights, rotation: Rotation, scratch: Scratch) -> None:
+    def __init__(self, spec: MLA, weights: LayerWeights, rotary: RotaryEmbedding, scratch: Scratch) -> None:
         self._spec = spec
         self._scratch = scratch
-        self._rotation = rotation
+        self._rotary = rotary
         self._weights = weights
         expand = weights["kv_b"].view(spec.heads, spec.nope_dim + spec.value_dim, spec.kv_rank)
         self._expand_key, self._expand_value = expand.split((spec.nope_dim, spec.value_dim), dim=1)  # [H, w, rank]
@@ -159,7 +159,7 @@ class LatentAttention:
         start = cache.length
         q = self._queries(x).unflatten(-1, (self._spec.heads, -1))  # [T, H, nope + rope]
         q_nope, q_rope = q.split((self._spec.nope_dim, self._spec.rope_dim), dim=-1)
-        q_rope = self._rotation.rotate(q_rope, start)
+        q_rope = self._rotary.rotate(q_rope, start)
         (latents,) = cache.append(self._latents(x, start))  # [1, n, rank + rope]
         attention = self._absorbed if len(x) <= _ABSORB else self._expanded
         mixed = attention(q_nope, q_rope, latents[0], start - cache.first)
@@ -177,7 +177,7 @@ class LatentAttention:
         low = F.linear(x, self._weights["kv_a"], self._weights.get("kv_a_bias"))
         latent, key = low.split((self._spec.kv_rank, self._spec.rope_dim), dim=-1)
         latent = rms_norm(latent, self._weights["kv_a_norm"], self._spec.norm_eps)
-        return torch.cat((latent[:, None], self._rotation.rotate(key[:, None], start)), -1)
+        return torch.cat((latent[:, None], self._rotary.rotate(key[:, None], start)), -1)
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, offset: int) -> Tensor:
         """One key/value "head", the latent itself, shared by all query heads."""

@@ -10,14 +10,14 @@ from statistics import median
 
 from moecli.engine.generate import Session, Timing
 from moecli.engine.limits import OtherPrograms, measure_bandwidths, sample_bytes
-from moecli.engine.load import Progress
-from moecli.engine.runner import Runner
+from moecli.engine.loaded import LoadedModel, OpenedModel
 from moecli.engine.sampling import Sampler, Sampling
 from moecli.errors import UsageError
 from moecli.experts.store import Statistics
 from moecli.planning import machine
-from moecli.planning.placement import Plan, fit
+from moecli.planning.placement import Plan
 from moecli.planning.speed import Bandwidths, Throughput, bytes_per_token, estimate_throughput
+from moecli.store.progress import Progress
 
 _PROMPT, _ANSWER = 512, 128  # tokens, where the context is long enough
 
@@ -31,6 +31,7 @@ class Workload:
     prompt_tokens: int
     max_tokens: int
     repeat: int
+    seed: int = 0
 
     @property
     def context(self) -> int:
@@ -140,9 +141,11 @@ def within(rate: float, band: tuple[float, float]) -> bool:
     return band[0] <= rate <= band[1]
 
 
-def workload(runner: Runner, prompt_tokens: int | None, max_tokens: int | None, repeat: int) -> Workload:
+def workload(
+    opened: OpenedModel, prompt_tokens: int | None, max_tokens: int | None, repeat: int, seed: int = 0
+) -> Workload:
     """What is asked for; what is left open is shorter where the context is. UsageError beyond the context."""
-    longest = runner.choices.context or runner.model.spec.context_length
+    longest = opened.options.context or opened.spec.context_length
     answer = max_tokens or max(1, min(_ANSWER, longest // 4, longest - (prompt_tokens or 0)))
     prompt = prompt_tokens or max(1, min(_PROMPT, longest - answer))
     if prompt + answer > longest:
@@ -150,40 +153,38 @@ def workload(runner: Runner, prompt_tokens: int | None, max_tokens: int | None, 
             f"a prompt of {prompt} tokens and {answer} after it are more than the context of {longest}",
             "--prompt-tokens and --max-tokens take fewer; --ctx raises it beyond what the model was trained for",
         )
-    return Workload(prompt, answer, repeat)
+    return Workload(prompt, answer, repeat, seed)
 
 
-def expect(runner: Runner, work: Workload) -> Expectation:
+def expect(opened: OpenedModel, work: Workload) -> Expectation:
     """Plan, measure what this machine can do, and forecast; nothing is loaded yet. NotEnoughMemory as the plan says."""
-    spec, context = runner.model.spec, runner.choices.context or work.context
-    plan = runner.choose(lambda dtype: fit(spec, dtype, context, runner.ram, runner.vram))
+    plan = opened.plan(opened.options.context or work.context)
     sample = sample_bytes(plan)
-    bandwidths = measure_bandwidths(runner.model, plan, sample)
+    bandwidths = measure_bandwidths(opened.model, plan, sample)
     return Expectation(
-        plan, sample, bandwidths, estimate_throughput(spec, plan, bandwidths, work.prompt_tokens, work.held)
+        plan, sample, bandwidths, estimate_throughput(opened.spec, plan, bandwidths, work.prompt_tokens, work.held)
     )
 
 
-def load(runner: Runner, expected: Expectation, progress: Progress) -> float:
-    """As planned; returns the seconds it took."""
+def load(opened: OpenedModel, expected: Expectation, progress: Progress) -> tuple[LoadedModel, float]:
+    """As planned; also returns the seconds it took."""
     began = time.perf_counter()
-    runner.load(expected.plan, progress)
-    return time.perf_counter() - began
+    loaded = opened.load(expected.plan, progress)
+    return loaded, time.perf_counter() - began
 
 
-def measure(runner: Runner, work: Workload, expected: Expectation, load_s: float, watch: Watch) -> Result:
+def measure(loaded: LoadedModel, work: Workload, expected: Expectation, load_s: float, watch: Watch) -> Result:
     """Warm up, then repeat. Each prompt meets an empty cache, and the experts that the last one left."""
-    _repetition(runner, replace(work, max_tokens=1), 0, watch)
+    _repetition(loaded, replace(work, max_tokens=1), 0, watch)
     others = OtherPrograms()
-    repetitions = [_repetition(runner, work, number, watch) for number in range(1, work.repeat + 1)]
-    read = bytes_per_token(runner.model.spec, expected.plan, work.held)
+    repetitions = [_repetition(loaded, work, number, watch) for number in range(1, work.repeat + 1)]
+    read = bytes_per_token(loaded.opened.spec, expected.plan, work.held)
     return Result(work, expected, repetitions, load_s, machine.peak_rss(), read["ram"], others.share())
 
 
-def _repetition(runner: Runner, work: Workload, number: int, watch: Watch) -> Repetition:
-    loaded = runner.loaded.session
-    prompt = random_prompt(runner, work.prompt_tokens, runner.seed + number)
-    sampler = Sampler(Sampling(temperature=1.0), runner.seed + number)
+def _repetition(loaded: LoadedModel, work: Workload, number: int, watch: Watch) -> Repetition:
+    prompt = random_prompt(loaded.opened, work.prompt_tokens, work.seed + number)
+    sampler = Sampler(Sampling(temperature=1.0), work.seed + number)
     timing, statistics = Timing(), loaded.decoder.experts.statistics
     watch(number, 0, work.context)
     start = replace(statistics)
@@ -195,10 +196,10 @@ def _repetition(runner: Runner, work: Workload, number: int, watch: Watch) -> Re
     return Repetition(timing, _since(start, between), _since(between, statistics))
 
 
-def random_prompt(runner: Runner, count: int, seed: int) -> list[int]:
+def random_prompt(opened: OpenedModel, count: int, seed: int) -> list[int]:
     """Ids that stand for text: a random walk through the vocabulary visits most experts."""
-    known = range(min(runner.model.spec.vocab_size, runner.tokenizer.size))
-    plain = [number for number in known if number not in runner.tokenizer.special_ids]
+    known = range(min(opened.spec.vocab_size, opened.tokenizer.size))
+    plain = [number for number in known if number not in opened.tokenizer.special_ids]
     return random.Random(seed).choices(plain or known, k=count)
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from moecli.engine.block import RoutingObserver
 from moecli.engine.cache import Cache
-from moecli.engine.decoder import Decoder, Trace
+from moecli.engine.decoder import Decoder
 from moecli.engine.sampling import Sampler
 from moecli.errors import MoecliError
 
@@ -44,7 +45,12 @@ class Session:
     _torn: bool = False  # a forward pass was interrupted: the layers' caches disagree
 
     def generate(
-        self, prompt: Sequence[int], sampler: Sampler, limit: int, timing: Timing, trace: Trace | None = None
+        self,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        limit: int,
+        timing: Timing,
+        observer: RoutingObserver | None = None,
     ) -> Iterator[int]:
         """Yield up to `limit` ids after `prompt`, the whole text so far. The caller decides when to stop early."""
         if not prompt:
@@ -61,9 +67,9 @@ class Session:
         seen = list(prompt)
         for step in range(limit):
             began = time.perf_counter()
-            if trace is not None:
-                trace.generated = step > 0
-            logits = self._feed(pending, trace)
+            if observer is not None:
+                observer.generated = step > 0
+            logits = self._feed(pending, observer)
             token = sampler.pick(logits, seen)
             spent = time.perf_counter() - began
             if step == 0:
@@ -75,10 +81,10 @@ class Session:
             pending = [token]
             seen.append(token)
 
-    def _feed(self, ids: list[int], trace: Trace | None) -> torch.Tensor:
+    def _feed(self, ids: list[int], observer: RoutingObserver | None) -> torch.Tensor:
         """Append `ids` to the text; returns the logits [V] after the last."""
         self._torn = True
-        states = self.decoder.forward(torch.tensor(ids), self.cache, trace)
+        states = self.decoder.forward(torch.tensor(ids), self.cache, observer)
         self.held.extend(ids)
         self._torn = False
         return self.decoder.logits(states[-1:])[0].cpu()

@@ -26,7 +26,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return (normed if weight is None else normed.mul_(weight)).to(x.dtype)
 
 
-class Rotation:
+class RotaryEmbedding:
     """Cosines and sines of every position, [positions, dims]; rotating is two products and one shuffle."""
 
     def __init__(self, rope: Rope, positions: int, dtype: torch.dtype, device: torch.device) -> None:

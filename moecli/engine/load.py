@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,24 +14,19 @@ from moecli.engine.weights import DenseWeights, checkpoint_weights, store_weight
 from moecli.errors import UsageError
 from moecli.experts import disk
 from moecli.experts.arena import CPU
-from moecli.experts.hybrid import HybridExperts, Room
+from moecli.experts.gpu_offloaded import Capacity, GpuOffloadedExperts
+from moecli.experts.offloaded import OffloadedExperts
 from moecli.experts.policies import DEFAULT
 from moecli.experts.rates import Rates
 from moecli.experts.resident import checkpoint_experts, packed_experts, store_experts, write_record
 from moecli.experts.store import ExpertStore
-from moecli.experts.tiered import TieredExperts
 from moecli.model.spec import ModelSpec
 from moecli.planning.placement import Plan
 from moecli.store import manifest
 from moecli.store.expert_record import compute_dtype, layer_records
 from moecli.store.packed import PackedStore
+from moecli.store.progress import Progress, silent
 from moecli.store.source import check_runs, open_source
-
-Progress = Callable[[int, int], None]  # experts done, of how many
-
-
-def _silent(done: int, total: int) -> None:
-    """Nobody watches."""
 
 
 class Model(Protocol):
@@ -59,11 +53,15 @@ class Model(Protocol):
         self,
         plan: Plan,
         policy: str = DEFAULT,
-        progress: Progress = _silent,
+        progress: Progress = silent,
         device: torch.device = CPU,
         rates: Rates | None = None,
+        native: bool = True,
     ) -> Decoder:
-        """Read the weights as planned; `device` is the plan's. Its rates are measured unless they are given."""
+        """Read the weights as planned; `device` is the plan's, and its `rates` are measured unless they are given.
+
+        Unless `native`, decode steps are computed by torch as prompts are.
+        """
         ...
 
 
@@ -93,23 +91,24 @@ class CheckpointModel:
         self,
         plan: Plan,
         policy: str = DEFAULT,
-        progress: Progress = _silent,
+        progress: Progress = silent,
         device: torch.device = CPU,
         rates: Rates | None = None,
+        native: bool = True,
     ) -> Decoder:
         dtype, budget = plan.memory.dtype, plan.ram.expert_bytes
         dense = checkpoint_weights(self.weights, dtype, compute_dtype(dtype, self.weights.dtype), device)
         experts: ExpertStore
         if plan.device.dense and self.spec.mixtures:
             records = layer_records(self.spec, dtype)
-            hybrid = HybridExperts(self.spec, records, _room(plan, dense), policy, rates=rates)
-            hybrid.fill(lambda *place: write_record(self.weights, records, *place), progress)
-            experts = hybrid
+            offloaded = GpuOffloadedExperts(self.spec, records, _capacity(plan, dense), policy, rates=rates)
+            offloaded.fill(lambda *place: write_record(self.weights, records, *place), progress)
+            experts = offloaded
         elif self.weights.experts_are(dtype):
             experts = checkpoint_experts(self.weights, budget)
         else:
             experts = packed_experts(self.weights, dtype, budget, progress)
-        return Decoder(self.spec, dense, experts, plan.memory.context)
+        return Decoder(self.spec, dense, experts, plan.memory.context, native)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,24 +136,27 @@ class StoreModel:
         self,
         plan: Plan,
         policy: str = DEFAULT,
-        progress: Progress = _silent,
+        progress: Progress = silent,
         device: torch.device = CPU,
         rates: Rates | None = None,
+        native: bool = True,
     ) -> Decoder:
         dense = store_weights(self.store, device, plan.disk.dense > 0)
         experts: ExpertStore
         if plan.device.dense and self.spec.mixtures:
             records = self.store.layout.records
-            experts = HybridExperts(self.spec, records, _room(plan, dense), policy, store=self.store, rates=rates)
+            experts = GpuOffloadedExperts(
+                self.spec, records, _capacity(plan, dense), policy, store=self.store, rates=rates
+            )
         elif plan.fits:
             experts = store_experts(self.store, plan.ram.expert_bytes)
         else:
-            experts = TieredExperts(self.store, plan.ram.experts, policy)
-        return Decoder(self.spec, dense, experts, plan.memory.context)
+            experts = OffloadedExperts(self.store, plan.ram.experts, policy)
+        return Decoder(self.spec, dense, experts, plan.memory.context, native)
 
 
-def _room(plan: Plan, dense: DenseWeights) -> Room:
-    return Room(dense.device, dense.dtype, plan.device.experts, plan.ram.experts)
+def _capacity(plan: Plan, dense: DenseWeights) -> Capacity:
+    return Capacity(dense.device, dense.dtype, plan.device.experts, plan.ram.experts)
 
 
 def open_model(folder: Path) -> CheckpointModel | StoreModel:

@@ -81,8 +81,8 @@ class Recorder:
             self._builder.tokens(each.ids, each.generated)
         for layer, router in self._routers.items() if self._passes else ():
             routings = [each.layers[layer] for each in self._passes]
-            chosen, weights, logits = (torch.cat(parts) for parts in zip(*routings, strict=True))
-            _hand_over(self._builder, layer, Routing(chosen, weights, logits), gate_scores(logits, router))
+            topk_ids, topk_weights, logits = (torch.cat(parts) for parts in zip(*routings, strict=True))
+            _hand_over(self._builder, layer, Routing(topk_ids, topk_weights, logits), gate_scores(logits, router))
         self._passes.clear()
         self.recorded += self._waiting
         self._waiting = 0
@@ -101,7 +101,7 @@ class Text:
     ids: Sequence[int]
 
 
-class SurveyRecorder:
+class LayerwiseRecorder:
     """Fills a trace while all texts of a set pass a layer before the next one."""
 
     generated = False
@@ -121,12 +121,12 @@ class SurveyRecorder:
         lengths = [len(text.ids) for text in self._texts]
         scores = gate_scores(routing.logits, self._routers[layer])
         parts = zip(*(tensor.split(lengths) for tensor in (*routing, scores)), strict=True)
-        for text, (chosen, weights, logits, gates) in zip(self._texts, parts, strict=True):
+        for text, (topk_ids, topk_weights, logits, gates) in zip(self._texts, parts, strict=True):
             self._builder.begin(text.prompt, text.domain)
-            _hand_over(self._builder, layer, Routing(chosen, weights, logits), gates)
+            _hand_over(self._builder, layer, Routing(topk_ids, topk_weights, logits), gates)
 
 
 def _hand_over(builder: TraceBuilder, layer: int, routing: Routing, scores: Tensor) -> None:
     log_sums = routing.logits.logsumexp(-1)
-    chosen, weights, scores, log_sums = (tensor.cpu() for tensor in (*routing[:2], scores, log_sums))
-    builder.record(layer, chosen.numpy(), weights.float().numpy(), scores.numpy(), log_sums.numpy())
+    topk_ids, topk_weights, scores, log_sums = (tensor.cpu() for tensor in (*routing[:2], scores, log_sums))
+    builder.record(layer, topk_ids.numpy(), topk_weights.float().numpy(), scores.numpy(), log_sums.numpy())

@@ -12,10 +12,10 @@ from moecli.model.spec import GroupScore, Router, Scoring
 
 
 class Routing(NamedTuple):
-    """Chosen experts and their weights, both [T, A], best first; the logits of all experts, float32 [T, E]."""
+    """The selected experts' numbers and weights, both [T, A], best first; the logits of all experts, float32 [T, E]."""
 
-    chosen: Tensor
-    weights: Tensor
+    topk_ids: Tensor
+    topk_weights: Tensor
     logits: Tensor
 
 
@@ -23,14 +23,14 @@ def route(x: Tensor, weight: Tensor, bias: Tensor | None, router: Router) -> Rou
     """x [T, D], weight [E, D] and bias [E] in float32."""
     logits = F.linear(x.float(), weight)
     if router.scoring is Scoring.SOFTMAX_OF_CHOSEN:
-        best, chosen = logits.topk(router.top_k, dim=-1)
-        return Routing(chosen, best.softmax(-1) * router.scaling, logits)
+        best, topk_ids = logits.topk(router.top_k, dim=-1)
+        return Routing(topk_ids, best.softmax(-1) * router.scaling, logits)
     scores = gate_scores(logits, router)
     ranking = scores if bias is None else scores + bias
     if router.n_group > 1:
         ranking = _within_best_groups(ranking, router)
-    chosen = ranking.topk(router.top_k, dim=-1).indices
-    return Routing(chosen, _weigh(scores.gather(-1, chosen), router), logits)
+    topk_ids = ranking.topk(router.top_k, dim=-1).indices
+    return Routing(topk_ids, _weigh(scores.gather(-1, topk_ids), router), logits)
 
 
 def gate_scores(logits: Tensor, router: Router) -> Tensor:

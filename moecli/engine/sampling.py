@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moecli.errors import UsageError
+from moecli.text.defaults import GenerationDefaults
 
 _COLDEST = 1e-6  # any lower is greedy all the same, and would overflow float32
 _FIRST_LOOK = 512  # candidates sorted before falling back to the whole vocabulary
@@ -36,6 +38,37 @@ class Sampling:
         for option, value, good, meaning in ranges:
             if not good:
                 raise UsageError(f"{option} {value} is out of range", f"it takes {meaning}")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """What the user asked for; None leaves a choice to the model's vendor."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+
+    def resolve(self, vendor: GenerationDefaults) -> Sampling:
+        """The user's word first, then the vendor's, then a temperature of 0.7. UsageError out of range."""
+
+        def choose(user: float | None, theirs: float | None, otherwise: float) -> float:
+            return user if user is not None else theirs if theirs is not None else otherwise
+
+        greedy = self.temperature is None and vendor.do_sample is False
+        return Sampling(
+            0.0 if greedy else choose(self.temperature, vendor.temperature, 0.7),
+            int(choose(self.top_k, vendor.top_k, 0)),
+            choose(self.top_p, vendor.top_p, 1.0),
+            choose(self.min_p, vendor.min_p, 0.0),
+            choose(self.repeat_penalty, vendor.repetition_penalty, 1.0),
+        )
+
+
+def new_seed() -> int:
+    """A seed that nobody can foretell, 32 bits."""
+    return int.from_bytes(os.urandom(4), "little")
 
 
 class Sampler:

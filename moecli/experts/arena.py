@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import sys
+import weakref
 
 import torch
 from torch import Tensor
@@ -13,9 +14,12 @@ CPU = torch.device("cpu")
 
 
 class Arena:
-    """`count` slots of `size` bytes each. Pages take no memory until they are first written."""
+    """`count` slots of `size` bytes each, on `device`. Pages take no memory until they are first written.
 
-    def __init__(self, count: int, size: int, device: torch.device = CPU, pinned: bool = False) -> None:
+    Pages in RAM that another device copies from and to are locked for it.
+    """
+
+    def __init__(self, count: int, size: int, device: torch.device = CPU, copied_to: torch.device = CPU) -> None:
         self.size = size
         self._map: mmap.mmap | None = None
         if device.type != "cpu" or count * size == 0:
@@ -26,8 +30,8 @@ class Arena:
             with contextlib.suppress(AttributeError, OSError):  # a wish, and Linux's
                 self._map.madvise(mmap.MADV_HUGEPAGE)
             self._data = torch.frombuffer(self._map, dtype=torch.uint8).view(count, size)
-            if pinned and torch.cuda.is_available():
-                _pin(self._data)
+            if copied_to.type == "cuda" and torch.cuda.is_available() and _pin(self._data, copied_to):
+                weakref.finalize(self, _unpin, self._data.data_ptr(), copied_to).atexit = False
 
     def __len__(self) -> int:
         return len(self._data)
@@ -41,9 +45,21 @@ class Arena:
         return self._data[index].numpy().data
 
 
-def _pin(data: Tensor) -> None:
+def _pin(data: Tensor, device: torch.device) -> bool:
     """Lock pages for fast copies. In one piece: torch's own pinned memory is rounded up to a power of two.
 
     Where the system refuses, copies are slower and still right.
     """
-    torch.cuda.cudart().cudaHostRegister(data.data_ptr(), data.numel(), 0)
+    runtime = torch.cuda.cudart()
+    with torch.cuda.device(device):
+        done: bool = runtime.cudaHostRegister(data.data_ptr(), data.numel(), 0) == runtime.cudaError.success
+    if not done:
+        with contextlib.suppress(RuntimeError):  # CUDA would lay the refusal to the next kernel: so here is one
+            torch.zeros(1, device=device)
+    return done
+
+
+def _unpin(address: int, device: torch.device) -> None:
+    """Before the pages go back to the system, which may give them again at the same address."""
+    torch.cuda.synchronize(device)  # copies may still be on their way
+    torch.cuda.cudart().cudaHostUnregister(address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 
 import torch
@@ -18,16 +19,16 @@ class Copies:
     def __init__(self, slots: Arena) -> None:
         self._slots = slots
 
-    def bring(self, slot: int, source: Tensor, host: int) -> None:
+    def upload(self, slot: int, source: Tensor, host: int) -> None:
         """Begin to fill a device slot from the host slot `host`, whose bytes are `source`."""
         self._slots.slot(slot)[: len(source)].copy_(source)
 
-    def bring_parts(self, slot: int, parts: Parts) -> None:
+    def upload_parts(self, slot: int, parts: Parts) -> None:
         """Fill a device slot piece by piece. Each piece has been read when the next one is asked for."""
         for offset, source in parts:
             self._slots.slot(slot)[offset : offset + len(source)].copy_(source)
 
-    def take(self, slot: int, target: Tensor, host: int) -> None:
+    def download(self, slot: int, target: Tensor, host: int) -> None:
         """Begin to copy a device slot to the host slot `host`, whose bytes are `target`."""
         target.copy_(self._slots.slot(slot)[: len(target)])
 
@@ -38,10 +39,10 @@ class Copies:
     def used(self, slot: int) -> None:
         """What computes with a device slot has been started: later copies into it wait for that."""
 
-    def settle(self, host: int) -> None:
+    def wait(self, host: int) -> None:
         """Wait until no copy reads or writes a host slot."""
 
-    def drain(self) -> None:
+    def synchronize(self) -> None:
         """Wait for every copy and computation."""
 
 
@@ -52,20 +53,21 @@ class StreamCopies(Copies):
         super().__init__(slots)
         self._device = device
         self._stream = torch.cuda.Stream(device)
+        weakref.finalize(self, self._stream.synchronize).atexit = False  # before others may get the slots' memory
         self._arrived: dict[int, torch.cuda.Event] = {}  # by device slot: its copy
         self._computed: dict[int, torch.cuda.Event] = {}  # by device slot: its last use
         self._busy: dict[int, torch.cuda.Event] = {}  # by host slot: the last copy that touches it
 
-    def bring(self, slot: int, source: Tensor, host: int) -> None:
+    def upload(self, slot: int, source: Tensor, host: int) -> None:
         self._begin(slot, source)
         self._busy[host] = self._arrived[slot]
 
-    def bring_parts(self, slot: int, parts: Parts) -> None:
+    def upload_parts(self, slot: int, parts: Parts) -> None:
         for offset, source in parts:
             self._begin(slot, source, offset)
             self._arrived[slot].synchronize()
 
-    def take(self, slot: int, target: Tensor, host: int) -> None:
+    def download(self, slot: int, target: Tensor, host: int) -> None:
         self._wait_for_use(slot)
         with torch.cuda.stream(self._stream):
             target.copy_(self._slots.slot(slot)[: len(target)], non_blocking=True)
@@ -79,11 +81,11 @@ class StreamCopies(Copies):
     def used(self, slot: int) -> None:
         self._computed[slot] = torch.cuda.current_stream(self._device).record_event()
 
-    def settle(self, host: int) -> None:
+    def wait(self, host: int) -> None:
         if event := self._busy.pop(host, None):
             event.synchronize()
 
-    def drain(self) -> None:
+    def synchronize(self) -> None:
         torch.cuda.synchronize(self._device)
 
     def _begin(self, slot: int, source: Tensor, offset: int = 0) -> None:

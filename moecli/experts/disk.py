@@ -15,7 +15,7 @@ from torch import Tensor
 
 from moecli.experts.arena import Arena
 from moecli.experts.pieces import PiecewiseExpert, piece_matrices, record_matrices
-from moecli.experts.readers import Landing, Range, Readers
+from moecli.experts.readers import PendingRead, Range, Readers
 from moecli.experts.store import Statistics, Streamed
 from moecli.kernels.linear import Expert, Matrix
 from moecli.store.expert_record import PAGE, STAGING, Piece, Record, pages, staging_size
@@ -33,11 +33,11 @@ class Disk:
         self._statistics = statistics
         self._readers = readers
         self._lock = threading.Lock()
-        self._flying = 0  # landings on their way, since `began`
+        self._pending = 0  # reads on their way, since `began`
         self._began = 0.0
         self._staging = Arena(STAGING, max(staging_size(store.record(layer)) for layer, _ in store.spec.mixtures))
 
-    def fetch(self, layer: int, expert: int, slot: memoryview, arrived: Callable[[Landing], None]) -> Landing:
+    def fetch(self, layer: int, expert: int, slot: memoryview, arrived: Callable[[PendingRead], None]) -> PendingRead:
         """Read one record whole into memory of at least its stride."""
         record = self._store.record(layer)
         return self._read(layer, expert, [(0, slot[: record.stride])], arrived)
@@ -46,28 +46,28 @@ class Disk:
         """Begin to read experts that stay nowhere."""
         return Stream(self, layer, experts)
 
-    def next(self, arrived: queue.SimpleQueue[Landing]) -> Landing:
+    def next(self, arrived: queue.SimpleQueue[PendingRead]) -> PendingRead:
         """The next to arrive. CheckpointError if it could not be read."""
         began = time.perf_counter()
-        landing = arrived.get()
+        read = arrived.get()
         self._statistics.wait_s += time.perf_counter() - began
-        landing.check()
-        return landing
+        read.check()
+        return read
 
-    def wait(self, landing: Landing) -> None:
+    def wait(self, read: PendingRead) -> None:
         """Until this one has arrived."""
         began = time.perf_counter()
-        landing.done.wait()
+        read.done.wait()
         self._statistics.wait_s += time.perf_counter() - began
-        landing.check()
+        read.check()
 
     def _read(
         self,
         layer: int,
         expert: int,
         parts: Sequence[tuple[int, memoryview]],
-        arrived: Callable[[Landing], None] | None = None,
-    ) -> Landing:
+        arrived: Callable[[PendingRead], None] | None = None,
+    ) -> PendingRead:
         """Parts of one record: where each begins in it, in whole pages, and the memory it goes to."""
         stored = self._store.experts(layer)
         start = stored.offset + expert * self._store.record(layer).stride
@@ -75,18 +75,18 @@ class Disk:
         self._statistics.bytes_read += size
         _LOG.debug("reads %d bytes of layer %d, expert %d from %s at %d", size, layer, expert, stored.path, start)
         with self._lock:
-            self._began = self._began if self._flying else time.perf_counter()
-            self._flying += 1
+            self._began = self._began if self._pending else time.perf_counter()
+            self._pending += 1
 
-        def landed(landing: Landing) -> None:
+        def finished(read: PendingRead) -> None:
             with self._lock:
-                self._flying -= 1
-                if not self._flying:
+                self._pending -= 1
+                if not self._pending:
                     self._statistics.read_s += time.perf_counter() - self._began
             if arrived is not None:
-                arrived(landing)
+                arrived(read)
 
-        return self._readers.read([Range(stored.path, start + offset, memory) for offset, memory in parts], landed)
+        return self._readers.read([Range(stored.path, start + offset, memory) for offset, memory in parts], finished)
 
 
 def measure(store: PackedStore) -> float:
@@ -96,7 +96,7 @@ def measure(store: PackedStore) -> float:
     count = max(1, min(len(layers), _SAMPLE // stride))
     arena = Arena(count, stride)
     chosen = layers[:: max(1, len(layers) // count)][:count]
-    arrived: queue.SimpleQueue[Landing] = queue.SimpleQueue()
+    arrived: queue.SimpleQueue[PendingRead] = queue.SimpleQueue()
     with closing(Readers()) as readers:
         disk = Disk(store, Statistics(), readers)
         began = time.perf_counter()
@@ -107,10 +107,10 @@ def measure(store: PackedStore) -> float:
         return stride * len(chosen) / (time.perf_counter() - began)
 
 
-class _Flying(NamedTuple):
+class _PendingPiece(NamedTuple):
     piece: Piece
     buffer: int
-    landing: Landing
+    read: PendingRead
 
 
 class Stream:
@@ -121,14 +121,14 @@ class Stream:
         self._record: Record = disk._store.record(layer)
         self._waiting = deque((expert, piece) for expert in experts for piece in self._record.pieces())
         self._free = list(range(len(disk._staging)))
-        self._flying: deque[_Flying] = deque()
+        self._pending: deque[_PendingPiece] = deque()
         self._submit()
 
     def __iter__(self) -> Iterator[tuple[int, Expert | Streamed]]:
         whole = len(self._record.pieces()) == 1
         for expert in self._experts:
             if whole:
-                for _, spans in self._landed(1):
+                for _, spans in self._arrived(1):
                     yield expert, record_matrices(self._record, spans[0])
             else:
                 yield expert, PiecewiseExpert(self._record, self._pieces)
@@ -136,20 +136,20 @@ class Stream:
     def close(self) -> None:
         """Wait for what is on its way: nothing may be written into the buffers afterwards."""
         self._waiting.clear()
-        while self._flying:
-            self._flying.popleft().landing.done.wait()
+        while self._pending:
+            self._pending.popleft().read.done.wait()
 
     def _pieces(self) -> Iterator[tuple[Piece, list[Matrix]]]:
-        for piece, spans in self._landed(len(self._record.pieces())):
+        for piece, spans in self._arrived(len(self._record.pieces())):
             yield piece, piece_matrices(self._record, piece, spans)
 
-    def _landed(self, count: int) -> Iterator[tuple[Piece, list[Tensor]]]:
+    def _arrived(self, count: int) -> Iterator[tuple[Piece, list[Tensor]]]:
         """The next pieces, each valid until the one after it is asked for."""
         for _ in range(count):
-            piece, buffer, landing = self._flying[0]
-            self._disk.wait(landing)
+            piece, buffer, read = self._pending[0]
+            self._disk.wait(read)
             yield piece, _spans(piece, self._disk._staging.slot(buffer))
-            self._flying.popleft()
+            self._pending.popleft()
             self._free.append(buffer)
             self._submit()
 
@@ -164,7 +164,7 @@ class Stream:
                 length = pages(offset % PAGE + size)
                 parts.append((offset // PAGE * PAGE, memory[position : position + length]))
                 position += length
-            self._flying.append(_Flying(piece, buffer, self._disk._read(self._layer, expert, parts)))
+            self._pending.append(_PendingPiece(piece, buffer, self._disk._read(self._layer, expert, parts)))
 
 
 def _spans(piece: Piece, buffer: Tensor) -> list[Tensor]:

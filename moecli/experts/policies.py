@@ -84,7 +84,7 @@ class Adaptive:
     """The probability of use by the next token: rates over the last token, this passage and the whole text, mixed.
 
     The mixture's shares are learned while the text is generated, by online expectation maximisation: each scale
-    gains by the part of the chosen experts' probability that it foretold.
+    gains by the part of the selected experts' probability that it foretold.
     """
 
     def __init__(self) -> None:
@@ -106,8 +106,8 @@ class Adaptive:
                 probability += uses[expert] * factor
         return probability
 
-    def _learn(self, chosen: Iterable[int]) -> None:
-        foretold = [[uses.get(expert, 0.0) * factor for uses, factor in self._scales] for expert in chosen]
+    def _learn(self, selected: Iterable[int]) -> None:
+        foretold = [[uses.get(expert, 0.0) * factor for uses, factor in self._scales] for expert in selected]
         known = [(parts, sum(parts)) for parts in foretold if any(parts)]
         for scale in range(len(self._shares) if known else 0):
             part = sum(parts[scale] / total for parts, total in known) / len(known)

@@ -55,12 +55,12 @@ def split(counts: Mapping[int, int], size: int, rates: Rates) -> list[int]:
     copied = []
     copying = computing = host = 0.0  # when each is free again
     for expert, tokens in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        landed = copying + size / rates.copy
-        there = max(landed, computing) + rates.device.seconds(tokens, size)
+        uploaded = copying + size / rates.copy
+        there = max(uploaded, computing) + rates.device.seconds(tokens, size)
         here = host + rates.host.seconds(tokens, size)
         if there < here:
             copied.append(expert)
-            copying, computing = landed, there
+            copying, computing = uploaded, there
         else:
             host = here
     return copied
@@ -79,8 +79,8 @@ def measure(
     on_host = [as_expert(record, ram.slot(index)) for index in range(count)]
 
     def copy() -> None:
-        copies.bring(0, ram.slot(index := next(turns)), index)
-        copies.settle(index)
+        copies.upload(0, ram.slot(index := next(turns)), index)
+        copies.wait(index)
 
     def pace(experts: Sequence[Expert | Streamed], device: torch.device) -> Pace:
         def seconds(tokens: int) -> float:

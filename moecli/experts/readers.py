@@ -27,11 +27,11 @@ class Range:
 
 
 @dataclass(slots=True, eq=False)
-class Landing:
+class PendingRead:
     """Some ranges on their way. When all are there, or one has failed, `done` is set and `arrived` called."""
 
     left: int
-    arrived: Callable[[Landing], None] | None = None
+    arrived: Callable[[PendingRead], None] | None = None
     failure: OSError | None = None
     done: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -58,7 +58,7 @@ class Readers:
     """A pool; its threads wait while there is nothing to read, and end with the process or when it is closed."""
 
     def __init__(self, threads: int = THREADS) -> None:
-        self._tasks: queue.SimpleQueue[tuple[Range, Landing] | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[tuple[Range, PendingRead] | None] = queue.SimpleQueue()
         self._files: dict[Path, _File] = {}
         self._lock = threading.Lock()
         self._threads = threads
@@ -70,32 +70,32 @@ class Readers:
         for _ in range(self._threads):
             self._tasks.put(None)
 
-    def read(self, ranges: Iterable[Range], arrived: Callable[[Landing], None] | None = None) -> Landing:
+    def read(self, ranges: Iterable[Range], arrived: Callable[[PendingRead], None] | None = None) -> PendingRead:
         """Begin to read. `arrived` is called on a reader's thread."""
         segments = [
             Range(each.path, each.offset + start, each.target[start : start + _SEGMENT])
             for each in ranges
             for start in range(0, len(each.target), _SEGMENT)
         ]
-        landing = Landing(len(segments), arrived)
+        pending = PendingRead(len(segments), arrived)
         for segment in segments:
-            self._tasks.put((segment, landing))
-        return landing
+            self._tasks.put((segment, pending))
+        return pending
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
             self._read(*task)
             del task  # it holds on to memory that may be given up before the next one comes
 
-    def _read(self, segment: Range, landing: Landing) -> None:
+    def _read(self, segment: Range, pending: PendingRead) -> None:
         failure: OSError | None = None
-        if landing.failure is None:
+        if pending.failure is None:
             try:
                 self._file(segment.path).read(segment.offset, segment.target)
             except OSError as error:
                 failure = error
                 failure.filename = str(segment.path)
-        landing.finish(failure)
+        pending.finish(failure)
 
     def _file(self, path: Path) -> _File:
         with self._lock:

@@ -18,21 +18,22 @@ from moecli.model.spec import ModelSpec
 from moecli.model.tensors import EXPERT_MATRICES
 from moecli.store.expert_record import Record, layer_records
 from moecli.store.packed import PackedStore
+from moecli.store.progress import Progress
 
 Locate = Callable[[int, int], Expert | Streamed]  # by layer and expert
-Progress = Callable[[int, int], None]  # done, of how many
 
 
 class ResidentExperts:
     """Experts that `locate` finds in memory; each is looked up once."""
 
-    def __init__(self, spec: ModelSpec, locate: Locate, budget: int = 0) -> None:
+    def __init__(self, spec: ModelSpec, dtype: str, locate: Locate, budget: int = 0) -> None:
+        self.dtype = dtype
         self.statistics = Statistics(budget_bytes=budget)
         self._locate = locate
         self._experts = {layer: mixture.router.experts for layer, mixture in spec.mixtures}
         self._found: dict[tuple[int, int], Expert | Streamed] = {}
 
-    def arrivals(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
+    def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         """See ExpertStore."""
         self.statistics.hits += len(counts)
         yield [(expert, self._expert(layer, expert)) for expert in counts]
@@ -60,7 +61,7 @@ def checkpoint_experts(weights: Weights, budget: int) -> ResidentExperts:
         gate, up, down = (stored_slice(checkpoint, weights.expert(layer, expert, name)) for name in EXPERT_MATRICES)
         return gate, up, down
 
-    return ResidentExperts(weights.spec, locate, budget)
+    return ResidentExperts(weights.spec, weights.dtype, locate, budget)
 
 
 def store_experts(store: PackedStore, budget: int) -> ResidentExperts:
@@ -68,6 +69,7 @@ def store_experts(store: PackedStore, budget: int) -> ResidentExperts:
     store.checkpoint.populate(store.experts(layer) for layer, _ in store.spec.mixtures)
     return ResidentExperts(
         store.spec,
+        store.dtype,
         lambda layer, expert: as_expert(store.record(layer), mapped_record(store, layer, expert)),
         budget,
     )
@@ -84,7 +86,7 @@ def packed_experts(weights: Weights, dtype: str, budget: int, progress: Progress
         write_record(weights, records, layer, expert, arena.slot(index))
         progress(index + 1, len(places))
     return ResidentExperts(
-        spec, lambda layer, expert: as_expert(records[layer], arena.slot(slots[layer, expert])), budget
+        spec, dtype, lambda layer, expert: as_expert(records[layer], arena.slot(slots[layer, expert])), budget
     )
 
 

@@ -1,4 +1,4 @@
-"""What may be asked of an expert store, and the weighted sum of what it brings: alike for every store."""
+"""What may be asked of an expert store, and the weighted sum of what it hands over: alike for every store."""
 
 from __future__ import annotations
 
@@ -47,7 +47,12 @@ class ExpertStore(Protocol):
     @property
     def statistics(self) -> Statistics: ...
 
-    def arrivals(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
+    @property
+    def dtype(self) -> str:
+        """The format of the experts' weights, such as "q4"."""
+        ...
+
+    def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         """Experts of a layer, in groups as they come to hand. `counts`: how many of the tokens take each."""
         ...
 
@@ -56,51 +61,55 @@ class ExpertStore(Protocol):
         ...
 
 
-def mix(store: ExpertStore, layer: int, activation: Activation, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sum of the chosen experts. x [T, D], chosen and weights [T, A]; returns [T, D].
+def moe_forward(
+    store: ExpertStore, layer: int, activation: Activation, x: Tensor, topk_ids: Tensor, topk_weights: Tensor
+) -> Tensor:
+    """The weighted sum of the selected experts. x [T, D], topk_ids and topk_weights [T, A]; returns [T, D].
 
     The sum is in rank order, whatever the order of arrival, so that placement never changes a bit.
     """
     if len(x) == 1:
-        outputs = torch.empty(chosen.shape[1], x.shape[1], device=x.device)
-        each_output(store, layer, activation, x, chosen, outputs)
-        return (weights.float() @ outputs).to(x.dtype)
-    return _many(store, layer, activation, x, chosen.cpu(), weights)
+        outputs = torch.empty(topk_ids.shape[1], x.shape[1], device=x.device)
+        each_output(store, layer, activation, x, topk_ids, outputs)
+        return (topk_weights.float() @ outputs).to(x.dtype)
+    return _many(store, layer, activation, x, topk_ids.cpu(), topk_weights)
 
 
 def each_output(
-    store: ExpertStore, layer: int, activation: Activation, x: Tensor, chosen: Tensor, outputs: Tensor
+    store: ExpertStore, layer: int, activation: Activation, x: Tensor, topk_ids: Tensor, outputs: Tensor
 ) -> None:
-    """What each expert chosen [1, A] by one token makes of its x [1, D], into float32 [A, D].
+    """What each expert that one token selects, topk_ids [1, A], makes of its x [1, D], into float32 [A, D].
 
     Each group is computed where its weights are, by x or a copy of it on the host.
     """
-    ranks = {expert: rank for rank, expert in enumerate(chosen.cpu()[0].tolist())}
+    ranks = {expert: rank for rank, expert in enumerate(topk_ids.cpu()[0].tolist())}
     host = x.cpu()
-    with closing(store.arrivals(layer, dict.fromkeys(ranks, 1), 1)) as groups:
+    with closing(store.iter_ready(layer, dict.fromkeys(ranks, 1), 1)) as groups:
         for group in groups:
             rows = x if _device(group) == x.device else host
             for (expert, _), output in zip(group, compute(rows, group, activation), strict=True):
                 outputs[ranks[expert]] = output[0]
 
 
-def _many(store: ExpertStore, layer: int, activation: Activation, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-    tokens, active = chosen.shape
-    counts = chosen.flatten().bincount().tolist()
-    order = chosen.flatten().argsort(stable=True)  # assignments, those of one expert side by side
+def _many(
+    store: ExpertStore, layer: int, activation: Activation, x: Tensor, topk_ids: Tensor, topk_weights: Tensor
+) -> Tensor:
+    tokens, active = topk_ids.shape
+    counts = topk_ids.flatten().bincount().tolist()
+    order = topk_ids.flatten().argsort(stable=True)  # assignments, those of one expert side by side
     ends = list(accumulate(counts))
     sorted_x = x[(order // active).to(x.device)]  # [T * A, D]
-    rows = {x.device: sorted_x, chosen.device: sorted_x.to(chosen.device)}
+    rows = {x.device: sorted_x, topk_ids.device: sorted_x.to(topk_ids.device)}
     parts = torch.empty_like(sorted_x)
     asked = {expert: count for expert, count in enumerate(counts) if count}
-    with closing(store.arrivals(layer, asked, tokens)) as groups:
+    with closing(store.iter_ready(layer, asked, tokens)) as groups:
         for each in chain.from_iterable(groups):
             mine = slice(ends[each[0]] - counts[each[0]], ends[each[0]])
             parts[mine] = compute(rows[_device([each])][mine], [each], activation)[0]
     ranked = parts[order.argsort().to(x.device)].view(tokens, active, -1)
     total = torch.zeros(tokens, x.shape[1], dtype=torch.float32, device=x.device)
     for rank in range(active):
-        total.addcmul_(ranked[:, rank], weights[:, rank, None])
+        total.addcmul_(ranked[:, rank], topk_weights[:, rank, None])
     return total.to(x.dtype)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from moecli.checkpoint.safetensors import StoredTensor, header_tensors, weight_m
 from moecli.errors import CheckpointError, ConfigError, NetworkError
 from moecli.hub import client
 from moecli.hub.cache import INDEX
+from moecli.untrusted import json_object
 
 SINGLE = "model.safetensors"
 LARGEST_CONFIG = 16 * 1024**2
@@ -62,7 +62,7 @@ def read_remote(repo: str, revision: str | None = None) -> Remote:
             raise NetworkError(f"{repo} names the file '{name}' and does not hold it")
         tensors |= header[0]
     read = sum(len(piece.data) for piece in (config, index) if piece) + sum(h[1] for h in headers if h)
-    return Remote(json_object(config.data, "config.json"), tensors, config.commit, read)
+    return Remote(json_on_hub(config.data, "config.json"), tensors, config.commit, read)
 
 
 class Repository:
@@ -117,11 +117,6 @@ def shards(repo: str, index: bytes) -> Counter[str]:
     return Counter({name: length + 1024 for name, length in sorted(lengths.items())})
 
 
-def json_object(data: bytes, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{name} on the Hub is not readable JSON") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{name} on the Hub does not hold a JSON object")
-    return value
+def json_on_hub(data: bytes, name: str) -> dict[str, Any]:
+    """The JSON object in a file that was fetched. ConfigError if there is none."""
+    return json_object(data, lambda problem: ConfigError(f"{name} on the Hub {problem}"))

@@ -14,7 +14,7 @@ from moecli.checkpoint.safetensors import PICKLES
 from moecli.errors import CheckpointError, NetworkError
 from moecli.hub import client
 from moecli.hub.cache import BLOB_NAME, INDEX, repository, status
-from moecli.hub.headers import LARGEST_CONFIG, LARGEST_INDEX, SINGLE, Repository, json_object, shards
+from moecli.hub.headers import LARGEST_CONFIG, LARGEST_INDEX, SINGLE, Repository, json_on_hub, shards
 from moecli.hub.retry import RetryPolicy, Tell, retry
 
 _LOG = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def read_manifest(
     licences = (str(tag)[8:] for tag in info.tags or () if str(tag).startswith("license:"))
     return DownloadManifest(
         repo, revision or "main", info.sha, tuple(map(listed.__getitem__, texts)),
-        tuple(map(listed.__getitem__, weights)), json_object(config, "config.json"), _plain(next(licences, "")),
+        tuple(map(listed.__getitem__, weights)), json_on_hub(config, "config.json"), _plain(next(licences, "")),
         bool(info.gated),
     )  # fmt: skip
 

@@ -51,10 +51,8 @@ class Sublayer:
 def serves(sublayer: Sublayer, matrices: Iterable[Matrix]) -> bool:
     """Whether a sublayer with these matrices can be a native call: all on the CPU and in its one packed format."""
     plain = sublayer.dtype in (torch.float32, torch.bfloat16) and sublayer.before.device.type == "cpu"
-    return plain and all(
-        isinstance(each, Packed) and each.dtype == sublayer.packed and chosen(each.dtype, "cpu") == "native"
-        for each in matrices
-    )
+    native = plain and chosen(sublayer.packed, "cpu") == "native"
+    return native and all(isinstance(each, Packed) and each.dtype == sublayer.packed for each in matrices)
 
 
 def can_cut(intermediate_size: int) -> bool:
@@ -130,18 +128,14 @@ class MoeSublayer:
         self.resident = experts is not None or mixture is None
         if mixture:
             call.router = _router(mixture.router, weights)
-            call.intermediate_size, call.activation = (
-                mixture.expert.intermediate_size,
-                ACTIVATIONS[mixture.expert.activation],
-            )
+            call.intermediate_size = mixture.expert.intermediate_size
+            call.activation = ACTIVATIONS[mixture.expert.activation]
         if shared:
             prefix = "shared_" if mixture else ""
             gate_up, down = (_packed(weights.matrix(prefix + role)) for role in ("gate_up", "down"))
             up = gate_up + bytes_for(sublayer.packed, (shared.intermediate_size, hidden_size))
-            call.shared_intermediate_size, call.shared_activation = (
-                shared.intermediate_size,
-                ACTIVATIONS[shared.activation],
-            )
+            call.shared_intermediate_size = shared.intermediate_size
+            call.shared_activation = ACTIVATIONS[shared.activation]
             call.shared = (c_void_p * 3)(gate_up, up, down)
             call.shared_gate = _plain(weights.get("shared_gate"), sublayer.dtype)
         self._held = weights, experts

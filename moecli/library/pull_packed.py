@@ -32,8 +32,9 @@ from moecli.store.jobs import jobs
 from moecli.store.layout import StoreLayout, choose_layout
 from moecli.store.manifest import Origin
 from moecli.store.packed import PackedStore
+from moecli.store.progress import Progress, silent
 from moecli.store.source import TEXTS, announced, header_fingerprint
-from moecli.store.write import Progress, check_room, existing, partial_folder, room_needed, silent
+from moecli.store.write import check_room, existing, partial_folder, room_needed
 
 _ARRIVING = "arriving-"  # begins the name of a shard that is deleted once it is packed
 _CONNECTIONS = 8

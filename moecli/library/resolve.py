@@ -15,6 +15,7 @@ from moecli.library.stores import LocalStore
 from moecli.model import catalog
 from moecli.store import manifest
 from moecli.store.packed import is_partial
+from moecli.untrusted import printable
 
 _LOG = logging.getLogger(__name__)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -254,6 +255,5 @@ def _folder_name(path: Path) -> str:
 
 
 def _shown(text: str) -> str:
-    """Text of a stranger, safe for a terminal and short enough for one line."""
-    text = text if text.isprintable() else ascii(text)[1:-1]
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    """Short enough for one line."""
+    return printable(text, 80)

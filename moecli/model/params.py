@@ -152,14 +152,25 @@ _FIGURE = re.compile(r"(\d+(?:,\d{3})*)(?:\.(\d+))?\s*([KMBT]?)", re.IGNORECASE)
 _UNITS = {"": 0, "K": 3, "M": 6, "B": 9, "T": 12}
 
 
-def _matches(printed: str, ways: Mapping[str, int]) -> tuple[tuple[str, ...], str]:
-    """The ways that give the printed figure, and what it takes beyond rounding at its own precision."""
+def read_figure(printed: str) -> tuple[str, int, bool] | None:
+    """A count as people print it: its digits, the power of ten of the last one, whether it has decimals.
+
+    46.7B is ("467", 8, True); None for what is no figure.
+    """
     match = _FIGURE.fullmatch(printed.strip())
     if match is None:
-        return (), ""
+        return None
     whole, decimals, unit = match.groups()
-    digits = whole.replace(",", "") + (decimals or "")
-    step = Decimal(10) ** (_UNITS[unit.upper()] - len(decimals or ""))
+    return whole.replace(",", "") + (decimals or ""), _UNITS[unit.upper()] - len(decimals or ""), bool(decimals)
+
+
+def _matches(printed: str, ways: Mapping[str, int]) -> tuple[tuple[str, ...], str]:
+    """The ways that give the printed figure, and what it takes beyond rounding at its own precision."""
+    figure = read_figure(printed)
+    if figure is None:
+        return (), ""
+    digits, power, decimals = figure
+    step = Decimal(10) ** power
     attempts = [(step, digits, ROUND_HALF_UP, ""), (step, digits, ROUND_DOWN, ", with digits cut off, not rounded")]
     short = digits.rstrip("0")
     if not decimals and short != digits and int(short) > 3:  # "480B", "70B", but never "10B": that would fit anything

@@ -9,17 +9,17 @@ from moecli.planning import machine
 from moecli.units import format_bytes
 
 if TYPE_CHECKING:
-    from moecli.engine.runner import Runner
+    from moecli.engine.loaded import LoadedModel
 
 
-def statistics(runner: Runner, answer: Answer) -> str:
+def statistics(loaded: LoadedModel, answer: Answer) -> str:
     """prompt 5 tokens, 311 tok/s · answer 64 tokens, 182 tok/s · peak memory 391 MiB (planned 402 MiB)"""
     timing = answer.timing
     cached = f" ({timing.cached_tokens} cached)" if timing.cached_tokens else ""
     parts = (
         f"prompt {timing.prompt_tokens} tokens{cached}{_rate(timing.prefill_rate)}",
         f"answer {len(answer.token_ids)} tokens{_rate(timing.decode_rate)}",
-        f"peak memory {format_bytes(machine.peak_rss())} (planned {format_bytes(runner.loaded.plan.ram.total)})",
+        f"peak memory {format_bytes(machine.peak_rss())} (planned {format_bytes(loaded.plan.ram.total)})",
     )
     return " · ".join(parts)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from moecli.engine.bench import Result
-    from moecli.engine.runner import Runner
+    from moecli.engine.loaded import LoadedModel
 
 _NOTICEABLE = 0.1  # share of the processors
 _BEYOND_CACHES = 128 * 2**20
@@ -27,29 +27,26 @@ _Band = tuple[float, float]
 @contextmanager
 def progress(repeat: int, quiet: bool) -> Iterator[Callable[[int, int, int], None]]:
     """A line that stands on a terminal while it is measured, and is gone after."""
-    line = terminal.Line(quiet)
+    with terminal.Line(quiet) as line:
 
-    def show(number: int, done: int, total: int) -> None:
-        what = f"run {number} of {repeat}" if number else "warming up"
-        line.show(f"{what}: {done:,} of {total:,} tokens")
+        def show(number: int, done: int, total: int) -> None:
+            what = f"run {number} of {repeat}" if number else "warming up"
+            line.show(f"{what}: {done:,} of {total:,} tokens")
 
-    try:
         yield show
-    finally:
-        line.clear()
 
 
-def screen(runner: Runner, result: Result, no_color: bool) -> None:
-    """One screen on stdout."""
+def screen(loaded: LoadedModel, result: Result, no_color: bool) -> None:
+    """Print the measurement beside its forecast, and what the machine gives, on stdout."""
     to = tables.console(no_color)
-    tables.show(to, _title(runner, result), _speeds(result), tables.facts(_facts(runner, result)))
+    tables.show(to, _title(loaded, result), _speeds(result), tables.facts(_facts(loaded, result)))
 
 
-def _title(runner: Runner, result: Result) -> RenderableType:
-    work, threads = result.workload, machine.compute_threads(runner.choices.threads)
+def _title(loaded: LoadedModel, result: Result) -> RenderableType:
+    work, threads = result.workload, machine.compute_threads(loaded.opened.options.threads)
     return tables.title(
-        f"{runner.name} in {runner.dtype}",
-        f"{chosen(runner.dtype, runner.device.type)} kernel on {runner.device}, {threads} thread{'s' * (threads > 1)}; "
+        f"{loaded.name} in {loaded.dtype}",
+        f"{chosen(loaded.dtype, loaded.device.type)} kernel on {loaded.device}, {threads} thread{'s' * (threads > 1)}; "
         f"prompt {work.prompt_tokens:,} tokens, answer {work.max_tokens:,}",
     )
 
@@ -70,9 +67,9 @@ def _verdict(rate: float, band: _Band) -> str:
     return "below it" if rate < band[0] else "above it" if rate > band[1] else "as forecast"
 
 
-def _facts(runner: Runner, result: Result) -> list[tuple[str, str]]:
+def _facts(loaded: LoadedModel, result: Result) -> list[tuple[str, str]]:
     plan, bandwidths = result.expected.plan, result.expected.bandwidths
-    per_token = read_bytes_per_token(runner.model.spec, runner.dtype)
+    per_token = read_bytes_per_token(loaded.opened.spec, loaded.dtype)
     ram = f"reads {_rate(bandwidths.ram)}"
     if result.expected.sample < _BEYOND_CACHES:
         ram += f" (partly from the cache: measured with {format_bytes(result.expected.sample)})"

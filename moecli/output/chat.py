@@ -11,34 +11,34 @@ from moecli.output import terminal
 from moecli.output.answer import statistics
 
 if TYPE_CHECKING:
-    from moecli.engine.runner import Runner
+    from moecli.engine.chat import ChatSession
 
 _HELP = "/clear forgets the conversation, /bye leaves (so does Ctrl-D), Ctrl-C stops an answer"
 
 
-def chat(runner: Runner, quiet: bool) -> None:
+def chat(session: ChatSession, quiet: bool) -> None:
     """Until /bye or the end of input. A failure in one turn is told, and the chat goes on."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # line editing for input(), where there is one
     if not quiet:
-        kind = "chat" if runner.is_chat else "a base model: it continues your text"
-        terminal.say(f"{runner.name} ({kind}). {_HELP}.")
+        kind = "chat" if session.is_chat else "a base model: it continues your text"
+        terminal.say(f"{session.loaded.name} ({kind}). {_HELP}.")
     while (line := _read_line()) is not None:
         command = line.strip()
         if command in ("/bye", "/exit", "/quit"):
             return
         if command == "/clear":
-            runner.clear()
+            session.clear()
         elif command in ("/help", "/?"):
             terminal.say(_HELP)
         elif command:
-            _turn(runner, line, quiet)
+            _turn(session, line, quiet)
 
 
-def _turn(runner: Runner, line: str, quiet: bool) -> None:
+def _turn(session: ChatSession, line: str, quiet: bool) -> None:
     answer = Answer()
     try:
-        for piece in runner.ask(line, answer):
+        for piece in session.ask(line, answer):
             terminal.write(piece)
     except KeyboardInterrupt:
         pass  # the answer so far stays, in the conversation too
@@ -47,7 +47,7 @@ def _turn(runner: Runner, line: str, quiet: bool) -> None:
         return
     terminal.write("\n" if not answer.text.endswith("\n") else "")
     if not quiet:
-        terminal.say(statistics(runner, answer))
+        terminal.say(statistics(session.loaded, answer))
 
 
 def _read_line() -> str | None:

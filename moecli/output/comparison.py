@@ -18,12 +18,7 @@ def comparison(to: Console, reports: Sequence[Report], reference: Report) -> Non
     header = ["", *(report.model for report in reports)]
     rows = [[label, *(value(report) for report in reports)] for label, value in _ROWS.items()]
     rows.append(["cost per token *", *(_ratio(report.counts, reference.counts) for report in reports)])
-    width = tables.columns_that_fit(to, header, rows)
-    blocks = []
-    for start in range(1, len(header), width):
-        chosen = [0, *range(start, min(start + width, len(header)))]
-        blocks.append(tables.grid([header[i] for i in chosen], [[row[i] for i in chosen] for row in rows]))
-    tables.show(to, *blocks, *_footnotes(reports, reference))
+    tables.show(to, *tables.blocks(to, header, rows), *_footnotes(reports, reference))
 
 
 def _footnotes(reports: Sequence[Report], reference: Report) -> list[str]:
@@ -79,7 +74,7 @@ def _ratio(counts: Counts, reference: Counts) -> str:
 
 
 def billions(count: int) -> str:
-    """46.70 B; small models in millions."""
+    """A number of parameters as 46.70 B, of small models in millions."""
     return f"{count / 1e9:,.2f} B" if count >= 10**9 else f"{count / 1e6:,.1f} M"
 
 

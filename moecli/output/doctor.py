@@ -21,7 +21,7 @@ _Row = tuple[str, str]
 
 
 def screen(found: Examination, wrong: Sequence[Problem], quiet: bool, no_color: bool) -> None:
-    """Everything, or with `quiet` only what is wrong."""
+    """Print all facts and what is wrong on stdout; with `quiet` only what is wrong."""
     to = tables.console(no_color)
     if not quiet:
         software = found.software
@@ -84,7 +84,7 @@ def _kernels(kernels: Kernels) -> Iterator[_Row]:
 
 
 def _kernel(kernels: Kernels, kernel: str, served: str) -> str:
-    """Its name, and why it is this one."""
+    """The kernel's name, and why it is this one."""
     if kernels.asked:
         return f"{kernel} (MOECLI_KERNEL={kernels.asked})"
     if kernel == "native":

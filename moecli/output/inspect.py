@@ -96,7 +96,7 @@ def _architecture(spec: ModelSpec) -> list[tuple[str, str | Text]]:
 
 
 def layers(spec: ModelSpec) -> str:
-    """32, all mixture-of-experts."""
+    """How many layers, and which of them are mixtures: 32, all mixture-of-experts."""
     every = (*spec.encoder, *spec.layers)
     mixed = sum(isinstance(layer.ffn, Mixture) for layer in every)
     sides = f" ({len(spec.encoder)} of them in the encoder)" if spec.encoder else ""

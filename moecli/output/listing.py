@@ -14,7 +14,7 @@ from moecli.units import format_bytes
 
 
 def show_here(to: Console, models: Sequence[Here]) -> None:
-    """What is on this machine."""
+    """Print a table of the models on this machine: format, size, last use, revision."""
     rows = [
         (model.name, model.format, format_bytes(model.bytes), _age(model.last_used), _revision(model))
         for model in models
@@ -23,7 +23,7 @@ def show_here(to: Console, models: Sequence[Here]) -> None:
 
 
 def _revision(model: Here) -> str:
-    """The one in use, how many there are, and what is unfinished."""
+    """The revision in use, how many there are, and what is unfinished."""
     several = f" (of {len(model.revisions)})" if len(model.revisions) > 1 else ""
     partial = f", {format_bytes(model.partial_bytes)} of a download" if model.partial_bytes else ""
     return (model.revision or model.source)[:12] + several + ("" if model.complete else " (not complete)") + partial

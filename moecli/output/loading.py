@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def explain(plan: Plan) -> str:
-    """Every term of the sum, the budget, and what lies where."""
+    """The plan in words, a line each: every term of the sum, the budget, and what lies where."""
     need = plan.memory
     lines = [f"{need.dtype}, context {need.context:,}, prompt in chunks of {need.chunk:,}"]
     lines += [f"  {term.name:<15} {format_bytes(term.bytes):>9} = {term.formula}" for term in need.terms if term.bytes]
@@ -53,23 +53,13 @@ def expectation(plan: Plan, speed: Throughput) -> str:
 @contextmanager
 def progress(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A line that stands on a terminal while weights are read or packed, and is gone after."""
-    line = terminal.Line(quiet)
-
-    def show(done: int, total: int) -> None:
-        line.show(f"packing {name}: expert {done:,} of {total:,}")
-
-    line.show("loading ...")
-    try:
-        yield show
-    finally:
-        line.clear()
+    with terminal.Line(quiet) as line:
+        line.show("loading ...")
+        yield lambda done, total: line.show(f"packing {name}: expert {done:,} of {total:,}")
 
 
 @contextmanager
 def reading(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A line that stands on a terminal while prompts are read, and is gone after."""
-    line = terminal.Line(quiet)
-    try:
+    with terminal.Line(quiet) as line:
         yield lambda done, total: line.show(f"{name} reads: {done:,} of {total:,} tokens")
-    finally:
-        line.clear()

@@ -13,7 +13,7 @@ from moecli.units import figure, format_bytes, round_up
 
 
 def screen(result: Result, explain: bool, no_color: bool) -> None:
-    """One format in detail, or all of them in a table."""
+    """Print one format in detail, or all of them in a table; `explain` adds each term's formula."""
     to = tables.console(no_color)
     parts = [_title(result), _sum(to, result.chosen) if result.asked else _formats(result)]
     if explain:
@@ -26,7 +26,7 @@ def screen(result: Result, explain: bool, no_color: bool) -> None:
 
 
 def largest_context(result: Result) -> None:
-    """The number alone on stdout; what it means on stderr."""
+    """Print the longest context that fits: the number alone on stdout, what it means on stderr."""
     chosen = result.chosen.memory
     terminal.write(f"{result.max_context}\n")
     terminal.say(f"tokens of context that fit {_machine(result)}, {chosen.dtype}, batch {chosen.batch}")

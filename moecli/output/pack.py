@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
 from moecli.output import terminal
+from moecli.output.bars import byte_bars
 from moecli.store.layout import DENSE, StoreLayout
 from moecli.store.packed import PackedStore
 from moecli.units import format_bytes
@@ -26,7 +16,7 @@ _STEADY = 60.0  # seconds that the rate is averaged over
 
 
 class Account(Protocol):
-    """What the end line needs to know of the work."""
+    """What summary() and `pack --json` need to know of the work."""
 
     @property
     def source_bytes(self) -> int: ...
@@ -46,18 +36,7 @@ class PackingProgress:
         self.source_bytes = source_bytes
         self.resumed_bytes: int | None = None
         self._began = time.perf_counter()
-        console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(20),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not (sys.stderr.isatty() and console.is_interactive),
-            transient=True,
-            speed_estimate_period=_STEADY,
-        )
+        self._bar = byte_bars(20, quiet, speed_estimate_period=_STEADY)
         self._task = self._bar.add_task(f"packing {name} to {dtype}", total=source_bytes, start=False)
 
     def __enter__(self) -> PackingProgress:
@@ -80,7 +59,7 @@ class PackingProgress:
 
 
 def explain(layout: StoreLayout, target: Path) -> None:
-    """What is about to be written, and where."""
+    """Say what is about to be written, and where."""
     sizes = " and ".join(sorted({f"{format_bytes(record.stride)} each" for record in layout.records.values()}))
     terminal.say(f"into {target}: {format_bytes(sum(layout.sizes.values()))}")
     terminal.say(f"  {format_bytes(layout.sizes[DENSE])} of dense tensors, computed with in {layout.compute}")
@@ -89,7 +68,7 @@ def explain(layout: StoreLayout, target: Path) -> None:
 
 
 def summary(store: PackedStore, watch: Account) -> None:
-    """What was made of what, and which format each role has."""
+    """Say what was made of what, how long it took, and which format each role has."""
     if watch.resumed_bytes is None:
         terminal.say(f"{store.name} is here already: {store.dtype}, {format_bytes(store.bytes)}")
         return

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import TaskID
 
 from moecli.hub.manifest import RemoteFile
 from moecli.library.pull import Proposal
 from moecli.library.pull_packed import PackedPull
 from moecli.output import tables, terminal
+from moecli.output.bars import byte_bars
 from moecli.units import figure, format_bytes
 
 _LONGEST_NAME = 26
@@ -62,7 +54,7 @@ def _store(pull: PackedPull) -> str:
 
 
 def tell(why: str, seconds: float | None) -> None:
-    """That nothing moves for a while, if the while is long."""
+    """Say that nothing moves for a while, if the while is long; `seconds` None: nobody knows how long."""
     if seconds is None or seconds >= _WORTH_TELLING:
         terminal.say(why if seconds is None else f"{why}: next attempt in {seconds:.0f} s")
 
@@ -71,24 +63,12 @@ class Bars:
     """A bar for each file under way and one for all, on a terminal; elsewhere only what takes patience is told."""
 
     def __init__(self, total: int, quiet: bool = False) -> None:
-        console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-        shown = not quiet and sys.stderr.isatty() and console.is_interactive
         self._quiet = quiet
-        self._shown = shown
         self._lock = threading.Lock()
         self._tasks: dict[RemoteFile, TaskID] = {}
         self._left: dict[RemoteFile, int] = {}
         self._done = 0
-        self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(14),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not shown,
-            transient=True,
-        )
+        self._bars = byte_bars(14, quiet)
         self._total = self._bars.add_task("total", total=total)
 
     def __enter__(self) -> Bars:
@@ -108,6 +88,7 @@ class Bars:
             self._count(file, size)
 
     def advance(self, file: RemoteFile, size: int) -> None:
+        """Bytes of a file that have just come over the network."""
         with self._lock:
             self._bars.advance(self._task(file), size)
             self._done += size
@@ -115,6 +96,7 @@ class Bars:
             self._count(file, size)
 
     def wait(self, file: RemoteFile, why: str, seconds: float | None) -> None:
+        """Nothing comes for a while; None: nobody knows how long."""
         if not self._quiet:
             tell(why, seconds)
 
@@ -126,14 +108,14 @@ class Bars:
         return self._tasks[file]
 
     def _count(self, file: RemoteFile, size: int) -> None:
-        """A whole file leaves its line to the next."""
+        """Count what has come of a file; a whole file leaves its line to the next."""
         self._left[file] -= size
         if not self._left[file]:
             self._bars.remove_task(self._tasks.pop(file))
 
 
 class PackingBars(Bars):
-    """The same, and a bar for what is packed meanwhile; and what the end line needs."""
+    """Bars for a download that is packed as it arrives: one for each file, for all, and for what is packed."""
 
     def __init__(self, pull: PackedPull, quiet: bool = False) -> None:
         super().__init__(sum(file.size for file in pull.files), quiet)
@@ -152,6 +134,7 @@ class PackingBars(Bars):
         return time.perf_counter() - self._began
 
     def packed(self, done: int, total: int) -> None:
+        """Bytes of the checkpoint packed so far; the first call says what an earlier attempt had done."""
         if self.resumed_bytes is None:
             self.resumed_bytes = done
             self._bars.reset(self._packing, total=total, completed=done)

@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Group", "bar", "columns_that_fit", "console", "facts", "grid", "percent", "show", "title"]
+__all__ = ["Group", "bar", "blocks", "columns_that_fit", "console", "facts", "grid", "percent", "show", "title"]
 
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 _GAP = 2
@@ -80,6 +80,16 @@ def columns_that_fit(to: Console, header: Sequence[str], rows: Sequence[Sequence
     return max(len(widths) - 1, 1)
 
 
+def blocks(to: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Table]:
+    """A table in parts as wide as the console, each with the first column."""
+    count = columns_that_fit(to, header, rows)
+    parts = []
+    for start in range(1, len(header), count):
+        kept = [0, *range(start, min(start + count, len(header)))]
+        parts.append(grid([header[i] for i in kept], [[row[i] for i in kept] for row in rows]))
+    return parts
+
+
 def bar(to: Console, share: float, width: int, style: str = "blue") -> Text:
     """A share of one as a bar. Its length is the value; colour only repeats it. Never empty for more than nothing."""
     share = min(max(share, 0.0), 1.0)
@@ -91,7 +101,7 @@ def bar(to: Console, share: float, width: int, style: str = "blue") -> Text:
 
 
 def percent(share: float) -> str:
-    """100%, 96.6%, 0.02%: never 0 for what is there."""
+    """A share of one as 100%, 96.6% or <0.1%: never 0 for what is there."""
     value = share * 100
     if value == 0 or value >= 99.95:
         return f"{value:.0f}%"

@@ -41,26 +41,33 @@ def write_json(document: Any, file: Path | None = None) -> None:
 
 
 def say(text: str) -> None:
-    """Talk: statistics, warnings, notes."""
+    """A line of talk on stderr: statistics, warnings, notes."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
 class Line:
-    """A line that stands on a terminal's stderr while something takes time; elsewhere nothing."""
+    """A line that stands on a terminal's stderr for the time of a `with` block; elsewhere nothing."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._wanted = not quiet and sys.stderr.isatty()
         self._width = 0
 
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
     def show(self, text: str) -> None:
-        """Instead of what stood there."""
+        """Show this text instead of what stood there."""
         if self._wanted:
             sys.stderr.write("\r" + text.ljust(self._width))
             sys.stderr.flush()
             self._width = len(text)
 
     def clear(self) -> None:
+        """Nothing stands there any more."""
         if self._width:
             sys.stderr.write("\r" + " " * self._width + "\r")
             sys.stderr.flush()
@@ -69,13 +76,10 @@ class Line:
 
 @contextlib.contextmanager
 def status(text: str, quiet: bool = False) -> Iterator[None]:
-    """One such line for the time of a block."""
-    line = Line(quiet)
-    line.show(text)
-    try:
+    """A Line that says `text` for the time of a block."""
+    with Line(quiet) as line:
+        line.show(text)
         yield
-    finally:
-        line.clear()
 
 
 def confirm(question: str, yes: bool) -> None:

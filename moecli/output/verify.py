@@ -12,23 +12,20 @@ from moecli.units import format_bytes
 
 @contextmanager
 def bar(subject: Subject, quiet: bool) -> Iterator[Callable[[str, int], None]]:
-    """A line on a terminal that says how far the reading is."""
-    line = terminal.Line(quiet)
+    """A line on a terminal that says how far the reading is; yields what is told a file's name and the bytes read."""
     total, done = max(1, subject.bytes), 0
+    with terminal.Line(quiet) as line:
 
-    def advance(name: str, size: int) -> None:
-        nonlocal done
-        done += size
-        line.show(f"{tables.percent(done / total):>6} of {format_bytes(total)}  {name}"[:78])
+        def advance(name: str, size: int) -> None:
+            nonlocal done
+            done += size
+            line.show(f"{tables.percent(done / total):>6} of {format_bytes(total)}  {name}"[:78])
 
-    try:
         yield advance
-    finally:
-        line.clear()
 
 
 def report(subject: Subject, results: Sequence[Checked], removed: bool, quiet: bool) -> None:
-    """One line for each problem on stdout, and the verdict."""
+    """Print one line for each problem on stdout, and the verdict."""
     damaged = [result for result in results if result.problem]
     for result in damaged:
         terminal.write(f"{result.name or subject.name}: {result.problem}\n")

@@ -40,13 +40,13 @@ def _mixer(layer: Layer) -> str:
 
 
 def attention(kind: Attention) -> str:
-    """One attention in words."""
+    """An attention in words: heads, widths, window, positions."""
     parts = _latent(kind) if isinstance(kind, MLA) else _grouped(kind)
     return "; ".join(part for part in (*parts, _window(kind), rope(kind.rope)) if part)
 
 
 def attention_kind(kind: Attention) -> str:
-    """mla, mha, mqa or gqa."""
+    """The usual abbreviation of an attention: mla, mha, mqa or gqa."""
     if isinstance(kind, MLA):
         return "mla"
     if kind.kv_heads == kind.heads:
@@ -85,7 +85,7 @@ def _window(kind: Attention) -> str:
 
 
 def rope(rope: Rope) -> str:
-    """Positions in words."""
+    """A rotary embedding in words: dimensions, theta, stretch."""
     if not rope.dims:
         return "no rotary positions"
     pairs = ", interleaved" if rope.interleaved else ""
@@ -94,7 +94,7 @@ def rope(rope: Rope) -> str:
 
 
 def router(rule: Router) -> str:
-    """How experts are chosen and weighed."""
+    """A router in words: how experts are chosen and weighed."""
     pick = f"best {rule.top_k} of {rule.experts}"
     if rule.n_group > 1:
         rank = "best score" if rule.group_score is GroupScore.MAX else "sum of its best two scores"
@@ -144,7 +144,7 @@ def shared_experts(mixture: Mixture) -> int:
 
 
 def feed_forward(ffn: FeedForward) -> str:
-    """SwiGLU 14,336 wide."""
+    """A feed-forward block in words: SwiGLU, 14,336 wide."""
     names = {"silu": "SwiGLU", "gelu": "GEGLU", "gelu_pytorch_tanh": "GEGLU (tanh)", "swigluoai": "clamped SwiGLU"}
     kind = ffn.activation.value
     return f"{names.get(kind, f'gated {kind}') if ffn.gated else kind}, {ffn.intermediate_size:,} wide"

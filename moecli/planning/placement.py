@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from moecli.kernels.blocking import CHUNK, STAGED
 from moecli.model.spec import ModelSpec
-from moecli.planning.memory import DEVICE_CONTEXT, MemoryEstimate, estimate_memory, layerwise_memory
+from moecli.planning.memory import DEVICE_CONTEXT, DEVICE_PROCESS, MemoryEstimate, estimate_memory, layerwise_memory
 
 _LOG = logging.getLogger(__name__)
 _LEAST_CHUNK = 32  # prompt tokens per pass when memory is short
@@ -70,7 +70,7 @@ def place(memory: MemoryEstimate, ram: int, device: int | None = None) -> Plan:
         experts=count,
         expert_bytes=count * memory.slot_bytes,
     )
-    return _fill(memory, ram, device, on_device, Tier(process=memory.process.bytes), memory.slot_bytes)
+    return _fill(memory, ram, device, on_device, Tier(process=memory.process.bytes + DEVICE_PROCESS), memory.slot_bytes)
 
 
 def _fill(memory: MemoryEstimate, ram: int, device: int | None, on_device: Tier, core: Tier, size: int) -> Plan:

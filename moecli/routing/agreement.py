@@ -28,18 +28,19 @@ class LayerAgreement:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How alike two traces route."""
+    """How alike two traces route, layer by layer."""
 
     tokens: int  # compared: up to where the texts part, prompt by prompt
     layers: tuple[LayerAgreement, ...]
 
     @property
     def equal_sets(self) -> float:
-        """Mean over layers."""
+        """The share of tokens that take the same k experts, mean over layers."""
         return float(np.mean([layer.equal_sets for layer in self.layers]))
 
     @property
     def overlap(self) -> float:
+        """The share of the k experts in common, mean over tokens and layers."""
         return float(np.mean([layer.overlap for layer in self.layers]))
 
 

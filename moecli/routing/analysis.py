@@ -62,17 +62,17 @@ class Analysis:
 
     @property
     def name(self) -> str:
-        """The model and its format."""
+        """The model and its format: tiny in q4."""
         return _name(self.trace)
 
     @property
     def experts(self) -> tuple[int, ...]:
-        """Of each layer."""
+        """The number of experts of each layer."""
         return tuple(layer.experts for layer in self.trace.layers)
 
     @property
     def bytes_per_slot(self) -> int | None:
-        """One expert in each layer."""
+        """Bytes of one expert in each layer; None where the model is not at hand."""
         return None if self.memory is None else self.memory.bytes_per_slot
 
     @property

@@ -23,7 +23,7 @@ _EXACT = 4_000_000  # random numbers drawn rather than approximating
 
 
 def entropy(counts: NDArray[Any]) -> Floats:
-    """H(p) / ln E: 1 is even."""
+    """The load's entropy H(p) / ln E: 1 is even."""
     p = _shares(counts)
     logs = np.log(p, out=np.zeros_like(p), where=p > 0)
     return np.asarray(-(p * logs).sum(-1) / math.log(max(p.shape[-1], 2)))
@@ -40,14 +40,14 @@ def cv2(counts: NDArray[Any]) -> Floats:
 
 
 def gini(counts: NDArray[Any]) -> Floats:
-    """0: all alike; 1 - 1/E: one expert takes all."""
+    """Gini coefficient: 0 all alike, 1 - 1/E one expert takes all."""
     experts = counts.shape[-1]
     ranks = 2 * np.arange(1, experts + 1) - experts - 1
     return np.asarray((np.sort(_shares(counts), -1) * ranks).sum(-1) / experts)
 
 
 def dead(counts: NDArray[Any]) -> Floats:
-    """Experts that no token took."""
+    """The number of experts that no token took."""
     return np.asarray((counts <= 0).sum(-1).astype(float))
 
 
@@ -58,7 +58,7 @@ FIGURES: Mapping[str, Callable[[NDArray[Any]], Floats]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """One value per figure."""
+    """How even one layer's load is: one value for each of FIGURES."""
 
     entropy: float
     max_violation: float
@@ -93,14 +93,14 @@ class Noise:
     overflow: tuple[float, ...]  # mean, for each of OVERFLOW_FACTORS
 
     def shows(self, name: str, measured: float) -> bool:
-        """Whether `measured` is more uneven than chance explains."""
+        """Whether `measured` is above the random baseline: less even than 19 in 20 uniform routers."""
         limit = getattr(self.limit, name)
         return bool(measured < limit) if name == "entropy" else bool(measured > limit)
 
 
 @lru_cache(maxsize=1024)
 def noise(experts: int, active: int, tokens: int) -> Noise:
-    """Simulated, always with the same random numbers."""
+    """What uniform routers show at this E, k and T; simulated, always with the same random numbers."""
     counts = uniform_counts(experts, active, tokens, _RUNS)
     runs = {name: figure(counts) for name, figure in FIGURES.items()}
     worse = {name: 5 if name == "entropy" else 95 for name in FIGURES}

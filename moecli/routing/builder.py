@@ -38,7 +38,7 @@ class TraceBuilder:
         self._columns: list[tuple[Sequence[int], int, int, bool]] = []
 
     def begin(self, prompt: int, domain: str = "") -> None:
-        """What follows belongs to this prompt."""
+        """What is recorded from here on belongs to this prompt and domain."""
         self._prompt, self._domain = prompt, self._domains.setdefault(domain, len(self._domains))
         if self._domain >= MOST_DOMAINS:
             raise MoecliError(f"more than {MOST_DOMAINS} domains in the prompts", "name fewer domains")
@@ -121,6 +121,6 @@ class TraceBuilder:
 
 
 def _joined(parts: list[Singles], total: int) -> Singles | None:
-    """One array, unless the recorder saw it for some passes only."""
+    """The parts in one array of `total` rows; None if the recorder saw some passes only."""
     joined = np.concatenate(parts)[:total] if parts else None
     return joined if joined is not None and len(joined) == total else None

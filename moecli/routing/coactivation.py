@@ -15,7 +15,7 @@ _RUNS = 20
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Experts often taken together."""
+    """Two experts that tokens often take together."""
 
     expert: int
     other: int

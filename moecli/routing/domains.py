@@ -23,7 +23,7 @@ class DomainDistance:
 
     @property
     def mean(self) -> float:
-        """Over all pairs."""
+        """The mean distance over all pairs of domains."""
         return _pairs_mean(self.matrix)
 
     @property

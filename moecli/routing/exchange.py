@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from moecli.errors import MoecliError
 from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, Choices, LayerTrace, RoutingTrace, bare
+from moecli.untrusted import json_object
 
 _CSV_HINT = "one line per choice: layer,expert"
 
@@ -50,7 +52,7 @@ def _bare(chosen: Mapping[int, list[int]], active: int, experts: int | None) -> 
 
 
 def _checked(rows: Any, layer: int, experts: int) -> Choices:
-    """rows [T, k] as choices: in range and all different."""
+    """The rows [T, k] as choices. MoecliError unless they are in range and all different."""
     ordered = np.sort(rows, axis=1)
     if ordered.min() < 0 or ordered.max() >= experts or experts > MOST_EXPERTS:
         raise MoecliError(
@@ -94,12 +96,7 @@ def from_jsonl(lines: Iterable[str]) -> RoutingTrace:
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise MoecliError(f"line {number} is not JSON: {error}", "one JSON object per token") from error
-        if not isinstance(line, dict):
-            raise MoecliError(f"line {number} is {text.strip()[:60]}, not an object", "one JSON object per token")
+        line = json_object(text, partial(_not_a_token, number))
         if number == 1 and "layers" not in line:
             about = line
         else:
@@ -111,6 +108,10 @@ def from_jsonl(lines: Iterable[str]) -> RoutingTrace:
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         reason = f"{type(error).__name__}: {error}"[:200]
         raise MoecliError(f"the tokens do not fit together ({reason})", "every token needs the same layers") from error
+
+
+def _not_a_token(number: int, problem: str) -> MoecliError:
+    return MoecliError(f"line {number} {problem}", "one JSON object per token")
 
 
 def _assemble(about: dict[str, Any], tokens: list[dict[str, Any]]) -> RoutingTrace:

@@ -14,7 +14,7 @@ _LINES = {".csv": exchange.to_csv, ".jsonl": exchange.to_jsonl}
 
 
 def read(path: Path, shape: tuple[int, int] | None = None) -> RoutingTrace:
-    """`shape`: active experts and experts of the model, which CSV does not say; left out, they are guessed."""
+    """Read a trace. `shape`: active experts and experts of the model, which CSV does not say; else they are guessed."""
     if path.suffix not in _LINES:
         return trace_file.load(path)
     try:
@@ -31,7 +31,7 @@ def read(path: Path, shape: tuple[int, int] | None = None) -> RoutingTrace:
 
 
 def write(trace: RoutingTrace, path: Path) -> None:
-    """An existing file is replaced."""
+    """Write a trace in the form that the file's name asks for, over an existing one. DiskError if it cannot be."""
     try:
         if path.suffix not in _LINES:
             trace_file.save(trace, path)

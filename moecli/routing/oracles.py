@@ -41,7 +41,7 @@ class Pinned:
                 self._uses[expert] = self._uses.get(expert, 0) + count
 
     def used(self, counts: Mapping[int, int], tokens: int) -> None:
-        """Knows already."""
+        """Nothing to learn: it was told all uses beforehand."""
 
     def value(self, expert: int) -> float:
         return self._uses.get(expert, 0)

@@ -56,7 +56,7 @@ def _from_json(path: Path, number: int, line: str) -> Prompt:
 
 
 def _parsed(line: str) -> Any:
-    """None where the line is not JSON."""
+    """What the line holds as JSON; None where it is none."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):

@@ -29,7 +29,7 @@ def require_router(name: str, spec: ModelSpec) -> None:
 
 
 def described(trace: RoutingTrace, spec: ModelSpec) -> Recorded:
-    """The trace of this model."""
+    """The trace of a model, with what that takes in memory in the trace's format."""
     context = default_context(spec)
     plan = place(estimate_memory(spec, trace.dtype if trace.dtype in FORMATS else "bf16", context), 0)
     memory = RunMemory(plan.least_ram, plan.memory.slot_bytes * len(spec.mixtures), plan.full_ram, context)

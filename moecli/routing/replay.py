@@ -41,7 +41,7 @@ def hit_rate(passes: Sequence[Pass], capacity: int, policy: Policy) -> float:
 
 
 def token_passes(chosen: Choices) -> list[Pass]:
-    """Each token [T, k] a pass of its own: decoding."""
+    """Choices [T, k] as passes of one token each, as in decoding."""
     return [Pass(dict.fromkeys(row, 1), 1, True) for row in chosen.tolist()]
 
 
@@ -72,6 +72,7 @@ class Replay:
         return len(self.layers) < self.layers_in_trace or self.tokens < self.tokens_in_trace
 
     def curve(self, policy: str) -> tuple[float, ...]:
+        """The hit rates of one policy, at each of `slots`."""
         return next(curve.hit_rates for curve in self.curves if curve.policy == policy)
 
 
@@ -89,6 +90,7 @@ class Verdict:
 
     @property
     def gain(self) -> float:
+        """Hit rate above the random baseline."""
         return self.hit_rate - self.by_chance
 
 
@@ -123,7 +125,7 @@ def replay(trace: RoutingTrace, most_accesses: int = 150_000, policies: Sequence
 
 
 def verdict(result: Replay, policy: str = DEFAULT) -> Verdict:
-    """What the curves say about caching experts."""
+    """What a replay says about caching experts, by the curve of this policy."""
     rates = result.curve(policy)
     half = min(range(len(result.slots)), key=lambda place: abs(result.slots[place] - result.experts / 2))
     by_chance = [slots / result.experts for slots in result.slots]

@@ -62,7 +62,7 @@ class LayerReport:
 
     @property
     def figures(self) -> Figures:
-        """As measured."""
+        """The layer's figures as measured."""
         measured = self.gate_entropy, self.auxiliary_loss, self.z_loss
         return _figures(self.balance, self.locality, *measured)
 
@@ -78,13 +78,13 @@ class LayerReport:
 
     @property
     def utilisation(self) -> tuple[float, ...]:
-        """p_e * E: 1 is an even share."""
+        """Each expert's load over the mean load, p_e * E: 1 is an even share."""
         mean = sum(self.counts) / self.experts
         return tuple(count / mean for count in self.counts)
 
     @property
     def few_tokens(self) -> bool:
-        """Whether chance alone makes one expert look hot or dead."""
+        """Whether there are so few tokens that one expert of a uniform router, too, would look hot or dead."""
         return self.noise.mean.max_violation > _SMALL_NOISE
 
 
@@ -106,6 +106,7 @@ class RoutingReport:
 
     @property
     def prompt_tokens(self) -> int:
+        """Tokens that were read, not generated."""
         return self.tokens - self.generated_tokens
 
     @property
@@ -132,7 +133,7 @@ class RoutingReport:
 
     @property
     def few_tokens(self) -> bool:
-        """Whether chance alone makes an expert of some layer look hot or dead."""
+        """Whether a layer has so few tokens that an expert of a uniform router, too, would look hot or dead."""
         return any(layer.few_tokens for layer in self.layers)
 
 
@@ -157,7 +158,7 @@ def _together(layers: Iterable[Figures]) -> Figures:
 
 
 def report(trace: RoutingTrace, with_replay: bool = True, adjacent_ranks: bool = False) -> RoutingReport:
-    """Analyse a trace. `adjacent_ranks`: see coactivation."""
+    """All figures of a trace. `adjacent_ranks` counts as pairs only experts next to each other in rank."""
     result = replay(trace) if with_replay else None
     return RoutingReport(
         trace.model,

@@ -12,7 +12,7 @@ from moecli.routing.trace import Choices, Flags, Integers, LayerTrace
 
 @dataclass(frozen=True, slots=True)
 class TemporalLocality:
-    """Fractions of pairs of neighbouring tokens."""
+    """How often neighbouring tokens take the same experts: fractions of their pairs. None where there is no pair."""
 
     top1: float | None  # both take the same first choice
     any: float | None  # they share an expert
@@ -45,7 +45,7 @@ def overlaps(one: Choices, other: Choices) -> Integers:
 
 
 def uniform_locality(experts: int, active: int) -> TemporalLocality:
-    """1/E, 1 - C(E-k, k) / C(E, k) and k/E."""
+    """The random baseline: 1/E, 1 - C(E-k, k) / C(E, k) and k/E."""
     never = math.comb(experts - active, active) / math.comb(experts, active)
     return TemporalLocality(1 / experts, 1 - never, active / experts)
 

@@ -22,7 +22,7 @@ MOST_DOMAINS = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerTrace:
-    """One layer's choices. What the recorder did not see is None."""
+    """The choices of one layer for T tokens, k of E experts each. What the recorder did not see is None."""
 
     layer: int
     experts: int
@@ -35,6 +35,7 @@ class LayerTrace:
 
     @property
     def active(self) -> int:
+        """k: how many experts each token takes."""
         return int(self.chosen.shape[1])
 
     def counts(self, tokens: Flags | None = None) -> Integers:
@@ -61,6 +62,7 @@ class RoutingTrace:
 
     @property
     def tokens(self) -> int:
+        """T: how many tokens were recorded, of all prompts."""
         return len(self.ids)
 
     @property

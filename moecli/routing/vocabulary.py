@@ -13,7 +13,7 @@ LEAST_OCCURRENCES = 10
 
 @dataclass(frozen=True, slots=True)
 class Favourite:
-    """A token that an expert is taken for."""
+    """A token that an expert is taken for more often than its load explains."""
 
     id: int
     lift: float  # share of this token's occurrences that take the expert, over the expert's share of all tokens

@@ -128,7 +128,7 @@ def staging_size(record: Record) -> int:
     return max(piece.buffer_size for piece in record.pieces())
 
 
-def shares(spec: ModelSpec, slots: int) -> list[int]:
+def slots_per_layer(spec: ModelSpec, slots: int) -> list[int]:
     """Slots of each layer of mixtures, dealt in turn, so that no layer starves another."""
     experts = [mixture.router.experts for _, mixture in spec.mixtures]
     given = [0] * len(experts)

@@ -16,8 +16,9 @@ from moecli.store.journal import explained
 from moecli.store.layout import StoreLayout, safetensors_header
 from moecli.store.manifest import Origin
 from moecli.store.packed import PackedStore
+from moecli.store.progress import Progress, silent
 from moecli.store.source import text_files
-from moecli.store.write import Progress, Writer, silent, writing
+from moecli.store.write import Writer, writing
 
 _LEFT_OVER = "left-over-"  # begins the name of a shard shrunk to what is still needed of it
 GROWING = ".growing"  # the suffix of one that is not whole

@@ -12,6 +12,7 @@ from typing import Any
 from moecli import __version__
 from moecli.errors import CheckpointError
 from moecli.store.expert_record import Record
+from moecli.untrusted import json_object
 
 FILE = "manifest.json"
 SCHEMA = 1
@@ -95,16 +96,12 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST:
             raise damaged(path.parent, f"its {FILE} is too large")
-        document = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} is not a packed model: it holds no {FILE}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise damaged(path.parent, f"its {FILE} is not JSON") from error
-    if not isinstance(document, dict):
-        raise damaged(path.parent, f"its {FILE} is not a JSON object")
-    return document
+    return json_object(content, lambda problem: damaged(path.parent, f"its {FILE} {problem}"))
 
 
 def _digest(document: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -16,8 +16,7 @@ from moecli.store.jobs import jobs
 from moecli.store.layout import choose_layout
 from moecli.store.manifest import FileChecksums
 from moecli.store.packed import PackedStore, is_partial, read_layout, unfinished
-
-Progress = Callable[[int, int], None]  # bytes looked at, of how many
+from moecli.store.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

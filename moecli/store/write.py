@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
@@ -25,17 +25,12 @@ from moecli.store.journal import Journal, explained, locked, occupied, sync_fold
 from moecli.store.layout import StoreLayout, choose_layout
 from moecli.store.manifest import FileChecksums, Origin, StoreManifest
 from moecli.store.packed import PARTIAL, PackedStore, describe_records
+from moecli.store.progress import Progress, silent
 from moecli.store.source import fingerprint, text_files
 from moecli.units import format_bytes
 
-Progress = Callable[[int, int], None]  # bytes of the checkpoint packed, of how many
-
 _SYNC_EVERY = 20.0  # seconds of work that a kill may cost
 _SPARE = 16 * 2**20  # for manifest and tokenizer
-
-
-def silent(done: int, total: int) -> None:
-    """Nobody watches."""
 
 
 def pack(

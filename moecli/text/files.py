@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from moecli.errors import MoecliError, TextError
+from moecli.untrusted import json_object
 
 MOST_JSON = 64 * 2**20
 
@@ -39,10 +39,4 @@ def read_object(path: Path, error: type[MoecliError] = TextError) -> dict[str, A
     content = read_bytes(path, MOST_JSON, error)
     if content is None:
         return {}
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        raise error(f"{path} is not valid JSON", "the file is damaged: download it again") from None
-    if not isinstance(value, dict):
-        raise error(f"{path} holds a JSON {type(value).__name__}, not an object")
-    return value
+    return json_object(content, lambda problem: error(f"{path} {problem}", "the file is damaged: download it again"))

@@ -123,6 +123,7 @@ def test_a_link_to_nothing_is_explained(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(lambda: Checkpoint.open(tmp_path))
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.data())
 def test_any_change_of_a_header_is_read_or_refused(
@@ -392,6 +393,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.data())
 def test_any_change_of_an_entry_is_read_or_refused(

@@ -16,6 +16,13 @@ from tests.support import hub_server
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever starts the program is slow; test_light.py alone stays in the fast subset."""
+    for item in items:
+        if "environment" in getattr(item, "fixturenames", ()) and item.path.name != "test_light.py":
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def command() -> list[str]:
     """How to start moecli: its entry point, in this interpreter."""

@@ -55,6 +55,7 @@ def test_an_unknown_shell_is_wrong_usage(moecli):
     assert moecli("completion", "tcsh").returncode == 2
 
 
+@pytest.mark.slow
 def test_every_command_has_help_and_an_example(moecli):
     names = [
         line.split()[0] for line in moecli("--help").stdout.split("Commands:")[1].split("\n\n")[0].strip().splitlines()

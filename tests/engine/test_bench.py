@@ -10,22 +10,24 @@ import pytest
 import moecli
 from moecli.engine import bench
 from moecli.engine.limits import OtherPrograms, measure_bandwidths
-from moecli.engine.runner import Choices, Runner, open_runner
+from moecli.engine.loaded import LoadOptions, OpenedModel, open_for_run
 from moecli.errors import UsageError
+from moecli.library.resolve import Kind, ModelRef
 from moecli.planning.speed import Throughput
 from tests.support.stores import packed
 
 TINY = Path(moecli.__file__).parent / "tiny"
 
 
-def runner(folder: Path = TINY, **choices: object) -> Runner:
-    return open_runner("tiny", folder, "auto", Choices(seed=0, threads=1, **choices))
+def opened(folder: Path = TINY, **options: object) -> OpenedModel:
+    ref = ModelRef("tiny", "tiny", Kind.FOLDER, folder)
+    return open_for_run(ref, LoadOptions(threads=1, **options))
 
 
-def result(one: Runner, work: bench.Workload) -> bench.Result:
+def result(one: OpenedModel, work: bench.Workload) -> bench.Result:
     expected = bench.expect(one, work)
-    load_s = bench.load(one, expected, lambda done, total: None)
-    return bench.measure(one, work, expected, load_s, lambda *progress: None)
+    loaded, load_s = bench.load(one, expected, lambda done, total: None)
+    return bench.measure(loaded, work, expected, load_s, lambda *progress: None)
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +37,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def resident() -> bench.Result:
-    return result(runner(), bench.Workload(20, 5, 3))
+    return result(opened(), bench.Workload(20, 5, 3))
 
 
 def test_a_prompt_is_plain_text_and_the_same_for_a_seed() -> None:
-    one = runner()
+    one = opened()
     first, again, other = (bench.random_prompt(one, 400, seed) for seed in (1, 1, 2))
     assert first == again != other
     assert not set(first) & one.tokenizer.special_ids
-    assert max(first) < one.model.spec.vocab_size
+    assert max(first) < one.spec.vocab_size
     assert len(set(first)) > 200
 
 
@@ -60,14 +62,14 @@ def test_a_prompt_is_plain_text_and_the_same_for_a_seed() -> None:
     ],
 )
 def test_what_is_left_open_suits_the_context(context, prompt, answer, expected) -> None:
-    work = bench.workload(runner(context=context), prompt, answer, 3)
+    work = bench.workload(opened(context=context), prompt, answer, 3)
     assert (work.prompt_tokens, work.max_tokens) == expected
 
 
 @pytest.mark.parametrize(("prompt", "answer"), [(100, None), (None, 100), (60, 41)])
 def test_more_than_the_context_is_refused(prompt, answer) -> None:
     with pytest.raises(UsageError, match="context of 100"):
-        bench.workload(runner(context=100), prompt, answer, 1)
+        bench.workload(opened(context=100), prompt, answer, 1)
 
 
 def test_what_is_measured_is_what_was_asked_for(resident: bench.Result) -> None:
@@ -79,7 +81,7 @@ def test_what_is_measured_is_what_was_asked_for(resident: bench.Result) -> None:
 
 
 def test_in_memory_every_expert_is_a_hit(resident: bench.Result) -> None:
-    spec = runner().model.spec
+    spec = opened().spec
     assert resident.hit_rate == 1
     assert (resident.bytes_read, resident.disk_bytes_per_token, resident.disk_rate) == (0, 0, None)
     active = sum(mixture.router.top_k for _, mixture in spec.mixtures)
@@ -88,15 +90,15 @@ def test_in_memory_every_expert_is_a_hit(resident: bench.Result) -> None:
 
 
 def test_on_disk_misses_are_counted_and_read(store: Path) -> None:
-    one = runner(store)
+    one = opened(store)
     work = bench.Workload(20, 30, 2)
     everything = bench.expect(one, work).plan
-    one.choices = replace(one.choices, ram=everything.full_ram - 1)
+    one = replace(one, ram=everything.full_ram - 1)
     slot = everything.memory.slot_bytes
     expected = bench.expect(one, work)
     few = replace(expected.plan, ram=replace(expected.plan.ram, experts=14, expert_bytes=14 * slot))
-    bench.load(one, replace(expected, plan=few), lambda done, total: None)
-    measured = bench.measure(one, work, replace(expected, plan=few), 0.0, lambda *progress: None)
+    loaded, _ = bench.load(one, replace(expected, plan=few), lambda done, total: None)
+    measured = bench.measure(loaded, work, replace(expected, plan=few), 0.0, lambda *progress: None)
     misses = sum(each.prefill.misses + each.decode.misses for each in measured.repetitions)
     assert measured.bytes_read == misses * slot > 0
     assert 0 < measured.hit_rate < 1
@@ -120,7 +122,7 @@ def test_the_machine_is_measured(resident: bench.Result, store: Path) -> None:
     bandwidths = resident.expected.bandwidths
     assert bandwidths.evidence == "measured" == resident.expected.speed.evidence
     assert bandwidths.ram > 1e8 and bandwidths.linear.operations_per_s > 1e8
-    one = runner(store, ram=bench.expect(runner(store), bench.Workload(600, 9, 1)).plan.full_ram - 1)
+    one = opened(store, ram=bench.expect(opened(store), bench.Workload(600, 9, 1)).plan.full_ram - 1)
     streamed = bench.expect(one, bench.Workload(600, 9, 1)).plan
     assert streamed.disk.experts
     assert measure_bandwidths(one.model, streamed, 2**22).disk != bandwidths.disk

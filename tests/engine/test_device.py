@@ -23,6 +23,8 @@ from tests.support.checkpoints import FAMILIES, make, prompt, write
 from tests.support.running import answer, session
 from tests.support.stores import packed, split_plan
 
+pytestmark = pytest.mark.slow
+
 QUICK, SLOW = Pace(1e15, 0.0), Pace(1.0, 1.0)
 RATES = {"copied": Rates(1e15, SLOW, QUICK), "stay": Rates(1.0, QUICK, SLOW), "both": Rates(1e9, Pace(1e9, 0.0), QUICK)}
 CASES = [
@@ -92,7 +94,6 @@ def test_an_absent_device_is_strict() -> None:
             there.tolist()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu() -> None:
     assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
     for asked in ("cuda", "cuda:1"):

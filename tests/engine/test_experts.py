@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from moecli.checkpoint.reading import read_slice, stored_slice
 from moecli.engine.load import open_model
-from moecli.experts.store import Group, Statistics, mix
+from moecli.experts.store import Group, Statistics, moe_forward
 from moecli.kernels.linear import ACTIVATIONS, Expert, expert_outputs, feed_forward
 from moecli.model.spec import Activation
 from moecli.model.tensors import EXPERT_MATRICES
@@ -43,7 +43,7 @@ class Shelf:
         self.statistics = Statistics()
         self._experts, self._seed = experts, seed
 
-    def arrivals(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
+    def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         if self._seed is None:
             yield [(expert, self._experts(expert)) for expert in counts]
         else:
@@ -61,7 +61,7 @@ def mixed(
     store: Shelf,
     activation: Activation = Activation.SILU,
 ) -> torch.Tensor:
-    return mix(store, 0, activation, x, chosen, weights)
+    return moe_forward(store, 0, activation, x, chosen, weights)
 
 
 def plain(x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, experts: Locate) -> torch.Tensor:

@@ -67,7 +67,7 @@ class Recording:
         self.read += ids.tolist()
 
     def record(self, layer: int, routing: Routing) -> None:
-        self.seen.append((layer, routing.chosen.shape, routing.weights.shape))
+        self.seen.append((layer, routing.topk_ids.shape, routing.topk_weights.shape))
 
 
 def test_a_trace_sees_every_mixture_of_every_chunk(tmp_path: Path) -> None:

@@ -126,7 +126,10 @@ def oracle_greedy(model: PreTrainedModel, ids: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("family", "special", "changes"), CASES, ids=[f"{f}-{s}" for f, s, _ in CASES])
+@pytest.mark.parametrize(
+    ("family", "special", "changes"),
+    [pytest.param(*c, id=f"{c[0]}-{c[1]}", marks=[pytest.mark.slow] if c[1] != "plain" else []) for c in CASES],
+)
 def test_parity(family: str, special: str, changes: dict[str, Any], layout: str, tmp_path: Path) -> None:
     model = make(family, seed=len(special), **changes)
     decoder = load(write(model, tmp_path, layout))

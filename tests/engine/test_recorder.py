@@ -12,14 +12,16 @@ import torch
 
 import moecli
 from moecli.engine import analysis
+from moecli.engine.chat import Conversation, GenerationConfig
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Timing
-from moecli.engine.recorder import Recorder, SurveyRecorder, Text, new_builder
+from moecli.engine.loaded import LoadOptions, OpenedModel, open_for_run
+from moecli.engine.recorder import LayerwiseRecorder, Recorder, Text, new_builder
 from moecli.engine.router import Routing
-from moecli.engine.runner import Choices, Runner, open_runner
-from moecli.engine.sampling import Sampler, Sampling
+from moecli.engine.sampling import Sampler, Sampling, SamplingOptions
 from moecli.errors import MoecliError, NotEnoughMemory
-from moecli.experts.tiered import TieredExperts
+from moecli.experts.offloaded import OffloadedExperts
+from moecli.library.resolve import Kind, ModelRef
 from moecli.routing.prompts import Prompt, bundled
 from moecli.routing.trace import RoutingTrace
 from tests.support.checkpoints import FAMILIES, make, prompt, write
@@ -60,7 +62,9 @@ def one_by_one(decoder: Decoder, texts: Sequence[Text], chunk: int = 256, count:
 
 def together(decoder: Decoder, texts: Sequence[Text], chunk: int = 256) -> RoutingTrace:
     builder = new_builder("model", decoder.spec, keep_probabilities=True)
-    decoder.survey([torch.tensor(text.ids) for text in texts], chunk, SurveyRecorder(decoder.spec, builder, texts))
+    decoder.layerwise_prefill(
+        [torch.tensor(text.ids) for text in texts], chunk, LayerwiseRecorder(decoder.spec, builder, texts)
+    )
     return builder.build()
 
 
@@ -140,7 +144,7 @@ def test_each_expert_is_read_once_per_layer_and_memory_changes_no_choice(family:
     store = packed(write(make(family), tmp_path / "model"), tmp_path / "store")
     everything = together(placed(store, None), TEXTS)
     decoder = placed(store, 2)
-    assert isinstance(decoder.experts, TieredExperts)
+    assert isinstance(decoder.experts, OffloadedExperts)
     trace = together(decoder, TEXTS)
     same(trace, everything)
     used = sum(int((layer.counts() > 0).sum()) for layer in trace.layers)
@@ -183,42 +187,51 @@ def test_an_interrupted_pass_is_left_out(tmp_path: Path) -> None:
         assert np.array_equal(a.chosen, b.chosen)
 
 
-def runner(**choices: object) -> Runner:
-    return open_runner("tiny", TINY, "auto", Choices(raw=True, seed=0, threads=1, ram=2**33, **choices))  # type: ignore[arg-type]
+def opened(context: int | None = None, dtype: str = "auto", ram: int = 2**33) -> OpenedModel:
+    ref = ModelRef("tiny", "tiny", Kind.FOLDER, TINY)
+    return open_for_run(ref, LoadOptions(dtype, context, ram, threads=1))
 
 
-def record(of: Runner, prompts: Sequence[Prompt], limit: int | None = None, max_tokens: int = 0) -> RoutingTrace:
+def config(max_tokens: int = 0) -> GenerationConfig:
+    return GenerationConfig(SamplingOptions().resolve(opened().defaults), 0, max_tokens, raw=True)
+
+
+def ids(text: str) -> list[int]:
+    return Conversation(opened(), config()).prompt(text)
+
+
+def record(of: OpenedModel, prompts: Sequence[Prompt], limit: int | None = None, max_tokens: int = 0) -> RoutingTrace:
     def silent(done: int, total: int) -> None:
         """Nobody watches."""
 
-    return analysis.record(of, prompts, limit, max_tokens, silent, silent).trace
+    return analysis.record(of, config(max_tokens), prompts, limit, silent, silent).trace
 
 
 def test_limit_counts_prompt_tokens_and_max_tokens_generated_ones() -> None:
     prompts = [Prompt("The sea was calm", "sea"), Prompt("import os\nimport sys\n", "code")]
-    trace = record(runner(), prompts, max_tokens=5)
-    read = [runner().prompt(prompt.text) for prompt in prompts]
+    trace = record(opened(), prompts, max_tokens=5)
+    read = [ids(prompt.text) for prompt in prompts]
     assert [trace.ids[(trace.prompt == n) & ~trace.generated].tolist() for n in (0, 1)] == read
     assert trace.generated.sum() == 10
     assert trace.domains == ("sea", "code")
-    assert record(runner(), prompts, limit=3).ids.tolist() == [*read[0][:2], read[1][0]]
+    assert record(opened(), prompts, limit=3).ids.tolist() == [*read[0][:2], read[1][0]]
     assert (
-        len(record(runner(), prompts, limit=len(read[0]) + len(read[1]) - 1, max_tokens=2).ids)
+        len(record(opened(), prompts, limit=len(read[0]) + len(read[1]) - 1, max_tokens=2).ids)
         == sum(map(len, read)) - 1 + 4
     )
 
 
 def test_limit_is_shared_out_among_domains() -> None:
-    trace = record(runner(), bundled(), limit=71)
+    trace = record(opened(), bundled(), limit=71)
     assert sorted(np.bincount(trace.domain)) == [10, 10, 10, 10, 10, 10, 11]
     short = [Prompt("sea", "short"), Prompt("The sea was calm and the wind came from the north.", "long")]
-    lengths = [len(runner().prompt(prompt.text)) for prompt in short]
-    assert record(runner(), short, limit=sum(lengths) - 1).tokens == sum(lengths) - 1
+    lengths = [len(ids(prompt.text)) for prompt in short]
+    assert record(opened(), short, limit=sum(lengths) - 1).tokens == sum(lengths) - 1
 
 
 def test_generation_reads_the_prompts_as_the_survey_does() -> None:
     prompts = bundled()[:5]
-    spoken, read = record(runner(), prompts, max_tokens=1), record(runner(), prompts)
+    spoken, read = record(opened(), prompts, max_tokens=1), record(opened(), prompts)
     prompt = ~spoken.generated
     assert np.array_equal(spoken.ids[prompt], read.ids)
     alike = [
@@ -231,24 +244,24 @@ def test_generation_reads_the_prompts_as_the_survey_does() -> None:
 
 def test_a_text_longer_than_the_context_is_read_in_pieces() -> None:
     text = Prompt("One two three four five six seven eight nine ten. " * 8)
-    trace = record(runner(context=32), [text])
-    assert trace.ids.tolist() == runner().prompt(text.text)
+    trace = record(opened(context=32), [text])
+    assert trace.ids.tolist() == ids(text.text)
     assert max(np.bincount(trace.prompt)) == 32 and trace.prompt.max() == (trace.tokens - 1) // 32
 
 
 def test_pieces_put_together_are_the_text() -> None:
-    trace = record(runner(), [Prompt("Ein Fluß, drei Brücken: été 1999")])
+    trace = record(opened(), [Prompt("Ein Fluß, drei Brücken: été 1999")])
     assert "".join(trace.pieces[number] for number in trace.ids.tolist()).endswith("Fluß, drei Brücken: été 1999")
 
 
 def test_too_little_memory_is_explained() -> None:
     with pytest.raises(NotEnoughMemory, match="and the budget is 1 MiB"):
-        record(open_runner("tiny", TINY, "bf16", Choices(raw=True, ram=2**20)), [Prompt("The sea")])
+        record(opened(dtype="bf16", ram=2**20), [Prompt("The sea")])
 
 
 def test_a_long_answer_must_leave_room_for_the_prompt() -> None:
     with pytest.raises(MoecliError, match="max-tokens 5000"):
-        record(runner(), [Prompt("The sea")], max_tokens=5000)
+        record(opened(), [Prompt("The sea")], max_tokens=5000)
 
 
 def test_the_bundled_set_has_eight_passages_of_seven_domains() -> None:

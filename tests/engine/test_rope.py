@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moecli.engine.layers import Rotation, frequencies
+from moecli.engine.layers import RotaryEmbedding, frequencies
 from moecli.model.families import read_spec
 from moecli.model.spec import Rope, RopeKind
 
@@ -91,8 +91,8 @@ def test_llama3_with_an_empty_band_is_a_switch() -> None:
     assert frequencies(switch).tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def rotation(rope: Rope, positions: int = 80) -> Rotation:
-    return Rotation(rope, positions, torch.float32, torch.device("cpu"))
+def rotation(rope: Rope, positions: int = 80) -> RotaryEmbedding:
+    return RotaryEmbedding(rope, positions, torch.float32, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

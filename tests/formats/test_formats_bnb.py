@@ -12,6 +12,8 @@ import torch
 from moecli.formats import bnb, pack, unpack
 from tests.support.weight_samples import gaussian, heavy
 
+pytestmark = pytest.mark.slow
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(64, 128), (33, 65), (5, 7), (1, 63), (100, 96), (1, 1), (130, 2880)]
 

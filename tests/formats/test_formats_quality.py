@@ -9,6 +9,8 @@ import torch
 from moecli.formats import q4
 from tests.support.weight_samples import error, gaussian, heavy, relative_error, tiny_experts
 
+pytestmark = pytest.mark.slow
+
 gguf = pytest.importorskip("gguf")
 
 

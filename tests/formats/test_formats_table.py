@@ -98,6 +98,7 @@ def test_16_bit_weights_are_packed_as_the_same_numbers_in_32(name: str) -> None:
         assert torch.equal(pack(name, weights), pack(name, weights.float()))
 
 
+@pytest.mark.slow
 def test_the_plainest_instruction_set_writes_the_same_bytes() -> None:
     """And no format needs bitsandbytes to pack or to unpack."""
     code = (

@@ -32,6 +32,8 @@ from tests.support.hub_server import Fault
 from tests.support.processes import in_child
 from tests.support.stores import contents, deal, packed, random_mixtral
 
+pytestmark = pytest.mark.slow
+
 REPO = "somebody/five-layers"
 QUICK = RetryPolicy(attempts=3, first_wait=0.01)
 SHARDS = 6

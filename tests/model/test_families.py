@@ -402,6 +402,7 @@ ROPE_KEYS = (
 ).split()
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(st.data())
 def test_any_config_is_read_or_refused(data: st.DataObject) -> None:

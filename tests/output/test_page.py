@@ -16,6 +16,8 @@ from tests.support import reports as samples
 from tests.support.browser import NAMES, Browser, find
 from tests.support.screens import WHOLE
 
+pytestmark = pytest.mark.slow
+
 
 class Source(HTMLParser):
     """Tags, attributes and the text of a page."""

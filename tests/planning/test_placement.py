@@ -14,6 +14,7 @@ from tests.support.specs import spec_of
 NAMES = ("mixtral", "dbrx", "grok-1", "deepseek-v2", "olmoe", "gpt-oss-20b", "llama-2-70b", "switch-base-8", "jamba")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @given(ram=st.integers(0, 2**41), device=st.none() | st.integers(0, 2**40), context=st.integers(1, 10_000))
 def test_placement_loses_nothing_and_keeps_to_its_budgets(name, ram, device, context):

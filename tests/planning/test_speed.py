@@ -29,6 +29,7 @@ def never_better(slower: Throughput, faster: Throughput) -> bool:
     return all(a <= b * (1 + 1e-9) for a, b in zip(bounds(slower), bounds(faster), strict=True))
 
 
+@pytest.mark.slow
 @given(
     name=st.sampled_from(RUNNABLE),
     dtype=st.sampled_from(["bf16", "q8", "q4", "nf4"]),
@@ -46,6 +47,7 @@ def test_a_band_is_positive_and_in_order(name, dtype, ram, prompt, held):
         assert speed.evidence == bandwidths.evidence
 
 
+@pytest.mark.slow
 @given(
     ram=st.integers(10 * 2**30, 2**37),
     prompt=st.integers(1, 4000),
@@ -93,6 +95,7 @@ def test_formats_that_are_unpacked_first_are_known_to_be_slow():
     assert slow.high < fast.high / 5 and slow.low < fast.low / 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixtral", "olmoe", "deepseek-v2"])
 @given(held=st.integers(0, 4096))
 def test_the_cache_counts_as_far_as_it_is_held(name, held):

@@ -84,6 +84,7 @@ def test_more_slots_never_hurt_the_best() -> None:
     assert not result.sampled
 
 
+@pytest.mark.slow
 def test_the_verdict() -> None:
     told = verdict(replay(bare({0: (32, drifting(32, 4, 800, 0.8, 1, 1))})))
     assert told.pays
@@ -94,6 +95,7 @@ def test_the_verdict() -> None:
     assert not verdict(replay(bare({0: (32, uniform(32, 4, 800))}))).pays
 
 
+@pytest.mark.slow
 def test_a_sample_says_so_and_is_close() -> None:
     layers, _, _ = recorded()
     trace = bare({number: (8, chosen) for number, chosen in enumerate(layers)})

@@ -19,6 +19,7 @@ def analysed() -> RoutingReport:
     return report(recorded_trace())
 
 
+@pytest.mark.slow
 def test_the_built_in_model_specialises_beyond_noise(analysed: RoutingReport) -> None:
     distances = [layer.domain_distance for layer in analysed.layers]
     assert all(distance is not None and distance.beyond_noise for distance in distances[1:])

@@ -26,6 +26,8 @@ from moecli.store.write import pack, partial_folder
 from tests.support.processes import in_child
 from tests.support.stores import contents, packed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def source(checkpoint: Path, tmp_path: Path) -> Path:

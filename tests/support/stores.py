@@ -26,8 +26,9 @@ from moecli.store.expert_record import dense_dtype
 from moecli.store.layout import StoreLayout
 from moecli.store.manifest import FILE, FileChecksums, Origin, StoreManifest
 from moecli.store.packed import PackedStore, describe_records
+from moecli.store.progress import Progress, silent
 from moecli.store.source import open_source, origin_of, text_files
-from moecli.store.write import Progress, pack, silent
+from moecli.store.write import pack
 from tests.support.headers import shard_names
 
 if TYPE_CHECKING:

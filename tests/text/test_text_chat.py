@@ -181,6 +181,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_template_is_an_error_soon(case: str) -> None:
     started = time.monotonic()
@@ -234,6 +235,7 @@ def test_the_template_works_again_after_it_was_stopped() -> None:
     assert template.render([Message("user", "two")]) == "two"
 
 
+@pytest.mark.slow
 def test_rendering_does_not_pay_for_start_and_compilation() -> None:
     """100 ms are for rendering: a template that takes longer to compile than that is fine."""
     long = "".join(f"{{% if messages[0].content == 'n{number}' %}}{number}{{% endif %}}" for number in range(1000))

@@ -15,6 +15,7 @@ from moecli.model.families import facts
 from moecli.model.families._config import load_config
 from moecli.model.families._layout import ExpertNames, Family, Layout, NamedSlice
 from moecli.model.spec import ModelSpec
+from moecli.untrusted import printable
 
 __all__ = ["ExpertNames", "Family", "Layout", "NamedSlice", "families", "find", "load_config", "read_spec", "runnable"]
 
@@ -54,7 +55,7 @@ def find(config: Mapping[str, Any]) -> Family:
                 return family
     named = next((name for name in (architecture, model_type) if name and isinstance(name, str)), "(none)")
     raise ConfigError(
-        f"architecture '{named[:80]}' is not supported",
+        f"architecture '{printable(named, 80)}' is not supported",
         "supported: " + ", ".join(families()),
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from moecli.errors import ConfigError
 from moecli.model.spec import Activation
+from moecli.untrusted import json_object
 
 _LARGEST_FILE = 16 * 1024**2
 _LARGEST_COUNT = 2**31 - 1
@@ -47,12 +48,10 @@ def load_config(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > _LARGEST_FILE:
             raise ConfigError(f"{path} is {size} bytes: too large for a config.json")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not readable JSON: {error}", "fetch the file again") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path} does not hold a JSON object")
-    return config
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", "fetch the file again") from error
+    return json_object(content, lambda problem: ConfigError(f"{path} {problem}", "fetch the file again"))
 
 
 class ConfigReader:

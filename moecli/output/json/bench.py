@@ -12,10 +12,10 @@ from moecli.planning.memory import read_bytes_per_token
 
 if TYPE_CHECKING:
     from moecli.engine.bench import Result
-    from moecli.engine.runner import Runner
+    from moecli.engine.loaded import LoadedModel
 
 
-def document(runner: Runner, result: Result) -> dict[str, Any]:
+def document(loaded: LoadedModel, result: Result) -> dict[str, Any]:
     """Rates are medians over `repetitions`, which are there one by one, too."""
     work, plan, bandwidths, speed = (
         result.workload,
@@ -25,13 +25,13 @@ def document(runner: Runner, result: Result) -> dict[str, Any]:
     )
     return {
         "schema_version": SCHEMA_VERSION,
-        "model": runner.name,
-        "dtype": runner.dtype,
-        "device": str(runner.device),
-        "kernel": chosen(runner.dtype, runner.device.type),
-        "threads": machine.compute_threads(runner.choices.threads),
-        "policy": runner.choices.policy,
-        "seed": runner.seed,
+        "model": loaded.name,
+        "dtype": loaded.dtype,
+        "device": str(loaded.device),
+        "kernel": chosen(loaded.dtype, loaded.device.type),
+        "threads": machine.compute_threads(loaded.opened.options.threads),
+        "policy": loaded.opened.options.policy,
+        "seed": work.seed,
         "context": plan.memory.context,
         "prompt_tokens": work.prompt_tokens,
         "max_tokens": work.max_tokens,
@@ -43,7 +43,7 @@ def document(runner: Runner, result: Result) -> dict[str, Any]:
         "bytes_read": result.bytes_read,
         "disk_bytes_per_token": result.disk_bytes_per_token,
         "disk_bytes_per_s": result.disk_rate,
-        "read_bytes_per_token": read_bytes_per_token(runner.model.spec, runner.dtype),
+        "read_bytes_per_token": read_bytes_per_token(loaded.opened.spec, loaded.dtype),
         "ram_bytes_per_s": result.ram_rate,
         "ram_share": None if result.ram_rate is None else result.ram_rate / bandwidths.ram,
         "peak_rss_bytes": result.peak_rss,

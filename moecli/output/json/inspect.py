@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
 from typing import Any
 
 from moecli.library.inspection import Report
 from moecli.library.resolve import Kind
-from moecli.model.params import Counts
+from moecli.model.params import Counts, read_figure
 from moecli.model.spec import MLA, Attention, FeedForward, GroupedQuery, Mixture, ModelSpec, Part, Router
 from moecli.output import words
 from moecli.output.json import SCHEMA_VERSION
@@ -64,7 +63,7 @@ def document(report: Report, reference: Report) -> dict[str, Any]:
 
 
 def _attention(spec: ModelSpec) -> dict[str, Any]:
-    """Of the layers that see everything where there are such, and what the other layers are."""
+    """The attention of the layers that see everything, where there are such, and how many others there are."""
     mixers = [layer.attention for layer in spec.layers if layer.recurrent is None and _heads(layer.attention)]
     recurrent = sum(layer.recurrent is not None for layer in spec.layers)
     if not mixers:
@@ -160,12 +159,9 @@ def _published(report: Report) -> dict[str, Any]:
 
 
 def _figure(printed: str | None) -> int | None:
-    """46.7B -> 46700000000."""
-    match = re.fullmatch(r"([\d,.]+)\s*([KMBT]?)", (printed or "").strip(), re.IGNORECASE)
-    if match is None:
-        return None
-    power = {"": 0, "K": 3, "M": 6, "B": 9, "T": 12}[match[2].upper()]
-    return int(Decimal(match[1].replace(",", "")) * 10**power)
+    """A printed figure as a number, 46.7B -> 46700000000; None if it is none."""
+    figure = read_figure(printed or "")
+    return None if figure is None else int(Decimal(figure[0]).scaleb(figure[1]))
 
 
 def _whole(value: float) -> int | float:

@@ -32,7 +32,7 @@ def document(analysis: Analysis, layers: Collection[int] | None = None, report: 
 
 
 def routing(analysis: Analysis, layers: Collection[int] | None = None) -> dict[str, Any]:
-    """Rows of `layers` only; everything else is of all layers."""
+    """The `routing` object: rows of `layers` only, everything else of all layers."""
     pairs = sum(experts**2 for experts in analysis.experts)
     result = routing_report.document(analysis.report, analysis.bytes_per_slot, with_coactivation=pairs <= _MOST_PAIRS)
     for place, row in enumerate(result["layers"]):

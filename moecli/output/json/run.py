@@ -11,19 +11,19 @@ from moecli.output.json.shared import planned_bytes
 from moecli.planning import machine
 
 if TYPE_CHECKING:
-    from moecli.engine.runner import Runner
+    from moecli.engine.chat import ChatSession
 
 
-def document(runner: Runner, answer: Answer) -> dict[str, Any]:
+def document(session: ChatSession, answer: Answer) -> dict[str, Any]:
     """The answer so far, where it was interrupted."""
-    timing, loaded = answer.timing, runner.loaded
+    timing, loaded = answer.timing, session.loaded
     return {
         "schema_version": SCHEMA_VERSION,
-        "model": runner.name,
-        "dtype": runner.dtype,
-        "device": str(runner.device),
+        "model": loaded.name,
+        "dtype": loaded.dtype,
+        "device": str(loaded.device),
         "context": loaded.plan.memory.context,
-        "seed": runner.seed,
+        "seed": session.config.seed,
         "text": answer.text,
         "token_ids": answer.token_ids,
         "prompt_tokens": timing.prompt_tokens,
@@ -35,5 +35,5 @@ def document(runner: Runner, answer: Answer) -> dict[str, Any]:
         "decode_tokens_per_s": timing.decode_rate,
         "peak_rss_bytes": machine.peak_rss(),
         "planned_bytes": planned_bytes(loaded.plan),
-        "expert_cache": asdict(loaded.session.decoder.experts.statistics),
+        "expert_cache": asdict(loaded.decoder.experts.statistics),
     }

@@ -16,7 +16,7 @@ from moecli.routing.analysis import Analysis, Comparison
 
 
 def parts(to: Console, analysis: Analysis, layers: Sequence[int], sort: bool) -> list[RenderableType]:
-    """Nothing where there is no second trace."""
+    """Both heatmaps, a table of agreement and a sentence; nothing where there is no second trace."""
     comparison = analysis.comparison
     if comparison is None:
         return []
@@ -32,7 +32,7 @@ def parts(to: Console, analysis: Analysis, layers: Sequence[int], sort: bool) ->
 
 
 def heats(analysis: Analysis, comparison: Comparison, layers: Sequence[int], sort: bool) -> tuple[Heat, ...]:
-    """This one and the other, of the chosen layers that each has."""
+    """The heatmaps of this trace and the other, of the chosen layers that each has."""
     both = (analysis.name, analysis.report), (comparison.name, comparison.report)
     return tuple(heat(report, sort, name(title, 36), layers) for title, report in both)
 
@@ -81,7 +81,7 @@ def agreements(comparison: Comparison, layers: Sequence[int]) -> list[Layered]:
 
 
 def sentence(comparison: Comparison) -> str:
-    """What the comparison comes to."""
+    """One sentence: how far the two traces agree, or why their choices cannot be compared."""
     agreed = comparison.agreement
     if agreed is None:
         return f"Choices are not compared: {name(comparison.reason or '', 500)}."

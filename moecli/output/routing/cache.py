@@ -6,7 +6,6 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from moecli.output import tables
-from moecli.output.routing.sides import blocks
 from moecli.routing.analysis import Analysis
 from moecli.units import format_bytes, round_up
 
@@ -14,7 +13,7 @@ from moecli.units import format_bytes, round_up
 def parts(to: Console, analysis: Analysis) -> list[RenderableType]:
     """Hit rates and the verdict; nothing where nothing was replayed."""
     found = table(analysis)
-    return [] if found is None else [*blocks(to, *found), Text("\n".join(sentences(analysis)))]
+    return [] if found is None else [*tables.blocks(to, *found), Text("\n".join(sentences(analysis)))]
 
 
 def table(analysis: Analysis) -> tuple[list[str], list[list[str]]] | None:
@@ -30,7 +29,7 @@ def table(analysis: Analysis) -> tuple[list[str], list[list[str]]] | None:
 
 
 def sentences(analysis: Analysis) -> list[str]:
-    """Does caching pay here?"""
+    """Whether caching pays here, what to keep, and what that is known from; empty where nothing was replayed."""
     replay, verdict = analysis.report.replay, analysis.report.verdict
     if replay is None or verdict is None:
         return []

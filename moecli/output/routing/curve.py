@@ -12,7 +12,7 @@ _COLOURS = tuple(hexadecimal(OKABE_ITO[index]) for index in (5, 4, 2, 1, 6, 0))
 
 
 def element(replay: Replay, verdict: Verdict) -> str:
-    """The <svg>; classes `axis` and `line` are the page's."""
+    """The <svg> of all policies; its classes `axis` and `line` are styled by the page."""
     shares = [slots / replay.experts for slots in replay.slots]
     parts = [
         '<svg xmlns="http://www.w3.org/2000/svg" class="curve" role="img" viewBox="0 0 640 300" width="640" '

@@ -15,7 +15,7 @@ _CHARACTER = 6  # points, of a small label
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One expert in one layer."""
+    """The rectangle of one expert in one layer, in points; `value` is its utilisation, 1 an even share."""
 
     x: float
     y: float
@@ -48,7 +48,7 @@ class HeatBlock:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """All of it."""
+    """Everything that is drawn, and the size of the sheet, in points."""
 
     width: int
     height: int

@@ -30,7 +30,7 @@ class Layered:
 
     @property
     def heights(self) -> tuple[float, ...]:
-        """Of each layer in 0..1, relative to the highest: above the floor; without one, above the lowest."""
+        """The height of each layer in 0..1, relative to the highest: above the floor; without one, above the lowest."""
         sign = -1 if self.falls else 1
         lowest = min(sign * value for value in self.values)
         floors = self.floor or (sign * lowest,) * len(self.values)
@@ -48,7 +48,7 @@ class Layered:
 
     @property
     def furthest(self) -> tuple[int, float]:
-        """Layer and value; the first of equals."""
+        """The layer furthest from even, and its value; the first of equals."""
         sign = -1 if self.falls else 1
         place = max(range(len(self.values)), key=lambda place: sign * self.values[place])
         return self.layers[place], self.values[place]
@@ -66,7 +66,7 @@ class _Metric:
 
 
 def layered(report: RoutingReport) -> list[Layered]:
-    """A row for each metric that every layer has."""
+    """A row for each metric that every layer of the report has."""
     rows = (_row(report, metric) for metric in _METRICS)
     return [row for row in rows if row is not None]
 

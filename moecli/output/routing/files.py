@@ -39,7 +39,7 @@ def write_file(analysis: Analysis, format: str, path: Path | None, view: View | 
 
 
 def render(analysis: Analysis, format: str, view: View) -> bytes:
-    """The bytes of the file; text is UTF-8."""
+    """The bytes of a file in one of FORMATS; text is UTF-8. UsageError for another format or a layer not recorded."""
     if format == "table":
         out = io.StringIO()
         draw(Console(file=out, width=_WIDTH, color_system=None, highlight=False, markup=False), analysis, view)

@@ -37,6 +37,7 @@ class Heat:
 
     @property
     def experts(self) -> int:
+        """Columns: the experts of the widest layer."""
         return max(len(row.values) for row in self.rows)
 
 
@@ -73,12 +74,12 @@ def heat(report: RoutingReport, sort: bool = False, title: str = "", layers: Col
 
 
 def domain_name(domain: str) -> str:
-    """As it stands above a heatmap and beside a row."""
+    """The name of a domain as it stands above a heatmap and beside a row."""
     return name(domain, 18) if domain else "no domain"
 
 
 def panels(layers: Sequence[LayerReport]) -> list[LayerReport]:
-    """First, middle, last."""
+    """The first, the middle and the last of these layers."""
     return [layers[place] for place in sorted({0, (len(layers) - 1) // 2, len(layers) - 1})]
 
 
@@ -92,7 +93,7 @@ def _row(layer: int, values: tuple[float, ...], sort: bool) -> HeatRow:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """0-3, 7."""
+    """Numbers in words, runs joined: 0-3, 7."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and parts[-1][-1] == number - 1:

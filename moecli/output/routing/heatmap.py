@@ -52,7 +52,7 @@ def _label(heat: Heat) -> int:
 
 
 def _fit(width: int, heat: Heat) -> tuple[int, int]:
-    """Experts in a cell, and columns of a cell."""
+    """How many experts share a cell, and how many columns a cell has."""
     room = width - _label(heat)
     per = -(-heat.experts // room)
     return per, min(room // -(-heat.experts // per), _WIDEST)

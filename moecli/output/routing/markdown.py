@@ -19,7 +19,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 
 
 def document(analysis: Analysis, heats: Sequence[Heat], found: Sequence[Section], subtitle: str) -> str:
-    """Headings, the heatmap in blocks of characters, pipe tables."""
+    """The Markdown file: headings, the heatmap in blocks of characters, pipe tables."""
     lines = [f"# Routing of {escaped(name(analysis.name))}", "", escaped(subtitle), ""]
     lines += [f"> {escaped(note)}\n" for note in sides.notes(analysis)]
     lines += ["```text", _drawn(heats), "```", ""]
@@ -33,7 +33,7 @@ def document(analysis: Analysis, heats: Sequence[Heat], found: Sequence[Section]
 
 
 def escaped(text: str) -> str:
-    """Nothing in it is markup."""
+    """The text with a backslash before all that Markdown would take for markup."""
     return _SPECIAL.sub(r"\\\1", text)
 
 

@@ -7,17 +7,16 @@ from rich.text import Text
 
 from moecli.output import tables
 from moecli.output.routing.heat import domain_name
-from moecli.output.routing.sides import blocks
 from moecli.routing.published import LOCALITY_LAYERS, LOCALITY_SOURCE, SHARES_LAYERS, SHARES_SOURCE, Paper
 
 Table = tuple[str, list[str], list[list[str]], str]  # title, header, rows, source
 
 
 def parts(to: Console, paper: Paper) -> list[RenderableType]:
-    """Both tables, in blocks as wide as the terminal."""
+    """Both tables beside the paper's, in blocks as wide as the terminal."""
     shown: list[RenderableType] = []
     for title, header, rows, source in (locality(paper), shares(paper)):
-        shown += [tables.title(title), *blocks(to, header, rows), Text(f"* published: {source}", "dim")]
+        shown += [tables.title(title), *tables.blocks(to, header, rows), Text(f"* published: {source}", "dim")]
     return shown
 
 
@@ -34,7 +33,7 @@ def locality(paper: Paper) -> Table:
 
 
 def shares(paper: Paper) -> Table:
-    """Assignments of each expert, 12.5 being even."""
+    """Each expert's share of the assignments in percent, 12.5 being even."""
     header = ["%", *(f"e{expert}" for expert in range(len(paper.published_shares[0].shares[0])))]
     rows = [
         [f"{domain_name(row.domain)} L{layer}{mark}", *map(_percent, row.shares[place])]

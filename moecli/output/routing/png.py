@@ -18,7 +18,7 @@ _PAPER = (255, 255, 255)
 
 
 class _Canvas:
-    """Rows of RGB bytes."""
+    """A picture as rows of RGB bytes, white at first."""
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
@@ -38,7 +38,7 @@ class _Canvas:
 
 
 def document(drawn: Drawing) -> bytes:
-    """The file, on white."""
+    """The bytes of the PNG file, on white."""
     widest = max(_end(label) for label in drawn.labels) + 8
     canvas = _Canvas(int(max(drawn.width, widest) * _SCALE), drawn.height * _SCALE)
     for cell in drawn.cells:

@@ -25,13 +25,13 @@ def screen(
     by_domain: bool = False,
     no_color: bool = False,
 ) -> None:
-    """Print it. UsageError for a layer that was not recorded."""
+    """Print all views on stdout. UsageError for a layer that was not recorded."""
     view = View(None if layers is None else tuple(layers), sort, by_domain)
     draw(tables.console(no_color), analysis, view)
 
 
 def draw(to: Console, analysis: Analysis, view: View) -> None:
-    """Print on this console."""
+    """Print all views on this console. UsageError for a layer that was not recorded."""
     report = chosen(analysis.report, view.layers)
     drawn = heats(report, view)
     parts: list[RenderableType] = [

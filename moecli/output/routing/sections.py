@@ -25,7 +25,7 @@ class Section:
 
 
 def sections(analysis: Analysis, report: RoutingReport) -> list[Section]:
-    """`report`: of the chosen layers."""
+    """Every table of the analysis; `report` has the layers that were chosen."""
     layers = tuple(layer.layer for layer in report.layers)
     by_layer = [*figures.layered(report), *figures.distances(report), *figures.overflows(analysis, layers)]
     found = [

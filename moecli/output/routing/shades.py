@@ -43,7 +43,7 @@ PLAIN = Glyphs(":-=+*#@", ".", "_", "\\n", "\\t", "~")
 
 
 def glyphs(to: Console) -> Glyphs:
-    """Block characters, unless the stream's encoding has none."""
+    """The glyphs that this stream can carry: block characters, unless its encoding has none."""
     try:
         "".join((BLOCKS.ramp, BLOCKS.dead, BLOCKS.line_end, BLOCKS.tab, BLOCKS.cut)).encode(to.encoding)
     except (UnicodeEncodeError, LookupError):
@@ -72,7 +72,7 @@ def style(to: Console, utilisation: float) -> Style:
 
 @lru_cache(maxsize=128)
 def _diverging(standard: bool, step: int) -> Style:
-    """One of 61 steps."""
+    """The style of one of 61 steps, 30 being an even share."""
     if standard:
         return Style.parse(_STANDARD[round(step / 60 * (len(_STANDARD) - 1))])
     front, ground = _between(_GLOW, step / 60), _between(_GROUND, step / 60)
@@ -95,11 +95,12 @@ def light(place: float) -> Colour:
 
 
 def dark(place: float) -> Colour:
-    """The same on a dark page."""
+    """The diverging map on a dark page, at a place in 0..1."""
     return _between(_DARK, place)
 
 
 def hexadecimal(colour: Colour) -> str:
+    """A colour as CSS writes it: #0072b2."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 

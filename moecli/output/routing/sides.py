@@ -67,16 +67,6 @@ def _spark(to: Console, row: Layered, room: int) -> Text:
     return text
 
 
-def blocks(to: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[RenderableType]:
-    """A table in parts as wide as the terminal, each with the first column."""
-    count = tables.columns_that_fit(to, header, rows)
-    parts: list[RenderableType] = []
-    for start in range(1, len(header), count):
-        kept = [0, *range(start, min(start + count, len(header)))]
-        parts.append(tables.grid([header[i] for i in kept], [[row[i] for i in kept] for row in rows]))
-    return parts
-
-
 def domains(to: Console, report: RoutingReport) -> list[RenderableType]:
     """Distances between domains beside their noise, and what they say; nothing for one domain."""
     if (found := report.domain_distance) is None:
@@ -87,7 +77,7 @@ def domains(to: Console, report: RoutingReport) -> list[RenderableType]:
         pairs = enumerate(zip(values, limits, strict=True))
         rows.append([name, *("- " if i == j else f"{v:.3f}{'*' if v > edge else ' '}" for j, (v, edge) in pairs)])
     baseline = f"For one pair it is up to {found.noise.max():.3f}; * is above 19 in 20 random splits."
-    return [*blocks(to, ["distance, bit", *names], rows), Text(f"{specialisation(report)} {baseline}")]
+    return [*tables.blocks(to, ["distance, bit", *names], rows), Text(f"{specialisation(report)} {baseline}")]
 
 
 def specialisation(report: RoutingReport) -> str:
@@ -104,7 +94,7 @@ def specialisation(report: RoutingReport) -> str:
 
 
 def favourites(to: Console, analysis: Analysis, layers: Sequence[LayerReport]) -> list[RenderableType]:
-    """Of the layer whose tokens tell its experts apart best: what each of its experts is taken for."""
+    """What each expert is taken for, in the layer whose tokens tell its experts apart best."""
     layer = telling(layers)
     if layer is None:
         return [Text("No token occurs often enough to say what an expert is taken for.")]
@@ -131,7 +121,7 @@ def lifts(layer: LayerReport) -> str:
 
 
 def piece(analysis: Analysis, number: int) -> str:
-    """The text of an id."""
+    """The text of a token id; the id itself where the text is unknown."""
     return analysis.trace.pieces.get(number, f"<{number}>")
 
 
@@ -156,7 +146,7 @@ def _tokens(to: Console, analysis: Analysis, layer: LayerReport, expert: int, ro
 
 
 def notes(analysis: Analysis) -> list[str]:
-    """What a reader must know before believing a figure."""
+    """What a reader must know before believing a figure: how it was recorded, and too few tokens."""
     report, lines = analysis.report, [analysis.note] if analysis.note else []
     few = [layer for layer in report.layers if layer.few_tokens]
     if few:

@@ -14,12 +14,12 @@ _FORBIDDEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufffe\\uffff]")
 
 
 def document(drawn: Drawing, title: str) -> str:
-    """A file that stands alone."""
+    """The SVG file, with its style in it."""
     return element(drawn, title, f"<style>{style()}</style>") + "\n"
 
 
 def element(drawn: Drawing, title: str, inside: str = "") -> str:
-    """The <svg>; its style() must be in it or on the page."""
+    """The <svg> element; its style() must be in it or on the page."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="heat" role="img" viewBox="0 0 {drawn.width} {drawn.height}" '
         f'width="{drawn.width}" height="{drawn.height}">',
@@ -39,7 +39,7 @@ def element(drawn: Drawing, title: str, inside: str = "") -> str:
 
 
 def style() -> str:
-    """Every shade on a light page, and on a dark one."""
+    """The CSS of every shade, on a light page and on a dark one."""
     common = (
         ".heat{font:11px system-ui,sans-serif;max-width:100%;height:auto}.heat text{fill:#555}"
         ".heat .strong{font-weight:600;font-size:13px;fill:#111}.heat .n0{fill:#000}.heat .n1{fill:#fff}"
@@ -53,12 +53,12 @@ def style() -> str:
 
 
 def shade(value: float) -> int:
-    """0 to 24, 12 is 1x; -1: no token."""
+    """The shade of a utilisation, 0 to 24: 12 is an even share; -1: no token."""
     return -1 if value <= 0 else round(shades.position(value) * (SHADES - 1))
 
 
 def text(value: str) -> str:
-    """Escaped, and without what XML forbids even when escaped."""
+    """The text escaped for XML, without what that forbids even when escaped."""
     return escape(_FORBIDDEN.sub("\ufffd", value))
 
 

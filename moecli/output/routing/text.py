@@ -29,9 +29,11 @@ class Legend:
     letters: bool  # else an expert's mark is its number
 
     def colour(self, expert: int) -> int | None:
+        """The number of an expert's colour; None for those that share one."""
         return self.coloured.index(expert) if expert in self.coloured else None
 
     def mark(self, expert: int, rest: str) -> str:
+        """What stands under a token of this expert; `rest` for experts that share a colour and have no letter."""
         if not self.letters:
             return str(expert)
         return _LETTERS[self.coloured.index(expert)] if expert in self.coloured else rest

@@ -8,6 +8,7 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 
 from moecli.output.routing import shades
+from moecli.untrusted import escaped
 
 
 def visible(to: Console, text: str, width: int | None = None) -> str:
@@ -33,7 +34,4 @@ def name(text: str, most: int = 60) -> str:
 
 
 def _safe(letter: str) -> str:
-    if unicodedata.category(letter)[0] in "CZM":
-        code = ord(letter)
-        return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
-    return letter
+    return escaped(letter) if unicodedata.category(letter)[0] in "CZM" else letter

@@ -1,4 +1,4 @@
-"""A token that comes alone: the native calls do what the operators do, for every family and placement."""
+"""A decode step: the native calls do what the operators do, for every family and placement."""
 
 from __future__ import annotations
 
@@ -52,16 +52,11 @@ def one_by_one(model: Decoder, ids: torch.Tensor, seen: Seen) -> torch.Tensor:
     return model.logits(torch.cat(rows))
 
 
-def in_single_precision(folder: Path, calls: bool) -> Decoder:
-    """q8 weights, all else in float32; without `calls` by torch's operators between the native products."""
+def in_single_precision(folder: Path, native: bool) -> Decoder:
+    """q8 weights, all else in float32; unless `native` by torch's operators between the native products."""
     weights = open_source(folder)
     experts = packed_experts(weights, "q8", 0, lambda done, total: None)
-    model = Decoder(weights.spec, checkpoint_weights(weights, "q8", "fp32"), experts, 256)
-    if not calls:
-        model._pass = None
-        for block in model._blocks:
-            block.alone = None, None
-    return model
+    return Decoder(weights.spec, checkpoint_weights(weights, "q8", "fp32"), experts, 256, native)
 
 
 @pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=lambda value: "-".join(value) if value else "plain")
@@ -70,12 +65,12 @@ def test_it_is_as_by_operators(family: str, changes: dict[str, Any], tmp_path: P
     folder = write(make(family, **changes), tmp_path / "model")
     ids = torch.tensor(prompt(80))
     native, plain = Seen(), Seen()
-    model = in_single_precision(folder, calls=True)
-    assert any(any(block.alone) for block in model._blocks)
+    model = in_single_precision(folder, native=True)
+    assert model.decode_step is not None
     logits = one_by_one(model, ids, native)
-    expected = one_by_one(in_single_precision(folder, calls=False), ids, plain)
+    expected = one_by_one(in_single_precision(folder, native=False), ids, plain)
     assert (logits - expected).norm() / expected.norm() < 0.01
     for a, b in zip(native.routings, plain.routings, strict=True):
         assert (a.logits - b.logits).norm() / b.logits.norm() < 0.01
-        if torch.equal(a.chosen, b.chosen):
-            assert torch.allclose(a.weights, b.weights, atol=0.02)
+        if torch.equal(a.topk_ids, b.topk_ids):
+            assert torch.allclose(a.topk_weights, b.topk_weights, atol=0.02)

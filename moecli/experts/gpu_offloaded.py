@@ -15,15 +15,15 @@ from moecli.experts.arena import Arena
 from moecli.experts.copies import Copies, Parts, copies_for
 from moecli.experts.disk import Disk
 from moecli.experts.pieces import PiecewiseExpert, as_expert
-from moecli.experts.places import Found, Place, Places
 from moecli.experts.policies import POLICIES
 from moecli.experts.rates import Rates, cheaper, measure, split
-from moecli.experts.readers import Landing, Readers
+from moecli.experts.readers import PendingRead, Readers
+from moecli.experts.slot_map import Lookup, Place, SlotMap
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.kernels.blocking import STAGED
 from moecli.kernels.linear import Expert, Matrix, Packed
 from moecli.model.spec import ModelSpec
-from moecli.store.expert_record import Record, shares
+from moecli.store.expert_record import Record, slots_per_layer
 from moecli.store.packed import PackedStore
 
 Write = Callable[[int, int, Tensor], None]  # layer, expert, and the host memory that its record goes to
@@ -39,7 +39,7 @@ class DeviceStatistics(Statistics):
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Capacity:
     """A device, the precision it computes in, and how many experts it and the RAM hold over all layers."""
 
     device: torch.device
@@ -48,7 +48,7 @@ class Room:
     in_ram: int
 
 
-class HybridExperts:
+class GpuOffloadedExperts:
     """Each expert is in the device, in RAM or on disk, never in two of them; the policy says which.
 
     One in the device is computed there. One in RAM or from disk is computed on the CPU or, if that is quicker, copied
@@ -59,7 +59,7 @@ class HybridExperts:
         self,
         spec: ModelSpec,
         records: Mapping[int, Record],
-        room: Room,
+        capacity: Capacity,
         policy: str,
         *,
         store: PackedStore | None = None,
@@ -67,24 +67,26 @@ class HybridExperts:
         copies: Callable[[Arena, torch.device], Copies] = copies_for,
     ) -> None:
         self._records = records
+        self.dtype = next(iter(records.values())).dtype
         size = max(record.stride for record in records.values())
-        on_device, anywhere = shares(spec, room.on_device), shares(spec, room.on_device + room.in_ram)
-        self._device = Arena(STAGED + sum(on_device), size, room.device)
-        self._ram = Arena(sum(anywhere) - sum(on_device), size, pinned=room.device.type != "cpu")
-        self._copies = copies(self._device, room.device)
+        on_device = slots_per_layer(spec, capacity.on_device)
+        anywhere = slots_per_layer(spec, capacity.on_device + capacity.in_ram)
+        self._device = Arena(STAGED + sum(on_device), size, capacity.device)
+        self._ram = Arena(sum(anywhere) - sum(on_device), size, copied_to=capacity.device)
+        self._copies = copies(self._device, capacity.device)
         self._spare = deque(range(STAGED))  # slots of the device that belong to no layer
-        self._layers: dict[int, Places] = {}
+        self._layers: dict[int, SlotMap] = {}
         device, ram = iter(range(STAGED, len(self._device))), iter(range(len(self._ram)))
         for layer, first, count in zip(records, on_device, anywhere, strict=True):
             places = [Place(True, next(device)) for _ in range(first)]
             places += [Place(False, next(ram)) for _ in range(count - first)]
-            self._layers[layer] = Places(places, POLICIES[policy].new())
+            self._layers[layer] = SlotMap(places, POLICIES[policy].new())
         self._credit = 0.0  # exchanges that may be made
         self.statistics = DeviceStatistics(budget_bytes=sum(anywhere) * size)
         self._disk = None if store is None else Disk(store, self.statistics, Readers())
         layer, mixture = spec.mixtures[0]
         self._rates = rates or measure(
-            records[layer], mixture.expert.activation, room.compute, self._device, self._ram, self._copies
+            records[layer], mixture.expert.activation, capacity.compute, self._device, self._ram, self._copies
         )
 
     def fill(self, write: Write, progress: Callable[[int, int], None]) -> None:
@@ -98,15 +100,15 @@ class HybridExperts:
                 progress(done := done + 1, total)
             for expert, index in found.to_device.items():
                 write(number, expert, passing)
-                self._copies.bring_parts(index, [(0, passing)])
+                self._copies.upload_parts(index, [(0, passing)])
                 progress(done := done + 1, total)
             for expert in (*found.to_ram, *found.to_device):
-                layer.landed(expert)
+                layer.filled(expert)
 
     def addresses(self, layer: int) -> None:
         """See ExpertStore."""
 
-    def arrivals(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
+    def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         """See ExpertStore."""
         found = self._layers[layer].find(counts, tokens)
         self._count(found)
@@ -119,27 +121,27 @@ class HybridExperts:
             finished = True
         finally:
             if not finished:  # nothing stays on its way
-                self._copies.drain()
+                self._copies.synchronize()
 
-    def _with_disk(self, disk: Disk, layer: int, found: Found, counts: Mapping[int, int]) -> Iterator[Group]:
+    def _with_disk(self, disk: Disk, layer: int, found: Lookup, counts: Mapping[int, int]) -> Iterator[Group]:
         """What is at hand while the rest is read."""
-        arrived: queue.SimpleQueue[Landing] = queue.SimpleQueue()
-        flying: dict[Landing, int] = {}
+        arrived: queue.SimpleQueue[PendingRead] = queue.SimpleQueue()
+        pending: dict[PendingRead, int] = {}
         try:
             for expert, index in found.to_ram.items():
-                self._copies.settle(index)
-                flying[disk.fetch(layer, expert, self._ram.memory(index), arrived.put)] = expert
+                self._copies.wait(index)
+                pending[disk.fetch(layer, expert, self._ram.memory(index), arrived.put)] = expert
             with closing(disk.stream(layer, [*found.to_device, *found.passing])) as stream:
                 yield from self._resident(layer, found, counts)
-                for _ in range(len(flying)):
-                    yield from self._landed(layer, flying[disk.next(arrived)], found, counts)
+                for _ in range(len(pending)):
+                    yield from self._arrived(layer, pending[disk.next(arrived)], found, counts)
                 for expert, data in stream:
                     yield from self._streamed(layer, expert, data, found, counts)
         finally:
-            for landing in flying:
-                landing.done.wait()
+            for read in pending:
+                read.done.wait()
 
-    def _resident(self, layer: int, found: Found, counts: Mapping[int, int]) -> Iterator[Group]:
+    def _resident(self, layer: int, found: Lookup, counts: Mapping[int, int]) -> Iterator[Group]:
         """The device begins with its own and goes on with those copied to it, while the CPU computes the others."""
         record = self._records[layer]
         if found.device:
@@ -155,28 +157,28 @@ class HybridExperts:
                 if self._promote(layer, best, found.ram[best], counts) is not None:
                     self._credit = 0.0
 
-    def _landed(self, layer: int, expert: int, found: Found, counts: Mapping[int, int]) -> Iterator[Group]:
+    def _arrived(self, layer: int, expert: int, found: Lookup, counts: Mapping[int, int]) -> Iterator[Group]:
         """One that was read into RAM."""
         index = found.to_ram[expert]
-        self._layers[layer].landed(expert)
+        self._layers[layer].filled(expert)
         if cheaper(counts[expert], self._records[layer].size, self._rates):
             yield from self._copied(layer, expert, index, counts)
         else:
             yield [(expert, self._in_ram(layer, index))]
 
     def _streamed(
-        self, layer: int, expert: int, data: Expert | Streamed, found: Found, counts: Mapping[int, int]
+        self, layer: int, expert: int, data: Expert | Streamed, found: Lookup, counts: Mapping[int, int]
     ) -> Iterator[Group]:
         """One that passes through, or has its place in the device."""
         record = self._records[layer]
         if expert in found.to_device:
             index = found.to_device[expert]
-            self._bring_parts(index, record, data)
-            self._layers[layer].landed(expert)
+            self._upload_parts(index, record, data)
+            self._layers[layer].filled(expert)
             yield from self._on_device(layer, {expert: index})
         elif cheaper(counts[expert], record.size, self._rates):
             with self._borrowed() as index:
-                self._bring_parts(index, record, data)
+                self._upload_parts(index, record, data)
                 yield from self._on_device(layer, {expert: index})
         else:
             yield [(expert, data)]
@@ -187,7 +189,7 @@ class HybridExperts:
             self._copies.used(slot)
 
     def _in_ram(self, layer: int, index: int) -> Expert | Streamed:
-        self._copies.settle(index)
+        self._copies.wait(index)
         return as_expert(self._records[layer], self._ram.slot(index))
 
     def _copied(self, layer: int, expert: int, index: int, counts: Mapping[int, int]) -> Iterator[Group]:
@@ -196,7 +198,7 @@ class HybridExperts:
             yield from self._on_device(layer, {expert: slot})
             return
         with self._borrowed() as slot:
-            self._bring(slot, index)
+            self._upload(slot, index)
             yield from self._on_device(layer, {expert: slot})
 
     def _promote(self, layer: int, expert: int, index: int, asked: Collection[int]) -> int | None:
@@ -205,9 +207,9 @@ class HybridExperts:
         if (leaving := places.weaker(expert, asked)) is None:
             return None
         slot = self._spare.popleft()
-        self._bring(slot, index)
+        self._upload(slot, index)
         freed = places.exchange(expert, leaving, slot)
-        self._copies.take(freed, self._ram.slot(index), index)
+        self._copies.download(freed, self._ram.slot(index), index)
         self._spare.append(freed)
         return slot
 
@@ -219,15 +221,15 @@ class HybridExperts:
         finally:
             self._spare.append(slot)
 
-    def _bring(self, slot: int, index: int) -> None:
-        self._copies.bring(slot, self._ram.slot(index), index)
+    def _upload(self, slot: int, index: int) -> None:
+        self._copies.upload(slot, self._ram.slot(index), index)
         self.statistics.bytes_copied += self._ram.size
 
-    def _bring_parts(self, slot: int, record: Record, data: Expert | Streamed) -> None:
-        self._copies.bring_parts(slot, _parts(record, data))
+    def _upload_parts(self, slot: int, record: Record, data: Expert | Streamed) -> None:
+        self._copies.upload_parts(slot, _parts(record, data))
         self.statistics.bytes_copied += record.size
 
-    def _count(self, found: Found) -> None:
+    def _count(self, found: Lookup) -> None:
         self.statistics.hits += len(found.device) + len(found.ram)
         self.statistics.device_hits += len(found.device)
         self.statistics.misses += len(found.to_device) + len(found.to_ram) + len(found.passing)

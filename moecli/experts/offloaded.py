@@ -10,63 +10,64 @@ from moecli.experts.arena import Arena
 from moecli.experts.disk import Disk
 from moecli.experts.pieces import as_expert
 from moecli.experts.policies import POLICIES, Slots
-from moecli.experts.readers import Landing, Readers
+from moecli.experts.readers import PendingRead, Readers
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.kernels.linear import Expert
-from moecli.store.expert_record import shares
+from moecli.store.expert_record import slots_per_layer
 from moecli.store.packed import PackedStore
 
 
-class TieredExperts:
+class OffloadedExperts:
     """`slots` experts of a packed store in RAM, shared out evenly among the layers; which ones, the policy says."""
 
     def __init__(self, store: PackedStore, slots: int, policy: str, readers: Readers | None = None) -> None:
         mixtures = store.spec.mixtures
+        self.dtype = store.dtype
         self._records = {layer: store.record(layer) for layer, _ in mixtures}
         self._arena = Arena(slots, max(record.stride for record in self._records.values()))
         self.statistics = Statistics(budget_bytes=slots * self._arena.size)
         self._disk = Disk(store, self.statistics, readers or Readers())
         self._layers: dict[int, _Layer] = {}
         first = 0
-        for (layer, _), count in zip(mixtures, shares(store.spec, slots), strict=True):
+        for (layer, _), count in zip(mixtures, slots_per_layer(store.spec, slots), strict=True):
             self._layers[layer] = _Layer(first, Slots(count, POLICIES[policy].new()))
             first += count
 
     def addresses(self, layer: int) -> None:
         """See ExpertStore."""
 
-    def arrivals(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
-        """Residents first, then those that get a slot as they land, then those that only pass through."""
+    def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
+        """Residents first, then those that get a slot as they arrive, then those that only pass through."""
         here = self._layers[layer]
         access = here.slots.access(counts, tokens)
         # A slot whose read was interrupted is the expert's, but its bytes are not.
-        hits = [(expert, slot) for expert, slot in access.hits if expert in here.landed]
-        kept = access.misses + [(expert, slot) for expert, slot in access.hits if expert not in here.landed]
+        hits = [(expert, slot) for expert, slot in access.hits if expert in here.filled]
+        kept = access.misses + [(expert, slot) for expert, slot in access.hits if expert not in here.filled]
         passing = [expert for expert, slot in kept if slot is None]
         self.statistics.hits += len(hits)
         self.statistics.misses += len(kept)
-        here.landed.difference_update(expert for expert, _ in kept)
-        arrived: queue.SimpleQueue[Landing] = queue.SimpleQueue()
-        flying: dict[Landing, tuple[int, int]] = {}
+        here.filled.difference_update(expert for expert, _ in kept)
+        arrived: queue.SimpleQueue[PendingRead] = queue.SimpleQueue()
+        pending: dict[PendingRead, tuple[int, int]] = {}
         try:
             for expert, slot in kept:
                 if slot is not None:
                     index = here.first + slot
-                    landing = self._disk.fetch(layer, expert, self._arena.memory(index), arrived.put)
-                    flying[landing] = expert, index
+                    read = self._disk.fetch(layer, expert, self._arena.memory(index), arrived.put)
+                    pending[read] = expert, index
             with closing(self._disk.stream(layer, passing)) as stream:
                 if hits:
                     yield [(expert, self._expert(layer, here.first + slot)) for expert, slot in hits]
-                for _ in range(len(flying)):
-                    landing = self._disk.next(arrived)
-                    expert, index = flying[landing]
-                    here.landed.add(expert)
+                for _ in range(len(pending)):
+                    read = self._disk.next(arrived)
+                    expert, index = pending[read]
+                    here.filled.add(expert)
                     yield [(expert, self._expert(layer, index))]
                 for each in stream:
                     yield [each]
         finally:
-            for landing in flying:
-                landing.done.wait()
+            for read in pending:
+                read.done.wait()
 
     def _expert(self, layer: int, index: int) -> Expert | Streamed:
         return as_expert(self._records[layer], self._arena.slot(index))
@@ -77,4 +78,4 @@ class _Layer:
 
     def __init__(self, first: int, slots: Slots) -> None:
         self.first, self.slots = first, slots
-        self.landed: set[int] = set()  # experts whose bytes are in their slots
+        self.filled: set[int] = set()  # experts whose bytes are in their slots

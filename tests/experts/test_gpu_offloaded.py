@@ -18,10 +18,10 @@ from moecli.engine.load import open_model
 from moecli.engine.weights import store_weights
 from moecli.experts.arena import CPU, Arena
 from moecli.experts.copies import Copies, Parts, copies_for
-from moecli.experts.hybrid import HybridExperts, Room
-from moecli.experts.places import Place, Places
+from moecli.experts.gpu_offloaded import Capacity, GpuOffloadedExperts
 from moecli.experts.policies import POLICIES
 from moecli.experts.rates import Pace, Rates, cheaper, split
+from moecli.experts.slot_map import Place, SlotMap
 from moecli.store import expert_record
 from moecli.store.packed import PackedStore
 from tests.support.checkpoints import make, prompt, write
@@ -36,7 +36,7 @@ STAY = Rates(1.0, QUICK, SLOW)
 BOTH = Rates(1e9, Pace(1e9, 0.0), QUICK)  # an expert copied for each one computed in RAM
 
 
-def hybrid(
+def gpu_offloaded(
     store: PackedStore,
     on_device: int,
     in_ram: int,
@@ -45,8 +45,10 @@ def hybrid(
     copies: Callable[[Arena, torch.device], Copies] = copies_for,
 ) -> Decoder:
     dense = store_weights(store)
-    room = Room(CPU, dense.dtype, on_device, in_ram)
-    experts = HybridExperts(store.spec, store.layout.records, room, policy, store=store, rates=rates, copies=copies)
+    capacity = Capacity(CPU, dense.dtype, on_device, in_ram)
+    experts = GpuOffloadedExperts(
+        store.spec, store.layout.records, capacity, policy, store=store, rates=rates, copies=copies
+    )
     return Decoder(store.spec, dense, experts, 256)
 
 
@@ -63,7 +65,7 @@ def test_every_split_gives_the_same_bits(family: str, dtype: str, rates: Rates, 
     resident = decoder(store, None)
     logits, ids = score(resident, IDS), greedy(resident, IDS, 8)
     for on_device, in_ram in places(experts_in(store)):
-        found = hybrid(store, on_device, in_ram, rates)
+        found = gpu_offloaded(store, on_device, in_ram, rates)
         assert torch.equal(score(found, IDS), logits)
         assert greedy(found, IDS, 8) == ids
 
@@ -72,7 +74,7 @@ def test_every_split_gives_the_same_bits(family: str, dtype: str, rates: Rates, 
 def test_every_policy_gives_the_same_bits(policy: str, stores: Stores) -> None:
     store = stores("deepseek_v2", "q8")
     for on_device, in_ram, rates in ((2, 4, COPY), (4, 2, BOTH)):
-        found = hybrid(store, on_device, in_ram, rates, policy)
+        found = gpu_offloaded(store, on_device, in_ram, rates, policy)
         for chunk in (40, 1):
             assert torch.equal(score(found, IDS, chunk), score(decoder(store, None), IDS, chunk))
 
@@ -88,19 +90,19 @@ class LateCopies(Copies):
         self._begun: deque[tuple[int, int, Callable[[], None]]] = deque()  # device slot, host slot, the copy
         self._in_use: set[int] = set()
 
-    def bring(self, slot: int, source: Tensor, host: int) -> None:
+    def upload(self, slot: int, source: Tensor, host: int) -> None:
         assert slot not in self._in_use
-        copy = super().bring
+        copy = super().upload
         self._begun.append((slot, host, lambda: copy(slot, source, host)))
 
-    def bring_parts(self, slot: int, parts: Parts) -> None:
+    def upload_parts(self, slot: int, parts: Parts) -> None:
         assert slot not in self._in_use
         self._wait([True] * len(self._begun))
-        super().bring_parts(slot, parts)
+        super().upload_parts(slot, parts)
 
-    def take(self, slot: int, target: Tensor, host: int) -> None:
+    def download(self, slot: int, target: Tensor, host: int) -> None:
         assert slot not in self._in_use
-        copy = super().take
+        copy = super().download
         self._begun.append((slot, host, lambda: copy(slot, target, host)))
 
     def ready(self, slot: int) -> Tensor:
@@ -111,10 +113,10 @@ class LateCopies(Copies):
     def used(self, slot: int) -> None:
         self._in_use.remove(slot)
 
-    def settle(self, host: int) -> None:
+    def wait(self, host: int) -> None:
         self._wait([each[1] == host for each in self._begun])
 
-    def drain(self) -> None:
+    def synchronize(self) -> None:
         self._wait([True] * len(self._begun))
         self._in_use.clear()
 
@@ -128,7 +130,7 @@ class LateCopies(Copies):
 def test_nothing_is_computed_with_bytes_on_their_way(rates: Rates, stores: Stores) -> None:
     store = stores("dbrx", "q4")
     for (on_device, in_ram), chunk in product(places(experts_in(store)), (40, 1)):
-        found = hybrid(store, on_device, in_ram, rates, copies=LateCopies)
+        found = gpu_offloaded(store, on_device, in_ram, rates, copies=LateCopies)
         assert torch.equal(score(found, IDS, chunk), score(decoder(store, None), IDS, chunk))
 
 
@@ -139,7 +141,7 @@ def test_large_experts_pass_in_pieces(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("moecli.formats.blocks._WEIGHTS", 2**13)
     assert len(store.record(0).pieces()) > 1
     for (on_device, in_ram), rates in product([(0, 0), (3, 2), (10, 0), (0, 10)], (COPY, STAY)):
-        found = hybrid(store, on_device, in_ram, rates, copies=LateCopies)
+        found = gpu_offloaded(store, on_device, in_ram, rates, copies=LateCopies)
         for chunk in (40, 1):
             assert torch.equal(score(found, IDS, chunk), score(decoder(store, None), IDS, chunk))
 
@@ -148,7 +150,7 @@ def test_the_work_goes_where_it_is_cheaper(stores: Stores) -> None:
     store = stores("mixtral", "q4")
     size = store.record(0).stride
     for rates in (COPY, STAY, BOTH):
-        found = hybrid(store, 2, experts_in(store) - 2, rates)
+        found = gpu_offloaded(store, 2, experts_in(store) - 2, rates)
         statistics = score(found, IDS) is not None and found.experts.statistics
         read = statistics.bytes_read, statistics.misses
         assert read == (experts_in(store) * size, experts_in(store))
@@ -164,7 +166,7 @@ def test_what_is_used_most_moves_to_the_device(stores: Stores) -> None:
     """Where copies are too dear for one token, a few exchanges are made for those to come."""
     store = stores("dbrx", "q4")
     need = 2 * 3  # one token's experts: 3 in each of 2 layers
-    found = hybrid(store, need, experts_in(store) - need, STAY)
+    found = gpu_offloaded(store, need, experts_in(store) - need, STAY)
     statistics = found.experts.statistics
     for token in (5, 6, 7):
         copied = statistics.bytes_copied
@@ -179,15 +181,15 @@ def test_what_is_used_most_moves_to_the_device(stores: Stores) -> None:
 def test_an_interrupted_pass_leaves_no_wrong_bytes_behind(stores: Stores) -> None:
     store = stores("mixtral", "q4")
     for rates in (COPY, STAY):
-        found = hybrid(store, 3, 3, rates, copies=LateCopies)
+        found = gpu_offloaded(store, 3, 3, rates, copies=LateCopies)
         experts = found.experts
-        assert isinstance(experts, HybridExperts)
+        assert isinstance(experts, GpuOffloadedExperts)
         for layer, wanted, steps in product((0, 1), ({0: 1, 1: 1, 2: 1}, {3: 1, 4: 1}), (1, 2)):
-            arrivals = experts.arrivals(layer, wanted, 1)
+            ready = experts.iter_ready(layer, wanted, 1)
             for _ in range(steps):
-                next(arrivals)
+                next(ready)
             with pytest.raises(KeyboardInterrupt):
-                arrivals.throw(KeyboardInterrupt)
+                ready.throw(KeyboardInterrupt)
         assert torch.equal(score(found, IDS, 1), score(decoder(store, None), IDS, 1))
 
 
@@ -251,12 +253,12 @@ def test_a_split_is_never_slower_than_the_processor_alone(counts: dict[int, int]
 def test_places_by_hand() -> None:
     """One slot in the device and two in RAM, least recently used out."""
     slots = [Place(True, 7), Place(False, 3), Place(False, 4)]
-    places = Places(slots, POLICIES["lru"].new())
+    places = SlotMap(slots, POLICIES["lru"].new())
     found = places.find({10: 2, 11: 1}, 2)
     assert (found.to_device, found.to_ram) == ({10: 7}, {11: 3})  # the most used first
-    assert places.find({10: 1}, 1).to_device == {10: 7}  # not there before it has landed
-    places.landed(10)
-    places.landed(11)
+    assert places.find({10: 1}, 1).to_device == {10: 7}  # not there before its slot is filled
+    places.filled(10)
+    places.filled(11)
     found = places.find({11: 1}, 1)
     assert found.ram == {11: 3} and not found.device
     assert places.weaker(11, {11: 1}) == 10

@@ -13,9 +13,9 @@ import torch
 from moecli.engine.decoder import Decoder
 from moecli.engine.weights import store_weights
 from moecli.errors import CheckpointError
+from moecli.experts.offloaded import OffloadedExperts
 from moecli.experts.policies import POLICIES
-from moecli.experts.readers import Landing, Range, Readers
-from moecli.experts.tiered import TieredExperts
+from moecli.experts.readers import PendingRead, Range, Readers
 from moecli.formats import FORMATS
 from moecli.planning.memory import estimate_memory
 from moecli.planning.placement import place
@@ -30,7 +30,7 @@ IDS = prompt(40)
 
 
 def tiered(store: PackedStore, slots: int, policy: str = "lru", readers: Readers | None = None) -> Decoder:
-    return Decoder(store.spec, store_weights(store), TieredExperts(store, slots, policy, readers), 256)
+    return Decoder(store.spec, store_weights(store), OffloadedExperts(store, slots, policy, readers), 256)
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
@@ -64,13 +64,13 @@ class UnevenReaders(Readers):
         self._random = random.Random(seed)
         super().__init__()
 
-    def read(self, ranges: Iterable[Range], arrived: Callable[[Landing], None] | None = None) -> Landing:
+    def read(self, ranges: Iterable[Range], arrived: Callable[[PendingRead], None] | None = None) -> PendingRead:
         delay = self._random.random() * 0.01
 
-        def late(landing: Landing) -> None:
+        def late(pending: PendingRead) -> None:
             time.sleep(delay)
             if arrived is not None:
-                arrived(landing)
+                arrived(pending)
 
         return super().read(ranges, late)
 
@@ -139,13 +139,13 @@ def test_an_interrupted_pass_leaves_no_wrong_bytes_behind(stores: Stores) -> Non
     expected = score(decoder(store, None), IDS, 1)
     streamed = tiered(store, 5)
     experts = streamed.experts
-    assert isinstance(experts, TieredExperts)
+    assert isinstance(experts, OffloadedExperts)
     for layer in (0, 1):
         for wanted in ({0: 1, 1: 1, 2: 1}, {3: 1, 4: 1}):
-            arrivals = experts.arrivals(layer, wanted, 1)
-            next(arrivals)
+            ready = experts.iter_ready(layer, wanted, 1)
+            next(ready)
             with pytest.raises(KeyboardInterrupt):
-                arrivals.throw(KeyboardInterrupt)
+                ready.throw(KeyboardInterrupt)
     assert torch.equal(score(streamed, IDS, 1), expected)
 
 

@@ -17,7 +17,7 @@ class Place:
 
 
 @dataclass(slots=True)
-class Found:
+class Lookup:
     """What one pass asks for, by expert: the index of the slot it is in or has to go to, or that it only passes."""
 
     device: dict[int, int] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Found:
     passing: list[int] = field(default_factory=list)
 
 
-class Places:
+class SlotMap:
     """A policy over all slots of a layer, wherever they are. New experts take the first slots first."""
 
     def __init__(self, places: list[Place], policy: Policy) -> None:
@@ -40,9 +40,9 @@ class Places:
     def __len__(self) -> int:
         return len(self._places)
 
-    def find(self, counts: Mapping[int, int], tokens: int) -> Found:
-        """See Slots.access. Who has to come is not there until it has `landed`."""
-        found = Found()
+    def find(self, counts: Mapping[int, int], tokens: int) -> Lookup:
+        """See Slots.access. Who has to come is not there until it is `filled`."""
+        found = Lookup()
         access = self._slots.access(counts, tokens)
         for expert, slot in (*access.hits, *access.misses):
             if slot is None:
@@ -57,7 +57,7 @@ class Places:
                 (found.to_device if place.on_device else found.to_ram)[expert] = place.index
         return found
 
-    def landed(self, expert: int) -> None:
+    def filled(self, expert: int) -> None:
         """Its bytes are in its slot."""
         self._owners[self._slot[expert]] = expert
 

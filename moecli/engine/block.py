@@ -1,0 +1,101 @@
+"""One layer of a decoder in torch: attention, then a mixture of experts or a plain feed-forward."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from moecli.engine.attention import GroupedQueryAttention, LatentAttention, Scratch
+from moecli.engine.cache import LayerCache
+from moecli.engine.layers import RotaryEmbedding, normalise
+from moecli.engine.router import Routing, route
+from moecli.engine.weights import LayerWeights
+from moecli.experts.store import ExpertStore, moe_forward
+from moecli.kernels.blocking import CHUNK
+from moecli.kernels.linear import feed_forward
+from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec
+
+
+class RoutingObserver(Protocol):
+    """Whoever wants to see the routing."""
+
+    generated: bool  # whether the tokens to come were generated; the session says so
+
+    def tokens(self, ids: Tensor) -> None:
+        """These [T] pass the layers next."""
+        ...
+
+    def record(self, layer: int, routing: Routing) -> None:
+        """Their routing at one layer."""
+        ...
+
+
+class Block:
+    """Attention, then a mixture or a feed-forward, each normed before and added to the residual stream."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        index: int,
+        weights: LayerWeights,
+        rotary: RotaryEmbedding,
+        scratch: Scratch,
+        experts: ExpertStore,
+    ) -> None:
+        self._spec, self._index, self._weights, self._experts = spec, index, weights, experts
+        attention, self._ffn = spec.layers[index].attention, spec.layers[index].ffn
+        self._attention = (
+            GroupedQueryAttention(attention, weights, rotary, scratch, spec.norm_eps)
+            if isinstance(attention, GroupedQuery)
+            else LatentAttention(attention, weights, rotary, scratch)
+        )
+
+    def forward(self, x: Tensor, cache: LayerCache, observer: RoutingObserver | None) -> Tensor:
+        """x [T, D] -> [T, D]; the tokens are appended to `cache`."""
+        return self.feed_forward(self.attend(x, cache), observer)
+
+    def attend(self, x: Tensor, cache: LayerCache) -> Tensor:
+        """x [T, D] -> [T, D]: each token sees itself and those before it, in `cache` too."""
+        return x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache))
+
+    def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> Tensor:
+        """x [T, D] -> [T, D]: each token by itself."""
+        normed = self._norm("ffn_norm", x)
+        if not isinstance(self._ffn, Mixture):
+            return x + self._branch("ffn", self._mlp("", normed, self._ffn))
+        routing = self.route(normed, self._ffn)
+        if observer is not None:
+            observer.record(self._index, routing)
+        return x + self._branch("ffn", self.moe_forward(normed, self._ffn, routing))
+
+    def route(self, x: Tensor, mixture: Mixture) -> Routing:
+        """Select experts for normed x [T, D]."""
+        return route(x, self._weights["router"], self._weights.get("router_bias"), mixture.router)
+
+    def moe_forward(self, x: Tensor, mixture: Mixture, routing: Routing) -> Tensor:
+        """What the selected experts, and the shared one, make of normed x [T, D]: [T, D]."""
+        out = moe_forward(
+            self._experts, self._index, mixture.expert.activation, x, routing.topk_ids, routing.topk_weights
+        )
+        if mixture.shared is None:
+            return out
+        for tokens, sums in zip(x.split(CHUNK), out.split(CHUNK), strict=True):
+            shared = self._mlp("shared_", tokens, mixture.shared)
+            if mixture.shared_gate:
+                shared = shared * F.linear(tokens, self._weights["shared_gate"]).sigmoid()
+            sums += shared
+        return out
+
+    def _mlp(self, prefix: str, x: Tensor, ffn: FeedForward) -> Tensor:
+        w = self._weights
+        return feed_forward(x, w.matrix(f"{prefix}gate_up"), w.matrix(f"{prefix}down"), ffn.activation)
+
+    def _norm(self, role: str, x: Tensor) -> Tensor:
+        return normalise(x, self._weights[role], self._spec.norm, self._spec.norm_eps)
+
+    def _branch(self, name: str, out: Tensor) -> Tensor:
+        if self._spec.branch_norms:
+            out = self._norm(f"post_{name}_norm", out)
+        return out if self._spec.residual_multiplier == 1 else out * self._spec.residual_multiplier

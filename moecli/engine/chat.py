@@ -1,0 +1,153 @@
+"""One conversation with a loaded model: text in, pieces of text out; recorded, if that is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from moecli.engine.answer import Answer, Request, pieces
+from moecli.engine.block import RoutingObserver
+from moecli.engine.generate import Session
+from moecli.engine.loaded import LoadedModel, OpenedModel
+from moecli.engine.recorder import Recorder, finish
+from moecli.engine.sampling import Sampling
+from moecli.errors import CheckpointError, MoecliError
+from moecli.planning.memory import default_context
+from moecli.planning.placement import Plan
+from moecli.routing.builder import TraceBuilder
+from moecli.routing.trace import RoutingTrace
+from moecli.text.chat import Message
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """How answers are generated, and what the prompt looks like. Answers end before any text in `stops`."""
+
+    sampling: Sampling
+    seed: int
+    max_tokens: int = 512
+    stops: tuple[str, ...] = ()
+    system: str | None = None  # message that a chat begins with
+    raw: bool = False  # no chat template
+
+
+class Conversation:
+    """What was said so far: messages, or for a base model or `raw` one growing text."""
+
+    def __init__(self, opened: OpenedModel, config: GenerationConfig) -> None:
+        self._tokenizer, self._vocab_size = opened.tokenizer, opened.spec.vocab_size
+        self._system = [Message("system", config.system)] if config.system else []
+        self.is_chat = opened.tokenizer.chat_template is not None and not config.raw
+        self._messages: list[Message] = []
+        self._ids: list[int] = []
+
+    def prompt(self, text: str) -> list[int]:
+        """The ids of all that was said and `text`, up to where the model goes on. MoecliError if there are none."""
+        if self.is_chat:
+            ids = self._tokenizer.encode_chat([*self._system, *self._messages, Message("user", text)])
+        else:
+            ids = [*self._ids, *self._tokenizer.encode(text, special=not self._ids)]
+        if not ids:
+            raise MoecliError("the prompt holds no tokens")
+        if max(ids) >= self._vocab_size:
+            raise CheckpointError(
+                f"the tokenizer knows id {max(ids)} and the model only {self._vocab_size}",
+                "tokenizer.json and the weights belong to different models",
+            )
+        return ids
+
+    def add(self, text: str, prompt: list[int], answer: Answer) -> None:
+        """`text`, which became `prompt`, and its answer belong to what was said."""
+        self._messages += [Message("user", text), Message("assistant", answer.text)]
+        self._ids = [*prompt, *answer.token_ids]
+
+    def clear(self) -> None:
+        """Forget everything but the system message."""
+        self._messages.clear()
+        self._ids.clear()
+
+
+def plan_for(opened: OpenedModel, config: GenerationConfig, text: str | None) -> Plan:
+    """Where everything goes, with a cache for `text` and its answer, or for a chat where it is None.
+
+    NotEnoughMemory if it cannot; MoecliError if the prompt is longer than the context.
+    """
+    asked, trained = opened.options.context, opened.spec.context_length
+    longest = asked or trained
+    if text is None:
+        return opened.plan(asked or min(longest, default_context(opened.model.spec)))
+    needed = len(Conversation(opened, config).prompt(text))
+    if needed > longest:
+        raise MoecliError(
+            f"the prompt is {needed} tokens and the context {longest}",
+            "shorten it, or raise --ctx beyond what the model was trained for",
+        )
+    return opened.plan(min(longest, needed + config.max_tokens))
+
+
+class ChatSession:
+    """A conversation whose answers are generated."""
+
+    def __init__(self, loaded: LoadedModel, config: GenerationConfig) -> None:
+        self.loaded, self.config = loaded, config
+        self._conversation = Conversation(loaded.opened, config)
+        self._session = Session(loaded.decoder, loaded.cache)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it has turns; a base model continues the text."""
+        return self._conversation.is_chat
+
+    def ask(self, text: str, answer: Answer) -> Iterator[str]:
+        """Yield the answer piece by piece. Even interrupted it stays part of the conversation; a failure does not."""
+        prompt = self._conversation.prompt(text)
+        config, opened = self.config, self.loaded.opened
+        request = Request(
+            prompt,
+            config.sampling,
+            config.seed,
+            config.max_tokens,
+            opened.end_ids,
+            config.stops,
+            continues=not self.is_chat,
+        )
+        kept = True
+        try:
+            yield from pieces(self._session, opened.tokenizer, request, answer, self._observer())
+        except MoecliError:
+            kept = False
+            raise
+        finally:
+            if kept:
+                self._conversation.add(text, prompt, answer)
+
+    def clear(self) -> None:
+        """Forget the conversation."""
+        self._conversation.clear()
+
+    def _observer(self) -> RoutingObserver | None:
+        """Who sees the routing of the turn that begins."""
+        return None
+
+
+class RecordedSession(ChatSession):
+    """A chat session that puts what the router does into `builder`, a prompt for each turn."""
+
+    def __init__(self, loaded: LoadedModel, config: GenerationConfig, builder: TraceBuilder) -> None:
+        super().__init__(loaded, config)
+        self._builder = builder
+        self._recorder = Recorder(loaded.opened.spec, builder)
+        self._turns = 0  # a failed one too
+
+    def trace(self) -> RoutingTrace | None:
+        """What was recorded; None if no token was."""
+        self._recorder.flush()
+        if not self._recorder.recorded:
+            return None
+        opened = self.loaded.opened
+        return finish(self._builder, opened.spec, opened.tokenizer, opened.name, self.loaded.dtype)
+
+    def _observer(self) -> RoutingObserver:
+        self._recorder.begin(self._turns)
+        self._turns += 1
+        return self._recorder

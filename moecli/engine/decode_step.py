@@ -1,0 +1,154 @@
+"""A decode step by native calls: all layers in one where every expert is resident, else sublayer by sublayer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from moecli.engine.block import Block, RoutingObserver
+from moecli.engine.cache import LayerCache
+from moecli.engine.layers import RotaryEmbedding
+from moecli.engine.router import Routing
+from moecli.engine.weights import LayerWeights
+from moecli.experts.store import ExpertStore, each_output
+from moecli.kernels.decode_step import AttentionSublayer, DecodeStepCall, MoeSublayer, Sublayer, can_cut, serves
+from moecli.kernels.linear import Matrix, Packed
+from moecli.model.spec import GroupedQuery, Mixture, ModelSpec
+
+
+class NativeLayer:
+    """One layer of a decode step: a native call for each sublayer, and its block's torch where there is none."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        index: int,
+        weights: LayerWeights,
+        rotary: RotaryEmbedding,
+        experts: ExpertStore,
+        block: Block,
+    ) -> None:
+        self._index, self._rotary, self._experts, self._block = index, rotary, experts, block
+        ffn = spec.layers[index].ffn
+        self._mixture = ffn if isinstance(ffn, Mixture) else None
+        self.attention = attention_sublayer(spec, index, weights)
+        self.moe = moe_sublayer(spec, index, weights, experts)
+        self._attention_call = DecodeStepCall([(self.attention, None)])
+        self._moe_call = DecodeStepCall([(None, self.moe)])
+
+    @property
+    def resident(self) -> bool:
+        """Whether native code alone can take a token through all of it."""
+        return self.attention is not None and self.moe is not None and self.moe.resident
+
+    def attend(self, x: Tensor, cache: LayerCache) -> Tensor:
+        """x [1, D] -> [1, D], perhaps the same tensor; the token is appended to `cache`."""
+        if self.attention is None:
+            return self._block.attend(x, cache)
+        self.reserve(cache)
+        return self._attention_call(x)
+
+    def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> Tensor:
+        """x [1, D] -> [1, D], perhaps the same tensor."""
+        if self.moe is None:
+            return self._block.feed_forward(x, observer)
+        if self.moe.resident:
+            self._moe_call(x)
+            self.record_resident(observer)
+        else:
+            self.route(self.moe, x, observer)
+            self.moe_forward(self.moe, x)
+        return x
+
+    def route(self, moe: MoeSublayer, x: Tensor, observer: RoutingObserver | None) -> None:
+        """Select experts for x [1, D]."""
+        moe.route(x)
+        self._record(moe, observer)
+
+    def moe_forward(self, moe: MoeSublayer, x: Tensor) -> None:
+        """Add to x [1, D] what the store's selected experts, and the shared one, make of it."""
+        assert self._mixture is not None, "a plain feed-forward is resident"
+        activation = self._mixture.expert.activation
+        each_output(self._experts, self._index, activation, moe.normed, moe.topk_ids, moe.outputs)
+        moe.combine(x)
+
+    def reserve(self, cache: LayerCache) -> None:
+        """Make room in `cache` for the token that comes next."""
+        assert self.attention is not None
+        self.attention.reserve(self._rotary.tables, cache.length, cache.buffers, cache.extend())
+
+    def record_resident(self, observer: RoutingObserver | None) -> None:
+        """A native call has taken a token through resident experts: count and show which."""
+        if self._mixture is not None and self.moe is not None:
+            self._experts.statistics.hits += self.moe.topk_ids.shape[1]
+            self._record(self.moe, observer)
+
+    def _record(self, moe: MoeSublayer, observer: RoutingObserver | None) -> None:
+        if observer is not None:
+            observer.record(self._index, Routing(moe.topk_ids.clone(), moe.topk_weights.clone(), moe.logits.clone()))
+
+
+class DecodeStep:
+    """Takes up to `max_tokens` tokens of one text through all layers, a single native call where that can be."""
+
+    max_tokens = 1
+
+    def __init__(self, layers: Sequence[NativeLayer], single_call: bool = True) -> None:
+        self._layers = layers
+        resident = single_call and all(layer.resident for layer in layers)
+        self._call = DecodeStepCall([(layer.attention, layer.moe) for layer in layers]) if resident else None
+
+    def forward(self, x: Tensor, caches: Sequence[LayerCache], observer: RoutingObserver | None) -> Tensor:
+        """x [T, D] -> [T, D], perhaps the same tensor; the tokens are appended to each layer's cache."""
+        assert x.shape[0] <= self.max_tokens
+        layers = list(zip(self._layers, caches, strict=True))
+        if self._call is None:
+            for layer, cache in layers:
+                x = layer.feed_forward(layer.attend(x, cache), observer)
+            return x
+        for layer, cache in layers:
+            layer.reserve(cache)
+        self._call(x)
+        for layer, _ in layers:
+            layer.record_resident(observer)
+        return x
+
+
+def attention_sublayer(spec: ModelSpec, index: int, weights: LayerWeights) -> AttentionSublayer | None:
+    """A layer's attention as a native call; None for other attentions, formats and devices."""
+    attention = spec.layers[index].attention
+    output = weights.matrix("o")
+    if not isinstance(attention, GroupedQuery) or not isinstance(output, Packed):
+        return None
+    sublayer = _sublayer(spec, "attn", weights, output.dtype)
+    return (
+        AttentionSublayer(sublayer, attention, weights) if serves(sublayer, [weights.matrix("qkv"), output]) else None
+    )
+
+
+def moe_sublayer(spec: ModelSpec, index: int, weights: LayerWeights, experts: ExpertStore) -> MoeSublayer | None:
+    """A layer's mixture or plain feed-forward as a native call.
+
+    None for other formats and devices, for routed and shared experts in two formats, and for stacked gates and ups
+    whose rows interlace.
+    """
+    ffn = spec.layers[index].ffn
+    shared, prefix = (ffn.shared, "shared_") if isinstance(ffn, Mixture) else (ffn, "")
+    if shared and not can_cut(shared.intermediate_size):
+        return None
+    matrices: list[Matrix] = [weights.matrix(f"{prefix}{role}") for role in ("gate_up", "down")] if shared else []
+    if isinstance(ffn, Mixture):
+        dtype, addresses = experts.dtype, experts.addresses(index)
+    elif isinstance(matrices[0], Packed):
+        dtype, addresses = matrices[0].dtype, None
+    else:
+        return None
+    sublayer = _sublayer(spec, "ffn", weights, dtype)
+    return MoeSublayer(sublayer, ffn, weights, addresses) if serves(sublayer, matrices) else None
+
+
+def _sublayer(spec: ModelSpec, name: str, weights: LayerWeights, dtype: str) -> Sublayer:
+    before = weights[f"{name}_norm"]
+    after = weights[f"post_{name}_norm"] if spec.branch_norms else None
+    return Sublayer(dtype, before.dtype, spec.norm, spec.norm_eps, spec.residual_multiplier, before, after)

@@ -1,0 +1,157 @@
+"""A model with its tokenizer: opened, planned within budgets that are measured once, then loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from moecli import settings
+from moecli.engine.cache import Cache
+from moecli.engine.decoder import Decoder
+from moecli.engine.device import choose_device, free_vram
+from moecli.engine.load import Model, check_dtype, open_model
+from moecli.engine.shortage import device_shortage, ram_shortage
+from moecli.errors import UsageError
+from moecli.experts.arena import CPU
+from moecli.experts.policies import DEFAULT
+from moecli.library.resolve import ModelRef
+from moecli.model.spec import ModelSpec
+from moecli.planning import machine
+from moecli.planning.placement import Plan, fit
+from moecli.planning.speed import Bandwidths, Throughput, estimate_throughput
+from moecli.store.progress import Progress
+from moecli.text.defaults import GenerationDefaults, read_generation_defaults
+from moecli.text.tokenizer import Tokenizer
+from moecli.units import format_bytes
+
+_AUTO = ("bf16", "q8", "q4")  # what "auto" falls back to; the others are chosen by name
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """In what format, where, and within how much memory a model runs. None leaves it to model and machine."""
+
+    dtype: str = "auto"
+    context: int | None = None  # tokens
+    ram: int | None = None  # bytes
+    device: str = "auto"
+    vram: int | None = None  # bytes
+    threads: int | None = None
+    policy: str = DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model whose files are checked and whose weights are not yet read, and the memory that it may take.
+
+    The budgets `ram` and `vram` (None without a device) are bytes, and the same for every plan that is made.
+    """
+
+    ref: ModelRef
+    options: LoadOptions
+    model: Model
+    tokenizer: Tokenizer
+    defaults: GenerationDefaults
+    asked_device: torch.device
+    ram: int
+    vram: int | None
+
+    @property
+    def name(self) -> str:
+        return self.ref.name
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.model.spec
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        own = self.tokenizer.eos_id
+        return self.defaults.eos_ids | (frozenset() if own is None else frozenset({own}))
+
+    def plan(self, context: int) -> Plan:
+        """Where everything goes for texts of `context` tokens. NotEnoughMemory if it cannot."""
+        return self.choose(lambda dtype: fit(self.spec, dtype, context, self.ram, self.vram))
+
+    def choose(self, plan_for: Callable[[str], Plan]) -> Plan:
+        """The plan of the first format that runs. NotEnoughMemory if none does.
+
+        "auto" is the format it is stored in if that fits, else the most precise block format that does.
+        """
+        stored, *others = self.model.dtypes
+        wanted = self.options.dtype
+        names = [wanted] if wanted != "auto" else [stored, *(name for name in others if name in _AUTO)]
+        plans = [plan_for(name) for name in names]
+        for plan in plans:
+            if plan.fits or (plan.runs and self.model.streams):
+                self._check_device(plan)
+                return plan
+        raise ram_shortage(self.ref.typed, plans, self.model.streams)
+
+    def estimate_throughput(self, plan: Plan) -> Throughput:
+        """What to expect of a plan that reads experts from disk, whose speed is measured now."""
+        speed = self.model.measure_disk()
+        bandwidths = Bandwidths() if speed is None else Bandwidths(disk=speed, evidence="measured")
+        return estimate_throughput(self.spec, plan, bandwidths)
+
+    def decoder(self, plan: Plan, progress: Progress) -> Decoder:
+        """Read the weights as planned; `progress` is told experts done, of how many."""
+        device = self.asked_device if plan.device.dense else CPU
+        return self.model.decoder(plan, self.options.policy, progress, device)
+
+    def load(self, plan: Plan, progress: Progress) -> LoadedModel:
+        """Read the weights as planned, and reserve the cache for a text as long as the plan's context."""
+        decoder = self.decoder(plan, progress)
+        return LoadedModel(self, plan, decoder, decoder.new_cache(plan.memory.context, plan.memory.chunk))
+
+    def _check_device(self, plan: Plan) -> None:
+        """NotEnoughMemory if a GPU was asked for by name and holds nothing. `auto` goes on without it."""
+        if not plan.device.dense and plan.device_budget is not None and self.options.device != "auto":
+            raise device_shortage(self.name, plan, plan.device_budget, self.asked_device)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready to run, placed as `plan` says; `cache` holds one text at a time."""
+
+    opened: OpenedModel
+    plan: Plan
+    decoder: Decoder
+    cache: Cache
+
+    @property
+    def name(self) -> str:
+        return self.opened.name
+
+    @property
+    def dtype(self) -> str:
+        return self.plan.memory.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where dense weights and cache are."""
+        return self.decoder.device
+
+
+def open_for_run(ref: ModelRef, options: LoadOptions) -> OpenedModel:
+    """Check all that a model on this machine consists of, and read everything but its weights.
+
+    UsageError for options that do not suit it or the machine; ConfigError or CheckpointError if its files are unfit.
+    """
+    torch.set_num_threads(machine.compute_threads(options.threads))
+    settings.keep_freed_memory()
+    device = choose_device(options.device)
+    if device.type == "cpu" and options.vram is not None:
+        raise UsageError(f"--vram {format_bytes(options.vram)} has no GPU to bound", "leave --vram out")
+    model = open_model(ref.weights)
+    check_dtype(model, options.dtype)
+    defaults = read_generation_defaults(ref.weights)
+    tokenizer = Tokenizer.load(ref.weights)
+    ram = machine.free_ram() if options.ram is None else options.ram
+    vram = options.vram
+    if vram is None and device.type != "cpu":
+        vram = free_vram(device)
+    return OpenedModel(ref, options, model, tokenizer, defaults, device, ram, vram)

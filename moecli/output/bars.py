@@ -1,0 +1,25 @@
+"""Bars on a terminal's stderr for bytes that move: how many of how many, how fast, how long still."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+
+def byte_bars(width: int, quiet: bool, **more: Any) -> Progress:
+    """Bars of `width` columns that are gone after; nothing where stderr is no terminal. `more` goes to Progress."""
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(width),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=quiet or not (sys.stderr.isatty() and console.is_interactive),
+        transient=True,
+        **more,
+    )

@@ -1,0 +1,83 @@
+"""A model opened for a run: one budget for all that is compared, and messages that name what the user can change."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+import moecli
+from moecli.engine.answer import Answer
+from moecli.engine.chat import ChatSession, GenerationConfig, RecordedSession, plan_for
+from moecli.engine.loaded import LoadOptions, OpenedModel, open_for_run
+from moecli.engine.recorder import new_builder
+from moecli.engine.sampling import Sampling, SamplingOptions
+from moecli.errors import MoecliError, NotEnoughMemory
+from moecli.library.resolve import Kind, ModelRef
+from moecli.planning import machine
+from moecli.planning.placement import fit
+from moecli.text.defaults import GenerationDefaults
+
+TINY = Path(moecli.__file__).parent / "tiny"
+GREEDY = GenerationConfig(Sampling(), 0, max_tokens=6, raw=True)
+
+
+def opened(**options: object) -> OpenedModel:
+    return open_for_run(ModelRef("./tiny", "tiny", Kind.FOLDER, TINY), LoadOptions(threads=1, **options))
+
+
+def silent(done: int, total: int) -> None:
+    """Nobody watches."""
+
+
+def test_free_memory_is_measured_once_and_all_formats_meet_that_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose free memory shrinks with each look at it."""
+    looks = count()
+    monkeypatch.setattr(machine, "free_ram", lambda: 3 * 2**20 - next(looks) * 2**20)
+    one = opened()
+    budgets = []
+    with pytest.raises(NotEnoughMemory, match="budget is 3 MiB"):
+        one.choose(lambda dtype: budgets.append(one.ram) or fit(one.spec, dtype, 64, one.ram))  # type: ignore[func-returns-value]
+    assert len(budgets) > 2 and set(budgets) == {3 * 2**20} == {one.ram}
+    assert next(looks) == 1
+
+
+def test_a_budget_that_was_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "free_ram", lambda: pytest.fail("measured"))
+    assert opened(ram=2**33).plan(64).ram_budget == 2**33
+
+
+def test_hints_repeat_the_model_as_it_was_typed() -> None:
+    with pytest.raises(NotEnoughMemory, match=r"'\./tiny' in bf16 needs") as error:
+        opened(ram=2**20).plan(64)
+    assert "moecli pack ./tiny --dtype q4" in str(error.value.hint)
+
+
+def test_the_cache_holds_the_prompt_and_its_answer_or_a_chat() -> None:
+    one = opened(ram=2**33)
+    prompt = plan_for(one, GREEDY, "The sea").memory.context
+    assert prompt < 20 and plan_for(one, GREEDY, None).memory.context == one.spec.context_length
+    assert plan_for(opened(ram=2**33, context=100), GREEDY, None).memory.context == 100
+    with pytest.raises(MoecliError, match="tokens and the context 2"):
+        plan_for(opened(ram=2**33, context=2), GREEDY, "The sea was calm and the wind came from the north.")
+
+
+def test_the_user_is_heard_before_the_vendor() -> None:
+    vendor = GenerationDefaults(temperature=0.3, top_k=7)
+    assert SamplingOptions(top_k=2).resolve(vendor) == Sampling(0.3, 2, 1.0, 0.0, 1.0)
+    assert SamplingOptions().resolve(GenerationDefaults(do_sample=False)).temperature == 0
+    assert SamplingOptions().resolve(GenerationDefaults()).temperature == 0.7
+
+
+def test_a_recorded_session_says_the_same_and_keeps_a_prompt_for_each_turn() -> None:
+    one = opened(ram=2**33)
+    loaded = one.load(one.plan(64), silent)
+    plain = ChatSession(loaded, GREEDY)
+    recorded = RecordedSession(one.load(one.plan(64), silent), GREEDY, new_builder(one.name, one.spec))
+    assert recorded.trace() is None
+    for text in ("The sea", " and then"):
+        assert list(plain.ask(text, Answer())) == list(recorded.ask(text, Answer()))
+    trace = recorded.trace()
+    assert trace is not None and sorted(set(trace.prompt.tolist())) == [0, 1]
+    assert trace.dtype == loaded.dtype
