@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moecli.errors import ConfigError
+from moecli.errors import ConfigError, json_object
 from moecli.model.spec import Activation
-from moecli.untrusted import json_object
 
 _LARGEST_FILE = 16 * 1024**2
 _LARGEST_COUNT = 2**31 - 1
