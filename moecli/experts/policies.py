@@ -83,10 +83,9 @@ class _Rate:
 class Adaptive:
     """An expert is worth the probability of its use by the next token.
 
-    That mixes rates over the last token, this passage and the whole text.
-
-    The mixture's shares are learned while the text is generated, by online expectation maximisation: each scale
-    gains by the part of the selected experts' probability that it foretold.
+    That mixes rates over the last token, this passage and the whole text. The mixture's shares are learned
+    while the text is generated, by online expectation maximisation: each scale gains by the part of the selected
+    experts' probability that it foretold.
     """
 
     def __init__(self) -> None:
