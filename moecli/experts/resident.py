@@ -80,7 +80,7 @@ def packed_experts(weights: Weights, dtype: str, budget: int, progress: Progress
     spec = weights.spec
     records = layer_records(spec, dtype)
     places = [(layer, expert) for layer, mixture in spec.mixtures for expert in range(mixture.router.experts)]
-    arena = Arena(len(places), max(record.stride for record in records.values()))
+    arena = Arena(len(places), max((record.stride for record in records.values()), default=0))
     slots = {place: index for index, place in enumerate(places)}
     for (layer, expert), index in slots.items():
         write_record(weights, records, layer, expert, arena.slot(index))
