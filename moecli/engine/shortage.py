@@ -42,8 +42,9 @@ def ram_shortage(ref: ModelRef, plans: Sequence[Plan], streams: bool) -> NotEnou
 def device_shortage(ref: ModelRef, plan: Plan, budget: int, device: torch.device) -> NotEnoughMemory:
     """The device's budget does not even hold what every token needs."""
     least = least_device(plan.memory)
+    experts = " before any expert" if plan.memory.expert_count else ""
     return NotEnoughMemory(
-        f"'{ref.name}' in {plan.memory.dtype} needs {format_bytes(least)} on {device} before any "
-        f"expert, and the budget is {format_bytes(budget)}",
+        f"'{ref.name}' in {plan.memory.dtype} needs {format_bytes(least)} on {device}{experts}, "
+        f"and the budget is {format_bytes(budget)}",
         f"--vram {round_up(least)} if there is so much; a shorter --ctx needs less; --device cpu needs none",
     )

@@ -17,9 +17,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever starts the program is slow; test_light.py alone stays in the fast subset."""
+    """Whoever starts the program is slow."""
     for item in items:
-        if "environment" in getattr(item, "fixturenames", ()) and item.path.name != "test_light.py":
+        if "environment" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
 
 

@@ -44,6 +44,7 @@ def test_too_many_models_for_the_width_are_shown_in_blocks(moecli):
     assert text.count("experts (+shared)") > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", [entry.alias for entry in catalog.known()])
 def test_every_card_fits_80_columns(in_process, alias):
     lines = in_process("inspect", alias).splitlines()

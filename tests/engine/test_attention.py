@@ -24,6 +24,7 @@ def visible(queries: int, keys: int, offset: int, window: int | None) -> torch.T
     return (distance >= 0) & (distance < (window or keys + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scores", [1, 50, 1000, 4_000_000])
 @pytest.mark.parametrize(("queries", "offset"), [(1, 0), (1, 20), (13, 0), (13, 20), (3, 63), (3, 64)])
 @pytest.mark.parametrize(("kv_heads", "groups"), [(1, 4), (2, 2), (3, 1)])

@@ -68,6 +68,7 @@ def write(folder: Path, config: dict[str, Any], names: dict[str, str]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("port", ["hpcai", "sglang"])
 @pytest.mark.parametrize("case", CASES)
 def test_parity(case: str, port: str, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     choice.chosen.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")
 @pytest.mark.parametrize("dtype", ["q4", "q8"])
 def test_native_and_torch_say_the_same(dtype: str, use: Callable[[str], None]) -> None:

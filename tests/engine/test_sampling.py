@@ -50,6 +50,7 @@ SUPPORTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUPPORTS)
 def test_the_filters_keep_the_right_ids_with_the_right_shares(name: str) -> None:
     sampling, kept = SUPPORTS[name]
@@ -88,6 +89,7 @@ def test_a_seed_repeats_and_another_differs() -> None:
         assert text(7, **options) != text(8, **options)
 
 
+@pytest.mark.slow
 def test_a_nucleus_larger_than_the_first_look() -> None:
     """2000 equal ids of which 95 % are in: far more than are sorted at first."""
     found = draws(Sampling(temperature=1.0, top_p=0.95), torch.zeros(2000), count=2000)

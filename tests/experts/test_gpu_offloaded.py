@@ -58,6 +58,7 @@ def places(count: int) -> list[tuple[int, int]]:
     return [(0, 0), (0, count), (count, 0), (some, 0), (some, count - some), (some, some)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rates", [COPY, STAY, BOTH])
 @pytest.mark.parametrize(("family", "dtype"), [*product(FAMILIES, ["q4"]), ("mixtral", "bf16"), ("mixtral", "nf4")])
 def test_every_split_gives_the_same_bits(family: str, dtype: str, rates: Rates, stores: Stores) -> None:
@@ -134,6 +135,7 @@ def test_nothing_is_computed_with_bytes_on_their_way(rates: Rates, stores: Store
         assert torch.equal(score(found, IDS, chunk), score(decoder(store, None), IDS, chunk))
 
 
+@pytest.mark.slow
 def test_large_experts_pass_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(make("mixtral", hidden_size=128, intermediate_size=448), tmp_path / "model")
     store = packed(folder, tmp_path / "store")

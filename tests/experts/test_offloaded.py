@@ -33,6 +33,7 @@ def tiered(store: PackedStore, slots: int, policy: str = "lru", readers: Readers
     return Decoder(store.spec, store_weights(store), OffloadedExperts(store, slots, policy, readers), 256)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_budget_gives_the_same_bits(family: str, dtype: str, stores: Stores) -> None:
@@ -83,6 +84,7 @@ def test_every_order_of_arrival_gives_the_same_bits(seed: int, stores: Stores) -
         assert torch.equal(score(tiered(store, 7, readers=UnevenReaders(seed)), IDS, chunk), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_large_experts_pass_in_pieces(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits from disk, from slots and from mapped memory; close to what whole experts give."""

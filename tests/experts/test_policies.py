@@ -87,6 +87,7 @@ def test_a_forgotten_slot_is_free_and_claims_nothing() -> None:
 passes = st.lists(st.dictionaries(st.integers(0, 11), st.integers(1, 20), min_size=1), max_size=30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 @given(passes=passes, capacity=st.integers(0, 12), seed=st.integers(0, 9))
 def test_slots_are_never_shared_lost_or_left_empty(
@@ -144,6 +145,7 @@ def test_the_drawn_repetition_is_the_published_one(traces: dict[str, tuple[int, 
         assert least < (first[1:] == first[:-1]).mean() < most
 
 
+@pytest.mark.slow
 def test_the_default_is_at_least_as_good_as_the_classics_on_each_trace(
     traces: dict[str, tuple[int, Choices]],
 ) -> None:

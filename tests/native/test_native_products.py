@@ -52,6 +52,7 @@ def test_a_product_is_that_of_the_rounded_activations(dtype: str, shape: tuple[i
     assert close(found, samples.product(dtype, samples.rounded(x), packed, shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", samples.FORMATS)
 @pytest.mark.parametrize(("width", "inner"), [(256, 64), (100, 40), (7, 129), (130, 200)])
@@ -158,6 +159,7 @@ def _python(script: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_torch_and_the_kernels_share_one_openmp_runtime() -> None:
     script = """
@@ -178,6 +180,7 @@ print(len(runtimes), before, tasks(), library.openmp()[0] is not None)
     assert runtimes == "1" and before == after and shared == "True"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages by libc")
 def test_nothing_is_read_or_written_outside() -> None:
     """Every buffer ends, and in a second round begins, at a page that may not be touched."""

@@ -69,7 +69,7 @@ def make(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
 
 
 def configuration(family: str, **changes: Any) -> PretrainedConfig:
-    """That of `make`."""
+    """What config.json says of the model that `make` makes."""
     stem, base = FAMILIES[family]
     settings = copy.deepcopy(base)
     for key, value in changes.items():
