@@ -59,6 +59,7 @@ class Decoder:
                 self.profile.apart = all(step.resident for step in steps)
 
     def new_cache(self, capacity: int, chunk: int) -> Cache:
+        """An empty cache for one text of at most `capacity` tokens, fed at most `chunk` at a time."""
         return Cache(self.spec, capacity, chunk, self.dtype, self.device)
 
     def forward(self, ids: Tensor, cache: Cache, observer: RoutingObserver | None = None) -> Tensor:
@@ -107,7 +108,7 @@ class Decoder:
         return x
 
     def logits(self, states: Tensor) -> Tensor:
-        """states [t, D] -> [t, V], float32."""
+        """The scores of every next token, float32 [t, V], after normed states [t, D]."""
         with torch.inference_mode():
             logits = linear(
                 states, self._outside.matrix("lm_head" if "lm_head" in self._outside else "embedding")
