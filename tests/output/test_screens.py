@@ -55,6 +55,7 @@ def test_fits_and_is_plain_in_a_pipe(shape: tuple[int, int, int], view: View, co
     assert not [c for c in text if unicodedata.category(c)[0] == "C" and c != "\n"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terminal", TERMINALS)
 @pytest.mark.parametrize("make", [samples.sample, samples.compared, samples.mixtral])
 def test_every_terminal_reads_the_same(make: object, terminal: str) -> None:
@@ -99,6 +100,7 @@ def test_sorted_rows_fall() -> None:
         assert len(ranks) == 64 and ranks == sorted(ranks, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [40, 80])
 def test_names_of_strangers_do_no_harm(columns: int) -> None:
     domains = ("\x1b]0;owned\x07\x1b[2J", "é" * 40, "a\nb\u202e", "x" * 300)
@@ -125,6 +127,7 @@ def test_figures_are_those_of_the_report() -> None:
     assert verdict is not None and f"keep {verdict.recommended_slots} of 8 (--ram 15GiB)" in text
 
 
+@pytest.mark.slow
 def test_specialisation_is_claimed_only_beyond_noise() -> None:
     def sentence(trace: RoutingTrace) -> str:
         return " ".join(shown(analyse(trace), View(), 120).split())
