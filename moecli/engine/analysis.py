@@ -56,7 +56,9 @@ def record(
         plan = opened.plan(most)
         steps = _generate(opened.load(plan, progress), config, texts, builder)
     else:
-        plan = opened.choose(lambda dtype: fit_layerwise(spec, dtype, most, total, opened.ram, streams, opened.vram))
+        plan = opened.choose(
+            lambda dtype: fit_layerwise(spec, dtype, most, total, opened.ram, streams, opened.vram_for(dtype))
+        )
         steps = _layerwise(opened.decoder(plan, progress), plan.memory.chunk, texts, builder)
     for done in steps:
         watch(done, total)

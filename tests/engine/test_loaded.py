@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import pytest
+import torch
 
 import moecli
 from moecli.engine.answer import Answer
@@ -46,6 +48,15 @@ def test_free_memory_is_measured_once_and_all_formats_meet_that_budget(monkeypat
 def test_a_budget_that_was_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "free_ram", lambda: pytest.fail("measured"))
     assert opened(ram=2**33).plan(64).ram_budget == 2**33
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "there"), [("auto", "bf16", True), ("auto", "q4", False), ("cuda", "q4", True)]
+)
+def test_a_device_nobody_named_gets_no_format_without_a_kernel_there(device: str, dtype: str, there: bool) -> None:
+    one = opened(ram=2**33, dtype=dtype)
+    one = replace(one, vram=2**32, options=replace(one.options, device=device), asked_device=torch.device("cuda"))
+    assert (one.plan(64).device.dense > 0) == there
 
 
 def test_hints_repeat_the_model_as_it_was_typed() -> None:
