@@ -25,6 +25,7 @@ VARIABLES = (
     Variable("MOECLI_THREADS", "compute threads (default: one per physical core)"),
     Variable("MOECLI_DEBUG", "1 shows the traceback of an explained failure"),
     Variable("MOECLI_LOG", "debug, info, warning or error: log resolution, plan, reads and requests to stderr"),
+    Variable("MOECLI_PROFILE", "1 times the parts of each layer and shows a table on stderr after the answer"),
     Variable("HF_HOME", "the Hugging Face folder; models lie in its hub/ (also HF_HUB_CACHE)"),
     Variable("HF_TOKEN", "access token for gated models"),
     Variable("HF_ENDPOINT", "another Hub"),
@@ -42,6 +43,10 @@ def read(name: str) -> str | None:
 
 def debug() -> bool:
     return read("MOECLI_DEBUG") == "1"
+
+
+def profile() -> bool:
+    return read("MOECLI_PROFILE") == "1"
 
 
 def log_level() -> str | None:

@@ -96,3 +96,16 @@ def test_behind_the_front_door_nobody_takes_the_name_of_a_model(name: str) -> No
     functions = [n for n in ast.walk(parse(name)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     arguments = [a for f in functions for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs)]
     assert not [a.lineno for a in arguments if a.arg == "model" and a.annotation and ast.unparse(a.annotation) == "str"]
+
+
+def test_the_house_is_rooms_and_few_loose_modules() -> None:
+    loose = {path.name for path in PACKAGE.glob("*.py")}
+    assert loose == {"__init__.py", "__main__.py", "settings.py", "units.py", "errors.py"}
+
+
+def test_every_room_has_one_row_of_the_import_contract() -> None:
+    """No two share one, so that of any two rooms it is clear which may import the other."""
+    text = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    rows = re.findall(r'"moecli\.([^"]+)",', text[text.index("\nlayers = [") :].partition("]")[0])
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} | {"settings", "units", "errors"}
+    assert sorted(rows) == sorted(rooms) and len(rows) <= 18

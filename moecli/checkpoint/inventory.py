@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from moecli.checkpoint.binding import FLOATS, Weights
 from moecli.checkpoint.prequantized import TrueTensor, main_format, true_tensors
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
-from moecli.errors import CheckpointError
+from moecli.errors import CheckpointError, printable
 from moecli.model.families import Family
 from moecli.model.params import Counts
 from moecli.model.spec import ModelSpec, Part
-from moecli.untrusted import printable
 
 
 @dataclass(frozen=True, slots=True)

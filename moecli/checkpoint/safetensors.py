@@ -189,17 +189,18 @@ def _map(path: Path) -> mmap.mmap:
         raise CheckpointError(f"{path} cannot be mapped: {error}") from error
 
 
-def weight_map(index: bytes, name: str) -> dict[str, str]:
-    """The file of each tensor, as an index of shards says. CheckpointError, by the index's name, if it is unfit."""
+def weight_map(index: bytes, called: str) -> dict[str, str]:
+    """The file of each tensor, as an index of shards says. CheckpointError, by what it is `called`, if it is unfit."""
     try:
         files = json.loads(index)["weight_map"]
-        plain = all(isinstance(file, str) and Path(file).name == file and "\0" not in file for file in files.values())
+        names = set(files.values())
+        plain = all(isinstance(name, str) and Path(name).name == name and "\0" not in name for name in names)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{name} is not a readable index", "fetch the file again") from error
+        raise CheckpointError(f"{called} is not a readable index", "fetch the file again") from error
     if not files:
-        raise CheckpointError(f"{name} is not a readable index", "fetch the file again")
+        raise CheckpointError(f"{called} is not a readable index", "fetch the file again")
     if not plain:
-        raise CheckpointError(f"{name} names a file outside its folder")
+        raise CheckpointError(f"{called} names a file outside its folder")
     return dict(files)
 
 

@@ -147,13 +147,19 @@ def _builder(opened: OpenedModel, file: Path) -> TraceBuilder:
 
 
 def _talk(session: ChatSession, text: str | None, json: bool, quiet: bool) -> None:
-    """One answer, or a chat."""
-    if text is not None:
-        _answer(session, text, json, quiet)
-    else:
-        from moecli.output.chat import chat
+    """One answer, or a chat; then its profile, if there is one."""
+    try:
+        if text is not None:
+            _answer(session, text, json, quiet)
+        else:
+            from moecli.output.chat import chat
 
-        chat(session, quiet)
+            chat(session, quiet)
+    finally:
+        if profile := session.loaded.decoder.profile:
+            from moecli.output.profile import table
+
+            terminal.say(table(profile))
 
 
 def _read_prompt(argument: str | None) -> str | None:

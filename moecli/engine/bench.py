@@ -35,6 +35,7 @@ class Workload:
 
     @property
     def context(self) -> int:
+        """Tokens of one repetition, prompt and answer."""
         return self.prompt_tokens + self.max_tokens
 
     @property
@@ -63,10 +64,12 @@ class Repetition:
 
     @property
     def prefill_rate(self) -> float:
+        """Prompt tokens per second."""
         return self.timing.prompt_tokens / self.timing.prefill_s
 
     @property
     def decode_rate(self) -> float:
+        """Decode steps per second."""
         return self.timing.steps / self.timing.decode_s
 
 
@@ -84,25 +87,28 @@ class Result:
 
     @property
     def prefill(self) -> float:
+        """Median of the repetitions, prompt tokens per second."""
         return median(each.prefill_rate for each in self.repetitions)
 
     @property
     def decode(self) -> float:
+        """Median of the repetitions, decode steps per second."""
         return median(each.decode_rate for each in self.repetitions)
 
     @property
     def prefill_band(self) -> tuple[float, float]:
-        """Forecast, tokens per second."""
+        """Lowest and highest prompt tokens per second that were forecast."""
         tokens, speed = self.workload.prompt_tokens, self.expected.speed
         return tokens / speed.first_token_high_s, tokens / speed.first_token_low_s
 
     @property
     def decode_band(self) -> tuple[float, float]:
-        """Forecast, tokens per second."""
+        """Lowest and highest decode steps per second that were forecast."""
         return self.expected.speed.low, self.expected.speed.high
 
     @property
     def within_forecast(self) -> bool:
+        """Whether both medians lie in the bands that were forecast."""
         return within(self.prefill, self.prefill_band) and within(self.decode, self.decode_band)
 
     @property
@@ -114,12 +120,12 @@ class Result:
 
     @property
     def bytes_read(self) -> int:
-        """From disk, by all repetitions."""
+        """Bytes that all repetitions read from disk."""
         return sum(each.prefill.bytes_read + each.decode.bytes_read for each in self.repetitions)
 
     @property
     def disk_bytes_per_token(self) -> float:
-        """Of decoding."""
+        """Bytes that a decode step reads from disk, on average."""
         steps = sum(each.timing.steps for each in self.repetitions)
         return sum(each.decode.bytes_read for each in self.repetitions) / steps
 
@@ -167,7 +173,7 @@ def expect(opened: OpenedModel, work: Workload) -> Expectation:
 
 
 def load(opened: OpenedModel, expected: Expectation, progress: Progress) -> tuple[LoadedModel, float]:
-    """As planned; also returns the seconds it took."""
+    """Read the weights as planned; returns the model, and the seconds that took."""
     began = time.perf_counter()
     loaded = opened.load(expected.plan, progress)
     return loaded, time.perf_counter() - began

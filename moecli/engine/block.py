@@ -19,16 +19,16 @@ from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec
 
 
 class RoutingObserver(Protocol):
-    """Whoever wants to see the routing."""
+    """Sees the tokens that pass the layers, and which experts each of them takes."""
 
     generated: bool  # whether the tokens to come were generated; the session says so
 
     def tokens(self, ids: Tensor) -> None:
-        """These [T] pass the layers next."""
+        """The token ids [T] that pass the layers next."""
         ...
 
     def record(self, layer: int, routing: Routing) -> None:
-        """Their routing at one layer."""
+        """The routing of those tokens at one layer."""
         ...
 
 
@@ -71,7 +71,7 @@ class Block:
         return x + self._branch("ffn", self.moe_forward(normed, self._ffn, routing))
 
     def route(self, x: Tensor, mixture: Mixture) -> Routing:
-        """Select experts for normed x [T, D]."""
+        """The experts that each token of the normed x [T, D] takes, and their weights."""
         return route(x, self._weights["router"], self._weights.get("router_bias"), mixture.router)
 
     def moe_forward(self, x: Tensor, mixture: Mixture, routing: Routing) -> Tensor:

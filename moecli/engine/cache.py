@@ -56,7 +56,7 @@ class LayerCache:
         self.first = self.length - keep
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget every position; the buffers stay."""
         self.first = self.length = 0
 
     def can_rewind(self, length: int) -> bool:
@@ -80,6 +80,7 @@ class Cache:
 
     @property
     def length(self) -> int:
+        """Positions that every layer has seen."""
         return min(layer.length for layer in self.layers)
 
     def rewind(self, length: int) -> int:

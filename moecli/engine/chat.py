@@ -122,7 +122,7 @@ class ChatSession:
                 self._conversation.add(text, prompt, answer)
 
     def clear(self) -> None:
-        """Forget the conversation."""
+        """Forget all turns; the next prompt begins a new conversation."""
         self._conversation.clear()
 
     def _observer(self) -> RoutingObserver | None:
@@ -140,7 +140,7 @@ class RecordedSession(ChatSession):
         self._turns = 0  # a failed one too
 
     def trace(self) -> RoutingTrace | None:
-        """What was recorded; None if no token was."""
+        """The routing of all turns so far; None if no token was recorded."""
         self._recorder.flush()
         if not self._recorder.recorded:
             return None

@@ -62,7 +62,7 @@ class NativeLayer:
         return x
 
     def route(self, moe: MoeSublayer, x: Tensor, observer: RoutingObserver | None) -> None:
-        """Select experts for x [1, D]."""
+        """Let the router select experts for the hidden state x [1, D], and show them to the observer."""
         moe.route(x)
         self._record(moe, observer)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moecli import settings
 from moecli.engine.attention import Scratch
 from moecli.engine.block import Block, RoutingObserver
 from moecli.engine.cache import Cache, LayerCache
 from moecli.engine.decode_step import DecodeStep, NativeLayer
 from moecli.engine.layers import RotaryEmbedding, normalise
+from moecli.engine.profile import Profile, ProfiledBlock, ProfiledLayer
 from moecli.engine.weights import DenseWeights
 from moecli.experts.store import ExpertStore
 from moecli.kernels.blocking import BUCKET
@@ -39,16 +42,24 @@ class Decoder:
         scratch = Scratch()
         rotary_of_layer = [self._rotary[layer.attention.rope] for layer in spec.layers]
         layers = list(zip(range(len(spec.layers)), dense.layers, rotary_of_layer, strict=True))
-        self._blocks = [Block(spec, *layer, scratch, experts) for layer in layers]
+        self.profile = Profile(self.device, experts.statistics) if settings.profile() else None
+        new_block: Callable[..., Block] = Block
+        new_step: Callable[..., NativeLayer] = NativeLayer
+        if self.profile:
+            new_block = partial(ProfiledBlock, profile=self.profile)
+            new_step = partial(ProfiledLayer, profile=self.profile)
+        self._blocks = [new_block(spec, *layer, scratch, experts) for layer in layers]
         self.decode_step: DecodeStep | None = None
         if native:
-            steps = [
-                NativeLayer(spec, *layer, experts, block) for layer, block in zip(layers, self._blocks, strict=True)
-            ]
+            pairs = zip(layers, self._blocks, strict=True)
+            steps = [new_step(spec, *layer, experts, block) for layer, block in pairs]
             if any(step.attention or step.moe for step in steps):
-                self.decode_step = DecodeStep(steps)
+                self.decode_step = DecodeStep(steps, single_call=self.profile is None)
+            if self.profile:
+                self.profile.apart = all(step.resident for step in steps)
 
     def new_cache(self, capacity: int, chunk: int) -> Cache:
+        """An empty cache for one text of at most `capacity` tokens, fed at most `chunk` at a time."""
         return Cache(self.spec, capacity, chunk, self.dtype, self.device)
 
     def forward(self, ids: Tensor, cache: Cache, observer: RoutingObserver | None = None) -> Tensor:
@@ -97,7 +108,7 @@ class Decoder:
         return x
 
     def logits(self, states: Tensor) -> Tensor:
-        """states [t, D] -> [t, V], float32."""
+        """The scores of every next token, float32 [t, V], after normed states [t, D]."""
         with torch.inference_mode():
             logits = linear(
                 states, self._outside.matrix("lm_head" if "lm_head" in self._outside else "embedding")

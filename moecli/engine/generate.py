@@ -27,11 +27,13 @@ class Timing:
 
     @property
     def prefill_rate(self) -> float | None:
+        """Prompt tokens per second, those in the cache before not counted."""
         fed = self.prompt_tokens - self.cached_tokens
         return fed / self.prefill_s if self.prefill_s > 0 else None
 
     @property
     def decode_rate(self) -> float | None:
+        """Decode steps per second."""
         return self.steps / self.decode_s if self.decode_s > 0 else None
 
 
@@ -77,6 +79,8 @@ class Session:
             else:
                 timing.decode_s += spent
                 timing.steps += 1
+            if profile := self.decoder.profile:
+                profile.end_step(profile.decode if step else profile.prefill, len(pending), spent)
             yield token
             pending = [token]
             seen.append(token)

@@ -33,7 +33,7 @@ def sample_bytes(plan: Plan) -> int:
 
 
 def measure_bandwidths(model: Model, plan: Plan, sample: int) -> Bandwidths:
-    """Takes `sample` bytes, and then a few MiB."""
+    """The bandwidths that this plan's speed depends on, measured now; takes `sample` bytes, and then a few MiB."""
     bursts = [model.measure_disk() for _ in range(_BURSTS)] if plan.disk.experts else []
     return Bandwidths(
         ram=read_bandwidth(sample),
@@ -76,7 +76,7 @@ class OtherPrograms:
         self._before = _processor_seconds()
 
     def share(self) -> float:
-        """0 to 1, so far."""
+        """The share of all processors' time that other programs took so far, 0 to 1."""
         whole, busy, ours = (now - then for now, then in zip(_processor_seconds(), self._before, strict=True))
         return min(1.0, max(0.0, busy - ours) / whole) if whole > 0 else 0.0
 

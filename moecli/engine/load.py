@@ -30,7 +30,7 @@ from moecli.store.source import check_runs, open_source
 
 
 class Model(Protocol):
-    """Weights opened and checked, not yet read."""
+    """A model's weights, opened and checked and not yet read: of a checkpoint or a packed store."""
 
     @property
     def spec(self) -> ModelSpec: ...

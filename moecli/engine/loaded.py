@@ -89,7 +89,7 @@ class OpenedModel:
             if plan.fits or (plan.runs and self.model.streams):
                 self._check_device(plan)
                 return plan
-        raise ram_shortage(self.ref.typed, plans, self.model.streams)
+        raise ram_shortage(self.ref, plans, self.model.streams)
 
     def estimate_throughput(self, plan: Plan) -> Throughput:
         """What to expect of a plan that reads experts from disk, whose speed is measured now."""
@@ -110,7 +110,7 @@ class OpenedModel:
     def _check_device(self, plan: Plan) -> None:
         """NotEnoughMemory if a GPU was asked for by name and holds nothing. `auto` goes on without it."""
         if not plan.device.dense and plan.device_budget is not None and self.options.device != "auto":
-            raise device_shortage(self.name, plan, plan.device_budget, self.asked_device)
+            raise device_shortage(self.ref, plan, plan.device_budget, self.asked_device)
 
 
 @dataclass(frozen=True, slots=True)

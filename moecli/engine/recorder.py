@@ -25,7 +25,7 @@ def new_builder(name: str, spec: ModelSpec, keep_probabilities: bool = False) ->
 
 
 def finish(builder: TraceBuilder, spec: ModelSpec, tokenizer: Tokenizer, name: str, dtype: str) -> RoutingTrace:
-    """The trace, with the text of its tokens."""
+    """What the builder holds as a trace of this model, with the text of each of its tokens."""
     trace = builder.build(name=name, dtype=dtype, family=spec.family)
     return replace(trace, pieces=_pieces(tokenizer, set(trace.ids.tolist())))
 
@@ -58,12 +58,12 @@ class Recorder:
         self.recorded = 0  # tokens handed over
 
     def begin(self, prompt: int, domain: str = "") -> None:
-        """What follows belongs to this prompt."""
+        """The tokens to come belong to this prompt of this domain."""
         self.flush()
         self._builder.begin(prompt, domain)
 
     def tokens(self, ids: Tensor) -> None:
-        """See Trace."""
+        """Remember the token ids [T] of the chunk that passes the layers next."""
         self._drop_torn()
         if self._waiting >= _WAITING:
             self.flush()
@@ -71,11 +71,11 @@ class Recorder:
         self._waiting += len(ids)
 
     def record(self, layer: int, routing: Routing) -> None:
-        """See Trace."""
+        """Remember the routing of the chunk's tokens at one layer."""
         self._passes[-1].layers[layer] = routing
 
     def flush(self) -> None:
-        """Hand over what waits."""
+        """Put all tokens that were remembered into the trace; a torn pass is left out."""
         self._drop_torn()
         for each in self._passes:
             self._builder.tokens(each.ids, each.generated)
@@ -114,10 +114,10 @@ class LayerwiseRecorder:
             builder.tokens(text.ids, False)
 
     def tokens(self, ids: Tensor) -> None:
-        """The texts were known before."""
+        """Nothing to remember: all texts were known at the start."""
 
     def record(self, layer: int, routing: Routing) -> None:
-        """See Trace: all texts, one after another."""
+        """Put the routing of all texts, one after another, at one layer into the trace."""
         lengths = [len(text.ids) for text in self._texts]
         scores = gate_scores(routing.logits, self._routers[layer])
         parts = zip(*(tensor.split(lengths) for tensor in (*routing, scores)), strict=True)

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 import torch
 
 from moecli.errors import NotEnoughMemory
+from moecli.library.resolve import ModelRef
 from moecli.planning.placement import Plan, least_device
 from moecli.units import format_bytes, round_up
 
 
-def ram_shortage(typed: str, plans: Sequence[Plan], streams: bool) -> NotEnoughMemory:
-    """None of the plans runs. `typed` is the MODEL as typed; `streams`: whether its experts can stay on disk."""
+def ram_shortage(ref: ModelRef, plans: Sequence[Plan], streams: bool) -> NotEnoughMemory:
+    """None of a model's plans runs. `streams`: whether its experts can stay on disk."""
     first, least = plans[0], min(plans, key=lambda plan: plan.full_ram)
     smallest = least.least_ram if streams else least.full_ram
     terms = " + ".join(f"{term.name} {format_bytes(term.bytes)}" for term in first.memory.terms if term.bytes)
     budget = first.ram_budget
-    message = f"'{typed}' in {first.memory.dtype} needs {format_bytes(first.full_ram)} of RAM and the budget is "
+    message = f"'{ref.typed}' in {first.memory.dtype} needs {format_bytes(first.full_ram)} of RAM and the budget is "
     message += f"{format_bytes(budget)} ({terms})"
     if streams:
         return NotEnoughMemory(
@@ -33,16 +34,17 @@ def ram_shortage(typed: str, plans: Sequence[Plan], streams: bool) -> NotEnoughM
         )
     return NotEnoughMemory(
         message,
-        f"experts are read from disk once it is packed: moecli pack {typed} --dtype q4; "
+        f"experts are read from disk once it is packed: moecli pack {ref.typed} --dtype q4; "
         f"without, --ram {round_up(smallest)} in {least.memory.dtype}",
     )
 
 
-def device_shortage(name: str, plan: Plan, budget: int, device: torch.device) -> NotEnoughMemory:
+def device_shortage(ref: ModelRef, plan: Plan, budget: int, device: torch.device) -> NotEnoughMemory:
     """The device's budget does not even hold what every token needs."""
     least = least_device(plan.memory)
+    experts = " before any expert" if plan.memory.expert_count else ""
     return NotEnoughMemory(
-        f"'{name}' in {plan.memory.dtype} needs {format_bytes(least)} on {device} before any "
-        f"expert, and the budget is {format_bytes(budget)}",
+        f"'{ref.name}' in {plan.memory.dtype} needs {format_bytes(least)} on {device}{experts}, "
+        f"and the budget is {format_bytes(budget)}",
         f"--vram {round_up(least)} if there is so much; a shorter --ctx needs less; --device cpu needs none",
     )

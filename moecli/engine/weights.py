@@ -42,11 +42,11 @@ class LayerWeights:
         return found
 
     def get(self, role: str) -> Tensor | None:
-        """None where the model has no such tensor."""
+        """The tensor of this role; None where the model has none."""
         return None if role not in self._matrices else self[role]
 
     def matrix(self, role: str) -> Matrix:
-        """What `kernels.linear.linear` takes."""
+        """The matrix of this role as `kernels.linear.linear` takes it, plain or packed."""
         return self._matrices[role]
 
 
@@ -74,7 +74,7 @@ class DenseWeights:
 
 
 def checkpoint_weights(weights: Weights, dtype: str, compute: str, device: torch.device = CPU) -> DenseWeights:
-    """From a checkpoint; the large matrices are packed where `dtype` is quantised."""
+    """The dense weights of a checkpoint; the large matrices are packed where `dtype` is quantised."""
 
     def load(tensor: tensors.Tensor) -> Matrix:
         wanted = dense_dtype(tensor, dtype, compute)
@@ -89,7 +89,7 @@ def checkpoint_weights(weights: Weights, dtype: str, compute: str, device: torch
 
 
 def store_weights(store: PackedStore, device: torch.device = CPU, table_on_disk: bool = False) -> DenseWeights:
-    """From a packed store, as they lie there."""
+    """The dense weights of a packed store, in the formats they have there; `table_on_disk`: but the input table."""
 
     def rows(ids: Tensor) -> Tensor:
         (stored,) = (store.dense(each)[0] for each in tensors.dense_tensors(store.spec) if each.part is Part.EMBEDDING)

@@ -41,7 +41,7 @@ class Arena:
         return self._data[index]
 
     def memory(self, index: int) -> memoryview:
-        """The same, for a reader to write into."""
+        """The bytes of one slot in RAM, for a reader to write into."""
         return self._data[index].numpy().data
 
 

@@ -14,7 +14,7 @@ Parts = Iterable[tuple[int, Tensor]]  # bytes in host memory, and where in the s
 
 
 class Copies:
-    """At once: for a device without streams."""
+    """Copies made at once, for a device without streams. They may be under way in a subclass."""
 
     def __init__(self, slots: Arena) -> None:
         self._slots = slots
@@ -47,7 +47,7 @@ class Copies:
 
 
 class StreamCopies(Copies):
-    """On a CUDA stream of their own, with one event per slot in each direction."""
+    """Copies on a CUDA stream of their own, with one event per slot in each direction."""
 
     def __init__(self, slots: Arena, device: torch.device) -> None:
         super().__init__(slots)

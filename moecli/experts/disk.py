@@ -43,7 +43,7 @@ class Disk:
         return self._read(layer, expert, [(0, slot[: record.stride])], arrived)
 
     def stream(self, layer: int, experts: Sequence[int]) -> Stream:
-        """Begin to read experts that stay nowhere."""
+        """Begin to read whole experts, in this order, that pass through staging and stay nowhere."""
         return Stream(self, layer, experts)
 
     def next(self, arrived: queue.SimpleQueue[PendingRead]) -> PendingRead:
@@ -55,7 +55,7 @@ class Disk:
         return read
 
     def wait(self, read: PendingRead) -> None:
-        """Until this one has arrived."""
+        """Block until this read has arrived. CheckpointError if it failed."""
         began = time.perf_counter()
         read.done.wait()
         self._statistics.wait_s += time.perf_counter() - began

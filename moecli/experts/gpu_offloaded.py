@@ -106,10 +106,10 @@ class GpuOffloadedExperts:
                 layer.filled(expert)
 
     def addresses(self, layer: int) -> None:
-        """See ExpertStore."""
+        """None: experts of any layer may move."""
 
     def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
-        """See ExpertStore."""
+        """Those on the device and in RAM first, then those from disk as they arrive."""
         found = self._layers[layer].find(counts, tokens)
         self._count(found)
         finished = False

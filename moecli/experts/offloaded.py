@@ -34,7 +34,7 @@ class OffloadedExperts:
             first += count
 
     def addresses(self, layer: int) -> None:
-        """See ExpertStore."""
+        """None: experts of any layer may move."""
 
     def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         """Residents first, then those that get a slot as they arrive, then those that only pass through."""

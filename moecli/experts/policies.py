@@ -25,7 +25,7 @@ class Policy(Protocol):
 
 
 class Lru:
-    """The pass of the last use; within one pass, the number of uses."""
+    """An expert is worth the pass of its last use; within one pass, the number of uses."""
 
     def __init__(self) -> None:
         self._passes = 0
@@ -41,7 +41,7 @@ class Lru:
 
 
 class Lfu:
-    """The number of uses since the start."""
+    """An expert is worth the number of its uses since the start."""
 
     def __init__(self) -> None:
         self._uses: dict[int, int] = {}
@@ -81,10 +81,11 @@ class _Rate:
 
 
 class Adaptive:
-    """The probability of use by the next token: rates over the last token, this passage and the whole text, mixed.
+    """An expert is worth the probability of its use by the next token.
 
-    The mixture's shares are learned while the text is generated, by online expectation maximisation: each scale
-    gains by the part of the selected experts' probability that it foretold.
+    That mixes rates over the last token, this passage and the whole text. The mixture's shares are learned
+    while the text is generated, by online expectation maximisation: each scale gains by the part of the selected
+    experts' probability that it foretold.
     """
 
     def __init__(self) -> None:
@@ -116,7 +117,7 @@ class Adaptive:
 
 @dataclass(frozen=True, slots=True)
 class PolicyChoice:
-    """One policy that `--policy` may name."""
+    """One policy that `--policy` may name, and its sentence in the help."""
 
     new: Callable[[], Policy]
     meaning: str

@@ -37,7 +37,7 @@ class PendingRead:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def finish(self, failure: OSError | None) -> None:
-        """One segment more is over."""
+        """One segment more has been read, or has failed."""
         with self._lock:
             self.left -= 1
             self.failure = self.failure or failure

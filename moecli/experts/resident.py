@@ -34,12 +34,12 @@ class ResidentExperts:
         self._found: dict[tuple[int, int], Expert | Streamed] = {}
 
     def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
-        """See ExpertStore."""
+        """All of them, in one group."""
         self.statistics.hits += len(counts)
         yield [(expert, self._expert(layer, expert)) for expert in counts]
 
     def addresses(self, layer: int) -> Tensor | None:
-        """See ExpertStore."""
+        """Where packed gate, up and down of every expert of a layer lie, int64 [E, 3]; None if they are not packed."""
         found = [self._expert(layer, expert) for expert in range(self._experts[layer])]
         matrices = [matrix for expert in found if isinstance(expert, tuple) for matrix in expert]
         places = [matrix.data.data_ptr() for matrix in matrices if isinstance(matrix, Packed)]
@@ -53,7 +53,7 @@ class ResidentExperts:
 
 
 def checkpoint_experts(weights: Weights, budget: int) -> ResidentExperts:
-    """The checkpoint's own bytes, as they are stored."""
+    """The experts of a checkpoint that fits, as they are stored, in place in its mapped files."""
     checkpoint = weights.checkpoint
     checkpoint.populate(weights.expert_tensors())
 
@@ -65,7 +65,7 @@ def checkpoint_experts(weights: Weights, budget: int) -> ResidentExperts:
 
 
 def store_experts(store: PackedStore, budget: int) -> ResidentExperts:
-    """A packed store's records in place."""
+    """The experts of a packed store that fits, in place in its mapped files."""
     store.checkpoint.populate(store.experts(layer) for layer, _ in store.spec.mixtures)
     return ResidentExperts(
         store.spec,
@@ -80,7 +80,7 @@ def packed_experts(weights: Weights, dtype: str, budget: int, progress: Progress
     spec = weights.spec
     records = layer_records(spec, dtype)
     places = [(layer, expert) for layer, mixture in spec.mixtures for expert in range(mixture.router.experts)]
-    arena = Arena(len(places), max(record.stride for record in records.values()))
+    arena = Arena(len(places), max((record.stride for record in records.values()), default=0))
     slots = {place: index for index, place in enumerate(places)}
     for (layer, expert), index in slots.items():
         write_record(weights, records, layer, expert, arena.slot(index))

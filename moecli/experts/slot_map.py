@@ -10,7 +10,7 @@ from moecli.experts.policies import Policy, Slots
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One slot of an arena."""
+    """One slot of the device's arena or of the one in RAM."""
 
     on_device: bool
     index: int
@@ -41,7 +41,10 @@ class SlotMap:
         return len(self._places)
 
     def find(self, counts: Mapping[int, int], tokens: int) -> Lookup:
-        """See Slots.access. Who has to come is not there until it is `filled`."""
+        """Where the experts are that a pass of `tokens` tokens takes, `counts` times each; others leave for them.
+
+        An expert that has to come is not there until its slot is `filled`.
+        """
         found = Lookup()
         access = self._slots.access(counts, tokens)
         for expert, slot in (*access.hits, *access.misses):
@@ -58,7 +61,7 @@ class SlotMap:
         return found
 
     def filled(self, expert: int) -> None:
-        """Its bytes are in its slot."""
+        """The bytes of this expert are in its slot."""
         self._owners[self._slot[expert]] = expert
 
     def weaker(self, expert: int, asked: Collection[int]) -> int | None:
@@ -71,6 +74,7 @@ class SlotMap:
         return weakest if weakest is not None and value(weakest) < value(expert) else None
 
     def strongest(self, experts: Collection[int]) -> int:
+        """The most valuable of these experts."""
         return max(experts, key=lambda expert: (self._policy.value(expert), -expert))
 
     def exchange(self, incoming: int, leaving: int, spare: int) -> int:

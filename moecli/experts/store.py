@@ -45,7 +45,9 @@ class ExpertStore(Protocol):
     """Experts addressed by layer; where they live is the store's own affair."""
 
     @property
-    def statistics(self) -> Statistics: ...
+    def statistics(self) -> Statistics:
+        """What the store has done so far."""
+        ...
 
     @property
     def dtype(self) -> str:

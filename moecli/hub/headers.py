@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from moecli.checkpoint.safetensors import StoredTensor, header_tensors, weight_map
-from moecli.errors import CheckpointError, ConfigError, NetworkError
+from moecli.errors import CheckpointError, ConfigError, NetworkError, json_object
 from moecli.hub import client
 from moecli.hub.cache import INDEX
-from moecli.untrusted import json_object
 
 SINGLE = "model.safetensors"
 LARGEST_CONFIG = 16 * 1024**2

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from moecli.errors import ModelNotFound
+from moecli.errors import ModelNotFound, printable
 from moecli.hub import cache as hub_cache
 from moecli.library import stores
 from moecli.library.stores import LocalStore
 from moecli.model import catalog
 from moecli.store import manifest
 from moecli.store.packed import is_partial
-from moecli.untrusted import printable
 
 _LOG = logging.getLogger(__name__)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")

@@ -24,6 +24,7 @@ class Counts:
 
     @property
     def total(self) -> int:
+        """All parameters, the multi-token-prediction layers aside."""
         return sum(self.parts.values())
 
     @property
@@ -33,10 +34,12 @@ class Counts:
 
     @property
     def active_without_embeddings(self) -> int:
+        """What works on one token, without the input table and the output head."""
         return self.active - self._tables
 
     @property
     def total_without_embeddings(self) -> int:
+        """All parameters without the input table and the output head."""
         return self.total - self._tables
 
     @property

@@ -139,19 +139,22 @@ class GroupedQuery:
 
     @property
     def query_width(self) -> int:
+        """Numbers in the queries of one token, all heads together."""
         return self.heads * self.head_dim
 
     @property
     def kv_width(self) -> int:
+        """Numbers in the keys of one token, all key/value heads together."""
         return self.kv_heads * self.head_dim
 
     @property
     def value_width(self) -> int:
+        """Numbers in the values of one token, all key/value heads together."""
         return self.kv_heads * (self.head_dim if self.value_dim is None else self.value_dim)
 
     @property
     def cache_width(self) -> int:
-        """Numbers kept per token."""
+        """Numbers that the cache keeps per token: keys and values."""
         return self.kv_width + self.value_width
 
 
@@ -174,6 +177,7 @@ class MLA:
 
     @property
     def head_dim(self) -> int:
+        """Numbers in one query or key head: those that do not rotate and those that do."""
         return self.nope_dim + self.rope_dim
 
     @property

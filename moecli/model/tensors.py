@@ -22,6 +22,7 @@ class Tensor:
 
     @property
     def count(self) -> int:
+        """How many numbers it holds."""
         return math.prod(self.shape)
 
 

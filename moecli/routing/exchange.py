@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from moecli.errors import MoecliError
+from moecli.errors import MoecliError, json_object
 from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, Choices, LayerTrace, RoutingTrace, bare
-from moecli.untrusted import json_object
 
 _CSV_HINT = "one line per choice: layer,expert"
 

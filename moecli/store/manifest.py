@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from moecli import __version__
-from moecli.errors import CheckpointError
+from moecli.errors import CheckpointError, json_object
 from moecli.store.expert_record import Record
-from moecli.untrusted import json_object
 
 FILE = "manifest.json"
 SCHEMA = 1

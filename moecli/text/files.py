@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moecli.errors import MoecliError, TextError
-from moecli.untrusted import json_object
+from moecli.errors import MoecliError, TextError, json_object
 
 MOST_JSON = 64 * 2**20
 

@@ -24,7 +24,7 @@ from moecli.experts.offloaded import OffloadedExperts
 from moecli.library.resolve import Kind, ModelRef
 from moecli.routing.prompts import Prompt, bundled
 from moecli.routing.trace import RoutingTrace
-from tests.support.checkpoints import FAMILIES, make, prompt, write
+from tests.support.checkpoints import MIXTURES, make, prompt, write
 from tests.support.running import load, session
 from tests.support.stores import decoder as placed
 from tests.support.stores import packed
@@ -103,7 +103,7 @@ def theirs(model: PreTrainedModel, ids: Sequence[int]) -> list[tuple[torch.Tenso
     return [(*given, each) for given, each in zip(seen, logits, strict=True)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MIXTURES)
 def test_choices_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     model = make(family)
     decoder = load(write(model, tmp_path))
@@ -129,7 +129,7 @@ def test_choices_are_those_of_transformers(family: str, tmp_path: Path) -> None:
         assert layer.log_sum_squared == pytest.approx(float((logits.logsumexp(-1) ** 2).mean()), rel=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MIXTURES)
 def test_all_texts_layer_by_layer_choose_as_each_by_itself(family: str, tmp_path: Path) -> None:
     decoder = load(write(make(family), tmp_path))
     same(together(decoder, TEXTS, chunk=16), one_by_one(decoder, TEXTS))

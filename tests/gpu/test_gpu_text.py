@@ -12,7 +12,7 @@ from moecli.engine.decoder import Decoder
 from moecli.engine.load import open_model
 from moecli.text.tokenizer import Tokenizer
 from tests.engine import test_grok as grok
-from tests.support.checkpoints import FAMILIES, make, prompt, write
+from tests.support.checkpoints import MIXTURES, make, prompt, write
 from tests.support.gpu_places import decoders
 from tests.support.running import answer, greedy, load, score, session
 from tests.support.stores import packed
@@ -71,7 +71,7 @@ def test_tiny_says_nearly_the_same(dtype: str, stored: bool, card: torch.device,
         assert float(behind.max()) <= 0.5, place
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MIXTURES)
 def test_every_family_computes_the_same(family: str, card: torch.device, tmp_path: Path) -> None:
     store = packed(write(make(family), tmp_path / "model"), tmp_path / "store", "fp32")
     same_as_the_cpu(store.folder, card)

@@ -56,6 +56,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_moe": ("Qwen2Moe", _BASE | _QWEN | {"shared_expert_intermediate_size": 20}),
     "qwen3_moe": ("Qwen3Moe", _BASE | _QWEN | {"head_dim": 16}),
 }  # fmt: skip
+DENSE = ("llama", "mistral")
+MIXTURES = tuple(family for family in FAMILIES if family not in DENSE)
 LAYOUTS = ("published", "fused")
 
 
@@ -69,7 +71,7 @@ def make(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
 
 
 def configuration(family: str, **changes: Any) -> PretrainedConfig:
-    """That of `make`."""
+    """What config.json says of the model that `make` makes."""
     stem, base = FAMILIES[family]
     settings = copy.deepcopy(base)
     for key, value in changes.items():

@@ -10,12 +10,11 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from moecli.errors import ConfigError
+from moecli.errors import ConfigError, printable
 from moecli.model.families import facts
 from moecli.model.families._config import load_config
 from moecli.model.families._layout import ExpertNames, Family, Layout, NamedSlice
 from moecli.model.spec import ModelSpec
-from moecli.untrusted import printable
 
 __all__ = ["ExpertNames", "Family", "Layout", "NamedSlice", "families", "find", "load_config", "read_spec", "runnable"]
 

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moecli.errors import ConfigError
+from moecli.errors import ConfigError, json_object
 from moecli.model.spec import Activation
-from moecli.untrusted import json_object
 
 _LARGEST_FILE = 16 * 1024**2
 _LARGEST_COUNT = 2**31 - 1
@@ -64,6 +63,7 @@ class ConfigReader:
         self._used: set[str] = set()
 
     def fail(self, key: str, problem: str) -> ConfigError:
+        """The error, to be raised, that names family and key before the problem."""
         return ConfigError(f"{self.family}: config key '{self._prefix}{key}' {problem}")
 
     def raw(self, key: str, default: Any = REQUIRED) -> Any:
@@ -76,6 +76,7 @@ class ConfigReader:
         return default
 
     def count(self, key: str, default: Any = REQUIRED, least: int = 1) -> int:
+        """A whole number from `least` to 2**31 - 1; ConfigError for anything else."""
         value = self.raw(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.fail(key, f"must be a whole number, not {_show(value)}")
@@ -84,9 +85,11 @@ class ConfigReader:
         return value
 
     def optional_count(self, key: str, default: int | None = None, least: int = 1) -> int | None:
+        """A count, or None where the file says null, or says nothing and None is the default."""
         return None if self.raw(key, default) is None else self.count(key, default, least)
 
     def number(self, key: str, default: Any = REQUIRED, positive: bool = True) -> float:
+        """A finite number of a sane size, more than 0 where it must be `positive`; ConfigError for anything else."""
         value = self.raw(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(key, f"must be a number, not {_show(value)}")
@@ -99,25 +102,29 @@ class ConfigReader:
         return number
 
     def optional_number(self, key: str, default: float | None = None) -> float | None:
+        """A positive number, or None where the file says null, or says nothing and None is the default."""
         return None if self.raw(key, default) is None else self.number(key, default)
 
     def flag(self, key: str, default: Any = REQUIRED) -> bool:
+        """true or false; ConfigError for anything else, 0 and 1 too."""
         value = self.raw(key, default)
         if not isinstance(value, bool):
             raise self.fail(key, f"must be true or false, not {_show(value)}")
         return value
 
     def optional_flag(self, key: str, default: bool) -> bool:
-        """null counts as false."""
+        """true or false, where null counts as false."""
         return self.raw(key, default) is not None and self.flag(key, default)
 
     def text(self, key: str, default: Any = REQUIRED) -> str:
+        """A string; ConfigError for anything else."""
         value = self.raw(key, default)
         if not isinstance(value, str):
             raise self.fail(key, f"must be text, not {_show(value)}")
         return value
 
     def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of positive numbers, neither empty nor endless; ConfigError for anything else."""
         value = self.raw(key)
         if not isinstance(value, list) or not value or len(value) > 4096:
             raise self.fail(key, "must be a list of numbers")
@@ -145,6 +152,7 @@ class ConfigReader:
         return value[:length]
 
     def activation(self, key: str, default: Any = REQUIRED) -> Activation:
+        """An activation by its `hidden_act` name or an alias of it; ConfigError for an unknown one."""
         name = self.text(key, default)
         aliases = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
         try:

@@ -60,7 +60,10 @@ def grouped_query(
 
 
 def multi_head_latent(c: ConfigReader, context: int, *, heads: int, query_rank: int | None = 1536) -> MLA:
-    """DeepSeek's multi-head latent attention. The YaRN temperature, squared, goes into the scale at every length."""
+    """DeepSeek's multi-head latent attention; `heads` and `query_rank` are the family's defaults.
+
+    The YaRN temperature, squared, goes into the scale at every length.
+    """
     heads = c.count("num_attention_heads", heads)
     c.ignore("num_key_value_heads", "head_dim", "qk_head_dim")  # derived; the latent has no key/value heads
     c.expect("rope_interleave", True)
@@ -84,6 +87,7 @@ def multi_head_latent(c: ConfigReader, context: int, *, heads: int, query_rank: 
 
 
 def layer_count(c: ConfigReader, default: int, key: str = "num_hidden_layers") -> int:
+    """How many blocks the model has; ConfigError for more than any model has."""
     layers = c.count(key, default)
     if layers > _MOST_LAYERS:
         raise c.fail(key, f"is {layers}: no model is that deep")
@@ -93,14 +97,14 @@ def layer_count(c: ConfigReader, default: int, key: str = "num_hidden_layers") -
 def uniform_layers(
     c: ConfigReader, attention: Attention, ffn: FeedForward | Mixture, default: int, key: str = "num_hidden_layers"
 ) -> tuple[Layer, ...]:
-    """The same block over and over."""
+    """The layers of a model whose blocks are all alike: as many as `key` says, else `default`."""
     if isinstance(ffn, Mixture):
         check_router(c, ffn)
     return (Layer(attention, ffn),) * layer_count(c, default, key)
 
 
 def check_router(c: ConfigReader, mixture: Mixture) -> None:
-    """Refuse counts that no router can satisfy."""
+    """ConfigError for counts that no router can satisfy: more experts chosen than there are, uneven groups."""
     router = mixture.router
     if router.top_k > router.experts:
         raise c.fail("num_experts_per_tok", f"is {router.top_k}, more than the {router.experts} experts")

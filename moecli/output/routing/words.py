@@ -7,8 +7,8 @@ import unicodedata
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
 
+from moecli.errors import escaped
 from moecli.output.routing import shades
-from moecli.untrusted import escaped
 
 
 def visible(to: Console, text: str, width: int | None = None) -> str:
