@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ _STEMS = ({re.match("[a-z]+", name)[0] for name in families()} | {"qwen", "glm",
 FAMILY_NAMES = re.compile(f"({'|'.join(sorted(_STEMS))})(?!3$)", re.IGNORECASE)  # llama3 is a way to stretch a rope
 
 
+@cache
 def parse(name: str) -> ast.Module:
     return ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
 

@@ -16,6 +16,8 @@ from moecli.library.resolve import Kind, ModelRef
 from moecli.planning.speed import Throughput
 from tests.support.stores import packed
 
+pytestmark = pytest.mark.slow
+
 TINY = Path(moecli.__file__).parent / "tiny"
 
 

@@ -20,6 +20,8 @@ from moecli.model.spec import GroupedQuery, Rope
 from tests.support.checkpoints import make, prompt, write
 from tests.support.running import answer, greedy, load, score, session
 
+pytestmark = pytest.mark.slow
+
 TEXT = prompt(60)
 MODELS = {
     "window": ("mixtral", {"sliding_window": 9}),
@@ -53,7 +55,6 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return float((found - expected).abs().max() / expected.abs().max()) <= 1e-5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_chunks_of_any_size_give_the_same_logits(
     name: str, decoders: dict[str, Decoder], whole: dict[str, torch.Tensor]
@@ -118,7 +119,6 @@ def test_later_turns_reuse_what_they_share(name: str, decoders: dict[str, Decode
         text = text + reply + TEXT[turn : turn + 5]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 1, 30, 57, 58, 59, 60])
 @pytest.mark.parametrize("name", MODELS)
 def test_going_back_in_the_text(name: str, keep: int, decoders: dict[str, Decoder]) -> None:

@@ -18,6 +18,8 @@ from tests.support.checkpoints import make, prompt, write
 from tests.support.running import greedy, load, score
 from tests.support.stores import decoder, packed
 
+pytestmark = pytest.mark.slow
+
 TINY = Path(moecli.__file__).parent / "tiny"
 HELD_OUT = Path(__file__).parents[2] / "training" / "heldout" / "english.txt"
 
@@ -35,7 +37,6 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     choice.chosen.cache_clear()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")
 @pytest.mark.parametrize("dtype", ["q4", "q8"])
 def test_native_and_torch_say_the_same(dtype: str, use: Callable[[str], None]) -> None:

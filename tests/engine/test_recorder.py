@@ -32,6 +32,8 @@ from tests.support.stores import packed
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+pytestmark = pytest.mark.slow
+
 TINY = Path(moecli.__file__).parent / "tiny"
 TEXTS = [
     Text(0, "a", prompt(40, 1)),

@@ -28,6 +28,8 @@ from tests.support.checkpoints import make, prompt, write
 from tests.support.running import greedy, load, score
 from tests.support.stores import Stores, decoder, experts_in, packed, split_plan
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = ("mixtral", "deepseek_v2", "dbrx")
 IDS = prompt(40)
 QUICK, SLOW = Pace(1e15, 0.0), Pace(1.0, 1.0)
@@ -58,7 +60,6 @@ def places(count: int) -> list[tuple[int, int]]:
     return [(0, 0), (0, count), (count, 0), (some, 0), (some, count - some), (some, some)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rates", [COPY, STAY, BOTH])
 @pytest.mark.parametrize(("family", "dtype"), [*product(FAMILIES, ["q4"]), ("mixtral", "bf16"), ("mixtral", "nf4")])
 def test_every_split_gives_the_same_bits(family: str, dtype: str, rates: Rates, stores: Stores) -> None:
@@ -135,7 +136,6 @@ def test_nothing_is_computed_with_bytes_on_their_way(rates: Rates, stores: Store
         assert torch.equal(score(found, IDS, chunk), score(decoder(store, None), IDS, chunk))
 
 
-@pytest.mark.slow
 def test_large_experts_pass_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(make("mixtral", hidden_size=128, intermediate_size=448), tmp_path / "model")
     store = packed(folder, tmp_path / "store")

@@ -77,6 +77,7 @@ def test_a_product_is_the_product_with_the_matrix(
     assert relative_error(found, wanted) < (1e-5 if dtype is torch.float32 else 5e-3)
 
 
+@pytest.mark.slow
 @quantised
 def test_the_bytes_depend_on_the_weights_alone(name: str, monkeypatch: pytest.MonkeyPatch, two_threads: None) -> None:
     weights = heavy(96, 700)

@@ -20,6 +20,8 @@ from tests.store.test_interrupted import kill_at
 from tests.support.processes import in_child
 from tests.support.stores import packed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def made(checkpoint: Path, store: PackedStore) -> dict[str, Path]:

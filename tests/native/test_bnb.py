@@ -14,6 +14,8 @@ from moecli.kernels import bnb, choice
 from tests.support.checkpoints import make, prompt, write
 from tests.support.running import load, score
 
+pytestmark = pytest.mark.slow
+
 SHAPES = [(64, 128), (40, 192), (33, 65), (17, 96), (30, 62)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

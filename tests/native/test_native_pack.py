@@ -61,6 +61,7 @@ KINDS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", samples.FORMATS)
 @given(kind=st.sampled_from(KINDS), rows=st.integers(0, 40), columns=st.integers(0, 300), seed=st.integers(0, 99))
 def test_the_bytes_are_the_same(dtype: str, kind: str, rows: int, columns: int, seed: int) -> None:

@@ -23,6 +23,8 @@ from moecli.routing.trace_file import load, save
 from tests.support import reports as samples
 from tests.support.screens import WHOLE
 
+pytestmark = pytest.mark.slow
+
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -75,7 +77,6 @@ def test_markdown_has_whole_tables_and_no_markup_from_tokens() -> None:
     assert "\\<b\\>" in outside and not re.search(r"(?<!\\)<(?!\d)", outside)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("by_domain", [False, True])
 @pytest.mark.parametrize("experts", [8, 64, 256])
 def test_svg_has_a_mark_for_each_expert_and_a_dot_for_the_dead(experts: int, by_domain: bool) -> None:

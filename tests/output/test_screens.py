@@ -18,6 +18,8 @@ from moecli.routing.trace import RoutingTrace
 from tests.support import reports as samples
 from tests.support.screens import FOLDER, GOLDEN, TERMINALS, Screen, shown
 
+pytestmark = pytest.mark.slow
+
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 SHAPES = ((8, 2, 6), (8, 2, 64), (64, 8, 6), (64, 8, 64), (256, 8, 6))
 VIEWS = (View(sort=True), View(by_domain=True), View(layers=(1, 4)))
@@ -55,7 +57,6 @@ def test_fits_and_is_plain_in_a_pipe(shape: tuple[int, int, int], view: View, co
     assert not [c for c in text if unicodedata.category(c)[0] == "C" and c != "\n"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("terminal", TERMINALS)
 @pytest.mark.parametrize("make", [samples.sample, samples.compared, samples.mixtral])
 def test_every_terminal_reads_the_same(make: object, terminal: str) -> None:
@@ -100,7 +101,6 @@ def test_sorted_rows_fall() -> None:
         assert len(ranks) == 64 and ranks == sorted(ranks, reverse=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("columns", [40, 80])
 def test_names_of_strangers_do_no_harm(columns: int) -> None:
     domains = ("\x1b]0;owned\x07\x1b[2J", "é" * 40, "a\nb\u202e", "x" * 300)
@@ -127,7 +127,6 @@ def test_figures_are_those_of_the_report() -> None:
     assert verdict is not None and f"keep {verdict.recommended_slots} of 8 (--ram 15GiB)" in text
 
 
-@pytest.mark.slow
 def test_specialisation_is_claimed_only_beyond_noise() -> None:
     def sentence(trace: RoutingTrace) -> str:
         return " ".join(shown(analyse(trace), View(), 120).split())

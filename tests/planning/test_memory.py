@@ -22,6 +22,7 @@ from tests.support.specs import spec_of
 TINY = Path(moecli.__file__).parent / "tiny"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [entry.alias for entry in catalog.known()])
 def test_sixteen_bit_weights_are_two_bytes_a_parameter(name):
     spec = spec_of(name)

@@ -85,6 +85,7 @@ def test_the_fast_simulation_spreads_like_the_exact_one(experts: int, active: in
     assert fast.var(1).mean() == pytest.approx(exact.var(1).mean(), rel=0.1, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_uniform_router_is_within_its_noise_and_a_skewed_one_is_not() -> None:
     chance = noise(16, 2, 500)
     within = [

@@ -23,6 +23,7 @@ tokens = st.integers(1, 3).flatmap(
 )
 
 
+@pytest.mark.slow
 @given(rows=tokens, capacity=st.integers(0, 6))
 def test_nothing_beats_belady(rows: list[list[int]], capacity: int) -> None:
     passes = token_passes(np.array(rows))
@@ -51,6 +52,7 @@ def most_hits(rows: Sequence[Sequence[int]], capacity: int) -> int:
     return best(0, frozenset())
 
 
+@pytest.mark.slow
 @given(rows=tokens.map(lambda rows: rows[:9]), capacity=st.integers(1, 4))
 def test_belady_is_the_optimum(rows: list[list[int]], capacity: int) -> None:
     passes = token_passes(np.array(rows))

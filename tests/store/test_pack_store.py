@@ -47,6 +47,7 @@ def stacked(weights: Weights, tensor) -> torch.Tensor:
     return torch.cat(parts).view(tensor.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["q4", "nf4", "bf16"])
 def test_a_store_is_its_checkpoint_packed(source, dtype, tmp_path):
     store, weights = packed(source, tmp_path / "store", dtype), open_source(source)
@@ -102,6 +103,7 @@ def test_these_formats_may_be_packed_rows_by_rows(dtype):
     assert parts.numel() == formats.bytes_for(dtype, (128, 300))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["q4", "q8", "bf16", "int8", "nf4"])
 def test_strips_do_not_show(dtype, checkpoint, tmp_path, monkeypatch):
     whole = contents(packed(checkpoint, tmp_path / "whole", dtype).folder)

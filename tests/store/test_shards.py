@@ -24,6 +24,8 @@ from moecli.store.write import partial_folder
 from tests.support.processes import in_child
 from tests.support.stores import contents, deal, packed
 
+pytestmark = pytest.mark.slow
+
 ORIGIN = Origin("five-layers", "someone/five-layers", "c0ffee", None, "")
 
 
@@ -103,7 +105,6 @@ def test_little_is_put_aside(checkpoint, tmp_path):
     assert 0 < max(left) < stacked + 7 * 8192 and left[-1] == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_at_any_moment_it_ends_in_the_same_store(seed, checkpoint, store, tmp_path):
     strewn, target = deal(checkpoint, tmp_path / "strewn", 7, seed), tmp_path / "store"

@@ -80,6 +80,7 @@ def oracle() -> PreTrainedTokenizerFast:
     return transformers().PreTrainedTokenizerFast(tokenizer_object=byte_level(), **VARIABLES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("system", [True, False])
 @pytest.mark.parametrize("prompt", [True, False])
@@ -254,6 +255,7 @@ def test_any_text_survives_the_way_to_the_worker() -> None:
     assert ChatTemplate("{{ messages[0].content }}", {}).render([Message("user", text)]) == text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_no_worker_is_left_behind() -> None:
     def children() -> set[str]:
