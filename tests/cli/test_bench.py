@@ -92,7 +92,7 @@ def test_a_store_within_a_budget_reads_from_disk(moecli, tmp_path):
     [
         (("mixtrl",), 1, "mixtral"),
         (("tiny", "--repeat", "0"), 2, "--repeat 0"),
-        (("tiny", "--policy", "luck"), 2, "--policy luck"),
+        (("tiny", "--policy", "luck"), 2, "unknown --policy 'luck'"),
         (("tiny", "--prompt-tokens", "99999"), 2, "99999"),
         (("tiny", "--ram", "9MiB"), 1, "budget is 9 MiB"),
     ],
