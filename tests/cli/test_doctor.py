@@ -118,8 +118,9 @@ def test_installed_without_a_compiler_it_says_so_in_one_line(environment, tmp_pa
     pytest.importorskip("pip")
     source, site = tmp_path / "source", tmp_path / "site"
     shutil.copytree(PACKAGE, source / "moecli", ignore=shutil.ignore_patterns(KERNEL, "__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(PACKAGE.parent / name, source)
+    (source / "docs").mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "docs/moecli.1"):
+        shutil.copy(PACKAGE.parent / name, source / name)
     bare = {"PATH": str(tmp_path / "nothing")}
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--no-compile", "--quiet", "--target", str(site)]
     install = [sys.executable, "-m", "pip", "install", *options, str(source)]
