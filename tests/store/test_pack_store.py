@@ -147,7 +147,7 @@ def test_something_else_is_never_overwritten(checkpoint, store, tmp_path):
     assert "moecli rm" in refused.value.hint
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("dear diary")
-    with pytest.raises(DiskError, match="no packed model"):
+    with pytest.raises(DiskError, match="not a packed model"):
         packed(checkpoint, tmp_path / "mine")
     assert contents(tmp_path / "mine") == {"diary.txt": b"dear diary"}
 
