@@ -91,7 +91,7 @@ def get(repo: str, revision: str | None, name: str, range_: str | None = None) -
 
 
 def address(url: str) -> str:
-    """What a log may show of an address: neither the user and password before its host nor the query after its path."""
+    """What may be shown of an address: neither the user and password before its host nor the query after its path."""
     parts = urlsplit(url)
     return SplitResult(parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "").geturl()
 
@@ -122,7 +122,7 @@ def unreachable(error: Exception) -> HubBusy:
     from huggingface_hub import constants
 
     return HubBusy(
-        f"the Hub at {constants.ENDPOINT} cannot be reached: {str(error) or type(error).__name__}",
+        f"the Hub at {address(constants.ENDPOINT)} cannot be reached: {str(error) or type(error).__name__}",
         "check the network, or name a folder or a model that is on this machine",
     )
 
@@ -134,7 +134,7 @@ def refusal(repo: str, revision: str | None, name: str, status: int, headers: Ma
     code = headers.get("x-error-code", "")
     if code == "GatedRepo" or status == 403:
         account = "with the account of your token" if get_token() else "then set HF_TOKEN to a token of that account"
-        hint = f"accept them at {constants.ENDPOINT}/{repo}, {account}"
+        hint = f"accept them at {address(constants.ENDPOINT)}/{repo}, {account}"
         return NetworkError(f"{repo} is gated: the Hub wants its terms accepted (HTTP {status})", hint)
     if code == "RevisionNotFound":
         return NetworkError(f"{repo} has no revision '{revision}'", "name a branch, tag or commit of it")
