@@ -24,6 +24,7 @@ ITEM_SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "U64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
 }  # fmt: skip
+INDEX = "model.safetensors.index.json"
 _LARGEST_HEADER = 100_000_000  # the format's own limit
 _LARGEST_INDEX = 256 * 1024**2
 _POPULATE_READ = 22  # Linux's MADV_POPULATE_READ, which the mmap module does not name
@@ -120,7 +121,7 @@ class Checkpoint:
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
         """Read the headers of `folder`: one file, shards with an index, or shards without one."""
-        index = folder / "model.safetensors.index.json"
+        index = folder / INDEX
         paths = _indexed(folder, index) if index.is_file() else _unindexed(folder)
         if not paths:
             raise _no_weights(folder)

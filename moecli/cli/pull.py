@@ -134,7 +134,7 @@ def _fetch(proposal: Proposal, yes: bool, quiet: bool) -> Path:
 
 
 def _pack(pull: PackedPull, threads: int | None, yes: bool, json: bool, quiet: bool) -> None:
-    """The same for a packed store."""
+    """Ask if there is a doubt, then fetch and pack shard by shard, and print the store's folder."""
     from moecli.library import pull_packed
     from moecli.output import pack as account
     from moecli.output import pull as view

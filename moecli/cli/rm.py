@@ -22,7 +22,7 @@ def rm(
     from moecli.output.json.rm import document
     from moecli.units import format_bytes
 
-    target = removal(resolve(model, original=True))
+    target = removal(resolve(model, own_name=True))
     size = format_bytes(target.bytes)
     shared = f" ({format_bytes(target.kept_bytes)} that other revisions share stay)" if target.kept_bytes else ""
     what = (

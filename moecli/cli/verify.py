@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from moecli.cli import options
+from moecli.errors import UsageError
 from moecli.output import terminal
 
 EXAMPLES = """Examples:
@@ -34,7 +35,9 @@ def verify(
     from moecli.output import verify as view
     from moecli.output.json.verify import document
 
-    subject = verification.subject(resolve(model, original=True))
+    subject = verification.subject(resolve(model, own_name=True))
+    if against is not None and not subject.packed:
+        raise UsageError(f"'{subject.name}' is not a packed model", "--against compares a store with its checkpoint")
     with view.bar(subject, quiet or json) as advance:
         results = list(verification.check(subject, advance))
         if against is not None:

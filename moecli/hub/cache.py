@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moecli import settings
-from moecli.checkpoint.safetensors import PICKLES, weight_map
+from moecli.checkpoint.safetensors import INDEX, PICKLES, weight_map
 from moecli.errors import CheckpointError, ModelNotFound
 from moecli.model import catalog
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-INDEX = "model.safetensors.index.json"
 UNFINISHED = ".incomplete"  # the suffix of a blob that is still being fetched
 BLOB_NAME = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint.safetensors import StoredTensor, header_tensors, weight_map
+from moecli.checkpoint.safetensors import INDEX, StoredTensor, header_tensors, weight_map
 from moecli.errors import CheckpointError, ConfigError, NetworkError, json_object
 from moecli.hub import client
-from moecli.hub.cache import INDEX
 
 SINGLE = "model.safetensors"
 LARGEST_CONFIG = 16 * 1024**2

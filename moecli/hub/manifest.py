@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from moecli import settings
-from moecli.checkpoint.safetensors import PICKLES
+from moecli.checkpoint.safetensors import INDEX, PICKLES
 from moecli.errors import CheckpointError, NetworkError
 from moecli.hub import client
-from moecli.hub.cache import BLOB_NAME, INDEX, repository, status
+from moecli.hub.cache import BLOB_NAME, repository, status
 from moecli.hub.headers import LARGEST_CONFIG, LARGEST_INDEX, SINGLE, Repository, json_on_hub, shards
 from moecli.hub.retry import RetryPolicy, Tell, retry
 

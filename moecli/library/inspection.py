@@ -69,7 +69,7 @@ def inspect(ref: ModelRef, ask_hub: bool = False) -> Report:
             f"'{ref.repo}' is not on this machine, and the network is not to be used",
             "leave out --offline (and unset HF_HUB_OFFLINE), or name a folder or an alias",
         )
-    raise AssertionError(f"there is nothing in {ref.weights}")
+    raise ref.missing()
 
 
 def dense_reference(reports: list[Report]) -> Report:

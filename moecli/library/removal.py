@@ -41,7 +41,7 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class StoreRemoval:
-    """The same for a packed store, finished or not."""
+    """A packed model, finished or not, that would be deleted."""
 
     store: LocalStore
 
@@ -66,7 +66,7 @@ class StoreRemoval:
         return 0
 
     def carry_out(self) -> None:
-        """Delete."""
+        """Delete it. DiskError if it holds what moecli did not put there, or cannot be deleted."""
         stores.remove(self.store.path)
 
 
@@ -78,7 +78,8 @@ def removal(ref: ModelRef) -> Removal | StoreRemoval:
     if ref.store is not None:
         return StoreRemoval(ref.store)
     if ref.repo is None:
-        where = f"it lies in {ref.folder}" if ref.folder else f"moecli inspect {ref.name}"
+        lies = ref.folder or ref.file
+        where = f"it lies in {lies}" if lies else f"moecli inspect {ref.name}"
         raise ModelNotFound(f"'{ref.name}' was not pulled, so rm leaves it alone", where)
     one = "@" in ref.typed
     root = hub_cache.repository(ref.repo)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -69,40 +70,44 @@ class ModelRef:
 
     @property
     def weights(self) -> Path:
-        """The folder to run; ModelNotFound that says what is missing and what to type where there is none."""
+        """The folder to run; ModelNotFound where there is none."""
         if self.folder is None:
-            raise _missing(self)
+            raise self.missing()
         return self.folder
 
+    def missing(self) -> ModelNotFound:
+        """Why there is nothing to run, and what to type."""
+        return _no_weights(self) if self.repo is None else _not_here(self, self.repo)
 
-def resolve(model: str, *, dtype: str = "auto", original: bool = False) -> ModelRef:
+
+def resolve(model: str, *, dtype: str = "auto", original: bool = False, own_name: bool = False) -> ModelRef:
     """What MODEL names: a path, else the built-in model, an alias, a Hub id, a packed model by its own name.
 
     A bare name prefers its packed model: the one in `dtype`, else any; a format that none has is taken from the
-    checkpoint, where that is here. `original` is the checkpoint itself; a packed model, finished or not, only where it
-    is named itself. ModelNotFound for what names nothing.
+    checkpoint, where that is here. `original` is the checkpoint, whatever was packed from it. With `own_name` a packed
+    model, finished or not, comes first where it is named itself, and only then. ModelNotFound for what names nothing.
     """
-    ref = _find(model, dtype, original)
+    ref = _find(model, dtype, original, own_name)
     _LOG.info("%s is %s (%s): folder %s, repository %s", model, ref.name, ref.kind.value, ref.folder, ref.repo)
     return ref
 
 
-def _find(model: str, dtype: str, original: bool) -> ModelRef:
-    if not model.strip() or "\0" in model:
-        raise ModelNotFound(f"'{_shown(model)}' cannot be the name of a model", _NAME_MODEL)
-    if _names_path(model) or (original and is_partial(_path(model))):
-        return _from_path(model, original)
-    packed = [] if "@" in model else stores.local_stores()
-    if original and (own := _own(packed, model)) is not None:
-        return ModelRef(model, own.name, Kind.STORE, own.path, store=own)
-    ref = _by_name(model)
-    found = None if original else _packed_from(packed, (ref.name, ref.repo) if ref else (model,), dtype)
-    if ref is None and found is None:
-        raise _unknown(model)
-    if ref is None or (found is not None and (dtype in ("auto", found.dtype) or ref.folder is None)):
-        assert found is not None
-        return ModelRef(model, found.name, Kind.STORE, found.path, entry=ref.entry if ref else None, store=found)
-    return ref
+def _find(model: str, dtype: str, original: bool, own_name: bool) -> ModelRef:
+    if own_name and model.strip() and (own := _named(model)) is not None:
+        return _packed(model, own)
+    try:
+        ref = _itself(model)
+    except ModelNotFound:
+        found = None if original or own_name else _packed_from((model,), dtype)
+        if found is None:
+            raise
+        return _packed(model, found)
+    if original or own_name or "@" in model or _names_path(model):
+        return ref
+    found = _packed_from((ref.name, ref.repo), dtype)
+    if found is None or (dtype not in ("auto", found.dtype) and ref.folder is not None):
+        return ref
+    return _packed(model, found, ref.entry)
 
 
 def built_in() -> ModelRef:
@@ -119,6 +124,13 @@ def known(alias: str) -> ModelRef:
     return ModelRef(alias, entry.alias if entry else alias, Kind.CATALOG, entry=entry)
 
 
+def _itself(model: str) -> ModelRef:
+    """A path, else the built-in model, an alias or a Hub id; nothing that was packed from it."""
+    if not model.strip() or "\0" in model:
+        raise ModelNotFound(f"'{printable(model, 80)}' cannot be the name of a model", _NAME_MODEL)
+    return _from_path(model) if _names_path(model) else _by_name(model)
+
+
 def _path(model: str) -> Path:
     try:
         return Path(model).expanduser()
@@ -133,10 +145,12 @@ def _names_path(model: str) -> bool:
     return bool(spelled) or _is_model(path) or (path.suffix in (".json", *_WEIGHT_FILES) and hub_cache.is_file(path))
 
 
-def _from_path(model: str, original: bool) -> ModelRef:
-    path, shown = _path(model), _shown(str(_path(model)))
-    if hub_cache.is_file(path / manifest.FILE) or (original and is_partial(path) and hub_cache.is_folder(path)):
-        return ModelRef(model, _folder_name(path), Kind.STORE, path, store=stores.describe(path))
+def _from_path(model: str) -> ModelRef:
+    path, shown = _path(model), printable(str(_path(model)), 80)
+    if hub_cache.is_file(path / manifest.FILE):
+        with suppress(OSError):  # a folder that may be entered and not listed can be run
+            return ModelRef(model, _folder_name(path), Kind.STORE, path, store=stores.describe(path))
+        return ModelRef(model, _folder_name(path), Kind.STORE, path)
     if hub_cache.is_file(path / "config.json"):
         return ModelRef(model, _folder_name(path), Kind.FOLDER, path)
     if hub_cache.is_folder(path):
@@ -151,17 +165,17 @@ def _from_path(model: str, original: bool) -> ModelRef:
     return ModelRef(model, name, Kind.CONFIG, file=path)
 
 
-def _by_name(model: str) -> ModelRef | None:
-    """The built-in model, an alias or a Hub id; None for any other word."""
+def _by_name(model: str) -> ModelRef:
+    """The built-in model, an alias or a Hub id."""
     if model.casefold() == catalog.BUILT_IN:
         return replace(built_in(), typed=model)
     name, at, revision = model.partition("@")
     entry = catalog.find(name)
     repo = entry.repo if entry else name if hub_cache.is_repo(name) else None
     if entry is None and repo is None:
-        return None
+        raise _unknown(model)
     if at and not hub_cache.is_revision(revision):
-        raise ModelNotFound(f"'{_shown(revision)}' is not a revision", "write org/name@branch, @tag or @commit")
+        raise ModelNotFound(f"'{printable(revision, 80)}' is not a revision", "write org/name@branch, @tag or @commit")
     asked = revision or (entry.revision if entry else None)
     snapshots = hub_cache.snapshots(repo, asked) if repo else []
     folder = next((each for each in snapshots if hub_cache.lack(each) is None), None)
@@ -178,32 +192,35 @@ def _by_name(model: str) -> ModelRef | None:
     )
 
 
-def _own(packed: list[LocalStore], model: str) -> LocalStore | None:
-    """The packed model, finished or not, whose own name this is."""
-    return next((store for store in packed if store.name.casefold() == model.casefold()), None)
+def _packed(model: str, store: LocalStore, entry: catalog.Entry | None = None) -> ModelRef:
+    return ModelRef(model, store.name, Kind.STORE, store.path, entry=entry, store=store)
 
 
-def _packed_from(packed: list[LocalStore], names: tuple[str | None, ...], dtype: str) -> LocalStore | None:
+def _named(model: str) -> LocalStore | None:
+    """The packed model, finished or not, whose own name or path this is."""
+    for store in stores.local_stores():
+        if store.name.casefold() == model.casefold():
+            return store
+    folder = _path(model)
+    here = hub_cache.is_file(folder / manifest.FILE) or (is_partial(folder) and hub_cache.is_folder(folder))
+    return stores.described(folder) if here else None
+
+
+def _packed_from(names: tuple[str | None, ...], dtype: str) -> LocalStore | None:
     """A finished one of that name, or packed from a model of that name: in `dtype` if there is one, else any."""
-    for name in filter(None, names):
-        word = name.casefold()
-        found = [
-            store
-            for store in packed
-            if store.complete and word in (store.name.casefold(), store.model.casefold(), store.source.casefold())
-        ]
+    complete = [store for store in stores.local_stores() if store.complete]
+    for word in (name.casefold() for name in names if name):
+        found = [each for each in complete if word in map(str.casefold, (each.name, each.model, each.source))]
         if found:
             return next((store for store in found if store.dtype == dtype), found[0])
     return None
 
 
-def _missing(ref: ModelRef) -> ModelNotFound:
-    """Why there is nothing to run, and what to type."""
-    if ref.repo is None:
-        return _no_weights(ref)
-    label = f"model '{ref.name}'" + (f" ({ref.repo})" if ref.name != ref.repo else "")
+def _not_here(ref: ModelRef, repo: str) -> ModelNotFound:
+    """Of a repository of the Hub."""
+    label = f"model '{ref.name}'" + (f" ({repo})" if ref.name != repo else "")
     pull = f"moecli pull {ref.name}" + (f"@{ref.revision}" if ref.revision else "")
-    partial = next(iter(hub_cache.snapshots(ref.repo, ref.revision)), None)
+    partial = next(iter(hub_cache.snapshots(repo, ref.revision)), None)
     if partial is not None and hub_cache.holds_pickles(partial):
         hint = "look for a release in safetensors format"
         return ModelNotFound(f"{label} is here only as pickle files, which are never loaded", hint)
@@ -211,7 +228,7 @@ def _missing(ref: ModelRef) -> ModelNotFound:
         return ModelNotFound(f"{label} is only partly on this machine: {hub_cache.lack(partial)}", pull)
     if ref.revision is not None:
         return ModelNotFound(f"{label} is not on this machine at revision {ref.revision}", pull)
-    blobs = hub_cache.children(hub_cache.repository(ref.repo) / "blobs")
+    blobs = hub_cache.children(hub_cache.repository(repo) / "blobs")
     if any(blob.suffix == hub_cache.UNFINISHED for blob in blobs):
         return ModelNotFound(f"{label} is only partly on this machine: its download was not finished", pull)
     return ModelNotFound(f"{label} is not on this machine", pull)

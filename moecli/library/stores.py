@@ -1,4 +1,4 @@
-"""The packed stores on this machine: list them, find one by a model's name, remove one."""
+"""The packed models on this machine: list them, describe one, remove one."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def local_stores() -> list[LocalStore]:
         folders = sorted(settings.stores().iterdir())
     except OSError:
         return []
-    return [store for folder in folders if (store := _listed(folder)) is not None]
+    return [store for folder in folders if (store := described(folder)) is not None]
 
 
-def _listed(folder: Path) -> LocalStore | None:
-    """DiskError where this user may not look."""
+def described(folder: Path) -> LocalStore | None:
+    """What a folder holds of a store; None if it is none. DiskError where this user may not look."""
     try:
         return describe(folder)
     except OSError as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from moecli.errors import ModelNotFound, UsageError
+from moecli.errors import ModelNotFound
 from moecli.hub import cache as hub_cache
 from moecli.library.resolve import ModelRef
 from moecli.store import verify
@@ -69,9 +69,7 @@ def check(subject: Subject, advance: Advance) -> Iterator[Checked]:
 
 
 def compare(subject: Subject, original: ModelRef, advance: Advance) -> Iterator[Checked]:
-    """Pack the checkpoint `original` again, and yield what differs in the packed model."""
-    if not subject.packed:
-        raise UsageError(f"'{subject.name}' is not a packed model", "--against compares a store with its checkpoint")
+    """Pack the checkpoint `original` again, and yield what differs in `subject`, a packed model."""
     weights = open_source(original.weights)
     problems = verify.compare(PackedStore.open(subject.path), weights, _steps(original.typed, advance))
     yield from (Checked(problem.file, subject.path / problem.file, 0, problem.what) for problem in problems)

@@ -44,7 +44,7 @@ class Journal:
 
     def seal(self, file: str, checksums: FileChecksums) -> None:
         """A file that is complete and synced."""
-        self._record({"sealed": file, "checksums": asdict(checksums)})
+        self._record({"sealed": file, "sums": asdict(checksums)})
 
     def _record(self, event: Mapping[str, Any]) -> None:
         self._append(event)
@@ -54,7 +54,7 @@ class Journal:
         self.done.update(event.get("done", ()))
         self.kept.update(event.get("kept", ()))
         if "sealed" in event:
-            checksums = event["checksums"]
+            checksums = event["sums"]
             self.sealed[event["sealed"]] = FileChecksums(
                 checksums["bytes"], checksums["sha256"], tuple(checksums["parts"])
             )

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import moecli as package
+from moecli.model import catalog
+from tests.support import headers
+
+TINY = Path(package.__file__).parent / "tiny"
 
 _COUNTING = """
 import os, sys
@@ -69,3 +76,34 @@ def test_packed_models_too(counted, moecli, tmp_path: Path):
     assert counted("verify", "tiny-q4", "--against", "tiny")[0] == 2
     assert counted("rm", "tiny-q4", "--yes") == (1, 1)
     assert not folder.exists()
+
+
+def test_a_pull_and_a_trace(counted, moecli, hub, tmp_path: Path):
+    hub.add("somebody/some-mixtral", catalog.find("mixtral").config(), headers.plain(headers.mixtral()))
+    assert counted("pull", "somebody/some-mixtral", "--dry-run") == (1, 0)
+    trace = tmp_path / "a.trace"
+    assert counted("inspect", "tiny", "--routing", "--prompt", "a b", "--save-trace", str(trace), "--json") == (1, 1)
+    assert counted("inspect", "tiny", "--routing", "--from", str(trace), "--json") == (1, 1)
+
+
+def test_a_packed_model_goes_by_its_own_name_before_all_else(moecli, environment, tmp_path: Path):
+    """For those who delete and verify: finished or not, with any sign in its name, whatever lies in the folder."""
+    models, desk = tmp_path / "moecli" / "models", tmp_path / "desk"
+    shutil.copytree(TINY, desk / "my@model")
+    assert moecli("pack", str(desk / "my@model"), "--dtype", "q4", "--quiet").returncode == 0
+    shutil.copytree(models / "my@model-q4", models / "half-q4.partial")
+    shutil.copytree(models / "my@model-q4", desk / "my@model-q4")
+    command = [sys.executable, "-m", "moecli"]
+
+    def at_the_desk(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *arguments], cwd=desk, env=environment, capture_output=True, text=True)
+
+    assert at_the_desk("verify", "my@model-q4", "--quiet").returncode == 0
+    assert "is not finished" in at_the_desk("verify", "half-q4.partial").stderr
+    assert "no model is called" in at_the_desk("pack", "nosuch.partial").stderr
+    assert at_the_desk("rm", "half-q4.partial", "--yes").returncode == 0
+    shutil.rmtree(desk / "my@model")
+    gone = at_the_desk("run", str(desk / "my@model"), "x", "-n", "1", "--quiet")
+    assert gone.returncode == 0, gone.stderr
+    assert at_the_desk("rm", "my@model-q4", "--yes").returncode == 0
+    assert not list(models.iterdir()) and (desk / "my@model-q4").is_dir()

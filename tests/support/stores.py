@@ -14,8 +14,8 @@ from torch import Tensor
 
 import moecli
 from benchmarks import checkpoint as random_checkpoint
+from moecli.checkpoint.safetensors import INDEX
 from moecli.experts.policies import DEFAULT
-from moecli.hub.cache import INDEX
 from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import dense_tensors
