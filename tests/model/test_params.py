@@ -165,5 +165,5 @@ def test_published_totals_of_the_reference_are_explained(alias: str) -> None:
 
 
 def test_counting_loads_no_torch() -> None:
-    code = "import sys, moecli.params, moecli.model.families as f; f.families(); sys.exit('torch' in sys.modules)"
+    code = "import sys, moecli.model.params, moecli.model.families as f; f.families(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
