@@ -331,6 +331,7 @@ MISFITS: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISFITS)
 def test_weights_that_are_not_this_model(name: str, models: dict[str, Path], tmp_path: Path) -> None:
     source, change, said = MISFITS[name]

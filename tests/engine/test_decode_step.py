@@ -16,7 +16,7 @@ from moecli.kernels import library
 from moecli.store.source import open_source
 from tests.support.checkpoints import FAMILIES, make, prompt, write
 
-pytestmark = pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")]
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((family, {}) for family in FAMILIES),

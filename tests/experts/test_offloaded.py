@@ -50,6 +50,7 @@ def test_every_budget_gives_the_same_bits(family: str, dtype: str, stores: Store
     assert torch.equal(score(on_the_fly, IDS), logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_gives_the_same_bits(policy: str, stores: Stores) -> None:
     store = stores("mixtral", "q4")

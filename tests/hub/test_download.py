@@ -176,6 +176,7 @@ def test_a_refusal_that_passes_is_waited_for(hub: hub_server.Hub, status: int, n
     assert hub.sent_of[FIRST] == 300_000
 
 
+@pytest.mark.slow
 def test_the_wait_the_hub_asks_for_is_kept(hub: hub_server.Hub) -> None:
     hub.faults[FIRST] = [
         Fault(status=429, headers={"retry-after": "1"}),
@@ -193,6 +194,7 @@ def test_patience_has_an_end(hub: hub_server.Hub) -> None:
     assert len(hub.requests(FIRST)) == QUICK.attempts
 
 
+@pytest.mark.slow
 def test_a_slow_trickle_is_not_a_silence(hub: hub_server.Hub) -> None:
     hub.faults[FIRST] = [Fault(pace=(30_000, 0.1))]  # twice as long as the timeout in all
     pull()

@@ -150,6 +150,7 @@ def cut_at(text: str, stops: Sequence[str]) -> str:
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bytes", "pieces"])
 def test_stops_mean_the_same_however_the_text_is_cut_into_tokens(name: str, request: pytest.FixtureRequest) -> None:
     tokenizer: Tokenizer = request.getfixturevalue(f"{name}_tokenizer")
