@@ -14,6 +14,8 @@ from moecli.errors import CheckpointError
 from moecli.model import catalog, families, params
 from tests.support import headers
 
+pytestmark = pytest.mark.slow
+
 MIXTRAL = 46_702_792_704
 GPT_OSS = 20_914_757_184
 

@@ -15,6 +15,8 @@ from tests.support.running import greedy, load, score
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 24
 PROMPTS = (prompt(5), prompt(200))
 
@@ -128,7 +130,7 @@ def oracle_greedy(model: PreTrainedModel, ids: list[int]) -> list[int]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("family", "special", "changes"),
-    [pytest.param(*c, id=f"{c[0]}-{c[1]}", marks=[pytest.mark.slow] if c[1] != "plain" else []) for c in CASES],
+    [pytest.param(*c, id=f"{c[0]}-{c[1]}") for c in CASES],
 )
 def test_parity(family: str, special: str, changes: dict[str, Any], layout: str, tmp_path: Path) -> None:
     model = make(family, seed=len(special), **changes)

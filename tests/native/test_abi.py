@@ -13,6 +13,8 @@ import pytest
 from moecli.kernels import abi, library
 from tests.native.test_native_c import SOURCES, build_script
 
+pytestmark = pytest.mark.slow
+
 built = pytest.mark.skipif(not library.FILE.exists(), reason="the native kernels are not built")
 
 

@@ -18,6 +18,8 @@ from moecli.routing.replay import REPLAYED, candidates, hit_rate, replay, token_
 from moecli.routing.trace import bare
 from tests.support.traces import drifting, recorded, uniform
 
+pytestmark = pytest.mark.slow
+
 tokens = st.integers(1, 3).flatmap(
     lambda active: st.lists(st.permutations(range(6)).map(lambda ranks: ranks[:active]), min_size=1, max_size=40)
 )

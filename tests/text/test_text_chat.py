@@ -22,6 +22,8 @@ from tests.support.toy_tokenizers import byte_level
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+pytestmark = pytest.mark.slow
+
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 SYSTEM = Message("system", "Be brief.")
 CHAT = [
@@ -80,7 +82,6 @@ def oracle() -> PreTrainedTokenizerFast:
     return transformers().PreTrainedTokenizerFast(tokenizer_object=byte_level(), **VARIABLES)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("system", [True, False])
 @pytest.mark.parametrize("prompt", [True, False])
@@ -182,7 +183,6 @@ HOSTILE = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_template_is_an_error_soon(case: str) -> None:
     started = time.monotonic()
@@ -236,7 +236,6 @@ def test_the_template_works_again_after_it_was_stopped() -> None:
     assert template.render([Message("user", "two")]) == "two"
 
 
-@pytest.mark.slow
 def test_rendering_does_not_pay_for_start_and_compilation() -> None:
     """100 ms are for rendering: a template that takes longer to compile than that is fine."""
     long = "".join(f"{{% if messages[0].content == 'n{number}' %}}{number}{{% endif %}}" for number in range(400))
@@ -255,7 +254,6 @@ def test_any_text_survives_the_way_to_the_worker() -> None:
     assert ChatTemplate("{{ messages[0].content }}", {}).render([Message("user", text)]) == text
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_no_worker_is_left_behind() -> None:
     def children() -> set[str]:
