@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -280,6 +282,14 @@ class ModelSpec:
     unsupported: tuple[Unsupported, ...] = ()  # what the engine lacks; runnable iff empty
     notes: tuple[str, ...] = ()  # what a reader of the counts should know
 
+    def __post_init__(self) -> None:
+        """Equal layers become one object: see `alike`."""
+        known: dict[Layer, Layer] = {}
+        for name in ("layers", "encoder"):
+            layers = {id(layer): layer for layer in getattr(self, name)}
+            same = {key: known.setdefault(layer, layer) for key, layer in layers.items()}
+            object.__setattr__(self, name, tuple(same[id(layer)] for layer in getattr(self, name)))
+
     @property
     def lacks(self) -> tuple[str, ...]:
         """What the engine lacks for this model, as a screen names it."""
@@ -289,3 +299,9 @@ class ModelSpec:
     def mixtures(self) -> tuple[tuple[int, Mixture], ...]:
         """The MoE layers with their indices."""
         return tuple((index, layer.ffn) for index, layer in enumerate(self.layers) if isinstance(layer.ffn, Mixture))
+
+
+def alike(layers: Sequence[Layer]) -> list[tuple[Layer, int]]:
+    """Each kind of layer among those of a spec, and how many there are: what is counted takes no time per layer."""
+    found = {id(layer): layer for layer in layers}
+    return [(found[key], count) for key, count in Counter(map(id, layers)).items()]

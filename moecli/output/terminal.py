@@ -35,7 +35,7 @@ def write_json(document: Any, file: Path | None = None) -> None:
         write(text)
         return
     try:
-        file.write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character, as JSON escapes it
     except OSError as error:
         raise unwritable(file, error) from error
 
