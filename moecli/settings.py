@@ -86,6 +86,14 @@ def keep_freed_memory() -> None:
         allocator.mallopt(-3, 32 * 2**20)
 
 
+def return_freed_memory() -> None:
+    """After weights were converted: what that took goes back to the system. glibc alone keeps it, and has this call."""
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def hub_cache() -> Path:
     """The Hugging Face cache, found by huggingface_hub's own rules without importing it."""
     for name, inside in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):

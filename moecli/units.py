@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from moecli.errors import UsageError
+from moecli.errors import UsageError, printable
 
 _FACTORS: dict[str, int] = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
@@ -20,11 +20,11 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     factor: int | None = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
-        raise UsageError(f"'{text}' is not a size", "write a number and a unit, such as 6GiB, 512MiB or 20GB")
-    size = round(float(match[1]) * factor)
+        raise UsageError(f"'{printable(text, 40)}' is not a size", "write a number and a unit: 6GiB, 512MiB or 20GB")
+    size = float(match[1]) * factor
     if size > _LARGEST:
-        raise UsageError(f"'{text}' is larger than any machine")
-    return size
+        raise UsageError(f"'{printable(text, 40)}' is larger than any machine", "write fewer digits, such as 6GiB")
+    return round(size)
 
 
 def format_bytes(size: float) -> str:

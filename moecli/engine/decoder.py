@@ -19,7 +19,9 @@ from moecli.engine.layers import RotaryEmbedding, normalise
 from moecli.engine.profile import Profile, ProfiledBlock, ProfiledLayer
 from moecli.engine.weights import DenseWeights
 from moecli.experts.store import ExpertStore
+from moecli.formats import PLAIN
 from moecli.kernels.blocking import BUCKET
+from moecli.kernels.choice import serves
 from moecli.kernels.linear import linear
 from moecli.model.spec import Mixture, ModelSpec, Rope
 from moecli.planning.memory import cache_rows
@@ -43,6 +45,7 @@ class Decoder:
         scratch = Scratch()
         rotary_of_layer = [self._rotary[layer.attention.rope] for layer in spec.layers]
         layers = list(zip(range(len(spec.layers)), dense.layers, rotary_of_layer, strict=True))
+        self._unpacks = experts.dtype not in PLAIN and serves("torch", experts.dtype, dense.device)
         self.profile = Profile(self.device, experts.statistics) if settings.profile() else None
         new_block: Callable[..., Block] = Block
         new_step: Callable[..., NativeLayer] = NativeLayer
@@ -123,6 +126,8 @@ class Decoder:
             return self.decode_step.forward(x, cache.layers, observer)
         for block, layer_cache in zip(self._blocks, cache.layers, strict=True):
             x = block.forward(x, layer_cache, observer)
+            if self._unpacks and len(ids) > 1:
+                settings.return_freed_memory()
         return x
 
     def logits(self, states: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from moecli import settings
 from moecli.checkpoint.binding import Weights
 from moecli.engine.decoder import Decoder
 from moecli.engine.weights import DenseWeights, checkpoint_weights, store_weights
@@ -98,6 +99,7 @@ class CheckpointModel:
     ) -> Decoder:
         dtype, budget = plan.memory.dtype, plan.ram.expert_bytes
         dense = checkpoint_weights(self.weights, dtype, compute_dtype(dtype, self.weights.dtype), device)
+        settings.return_freed_memory()
         experts: ExpertStore
         if plan.device.dense and self.spec.mixtures:
             records = layer_records(self.spec, dtype)

@@ -116,6 +116,8 @@ def _not_a_token(number: int, problem: str) -> MoecliError:
 def _assemble(about: dict[str, Any], tokens: list[dict[str, Any]]) -> RoutingTrace:
     experts = {int(layer): int(count) for layer, count in about.get("experts", {}).items()}
     layers = []
+    if not isinstance(tokens[0]["layers"], dict) or not tokens[0]["layers"]:
+        raise ValueError("no layers")
     for name in sorted(tokens[0]["layers"], key=int):
         rows = np.array([token["layers"][name]["experts"] for token in tokens])
         if rows.ndim != 2 or rows.dtype.kind != "i" or not rows.size:
@@ -124,6 +126,8 @@ def _assemble(about: dict[str, Any], tokens: list[dict[str, Any]]) -> RoutingTra
         weights = None
         if "weights" in tokens[0]["layers"][name]:
             weights = np.array([token["layers"][name]["weights"] for token in tokens], np.float32).reshape(rows.shape)
+            if not np.isfinite(weights).all():
+                raise ValueError(f"a weight of layer {name} that is no number")
         layers.append(LayerTrace(int(name), known, _checked(rows, int(name), known), weights))
     names = dict.fromkeys(str(token.get("domain", "")) for token in tokens)
     domains = {name: place for place, name in enumerate(names)}

@@ -35,10 +35,10 @@ def remove(folder: Path) -> None:
 
 def finish_removal(going: Path) -> None:
     """Delete what is left of a store that was being deleted, if there is any."""
-    if not going.is_dir():
-        return
-    _refuse_strangers(going)
     with explained(going):
+        if not going.is_dir():
+            return
+        _refuse_strangers(going)
         shutil.rmtree(going)
         sync_folder(going.parent)
 

@@ -58,11 +58,12 @@ def existing(target: Path, layout: StoreLayout, origin: Origin) -> PackedStore |
     """The finished store of this source in this format, if it is there. DiskError if something else is."""
     finish_removal(leftover(target))
     partial = partial_folder(target)
-    if (partial / manifest.FILE).exists() and not (partial / journal.FILE).exists():  # all was done but the last step
-        with explained(partial), locked(partial):
-            _give_name(partial, target)
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return None
+    with explained(partial):
+        if (partial / manifest.FILE).exists() and not (partial / journal.FILE).exists():  # all but the last step
+            with locked(partial):
+                _give_name(partial, target)
+        if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+            return None
     if not (target / manifest.FILE).is_file():
         raise DiskError(f"{target} is there already and is not a packed model", "name another folder with -o")
     store = PackedStore.open(target)
