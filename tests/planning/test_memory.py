@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,16 @@ from hypothesis import strategies as st
 
 import moecli
 from moecli.engine.cache import Cache
+from moecli.errors import UsageError
 from moecli.formats import FORMATS, bytes_for
 from moecli.kernels.blocking import CHUNK
 from moecli.model import catalog, families, params
-from moecli.model.spec import Mixture
+from moecli.model.spec import FeedForward, Mixture
+from moecli.model.tensors import counted_tensors, dense_tensors
 from moecli.planning.memory import estimate_memory, kv_bytes_per_token, read_bytes_per_token
+from moecli.planning.placement import largest_context
+from moecli.store.expert_record import expert_record
+from moecli.units import parse_size
 from tests.support.specs import spec_of
 
 TINY = Path(moecli.__file__).parent / "tiny"
@@ -80,3 +86,50 @@ def test_every_mixture_is_counted_once():
     spec = spec_of("deepseek-v2-lite")
     mixtures = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, Mixture)]
     assert estimate_memory(spec, "bf16", 8).expert_count == len(mixtures) * 64
+
+
+_MIXTRAL = {
+    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": 128, "intermediate_size": 192,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 6, "num_experts_per_tok": 2,
+    "num_hidden_layers": 5, "vocab_size": 500, "max_position_embeddings": 512, "dtype": "bfloat16",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "absurd",
+    [
+        {"num_hidden_layers": 10_000}, {"num_hidden_layers": 10_000, "max_position_embeddings": 2**31 - 1},
+        {"num_local_experts": 2**31 - 1}, {"hidden_size": 2**30, "num_attention_heads": 2**20},
+        {"intermediate_size": 2**30}, {"sliding_window": 2**30, "max_position_embeddings": 2**31 - 1},
+    ],
+)  # fmt: skip
+def test_sizes_without_measure_take_no_time(absurd):
+    """They took up to a minute of processor."""
+    began = time.process_time()
+    spec = families.read_spec(_MIXTRAL | absurd)
+    assert estimate_memory(spec, "q4", 512).peak > 0
+    assert largest_context(spec, "q4", 1, 2**33) <= spec.context_length
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("layers", [1, 5, 40])
+def test_counting_kinds_of_layers_counts_every_tensor(layers):
+    config = catalog.find("qwen3-30b-a3b").config() | {"num_hidden_layers": layers, "decoder_sparse_step": 2}
+    spec = families.read_spec(config)
+    every = sum(tensor.count for tensor in dense_tensors(spec))
+    assert sum(times * tensor.count for tensor, times in counted_tensors(spec)) == every
+
+
+@pytest.mark.parametrize("rows", [64, 24576, 2**20 + 64, 2**25])
+@pytest.mark.parametrize("width", [96, 4096, 5000])
+def test_a_staging_buffer_holds_any_piece(rows, width):
+    record = expert_record(width, FeedForward(rows), "q4")
+    assert record.largest_piece == max(piece.buffer_size for piece in record.pieces())
+
+
+@pytest.mark.parametrize("size", ["9" * 5000, "1e400", "inf", "nan", "9" * 400 + "GiB", "-1GiB", "1" * 5000 + "x", ""])
+def test_a_size_of_any_length_is_refused_in_a_line(size):
+    with pytest.raises(UsageError) as refused:
+        parse_size(size)
+    assert refused.value.hint and len(refused.value.message) < 100

@@ -282,6 +282,15 @@ TOKEN = '{"layers": {"0": {"experts": [0, 1]}}}'
         [TOKEN, '{"token": -1, "layers": {"0": {"experts": [0, 1]}}}'],
         ['{"experts": {"0": "many"}}', TOKEN],
         ['{"experts": [8]}', TOKEN],
+        ['{"layers": {}}'],
+        ['{"layers": [1]}'],
+        ['{"layers": {"0": {"experts": [0, 1], "weights": ["a", "b"]}}}'],
+        ['{"layers": {"0": {"experts": [0, 1], "weights": ["nan", "inf"]}}}'],
+        ['{"layers": {"0": {"experts": [0, 1], "weights": [1e400, 0.5]}}}'],
+        ['{"token": 1e99, "layers": {"0": {"experts": [0, 1]}}}'],
+        ['{"token": ' + "7" * 5000 + ', "layers": {"0": {"experts": [0, 1]}}}'],
+        ['{"experts": {"0": 1e400}}', TOKEN],
+        ['{"layers": ' + "[" * 5000 + "]" * 5000 + "}"],
     ],
 )
 def test_jsonl_that_cannot_be_meant(lines: list[str]) -> None:
