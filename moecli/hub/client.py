@@ -90,6 +90,7 @@ def get(repo: str, revision: str | None, name: str, range_: tuple[int, int | Non
 
     What is no answer to that question is refused: another range, a web page, a compressed body.
     """
+    _check_allowed(repo)
     huggingface_hub = _library()
     url = huggingface_hub.hf_hub_url(repo, name, revision=revision)
     first, last = range_ or (0, None)
@@ -102,6 +103,7 @@ def get(repo: str, revision: str | None, name: str, range_: tuple[int, int | Non
 
 def listing(repo: str, revision: str | None) -> dict[str, Any]:
     """What the Hub says of a model and of its files, as it says it."""
+    _check_allowed(repo)
     endpoint = _endpoint()
     path = f"{endpoint}/api/models/{repo}" + ("" if revision is None else f"/revision/{quote(revision, safe='')}")
     with _open(f"{path}?blobs=true", {}) as answer:
@@ -114,6 +116,12 @@ def listing(repo: str, revision: str | None) -> dict[str, Any]:
     bounds.check_values(data, what)
     problem = NetworkError(f"{what} is not the language of the Hub", "is HF_ENDPOINT right?")
     return json_object(data, lambda _: problem)
+
+
+def _check_allowed(repo: str) -> None:
+    if settings.offline():
+        hint = "unset HF_HUB_OFFLINE (and TRANSFORMERS_OFFLINE)"
+        raise NetworkError(f"'{repo}' is on the Hub, and the network is not to be used", hint)
 
 
 def refusal(answer: Answer, repo: str, revision: str | None, name: str) -> NetworkError:
@@ -168,8 +176,6 @@ def _token() -> str | None:
 @contextmanager
 def _open(url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
     """The answer's headers are complete when the block begins, or HubBusy says why not in bounded time."""
-    if settings.offline():
-        raise NetworkError("the Hub is to be asked, and the network is not to be used", "unset HF_HUB_OFFLINE")
     _library()
     from huggingface_hub import constants
 
@@ -179,8 +185,9 @@ def _open(url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
     if answer is None:
         raise failures.silent(endpoint, patience)
     try:
-        seconds, asked = time.monotonic() - began, headers.get("range", "bytes=None")[6:]
-        _LOG.debug("GET %s range=%s: %d from %s in %.3f s", failures.address(url), asked, answer.status, answer.host, seconds)
+        seconds, shown = time.monotonic() - began, failures.address(url)
+        asked = headers.get("range", "bytes=None").removeprefix("bytes=")
+        _LOG.debug("GET %s range=%s: %d from %s in %.3f s", shown, asked, answer.status, answer.host, seconds)
         if answer.status in (200, 206):
             _check(answer)
         yield answer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,7 @@ def read_manifest(
     config = read("config.json", bounds.LARGEST_CONFIG)
     if config is None:
         raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be used")
-    texts = [name for name in _TEXTS if name in listed]
-    texts += [name for name in _OTHER_TOKENIZERS if name in listed and "tokenizer.json" not in listed]
+    texts = _texts(listed)
     if large := next((name for name in texts if listed[name].size > bounds.LARGEST_TEXT), None):
         raise CheckpointError(f"{large} of {repo} has {listed[large].size} bytes, which cannot be right")
     tags = info.get("tags")
@@ -106,6 +105,33 @@ def read_manifest(
         tuple(map(listed.__getitem__, weights)), json_on_hub(config, "config.json"), _plain(next(licences, "")),
         bool(info.get("gated")),
     )  # fmt: skip
+
+
+def cached_manifest(repo: str, snapshot: Path) -> DownloadManifest:
+    """The same from what a snapshot in the cache holds, without asking anybody; no branch is asked for.
+
+    CheckpointError if it cannot be read. A file that is no link to its blob has no hash here.
+    """
+    try:
+        held = {
+            path.name: RemoteFile(path.name, path.stat().st_size, path.readlink().name if path.is_symlink() else "")
+            for path in sorted(snapshot.iterdir())
+            if path.is_file()
+        }
+        config = (snapshot / "config.json").read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{snapshot} cannot be read: {error.strerror}") from error
+    return DownloadManifest(
+        repo, snapshot.name, snapshot.name, tuple(held[name] for name in _texts(held)),
+        tuple(file for file in held.values() if _WEIGHTS.fullmatch(file.name)), json_on_hub(config, "config.json"),
+        None, False,
+    )  # fmt: skip
+
+
+def _texts(names: Container[str]) -> list[str]:
+    """The small files among these names that a model needs."""
+    others = () if "tokenizer.json" in names else _OTHER_TOKENIZERS
+    return [name for name in (*_TEXTS, *others) if name in names]
 
 
 def _listed(repo: str, info: Mapping[str, Any]) -> list[RemoteFile]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moecli import settings
 from moecli.errors import ModelNotFound
 from moecli.hub.download import present
-from moecli.hub.manifest import DownloadManifest, read_manifest
-from moecli.hub.retry import Tell
+from moecli.hub.failures import HubBusy
+from moecli.hub.manifest import DownloadManifest, cached_manifest, read_manifest
+from moecli.hub.retry import RetryPolicy, Tell
 from moecli.library.resolve import ModelRef
 from moecli.model import families
 from moecli.model.spec import ModelSpec
@@ -20,7 +22,10 @@ _MOST_OF_DISK = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """One pull. `present` counts bytes that are here already, those of unfinished downloads too."""
+    """One pull. `present` counts bytes that are here already, those of unfinished downloads too.
+
+    `unasked` says why the Hub's own list of files is not known: then what the cache holds is taken for all.
+    """
 
     name: str
     manifest: DownloadManifest
@@ -29,6 +34,7 @@ class Proposal:
     free: int
     spec: ModelSpec
     estimate: Estimate  # in the format it will be in, on this machine
+    unasked: str | None = None
 
     @property
     def missing(self) -> int:
@@ -56,12 +62,25 @@ def propose(ref: ModelRef, tell: Tell | None = None, dtype: str = "auto") -> Pro
     """
     if ref.repo is None:
         raise _nothing_to_pull(ref)
-    manifest = read_manifest(ref.repo, ref.revision, tell=tell)
+    manifest, unasked = _manifest(ref, ref.repo, tell)
     spec = families.find(manifest.config).read(manifest.config)
     result = estimate(ref.name, spec, Budget.of(), dtype, None, 1, find_context=False)
     here = sum(present(manifest, file) for file in manifest.files)
     room = manifest.bytes - here
-    return Proposal(ref.name, manifest, here, room, free_space(manifest.root), spec, result.chosen)
+    return Proposal(ref.name, manifest, here, room, free_space(manifest.root), spec, result.chosen, unasked)
+
+
+def _manifest(ref: ModelRef, repo: str, tell: Tell | None) -> tuple[DownloadManifest, str | None]:
+    """From the Hub; where it is not to be asked or cannot be reached, from a snapshot in the cache that looks whole."""
+    here = ref.folder
+    if here is not None and settings.offline():
+        return cached_manifest(repo, here), "the network is not to be used"
+    try:
+        return read_manifest(repo, ref.revision, RetryPolicy(attempts=1) if here else None, tell), None
+    except HubBusy as error:
+        if here is None:
+            raise
+        return cached_manifest(repo, here), error.message
 
 
 def _nothing_to_pull(ref: ModelRef) -> ModelNotFound:
