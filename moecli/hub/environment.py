@@ -110,12 +110,12 @@ def _token_file(path: Path) -> Problem | None:
 
 
 def _certificates(value: str) -> Problem | None:
+    import ssl  # takes a while
+
     hint = "unset it or name a file of certificates in PEM format"
     try:
         if not stat.S_ISREG(Path(value).stat().st_mode):
             return f"{_named(value)}, which is no file", hint
-        import ssl
-
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=value)
     except ssl.SSLError:
         return f"{_named(value)}, which holds no certificates", hint
