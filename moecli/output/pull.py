@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
-from rich.console import Console
 from rich.progress import TaskID
 
 from moecli.hub.manifest import RemoteFile
@@ -42,8 +42,7 @@ def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool) -> None
         ("memory", f"{format_bytes(proposal.estimate.memory.peak)} in {proposal.estimate.memory.dtype}; {how}"),
         ("speed", band if plan.runs else "-"),
     ]
-    colour = True if no_color else None
-    to = Console(stderr=on_stderr, no_color=colour, highlight=False, markup=False, emoji=False)
+    to = tables.console(no_color, terminal.styled(sys.stderr if on_stderr else sys.stdout))
     tables.show(to, tables.title(proposal.name, f"{manifest.repo} at {manifest.commit[:12]}"), tables.facts(rows))
 
 
