@@ -40,9 +40,11 @@ def check_output(option: str, file: Path | None) -> None:
     """UsageError or DiskError for a file that cannot be written, before anything takes long."""
     if file is None:
         return
-    if file.is_dir():
+    from moecli.hub.cache import is_folder
+
+    if is_folder(file):
         raise UsageError(f"{option} {file} is a folder", "name a file in it")
-    if not Path(os.path.realpath(file)).parent.is_dir():
+    if not is_folder(Path(os.path.realpath(file)).parent):
         raise UsageError(f"{option} {file}: there is no folder '{file.parent}'", "make it first, or name another one")
     filesystem.check_writable(file)
 
