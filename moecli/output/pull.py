@@ -30,6 +30,7 @@ def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool) -> None
         here = "cached or packed"
     band = f"{figure(speed.low)} to {figure(speed.high)} tokens/s ({speed.evidence} bandwidths)"
     how = "fits into RAM" if plan.fits else "with experts read from disk" if plan.runs else "does not run in this RAM"
+    how = "cannot be run" if proposal.lacks else how
     gate = "; the Hub wants its terms accepted" if manifest.gated else ""
     rows = [
         ("files", names),
@@ -39,7 +40,8 @@ def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool) -> None
         ("disk", disk),
         ("licence", (manifest.licence or "not named") + gate),
         ("memory", f"{format_bytes(proposal.estimate.memory.peak)} in {proposal.estimate.memory.dtype}; {how}"),
-        ("speed", band if plan.runs else "-"),
+        ("speed", band if plan.runs and not proposal.lacks else "-"),
+        *([("engine", f"lacks {', '.join(proposal.lacks)}")] if proposal.lacks else []),
     ]
     colour = True if no_color else None
     to = Console(stderr=on_stderr, no_color=colour, highlight=False, markup=False, emoji=False)
