@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
-from rich.console import Console
 from rich.progress import TaskID
 
 from moecli.hub.manifest import RemoteFile
@@ -30,6 +30,7 @@ def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool) -> None
         here = "cached or packed"
     band = f"{figure(speed.low)} to {figure(speed.high)} tokens/s ({speed.evidence} bandwidths)"
     how = "fits into RAM" if plan.fits else "with experts read from disk" if plan.runs else "does not run in this RAM"
+    how = "cannot be run" if proposal.lacks else how
     gate = "; the Hub wants its terms accepted" if manifest.gated else ""
     rows = [
         ("files", names),
@@ -39,10 +40,10 @@ def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool) -> None
         ("disk", disk),
         ("licence", (manifest.licence or "not named") + gate),
         ("memory", f"{format_bytes(proposal.estimate.memory.peak)} in {proposal.estimate.memory.dtype}; {how}"),
-        ("speed", band if plan.runs else "-"),
+        ("speed", band if plan.runs and not proposal.lacks else "-"),
+        *([("engine", f"lacks {', '.join(proposal.lacks)}")] if proposal.lacks else []),
     ]
-    colour = True if no_color else None
-    to = Console(stderr=on_stderr, no_color=colour, highlight=False, markup=False, emoji=False)
+    to = tables.console(no_color, terminal.styled(sys.stderr if on_stderr else sys.stdout))
     tables.show(to, tables.title(proposal.name, f"{manifest.repo} at {manifest.commit[:12]}"), tables.facts(rows))
 
 

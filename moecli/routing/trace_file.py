@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from moecli.errors import MoecliError
 from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, LayerTrace, RoutingTrace
+from moecli.store import filesystem
 
 _MAGIC = b"moecli-trace"
 _VERSION = 1
@@ -31,7 +32,7 @@ _PER_LAYER = {"weights": "f4", "entropy": "f2", "mean_probabilities": "f8", "pro
 
 
 def save(trace: RoutingTrace, path: Path) -> None:
-    """Write the trace; an existing file is replaced when the new one is whole."""
+    """Write the trace; an existing file is replaced when the new one is whole. DiskError if it cannot be."""
     arrays: dict[str, NDArray[Any]] = {
         "ids": trace.ids.astype("<u4"),
         "prompt": trace.prompt.astype("<u4"),
@@ -56,9 +57,7 @@ def save(trace: RoutingTrace, path: Path) -> None:
     }
     body = json.dumps(header, allow_nan=False).encode() + b"\n" + b"".join(a.tobytes() for a in arrays.values())
     first = f"{_MAGIC.decode()} {_VERSION} {hashlib.sha256(body).hexdigest()}\n".encode()
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_bytes(first + body)
-    unfinished.replace(path)
+    filesystem.write(path, [first, body])
 
 
 def load(path: Path) -> RoutingTrace:
