@@ -168,8 +168,10 @@ def _token() -> str | None:
         return None
     try:
         token: str | None = library().get_token()
-    except _transport_failures(ValueError) as error:
-        raise NetworkError(f"no token can be had: {failures.reason(error)}", "set HF_TOKEN to a token") from error
+    except _transport_failures(ValueError, *_library_failures()) as error:
+        names = "HF_OIDC_RESOURCE" if settings.read("HF_OIDC_RESOURCE") else "HF_TOKEN_PATH"
+        hint = f"set HF_TOKEN to a token, and unset {names}"
+        raise NetworkError(f"no token can be had: {failures.reason(error)}", hint) from error
     return token
 
 
@@ -261,6 +263,13 @@ def _check(answer: Answer) -> None:
 def _first_byte(answer: Answer) -> int | None:
     match = re.match(r"bytes ([0-9]{1,18})-", answer.headers.get("content-range", ""))
     return int(match[1]) if match else None
+
+
+def _library_failures() -> Iterator[type[Exception]]:
+    """What huggingface_hub itself raises."""
+    from huggingface_hub import errors
+
+    return (each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, Exception))
 
 
 def _transport_failures(*more: type[Exception]) -> tuple[type[Exception], ...]:

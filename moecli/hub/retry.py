@@ -15,7 +15,7 @@ from moecli.hub.failures import HubBusy
 Result = TypeVar("Result")
 Tell = Callable[[str, float], None]  # why, and for how many seconds
 
-_WORTH_TELLING = 1.0  # seconds that were lost or will be
+_WORTH_TELLING = 3.0  # seconds that were lost or will be; what the Hub asks for is always told
 _PROGRESS = 1 << 16  # bytes; a server that gives a few at a time has failed all the same
 
 
@@ -67,7 +67,7 @@ def retry(
                     f"{error.message} and asks to wait {error.wait:,.0f} s", "repeat the command after that time"
                 ) from error
             seconds = policy.wait(failures, error.wait)
-            if tell is not None and max(seconds, time.monotonic() - began) >= _WORTH_TELLING:
+            if tell is not None and (error.wait or max(seconds, time.monotonic() - began) >= _WORTH_TELLING):
                 tell(error.message, seconds)
         if stop.wait(seconds):
             raise Stopped

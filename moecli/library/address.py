@@ -19,12 +19,12 @@ _OTHER_THINGS = {
 _SHOWN = 80
 
 
-def plain(model: str) -> str:
+def plain(pasted: str) -> str:
     """`org/name` or `org/name@revision` for any address of a model; what is no address as it is, without blanks around.
 
     ModelNotFound for the address of something else, with the reason.
     """
-    text = model.strip()
+    text = pasted.strip()
     path = _path(text)
     if path is None:
         return text

@@ -143,6 +143,15 @@ def test_a_file_with_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_a_token_that_another_service_should_give(tmp_path: Path) -> None:
+    environment = os.environ | {"HF_OIDC_RESOURCE": "o/m", "HF_ENDPOINT": "http://127.0.0.1:9", "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "moecli", "inspect", "somebody/something"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert result.returncode == 1 and result.stderr.startswith("error: no token can be had: HF_OIDC_RESOURCE is set")
+    assert "unset HF_OIDC_RESOURCE" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
 def test_the_library_says_nothing_itself(tmp_path: Path) -> None:
     """It warns at import and in use, of deprecated variables, of words that are no level, of what it cannot find."""
     loud = {
