@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from moecli.errors import DiskError
+from moecli.hub import client
 from moecli.hub.background import in_background
 from moecli.hub.cache import UNFINISHED, commit, lock_folder, status
 from moecli.hub.manifest import DownloadManifest, RemoteFile
@@ -142,14 +143,13 @@ def _place(manifest: DownloadManifest, file: RemoteFile, transfer: Transfer) -> 
 @contextlib.contextmanager
 def _alone(lock: Path, busy: Callable[[], None]) -> Iterator[None]:
     """While no other process holds the lock; `busy` is called once if that takes a while."""
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-
+    lock_of = client.library().utils.WeakFileLock
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(WeakFileLock(lock, timeout=0.5))
+            stack.enter_context(lock_of(lock, timeout=0.5))
         except TimeoutError:
             busy()
-            stack.enter_context(WeakFileLock(lock))
+            stack.enter_context(lock_of(lock))
         yield
 
 
