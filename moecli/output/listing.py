@@ -27,7 +27,8 @@ def _revision(model: Here) -> str:
     """The revision in use, how many there are, and what is unfinished."""
     several = f" (of {len(model.revisions)})" if len(model.revisions) > 1 else ""
     partial = f", {format_bytes(model.partial_bytes)} of a download" if model.partial_bytes else ""
-    return (model.revision or model.source)[:12] + several + ("" if model.complete else " (not complete)") + partial
+    state = " (damaged)" if model.damaged else "" if model.complete else " (not complete)"
+    return (model.revision or model.source)[:12] + several + state + partial
 
 
 def _age(when: float | None) -> str:

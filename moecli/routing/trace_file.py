@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moecli.errors import MoecliError
+from moecli.errors import MoecliError, json_object, unreadable
 from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, LayerTrace, RoutingTrace
 from moecli.store import filesystem
 
@@ -65,7 +65,7 @@ def load(path: Path) -> RoutingTrace:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise MoecliError(f"cannot read the trace {path}: {error.strerror}") from error
+        raise unreadable(path, error, "record one: moecli run MODEL PROMPT --trace FILE") from error
     first, _, body = content.partition(b"\n")
     words = first.split(b" ")
     if words[0] != _MAGIC or len(words) != 3:
@@ -77,7 +77,7 @@ def load(path: Path) -> RoutingTrace:
         raise _damaged(path, "its checksum is wrong")
     line, _, data = body.partition(b"\n")
     try:
-        return _read(json.loads(line), data)
+        return _read(json_object(line, lambda problem: _damaged(path, f"it {problem}")), data)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise _damaged(path, str(error) or type(error).__name__) from error
 
