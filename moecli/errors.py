@@ -11,6 +11,8 @@ from typing import Any
 
 _DEEPEST = 64  # levels of JSON: every recursion over them ends
 _LONGEST_NUMBER = 2**256  # more digits than any count has, and few enough for a message
+_TOO_DEEP = f"it is nested more than {_DEEPEST} levels deep"
+_TOO_LONG = "a number has hundreds of digits"
 Pairs = Callable[[list[tuple[str, Any]]], Any]
 
 
@@ -108,8 +110,11 @@ def json_object(
         if _check_bounds(value):
             whole = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
             value = json.loads(whole, object_pairs_hook=pairs)
-    except (ValueError, RecursionError) as error:
-        raise refuse(f"is not readable JSON: {error}") from error
+    except RecursionError as error:
+        raise refuse(f"is not readable JSON: {_TOO_DEEP}") from error
+    except ValueError as error:
+        problem = _TOO_LONG if "integer string conversion" in str(error) else error
+        raise refuse(f"is not readable JSON: {problem}") from error
     if not isinstance(value, dict):
         raise refuse("does not hold a JSON object")
     return value
@@ -129,11 +134,11 @@ def _check_bounds(value: Any) -> bool:
             elif isinstance(each, str):
                 halves = halves or _is_cut(each)
             elif isinstance(each, int) and abs(each) >= _LONGEST_NUMBER:
-                raise ValueError("a number has hundreds of digits")
+                raise ValueError(_TOO_LONG)
         level = below
         if not level:
             return halves
-    raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
+    raise ValueError(_TOO_DEEP)
 
 
 def _is_cut(text: str) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from moecli import settings
 from moecli.checkpoint.safetensors import INDEX, PICKLES, weight_map
-from moecli.errors import CheckpointError, MoecliError, unreadable
+from moecli.errors import CheckpointError, ModelNotFound, MoecliError, unreadable
 from moecli.model import catalog
 
 if TYPE_CHECKING:
@@ -165,7 +165,8 @@ def children(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise unreadable(folder, error) from error
+        found = unreadable(folder, error)
+        raise ModelNotFound(found.message, found.hint) from error
 
 
 def is_repo(name: str) -> bool:

@@ -65,7 +65,8 @@ def load(path: Path) -> RoutingTrace:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise unreadable(path, error, "record one: moecli run MODEL PROMPT --trace FILE") from error
+        hint = unreadable(path, error, "record one: moecli run MODEL PROMPT --trace FILE").hint
+        raise MoecliError(f"cannot read the trace {path}: {error.strerror}", hint) from error
     first, _, body = content.partition(b"\n")
     words = first.split(b" ")
     if words[0] != _MAGIC or len(words) != 3:
