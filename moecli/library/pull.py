@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from moecli import settings
-from moecli.checkpoint.prequantized import quantised_format
+from moecli.checkpoint.prequantized import quantised_among, true_tensors
 from moecli.checkpoint.safetensors import read_header
 from moecli.errors import ModelNotFound, MoecliError
 from moecli.hub.download import cached, present
@@ -86,10 +86,10 @@ def _quantised(manifest: DownloadManifest, spec: ModelSpec, tell: Tell | None) -
     file = max(manifest.weights, key=lambda each: each.size)
     with suppress(MoecliError):
         if (path := cached(manifest, file)) is not None:
-            return quantised_format(read_header(path))
+            return quantised_among(true_tensors(read_header(path)))
         repository = Repository(manifest.repo, manifest.commit)
         if (header := retry(lambda: repository.header(file.name, 0), RetryPolicy(attempts=2), tell=tell)) is not None:
-            return quantised_format(header[0])
+            return quantised_among(true_tensors(header[0]))
     return spec.quantization
 
 

@@ -6,12 +6,12 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from moecli import settings
-from moecli.errors import Declined, MoecliError, UsageError
+from moecli.errors import Declined, MoecliError, UsageError, printable
 from moecli.store.filesystem import unwritable
 
 
@@ -72,6 +72,12 @@ class Line:
             sys.stderr.write("\r" + " " * self._width + "\r")
             sys.stderr.flush()
             self._width = 0
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """What was left out of a model's files or overruled, a line each."""
+    for note in notes:
+        say(f"note: {printable(note)}")
 
 
 @contextlib.contextmanager
