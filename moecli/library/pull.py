@@ -15,13 +15,14 @@ from moecli.hub.headers import Repository
 from moecli.hub.manifest import DownloadManifest, cached_manifest, read_manifest
 from moecli.hub.retry import RetryPolicy, Tell, retry
 from moecli.library.resolve import ModelRef
-from moecli.model import families
+from moecli.model import families, params
 from moecli.model.spec import ModelSpec, lacks
 from moecli.planning.estimate import Budget, Estimate, estimate
 from moecli.store.filesystem import free_space
 from moecli.units import format_bytes
 
 _MOST_OF_DISK = 0.9
+_LEAST_BYTES = 1.5  # for each number, where they are plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,13 @@ def propose(ref: ModelRef, tell: Tell | None = None, dtype: str = "auto") -> Pro
 
 
 def _quantised(manifest: DownloadManifest, spec: ModelSpec, tell: Tell | None) -> str | None:
-    """The format of the weights by the header of the largest file; if that cannot be had, by config.json's word."""
+    """The format of the weights, where config.json or their size speaks of one; None for plain numbers.
+
+    The header of the largest file decides; if that cannot be had, config.json's word does.
+    """
+    small = sum(file.size for file in manifest.weights) < _LEAST_BYTES * params.count(spec).total
+    if spec.quantization is None and not small:
+        return None
     file = max(manifest.weights, key=lambda each: each.size)
     with suppress(MoecliError):
         if (path := cached(manifest, file)) is not None:
