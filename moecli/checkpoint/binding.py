@@ -98,7 +98,8 @@ class Weights:
             found = self.expert(layer, expert, matrix)
             used.add(found.stored.name)
             _check_expert(found, shape)
-        unknown = sorted(n for n in self.checkpoint.tensors.keys() - used if not self._is_ignored(n))
+        here = self.checkpoint.tensors.items()  # a name here may be another than the file's own, which is in `used`
+        unknown = sorted(name for name, stored in here if stored.name not in used and not self._is_ignored(name))
         if unknown:
             raise CheckpointError(
                 f"the checkpoint holds '{unknown[0]}', which {self.spec.family} does not know"

@@ -42,6 +42,13 @@ def true_tensors(header: Mapping[str, StoredTensor], group: int | None = None) -
 
     `group` is how many numbers share a scale, which the shapes of MLX do not tell; None: the usual 64.
     """
+    packed, taken = _packed(header, group)
+    plain = (s for s in header.values() if s.name not in taken)
+    return packed + [TrueTensor(s.name, math.prod(s.shape), s.size, _PLAIN.get(s.dtype, s.dtype)) for s in plain]
+
+
+def _packed(header: Mapping[str, StoredTensor], group: int | None) -> tuple[list[TrueTensor], set[str]]:
+    """The matrices that are codes with something beside them, and the names of all that they are made of."""
     packings = (*mlx_packings(group or 64), *PACKINGS) if _holds_words(header) else PACKINGS
     siblings = _siblings(header)
     taken: set[str] = set()
@@ -54,8 +61,7 @@ def true_tensors(header: Mapping[str, StoredTensor], group: int | None = None) -
                 packed.append(tensor)
                 taken.update(names)
                 break
-    plain = (s for s in header.values() if s.name not in taken)
-    return packed + [TrueTensor(s.name, math.prod(s.shape), s.size, _PLAIN.get(s.dtype, s.dtype)) for s in plain]
+    return packed, taken
 
 
 def main_format(tensors: Iterable[TrueTensor]) -> str:
@@ -66,13 +72,14 @@ def main_format(tensors: Iterable[TrueTensor]) -> str:
     return max(numbers, key=numbers.__getitem__, default="empty")
 
 
-def quantised_format(header: Mapping[str, StoredTensor]) -> str | None:
-    """The format of most parameters that are not stored as plain numbers; None where all are."""
-    return quantised_among(true_tensors(header))
+def packed_format(header: Mapping[str, StoredTensor]) -> str | None:
+    """The format of most parameters that are codes with something beside them; None where none are."""
+    packed, _ = _packed(header, None)
+    return main_format(packed) if packed else None
 
 
 def quantised_among(tensors: Iterable[TrueTensor]) -> str | None:
-    """The same of tensors already unpacked."""
+    """The format of most parameters that are not plain numbers; None where all are."""
     coded = [each for each in tensors if each.format not in _PLAIN_FORMATS and each.numbers > 1]
     return main_format(coded) if coded else None
 

@@ -53,6 +53,8 @@ def pack(
     check_dtype(dtype)
     ref = resolve(model, original=True)
     weights = open_source(ref.weights)
+    if not quiet:
+        terminal.say_notes(weights.notes)
     dtype = weights.dtype if dtype == "auto" else dtype
     origin = origin_of(ref.name, ref.repo, ref.commit, ref.weights, weights)
     target = Path(os.path.realpath(output)) if output else stores.default_folder(ref.name, dtype)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moecli.cli import options, running
-from moecli.errors import UsageError
+from moecli.errors import UsageError, printable
 from moecli.experts.policies import DEFAULT
 from moecli.output import loading, terminal
 from moecli.units import parse_size
@@ -114,10 +114,14 @@ def run(
             system=system and terminal.clean(system), raw=raw,
         )  # fmt: skip
         plan = plan_for(opened, config, text)
+    if not quiet:
+        terminal.say_notes(opened.model.notes)
     if system and (raw or opened.tokenizer.chat_template is None):
         why = "--raw uses no chat template" if raw else f"{opened.name} has no chat template"
         terminal.say(f"note: --system is left out: {why}")
     if verbose:
+        if unread := opened.spec.unread_keys:
+            terminal.say(f"config.json: nothing reads {', '.join(printable(key, 60) for key in unread)}")
         terminal.say(f"{opened.name}: {config.sampling}, seed {config.seed}")
         terminal.say(loading.explain(plan))
     if not plan.fits:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
 from moecli import settings
-from moecli.checkpoint.prequantized import quantised_format
-from moecli.checkpoint.safetensors import read_header
+from moecli.checkpoint.prequantized import quantised_among, true_tensors
+from moecli.checkpoint.safetensors import StoredTensor, read_header
+from moecli.checkpoint.towers import split_towers
 from moecli.errors import ModelNotFound, MoecliError
 from moecli.hub.download import cached, present
 from moecli.hub.failures import HubBusy
 from moecli.hub.headers import Repository
-from moecli.hub.manifest import DownloadManifest, cached_manifest, read_manifest
+from moecli.hub.manifest import DownloadManifest, RemoteFile, cached_manifest, read_manifest
 from moecli.hub.retry import RetryPolicy, Tell, retry
 from moecli.library.resolve import ModelRef
-from moecli.model import families
+from moecli.model import families, params
 from moecli.model.spec import ModelSpec, lacks
 from moecli.planning.estimate import Budget, Estimate, estimate
 from moecli.store.filesystem import free_space
 from moecli.units import format_bytes
 
 _MOST_OF_DISK = 0.9
+_CONNECTIONS = 8
+_LEAST_BYTES = 1.5  # for each number, where they are plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +87,26 @@ def propose(ref: ModelRef, tell: Tell | None = None, dtype: str = "auto") -> Pro
 
 
 def _quantised(manifest: DownloadManifest, spec: ModelSpec, tell: Tell | None) -> str | None:
-    """The format of the weights by the header of the largest file; if that cannot be had, by config.json's word."""
-    file = max(manifest.weights, key=lambda each: each.size)
-    with suppress(MoecliError):
+    """The format of the weights, where config.json or their size speaks of one; None for plain numbers.
+
+    Their headers decide; if those cannot be had, config.json's word does.
+    """
+    small = sum(file.size for file in manifest.weights) < _LEAST_BYTES * params.count(spec).total
+    if spec.quantization is None and not small:
+        return None
+    repository = Repository(manifest.repo, manifest.commit)
+
+    def header(file: RemoteFile) -> Mapping[str, StoredTensor]:
         if (path := cached(manifest, file)) is not None:
-            return quantised_format(read_header(path))
-        repository = Repository(manifest.repo, manifest.commit)
-        if (header := retry(lambda: repository.header(file.name, 0), RetryPolicy(attempts=2), tell=tell)) is not None:
-            return quantised_format(header[0])
+            return read_header(path)
+        found = retry(lambda: repository.header(file.name, 0), RetryPolicy(attempts=2), tell=tell)
+        return found[0] if found else {}
+
+    tensors: dict[str, StoredTensor] = {}
+    with suppress(MoecliError), ThreadPoolExecutor(_CONNECTIONS) as pool:
+        for each in pool.map(header, manifest.weights):
+            tensors |= each
+        return quantised_among(true_tensors(split_towers(tensors)[0]))
     return spec.quantization
 
 

@@ -8,7 +8,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -174,6 +174,12 @@ class Line:
         stream = styled(sys.stderr)
         stream.write(text)
         stream.flush()
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """What was left out of a model's files or overruled, a line each."""
+    for note in notes:
+        say(f"note: {printable(note)}")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moecli.checkpoint.binding import Weights
-from moecli.checkpoint.prequantized import quantised_format
+from moecli.checkpoint.prequantized import packed_format
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.checkpoint.towers import split_towers
 from moecli.errors import CheckpointError, ConfigError, reading
@@ -91,7 +91,7 @@ def _bind(name: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkpo
     spec = family.read(config)
     check_runs(spec, name)
     found, others = split_towers(checkpoint().tensors)
-    if (format_ := quantised_format(found)) is not None:
+    if (format_ := packed_format(found)) is not None:
         raise CheckpointError(
             f"the checkpoint is quantised ({format_}), which cannot be run yet",
             "use an unquantised bf16 or fp16 revision",
