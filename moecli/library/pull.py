@@ -92,8 +92,8 @@ def _quantised(manifest: DownloadManifest, spec: ModelSpec, tell: Tell | None) -
     Their headers decide; if those cannot be had, config.json's word does.
     """
     small = sum(file.size for file in manifest.weights) < _LEAST_BYTES * params.count(spec).total
-    if spec.quantization is None and not small:
-        return None
+    if spec.unsupported or (spec.quantization is None and not small):
+        return spec.quantization
     repository = Repository(manifest.repo, manifest.commit)
 
     def header(file: RemoteFile) -> Mapping[str, StoredTensor]:
