@@ -158,8 +158,11 @@ def _other(
 
 
 def _is_trace(name: str) -> bool:
+    """A file that is no configuration, or a pipe."""
+    from moecli.hub.cache import is_folder, status
+
     path = Path(name)
-    return path.is_file() and path.suffix != ".json"
+    return status(path) is not None and not is_folder(path) and path.suffix != ".json"
 
 
 def _other_trace(name: str | None) -> RoutingTrace | None:

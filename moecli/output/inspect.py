@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moecli.checkpoint.inventory import Inventory
+from moecli.errors import lines_printable
 from moecli.library.inspection import Report
 from moecli.library.resolve import Kind
 from moecli.model.params import Counts
@@ -71,7 +72,7 @@ def _from(report: Report) -> str:
 
 
 def _wrapped(text: str) -> Text:
-    return Text(text, style="dim")
+    return Text(lines_printable(text), style="dim")
 
 
 def _architecture(report: Report) -> list[tuple[str, str | Text]]:

@@ -66,7 +66,7 @@ def _least(to: Console, part: RenderableType) -> int:
 
 def title(text: str, rest: str = "") -> Text:
     """A name that stands out where it can, and what is said about it."""
-    return Text.assemble((text, "bold"), f"  {rest}" if rest else "")
+    return Text.assemble((lines_printable(text), "bold"), lines_printable(f"  {rest}" if rest else ""))
 
 
 def facts(rows: Sequence[tuple[str, str | Text]]) -> Table:

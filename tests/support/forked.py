@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
+import pkgutil
 import sys
 import tempfile
 import traceback
@@ -11,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import moecli as package
+
 NOBODY = 65534
+_MODULES = "tokenizers safetensors.torch huggingface_hub rich.progress rich.table rich.measure jinja2 encodings.idna"
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,15 @@ class Ended:
     code: int
     out: bytes
     err: str
+
+
+def preload() -> None:
+    """Import now what a run would, so that a fork need not; another user perhaps could not read it."""
+    for name in _MODULES.split():
+        importlib.import_module(name)
+    for each in pkgutil.walk_packages(package.__path__, "moecli."):
+        if not each.name.endswith(("__main__", "template_worker", "_native")):
+            importlib.import_module(each.name)
 
 
 def moecli(
@@ -75,3 +90,19 @@ def _main(
 def _all(file: BinaryIO) -> bytes:
     file.seek(0)
     return file.read()
+
+
+def moecli_on_terminal(*arguments: str | Path, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Run with a terminal for all three streams; the exit code and what that showed."""
+    import pty  # POSIX alone
+
+    child, terminal = pty.fork()
+    if child == 0:
+        os._exit(_main(arguments, (), lambda: None, {"NO_COLOR": "1", "TERM": "dumb"} | dict(environment or {})))
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(terminal, 65536):
+            shown += part
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), shown.decode().replace("\r\n", "\n")
