@@ -210,7 +210,6 @@ def test_pull(recorded, server, cuts):
         assert hub_cache.commit(hub_cache.repository(REPO), "main") == hub_server.COMMIT, cut
 
 
-@pytest.mark.xfail(strict=False, reason="what rm leaves half-way is not taken up again")
 def test_rm_of_a_packed_model(recorded, source, cuts):
     recording = recorded("rm", "two-layers-q4", "--yes", prepare=lambda: moecli("pack", str(source)))
     reference = contents(recording.before / "home/models/two-layers-q4")
