@@ -20,6 +20,7 @@ from moecli.hub.manifest import DownloadManifest, RemoteFile
 from moecli.hub.retry import RetryPolicy
 from moecli.hub.transfer import Transfer, Watcher
 from moecli.store.filesystem import FULL, free_space, nearest_folder, unwritable
+from moecli.store.journal import make_folder, sync_folder
 from moecli.units import format_bytes
 
 _AT_ONCE = 4
@@ -112,9 +113,12 @@ def write_ref(manifest: DownloadManifest) -> None:
         return
     with _explained(manifest.root):
         path = manifest.root / "refs" / manifest.revision
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as temporary:
-            temporary.write_text(manifest.commit)
+        make_folder(path.parent)
+        with _replacing(path) as temporary, temporary.open("w") as file:
+            file.write(manifest.commit)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
 
 
 def _place(manifest: DownloadManifest, file: RemoteFile, transfer: Transfer) -> Path:
@@ -127,15 +131,17 @@ def _place(manifest: DownloadManifest, file: RemoteFile, transfer: Transfer) -> 
     busy = partial(transfer.watcher.wait, file, f"another process is fetching {file.name}", None)
     with _explained(manifest.root):
         for folder in (blob.parent, pointer.parent, locks):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         with _alone(locks / f"{file.hash}.lock", busy):
             linked = is_whole(pointer, file)  # meanwhile, by another process
             if linked or is_whole(blob, file):
                 transfer.watcher.found(file, file.size)
             else:
                 transfer.fetch(file, blob)
+                sync_folder(blob.parent)
             if not linked:
                 _link(blob, pointer)
+                sync_folder(pointer.parent)
     return pointer
 
 
@@ -153,10 +159,10 @@ def _alone(lock: Path, busy: Callable[[], None]) -> Iterator[None]:
 
 
 def _link(blob: Path, pointer: Path) -> None:
-    """A relative link, as the library makes it; where the system has none, the file itself."""
+    """A relative link, as the library makes it, instead of what was not whole; without links, the file itself."""
+    pointer.unlink(missing_ok=True)
     try:
-        with _replacing(pointer) as temporary:
-            temporary.symlink_to(os.path.relpath(blob, pointer.parent))
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
     except OSError as error:
         if error.errno in FULL:
             raise

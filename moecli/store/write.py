@@ -172,9 +172,11 @@ class Writer:
         whole.write(self.folder / manifest.FILE)
         _sync(self.folder / manifest.FILE)
         sync_folder(self.folder)
-        extra = [file for file in self.folder.iterdir() if file.name not in (manifest.FILE, journal.LOCK, *checksums)]
-        for file in sorted(extra, key=lambda file: file.name == journal.FILE):  # last: its absence says all is there
+        kept = {manifest.FILE, journal.FILE, journal.LOCK, *checksums}
+        for file in [file for file in self.folder.iterdir() if file.name not in kept]:
             file.unlink()
+        sync_folder(self.folder)
+        (self.folder / journal.FILE).unlink()  # last: its absence says all is there
         _give_name(self.folder, self._target)
         return PackedStore.open(self._target)
 
@@ -213,6 +215,7 @@ class Writer:
 
 
 def _give_name(partial: Path, target: Path) -> None:
+    sync_folder(partial)
     partial.rename(target)
     (target / journal.LOCK).unlink()
     sync_folder(target.parent)
