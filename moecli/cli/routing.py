@@ -13,7 +13,7 @@ from moecli.cli import options, running
 from moecli.cli.routing_options import RoutingOptions
 from moecli.errors import UsageError
 from moecli.formats import FORMATS
-from moecli.library.resolve import ModelRef, resolve
+from moecli.library.resolve import Kind, ModelRef, resolve
 from moecli.output import loading, terminal
 from moecli.units import parse_size
 
@@ -154,7 +154,15 @@ def _record(
             raw=raw,
         )
     with loading.progress(ref.name, quiet) as progress, loading.reading(ref.name, quiet) as watch:
-        return analysis.record(opened, config, prompts, wanted.limit, progress, watch, wanted.probabilities)
+        found = analysis.record(opened, config, prompts, wanted.limit, progress, watch, wanted.probabilities)
+    return replace(found, trace=replace(found.trace, revision=_revision(ref)))
+
+
+def _revision(ref: ModelRef) -> str:
+    """The commit that the weights are of; empty where they are files of one's own."""
+    from moecli.library import inspection
+
+    return inspection.inspect(ref).revision or ("built in" if ref.kind is Kind.BUILT_IN else "")
 
 
 def _other(

@@ -37,7 +37,7 @@ class Domains:
     smallest_p: float  # that so many prompts can give; above LEVEL there is no verdict
     matrix: Floats  # [domains, domains]
     noise: Floats  # the two domains' prompts dealt to them anew, mean
-    limit: Floats  # what 1 in 20 of those deals exceeds
+    limit: Floats  # what 1 in 40 of those deals exceeds
     p_values: Floats
     beyond: NDArray[np.bool_]  # which pairs are called different
 

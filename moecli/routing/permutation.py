@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from moecli.routing.trace import Flags, Floats, Integers
 
-LEVEL = 0.05
+LEVEL = 1 / 40  # so that 200 deals of labels show more than 1 in 20 hardly ever
 SEED = 0
-FEWEST_PROMPTS = 6  # for what exchanges the two sides of a prompt: 2 of 64 ways have all prompts on one side
+FEWEST_PROMPTS = 7  # for what exchanges the two sides of a prompt: 2 of 128 ways have all prompts on one side
 _RUNS = 1000  # deals, the real one among them; all of them where there are no more
 _FEWEST_RUNS = 200
 _NUMBERS = 2_000_000  # drawn or compared for one test of one layer
@@ -32,7 +32,7 @@ class Chance:
     """One figure of one layer as chance shows it."""
 
     mean: float  # over all deals
-    limit: float  # what 1 in 20 deals exceeds (where less is further: falls below)
+    limit: float  # what 1 in 40 deals exceeds (where less is further: falls below)
     p_value: float
     beyond: bool = False  # whether it is called beyond chance, among all layers or pairs that were tested with it
 
@@ -46,8 +46,8 @@ def chance(values: Floats, falls: bool = False) -> Chance:
 
 
 def discoveries(p_values: Sequence[float]) -> Flags:
-    """Which of several tests are called (Benjamini and Hochberg): if nothing is there, at most 1 in 20 times any; of
-    those called, at most 1 in 20 is luck."""
+    """Which of several tests are called (Benjamini and Hochberg): if nothing is there, at most 1 in 40 times any; of
+    those called, at most 1 in 40 is luck."""
     ranked = np.sort(np.asarray(p_values, float))
     good = np.flatnonzero(ranked <= LEVEL * np.arange(1, len(ranked) + 1) / max(len(ranked), 1) + 1e-9)
     return np.asarray(p_values) <= (ranked[good[-1]] if len(good) else -1.0)

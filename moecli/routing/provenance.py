@@ -26,7 +26,7 @@ def recorded(command: str, seed: int, name: str, prompts: Sequence[Prompt], raw:
         "command": command,
         "moecli": __version__,
         "seed": str(seed),
-        "prompts": f"{name}, {len(prompts)}",
+        "prompts": name,
         "prompts_sha256": digest(prompts),
         "chat_template": "no" if raw else "as the model's",
     }

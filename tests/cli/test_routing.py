@@ -68,8 +68,10 @@ def test_counts_are_a_plain_recount_and_domains_differ_beyond_noise(moecli, tmp_
     assert all(layer["mean"] > 0.2 > 2 * layer["noise"] for layer in distances[2:])
     made = routing["provenance"]
     assert made["command"].endswith(f"inspect tiny --routing --json --save-trace {kept}")
-    assert (made["moecli"], made["model"], made["dtype"], made["seed"]) == (moecli_version, "tiny", "bf16", "0")
-    assert made["prompts"] == "bundled, 56" and made["prompts_sha256"] == digest(bundled())
+    assert (made["moecli"], made["model"], made["dtype"], made["seed"]) == (moecli_version, "tiny", "bf16", 0)
+    assert (made["revision"], made["prompts"]) == ("built in", "bundled") and made["prompts_sha256"] == digest(
+        bundled()
+    )
     assert files.read(kept).provenance["prompts_sha256"] == made["prompts_sha256"]
 
 
@@ -200,6 +202,7 @@ def test_mixtral_stands_beside_its_paper(moecli, tmp_path):
         (["inspect", "tiny", "--routing", "--limit", "0"], 2, "0"),
         (["inspect", "tiny", "--routing", "--prompts", "{folder}/none"], 1, "cannot read the prompts"),
         (["inspect", "tiny", "--routing", "--prompts", "{bad}"], 1, "line 2"),
+        (["inspect", "tiny", "--routing", "--probabilities", "--save-trace", "{folder}/x.csv"], 2, "no room"),
         (["inspect", "tiny", "--routing", "--from", "{trace}"], 2, "not recorded of tiny"),
         (["inspect", "--routing", "--from", "{trace}", "--against", "tiny"], 2, "another trace"),
         (["inspect", "--routing", "--from", "{damaged}"], 1, "damaged"),

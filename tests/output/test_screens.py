@@ -131,8 +131,8 @@ def test_figures_are_those_of_the_report() -> None:
     ("prompts", "says"),
     [
         (8, "specialise by domain, beyond chance in 6 of 6 layers"),
-        (2, "dealt to them in 15 ways only, and no p-value is below 0.07; 4 prompts of each are enough"),
-        (1, "with one prompt of a domain, domain and prompt cannot be told apart; 4 prompts of each are enough"),
+        (2, "dealt to them in 15 ways only, and no p-value is below 0.07; 5 prompts of each are enough"),
+        (1, "with one prompt of a domain, domain and prompt cannot be told apart; 5 prompts of each are enough"),
     ],
 )
 def test_specialisation_is_claimed_where_the_prompts_can_say_it(prompts: int, says: str) -> None:

@@ -27,7 +27,7 @@ def english() -> RoutingTrace:
     ],
 )  # fmt: skip
 def test_chance_is_seldom_called(english: RoutingTrace, trial: object, seeds: int) -> None:
-    """At most 5 % are meant; so many seeds give up to 15 % by luck, as rarely as one in a thousand times."""
+    """At most 1 in 40 is meant; of so few seeds up to 15 % by luck."""
     prompts, _ = nulls.rate(nulls.Verdict("", "", trial), english, seeds)  # type: ignore[arg-type]
     assert prompts <= max(0.15, 2 / seeds)
 
@@ -43,4 +43,4 @@ def test_languages_are_told_apart() -> None:
     known = units(RoutingTrace(trace.layers, trace.ids, passage.astype("u4"), trace.domain, trace.generated))
     found = domain_distances([known.counts(layer) for layer in trace.layers], known.domain, 6)
     assert all(layer.chance is not None and layer.chance.beyond for layer in found.layers[1:])
-    assert found.beyond.sum() >= 26
+    assert found.beyond.sum() >= 24

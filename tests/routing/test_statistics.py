@@ -117,7 +117,7 @@ def test_a_pair_that_goes_together_in_every_prompt_is_called() -> None:
     best = found[0]
     assert {best.expert, best.other} == {3, 6} and best.beyond_chance and best.tokens > 1.5 * (best.expected or 1e9)
     assert not any(pair.beyond_chance for pair in found[1:])
-    assert coactivation(LayerTrace(0, 8, chosen), np.arange(2000) // 400).top[0].beyond_chance is None, "five prompts"
+    assert coactivation(LayerTrace(0, 8, chosen), np.arange(2000) // 334).top[0].beyond_chance is None, "six prompts"
 
 
 def test_an_expert_with_a_favourite_token_is_found() -> None:

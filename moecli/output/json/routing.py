@@ -43,7 +43,10 @@ def routing(analysis: Analysis, layers: Collection[int] | None = None) -> dict[s
             rows[:] = [row for row in rows if row["layer"] in layers]
     result["dtype"] = analysis.trace.dtype
     result["note"] = analysis.note
-    result["provenance"] = dict(analysis.provenance)
+    result["provenance"] = {
+        key: int(value) if key.endswith("seed") and value.isdecimal() else value
+        for key, value in analysis.provenance.items()
+    }
     result["recommended_ram_bytes"] = analysis.recommended_ram
     if analysis.memory is not None:
         result["memory"] = {

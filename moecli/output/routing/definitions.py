@@ -29,7 +29,7 @@ _DEFINITIONS = (
     ),
     (
         "beyond chance, *",
-        "test whose unit is the prompt, at p <= 0.05 after Benjamini and Hochberg over the layers of a row "
+        "test whose unit is the prompt, at p <= 1/40 after Benjamini and Hochberg over the layers of a row "
         "or the pairs of a table",
     ),
 )

@@ -16,7 +16,7 @@ from moecli.routing.report import Figures, RoutingReport
 
 @dataclass(frozen=True, slots=True)
 class Layered:
-    """One metric over the layers. `chance` is what other deals of the same prompts show, `floor` what only 1 in 20 of
+    """One metric over the layers. `chance` is what other deals of the same prompts show, `floor` what only 1 in 40 of
     them exceeds; None where there is no such comparison, or too few prompts for it."""
 
     name: str
@@ -92,6 +92,8 @@ def overflows(analysis: Analysis, layers: tuple[int, ...]) -> list[Layered]:
             layers,
             tuple(one.dropped[place] for place in places),
             tuple(one.baseline[place] for place in places),
+            mean=sum(one.dropped[place] for place in places) / len(places),
+            uniform_mean=sum(one.baseline[place] for place in places) / len(places),
             title=f"dropped at capacity factor {one.factor:g}",
             format=percent,
         )

@@ -21,7 +21,7 @@ _Row = dict[str, Any]
 
 
 def document(analysis: Analysis, report: RoutingReport) -> str:
-    """Empty where a column does not apply. `chance` is the mean of random deals of the prompts, `limit` what 1 in 20 of
+    """Empty where a column does not apply. `chance` is the mean of random deals of the prompts, `limit` what 1 in 40 of
     them exceed. The last rows, `provenance.*`, have a text and no value."""
     out = io.StringIO()
     writer = csv.DictWriter(out, HEADER, lineterminator="\n")

@@ -61,13 +61,13 @@ def chance(report: RoutingReport) -> list[str]:
         lines.append(
             "Chance takes prompts as its unit, since tokens of one prompt are alike: loads of prompts drawn anew "
             "around an even share, repeats with each prompt's tokens in random order, JSD with the prompts dealt to "
-            "other domains. By luck 1 row in 20 is beyond it."
+            "other domains. By luck 1 row in 40 is beyond it."
         )
     elif max(layer.experts for layer in report.layers) > 1:
         prompts = "1 prompt" if report.prompts == 1 else f"{report.prompts} prompts"
         lines.append(
-            f"No verdict on loads and repeats: {prompts} cannot be told from chance, {FEWEST_PROMPTS} can (2 of the 64 "
-            "ways to exchange what differs lie on one side)."
+            f"No verdict on loads and repeats: {prompts} cannot be told from chance, {FEWEST_PROMPTS} can (2 of the "
+            "128 ways to exchange what differs lie on one side)."
         )
     return lines
 
@@ -105,7 +105,7 @@ def specialisation(report: RoutingReport) -> str:
     """One sentence: whether domains load the experts differently, or why that cannot be said."""
     found = report.domain_distances
     assert found is not None, "there is one domain"
-    enough = "4 prompts of each are enough"
+    enough = "5 prompts of each are enough"
     if not found.tested:
         if sum(count > 1 for count in found.prompts) < 2:
             return (
@@ -137,7 +137,7 @@ def pairs_of_domains(report: RoutingReport) -> list[str]:
     if found is None or not found.tested or np.isnan(found.noise).all():
         return []
     highest = float(np.nanmax(found.noise))
-    return [f"For one pair chance is up to {highest:.3f}; * is beyond it, 1 star in 20 by luck."]
+    return [f"For one pair chance is up to {highest:.3f}; * is beyond it, 1 star in 40 by luck."]
 
 
 def favourites(to: Console, analysis: Analysis, layers: Sequence[LayerReport]) -> list[RenderableType]:

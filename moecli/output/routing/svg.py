@@ -15,8 +15,8 @@ _FORBIDDEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufffe\\uffff]")
 
 def document(drawn: Drawing, title: str, provenance: Mapping[str, str] | None = None) -> str:
     """The SVG file, with its style and where it comes from in it."""
-    made = "\n".join(f"{key}: {value}" for key, value in (provenance or {}).items())
-    described = f"<desc>{text(made)}</desc>" if made else ""
+    made = "\n".join(text(f"{key}: {value}") for key, value in (provenance or {}).items())
+    described = f"<desc>{made}</desc>" if made else ""
     return element(drawn, title, f"{described}<style>{style()}</style>") + "\n"
 
 
