@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bool, offline: bool) -> None:
     """Record or read a trace, analyse it, and show it in the form asked for."""
     form, layers, factors = wanted.form(json), wanted.chosen_layers(), wanted.factors()
-    options.check_folder("--output", wanted.output)
-    options.check_folder("--save-trace", wanted.save_trace)
+    options.check_output("--output", wanted.output)
+    options.check_output("--save-trace", wanted.save_trace)
     if wanted.probabilities and wanted.save_trace is not None and wanted.save_trace.suffix == ".csv":
         raise UsageError("a CSV trace has no room for --probabilities", "name the trace .jsonl or .trace")
     ref = _model(models, wanted)
@@ -114,7 +114,9 @@ def _prompts(wanted: RoutingOptions) -> tuple[str, list[Prompt], bool]:
     if wanted.prompts is not None:
         if wanted.prompt is not None:
             raise UsageError("--prompt and --prompts cannot both be meant", "leave one of them out")
-        return str(wanted.prompts), prompts.read(wanted.prompts), wanted.raw
+        if str(wanted.prompts) == "-":
+            return "stdin", prompts.parse(terminal.read_stdin_bytes(), "stdin", terminal.say), wanted.raw
+        return str(wanted.prompts), prompts.read(wanted.prompts, terminal.say), wanted.raw
     if text := running.behind_stdin(wanted.prompt or ""):
         return "the text given", [prompts.Prompt(text)], wanted.raw
     if wanted.prompt is not None:
@@ -181,8 +183,11 @@ def _other(
 
 
 def _is_trace(name: str) -> bool:
+    """A file that is no configuration, or a pipe."""
+    from moecli.hub.cache import is_folder, status
+
     path = Path(name)
-    return path.is_file() and path.suffix != ".json"
+    return status(path) is not None and not is_folder(path) and path.suffix != ".json"
 
 
 def _other_trace(name: str | None) -> RoutingTrace | None:

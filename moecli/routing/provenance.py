@@ -10,23 +10,26 @@ from moecli import __version__
 from moecli.routing.permutation import SEED
 from moecli.routing.prompts import Prompt
 from moecli.routing.trace import RoutingTrace
+from moecli.text.incoming import without_halves
 
 RECORDED = "command", "moecli", "seed", "prompts", "prompts_sha256", "chat_template"
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of the prompts: of each a line of JSON, [domain, text], UTF-8."""
-    lines = (json.dumps([prompt.domain, prompt.text], ensure_ascii=False) + "\n" for prompt in prompts)
+    """SHA-256 of the prompts: of each a line of JSON, [domain, text], UTF-8; a conversation has [role, text] for each
+    turn instead of its text."""
+    whole = ([each.domain, [[turn.role, turn.content] for turn in each.turns] or each.text] for each in prompts)
+    lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in whole)
     return hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
 
 
 def recorded(command: str, seed: int, name: str, prompts: Sequence[Prompt], raw: bool) -> dict[str, str]:
     """What a trace keeps of its making. `name`: of the prompt set, a file or what it is."""
     return {
-        "command": command,
+        "command": without_halves(command),
         "moecli": __version__,
         "seed": str(seed),
-        "prompts": name,
+        "prompts": without_halves(name),
         "prompts_sha256": digest(prompts),
         "chat_template": "no" if raw else "as the model's",
     }
@@ -40,4 +43,5 @@ def of_analysis(command: str, trace: RoutingTrace) -> dict[str, str]:
     other = {f"trace_{key}" if key in made else key: kept[key] for key in RECORDED if key in kept}
     if other.get("trace_command") == command:
         other = {key: value for key, value in other.items() if not key.startswith("trace_")}
-    return {**made, **{key: value for key, value in about.items() if value}, **other}
+    found = {**made, **{key: value for key, value in about.items() if value}, **other}
+    return {key: without_halves(value) for key, value in found.items()}

@@ -13,7 +13,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from moecli.errors import MoecliError
 from moecli.output.json.routing import routing
 from moecli.output.routing import View, definitions, figures, render
 from moecli.routing import files, prompts
@@ -108,27 +107,3 @@ def test_every_figure_is_defined_here_and_in_the_glossary() -> None:
         "z-loss", "overlap", "temporal locality", "capacity factor", "lift", "chance", "uniform router", "utilisation",
     ):  # fmt: skip
         assert re.search(rf"^\| {re.escape(name)}", glossary, re.MULTILINE), name
-
-
-@pytest.mark.parametrize(
-    ("lines", "found"),
-    [
-        ('text,domain\nThe sea,a\n"x, y",b\n', [("The sea", "a"), ("x, y", "b")]),
-        ("domain,text\na,The sea\n", [("The sea", "a")]),
-        ("text\nThe sea\n\nLand\n", [("The sea", ""), ("Land", "")]),
-        ('\ufefftext,domain\n"two\nlines",a\n', [("two\nlines", "a")]),
-        ("text,domain,more\nThe sea\n", [("The sea", "")]),
-        ("prompt,domain\nThe sea,a\n", "no column 'text', but prompt, domain"),
-        ("The sea\nLand\n", "no column 'text', but The sea"),
-        ("text,domain\n,a\n", "holds no prompt"),
-        ("", "no column 'text', but nothing"),
-    ],
-)
-def test_prompts_of_a_csv_file_are_its_column(lines: str, found: list[tuple[str, str]] | str, tmp_path: Path) -> None:
-    file = tmp_path / "mine.csv"
-    file.write_text(lines, encoding="utf-8")
-    if isinstance(found, str):
-        with pytest.raises(MoecliError, match=found):
-            prompts.read(file)
-    else:
-        assert [(each.text, each.domain) for each in prompts.read(file)] == found
