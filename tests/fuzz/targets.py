@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -147,6 +148,46 @@ def _changed_compact(mutator: Mutator, content: bytes) -> bytes:
 _CHANGED = {".csv": Mutator.damaged, ".jsonl": _changed_lines, ".trace": _changed_compact}
 
 
+def prompts(folder: Path) -> Target:
+    """Files of prompts: a line each, JSON lines, a JSON array, gzip."""
+    model = random_mixtral(folder / "model", **_SMALL)
+    toy_tokenizers.write_json(model / "tokenizer.json", json.loads(toy_tokenizers.byte_level().to_str()))
+    rows = [
+        {"text": "The sea", "domain": "a"},
+        {"prompt": "Hello", "id": 3},
+        {"messages": [{"role": "user", "content": "Hi"}]},
+    ]
+    lines = b"\n".join(json.dumps(row).encode() for row in rows)
+    texts = {"p.txt": b"The sea\nis wide\n", "p.jsonl": lines, "p.json": json.dumps(rows).encode()}
+
+    def case(mutator: Mutator) -> Command:
+        name = mutator.random.choice(list(texts))
+        content = texts[name]
+        if name == "p.jsonl":
+            content = _changed_lines(mutator, content)
+        else:
+            content = mutator.encoded(rows) if name == "p.json" else mutator.damaged(content)
+        if mutator.random.random() < 0.1:
+            content = (
+                mutator.damaged(gzip.compress(content)) if mutator.random.random() < 0.5 else gzip.compress(content)
+            )
+        (folder / name).write_bytes(content)
+        return [
+            "inspect",
+            str(model),
+            "--routing",
+            "--raw",
+            "--limit",
+            "8",
+            "--threads",
+            "1",
+            "--prompts",
+            str(folder / name),
+        ]
+
+    return case
+
+
 def stores(folder: Path) -> Target:
     """Our own files: the manifest of a store, the journal of one that is not finished."""
     home = Path(os.environ["MOECLI_HOME"]) / "models"
@@ -263,5 +304,6 @@ TARGETS: dict[str, tuple[Callable[[Path], Target], float]] = {
     "tokenizers": (tokenizers, 0.08),
     "hub": (hub, 0.1),
     "traces": (traces, 0.05),
-    "stores": (stores, 0.07),
+    "prompts": (prompts, 0.02),
+    "stores": (stores, 0.05),
 }
