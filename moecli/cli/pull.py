@@ -100,7 +100,7 @@ def _propose(ref: ModelRef, quiet: bool) -> Proposal:
     from moecli.output import pull as view
 
     with terminal.status(f"asking the Hub for {ref.name} ...", quiet):
-        return propose(ref, tell=None if quiet else view.tell)
+        return propose(ref, tell=view.tell)
 
 
 def _propose_packed(ref: ModelRef, dtype: str, target: Path | None, keep: bool, quiet: bool) -> PackedPull:
@@ -108,13 +108,16 @@ def _propose_packed(ref: ModelRef, dtype: str, target: Path | None, keep: bool, 
     from moecli.output import pull as view
 
     with terminal.status(f"asking the Hub for {ref.name} ...", quiet):
-        return propose_packed(ref, dtype, target, keep, tell=None if quiet else view.tell)
+        return propose_packed(ref, dtype, target, keep, tell=view.tell)
 
 
 def _show(plan: Proposal | PackedPull, dry_run: bool, json: bool, quiet: bool, no_color: bool) -> None:
     """The answer of a dry run, or talk."""
     from moecli.output import pull as view
     from moecli.output.json import pull as documents
+
+    if not quiet:
+        view.unasked(plan)
 
     if dry_run and json:
         terminal.write_json(documents.proposed(plan))

@@ -11,10 +11,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from moecli.errors import DiskError
-from moecli.hub.cache import UNFINISHED, lock_folder, status
+from moecli.hub.background import in_background
+from moecli.hub.cache import UNFINISHED, commit, lock_folder, status
 from moecli.hub.manifest import DownloadManifest, RemoteFile
 from moecli.hub.retry import RetryPolicy
 from moecli.hub.transfer import Transfer, Watcher
@@ -22,7 +22,6 @@ from moecli.store.filesystem import FULL, free_space, nearest_folder, unwritable
 from moecli.units import format_bytes
 
 _AT_ONCE = 4
-Result = TypeVar("Result")
 Place = Callable[[DownloadManifest, RemoteFile, Transfer], Path]  # brings a file to where it belongs
 
 
@@ -58,7 +57,7 @@ def each(
     try:
         while True:
             while len(waiting) <= ahead and (file := next(rest, None)) is not None:
-                waiting.append((file, _in_background(partial(place, manifest, file, transfer))))
+                waiting.append((file, in_background(partial(place, manifest, file, transfer))))
             if not waiting:
                 return
             file, future = waiting.popleft()
@@ -108,7 +107,7 @@ def is_whole(path: Path, file: RemoteFile) -> bool:
 
 def write_ref(manifest: DownloadManifest) -> None:
     """Let the branch or tag that was asked for name the commit."""
-    if manifest.revision == manifest.commit:
+    if manifest.revision == manifest.commit or commit(manifest.root, manifest.revision) == manifest.commit:
         return
     with _explained(manifest.root):
         path = manifest.root / "refs" / manifest.revision
@@ -121,13 +120,16 @@ def write_ref(manifest: DownloadManifest) -> None:
 def _place(manifest: DownloadManifest, file: RemoteFile, transfer: Transfer) -> Path:
     """The file in its snapshot. The lock is huggingface_hub's own: one process fetches, the others wait for it."""
     blob, pointer = manifest.blob(file), manifest.snapshot / file.name
+    if is_whole(pointer, file):  # nothing is written: the cache may be read-only
+        transfer.watcher.found(file, file.size)
+        return pointer
     locks = lock_folder(manifest.repo)
     busy = partial(transfer.watcher.wait, file, f"another process is fetching {file.name}", None)
     with _explained(manifest.root):
         for folder in (blob.parent, pointer.parent, locks):
             folder.mkdir(parents=True, exist_ok=True)
         with _alone(locks / f"{file.hash}.lock", busy):
-            linked = is_whole(pointer, file)
+            linked = is_whole(pointer, file)  # meanwhile, by another process
             if linked or is_whole(blob, file):
                 transfer.watcher.found(file, file.size)
             else:
@@ -167,24 +169,12 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
-def _in_background(action: Callable[[], Result]) -> Future[Result]:
-    """A thread that the end of the program does not wait for, so that Ctrl-C stops at once."""
-    future: Future[Result] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(action())
-        except BaseException as error:  # of whatever kind, it belongs to the one who waits
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future
-
-
 @contextlib.contextmanager
 def _explained(folder: Path) -> Iterator[None]:
     """Trouble with the cache folder in words."""
     try:
         yield
     except OSError as error:
-        raise unwritable(folder, error) from error
+        failure = unwritable(folder, error)
+        failure.hint = failure.hint or "HF_HOME or HF_HUB_CACHE names another folder for the cache"
+        raise failure from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from moecli.checkpoint.binding import Weights
 from moecli.checkpoint.safetensors import StoredTensor, read_header
 from moecli.errors import CheckpointError
 from moecli.hub import download
+from moecli.hub.background import each_in_background
 from moecli.hub.cache import UNFINISHED
 from moecli.hub.headers import Repository
 from moecli.hub.manifest import DownloadManifest, RemoteFile
@@ -149,12 +149,11 @@ def _headers(manifest: DownloadManifest, tell: Tell | None) -> Iterator[StoredTe
         return header[0]
 
     found: dict[str, StoredTensor] = {}
-    with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        for header in pool.map(read, manifest.weights):
-            if both := found.keys() & header.keys():
-                name = min(both)
-                raise CheckpointError(f"'{name}' is in {found[name].path.name} and in {header[name].path.name}")
-            found |= header
+    for header in each_in_background(read, manifest.weights, _CONNECTIONS):
+        if both := found.keys() & header.keys():
+            name = min(both)
+            raise CheckpointError(f"'{name}' is in {found[name].path.name} and in {header[name].path.name}")
+        found |= header
     yield from found.values()
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from moecli.checkpoint.binding import Weights
+from moecli.checkpoint.prequantized import quantised_format
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
+from moecli.checkpoint.towers import split_towers
 from moecli.errors import CheckpointError, ConfigError
 from moecli.model import families
 from moecli.model.spec import ModelSpec
@@ -72,16 +74,11 @@ def header_fingerprint(tensors: Iterable[StoredTensor]) -> str:
 
 
 def check_runs(spec: ModelSpec, name: str) -> None:
-    """ConfigError or CheckpointError for what the engine cannot run."""
+    """ConfigError for what the engine cannot run."""
     if spec.unsupported:
         raise ConfigError(
             f"{spec.family} models cannot be run yet: the engine lacks {', '.join(spec.lacks)}",
             f"moecli inspect and moecli memory know them: moecli inspect {name}",
-        )
-    if spec.quantization is not None:
-        raise CheckpointError(
-            f"the checkpoint is quantised ({spec.quantization}), which cannot be run yet",
-            "use an unquantised bf16 or fp16 revision",
         )
 
 
@@ -89,4 +86,15 @@ def _bind(name: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkpo
     family = families.find(config)
     spec = family.read(config)
     check_runs(spec, name)
-    return Weights(spec, family, checkpoint())
+    found, others = split_towers(checkpoint().tensors)
+    if (format_ := quantised_format(found)) is not None:
+        raise CheckpointError(
+            f"the checkpoint is quantised ({format_}), which cannot be run yet",
+            "use an unquantised bf16 or fp16 revision",
+        )
+    notes = []
+    if spec.quantization is not None:
+        notes.append(f"config.json says that the weights are {spec.quantization}, but none is: they run as they are")
+    if others:
+        notes.append(f"{len(others)} tensors of vision or audio towers are left out: the text model runs alone")
+    return Weights(spec, family, Checkpoint(found), tuple(notes))

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from moecli.hub.client import address
+from moecli.hub.failures import address
 from moecli.model import catalog
 from tests.support import headers
 
