@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import mmap
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli.errors import CheckpointError
+from moecli.errors import CheckpointError, json_object, unreadable
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
                 raise _damaged(path, f"its header claims {length} bytes and the file has {file_size}")
             text = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
     _LOG.debug("reads the header of %s: %d of %d bytes", path, length, file_size)
     return header_tensors(path, text, file_size)
 
@@ -75,13 +74,7 @@ def parse_header(path: Path, text: bytes) -> dict[str, Any]:
             raise _damaged(path, "its header names a tensor twice")
         return dict(pairs)
 
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, "its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise _damaged(path, "its header is not a JSON object")
-    return header
+    return json_object(text, lambda problem: _damaged(path, f"its header {problem}"), unique)
 
 
 def _checked(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
@@ -159,7 +152,7 @@ class Checkpoint:
                         raise _damaged(tensor.path, f"'{tensor.name}' is cut short")
                     done += read
         except OSError as error:
-            raise CheckpointError(f"{tensor.path} cannot be read: {error.strerror or error}") from error
+            raise unreadable(tensor.path, error) from error
 
     def populate(self, tensors: Iterable[StoredTensor]) -> None:
         """Bring tensors into memory now, in file order, not fault by fault later. Linux only; elsewhere nothing."""
@@ -186,20 +179,23 @@ def _map(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             _LOG.debug("maps %s", path)
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be mapped: {error}") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be mapped: {error}", "fetch the file again") from error
 
 
 def weight_map(index: bytes, called: str) -> dict[str, str]:
     """The file of each tensor, as an index of shards says. CheckpointError, by what it is `called`, if it is unfit."""
+    unfit = CheckpointError(f"{called} is not a readable index", "fetch the file again")
     try:
-        files = json.loads(index)["weight_map"]
+        files = json_object(index, lambda problem: unfit)["weight_map"]
         names = set(files.values())
         plain = all(isinstance(name, str) and Path(name).name == name and "\0" not in name for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{called} is not a readable index", "fetch the file again") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise unfit from error
     if not files:
-        raise CheckpointError(f"{called} is not a readable index", "fetch the file again")
+        raise unfit
     if not plain:
         raise CheckpointError(f"{called} names a file outside its folder")
     return dict(files)
@@ -211,9 +207,9 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
         if index.stat().st_size > _LARGEST_INDEX:
             raise CheckpointError(f"{index.name} is too large")
         paths = [folder / name for name in sorted(set(weight_map(index.read_bytes(), index.name).values()))]
+        here = {path.name for path in folder.iterdir() if path.is_file()}  # no name is too long to be looked for
     except OSError as error:
-        raise CheckpointError(f"{index.name} is not a readable index", "fetch the file again") from error
-    here = {path.name for path in folder.iterdir() if path.is_file()}  # no name is too long to be looked for
+        raise unreadable(index, error) from error
     missing = [path.name for path in paths if path.name not in here]
     if missing:
         raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,7 @@ def pull(
     ref = resolve(model, original=True)
     if dtype is not None:
         check_dtype(dtype)
-        target = output.absolute() if output else None
+        target = Path(os.path.realpath(output)) if output else None
         packing = _propose_packed(ref, dtype, target, keep_original, quiet or json)
         _show(packing, dry_run, json, quiet, no_color)
         if not dry_run:
@@ -75,7 +76,7 @@ def pull(
 
         terminal.write_json(documents.fetched(proposal))
     else:
-        terminal.write(f"{path}\n")
+        terminal.write_path(path)
 
 
 def offer(ref: ModelRef, quiet: bool = False) -> ModelRef:
@@ -158,7 +159,7 @@ def _pack(pull: PackedPull, threads: int | None, yes: bool, json: bool, quiet: b
         return
     if not quiet:
         account.summary(store, bars)
-    terminal.write(f"{store.folder}\n")
+    terminal.write_path(store.folder)
 
 
 def _ask(proposal: Proposal, yes: bool) -> None:

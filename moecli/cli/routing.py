@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bool, offline: bool) -> None:
     """Record or read a trace, analyse it, and show it in the form asked for."""
     form, layers, factors = wanted.form(json), wanted.chosen_layers(), wanted.factors()
-    options.check_folder("--output", wanted.output)
-    options.check_folder("--save-trace", wanted.save_trace)
+    options.check_output("--output", wanted.output)
+    options.check_output("--save-trace", wanted.save_trace)
     ref = _model(models, wanted)
     if ref is None or wanted.from_ is not None:
         assert wanted.from_ is not None, "without either, _model refuses"
@@ -97,7 +97,9 @@ def _prompts(wanted: RoutingOptions) -> tuple[list[Prompt], bool]:
     if wanted.prompts is not None:
         if wanted.prompt is not None:
             raise UsageError("--prompt and --prompts cannot both be meant", "leave one of them out")
-        return prompts.read(wanted.prompts), wanted.raw
+        if str(wanted.prompts) == "-":
+            return prompts.parse(terminal.read_stdin_bytes(), "stdin", terminal.say), wanted.raw
+        return prompts.read(wanted.prompts, terminal.say), wanted.raw
     if text := running.behind_stdin(wanted.prompt or ""):
         return [prompts.Prompt(text)], wanted.raw
     if wanted.prompt is not None:

@@ -11,8 +11,10 @@ import torch
 from moecli.engine.block import RoutingObserver
 from moecli.engine.cache import Cache
 from moecli.engine.decoder import Decoder
+from moecli.engine.finite import is_finite, not_finite
 from moecli.engine.sampling import Sampler
 from moecli.errors import MoecliError
+from moecli.kernels.blocking import CHUNK
 
 
 @dataclass(slots=True)
@@ -86,12 +88,15 @@ class Session:
             seen.append(token)
 
     def _feed(self, ids: list[int], observer: RoutingObserver | None) -> torch.Tensor:
-        """Append `ids` to the text; returns the logits [V] after the last."""
+        """Append `ids` to the text; returns the logits [V] after the last. CheckpointError if they are no numbers."""
         self._torn = True
         states = self.decoder.forward(torch.tensor(ids), self.cache, observer)
         self.held.extend(ids)
         self._torn = False
-        return self.decoder.logits(states[-1:])[0].cpu()
+        logits = self.decoder.logits(states[-1:])[0].cpu()
+        if not is_finite(logits):
+            raise not_finite(self.decoder.first_not_finite(torch.tensor(self.held[-CHUNK:])), self.decoder.dtype)
+        return logits
 
     def _rewind(self, prompt: Sequence[int]) -> int:
         """Keep what cache and prompt share, at most all but the last id, whose logits are needed."""

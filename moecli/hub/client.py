@@ -91,8 +91,8 @@ def get(repo: str, revision: str | None, name: str, range_: tuple[int, int | Non
     What is no answer to that question is refused: another range, a web page, a compressed body.
     """
     _check_allowed(repo)
-    huggingface_hub = _library()
-    url = huggingface_hub.hf_hub_url(repo, name, revision=revision)
+    hub = library()
+    url = hub.hf_hub_url(repo, name, revision=revision)
     first, last = range_ or (0, None)
     asked = {"range": f"bytes={first}-{'' if last is None else last}"} if range_ else {}
     with _open(url, asked) as answer:
@@ -131,7 +131,7 @@ def refusal(answer: Answer, repo: str, revision: str | None, name: str) -> Netwo
 
 
 @cache
-def _library() -> Any:
+def library() -> Any:
     """huggingface_hub, imported without a word on stderr: whatever it would warn about has been examined."""
     environment.examine()
     before = logging.root.manager.disable
@@ -139,10 +139,10 @@ def _library() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            library = importlib.import_module("huggingface_hub")
+            hub = importlib.import_module("huggingface_hub")
             importlib.import_module("huggingface_hub.file_download")
             try:
-                library.get_session()
+                hub.get_session()
             except _transport_failures(ValueError, ImportError) as error:
                 names = [*environment.proxies(), *filter(settings.read, ("NO_PROXY", "no_proxy", "SSL_CERT_FILE"))]
                 hint = f"look at {', '.join(names)}" if names else None
@@ -150,11 +150,11 @@ def _library() -> Any:
     finally:
         logging.disable(before)
     logging.getLogger("huggingface_hub").handlers[:] = [logging.NullHandler()]
-    return library
+    return hub
 
 
 def _endpoint() -> str:
-    _library()
+    library()
     from huggingface_hub import constants
 
     return constants.ENDPOINT
@@ -167,7 +167,7 @@ def _token() -> str | None:
     if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         return None
     try:
-        token: str | None = _library().get_token()
+        token: str | None = library().get_token()
     except _transport_failures(ValueError) as error:
         raise NetworkError(f"no token can be had: {failures.reason(error)}", "set HF_TOKEN to a token") from error
     return token
@@ -176,7 +176,7 @@ def _token() -> str | None:
 @contextmanager
 def _open(url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
     """The answer's headers are complete when the block begins, or HubBusy says why not in bounded time."""
-    _library()
+    library()
     from huggingface_hub import constants
 
     silence, endpoint = constants.HF_HUB_DOWNLOAD_TIMEOUT, constants.ENDPOINT
@@ -200,7 +200,7 @@ def _follow(url: str, headers: Mapping[str, str], silence: float) -> Answer:
 
     The token goes to the first host alone.
     """
-    session, token = _library().get_session(), _token()
+    session, token = library().get_session(), _token()
     about = {"accept-encoding": "identity", "user-agent": f"moecli/{__version__}", **headers}
     about |= {"authorization": f"Bearer {token}"} if token else {}
     history: list[Mapping[str, str]] = []

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from moecli.errors import DiskError
+from moecli.hub import client
 from moecli.hub.background import in_background
 from moecli.hub.cache import UNFINISHED, commit, lock_folder, status
 from moecli.hub.manifest import DownloadManifest, RemoteFile
@@ -112,9 +113,8 @@ def write_ref(manifest: DownloadManifest) -> None:
     with _explained(manifest.root):
         path = manifest.root / "refs" / manifest.revision
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(path)
-        temporary.write_text(manifest.commit)
-        temporary.replace(path)
+        with _replacing(path) as temporary:
+            temporary.write_text(manifest.commit)
 
 
 def _place(manifest: DownloadManifest, file: RemoteFile, transfer: Transfer) -> Path:
@@ -142,31 +142,37 @@ def _place(manifest: DownloadManifest, file: RemoteFile, transfer: Transfer) -> 
 @contextlib.contextmanager
 def _alone(lock: Path, busy: Callable[[], None]) -> Iterator[None]:
     """While no other process holds the lock; `busy` is called once if that takes a while."""
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-
+    lock_of = client.library().utils.WeakFileLock
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(WeakFileLock(lock, timeout=0.5))
+            stack.enter_context(lock_of(lock, timeout=0.5))
         except TimeoutError:
             busy()
-            stack.enter_context(WeakFileLock(lock))
+            stack.enter_context(lock_of(lock))
         yield
 
 
 def _link(blob: Path, pointer: Path) -> None:
     """A relative link, as the library makes it; where the system has none, the file itself."""
-    temporary = _beside(pointer)
     try:
-        temporary.symlink_to(os.path.relpath(blob, pointer.parent))
+        with _replacing(pointer) as temporary:
+            temporary.symlink_to(os.path.relpath(blob, pointer.parent))
     except OSError as error:
         if error.errno in FULL:
             raise
-        temporary = blob
-    temporary.replace(pointer)
+        blob.replace(pointer)
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path`, which it gets when the block ends well; otherwise nothing is left."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

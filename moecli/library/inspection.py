@@ -9,7 +9,7 @@ from typing import Any
 
 from moecli.checkpoint.inventory import Inventory, take_inventory
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
-from moecli.errors import NetworkError
+from moecli.errors import NetworkError, reading
 from moecli.formats import stored_as
 from moecli.library.resolve import Kind, ModelRef, known
 from moecli.model import catalog, families, params
@@ -107,9 +107,11 @@ def _from_folder(ref: ModelRef, folder: Path) -> Report:
     if ref.kind is Kind.STORE:
         return _from_store(ref, PackedStore.open(folder))
     config = families.load_config(folder / "config.json")
-    if not any(folder.glob("*.safetensors")):
+    with reading(folder):
+        tensors = Checkpoint.open(folder).tensors if any(folder.glob("*.safetensors")) else None
+    if tensors is None:
         return _report(ref, Kind.CONFIG, str(folder / "config.json"), None, config)
-    return _report(ref, ref.kind, str(folder), ref.commit, config, Checkpoint.open(folder).tensors)
+    return _report(ref, ref.kind, str(folder), ref.commit, config, tensors)
 
 
 def _from_store(ref: ModelRef, store: PackedStore) -> Report:

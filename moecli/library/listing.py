@@ -30,6 +30,7 @@ class Here:
     revisions: tuple[str, ...] = ()
     partial_bytes: int = 0  # of downloads that were not finished
     last_used: float | None = None  # seconds since 1970
+    damaged: bool = False  # a packed model that does not say what it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,9 @@ def _built_in() -> list[Here]:
 
 
 def _cached(model: hub_cache.LocalModel) -> Here | None:
-    """None for what is no model of a family known here: tokenizers, image models, something unreadable."""
+    """None for what is no model of a family known here: tokenizers, image models, no config.json."""
+    if model.damaged:
+        return Here(model.name, "unknown", 0, model.path, model.repo, None, False, damaged=True)
     try:
         config = families.load_config(model.path / "config.json")
         families.find(config)
@@ -86,7 +89,9 @@ def _cached(model: hub_cache.LocalModel) -> Here | None:
 
 def _packed(store: LocalStore) -> Here:
     source = store.source if store.revision else store.model
-    return Here(store.name, store.dtype, store.bytes, store.path, source, store.revision, store.complete)
+    return Here(
+        store.name, store.dtype, store.bytes, store.path, source, store.revision, store.complete, damaged=store.damaged
+    )
 
 
 def _format(config: Mapping[str, Any]) -> str:

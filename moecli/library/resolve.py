@@ -15,7 +15,7 @@ from moecli.library import address, stores
 from moecli.library.stores import LocalStore
 from moecli.model import catalog
 from moecli.store import manifest
-from moecli.store.packed import is_partial
+from moecli.store.packed import PARTIAL, REMOVED, is_partial
 
 _LOG = logging.getLogger(__name__)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -200,13 +200,15 @@ def _packed(model: str, store: LocalStore, entry: catalog.Entry | None = None) -
 
 
 def _named(model: str) -> LocalStore | None:
-    """The packed model, finished or not, whose own name or path this is."""
-    for store in stores.local_stores():
-        if store.name.casefold() == model.casefold():
-            return store
+    """The packed model, finished, unfinished or half deleted, whose own name or path this is."""
     folder = _path(model)
-    here = hub_cache.is_file(folder / manifest.FILE) or (is_partial(folder) and hub_cache.is_folder(folder))
-    return stores.described(folder) if here else None
+    known = {store.name.casefold(): store for store in stores.local_stores()}
+    for name in (model, model.removesuffix(PARTIAL) + REMOVED):
+        if name.casefold() in known:
+            return known[name.casefold()]
+    if hub_cache.is_file(folder / manifest.FILE) or (is_partial(folder) and hub_cache.is_folder(folder)):
+        return stores.described(folder)
+    return stores.being_removed(folder) if folder.name else None
 
 
 def _packed_from(names: tuple[str | None, ...], dtype: str) -> LocalStore | None:

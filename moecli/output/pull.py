@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
-from rich.console import Console
 from rich.progress import TaskID
 
 from moecli.hub.manifest import RemoteFile
@@ -43,8 +43,7 @@ def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool) -> None
         ("speed", band if plan.runs and not proposal.lacks else "-"),
         *([("engine", f"lacks {', '.join(proposal.lacks)}")] if proposal.lacks else []),
     ]
-    colour = True if no_color else None
-    to = Console(stderr=on_stderr, no_color=colour, highlight=False, markup=False, emoji=False)
+    to = tables.console(no_color, terminal.styled(sys.stderr if on_stderr else sys.stdout))
     tables.show(to, tables.title(proposal.name, f"{manifest.repo} at {manifest.commit[:12]}"), tables.facts(rows))
 
 

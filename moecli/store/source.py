@@ -11,7 +11,7 @@ from moecli.checkpoint.binding import Weights
 from moecli.checkpoint.prequantized import quantised_format
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.checkpoint.towers import split_towers
-from moecli.errors import CheckpointError, ConfigError
+from moecli.errors import CheckpointError, ConfigError, reading
 from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.store import manifest
@@ -25,13 +25,14 @@ TEXTS = (
 
 def open_source(folder: Path) -> Weights:
     """A checkpoint that can be run. ConfigError or CheckpointError if it cannot, or is a packed store."""
-    if (folder / manifest.FILE).is_file():
-        raise CheckpointError(
-            f"{folder} is packed already, to {manifest.read(folder).dtype}",
-            "to have another format, pack the checkpoint it was made from",
-        )
-    config = families.load_config(folder / "config.json")
-    return _bind(str(folder), config, lambda: Checkpoint.open(folder))
+    with reading(folder):
+        if (folder / manifest.FILE).is_file():
+            raise CheckpointError(
+                f"{folder} is packed already, to {manifest.read(folder).dtype}",
+                "to have another format, pack the checkpoint it was made from",
+            )
+        config = families.load_config(folder / "config.json")
+        return _bind(str(folder), config, lambda: Checkpoint.open(folder))
 
 
 def announced(name: str, config: Mapping[str, Any], tensors: Iterable[StoredTensor]) -> Weights:
@@ -46,15 +47,20 @@ def text_files(folder: Path) -> list[Path]:
 
 def origin_of(name: str, repo: str | None, revision: str | None, folder: Path, weights: Weights) -> Origin:
     """What a store says of a checkpoint on this machine; `revision` is a commit of `repo`."""
-    path = None if repo else str(folder.resolve())
-    return Origin(name, repo, revision, path, fingerprint(folder, weights))
+    path = None if repo else _text(str(folder.resolve()))
+    return Origin(_text(name), repo, revision, path, fingerprint(folder, weights))
+
+
+def _text(name: str) -> str:
+    """A name on the disk that is not UTF-8 cannot be written as text: its bytes by their numbers."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def fingerprint(folder: Path, weights: Weights) -> str:
     """Changes when a file of a checkpoint does: names, sizes, times and headers of its weights, and all its texts."""
     found = hashlib.sha256()
     paths = sorted({tensor.path for tensor in weights.checkpoint.tensors.values()})
-    try:
+    with reading(folder):
         for path in paths:
             status = path.stat()
             found.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
@@ -62,8 +68,6 @@ def fingerprint(folder: Path, weights: Weights) -> str:
                 found.update(file.read(int.from_bytes(file.read(8), "little")))
         for path in text_files(folder):
             found.update(f"{path.name}\0".encode() + path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror or error}") from error
     return found.hexdigest()
 
 

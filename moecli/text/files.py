@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moecli.errors import MoecliError, TextError, json_object
+from moecli.errors import MoecliError, TextError, json_object, unreadable
 
 MOST_JSON = 64 * 2**20
 
@@ -20,7 +20,8 @@ def read_bytes(path: Path, most: int, error: type[MoecliError] = TextError) -> b
     except FileNotFoundError:
         return None
     except OSError as problem:
-        raise error(f"cannot read {path}: {problem.strerror or problem}") from None
+        found = unreadable(path, problem)
+        raise error(found.message, found.hint) from None
 
 
 def read_text(path: Path, most: int) -> str | None:

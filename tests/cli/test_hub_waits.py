@@ -5,14 +5,16 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from moecli.model import catalog
-from tests.support import headers, hub_server
+import moecli as package
+from tests.support import hub_server
 from tests.support.processes import wait_for
 
 REPO = "somebody/some-moe"
+TINY = Path(package.__file__).parent / "tiny"
 
 
 def silent(send: hub_server.Send) -> None:
@@ -34,18 +36,15 @@ def asks_to_wait(send: hub_server.Send) -> None:
     ("verb", "name", "answer"),
     [
         ("pull", "", silent),
-        ("pull", "", trickle),
         ("pull", "", asks_to_wait),
-        ("inspect", "config.json", silent),
-        ("inspect", "model-00001-of-00002.safetensors", silent),
-        ("pull", "model-00002-of-00002.safetensors", trickle),
-        ("pull", "model-00002-of-00002.safetensors", asks_to_wait),
+        ("inspect", "model.safetensors", silent),
+        ("pull", "model.safetensors", trickle),
+        ("pull", "model.safetensors", asks_to_wait),
     ],
 )
 def test_ctrl_c_ends_a_wait_at_once(start, hub: hub_server.Hub, verb: str, name: str, answer: Callable) -> None:
-    hub.add(REPO, catalog.find("mixtral").config(), *headers.split(headers.plain(headers.mixtral()), 2))
-    for path in [path for path in hub.files if path.endswith(".safetensors")]:
-        hub.sizes[path.rpartition("/")[2]] = 1000  # so that there is room for it
+    for file in TINY.iterdir():
+        hub.put(f"{REPO}/{file.name}", file.read_bytes())
     asked = []
     hub.raw[name] = lambda send: (asked.append(name), answer(send))
     process = start(verb, REPO, *(["--yes"] if verb == "pull" else []))

@@ -147,7 +147,7 @@ EVERYWHERE: dict[str, Callable[[Send], object]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("answer", EVERYWHERE)
-@pytest.mark.parametrize(("name", "action"), [("", pull), (CONFIG, pull), (CONFIG, inspect), (WEIGHTS, inspect)])
+@pytest.mark.parametrize(("name", "action"), [("", pull), (CONFIG, inspect), (WEIGHTS, inspect)])
 def test_any_answer_ends(hub: hub_server.Hub, name: str, action: Callable[[], object], answer: str) -> None:
     hub.raw[name] = EVERYWHERE[answer]
     guarded(action)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from moecli.errors import ConfigError, json_object
+from moecli.errors import ConfigError, json_object, unreadable
 from moecli.model.spec import Activation
 
 _LARGEST_FILE = 16 * 1024**2
@@ -61,7 +61,8 @@ def load_config(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path} is {size} bytes: too large for a config.json")
         content = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", "fetch the file again") from error
+        found = unreadable(path, error, "fetch the file again")
+        raise ConfigError(found.message, found.hint) from error
     return json_object(content, lambda problem: ConfigError(f"{path} {problem}", "fetch the file again"))
 
 
