@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -39,17 +40,20 @@ class Verdict:
     faults: tuple[str, ...]
 
 
-class _Screen(io.TextIOWrapper):
+class _Screen(io.BytesIO):
     """A terminal, as far as the program can tell."""
 
     def isatty(self) -> bool:
         return True
 
+    def close(self) -> None:
+        """It outlives the streams that are laid over it."""
+
 
 def judge(arguments: Sequence[str], seconds: float = SECONDS) -> Verdict:
     """`moecli ARGUMENTS` on a terminal without colours and an empty stdin, watched."""
-    told = io.BytesIO()
-    screen = _Screen(told, encoding="utf-8", write_through=True)
+    told = _Screen()
+    screen = io.TextIOWrapper(told, encoding="utf-8", write_through=True)
     before, kept = _resident(), (sys.argv, sys.stdin, sys.stdout, sys.stderr)
     _forget_peak()
     sys.argv = ["moecli", *arguments]
@@ -81,9 +85,17 @@ def judge(arguments: Sequence[str], seconds: float = SECONDS) -> Verdict:
     asked = code == 3 and "--check" in arguments
     if code and not asked and not any(line.startswith(("error: ", "Usage: ")) for line in shown.splitlines()):
         faults.append(f"exit code {code} without an error")
-    if strange := {letter for letter in shown if not letter.isprintable() and letter not in "\n\r\t"}:
-        faults.append(f"not printable: {sorted(strange)!r}")
+    if strange := {letter for letter in shown if _steers(letter)}:
+        faults.append(f"a terminal would obey {sorted(strange)!r}")
     return Verdict(code, took, growth, shown, tuple(faults))
+
+
+def _steers(letter: str) -> bool:
+    """Controls, line separators, halves of characters, and what turns the direction of writing."""
+    if letter.isprintable() or letter in "\n\r\t":
+        return False
+    turns = "\u202a" <= letter <= "\u202e" or "\u2066" <= letter <= "\u2069"
+    return turns or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def _hang(number: int, frame: FrameType | None) -> None:
