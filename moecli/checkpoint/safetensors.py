@@ -7,14 +7,16 @@ import json
 import logging
 import math
 import mmap
-import re
+import stat
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moecli.checkpoint import files
+from moecli.checkpoint.files import INDEX, weight_map
 from moecli.errors import CheckpointError
 
 _LOG = logging.getLogger(__name__)
@@ -24,11 +26,9 @@ ITEM_SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "U64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
 }  # fmt: skip
-INDEX = "model.safetensors.index.json"
 _LARGEST_HEADER = 100_000_000  # the format's own limit
 _LARGEST_INDEX = 256 * 1024**2
 _POPULATE_READ = 22  # Linux's MADV_POPULATE_READ, which the mmap module does not name
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # of weights; never opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,10 @@ class StoredTensor:
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file, every claim checked against the file's real size."""
     try:
-        file_size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
+            raise CheckpointError(f"{path} cannot be read: it is no regular file")
+        file_size = status.st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if file_size < 8 or not 2 <= length <= min(_LARGEST_HEADER, file_size - 8):
@@ -110,30 +113,51 @@ def _damaged(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(f"{path.name} is damaged: {problem}", "fetch the file again")
 
 
+def merged(headers: Iterable[Mapping[str, StoredTensor]], index: Mapping[str, str]) -> dict[str, StoredTensor]:
+    """The tensors of several files. The copy in the file that the index names counts; without that, two are refused."""
+    found: dict[str, StoredTensor] = {}
+    for header in headers:
+        for name, stored in header.items():
+            other = found.get(name)
+            if other is None or index.get(name) == stored.path.name:
+                found[name] = stored
+            elif index.get(name) != other.path.name:
+                raise CheckpointError(f"'{name}' is in {other.path.name} and in {stored.path.name}")
+    return found
+
+
 class Checkpoint:
     """All tensors of a folder of safetensors files; bytes are mapped when first asked for."""
 
-    def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
+    def __init__(self, tensors: Mapping[str, StoredTensor], index: Mapping[str, str] | None = None) -> None:
         self.tensors = dict(tensors)
+        self._index = index or {}
         self._maps: dict[Path, mmap.mmap] = {}
         self._lock = threading.Lock()
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Read the headers of `folder`: one file, shards with an index, or shards without one."""
-        index = folder / INDEX
-        paths = _indexed(folder, index) if index.is_file() else _unindexed(folder)
-        if not paths:
-            raise _no_weights(folder)
-        tensors: dict[str, StoredTensor] = {}
-        for path in paths:
-            header = read_header(path)
-            if both := tensors.keys() & header.keys():
-                raise CheckpointError(f"'{min(both)}' is in {tensors[min(both)].path.name} and in {path.name}")
-            tensors |= header
-        if not index.is_file():
-            _check_numbering(folder, paths)
-        return cls(tensors)
+        """Read the headers of the files of `folder` that hold the model, and of no others.
+
+        Where two of them hold a tensor, the index decides. CheckpointError if one is missing or damaged.
+        """
+        try:
+            names = {path.name for path in folder.iterdir()}
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}") from error
+        index = _index(folder)
+        chosen = files.choose(names, index, lambda: _tensors_in(folder / files.SINGLE))
+        if not chosen:
+            raise files.no_weights(names, str(folder))
+        here = {name for name in names if (folder / name).exists()} if len(chosen) > 1 else names
+        if gone := files.missing(chosen, here):
+            more = f", then {', '.join(gone[1:4])}" + (f" and {len(gone) - 4} more" if len(gone) > 4 else "")
+            raise CheckpointError(
+                f"{len(gone)} of {len(gone) + len(here.intersection(chosen))} shards are missing, {gone[0]} first"
+                + (more if gone[1:] else ""),
+                "fetch the model again",
+            )
+        return cls(merged((read_header(folder / name) for name in chosen), index or {}), index)
 
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
@@ -142,8 +166,9 @@ class Checkpoint:
         try:
             return self.tensors[name]
         except KeyError:
+            promised = f": {INDEX} says that {self._index[name]} holds it" if name in self._index else ""
             raise CheckpointError(
-                f"tensor '{name}' is missing from the checkpoint", "is a shard missing? fetch the model again"
+                f"tensor '{name}' is missing from the checkpoint{promised}", "is a shard missing? fetch the model again"
             ) from None
 
     def read_into(self, target: memoryview, tensor: StoredTensor, offset: int = 0) -> None:
@@ -190,60 +215,22 @@ def _map(path: Path) -> mmap.mmap:
         raise CheckpointError(f"{path} cannot be mapped: {error}") from error
 
 
-def weight_map(index: bytes, called: str) -> dict[str, str]:
-    """The file of each tensor, as an index of shards says. CheckpointError, by what it is `called`, if it is unfit."""
+def _index(folder: Path) -> dict[str, str] | None:
+    """The index of a folder's shards; None where it has none."""
+    path = folder / INDEX
+    if not path.is_file():
+        return None
     try:
-        files = json.loads(index)["weight_map"]
-        names = set(files.values())
-        plain = all(isinstance(name, str) and Path(name).name == name and "\0" not in name for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{called} is not a readable index", "fetch the file again") from error
-    if not files:
-        raise CheckpointError(f"{called} is not a readable index", "fetch the file again")
-    if not plain:
-        raise CheckpointError(f"{called} names a file outside its folder")
-    return dict(files)
-
-
-def _indexed(folder: Path, index: Path) -> list[Path]:
-    """The shards that an index names; each must be a plain file name beside it."""
-    try:
-        if index.stat().st_size > _LARGEST_INDEX:
-            raise CheckpointError(f"{index.name} is too large")
-        paths = [folder / name for name in sorted(set(weight_map(index.read_bytes(), index.name).values()))]
+        if path.stat().st_size > _LARGEST_INDEX:
+            raise CheckpointError(f"{INDEX} is too large")
+        return weight_map(path.read_bytes(), INDEX)
     except OSError as error:
-        raise CheckpointError(f"{index.name} is not a readable index", "fetch the file again") from error
-    here = {path.name for path in folder.iterdir() if path.is_file()}  # no name is too long to be looked for
-    missing = [path.name for path in paths if path.name not in here]
-    if missing:
-        raise CheckpointError(
-            f"{len(missing)} of {len(paths)} shards are missing, {missing[0]} first", "fetch the model again"
-        )
-    return paths
+        raise CheckpointError(f"{INDEX} is not a readable index", "fetch the file again") from error
 
 
-def _unindexed(folder: Path) -> list[Path]:
-    """Every shard but Mistral's own `consolidated.*` copies, which repeat the weights under other names."""
-    return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
-
-
-def _check_numbering(folder: Path, paths: list[Path]) -> None:
-    """Without an index, `x-00001-of-00003` tells how many shards there must be."""
-    for path in paths:
-        if match := re.fullmatch(r"(.*)-(\d+)-of-(\d+)\.safetensors", path.name):
-            expected = int(match[3])
-            have = sum(
-                p.name.startswith(f"{match[1]}-") and p.name.endswith(f"-of-{match[3]}.safetensors") for p in paths
-            )
-            if have != expected:
-                raise CheckpointError(f"{have} of {expected} shards of {match[1]} are here", "fetch the model again")
-
-
-def _no_weights(folder: Path) -> CheckpointError:
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-    if pickles:
-        return CheckpointError(
-            f"{folder} holds only pickled weights ({pickles[0]}), which can run code when opened",
-            "use a safetensors revision of the model, or convert it with its own tools",
-        )
-    return CheckpointError(f"{folder} holds no *.safetensors files", "fetch the model again")
+def _tensors_in(path: Path) -> Collection[str]:
+    """The names in a file; none in one that is damaged, which thus is no whole model."""
+    try:
+        return read_header(path).keys()
+    except CheckpointError:
+        return ()

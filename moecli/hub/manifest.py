@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moecli import settings
-from moecli.checkpoint.safetensors import INDEX, PICKLES
+from moecli.checkpoint.files import INDEX, SINGLE, choose, no_weights, weight_map
 from moecli.errors import CheckpointError, NetworkError
 from moecli.hub import client
 from moecli.hub.cache import BLOB_NAME, repository, status
-from moecli.hub.headers import LARGEST_CONFIG, LARGEST_INDEX, SINGLE, Repository, json_on_hub, shards
+from moecli.hub.headers import LARGEST_CONFIG, LARGEST_INDEX, Repository, json_on_hub, shards
 from moecli.hub.retry import RetryPolicy, Tell, retry
 
 _LOG = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class DownloadManifest:
     config: Mapping[str, Any]
     licence: str | None
     gated: bool
+    index: Mapping[str, str] | None = None  # which file holds a tensor, where that must be said
 
     @property
     def files(self) -> tuple[RemoteFile, ...]:
@@ -94,12 +95,19 @@ def read_manifest(
         piece = retry(lambda: source.fetch(name, largest), policy, tell=tell)
         return piece.data if piece else None
 
-    index = read(INDEX, LARGEST_INDEX)
-    weights = _weights(repo, listed.keys(), index)
+    def in_single() -> Collection[str]:
+        header = retry(lambda: source.header(SINGLE, 0), policy, tell=tell)
+        return header[0].keys() if header else ()
+
+    content = read(INDEX, LARGEST_INDEX)
+    index = None if content is None else weight_map(content, f"{INDEX} of {repo}")
+    weights = _weights(repo, listed.keys(), index, in_single)
+    if weights == [SINGLE]:
+        index = None
     config = read("config.json", LARGEST_CONFIG)
     if config is None:
         raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be used")
-    texts = [name for name in _TEXTS if name in listed]
+    texts = [name for name in _TEXTS if name in listed and (name != INDEX or index is not None)]
     texts += [name for name in _OTHER_TOKENIZERS if name in listed and "tokenizer.json" not in listed]
     if large := next((name for name in texts if listed[name].size > _LARGEST_TEXT), None):
         raise CheckpointError(f"{large} of {repo} has {listed[large].size} bytes, which cannot be right")
@@ -107,8 +115,13 @@ def read_manifest(
     return DownloadManifest(
         repo, revision or "main", info.sha, tuple(map(listed.__getitem__, texts)),
         tuple(map(listed.__getitem__, weights)), json_on_hub(config, "config.json"), _plain(next(licences, "")),
-        bool(info.gated),
+        bool(info.gated), index,
     )  # fmt: skip
+
+
+def list_files(repo: str, commit: str | None) -> list[str]:
+    """The names at the top of a repository."""
+    return [file.name for file in _listed(repo, retry(lambda: _ask(repo, commit), RetryPolicy(attempts=4)))]
 
 
 def _ask(repo: str, revision: str | None) -> Any:
@@ -148,23 +161,19 @@ def _listed(repo: str, info: Any) -> list[RemoteFile]:
     return files
 
 
-def _weights(repo: str, names: Iterable[str], index: bytes | None) -> list[str]:
-    """The files an index names; without one the single file, else every shard but `consolidated.*` copies."""
-    held = {name for name in names if _WEIGHTS.fullmatch(name)}
+def _weights(
+    repo: str, names: Collection[str], index: Mapping[str, str] | None, in_single: Callable[[], Collection[str]]
+) -> list[str]:
+    """The files that hold the model, by the rule that opens a folder."""
     if index is not None:
-        wanted = sorted(shards(repo, index))
-        if missing := [name for name in wanted if name not in held]:
-            raise CheckpointError(f"{INDEX} of {repo} names '{missing[0][:80]}', which it does not hold")
-        return wanted
-    if SINGLE in held:
-        return [SINGLE]
-    if found := sorted(name for name in held if not name.startswith("consolidated")):
-        return found
-    pickles = next((name for name in sorted(names) if name.endswith(PICKLES)), None)
-    hint = "look for a release in safetensors format"
-    if pickles:
-        raise CheckpointError(f"{repo} holds only pickled weights ({pickles}), which can run code when opened", hint)
-    raise CheckpointError(f"{repo} holds no safetensors weights", hint)
+        shards(repo, index)
+    held = {name for name in names if _WEIGHTS.fullmatch(name)}
+    chosen = choose(held, index, in_single)
+    if not chosen:
+        raise no_weights(names, repo)
+    if lost := next((name for name in chosen if name not in held), None):
+        raise CheckpointError(f"{INDEX} of {repo} names '{lost[:80]}', which it does not hold")
+    return chosen
 
 
 def _plain(text: str) -> str | None:
