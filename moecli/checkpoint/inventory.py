@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from moecli.checkpoint.binding import FLOATS, Weights
+from moecli.checkpoint.binding import BUFFERS, FLOATS, HEADS, Weights
 from moecli.checkpoint.prequantized import TrueTensor, main_format, true_tensors
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError, printable
@@ -39,7 +39,7 @@ class Inventory:
 
 def take_inventory(header: Mapping[str, StoredTensor], family: Family, spec: ModelSpec, counts: Counts) -> Inventory:
     """Count the tensors of `header`; never reads a weight."""
-    reasons = _reasons(family, spec)
+    reasons = _reasons(family, spec, has_table=any(map(_TABLE.fullmatch, header)))
     kept: list[TrueTensor] = []
     excluded: dict[str, list[TrueTensor]] = {}
     dtypes = {stored.name: stored.dtype for stored in header.values()}
@@ -65,17 +65,20 @@ _VISION = r"(.*\.)?(vision_\w+|visual|multi_modal_projector|mm_projector|audio_t
 _Reasons = list[tuple[str, re.Pattern[str]]]
 
 
-def _reasons(family: Family, spec: ModelSpec) -> _Reasons:
+def _reasons(family: Family, spec: ModelSpec, has_table: bool) -> _Reasons:
     """Why a tensor may stand in the files and not in the counts, by the form of its name."""
     first, last = len(spec.layers), len(spec.layers) + spec.extra_layers
     beyond = "|".join(str(index) for index in range(first, last)) or "none"
     tied = r"(.*\.)?lm_head\.weight|(.*\.)?output\.weight|(en|de)coder\.embed_tokens\.weight"
-    buffers = "|".join((r".*\.inv_freq", r".*\.masked_bias", *(p for each in family.layouts for p in each.ignored)))
+    buffers = "|".join((BUFFERS, *(p for each in family.layouts for p in each.ignored)))
     rows = {
         "multi-token prediction": rf"(.*\.)?mtp[._].+|model\.layers\.({beyond})\..+",
         "vision and audio": _VISION,
-        "copies of the tied table": tied if spec.tied_embeddings else r"(en|de)coder\.embed_tokens\.weight",
+        "copies of the tied table": tied
+        if spec.tied_embeddings and has_table
+        else r"(en|de)coder\.embed_tokens\.weight",
         "buffers": buffers,
+        "heads for training": HEADS,
     }
     return [(reason, re.compile(pattern)) for reason, pattern in rows.items()]
 

@@ -28,6 +28,7 @@ ITEM_SIZES = {
 }  # fmt: skip
 _LARGEST_HEADER = 100_000_000  # the format's own limit
 _LARGEST_INDEX = 256 * 1024**2
+_PIECE = 4 * 1024**2  # bytes compared at once
 _POPULATE_READ = 22  # Linux's MADV_POPULATE_READ, which the mmap module does not name
 
 
@@ -116,13 +117,13 @@ def _damaged(path: Path, problem: str) -> CheckpointError:
 def merged(headers: Iterable[Mapping[str, StoredTensor]], index: Mapping[str, str]) -> dict[str, StoredTensor]:
     """The tensors of several files. The copy in the file that the index names counts; without that, two are refused."""
     found: dict[str, StoredTensor] = {}
+    copies: dict[str, StoredTensor] = {}
     for header in headers:
-        for name, stored in header.items():
-            other = found.get(name)
-            if other is None or index.get(name) == stored.path.name:
-                found[name] = stored
-            elif index.get(name) != other.path.name:
-                raise CheckpointError(f"'{name}' is in {other.path.name} and in {stored.path.name}")
+        for name in header.keys() & found.keys():
+            copies[name] = header[name]
+        found |= {name: it for name, it in header.items() if name not in copies or index.get(name) == it.path.name}
+    if clash := min((name for name in copies if index.get(name) != found[name].path.name), default=None):
+        raise CheckpointError(f"'{clash}' is in {found[clash].path.name} and in {copies[clash].path.name}")
     return found
 
 
@@ -185,6 +186,18 @@ class Checkpoint:
                     done += read
         except OSError as error:
             raise CheckpointError(f"{tensor.path} cannot be read: {error.strerror or error}") from error
+
+    def same_bytes(self, one: StoredTensor, other: StoredTensor) -> bool:
+        """Whether two tensors are stored alike; reads them, up to the first difference, without mapping them."""
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        for start in range(0, one.size, _PIECE):
+            pieces = [bytearray(min(_PIECE, one.size - start)) for _ in range(2)]
+            for piece, tensor in zip(pieces, (one, other), strict=True):
+                self.read_into(memoryview(piece), tensor, start)
+            if pieces[0] != pieces[1]:
+                return False
+        return True
 
     def populate(self, tensors: Iterable[StoredTensor]) -> None:
         """Bring tensors into memory now, in file order, not fault by fault later. Linux only; elsewhere nothing."""

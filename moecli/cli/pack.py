@@ -52,6 +52,7 @@ def pack(
     check_dtype(dtype)
     ref = resolve(model, original=True)
     weights = open_source(ref.weights)
+    terminal.tell(weights.notes, quiet)
     dtype = weights.dtype if dtype == "auto" else dtype
     origin = origin_of(ref.name, ref.repo, ref.commit, ref.weights, weights)
     target = output.absolute() if output else stores.default_folder(ref.name, dtype)

@@ -136,6 +136,7 @@ def _record(
             max_tokens=wanted.max_tokens,
             raw=raw,
         )
+    terminal.tell(opened.notes, quiet)
     with loading.progress(ref.name, quiet) as progress, loading.reading(ref.name, quiet) as watch:
         return analysis.record(opened, config, prompts, wanted.limit, progress, watch, wanted.probabilities)
 

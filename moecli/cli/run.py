@@ -113,6 +113,7 @@ def run(
             system=system and terminal.clean(system), raw=raw,
         )  # fmt: skip
         plan = plan_for(opened, config, text)
+    terminal.tell(opened.notes, quiet)
     if verbose:
         terminal.say(f"{opened.name}: {config.sampling}, seed {config.seed}")
         terminal.say(loading.explain(plan))

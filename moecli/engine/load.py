@@ -36,6 +36,11 @@ class Model(Protocol):
     def spec(self) -> ModelSpec: ...
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What of its files is left out or read otherwise than the configuration has it."""
+        ...
+
+    @property
     def dtypes(self) -> tuple[str, ...]:
         """The formats it can run in, the most precise first; as it is stored before the others."""
         ...
@@ -74,6 +79,10 @@ class CheckpointModel:
     @property
     def spec(self) -> ModelSpec:
         return self.weights.spec
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.weights.notes
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -120,6 +129,10 @@ class StoreModel:
     @property
     def spec(self) -> ModelSpec:
         return self.store.spec
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def dtypes(self) -> tuple[str, ...]:

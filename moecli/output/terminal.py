@@ -6,12 +6,12 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from moecli import settings
-from moecli.errors import Declined, MoecliError, UsageError
+from moecli.errors import Declined, MoecliError, UsageError, printable
 from moecli.store.filesystem import unwritable
 
 
@@ -44,6 +44,12 @@ def say(text: str) -> None:
     """A line of talk on stderr: statistics, warnings, notes."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def tell(notes: Iterable[str], quiet: bool = False) -> None:
+    """What of a model is not as one might expect, a line each."""
+    for note in () if quiet else notes:
+        say(f"note: {printable(note)}")
 
 
 class Line:

@@ -29,7 +29,7 @@ def open_source(folder: Path) -> Weights:
             "to have another format, pack the checkpoint it was made from",
         )
     config = families.load_config(folder / "config.json")
-    return _bind(str(folder), config, lambda: Checkpoint.open(folder))
+    return _bind(str(folder), config, lambda: Checkpoint.open(folder)).with_true_ties()
 
 
 def announced(name: str, config: Mapping[str, Any], tensors: Iterable[StoredTensor]) -> Weights:
