@@ -70,7 +70,7 @@ class OpenedModel:
     @property
     def notes(self) -> tuple[str, ...]:
         """What of its files is left out or read otherwise than one might expect, a sentence each."""
-        return self.model.notes
+        return (*self.model.notes, *self.tokenizer.notes)
 
     @property
     def end_ids(self) -> frozenset[int]:

@@ -108,7 +108,8 @@ def read_manifest(
     if config is None:
         raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be used")
     texts = [name for name in _TEXTS if name in listed and (name != INDEX or index is not None)]
-    texts += [name for name in _OTHER_TOKENIZERS if name in listed and "tokenizer.json" not in listed]
+    if "tokenizer.json" not in listed:
+        texts += [name for name in listed if name in _OTHER_TOKENIZERS or name.endswith(".tiktoken")]
     if large := next((name for name in texts if listed[name].size > _LARGEST_TEXT), None):
         raise CheckpointError(f"{large} of {repo} has {listed[large].size} bytes, which cannot be right")
     licences = (str(tag)[8:] for tag in info.tags or () if str(tag).startswith("license:"))

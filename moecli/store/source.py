@@ -17,7 +17,7 @@ from moecli.store.manifest import Origin
 
 TEXTS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja", "chat_template.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "tokenizer.model",
 )  # fmt: skip
 
 
@@ -39,7 +39,9 @@ def announced(name: str, config: Mapping[str, Any], tensors: Iterable[StoredTens
 
 def text_files(folder: Path) -> list[Path]:
     """What a model needs beside its weights: configuration, tokenizer, chat template."""
-    return [folder / name for name in TEXTS if (folder / name).is_file()]
+    found = [folder / name for name in TEXTS if (folder / name).is_file()]
+    needless = folder / "tokenizer.model" if folder / "tokenizer.json" in found else None
+    return [path for path in found if path != needless]
 
 
 def origin_of(name: str, repo: str | None, revision: str | None, folder: Path, weights: Weights) -> Origin:
