@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE  # modules are compiled once, not by every proc
 check:  ## lint, types, import order, and whether generated docs are fresh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror moecli/kernels/c/*.[ch] moecli/kernels/c/*/*.[ch] tests/native/*.c
+	$(BIN)/clang-format --dry-run -Werror moecli/kernels/c/*.[ch] moecli/kernels/c/*/*.[ch] tests/native/*.c tests/support/*.c
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/cog -I .ci --check $(GENERATED)

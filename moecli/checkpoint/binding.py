@@ -10,7 +10,7 @@ from functools import cached_property
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError
 from moecli.model.families import Family, Layout, NamedSlice
-from moecli.model.spec import ModelSpec
+from moecli.model.spec import Mixture, ModelSpec
 from moecli.model.tensors import EXPERT_MATRICES, Tensor, dense_tensors, expert_shapes
 
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
@@ -25,6 +25,7 @@ class Slice:
     size: int
     shape: tuple[int, ...]
     transposed: bool  # stored [in, out]
+    columns: tuple[int, int] | None = None  # first and last of those that are the matrix, where another lies beside it
 
 
 # What training puts beside a language model and generation never asks: value, reward and classification heads.
@@ -89,6 +90,10 @@ class Weights:
         experts = self._experts_of(layer)
         rows, columns = _stack_shape(stored, experts)
         size, offset = stored.size // experts, expert * (stored.size // experts)
+        if named.half is not None and named.transposed:
+            half = columns // 2
+            where = named.half * half, (named.half + 1) * half
+            return Slice(stored, offset, size, (rows, columns), True, where)
         if named.half is not None:
             if rows % 2:
                 raise CheckpointError(f"{stored.name} is {list(stored.shape)}: an odd number of rows for gate and up")
@@ -120,7 +125,8 @@ class Weights:
             found = self.expert(layer, expert, matrix)
             used.add(found.stored.name)
             _check_expert(found, shape)
-        rest = sorted(name for name in self.checkpoint.tensors.keys() - used if not self._is_ignored(name))
+        here = self.checkpoint.tensors.items()  # a name here may be another than the file's own, which is in `used`
+        rest = sorted(name for name, stored in here if stored.name not in used and not self._is_ignored(name))
         heads = [name for name in rest if re.fullmatch(HEADS, name)]
         if unknown := [name for name in rest if name not in heads]:
             raise CheckpointError(
@@ -148,19 +154,32 @@ class Weights:
 
 
 def _choose_layout(spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> Layout:
-    """The first layout whose router and expert names are there."""
+    """The first layout whose router and expert names are there, and whose first expert has its shape."""
     if not spec.mixtures:
         return family.layouts[0]
-    layer = spec.mixtures[0][0]
+    layer, mixture = spec.mixtures[0]
+    found: list[Layout] = []
     for layout in family.layouts:
         assert layout.experts is not None, "a family of mixtures says where their experts lie"
         names = (*layout.dense["router"], layout.experts.gate.name, layout.experts.down.name)
         if all(name.format(layer=layer, expert=0) in checkpoint for name in names):
-            return layout
+            found.append(layout)
+    fitting = (each for each in found if _fits(each, spec, checkpoint, layer, mixture))
+    if found:
+        return next(fitting, found[0])
     raise CheckpointError(
         f"the checkpoint holds no expert under a name that {spec.family} uses",
         "it may be quantised in a format that is not supported, or belong to another model",
     )
+
+
+def _fits(layout: Layout, spec: ModelSpec, checkpoint: Checkpoint, layer: int, mixture: Mixture) -> bool:
+    assert layout.experts is not None
+    named = layout.experts.down
+    shape = expert_shapes(spec.hidden_size, mixture.expert)["down"]
+    stored = checkpoint[named.name.format(layer=layer, expert=0)]
+    rows, columns = (0, 0, *stored.shape)[-2:]
+    return (columns, rows) == shape if named.transposed else columns == shape[1]
 
 
 def _check_dense(tensor: Tensor, stored: list[StoredTensor]) -> None:
@@ -188,7 +207,10 @@ def _stack_shape(stored: StoredTensor, experts: int) -> tuple[int, int]:
 
 def _check_expert(found: Slice, shape: tuple[int, int]) -> None:
     _check_float(found.stored)
-    actual = found.shape[::-1] if found.transposed else found.shape
+    actual = found.shape
+    if found.transposed:
+        first, last = found.columns or (0, found.shape[-1])
+        actual = (last - first, *found.shape[-2::-1])
     if actual != shape:
         raise CheckpointError(
             f"{found.stored.name} is {list(found.stored.shape)}, which does not hold experts of {list(shape)}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from moecli.errors import CheckpointError, printable
+from moecli.errors import CheckpointError, json_object, printable
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -26,13 +25,14 @@ _VARIANT = re.compile(r"(model\.[^.]+(-[0-9]+-of-[0-9]+)?|model-[0-9]+-of-[0-9]+
 
 def weight_map(index: bytes, called: str) -> dict[str, str]:
     """The file of each tensor, as an index of shards says. CheckpointError, by what it is `called`, if it is unfit."""
+    unfit = CheckpointError(f"{called} is not a readable index", "fetch the file again")
     try:
-        files = json.loads(index)["weight_map"]
+        files = json_object(index, lambda problem: unfit)["weight_map"]
         names = set(files.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{called} is not a readable index", "fetch the file again") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise unfit from error
     if not files:
-        raise CheckpointError(f"{called} is not a readable index", "fetch the file again")
+        raise unfit
     if len(names) > _MOST_FILES:
         raise CheckpointError(f"{called} names {len(names)} files, which cannot be right", "fetch the file again")
     if bad := [name for name in names if not _is_plain(name)]:

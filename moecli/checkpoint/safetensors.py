@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import mmap
@@ -17,7 +16,7 @@ from typing import Any
 
 from moecli.checkpoint import files
 from moecli.checkpoint.files import INDEX, weight_map
-from moecli.errors import CheckpointError
+from moecli.errors import CheckpointError, json_object, unreadable
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
                 raise _damaged(path, f"its header claims {length} bytes and the file has {file_size}")
             text = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
     _LOG.debug("reads the header of %s: %d of %d bytes", path, length, file_size)
     return header_tensors(path, text, file_size)
 
@@ -79,13 +78,7 @@ def parse_header(path: Path, text: bytes) -> dict[str, Any]:
             raise _damaged(path, "its header names a tensor twice")
         return dict(pairs)
 
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, "its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise _damaged(path, "its header is not a JSON object")
-    return header
+    return json_object(text, lambda problem: _damaged(path, f"its header {problem}"), unique)
 
 
 def _checked(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
@@ -132,7 +125,7 @@ class Checkpoint:
 
     def __init__(self, tensors: Mapping[str, StoredTensor], index: Mapping[str, str] | None = None) -> None:
         self.tensors = dict(tensors)
-        self._index = index or {}
+        self.index = index or {}
         self._maps: dict[Path, mmap.mmap] = {}
         self._lock = threading.Lock()
 
@@ -145,7 +138,7 @@ class Checkpoint:
         try:
             names = {path.name for path in folder.iterdir()}
         except OSError as error:
-            raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}") from error
+            raise unreadable(folder, error) from error
         index = _index(folder)
         chosen = files.choose(names, index, lambda: _tensors_in(folder / files.SINGLE))
         if not chosen:
@@ -167,7 +160,7 @@ class Checkpoint:
         try:
             return self.tensors[name]
         except KeyError:
-            promised = f": {INDEX} says that {self._index[name]} holds it" if name in self._index else ""
+            promised = f": {INDEX} says that {self.index[name]} holds it" if name in self.index else ""
             raise CheckpointError(
                 f"tensor '{name}' is missing from the checkpoint{promised}", "is a shard missing? fetch the model again"
             ) from None
@@ -185,7 +178,7 @@ class Checkpoint:
                         raise _damaged(tensor.path, f"'{tensor.name}' is cut short")
                     done += read
         except OSError as error:
-            raise CheckpointError(f"{tensor.path} cannot be read: {error.strerror or error}") from error
+            raise unreadable(tensor.path, error) from error
 
     def same_bytes(self, one: StoredTensor, other: StoredTensor) -> bool:
         """Whether two tensors are stored alike; reads them, up to the first difference, without mapping them."""
@@ -224,8 +217,10 @@ def _map(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             _LOG.debug("maps %s", path)
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be mapped: {error}") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be mapped: {error}", "fetch the file again") from error
 
 
 def _index(folder: Path) -> dict[str, str] | None:
@@ -238,7 +233,7 @@ def _index(folder: Path) -> dict[str, str] | None:
             raise CheckpointError(f"{INDEX} is too large")
         return weight_map(path.read_bytes(), INDEX)
     except OSError as error:
-        raise CheckpointError(f"{INDEX} is not a readable index", "fetch the file again") from error
+        raise unreadable(path, error) from error
 
 
 def _tensors_in(path: Path) -> Collection[str]:

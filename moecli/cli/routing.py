@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bool, offline: bool) -> None:
     """Record or read a trace, analyse it, and show it in the form asked for."""
     form, layers, factors = wanted.form(json), wanted.chosen_layers(), wanted.factors()
-    options.check_folder("--output", wanted.output)
-    options.check_folder("--save-trace", wanted.save_trace)
+    options.check_output("--output", wanted.output)
+    options.check_output("--save-trace", wanted.save_trace)
     ref = _model(models, wanted)
     if ref is None or wanted.from_ is not None:
         assert wanted.from_ is not None, "without either, _model refuses"
@@ -97,7 +97,9 @@ def _prompts(wanted: RoutingOptions) -> tuple[list[Prompt], bool]:
     if wanted.prompts is not None:
         if wanted.prompt is not None:
             raise UsageError("--prompt and --prompts cannot both be meant", "leave one of them out")
-        return prompts.read(wanted.prompts), wanted.raw
+        if str(wanted.prompts) == "-":
+            return prompts.parse(terminal.read_stdin_bytes(), "stdin", terminal.say), wanted.raw
+        return prompts.read(wanted.prompts, terminal.say), wanted.raw
     if text := running.behind_stdin(wanted.prompt or ""):
         return [prompts.Prompt(text)], wanted.raw
     if wanted.prompt is not None:
@@ -136,7 +138,8 @@ def _record(
             max_tokens=wanted.max_tokens,
             raw=raw,
         )
-    terminal.tell(opened.notes, quiet)
+    if not quiet:
+        terminal.say_notes(opened.notes)
     with loading.progress(ref.name, quiet) as progress, loading.reading(ref.name, quiet) as watch:
         return analysis.record(opened, config, prompts, wanted.limit, progress, watch, wanted.probabilities)
 
@@ -157,8 +160,11 @@ def _other(
 
 
 def _is_trace(name: str) -> bool:
+    """A file that is no configuration, or a pipe."""
+    from moecli.hub.cache import is_folder, status
+
     path = Path(name)
-    return path.is_file() and path.suffix != ".json"
+    return status(path) is not None and not is_folder(path) and path.suffix != ".json"
 
 
 def _other_trace(name: str | None) -> RoutingTrace | None:

@@ -49,7 +49,7 @@ def record(
             f"the model's context is {spec.context_length} tokens",
         )
     empty = Conversation(opened, config)
-    texts = _cut([(prompt.domain, empty.prompt(prompt.text)) for prompt in prompts], longest, limit)
+    texts = _cut([(prompt.domain, empty.prompt(prompt.text, prompt.turns)) for prompt in prompts], longest, limit)
     sizes = [len(text.ids) for text in texts]
     most, total = -(-max(sizes) // BUCKET) * BUCKET + max_tokens, sum(sizes)
     if max_tokens:

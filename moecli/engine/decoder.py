@@ -14,6 +14,7 @@ from moecli.engine.attention import Scratch
 from moecli.engine.block import Block, RoutingObserver
 from moecli.engine.cache import Cache, LayerCache
 from moecli.engine.decode_step import DecodeStep, NativeLayer
+from moecli.engine.finite import is_finite, not_finite
 from moecli.engine.layers import RotaryEmbedding, normalise
 from moecli.engine.profile import Profile, ProfiledBlock, ProfiledLayer
 from moecli.engine.weights import DenseWeights
@@ -71,6 +72,21 @@ class Decoder:
                 states = self._chunk(part, cache, observer)
             return normalise(states, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps)
 
+    def first_not_finite(self, ids: Tensor) -> str:
+        """Where the states of a text [T] are first infinite or no numbers, in words: for an error that is certain."""
+        with torch.inference_mode():
+            x, caches = self._embed(ids.to(self.device)), self.new_cache(len(ids), len(ids)).layers
+            if not is_finite(x):
+                return "in the embeddings"
+            for index, (block, cache) in enumerate(zip(self._blocks, caches, strict=True)):
+                x = block.attend(x, cache)
+                if not is_finite(x):
+                    return f"in the attention of layer {index}"
+                x = block.feed_forward(x, None)
+                if not is_finite(x):
+                    return f"in the feed-forward of layer {index}"
+        return "in the logits"
+
     def layerwise_prefill(self, texts: Sequence[Tensor], chunk: int, observer: RoutingObserver) -> None:
         """Route every token of several texts [T], each from its own start, asking for each expert once per layer.
 
@@ -92,6 +108,8 @@ class Decoder:
                         part.copy_(block.attend(padded, cache)[: len(part)])
                 for part in x.split(len(x) if isinstance(layer.ffn, Mixture) else chunk):
                     part.copy_(block.feed_forward(part, observer))
+            if not is_finite(x):
+                raise not_finite("after the last layer", self.dtype)
 
     def _embed(self, ids: Tensor) -> Tensor:
         x = self._embedding(ids)  # [t, D]

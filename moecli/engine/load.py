@@ -37,7 +37,7 @@ class Model(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What of its files is left out or read otherwise than the configuration has it."""
+        """What was left out of its files or overruled, in plain words."""
         ...
 
     @property

@@ -13,7 +13,7 @@ from moecli.engine.decoder import Decoder
 from moecli.engine.device import choose_device, free_vram
 from moecli.engine.load import Model, check_dtype, open_model
 from moecli.engine.shortage import device_shortage, ram_shortage
-from moecli.errors import UsageError
+from moecli.errors import UsageError, reading
 from moecli.experts.arena import CPU
 from moecli.experts.policies import DEFAULT
 from moecli.library.resolve import ModelRef
@@ -161,10 +161,11 @@ def open_for_run(ref: ModelRef, options: LoadOptions) -> OpenedModel:
     device = choose_device(options.device)
     if device.type == "cpu" and options.vram is not None:
         raise UsageError(f"--vram {format_bytes(options.vram)} has no GPU to bound", "leave --vram out")
-    model = open_model(ref.weights)
-    check_dtype(model, options.dtype)
-    defaults = read_generation_defaults(ref.weights)
-    tokenizer = Tokenizer.load(ref.weights)
+    with reading(ref.weights):
+        model = open_model(ref.weights)
+        check_dtype(model, options.dtype)
+        defaults = read_generation_defaults(ref.weights)
+        tokenizer = Tokenizer.load(ref.weights)
     ram = machine.free_ram() if options.ram is None else options.ram
     vram = options.vram
     if vram is None and device.type != "cpu":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from moecli.engine.finite import is_finite, not_finite
 from moecli.engine.router import Routing, gate_scores
 from moecli.model.spec import ModelSpec
 from moecli.routing.builder import TraceBuilder
@@ -129,4 +130,6 @@ class LayerwiseRecorder:
 def _hand_over(builder: TraceBuilder, layer: int, routing: Routing, scores: Tensor) -> None:
     log_sums = routing.logits.logsumexp(-1)
     topk_ids, topk_weights, scores, log_sums = (tensor.cpu() for tensor in (*routing[:2], scores, log_sums))
+    if not is_finite(log_sums) or not is_finite(topk_weights):
+        raise not_finite(f"in the router of layer {layer}", topk_weights.dtype)
     builder.record(layer, topk_ids.numpy(), topk_weights.float().numpy(), scores.numpy(), log_sums.numpy())

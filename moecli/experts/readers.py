@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moecli.errors import CheckpointError
+from moecli.errors import unreadable
 from moecli.store.expert_record import PAGE
 
 THREADS = 4
@@ -50,8 +50,7 @@ class PendingRead:
     def check(self) -> None:
         """CheckpointError if a read failed."""
         if self.failure is not None:
-            where, problem = self.failure.filename, self.failure.strerror or self.failure
-            raise CheckpointError(f"{where} cannot be read: {problem}", "moecli verify tells whether the file is whole")
+            raise unreadable(self.failure.filename, self.failure)
 
 
 class Readers:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moecli.checkpoint.binding import FLOATS, Weights
 from moecli.checkpoint.reading import read_slice, stored_slice
+from moecli.errors import CheckpointError
 from moecli.experts.arena import Arena
 from moecli.experts.pieces import as_expert, mapped_record
 from moecli.experts.store import Group, Statistics, Streamed
@@ -96,4 +97,7 @@ def write_record(weights: Weights, records: Mapping[int, Record], layer: int, ex
     for name, field in record.fields.items():
         part = weights.expert(layer, expert, name)
         matrix = read_slice(weights.checkpoint, part, torch_dtype(FLOATS[part.stored.dtype]))
-        target[field.offset : field.offset + field.size] = pack(record.dtype, matrix)
+        try:
+            target[field.offset : field.offset + field.size] = pack(record.dtype, matrix)
+        except CheckpointError as error:
+            raise CheckpointError(f"{name} of expert {expert} of layer {layer}: {error.message}", error.hint) from error

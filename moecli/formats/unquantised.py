@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moecli.errors import CheckpointError
+from moecli.formats.blocks import check_finite
 from moecli.formats.plain import torch_dtype
 
 if TYPE_CHECKING:
@@ -19,10 +21,16 @@ class Unquantised:
     name: str
 
     def pack(self, weights: Tensor) -> Tensor:
-        """The bytes of a matrix [out, in], rounded to this format."""
+        """The bytes of a matrix [out, in], rounded to this format. CheckpointError where that gives no number."""
         import torch
 
-        return weights.detach().to(torch_dtype(self.name)).contiguous().view(-1).view(torch.uint8)
+        rounded = weights.detach().to(torch_dtype(self.name)).contiguous()
+        if rounded.numel():
+            extremes = torch.stack(rounded.aminmax())
+            if not bool(extremes.isfinite().all()):
+                check_finite(weights)
+                raise CheckpointError(f"a weight is larger than {self.name} can hold", "bf16 and fp32 can hold it")
+        return rounded.view(-1).view(torch.uint8)
 
     def unpack(self, packed: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """The matrix [out, in] again; without a copy where the precision is the same."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from moecli import settings
 from moecli.checkpoint import files
 from moecli.checkpoint.files import INDEX, PICKLES, weight_map
-from moecli.errors import CheckpointError, ModelNotFound
+from moecli.errors import CheckpointError, ModelNotFound, MoecliError, unreadable
 from moecli.model import catalog
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class LocalModel:
     complete: bool
     revisions: tuple[str, ...]  # commits
     partial_bytes: int  # of downloads that were not finished
-    last_used: float  # seconds since 1970; when a file of it was last read, as far as the disk records that
+    last_used: float | None  # seconds since 1970; when a file of it was last read, as far as the disk records that
+    damaged: bool = False  # it cannot be read
 
 
 def local_models() -> list[LocalModel]:
@@ -48,7 +49,13 @@ def local_models() -> list[LocalModel]:
     for root in children(settings.hub_cache()):
         kind, *parts = root.name.split("--")
         repo = "/".join(parts)
-        if kind == "models" and is_repo(repo) and (model := _local_model(root, repo)):
+        if kind != "models" or not is_repo(repo):
+            continue
+        try:
+            model = _local_model(root, repo)
+        except MoecliError:  # no other model's trouble
+            model = LocalModel(repo, repo, None, root, 0, False, (), 0, None, damaged=True)
+        if model:
             models.append(model)
     return sorted(models, key=lambda model: model.name.casefold())
 
@@ -158,7 +165,8 @@ def children(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise ModelNotFound(f"'{folder}' cannot be read: {error.strerror}") from error
+        found = unreadable(folder, error)
+        raise ModelNotFound(found.message, found.hint) from error
 
 
 def is_repo(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from moecli.hub import cache as hub_cache
 from moecli.library.resolve import built_in
 from moecli.library.stores import LocalStore, local_stores
 from moecli.model import catalog, families, params
+from moecli.model.spec import lacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Here:
     revisions: tuple[str, ...] = ()
     partial_bytes: int = 0  # of downloads that were not finished
     last_used: float | None = None  # seconds since 1970
+    damaged: bool = False  # a packed model that does not say what it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def known() -> list[Known]:
 def _known(alias: str, entry: catalog.Entry | None, config: Mapping[str, Any]) -> Known:
     spec = families.read_spec(config)
     counts = params.count(spec)
-    return Known(alias, entry, spec.family, counts.total, counts.active, spec.lacks)
+    return Known(alias, entry, spec.family, counts.total, counts.active, lacks(spec, spec.quantization))
 
 
 def _built_in() -> list[Here]:
@@ -72,7 +73,9 @@ def _built_in() -> list[Here]:
 
 
 def _cached(model: hub_cache.LocalModel) -> Here | None:
-    """None for what is no model of a family known here: tokenizers, image models, something unreadable."""
+    """None for what is no model of a family known here: tokenizers, image models, no config.json."""
+    if model.damaged:
+        return Here(model.name, "unknown", 0, model.path, model.repo, None, False, damaged=True)
     try:
         config = families.load_config(model.path / "config.json")
         families.find(config)
@@ -86,14 +89,15 @@ def _cached(model: hub_cache.LocalModel) -> Here | None:
 
 def _packed(store: LocalStore) -> Here:
     source = store.source if store.revision else store.model
-    return Here(store.name, store.dtype, store.bytes, store.path, source, store.revision, store.complete)
+    return Here(
+        store.name, store.dtype, store.bytes, store.path, source, store.revision, store.complete, damaged=store.damaged
+    )
 
 
 def _format(config: Mapping[str, Any]) -> str:
     """How the weights are stored, by the word of config.json."""
-    quantised = config.get("quantization_config")
-    if isinstance(quantised, dict):
-        method = str(quantised.get("quant_method", "bitsandbytes"))
-        return method if re.fullmatch(r"[\w.-]{1,24}", method) else "quantised"
+    quantised = families.quantization_name(config)
+    if quantised is not None:
+        return quantised
     dtype = config.get("dtype") or config.get("torch_dtype")
     return stored_as(dtype if isinstance(dtype, str) else None)

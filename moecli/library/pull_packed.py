@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from moecli.checkpoint.binding import Weights
 from moecli.checkpoint.safetensors import StoredTensor, merged, read_header
 from moecli.errors import CheckpointError
 from moecli.hub import download
+from moecli.hub.background import each_in_background
 from moecli.hub.cache import UNFINISHED
 from moecli.hub.headers import Repository
 from moecli.hub.manifest import DownloadManifest, RemoteFile
@@ -148,8 +148,7 @@ def _headers(manifest: DownloadManifest, tell: Tell | None) -> Iterator[StoredTe
             raise CheckpointError(f"{manifest.repo} lists '{file.name}' and does not hold it", "try again later")
         return header[0]
 
-    with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        yield from merged(pool.map(read, manifest.weights), manifest.index or {}).values()
+    yield from merged(each_in_background(read, manifest.weights, _CONNECTIONS), manifest.index or {}).values()
 
 
 def _refuse_another_revision(target: Path, origin: Origin) -> None:

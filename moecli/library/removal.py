@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from moecli.errors import DiskError, ModelNotFound
+from moecli.errors import DiskError, ModelNotFound, reading
 from moecli.hub import cache as hub_cache
 from moecli.library import stores
 from moecli.library.resolve import ModelRef
@@ -84,36 +84,65 @@ def removal(ref: ModelRef) -> Removal | StoreRemoval:
     one = "@" in ref.typed
     root = hub_cache.repository(ref.repo)
     folders = hub_cache.children(root / "snapshots")
-    chosen = hub_cache.snapshots(ref.repo, ref.revision) if one else folders
-    if not chosen and (one or not hub_cache.disk_files(root)):
+    chosen = _named(root, ref.revision) if one and ref.revision else folders
+    remains = hub_cache.is_folder(root) and not (one and hub_cache.disk_files(root))  # no more than a removal left
+    if not chosen and not remains:
         raise ModelNotFound(f"'{ref.typed}' is not on this machine", "moecli list")
     _refuse_while_pulled(ref.repo, root / "blobs")
-    if len(chosen) == len(folders):
+    if not one or set(folders) <= set(chosen):
         return _everything(ref.name, ref.repo, root, chosen)
     return _revision(ref.name, ref.repo, root, chosen[0])
 
 
 def _everything(name: str, repo: str, root: Path, folders: list[Path]) -> Removal:
     size = sum(status.st_size for status in hub_cache.disk_files(root).values())
-    return Removal(name, repo, tuple(f.name for f in folders), (root, hub_cache.lock_folder(repo)), size, 0)
+    paths = (hub_cache.lock_folder(repo), *(root / part for part in ("blobs", "snapshots", "trees", ".no_exist")), root)
+    return Removal(name, repo, tuple(f.name for f in folders), paths, size, 0)
 
 
-def _revision(name: str, repo: str, root: Path, folder: Path) -> Removal:
-    """One of several revisions: its own blobs, its links, and the refs that name it."""
+def _named(root: Path, revision: str) -> list[Path]:
+    """The snapshot of a revision; also one of which a removal that was stopped left no more than its name."""
+    commit = hub_cache.commit(root, revision)
+    if commit is None:
+        return []
+    folder = root / "snapshots" / commit
+    left = any(hub_cache.status(path) for path in (folder, *_notes(root, commit)))
+    return [folder] if left or _refs(root, commit) else []
+
+
+def _refs(root: Path, commit: str) -> list[Path]:
+    """The branches and tags that name a commit."""
+    names = {ref: ref.relative_to(root / "refs").as_posix() for ref in (root / "refs").rglob("*")}
+    return [ref for ref, name in names.items() if hub_cache.is_file(ref) and hub_cache.commit(root, name) == commit]
+
+
+def _notes(root: Path, commit: str) -> tuple[Path, Path]:
+    """What huggingface_hub writes down about a commit."""
+    return root / "trees" / f"{commit}.json", root / ".no_exist" / commit
+
+
+def _revision(label: str, repo: str, root: Path, folder: Path) -> Removal:
+    """One of several revisions: its own blobs, its links, and the refs that name it, last: a second rm needs them."""
     others = [other for other in hub_cache.children(root / "snapshots") if other != folder]
     used = _blobs(folder)
     shared = used & set[Path]().union(*map(_blobs, others))
-    refs = [ref for ref in (root / "refs").rglob("*") if ref.is_file() and ref.read_text().strip() == folder.name]
     own = tuple(sorted(used - shared))
-    notes = (root / "trees" / f"{folder.name}.json", root / ".no_exist" / folder.name)
     size = _sizes(own) + _sizes(hub_cache.disk_files(folder))
-    return Removal(name, repo, (folder.name,), (*refs, folder, *own, *notes), size, _sizes(shared))
+    return Removal(
+        label,
+        repo,
+        (folder.name,),
+        (*own, folder, *_notes(root, folder.name), *_refs(root, folder.name)),
+        size,
+        _sizes(shared),
+    )
 
 
 def _blobs(folder: Path) -> set[Path]:
     """What a snapshot links to, in this repository only."""
     root = folder.parents[1] / "blobs"
-    links = (file.readlink().name for file in folder.rglob("*") if file.is_symlink())
+    with reading(folder):
+        links = {file.readlink().name for file in folder.rglob("*") if file.is_symlink()}
     return {root / name for name in links if hub_cache.is_file(root / name)}
 
 
@@ -125,12 +154,14 @@ def _sizes(paths: Iterable[Path]) -> int:
 def _refuse_while_pulled(repo: str, blobs: Path) -> None:
     """Whoever fetches a blob holds its lock."""
     for partial in blobs.glob(f"*{hub_cache.UNFINISHED}"):
-        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+        from moecli.hub import client
+
+        lock_of = client.library().utils.WeakFileLock
 
         lock = hub_cache.lock_folder(repo) / f"{partial.name.partition('.')[0]}.lock"
         try:
             if lock.exists():
-                with WeakFileLock(lock, timeout=0.05):
+                with lock_of(lock, timeout=0.05):
                     pass
         except TimeoutError as error:
             raise DiskError(f"{repo} is being downloaded right now", "stop that download first") from error

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from moecli import settings
-from moecli.errors import DiskError, ModelNotFound, MoecliError
-from moecli.hub.cache import UNFINISHED
+from moecli.errors import ModelNotFound, MoecliError, reading
+from moecli.hub import cache as hub_cache
 from moecli.store import journal, manifest
-from moecli.store.incremental import GROWING
-from moecli.store.journal import explained, locked
-from moecli.store.manifest import Origin
-from moecli.store.packed import is_partial
-from moecli.store.source import TEXTS
+from moecli.store import remove as store_removal
+from moecli.store.layout import DENSE
+from moecli.store.packed import is_partial, is_removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +28,29 @@ class LocalStore:
     source: str
     revision: str | None
     complete: bool
+    damaged: bool = False  # it does not say what it is
 
 
 def local_stores() -> list[LocalStore]:
-    """Every store under MOECLI_HOME, finished or not, by name."""
+    """Every store under MOECLI_HOME, finished or not, by name. One that cannot be read counts as damaged."""
     try:
         folders = sorted(settings.stores().iterdir())
     except OSError:
         return []
-    return [store for folder in folders if (store := described(folder)) is not None]
+    return [store for folder in folders if (store := _described(folder)) is not None]
+
+
+def _described(folder: Path) -> LocalStore | None:
+    try:
+        return describe(folder)
+    except (OSError, MoecliError):
+        return _unknown(folder, 0)
 
 
 def described(folder: Path) -> LocalStore | None:
-    """What a folder holds of a store; None if it is none. DiskError where this user may not look."""
-    try:
+    """What a folder holds of a store; None if it is none. CheckpointError where this user may not look."""
+    with reading(folder):
         return describe(folder)
-    except OSError as error:
-        raise DiskError(
-            f"'{error.filename or folder}' cannot be read: {error.strerror or error}",
-            f"make {folder} readable, or move it away",
-        ) from error
 
 
 def default_folder(name: str, dtype: str) -> Path:
@@ -60,46 +59,59 @@ def default_folder(name: str, dtype: str) -> Path:
 
 
 def describe(folder: Path) -> LocalStore | None:
-    """What a folder holds of a store; None if it is none. A damaged one is known by where it lies."""
+    """What a folder holds of a store; None if it is none. OSError where it cannot be listed.
+
+    A damaged one is known by where it lies, or by its name.
+    """
     complete = False
     try:
         found: Mapping[str, Any] | None = asdict(manifest.read(folder))
-        complete = not is_partial(folder)
+        complete = not is_partial(folder) and not is_removed(folder)
     except MoecliError:
         found = journal.read_plan(folder)
-    try:
-        origin, dtype = (Origin(**found["origin"]), str(found["dtype"])) if found else (None, "unknown")
-    except (KeyError, TypeError):
-        return None
-    if origin is None and not (folder.parent == settings.stores() and (folder / manifest.FILE).is_file()):
-        return None
+    if found is None:
+        return _unknown(folder, _occupied(folder)) if _was_ours(folder) else None
+    origin = manifest.read_origin(found["origin"])
     return LocalStore(
         name=folder.name,
-        model=origin.model if origin else folder.name,
-        dtype=dtype,
-        bytes=sum(journal.occupied(file) for file in folder.iterdir()),
+        model=origin.model,
+        dtype=str(found["dtype"]),
+        bytes=_occupied(folder),
         path=folder,
-        source=(origin.repo or origin.path or origin.model) if origin else str(folder),
-        revision=origin.revision if origin else None,
+        source=origin.repo or origin.path or origin.model,
+        revision=origin.revision,
         complete=complete,
     )
 
 
 def remove(folder: Path) -> int:
     """Delete a store, finished or not; the bytes that frees. ModelNotFound or DiskError for anything else."""
-    store = describe(folder)
+    store = described(folder)
     if store is None or folder.is_symlink():
         raise ModelNotFound(f"{folder} is not a packed model")
-    strangers = sorted(file.name for file in folder.iterdir() if not _is_ours(file))
-    if strangers:
-        raise DiskError(f"{folder} holds '{strangers[0]}', which moecli did not put there", "move it away first")
-    with locked(folder) if is_partial(folder) else nullcontext(), explained(folder):
-        (folder / manifest.FILE).unlink(missing_ok=True)  # first, so that what is left is no model
-        shutil.rmtree(folder)
+    store_removal.remove(folder)
     return store.bytes
 
 
-def _is_ours(file: Path) -> bool:
-    named = file.name in (manifest.FILE, journal.FILE, journal.LOCK, *TEXTS)
-    named = named or file.suffix in (".safetensors", GROWING, UNFINISHED)
-    return named and file.is_file() and not file.is_symlink()
+def being_removed(folder: Path) -> LocalStore | None:
+    """What an interrupted removal of this store left; None if nothing."""
+    left = store_removal.leftover(folder)
+    return described(left) if hub_cache.is_folder(left) else None
+
+
+def _was_ours(folder: Path) -> bool:
+    """Whether a folder without a word about itself is one that moecli made: unfinished, half deleted or damaged."""
+    if not hub_cache.is_folder(folder):
+        return False
+    told = is_partial(folder) or any(hub_cache.is_file(folder / name) for name in (manifest.FILE, DENSE))
+    return is_removed(folder) or (told and folder.parent == settings.stores())
+
+
+def _occupied(folder: Path) -> int:
+    return sum(journal.occupied(file) for file in folder.iterdir())
+
+
+def _unknown(folder: Path, size: int) -> LocalStore:
+    """One that says nothing of itself."""
+    damaged = not is_removed(folder) and not (is_partial(folder) and not hub_cache.status(folder / journal.FILE))
+    return LocalStore(folder.name, folder.name, "unknown", size, folder, str(folder), None, False, damaged)

@@ -81,7 +81,8 @@ def _check_store(subject: Subject, advance: Advance) -> Iterator[Checked]:
     yield from (Checked(problem.file, subject.path / problem.file, 0, problem.what) for problem in problems)
     for file in subject.files:
         if file.name not in damaged:
-            yield Checked(file.name, file, file.stat().st_size, None)
+            status = hub_cache.status(file)
+            yield Checked(file.name, file, status.st_size if status else 0, None if status else "it cannot be read")
 
 
 def _steps(name: str, advance: Advance) -> Callable[[int, int], None]:
@@ -97,7 +98,10 @@ def _steps(name: str, advance: Advance) -> Callable[[int, int], None]:
 
 
 def _check(file: Path, advance: Advance) -> Checked:
-    blob = file.parent / file.readlink() if file.is_symlink() else file  # one hop: blobs may be links themselves
+    try:
+        blob = file.parent / file.readlink() if file.is_symlink() else file  # one hop: blobs may be links themselves
+    except OSError as error:
+        return Checked(file.name, file, 0, f"it cannot be read: {error.strerror}")
     if not hub_cache.BLOB_NAME.fullmatch(blob.name):
         return Checked(file.name, blob, 0, None, hashed=False)
     read = 0

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 
-from moecli.model.spec import Layer, Mixture, ModelSpec, Part
-from moecli.model.tensors import dense_tensors, expert_count
+from moecli.model.spec import Layer, Mixture, ModelSpec, Part, alike
+from moecli.model.tensors import counted_tensors, expert_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,12 @@ def count(spec: ModelSpec) -> Counts:
     parts = dict.fromkeys(Part, 0)
     idle = 0
     layers = (*spec.encoder, *spec.layers)
-    for tensor in dense_tensors(spec):
-        parts[tensor.part] += tensor.count
-    for layer in layers:
+    for tensor, times in counted_tensors(spec):
+        parts[tensor.part] += times * tensor.count
+    for layer, times in alike(layers):
         if isinstance(layer.ffn, Mixture):
-            parts[Part.ROUTED_EXPERTS] += layer.ffn.router.experts * _expert(spec, layer.ffn)
-            idle += _idle(spec, layer, layer.ffn)
+            parts[Part.ROUTED_EXPERTS] += times * layer.ffn.router.experts * _expert(spec, layer.ffn)
+            idle += times * _idle(spec, layer, layer.ffn)
     mixture = next((layer.ffn for layer in layers if isinstance(layer.ffn, Mixture)), None)
     return Counts(
         {part: number for part, number in parts.items() if number},

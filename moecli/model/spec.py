@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 
 from moecli.model.unsupported import Unsupported
@@ -279,6 +281,15 @@ class ModelSpec:
     extra: tuple[Extra, ...] = ()
     unsupported: tuple[Unsupported, ...] = ()  # what the engine lacks; runnable iff empty
     notes: tuple[str, ...] = ()  # what a reader of the counts should know
+    unread_keys: tuple[str, ...] = field(default=(), compare=False)  # of config.json: nothing reads them
+
+    def __post_init__(self) -> None:
+        """Equal layers become one object: see `alike`."""
+        known: dict[Layer, Layer] = {}
+        for name in ("layers", "encoder"):
+            layers = {id(layer): layer for layer in getattr(self, name)}
+            same = {key: known.setdefault(layer, layer) for key, layer in layers.items()}
+            object.__setattr__(self, name, tuple(same[id(layer)] for layer in getattr(self, name)))
 
     @property
     def lacks(self) -> tuple[str, ...]:
@@ -289,3 +300,14 @@ class ModelSpec:
     def mixtures(self) -> tuple[tuple[int, Mixture], ...]:
         """The MoE layers with their indices."""
         return tuple((index, layer.ffn) for index, layer in enumerate(self.layers) if isinstance(layer.ffn, Mixture))
+
+
+def lacks(spec: ModelSpec, quantised: str | None) -> tuple[str, ...]:
+    """What the engine lacks for a model whose weights are stored so: mathematics first, then the format."""
+    return (*spec.lacks, f"{quantised} weights") if quantised else spec.lacks
+
+
+def alike(layers: Sequence[Layer]) -> list[tuple[Layer, int]]:
+    """Each kind of layer among those of a spec, and how many there are: what is counted takes no time per layer."""
+    found = {id(layer): layer for layer in layers}
+    return [(found[key], count) for key, count in Counter(map(id, layers)).items()]

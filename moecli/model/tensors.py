@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from moecli.model.spec import MLA, Extra, FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, Part, QkNorm
+from moecli.model.spec import MLA, Extra, FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, Part, QkNorm, alike
 
-__all__ = ["EXPERT_MATRICES", "Part", "Tensor", "dense_tensors", "expert_count", "expert_shapes"]
+__all__ = ["EXPERT_MATRICES", "Part", "Tensor", "counted_tensors", "dense_tensors", "expert_count", "expert_shapes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,20 @@ def dense_tensors(spec: ModelSpec) -> Iterator[Tensor]:
         yield Tensor("lm_head", (spec.vocab_size, width), Part.LM_HEAD)
     if spec.lm_head_bias:
         yield Tensor("lm_head_bias", (spec.vocab_size,), Part.LM_HEAD)
+
+
+def counted_tensors(spec: ModelSpec) -> Iterator[tuple[Tensor, int]]:
+    """The same, and how many there are of each: the tensors of layers that are alike come once, as of the first."""
+    few = replace(
+        spec,
+        encoder=tuple(layer for layer, _ in alike(spec.encoder)),
+        layers=tuple(layer for layer, _ in alike(spec.layers)),
+    )
+    counts = [count for _, count in alike(spec.layers)]
+    encoder_counts = [count for _, count in alike(spec.encoder)]
+    for tensor in dense_tensors(few):
+        times = encoder_counts if tensor.role.startswith("encoder_") else counts
+        yield tensor, 1 if tensor.layer is None else times[tensor.layer]
 
 
 def _layer_tensors(spec: ModelSpec, index: int, layer: Layer) -> Iterator[Tensor]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from moecli.formats import bytes_for
 from moecli.kernels.blocking import BUCKET, CHUNK, SCORES
 from moecli.model.params import kv_numbers_per_token
-from moecli.model.spec import MLA, Attention, FeedForward, Mixture, ModelSpec, Part
-from moecli.model.tensors import Tensor, dense_tensors, expert_count, expert_shapes
+from moecli.model.spec import MLA, Attention, FeedForward, Mixture, ModelSpec, Part, alike
+from moecli.model.tensors import Tensor, counted_tensors, expert_count, expert_shapes
 from moecli.planning.terms import Amount, Term, add, count, larger, multiply, named, under, within
 from moecli.store.expert_record import STAGING, dense_dtype, mixture_record, staging_size
 
@@ -78,13 +78,13 @@ def estimate_memory(spec: ModelSpec, dtype: str, context: int, batch: int = 1, c
         activations=_activations(spec, dtype, context, batch, chunk),
         process=Term("process", Amount(PROCESS, "interpreter, torch, tokenizer (typical)"), "-"),
         chunk=min(chunk, context),
-        expert_count=sum(mixture.router.experts for mixture in mixtures),
+        expert_count=sum(layers * mixture.router.experts for mixture, layers in mixtures.items()),
         bytes_per_expert=max(sizes, default=0),
         slot_bytes=max((record.stride for record in records), default=0),
         staging=STAGING * max(map(staging_size, records), default=0),
         table=0
         if spec.tied_embeddings
-        else sum(tensor_bytes(t, dtype) for t in dense_tensors(spec) if t.part is Part.EMBEDDING),
+        else sum(n * tensor_bytes(t, dtype) for t, n in counted_tensors(spec) if t.part is Part.EMBEDDING),
     )
 
 
@@ -125,20 +125,20 @@ def kv_bytes_per_token(spec: ModelSpec) -> int:
 
 def read_bytes_per_token(spec: ModelSpec, dtype: str) -> int:
     """Weights that one decode step reads: the active experts and all dense weights but the input table."""
-    active = sum(m.router.top_k * _expert_bytes(spec, m, dtype) for m in _mixtures(spec))
+    active = sum(n * m.router.top_k * _expert_bytes(spec, m, dtype) for m, n in _mixtures(spec).items())
     return active + dense_read_bytes(spec, dtype)
 
 
 def dense_read_bytes(spec: ModelSpec, dtype: str) -> int:
     """The dense part of it. A tied table is read whole, as the head; of routed attention only what is chosen."""
     read = routed = 0
-    for tensor in dense_tensors(spec):
+    for tensor, times in counted_tensors(spec):
         if tensor.part is Part.ROUTED_EXPERTS:
-            routed += tensor_bytes(tensor, dtype)
+            routed += times * tensor_bytes(tensor, dtype)
         elif spec.tied_embeddings or tensor.part is not Part.EMBEDDING:
-            read += tensor_bytes(tensor, dtype)
+            read += times * tensor_bytes(tensor, dtype)
     if routed:
-        router = _mixtures(spec)[0].router
+        router = next(iter(_mixtures(spec))).router
         read += routed * router.top_k // router.experts
     return read
 
@@ -148,8 +148,13 @@ def tensor_bytes(tensor: Tensor, dtype: str) -> int:
     return bytes_for(dense_dtype(tensor, dtype), tensor.shape)
 
 
-def _mixtures(spec: ModelSpec) -> list[Mixture]:
-    return [layer.ffn for layer in (*spec.encoder, *spec.layers) if isinstance(layer.ffn, Mixture)]
+def _mixtures(spec: ModelSpec) -> Counter[Mixture]:
+    """Each kind, in the order of the layers, and in how many layers it is."""
+    found: Counter[Mixture] = Counter()
+    for layer, times in alike((*spec.encoder, *spec.layers)):
+        if isinstance(layer.ffn, Mixture):
+            found[layer.ffn] += times
+    return found
 
 
 def _expert_bytes(spec: ModelSpec, mixture: Mixture, dtype: str) -> int:
@@ -159,19 +164,21 @@ def _expert_bytes(spec: ModelSpec, mixture: Mixture, dtype: str) -> int:
     return sum(bytes_for(dtype, shape) for shape in shapes.values()) + bytes_for(dtype, (biases,))
 
 
-def _experts(mixtures: Sequence[Mixture], sizes: Sequence[int]) -> Term:
-    alike = Counter((mixture.router.experts, size) for mixture, size in zip(mixtures, sizes, strict=True))
+def _experts(mixtures: Counter[Mixture], sizes: Sequence[int]) -> Term:
+    same: Counter[tuple[int, int]] = Counter()
+    for (mixture, layers), size in zip(mixtures.items(), sizes, strict=True):
+        same[mixture.router.experts, size] += layers
     kinds = (
         multiply(count(layers, "layers"), count(experts, "experts"), count(size))
-        for (experts, size), layers in alike.items()
+        for (experts, size), layers in same.items()
     )
     return Term("routed experts", add(kinds), "layers, experts, expert width, hidden size")
 
 
 def _dense(spec: ModelSpec, dtype: str) -> Term:
     parts: Counter[str] = Counter()
-    for tensor in dense_tensors(spec):
-        parts[tensor.part.value] += tensor_bytes(tensor, dtype)
+    for tensor, times in counted_tensors(spec):
+        parts[tensor.part.value] += times * tensor_bytes(tensor, dtype)
     amount = add(named(name, size) for name, size in parts.items())
     return Term("dense weights", amount, "every width but the routed experts'")
 
@@ -184,10 +191,10 @@ def _kv(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: int) -> Te
     """Every layer's rows as the engine allocates them, and the fixed states of layers without attention."""
     rows: Counter[tuple[int, int]] = Counter()
     states = 0
-    for layer in spec.layers:
-        rows[cache_rows(layer.attention, context, chunk), layer.attention.cache_width] += 1
-        rows[context, layer.cache_extra + (layer.cross.cache_width if layer.cross else 0)] += 1
-        states += layer.recurrent.state if layer.recurrent else 0
+    for layer, times in alike(spec.layers):
+        rows[cache_rows(layer.attention, context, chunk), layer.attention.cache_width] += times
+        rows[context, layer.cache_extra + (layer.cross.cache_width if layer.cross else 0)] += times
+        states += times * layer.recurrent.state if layer.recurrent else 0
     numbers = [
         multiply(count(layers, "layers"), count(each, "rows"), count(width, "numbers"))
         for (each, width), layers in rows.items()
@@ -203,14 +210,13 @@ def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: i
     size = _number_bytes(dtype)
     tokens = min(chunk, context)
     chunks = context / CHUNK
-    tables = sum(2 * context * rope.dims * size for rope in {layer.attention.rope for layer in spec.layers})
-    routers = sum((4 - size) * tensor.count for tensor in dense_tensors(spec) if tensor.role == "router")
+    kinds = [layer for layer, _ in alike(spec.layers)]
+    tables = sum(2 * context * rope.dims * size for rope in {layer.attention.rope for layer in kinds})
+    routers = sum((4 - size) * times * each.count for each, times in counted_tensors(spec) if each.role == "router")
     library = int(min(1, chunks) * LIBRARY + min(64, chunks) * LIBRARY_CHUNK)
     at_once = (
         named("residual stream", 3 * tokens * spec.hidden_size * size),
-        named(
-            "attention", max((_attention(layer.attention, tokens, context, size) for layer in spec.layers), default=0)
-        ),
+        named("attention", max((_attention(layer.attention, tokens, context, size) for layer in kinds), default=0)),
         larger(
             _feed_forwards(spec, tokens, size),
             named("logits", 2 * batch * spec.vocab_size * 4),
@@ -244,7 +250,7 @@ def _feed_forwards(spec: ModelSpec, tokens: int, size: int) -> Amount:
     """The largest mixture; of a dense model gate and up beside their float32 sums, or activation and product."""
     if mixtures := _mixtures(spec):
         return named("experts", max(_mixture(spec, mixture, tokens, size) for mixture in mixtures))
-    widths = [layer.ffn.intermediate_size for layer in spec.layers if isinstance(layer.ffn, FeedForward)]
+    widths = [layer.ffn.intermediate_size for layer, _ in alike(spec.layers) if isinstance(layer.ffn, FeedForward)]
     return named("feed-forward", tokens * max(widths, default=0) * max(4 * size, 2 * (size + 4)))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from moecli.model.spec import Layer, ModelSpec
+from moecli.model.spec import Layer, Mixture, ModelSpec, alike
 from moecli.planning.memory import dense_read_bytes, read_bytes_per_token
 from moecli.planning.placement import Plan
 
@@ -149,9 +149,9 @@ def _step(plan: Plan, case: int) -> float:
 
 def _chosen(spec: ModelSpec, tokens: int) -> float:
     """The share of all experts that so many tokens choose, if every expert is equally likely."""
-    routers = [mixture.router for _, mixture in spec.mixtures]
-    chosen = sum(router.experts * (1 - (1 - router.top_k / router.experts) ** tokens) for router in routers)
-    return chosen / max(1, sum(router.experts for router in routers))
+    routers = [(layer.ffn.router, n) for layer, n in alike(spec.layers) if isinstance(layer.ffn, Mixture)]
+    chosen = sum(n * router.experts * (1 - (1 - router.top_k / router.experts) ** tokens) for router, n in routers)
+    return chosen / max(1, sum(n * router.experts for router, n in routers))
 
 
 def _operations(spec: ModelSpec, prompt: int) -> float:
@@ -161,7 +161,7 @@ def _operations(spec: ModelSpec, prompt: int) -> float:
 
 
 def _pairs(spec: ModelSpec, prompt: int) -> Iterator[tuple[Layer, float]]:
-    """Attention scores of each layer: every head, every token with all it sees."""
-    for layer in spec.layers:
+    """Attention scores of all layers of a kind: every head, every token with all it sees."""
+    for layer, times in alike(spec.layers):
         seen = min(prompt, layer.attention.window or prompt)
-        yield layer, layer.attention.heads * prompt * seen / 2
+        yield layer, times * layer.attention.heads * prompt * seen / 2

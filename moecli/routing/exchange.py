@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from moecli.errors import MoecliError, json_object
+from moecli.errors import MoecliError, json_object, json_text
 from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, Choices, LayerTrace, RoutingTrace, bare
 
 _CSV_HINT = "one line per choice: layer,expert"
@@ -69,7 +68,7 @@ def _checked(rows: Any, layer: int, experts: int) -> Choices:
 def to_jsonl(trace: RoutingTrace) -> Iterator[str]:
     """A first line about the model, then a line per token. Lines without line ends."""
     about = {name: getattr(trace, name) for name in ("model", "revision", "dtype", "family")}
-    yield json.dumps(about | {"experts": {str(layer.layer): layer.experts for layer in trace.layers}})
+    yield json_text(about | {"experts": {str(layer.layer): layer.experts for layer in trace.layers}})
     for token, number in enumerate(trace.ids.tolist()):
         layers = {}
         for layer in trace.layers:
@@ -85,7 +84,7 @@ def to_jsonl(trace: RoutingTrace) -> Iterator[str]:
             "generated": bool(trace.generated[token]),
             "layers": layers,
         }
-        yield json.dumps(line, ensure_ascii=False)
+        yield json_text(line)
 
 
 def from_jsonl(lines: Iterable[str]) -> RoutingTrace:

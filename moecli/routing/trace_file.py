@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moecli.errors import MoecliError
+from moecli.errors import MoecliError, json_object, unreadable
 from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, LayerTrace, RoutingTrace
+from moecli.store import filesystem
 
 _MAGIC = b"moecli-trace"
 _VERSION = 1
@@ -31,7 +32,7 @@ _PER_LAYER = {"weights": "f4", "entropy": "f2", "mean_probabilities": "f8", "pro
 
 
 def save(trace: RoutingTrace, path: Path) -> None:
-    """Write the trace; an existing file is replaced when the new one is whole."""
+    """Write the trace; an existing file is replaced when the new one is whole. DiskError if it cannot be."""
     arrays: dict[str, NDArray[Any]] = {
         "ids": trace.ids.astype("<u4"),
         "prompt": trace.prompt.astype("<u4"),
@@ -56,9 +57,7 @@ def save(trace: RoutingTrace, path: Path) -> None:
     }
     body = json.dumps(header, allow_nan=False).encode() + b"\n" + b"".join(a.tobytes() for a in arrays.values())
     first = f"{_MAGIC.decode()} {_VERSION} {hashlib.sha256(body).hexdigest()}\n".encode()
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_bytes(first + body)
-    unfinished.replace(path)
+    filesystem.write(path, [first, body])
 
 
 def load(path: Path) -> RoutingTrace:
@@ -66,7 +65,8 @@ def load(path: Path) -> RoutingTrace:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise MoecliError(f"cannot read the trace {path}: {error.strerror}") from error
+        hint = unreadable(path, error, "record one: moecli run MODEL PROMPT --trace FILE").hint
+        raise MoecliError(f"cannot read the trace {path}: {error.strerror}", hint) from error
     first, _, body = content.partition(b"\n")
     words = first.split(b" ")
     if words[0] != _MAGIC or len(words) != 3:
@@ -78,7 +78,7 @@ def load(path: Path) -> RoutingTrace:
         raise _damaged(path, "its checksum is wrong")
     line, _, data = body.partition(b"\n")
     try:
-        return _read(json.loads(line), data)
+        return _read(json_object(line, lambda problem: _damaged(path, f"it {problem}")), data)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise _damaged(path, str(error) or type(error).__name__) from error
 

@@ -68,11 +68,21 @@ class Record:
         inner = [name for name in self.fields if name != "down"]
         return (*self._cut(inner), *self._cut(["down"]))
 
-    def _cut(self, names: list[str]) -> Iterator[Piece]:
+    @property
+    def largest_piece(self) -> int:
+        """Bytes that any piece takes, read in whole pages: in them, the places of its matrices repeat after PAGE."""
+        if self.size <= PIECE or self.dtype in WHOLE:
+            return pages(self.size)
+        inner = [name for name in self.fields if name != "down"]
+        return max(piece.buffer_size for names in (inner, ["down"]) for piece in self._cut(names, PAGE))
+
+    def _cut(self, names: list[str], most: int | None = None) -> Iterator[Piece]:
+        """All pieces of some matrices; or the first `most`, and the last."""
         rows, columns = self.fields[names[0]].shape
         block = block_rows(columns)
         step = max(1, PIECE // (len(names) * bytes_for(self.dtype, (block, columns)))) * block
-        for first in range(0, rows, step):
+        starts = range(0, rows, step)
+        for first in starts if most is None else {*starts[:most], *starts[-1:]}:
             count = min(step, rows - first)
             begin, size = (bytes_for(self.dtype, (n, columns)) for n in (first, count))
             yield Piece(
@@ -125,7 +135,7 @@ def mixture_record(spec: ModelSpec, mixture: Mixture, dtype: str) -> Record:
 
 def staging_size(record: Record) -> int:
     """One staging buffer: room for any piece."""
-    return max(piece.buffer_size for piece in record.pieces())
+    return record.largest_piece
 
 
 def slots_per_layer(spec: ModelSpec, slots: int) -> list[int]:

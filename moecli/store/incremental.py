@@ -17,11 +17,11 @@ from moecli.store.layout import StoreLayout, safetensors_header
 from moecli.store.manifest import Origin
 from moecli.store.packed import PackedStore
 from moecli.store.progress import Progress, silent
+from moecli.store.remove import GROWING
 from moecli.store.source import text_files
 from moecli.store.write import Writer, writing
 
 _LEFT_OVER = "left-over-"  # begins the name of a shard shrunk to what is still needed of it
-GROWING = ".growing"  # the suffix of one that is not whole
 
 
 @contextlib.contextmanager

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from moecli.errors import CheckpointError, DiskError
+from moecli.errors import CheckpointError, DiskError, json_object, unreadable
 from moecli.store.filesystem import FULL, unwritable
-from moecli.store.manifest import FileChecksums
+from moecli.store.manifest import FileChecksums, read_checksums, read_origin
 
 FILE = "journal"
 LOCK = "lock"
@@ -35,6 +35,7 @@ class Journal:
         if events is None:
             self._path.write_bytes(b"")
             self._append(dict(plan))
+            sync_folder(folder)
         for event in events or []:
             self._apply(event)
 
@@ -54,10 +55,7 @@ class Journal:
         self.done.update(event.get("done", ()))
         self.kept.update(event.get("kept", ()))
         if "sealed" in event:
-            checksums = event["sums"]
-            self.sealed[event["sealed"]] = FileChecksums(
-                checksums["bytes"], checksums["sha256"], tuple(checksums["parts"])
-            )
+            self.sealed[event["sealed"]] = read_checksums(event["sums"])
 
     def _read(self, plan: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """The events after the plan, or None to start anew. CheckpointError if another plan is being worked on."""
@@ -65,6 +63,8 @@ class Journal:
             content = self._path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise unreadable(self._path, error) from error
         events, end = _events(content)
         if end < len(content):
             os.truncate(self._path, end)
@@ -98,7 +98,7 @@ def explained(folder: Path) -> Iterator[None]:
 
 
 def read_plan(folder: Path) -> Mapping[str, Any] | None:
-    """What unfinished work in `folder` is to become; None if there is none."""
+    """What unfinished work in `folder` is to become; None if there is none, or it cannot be read."""
     try:
         with (folder / FILE).open("rb") as file:
             events, _ = _events(file.readline(_LONGEST_PLAN))
@@ -117,22 +117,40 @@ def occupied(path: Path) -> int:
 
 
 def _events(content: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines, as far as they can be read, and where they end."""
-    events, end = [], 0
-    with contextlib.suppress(ValueError):
+    """The whole lines, as far as they can be believed, and where they end."""
+    events: list[dict[str, Any]] = []
+    end = 0
+    with contextlib.suppress(CheckpointError, KeyError, TypeError, AttributeError):
         for line in content.splitlines(keepends=True):
-            event = json.loads(line)
-            if not line.endswith(b"\n") or not isinstance(event, dict):
+            event = json_object(line, CheckpointError)
+            if not line.endswith(b"\n"):
                 break
+            _check(event, is_plan=not events)
             events.append(event)
             end += len(line)
     return events, end
 
 
+def _check(event: Mapping[str, Any], is_plan: bool) -> None:
+    """KeyError, TypeError or AttributeError for what no Journal has written."""
+    if is_plan:
+        read_origin(event["origin"])
+        words = [event["dtype"]]
+    else:
+        lists = [event.get("done", []), event.get("kept", [])]
+        if not all(isinstance(each, list) for each in lists):
+            raise TypeError("names are lists")
+        words = [*lists[0], *lists[1], event.get("sealed", "")]
+        if "sealed" in event:
+            read_checksums(event["sums"])
+    if not all(isinstance(word, str) for word in words):
+        raise TypeError("names are text")
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Be the only process that works in `folder`, which is made. The lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
     try:
         if not _try_lock(descriptor) or not _is_at(descriptor, folder / LOCK):
@@ -140,6 +158,14 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """A folder whose name is safe, and those above it that are not there either."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in new:
+        sync_folder(each.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moecli import __version__
-from moecli.errors import CheckpointError, json_object
+from moecli.errors import CheckpointError, json_object, unreadable
 from moecli.store.expert_record import Record
 
 FILE = "manifest.json"
@@ -99,7 +99,7 @@ def _load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} is not a packed model: it holds no {FILE}") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
     return json_object(content, lambda problem: damaged(path.parent, f"its {FILE} {problem}"))
 
 
@@ -113,21 +113,26 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 
 def _parse(document: Mapping[str, Any]) -> StoreManifest:
-    origin = document["origin"]
-    optional = {key: None if origin[key] is None else _text(origin[key]) for key in ("repo", "revision", "path")}
     return StoreManifest(
         dtype=_text(document["dtype"]),
         compute=_text(document["compute"]),
-        origin=Origin(model=_text(origin["model"]), fingerprint=_text(origin["fingerprint"]), **optional),
+        origin=read_origin(document["origin"]),
         roles={role: _text(dtype) for role, dtype in document["roles"].items()},
-        files={name: _sums(entry) for name, entry in document["files"].items()},
+        files={name: read_checksums(entry) for name, entry in document["files"].items()},
         records=dict(document["records"]),
     )
 
 
-def _sums(entry: Mapping[str, Any]) -> FileChecksums:
+def read_origin(entry: Mapping[str, Any]) -> Origin:
+    """As manifest and journal hold it. KeyError, TypeError or AttributeError where it is something else."""
+    optional = {key: None if entry[key] is None else _text(entry[key]) for key in ("repo", "revision", "path")}
+    return Origin(model=_text(entry["model"]), fingerprint=_text(entry["fingerprint"]), **optional)
+
+
+def read_checksums(entry: Mapping[str, Any]) -> FileChecksums:
+    """As manifest and journal hold them. KeyError, TypeError or AttributeError where they are something else."""
     parts = entry["parts"]
-    if type(entry["bytes"]) is not int or type(parts) is not list:
+    if type(entry["bytes"]) is not int or not isinstance(parts, (list, tuple)):
         raise TypeError("sizes are whole numbers, parts a list")
     return FileChecksums(entry["bytes"], _text(entry["sha256"]), tuple(map(_text, parts)))
 

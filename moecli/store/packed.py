@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor, read_header
-from moecli.errors import CheckpointError
+from moecli.errors import CheckpointError, reading, unreadable
 from moecli.formats import FORMATS, PLAIN
 from moecli.model import families
 from moecli.model.spec import ModelSpec
@@ -19,6 +19,7 @@ from moecli.store.manifest import Origin, StoreManifest, damaged
 from moecli.store.source import TEXTS
 
 PARTIAL = ".partial"  # what the name of an unfinished store ends with
+REMOVED = ".removed"  # that of one which is being deleted
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,7 @@ class PackedStore:
     @classmethod
     def open(cls, folder: Path) -> PackedStore:
         """Read manifest, config.json and headers. CheckpointError or ConfigError with a hint if they are unfit."""
-        if is_partial(folder):
-            raise unfinished(folder)
+        refuse_unfinished(folder)
         found = manifest.read(folder)
         layout = read_layout(folder, found)
         _check_sizes(folder, found)
@@ -85,8 +85,17 @@ def is_partial(folder: Path) -> bool:
     return folder.name.endswith(PARTIAL)
 
 
-def unfinished(folder: Path) -> CheckpointError:
-    return CheckpointError(f"{folder} is not finished", "give the same command again: it goes on from there")
+def is_removed(folder: Path) -> bool:
+    """Whether this is what a removal leaves when it is interrupted."""
+    return folder.name.endswith(REMOVED)
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """CheckpointError for what is not a store any more, or not yet."""
+    if is_removed(folder):
+        raise CheckpointError(f"{folder} was being deleted", f"moecli rm {folder}")
+    if is_partial(folder):
+        raise CheckpointError(f"{folder} is not finished", "give the same command again: it goes on from there")
 
 
 def _check_sizes(folder: Path, found: StoreManifest) -> None:
@@ -97,7 +106,7 @@ def _check_sizes(folder: Path, found: StoreManifest) -> None:
         except FileNotFoundError:
             raise damaged(folder, f"its {name} is missing") from None
         except OSError as error:
-            raise CheckpointError(f"{folder / name} cannot be read: {error.strerror or error}") from error
+            raise unreadable(folder / name, error) from error
         if size != checksums.bytes:
             raise damaged(folder, f"its {name} has {size} bytes instead of {checksums.bytes}")
 
@@ -107,7 +116,9 @@ def read_layout(folder: Path, found: StoreManifest) -> StoreLayout:
     spec = families.read_spec(families.load_config(folder / "config.json"))
     if "lm_head" in found.roles:  # one of its own, whatever config.json says
         spec = replace(spec, tied_embeddings=False)
-    if found.files.get("config.json") != file_checksums(folder / "config.json"):
+    with reading(folder / "config.json"):
+        checksums = file_checksums(folder / "config.json")
+    if found.files.get("config.json") != checksums:
         raise damaged(folder, "its config.json does not match its checksum")
     known = found.dtype in FORMATS and found.compute in PLAIN
     if not known or not are_possible(spec, found.dtype, found.compute, found.roles):
@@ -118,8 +129,8 @@ def read_layout(folder: Path, found: StoreManifest) -> StoreLayout:
     if strangers := found.files.keys() - layout.sizes.keys() - set(TEXTS):
         raise damaged(folder, f"its {manifest.FILE} names a file of no use, '{min(strangers)[:80]}'")
     for name, size in layout.sizes.items():
-        checksums = found.files.get(name)
-        if checksums is None or checksums.bytes != size or len(checksums.parts) != len(layout.parts(name)):
+        entry = found.files.get(name)
+        if entry is None or entry.bytes != size or len(entry.parts) != len(layout.parts(name)):
             raise damaged(folder, f"its {manifest.FILE} does not describe {name} as config.json implies it")
     return layout
 
@@ -133,7 +144,7 @@ def _checkpoint(folder: Path, layout: StoreLayout) -> Checkpoint:
     tensors: dict[str, StoredTensor] = {}
     for name in layout.sizes:
         header = read_header(folder / name)
-        with (folder / name).open("rb") as file:
+        with reading(folder / name), (folder / name).open("rb") as file:
             if file.read(len(layout.header(name))) != layout.header(name):
                 raise damaged(folder, f"the header of {name} is not the one config.json implies")
         if name == DENSE:

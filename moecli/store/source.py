@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from moecli.checkpoint.binding import Weights
+from moecli.checkpoint.prequantized import packed_format
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
-from moecli.errors import CheckpointError, ConfigError
+from moecli.checkpoint.towers import split_towers
+from moecli.errors import CheckpointError, ConfigError, reading
 from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.store import manifest
@@ -23,13 +25,14 @@ TEXTS = (
 
 def open_source(folder: Path) -> Weights:
     """A checkpoint that can be run. ConfigError or CheckpointError if it cannot, or is a packed store."""
-    if (folder / manifest.FILE).is_file():
-        raise CheckpointError(
-            f"{folder} is packed already, to {manifest.read(folder).dtype}",
-            "to have another format, pack the checkpoint it was made from",
-        )
-    config = families.load_config(folder / "config.json")
-    return _bind(str(folder), config, lambda: Checkpoint.open(folder)).with_true_ties()
+    with reading(folder):
+        if (folder / manifest.FILE).is_file():
+            raise CheckpointError(
+                f"{folder} is packed already, to {manifest.read(folder).dtype}",
+                "to have another format, pack the checkpoint it was made from",
+            )
+        config = families.load_config(folder / "config.json")
+        return _bind(str(folder), config, lambda: Checkpoint.open(folder)).with_true_ties()
 
 
 def announced(name: str, config: Mapping[str, Any], tensors: Iterable[StoredTensor]) -> Weights:
@@ -46,15 +49,20 @@ def text_files(folder: Path) -> list[Path]:
 
 def origin_of(name: str, repo: str | None, revision: str | None, folder: Path, weights: Weights) -> Origin:
     """What a store says of a checkpoint on this machine; `revision` is a commit of `repo`."""
-    path = None if repo else str(folder.resolve())
-    return Origin(name, repo, revision, path, fingerprint(folder, weights))
+    path = None if repo else _text(str(folder.resolve()))
+    return Origin(_text(name), repo, revision, path, fingerprint(folder, weights))
+
+
+def _text(name: str) -> str:
+    """A name on the disk that is not UTF-8 cannot be written as text: its bytes by their numbers."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def fingerprint(folder: Path, weights: Weights) -> str:
     """Changes when a file of a checkpoint does: names, sizes, times and headers of its weights, and all its texts."""
     found = hashlib.sha256()
     paths = sorted({tensor.path for tensor in weights.checkpoint.tensors.values()})
-    try:
+    with reading(folder):
         for path in paths:
             status = path.stat()
             found.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
@@ -62,8 +70,6 @@ def fingerprint(folder: Path, weights: Weights) -> str:
                 found.update(file.read(int.from_bytes(file.read(8), "little")))
         for path in text_files(folder):
             found.update(f"{path.name}\0".encode() + path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror or error}") from error
     return found.hexdigest()
 
 
@@ -74,16 +80,11 @@ def header_fingerprint(tensors: Iterable[StoredTensor]) -> str:
 
 
 def check_runs(spec: ModelSpec, name: str) -> None:
-    """ConfigError or CheckpointError for what the engine cannot run."""
+    """ConfigError for what the engine cannot run."""
     if spec.unsupported:
         raise ConfigError(
             f"{spec.family} models cannot be run yet: the engine lacks {', '.join(spec.lacks)}",
             f"moecli inspect and moecli memory know them: moecli inspect {name}",
-        )
-    if spec.quantization is not None:
-        raise CheckpointError(
-            f"the checkpoint is quantised ({spec.quantization}), which cannot be run yet",
-            "use an unquantised bf16 or fp16 revision",
         )
 
 
@@ -91,4 +92,16 @@ def _bind(name: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkpo
     family = families.find(config)
     spec = family.read(config)
     check_runs(spec, name)
-    return Weights(spec, family, checkpoint())
+    opened = checkpoint()
+    found, others = split_towers(opened.tensors)
+    if (format_ := packed_format(found)) is not None:
+        raise CheckpointError(
+            f"the checkpoint is quantised ({format_}), which cannot be run yet",
+            "use an unquantised bf16 or fp16 revision",
+        )
+    notes = []
+    if spec.quantization is not None:
+        notes.append(f"config.json says that the weights are {spec.quantization}, but none is: they run as they are")
+    if others:
+        notes.append(f"{len(others)} tensors of vision or audio towers are left out: the text model runs alone")
+    return Weights(spec, family, Checkpoint(found, opened.index), tuple(notes))

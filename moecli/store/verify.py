@@ -8,14 +8,14 @@ from itertools import zip_longest
 from pathlib import Path
 
 from moecli.checkpoint.binding import Weights
-from moecli.errors import CheckpointError, ConfigError
+from moecli.errors import CheckpointError, ConfigError, reading
 from moecli.store import manifest
 from moecli.store.checksums import file_checksums
 from moecli.store.convert import packed_strips
 from moecli.store.jobs import jobs
 from moecli.store.layout import choose_layout
 from moecli.store.manifest import FileChecksums
-from moecli.store.packed import PackedStore, is_partial, read_layout, unfinished
+from moecli.store.packed import PackedStore, read_layout, refuse_unfinished
 from moecli.store.progress import Progress
 
 
@@ -32,8 +32,7 @@ class Problem:
 
 def verify(folder: Path, progress: Progress) -> list[Problem]:
     """Read every file of a store again. CheckpointError if there is no manifest that can be believed."""
-    if is_partial(folder):
-        raise unfinished(folder)
+    refuse_unfinished(folder)
     found = manifest.read(folder)
     try:
         layout = read_layout(folder, found)
@@ -67,7 +66,7 @@ def compare(store: PackedStore, weights: Weights, progress: Progress) -> list[Pr
     total, done = sum(job.read_size for job in todo), 0
     differing: dict[str, Problem] = {}
     for strip, data in packed_strips(todo, weights.checkpoint):
-        with (store.folder / strip.job.file).open("rb") as file:
+        with reading(store.folder), (store.folder / strip.job.file).open("rb") as file:
             file.seek(strip.offset)
             if file.read(len(data)) != data:
                 differing[strip.job.name] = Problem(strip.job.file, f"{strip.job.name} is not what the source gives")

@@ -26,6 +26,7 @@ from moecli.store.layout import StoreLayout, choose_layout
 from moecli.store.manifest import FileChecksums, Origin, StoreManifest
 from moecli.store.packed import PARTIAL, PackedStore, describe_records
 from moecli.store.progress import Progress, silent
+from moecli.store.remove import finish_removal, leftover
 from moecli.store.source import fingerprint, text_files
 from moecli.units import format_bytes
 
@@ -55,9 +56,15 @@ def pack(
 
 def existing(target: Path, layout: StoreLayout, origin: Origin) -> PackedStore | None:
     """The finished store of this source in this format, if it is there. DiskError if something else is."""
+    finish_removal(leftover(target))
     partial = partial_folder(target)
+    with explained(partial):
+        return _existing(target, partial, layout, origin)
+
+
+def _existing(target: Path, partial: Path, layout: StoreLayout, origin: Origin) -> PackedStore | None:
     if (partial / manifest.FILE).exists() and not (partial / journal.FILE).exists():  # all was done but the last step
-        with explained(partial), locked(partial):
+        with locked(partial):
             _give_name(partial, target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
@@ -165,9 +172,11 @@ class Writer:
         whole.write(self.folder / manifest.FILE)
         _sync(self.folder / manifest.FILE)
         sync_folder(self.folder)
-        extra = [file for file in self.folder.iterdir() if file.name not in (manifest.FILE, journal.LOCK, *checksums)]
-        for file in sorted(extra, key=lambda file: file.name == journal.FILE):  # last: its absence says all is there
+        kept = {manifest.FILE, journal.FILE, journal.LOCK, *checksums}
+        for file in [file for file in self.folder.iterdir() if file.name not in kept]:
             file.unlink()
+        sync_folder(self.folder)
+        (self.folder / journal.FILE).unlink()  # last: its absence says all is there
         _give_name(self.folder, self._target)
         return PackedStore.open(self._target)
 
@@ -206,6 +215,7 @@ class Writer:
 
 
 def _give_name(partial: Path, target: Path) -> None:
+    sync_folder(partial)
     partial.rename(target)
     (target / journal.LOCK).unlink()
     sync_folder(target.parent)

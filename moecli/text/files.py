@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from moecli.errors import MoecliError, TextError, json_object
+from moecli.errors import MoecliError, TextError, json_object, unreadable
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # that can be read; the first that is there counts
 MOST_JSON = 64 * 2**20
@@ -25,7 +25,8 @@ def read_bytes(path: Path, most: int, error: type[MoecliError] = TextError) -> b
     except FileNotFoundError:
         return None
     except OSError as problem:
-        raise error(f"cannot read {path}: {problem.strerror or problem}") from None
+        found = unreadable(path, problem)
+        raise error(found.message, found.hint) from None
 
 
 def read_text(path: Path, most: int) -> str | None:

@@ -65,12 +65,12 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "huge header": (pack(GOOD, length=2**64 - 1), "its header claims 18446744073709551615 bytes"),
     "header of nothing": (pack(GOOD, length=0), "its header claims 0 bytes"),
     "header of one byte": (pack(GOOD, length=1), "its header claims 1 bytes"),
-    "header cut by its length": (pack(GOOD, length=20), "its header is not JSON"),
-    "not JSON": (pack(b"{nothing like it}"), "its header is not JSON"),
-    "not UTF-8": (pack(b'{"\xff": 1}'), "its header is not JSON"),
-    "a list": (pack([1, 2]), "its header is not a JSON object"),
-    "a bomb of brackets": (pack(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "its header is not JSON"),
-    "a number without end": (pack(b'{"a":' + b"9" * 10_000 + b"}"), "its header is not JSON"),
+    "header cut by its length": (pack(GOOD, length=20), "its header is not readable JSON"),
+    "not JSON": (pack(b"{nothing like it}"), "its header is not readable JSON"),
+    "not UTF-8": (pack(b'{"\xff": 1}'), "its header is not readable JSON"),
+    "a list": (pack([1, 2]), "its header does not hold a JSON object"),
+    "a bomb of brackets": (pack(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "its header is not readable JSON"),
+    "a number without end": (pack(b'{"a":' + b"9" * 10_000 + b"}"), "its header is not readable JSON"),
     "a name twice": (
         pack(b'{"a":' + json.dumps(GOOD["a"]).encode() + b',"a":' + json.dumps(GOOD["a"]).encode() + b"}"),
         "names a tensor twice",
@@ -368,11 +368,49 @@ def test_prediction_layers_after_the_last_are_left_alone(models: dict[str, Path]
     assert "model.layers.3" in refusal(lambda: open_model(too_far))
 
 
-def test_a_quantised_model_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("said", "body", "beside"),
+    [
+        ("gptq", ("qweight", torch.zeros(4, 32, dtype=torch.int32)),
+         {"qzeros": torch.zeros(1, 4, dtype=torch.int32), "scales": torch.zeros(1, 32, dtype=torch.float16)}),
+        ("awq", ("qweight", torch.zeros(32, 4, dtype=torch.int32)),
+         {"qzeros": torch.zeros(1, 4, dtype=torch.int32), "scales": torch.zeros(1, 32, dtype=torch.float16)}),
+        ("fp8", ("weight", torch.zeros(32, 32, dtype=torch.float8_e4m3fn)), {"weight_scale_inv": torch.ones(1, 1)}),
+        ("MLX 4-bit", ("weight", torch.zeros(32, 16, dtype=torch.uint32)),
+         {"scales": torch.ones(32, 2), "biases": torch.ones(32, 2)}),
+        ("ModelOpt nvfp4", ("weight", torch.zeros(32, 16, dtype=torch.uint8)),
+         {"weight_scale": torch.ones(32, 2), "weight_scale_2": torch.ones(()), "input_scale": torch.ones(())}),
+        ("compressed-tensors 4-bit", ("weight_packed", torch.zeros(32, 4, dtype=torch.int32)),
+         {"weight_scale": torch.ones(32, 1), "weight_shape": torch.ones(2, dtype=torch.int64)}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_headers_say_how_a_model_is_quantised(
+    said: str, body: tuple[str, torch.Tensor], beside: dict[str, torch.Tensor], models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Whatever config.json says or does not say."""
+    stem = "model.layers.0.block_sparse_moe.experts.0.w1"
+
+    def quantise(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[f"{stem}.weight"]
+        tensors |= {f"{stem}.{name}": value for name, value in (body, *beside.items())}
+
+    folder = altered(models["mixtral"], tmp_path, quantise)
+    assert f"quantised ({said})" in refusal(lambda: open_model(folder))
+
+
+@pytest.mark.parametrize(
+    "leftover",
+    [{"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes", "load_in_4bit": True}, {"bits": 4,
+     "group_size": 64}, {"quant_method": "fp8", "fmt": "e4m3"}, {"quant_algo": "NVFP4"}, {"quant_method": "made up"}],
+)  # fmt: skip
+def test_a_quantisation_that_only_config_json_knows_is_left_aside(
+    leftover: dict[str, Any], models: dict[str, Path], tmp_path: Path
+) -> None:
     folder = altered(models["mixtral"], tmp_path, lambda tensors: None)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
-    assert "quantised (gptq)" in refusal(lambda: open_model(folder))
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": leftover}))
+    assert any("run as they are" in note for note in open_model(folder).weights.notes)
 
 
 @pytest.mark.parametrize("padding", range(1, 9))

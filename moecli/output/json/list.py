@@ -20,6 +20,7 @@ def here(models: Sequence[Here]) -> list[dict[str, Any]]:
             "source": model.source,
             "revision": model.revision,
             "complete": model.complete,
+            "damaged": model.damaged,
             "revisions": list(model.revisions),
             "partial_bytes": model.partial_bytes,
             "last_used": None if model.last_used is None else _iso(model.last_used),
