@@ -96,7 +96,7 @@ class Session:
     def _feed(self, ids: list[int], observer: RoutingObserver | None) -> torch.Tensor:
         """Append `ids` to the text; returns the logits [V] after the last. CheckpointError if they are no numbers."""
         self._torn = True
-        states = self.decoder.forward(torch.tensor(ids), self.cache, observer)
+        states = self.decoder.forward(torch.tensor(ids), self.cache, observer, last_only=True)
         self.held.extend(ids)
         self._torn = False
         logits = self.decoder.logits(states[-1:])[0].cpu()

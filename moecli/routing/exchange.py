@@ -68,6 +68,7 @@ def _checked(rows: Any, layer: int, experts: int) -> Choices:
 def to_jsonl(trace: RoutingTrace) -> Iterator[str]:
     """A first line about the model, then a line per token. Lines without line ends."""
     about = {name: getattr(trace, name) for name in ("model", "revision", "dtype", "family")}
+    about["provenance"] = dict(trace.provenance)
     yield json_text(about | {"experts": {str(layer.layer): layer.experts for layer in trace.layers}})
     for token, number in enumerate(trace.ids.tolist()):
         layers = {}
@@ -75,6 +76,8 @@ def to_jsonl(trace: RoutingTrace) -> Iterator[str]:
             row: dict[str, Any] = {"experts": layer.chosen[token].tolist()}
             if layer.weights is not None:
                 row["weights"] = [round(weight, 5) for weight in layer.weights[token].tolist()]
+            if layer.probabilities is not None:
+                row["probabilities"] = [round(share, 5) for share in layer.probabilities[token].tolist()]
             layers[str(layer.layer)] = row
         line = {
             "token": number,
@@ -123,7 +126,13 @@ def _assemble(about: dict[str, Any], tokens: list[dict[str, Any]]) -> RoutingTra
         weights = None
         if "weights" in tokens[0]["layers"][name]:
             weights = np.array([token["layers"][name]["weights"] for token in tokens], np.float32).reshape(rows.shape)
-        layers.append(LayerTrace(int(name), known, _checked(rows, int(name), known), weights))
+        shares = None
+        if "probabilities" in tokens[0]["layers"][name]:
+            shares = np.array([token["layers"][name]["probabilities"] for token in tokens], np.float32)
+            shares = shares.reshape(len(rows), known)
+        layers.append(
+            LayerTrace(int(name), known, _checked(rows, int(name), known), weights, probabilities=shares)
+        )  # fmt: skip
     names = dict.fromkeys(str(token.get("domain", "")) for token in tokens)
     domains = {name: place for place, name in enumerate(names)}
     if len(domains) > MOST_DOMAINS:
@@ -137,4 +146,5 @@ def _assemble(about: dict[str, Any], tokens: list[dict[str, Any]]) -> RoutingTra
         tuple(domains),
         {int(token["token"]): str(token["text"]) for token in tokens if token.get("text") is not None},
         **{name: str(about.get(name, "")) for name in ("model", "revision", "dtype", "family")},
+        provenance={str(name): str(text) for name, text in dict(about.get("provenance") or {}).items()},
     )

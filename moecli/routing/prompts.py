@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from moecli.text.chat import Message
 from moecli.text.incoming import Tell, decode, lines, without_halves
 
 _FOLDER = Path(__file__).parent / "prompts"
+_CSV_HINT = "a first line text,domain (domain may be missing), then a prompt a row; or name the file .txt"
 _HINT = 'one prompt a line, or JSONL: {"text": "...", "domain": "..."}, with prompt or messages for text'
 
 
@@ -47,11 +50,13 @@ def read(path: Path, tell: Tell) -> list[Prompt]:
 
 
 def parse(content: bytes, name: str, tell: Tell) -> list[Prompt]:
-    """A prompt a line, a JSON object a line, or one JSON array of texts or objects."""
+    """A prompt a line, a JSON object a line, one JSON array of texts or objects, or CSV with a heading."""
     text = decode(content, name, tell)
     if not text.strip():
         raise MoecliError(f"{name} holds no prompt", _HINT)
     kind = Path(name.removesuffix(".gz")).suffix.lower()
+    if kind == ".csv":
+        return _from_csv(text, name, tell)
     whole = _parsed(text)
     if isinstance(whole, dict):
         whole = [whole]
@@ -68,6 +73,23 @@ def parse(content: bytes, name: str, tell: Tell) -> list[Prompt]:
     if not found:
         raise MoecliError(f"{name} holds no prompt", _HINT)
     return found
+
+
+def _from_csv(text: str, name: str, tell: Tell) -> list[Prompt]:
+    """The column `text` or `prompt`, and `domain`; empty ones are left out."""
+    rows = csv.DictReader(io.StringIO(text, newline=""), restkey="")
+    columns = [column.strip() for column in rows.fieldnames or ()]
+    if not {"text", "prompt"} & {*columns}:
+        raise MoecliError(f"{name} has no column text or prompt, but '{printable(', '.join(columns), 60)}'", _CSV_HINT)
+    rows.fieldnames = columns
+    try:
+        known = enumerate(rows, 1)
+        filled = [(number, row) for number, row in known if (row.get("text") or row.get("prompt") or "").strip()]
+    except csv.Error as error:
+        raise MoecliError(f"{name} is no CSV: {error}", _CSV_HINT) from error
+    if not filled:
+        raise MoecliError(f"{name} holds no prompt", _CSV_HINT)
+    return [_from_json(f"row {number} of {name}", row, tell) for number, row in filled]
 
 
 def _from_json(where: str, found: Any, tell: Tell, line: str = "") -> Prompt:

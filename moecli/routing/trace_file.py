@@ -49,6 +49,7 @@ def save(trace: RoutingTrace, path: Path) -> None:
         layers.append(row | {"log_sum_squared": layer.log_sum_squared})
     header = {
         **{name: getattr(trace, name) for name in _TEXTS},
+        "provenance": dict(trace.provenance),
         "tokens": trace.tokens,
         "domains": trace.domains,
         "layers": layers,
@@ -93,6 +94,8 @@ def _read(header: dict[str, Any], data: bytes) -> RoutingTrace:
     _require(type(tokens) is int and tokens > 0, "no tokens")
     _require(0 < len(domains) <= MOST_DOMAINS and all(isinstance(name, str) for name in domains), "domains")
     texts = {name: header[name] for name in _TEXTS}
+    provenance = dict(header.get("provenance", {}))
+    _require(all(isinstance(text, str) for text in provenance.values()), "provenance")
     pieces = {int(number): text for number, text in header["pieces"].items()}
     _require(all(isinstance(text, str) for text in (*texts.values(), *pieces.values())), "texts")
     arrays = _arrays(header["arrays"], data)
@@ -108,6 +111,7 @@ def _read(header: dict[str, Any], data: bytes) -> RoutingTrace:
         columns["generated"].astype(bool),
         domains,
         pieces,
+        provenance=provenance,
         **texts,
     )
 

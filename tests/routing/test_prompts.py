@@ -44,6 +44,11 @@ CHAT = Prompt("Be brief.\n\nWhy?", "", (Message("system", "Be brief."), Message(
         ("p.txt", '["a", "b"]', ["a", "b"]),
         ("p.jsonl", '{"text": "a\\ud83d\\ude00\\ud800"}', ["a😀\ufffd"]),
         ("p.jsonl", '{"text": "a\\u0000\\u001b"}', ["a\0\x1b"]),
+        ("p.csv", 'text,domain\nThe sea,a\n"x, y",b\n', [Prompt("The sea", "a"), Prompt("x, y", "b")]),
+        ("p.csv", "domain, prompt\r\na,The sea\r\n", [Prompt("The sea", "a")]),
+        ("p.csv", "text\nThe sea\n\nLand\n", ["The sea", "Land"]),
+        ("p.CSV", 'text,domain\n"two\nlines",a\n,b\n', [Prompt("two\nlines", "a")]),
+        ("p.csv", "text,domain,more\nThe sea\nLand,,x,y\n", ["The sea", "Land"]),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("packed", [False, True])
@@ -71,6 +76,10 @@ def test_files(tmp_path: Path, name: str, content: str, expected: list[str | Pro
         ("p.jsonl", '{"text": "a", "domain": ["\\u001b"]}', "has a domain that is no text: "),
         ("p.jsonl", "[" * 100_000, "line 1 of p.jsonl has no text"),
         ("p.jsonl", "9" * 5000, "line 1 of p.jsonl has no text"),
+        ("p.csv", "question,domain\nThe sea,a\n", "no column text or prompt, but 'question, domain'"),
+        ("p.csv", "The sea\nLand\n", "no column text or prompt, but 'The sea'"),
+        ("p.csv", "text,domain\n ,a\n", "holds no prompt"),
+        ("p.csv", "text\n" + "a" * 200_000, "is no CSV: field larger"),
     ],
 )
 def test_what_holds_no_prompts(name: str, content: str, words: str) -> None:

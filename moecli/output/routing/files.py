@@ -44,7 +44,7 @@ def render(analysis: Analysis, format: str, view: View) -> bytes:
         return html.document(analysis, report, shown, drawing(shown), found).encode()
     drawn = drawing(shown, f"{name(analysis.name)}: how evenly the experts are used", size(report))
     if format == "svg":
-        return svg.document(drawn, f"Routing of {name(analysis.name)}").encode()
+        return svg.document(drawn, f"Routing of {name(analysis.name)}", analysis.provenance).encode()
     if format == "png":
-        return png.document(drawn)
+        return png.document(drawn, analysis.provenance)
     raise UsageError(f"'{format}' is not a format", f"name one of {', '.join(FORMATS)}")
