@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
@@ -28,18 +28,38 @@ class Slice:
     columns: tuple[int, int] | None = None  # first and last of those that are the matrix, where another lies beside it
 
 
+# What training puts beside a language model and generation never asks: value, reward and classification heads.
+HEADS = r"(?!lm_head)(\w*_heads?|score|classifier|qa_outputs|regression_layer|critic|summary)\..+"
+BUFFERS = r".*\.(inv_freq|masked_bias|cos_cached|sin_cached)"  # computed anew from the configuration
+
+
 class Weights:
     """Every tensor of a model, found in its checkpoint. CheckpointError if any is missing, misshapen or unknown.
 
-    `notes` say in plain words what was left out or overruled.
+    `notes` say what of the checkpoint is left out, or read in another way than config.json has it.
     """
 
     def __init__(self, spec: ModelSpec, family: Family, checkpoint: Checkpoint, notes: tuple[str, ...] = ()) -> None:
         self.spec = spec
-        self.notes = notes
         self.checkpoint = checkpoint
+        self._family = family
         self._layout = _choose_layout(spec, family, checkpoint)
-        self._check()
+        heads = self._check()
+        self.notes = notes + ((f"left out as a head for training: {', '.join(heads)}",) if heads else ())
+
+    def with_true_ties(self) -> Weights:
+        """The same model, its output head one of its own where the checkpoint holds another than the input table.
+
+        Reads both tables, where there are both. transformers, too, believes the weights here and not config.json.
+        """
+        names = self._layout.dense.get("lm_head", ())
+        if not self.spec.tied_embeddings or len(names) != 1 or names[0] not in self.checkpoint:
+            return self
+        head, (table,) = self.checkpoint[names[0]], self._stored("embedding")
+        if head is table or self.checkpoint.same_bytes(head, table):
+            return self
+        note = f"{head.name} is not the input table, to which config.json ties it: it is used as it is stored"
+        return Weights(replace(self.spec, tied_embeddings=False), self._family, self.checkpoint, (*self.notes, note))
 
     @cached_property
     def dtype(self) -> str:
@@ -52,7 +72,13 @@ class Weights:
 
     def dense(self, tensor: Tensor) -> list[StoredTensor]:
         """The stored tensors that, stacked by rows, are `tensor`."""
-        return [self.checkpoint[name.format(layer=tensor.layer)] for name in self._layout.dense[tensor.role]]
+        return self._stored(tensor.role, tensor.layer)
+
+    def _stored(self, role: str, layer: int | None = None) -> list[StoredTensor]:
+        names = self._layout.dense[role]
+        if role == "embedding" and self.spec.tied_embeddings and names[0] not in self.checkpoint:
+            names = self._layout.dense.get("lm_head", names)  # savers keep one of two tied names, either one
+        return [self.checkpoint[name.format(layer=layer)] for name in names]
 
     def expert(self, layer: int, expert: int, matrix: str) -> Slice:
         """Where one matrix ("gate", "up" or "down") of one expert lies."""
@@ -88,7 +114,8 @@ class Weights:
         mixtures = dict(self.spec.mixtures)
         return mixtures[layer].router.experts
 
-    def _check(self) -> None:
+    def _check(self) -> list[str]:
+        """The heads for training that are there."""
         used: set[str] = set()
         for tensor in dense_tensors(self.spec):
             stored = self.dense(tensor)
@@ -99,13 +126,15 @@ class Weights:
             used.add(found.stored.name)
             _check_expert(found, shape)
         here = self.checkpoint.tensors.items()  # a name here may be another than the file's own, which is in `used`
-        unknown = sorted(name for name, stored in here if stored.name not in used and not self._is_ignored(name))
-        if unknown:
+        rest = sorted(name for name, stored in here if stored.name not in used and not self._is_ignored(name))
+        heads = [name for name in rest if re.fullmatch(HEADS, name)]
+        if unknown := [name for name in rest if name not in heads]:
             raise CheckpointError(
                 f"the checkpoint holds '{unknown[0]}', which {self.spec.family} does not know"
                 + (f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""),
                 "config.json and the weights belong to different models, or the format is not supported",
             )
+        return heads
 
     def _expert_matrices(self) -> Iterator[tuple[int, int, str, tuple[int, int]]]:
         for layer, mixture in self.spec.mixtures:
@@ -121,7 +150,7 @@ class Weights:
             real = len(self.spec.layers)
             if real <= int(match[1]) < real + self.spec.extra_layers:
                 return True
-        return any(re.fullmatch(pattern, name) for pattern in self._layout.ignored)
+        return any(re.fullmatch(pattern, name) for pattern in (BUFFERS, *self._layout.ignored))
 
 
 def _choose_layout(spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> Layout:

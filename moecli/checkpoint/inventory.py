@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from moecli.checkpoint.binding import FLOATS, Weights
+from moecli.checkpoint.binding import BUFFERS, FLOATS, HEADS, Weights
 from moecli.checkpoint.prequantized import TrueTensor, main_format, quantised_among, true_tensors
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.checkpoint.towers import split_towers
@@ -43,9 +43,9 @@ def take_inventory(
     header: Mapping[str, StoredTensor], family: Family, spec: ModelSpec, counts: Counts, group: int | None = None
 ) -> Inventory:
     """Count the tensors of `header`; never reads a weight. `group` is that of `true_tensors`."""
-    reasons = _reasons(family, spec)
     text, towers = split_towers(header)
     text = {name: replace(stored, name=name) for name, stored in text.items()}
+    reasons = _reasons(family, spec, has_table=any(map(_TABLE.fullmatch, text)))
     kept: list[TrueTensor] = []
     excluded: dict[str, list[TrueTensor]] = {}
     if towers:
@@ -74,17 +74,20 @@ _TOWERS = "vision and audio"
 _Reasons = list[tuple[str, re.Pattern[str]]]
 
 
-def _reasons(family: Family, spec: ModelSpec) -> _Reasons:
+def _reasons(family: Family, spec: ModelSpec, has_table: bool) -> _Reasons:
     """Why a tensor may stand in the files and not in the counts, by the form of its name."""
     first, last = len(spec.layers), len(spec.layers) + spec.extra_layers
     beyond = "|".join(str(index) for index in range(first, last)) or "none"
     tied = r"(.*\.)?lm_head\.weight|(.*\.)?output\.weight|(en|de)coder\.embed_tokens\.weight"
-    buffers = "|".join((r".*\.inv_freq", r".*\.masked_bias", *(p for each in family.layouts for p in each.ignored)))
+    buffers = "|".join((BUFFERS, *(p for each in family.layouts for p in each.ignored)))
     rows = {
         "multi-token prediction": rf"(.*\.)?mtp[._].+|model\.layers\.({beyond})\..+",
         _TOWERS: _VISION,
-        "copies of the tied table": tied if spec.tied_embeddings else r"(en|de)coder\.embed_tokens\.weight",
+        "copies of the tied table": tied
+        if spec.tied_embeddings and has_table
+        else r"(en|de)coder\.embed_tokens\.weight",
         "buffers": buffers,
+        "heads for training": HEADS,
     }
     return [(reason, re.compile(pattern)) for reason, pattern in rows.items()]
 

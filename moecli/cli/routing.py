@@ -155,6 +155,8 @@ def _record(
             max_tokens=wanted.max_tokens,
             raw=raw,
         )
+    if not quiet:
+        terminal.say_notes(opened.notes)
     with loading.progress(ref.name, quiet) as progress, loading.reading(ref.name, quiet) as watch:
         found = analysis.record(opened, config, prompts, wanted.limit, progress, watch, wanted.probabilities)
     return replace(found, trace=replace(found.trace, revision=_revision(ref)))

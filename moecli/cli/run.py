@@ -115,7 +115,7 @@ def run(
         )  # fmt: skip
         plan = plan_for(opened, config, text)
     if not quiet:
-        terminal.say_notes(opened.model.notes)
+        terminal.say_notes(opened.notes)
     if system and (raw or opened.tokenizer.chat_template is None):
         why = "--raw uses no chat template" if raw else f"{opened.name} has no chat template"
         terminal.say(f"note: --system is left out: {why}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -79,6 +80,9 @@ def plan_for(opened: OpenedModel, config: GenerationConfig, text: str | None) ->
     asked, trained = opened.options.context, opened.spec.context_length
     longest = asked or trained
     if text is None:
+        conversation = Conversation(opened, config)
+        with contextlib.suppress(MoecliError):  # whoever asks will be told
+            conversation.prompt("a")  # lets the tokenizer note what it does not know of the template
         return opened.plan(asked or min(longest, default_context(opened.model.spec)))
     needed = len(Conversation(opened, config).prompt(text))
     if needed > longest:

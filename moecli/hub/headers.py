@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint.safetensors import INDEX, StoredTensor, header_tensors, weight_map
+from moecli.checkpoint.files import INDEX, SINGLE, choose, weight_map
+from moecli.checkpoint.safetensors import StoredTensor, header_tensors, merged
 from moecli.errors import CheckpointError, ConfigError, NetworkError, json_object
 from moecli.hub import bounds, client
 from moecli.hub.background import each_in_background
 
-SINGLE = "model.safetensors"
 _FIRST_GUESS = 64 * 1024
 _CONNECTIONS = 8
 
@@ -38,23 +38,31 @@ class _Piece:
     commit: str | None
 
 
-def read_remote(repo: str, revision: str | None = None) -> Remote:
-    """Ask the Hub for the facts of a model: a few MB at most, and no weights. NetworkError if it cannot be had."""
+def read_remote(
+    repo: str, revision: str | None = None, listed: Callable[[str | None], Iterable[str]] = lambda commit: ()
+) -> Remote:
+    """Ask the Hub for the facts of a model: a few MB at most, and no weights. NetworkError if it cannot be had.
+
+    `listed` names the files of a commit; it is asked where neither an index nor the usual single file is there.
+    """
     config = Repository(repo, revision).fetch("config.json", bounds.LARGEST_CONFIG)
     if config is None:
         raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be inspected")
     pinned = Repository(repo, config.commit or revision)
     index = pinned.fetch(INDEX, bounds.LARGEST_INDEX)
-    names = Counter({SINGLE: 0}) if index is None else shards(repo, index.data)
-    headers = list(pinned.headers(names))
-    if index is None and headers[0] is None:
+    files = None if index is None else read_index(repo, index.data)
+    here = pinned.headers(shards(repo, files)) if files else {}
+    if not files or here.keys() != set(files.values()):
+        here |= pinned.headers({SINGLE: 0})
+    if not here and not files:  # shards without an index, whose names only a listing tells
+        here = pinned.headers(dict.fromkeys(choose(listed(config.commit), None, tuple), 0))
+    if not here:
         raise NetworkError(f"{repo} holds no safetensors weights", "look for a release in safetensors format")
-    tensors: dict[str, StoredTensor] = {}
-    for name, header in zip(names, headers, strict=True):
-        if header is None:
-            raise NetworkError(f"{repo} names the file '{name}' and does not hold it")
-        tensors |= header[0]
-    read = sum(len(piece.data) for piece in (config, index) if piece) + sum(h[1] for h in headers if h)
+    chosen = choose(here, files, lambda: here[SINGLE][0])
+    if lost := next((name for name in chosen if name not in here), None):
+        raise NetworkError(f"{repo} names the file '{lost}' and does not hold it")
+    tensors = merged((here[name][0] for name in chosen), files or {})
+    read = sum(len(piece.data) for piece in (config, index) if piece) + sum(header[1] for header in here.values())
     return Remote(json_on_hub(config.data, "config.json"), tensors, config.commit, read)
 
 
@@ -74,9 +82,10 @@ class Repository:
             raise NetworkError(f"{name} of {self._repo} is larger than {largest} bytes, which cannot be right")
         return piece
 
-    def headers(self, guesses: Mapping[str, int]) -> Iterator[tuple[dict[str, StoredTensor], int] | None]:
-        """`header` of each file, in their order, several at once."""
-        return each_in_background(lambda name: self.header(name, guesses[name]), guesses, _CONNECTIONS)
+    def headers(self, guesses: Mapping[str, int]) -> dict[str, tuple[dict[str, StoredTensor], int]]:
+        """What `header` gives for several files at once; those that are not there are left out."""
+        found = each_in_background(lambda name: self.header(name, guesses[name]), guesses, _CONNECTIONS)
+        return {name: header for name, header in zip(guesses, found, strict=True) if header is not None}
 
     def header(self, name: str, guess: int) -> tuple[dict[str, StoredTensor], int] | None:
         """The tensors of a safetensors file and the bytes read for them; None if there is no such file."""
@@ -109,11 +118,16 @@ class Repository:
             return _Piece(data, answer.file_size or len(data), answer.commit)
 
 
-def shards(repo: str, index: bytes) -> Counter[str]:
+def read_index(repo: str, content: bytes) -> dict[str, str]:
+    """The file of each tensor, as the index of a repository says. CheckpointError or NetworkError if it is unfit."""
+    bounds.check_values(content, f"{INDEX} of {repo}")
+    return weight_map(content, f"{INDEX} of {repo}")
+
+
+def shards(repo: str, files: Mapping[str, str]) -> Counter[str]:
     """The weight files an index names, each with a guess at the length of its header."""
-    bounds.check_values(index, f"{INDEX} of {repo}")
     lengths: Counter[str] = Counter()
-    for tensor, name in weight_map(index, f"{INDEX} of {repo}").items():
+    for tensor, name in files.items():
         lengths[name] += len(tensor) + 100
     if len(lengths) > bounds.MOST_SHARDS:
         raise CheckpointError(f"{INDEX} of {repo} names {len(lengths)} files, which cannot be right")

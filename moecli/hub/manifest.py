@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint.safetensors import INDEX, PICKLES
+from moecli.checkpoint.files import INDEX, SINGLE, choose, no_weights
 from moecli.errors import CheckpointError, NetworkError
 from moecli.hub import bounds, client
 from moecli.hub.cache import BLOB_NAME, blob_hash, repository, status
-from moecli.hub.headers import SINGLE, Repository, json_on_hub, shards
+from moecli.hub.headers import Repository, json_on_hub, read_index, shards
 from moecli.hub.retry import RetryPolicy, Tell, retry
 
 _TEXTS = (
@@ -45,6 +45,7 @@ class DownloadManifest:
     config: Mapping[str, Any]
     licence: str | None
     gated: bool
+    index: Mapping[str, str] | None = None  # which file holds a tensor, where that must be said
 
     @property
     def files(self) -> tuple[RemoteFile, ...]:
@@ -90,12 +91,19 @@ def read_manifest(
             raise CheckpointError(f"{name} of {repo} is not the file that the Hub lists", "try again later")
         return piece.data if piece else None
 
-    index = read(INDEX, bounds.LARGEST_INDEX)
-    weights = _weights(repo, listed.keys(), index)
+    def in_single() -> Collection[str]:
+        header = retry(lambda: source.header(SINGLE, 0), policy, tell=tell)
+        return header[0].keys() if header else ()
+
+    content = read(INDEX, bounds.LARGEST_INDEX)
+    index = None if content is None else read_index(repo, content)
+    weights = _weights(repo, listed.keys(), index, in_single)
+    if weights == [SINGLE]:
+        index = None
     config = read("config.json", bounds.LARGEST_CONFIG)
     if config is None:
         raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be used")
-    texts = _texts(listed)
+    texts = [name for name in _texts(listed) if name != INDEX or index is not None]
     if large := next((name for name in texts if listed[name].size > bounds.LARGEST_TEXT), None):
         raise CheckpointError(f"{large} of {repo} has {listed[large].size} bytes, which cannot be right")
     tags = info.get("tags")
@@ -103,8 +111,13 @@ def read_manifest(
     return DownloadManifest(
         repo, revision or "main", commit, tuple(map(listed.__getitem__, texts)),
         tuple(map(listed.__getitem__, weights)), json_on_hub(config, "config.json"), _plain(next(licences, "")),
-        bool(info.get("gated")),
+        bool(info.get("gated")), index,
     )  # fmt: skip
+
+
+def list_files(repo: str, commit: str | None) -> list[str]:
+    """The names at the top of a repository."""
+    return [file.name for file in _listed(repo, retry(lambda: client.listing(repo, commit), RetryPolicy(attempts=4)))]
 
 
 def cached_manifest(repo: str, snapshot: Path) -> DownloadManifest:
@@ -128,9 +141,9 @@ def cached_manifest(repo: str, snapshot: Path) -> DownloadManifest:
     )  # fmt: skip
 
 
-def _texts(names: Container[str]) -> list[str]:
+def _texts(names: Collection[str]) -> list[str]:
     """The small files among these names that a model needs."""
-    others = () if "tokenizer.json" in names else _OTHER_TOKENIZERS
+    others = [] if "tokenizer.json" in names else [*_OTHER_TOKENIZERS, *(n for n in names if n.endswith(".tiktoken"))]
     return [name for name in (*_TEXTS, *others) if name in names]
 
 
@@ -163,23 +176,19 @@ def _is(file: RemoteFile, data: bytes) -> bool:
     return len(data) == file.size and digest.hexdigest() == file.hash
 
 
-def _weights(repo: str, names: Iterable[str], index: bytes | None) -> list[str]:
-    """The files an index names; without one the single file, else every shard but `consolidated.*` copies."""
-    held = {name for name in names if _WEIGHTS.fullmatch(name)}
+def _weights(
+    repo: str, names: Collection[str], index: Mapping[str, str] | None, in_single: Callable[[], Collection[str]]
+) -> list[str]:
+    """The files that hold the model, by the rule that opens a folder."""
     if index is not None:
-        wanted = sorted(shards(repo, index))
-        if missing := [name for name in wanted if name not in held]:
-            raise CheckpointError(f"{INDEX} of {repo} names '{missing[0][:80]}', which it does not hold")
-        return wanted
-    if SINGLE in held:
-        return [SINGLE]
-    if found := sorted(name for name in held if not name.startswith("consolidated")):
-        return found
-    pickles = next((name for name in sorted(names) if name.endswith(PICKLES)), None)
-    hint = "look for a release in safetensors format"
-    if pickles:
-        raise CheckpointError(f"{repo} holds only pickled weights ({pickles}), which can run code when opened", hint)
-    raise CheckpointError(f"{repo} holds no safetensors weights", hint)
+        shards(repo, index)
+    held = {name for name in names if _WEIGHTS.fullmatch(name)}
+    chosen = choose(held, index, in_single)
+    if not chosen:
+        raise no_weights(names, repo)
+    if lost := next((name for name in chosen if name not in held), None):
+        raise CheckpointError(f"{INDEX} of {repo} names '{lost[:80]}', which it does not hold")
+    return chosen
 
 
 def _plain(text: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,9 @@ def _from_store(ref: ModelRef, store: PackedStore) -> Report:
 
 def _from_hub(ref: ModelRef, repo: str) -> Report:
     from moecli.hub.headers import read_remote
+    from moecli.hub.manifest import list_files
 
-    remote = read_remote(repo, ref.revision)
+    remote = read_remote(repo, ref.revision, partial(list_files, repo))
     return _report(ref, Kind.HUB, repo, remote.commit or ref.revision, remote.config, remote.tensors)
 
 

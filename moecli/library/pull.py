@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from moecli.model import families, params
 from moecli.model.spec import ModelSpec, lacks
 from moecli.planning.estimate import Budget, Estimate, estimate
 from moecli.store.filesystem import free_space
+from moecli.text.files import TOKENIZERS
 from moecli.units import format_bytes
 
 _MOST_OF_DISK = 0.9
@@ -65,9 +66,20 @@ class Proposal:
         if not plan.runs:
             least = format_bytes(min(plan.full_ram, plan.least_ram))
             doubts.append(f"it needs {least} of RAM at least, and {format_bytes(plan.ram_budget)} are free here")
+        if lack := lacks_tokenizer(file.name for file in self.manifest.texts):
+            doubts.append(lack)
         if self.lacks:
             doubts.append(f"this version cannot run it: it lacks {', '.join(self.lacks)}")
         return doubts
+
+
+def lacks_tokenizer(names: Iterable[str]) -> str | None:
+    """Why a model with these small files cannot be given text; None if it can."""
+    found = sorted(set(names) - {"config.json", "tokenizer_config.json"})
+    if not set(TOKENIZERS).isdisjoint(found):
+        return None
+    other = [name for name in found if name.endswith((".model", ".tiktoken")) or name in ("tekken.json", "vocab.json")]
+    return f"it has no tokenizer that can be read{f', only {other[0]}' if other else ''}: moecli run will refuse it"
 
 
 def propose(ref: ModelRef, tell: Tell | None = None, dtype: str = "auto") -> Proposal:

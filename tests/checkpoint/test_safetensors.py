@@ -21,6 +21,7 @@ from moecli.engine.load import open_model
 from moecli.errors import CheckpointError, MoecliError
 from moecli.planning.placement import fit
 from tests.support.checkpoints import make, prompt, write
+from tests.support.oracle import transformers
 from tests.support.running import ALL, load, score
 
 GOOD = {
@@ -345,11 +346,17 @@ def test_the_model_of_another_config(models: dict[str, Path], tmp_path: Path) ->
     assert "no expert under a name that mixtral uses" in refusal(lambda: open_model(folder))
 
 
-def test_a_tied_head_may_be_there_and_a_buffer_too(tmp_path: Path) -> None:
+def test_a_head_that_is_not_the_table_it_is_tied_to_counts_as_transformers_has_it(tmp_path: Path) -> None:
     folder = write(make("mixtral", tie_word_embeddings=True), tmp_path / "model")
-    expected = score(load(folder), prompt(5))
-    buffer = {"lm_head.weight": torch.zeros(97, 32), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
-    assert torch.equal(score(load(altered(folder, tmp_path, lambda t: t.update(buffer))), prompt(5)), expected)
+    torch.manual_seed(7)
+    more = {"lm_head.weight": torch.randn(97, 32), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    other = altered(folder, tmp_path, lambda tensors: tensors.update(more))
+    model = open_model(other)
+    assert not model.spec.tied_embeddings and "lm_head.weight is not the input table" in model.notes[0]
+    with torch.no_grad():
+        oracle = transformers().AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32)
+        expected = oracle(torch.tensor([prompt(5)])).logits[0]
+    assert torch.allclose(score(load(other), prompt(5)), expected, atol=1e-4)
 
 
 def test_prediction_layers_after_the_last_are_left_alone(models: dict[str, Path], tmp_path: Path) -> None:
