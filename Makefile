@@ -3,7 +3,7 @@ BIN := .venv/bin
 GENERATED := README.md docs/commands.md docs/moecli.1
 unexport PYTHONDONTWRITEBYTECODE  # modules are compiled once, not by every process of every test
 
-.PHONY: check fast test docs bench
+.PHONY: check fast test docs bench mutants
 
 check:  ## lint, types, import order, and whether generated docs are fresh
 	$(BIN)/ruff check .
@@ -25,3 +25,7 @@ docs:  ## write the generated parts of README.md and docs/ anew
 bench:  ## speed and peak memory on this machine
 	$(BIN)/moecli bench tiny --dtype q4
 	$(BIN)/python -m benchmarks.memory
+
+mutants:  ## small mistakes in the code, and whether a test notices each: docs/testing.md (ROOM=journal SAMPLE=40)
+	$(BIN)/pip install -q -c constraints.txt -e ".[mutants]"
+	$(BIN)/python .ci/mutants.py $(ROOM) --sample $(or $(SAMPLE),60)
