@@ -3,7 +3,7 @@ BIN := .venv/bin
 GENERATED := README.md docs/commands.md docs/moecli.1
 unexport PYTHONDONTWRITEBYTECODE  # modules are compiled once, not by every process of every test
 
-.PHONY: check fast test docs bench fuzz
+.PHONY: check fast test docs bench fuzz mutants
 
 check:  ## lint, types, import order, and whether generated docs are fresh
 	$(BIN)/ruff check .
@@ -28,3 +28,7 @@ bench:  ## speed and peak memory on this machine
 
 fuzz:  ## 200,000 damaged inputs, about an hour on two cores
 	$(BIN)/python -m tests.fuzz --cases 200000
+
+mutants:  ## small mistakes in the code, and whether a test notices each: docs/testing.md (ROOM=journal SAMPLE=40)
+	$(BIN)/pip install -q -c constraints.txt -e ".[mutants]"
+	$(BIN)/python .ci/mutants.py $(ROOM) --sample $(or $(SAMPLE),60)
