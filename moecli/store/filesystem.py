@@ -58,18 +58,19 @@ def write(path: Path, parts: Iterable[bytes]) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """DiskError if it is known before that `write` will fail. Changes nothing, and waits for no reader of a pipe."""
+    """DiskError if it is known before that `write` will fail. Leaves nothing, and waits for no reader of a pipe."""
     try:
         if (descriptor := _descriptor(path)) is not None:
             os.write(descriptor, b"")
         elif (status := _status(path)) is None:
-            _check_access(Path(os.path.realpath(path)).parent, os.W_OK | os.X_OK)
+            if (new := _new_beside(Path(os.path.realpath(path)), None)) is not None:
+                new.unlink()
         elif stat.S_ISREG(status.st_mode):
             os.close(os.open(path, os.O_WRONLY))
         elif stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        else:
-            _check_access(path, os.W_OK)
+        elif not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise _refusal(path, error) from error
 
@@ -77,14 +78,6 @@ def check_writable(path: Path) -> None:
 def _refusal(path: Path, error: OSError) -> DiskError:
     hint = "free some space, or name a file on another disk" if error.errno in FULL else "name another file"
     return DiskError(f"{path} cannot be written: {error.strerror or error}", hint)
-
-
-def _check_access(path: Path, mode: int) -> None:
-    path.stat()
-    if not os.access(path, mode, effective_ids=os.access in os.supports_effective_ids):
-        read_only = hasattr(os, "statvfs") and os.statvfs(path).f_flag & os.ST_RDONLY
-        code = errno.EROFS if read_only else errno.EACCES
-        raise OSError(code, os.strerror(code))
 
 
 def _descriptor(path: Path) -> int | None:

@@ -56,9 +56,9 @@ def pack(
 
 def existing(target: Path, layout: StoreLayout, origin: Origin) -> PackedStore | None:
     """The finished store of this source in this format, if it is there. DiskError if something else is."""
-    finish_removal(leftover(target))
     partial = partial_folder(target)
     with explained(partial):
+        finish_removal(leftover(target))
         return _existing(target, partial, layout, origin)
 
 
