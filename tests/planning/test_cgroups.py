@@ -125,6 +125,25 @@ def test_a_limit_that_cannot_be_read_hides_no_other(text: str, membership: Path,
     assert cgroups.memory_limit(membership, root) == 4000
 
 
+def test_groups_within_one_that_cannot_be_read_hide_no_parent(membership: Path, root: Path) -> None:
+    lay_memory(2, membership, root, [Group("7000"), Group("3000", "1000"), Group("2000", "500")])
+    (root / "g1/g2/memory.current").unlink()
+    assert cgroups.memory_limit(membership, root) == 3000
+    assert cgroups.memory_room(membership, root) == 2000
+
+
+def test_statistics_without_a_word_of_file_pages(membership: Path, root: Path) -> None:
+    lay_memory(2, membership, root, [Group("3000", "1000")])
+    (root / "memory.stat").write_text("anon 7\n")
+    assert cgroups.memory_room(membership, root) == 2000
+
+
+def test_a_colon_in_the_name_of_a_group(membership: Path, root: Path) -> None:
+    membership.write_text("0::/pod:one/job:two\n")
+    lay(root, {"pod:one/job:two/cpu.max": "150000 100000\n"})
+    assert cgroups.cpu_quota(membership, root) == 1.5
+
+
 @pytest.mark.parametrize(
     "quotas", [("300000", "150000", "200000"), ("150000", "max", "200000"), ("max", "max", "150000")]
 )
