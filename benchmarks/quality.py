@@ -50,7 +50,7 @@ def measure(model: CheckpointModel, dtype: str, texts: list[Tensor]) -> tuple[fl
         loss += float(F.cross_entropy(logits[:-1], ids[1:], reduction="sum"))
         count += len(ids) - 1
     recorder.flush()
-    return math.exp(loss / count), builder.build(model="tiny", dtype=dtype, family=model.spec.family)
+    return math.exp(loss / count), builder.build(name="tiny", dtype=dtype, family=model.spec.family)
 
 
 def matrices(model: CheckpointModel) -> Iterator[Tensor]:

@@ -76,10 +76,25 @@ def printable(text: str, most: int | None = None) -> str:
     return shown if most is None or len(shown) <= most else f"{shown[: most - 3]}..."
 
 
+def lines_printable(text: str) -> str:
+    """The same of a text whose line ends and tabs stay."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
 def escaped(letter: str) -> str:
     """A character by its number: \\x1b, \\u202e, \\U000e0001."""
     code = ord(letter)
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that loses nothing and steers no terminal: characters that do not print are \\u escapes."""
+    lines = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False).split("\n")
+    return "\n".join(line if line.isprintable() else _json_escaped(line) for line in lines)
+
+
+def _json_escaped(line: str) -> str:
+    return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in line)
 
 
 def json_object(

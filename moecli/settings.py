@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from moecli.errors import UsageError
+from moecli.errors import UsageError, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ VARIABLES = (
     Variable("HF_HUB_OFFLINE", "1 forbids the network, as --offline does"),
     Variable("NO_COLOR", "any value: no colour (FORCE_COLOR: colour even when piped)"),
 )
+
+HUB_FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH")  # $NAMES in them count
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -58,7 +62,14 @@ def log_level() -> str | None:
 
 
 def offline() -> bool:
-    return (read("HF_HUB_OFFLINE") or "").upper() in {"1", "ON", "YES", "TRUE"}
+    """Whether the network is forbidden. UsageError for a word that is neither yes nor no, as nobody may guess here."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        value = (read(name) or "").strip().lower()
+        if value in ("1", "on", "yes", "true"):
+            return True
+        if value not in ("", "0", "off", "no", "false"):
+            raise UsageError(f"{name} is {value[:80]!a}, which is neither yes nor no", "write 1 to forbid the network")
+    return False
 
 
 def let_threads_sleep() -> None:
@@ -95,11 +106,31 @@ def return_freed_memory() -> None:
 
 
 def hub_cache() -> Path:
-    """The Hugging Face cache, found by huggingface_hub's own rules without importing it."""
+    """The Hugging Face cache, found by huggingface_hub's own rules without importing it.
+
+    UsageError where the variable that names it leads to something that is no folder.
+    """
     for name, inside in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
         if (chosen := _folder(name)) is not None:
+            _check_folder(name, chosen)
             return chosen / inside
-    return (_folder("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface" / "hub"
+    return _hub_home() / "hub"
+
+
+def hub_token_file() -> Path:
+    """Where a login leaves its token, by the same rules."""
+    return _folder("HF_TOKEN_PATH") or _hub_home() / "token"
+
+
+def _hub_home() -> Path:
+    return _folder("HF_HOME") or (_folder("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+
+
+def forget_empty(names: Iterable[str]) -> None:
+    """Variables that are set to nothing are not set: some libraries take nothing for a value."""
+    for name in names:
+        if os.environ.get(name) == "":
+            del os.environ[name]
 
 
 def home() -> Path:
@@ -112,11 +143,27 @@ def stores() -> Path:
     return home() / "models"
 
 
+def _check_folder(name: str, folder: Path) -> None:
+    """What is not there yet can be made."""
+    problem: str | None = None
+    try:
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            problem = "is no folder"
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        problem = f"cannot be used: {error.strerror}"
+    if problem:
+        raise UsageError(f"{name} is '{printable(str(folder), 80)}', which {problem}", "name a folder, or unset it")
+
+
 def _folder(name: str) -> Path | None:
     """What a variable names, if it is set. UsageError for the home folder of nobody."""
     if (text := read(name)) is None:
         return None
     try:
-        return Path(text).expanduser()
+        return Path(os.path.expandvars(text) if name in HUB_FOLDERS else text).expanduser()
     except RuntimeError as error:
-        raise UsageError(f"{name} is '{text}': nobody here has that home folder", "write the whole path") from error
+        raise UsageError(
+            f"{name} is '{printable(text, 80)}': nobody here has that home folder", "write the whole path"
+        ) from error

@@ -18,6 +18,16 @@ _SETTINGS = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT",
 _connect = socket.socket.connect
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-cut", action="store_true", help="power cuts at every call of a command, not at some")
+
+
+@pytest.fixture
+def every_cut(request: pytest.FixtureRequest) -> bool:
+    """Whether all moments are wanted, which takes minutes."""
+    return bool(request.config.getoption("--every-cut"))
+
+
 def _connect_nearby(self: socket.socket, address: Any) -> None:
     """Only this machine answers."""
     if isinstance(address, tuple) and not str(address[0]).startswith(("127.", "::1", "localhost")):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
 from moecli.errors import CheckpointError
 from moecli.model.families import Family, Layout, NamedSlice
-from moecli.model.spec import ModelSpec
+from moecli.model.spec import Mixture, ModelSpec
 from moecli.model.tensors import EXPERT_MATRICES, Tensor, dense_tensors, expert_shapes
 
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
@@ -25,16 +25,41 @@ class Slice:
     size: int
     shape: tuple[int, ...]
     transposed: bool  # stored [in, out]
+    columns: tuple[int, int] | None = None  # first and last of those that are the matrix, where another lies beside it
+
+
+# What training puts beside a language model and generation never asks: value, reward and classification heads.
+HEADS = r"(?!lm_head)(\w*_heads?|score|classifier|qa_outputs|regression_layer|critic|summary)\..+"
+BUFFERS = r".*\.(inv_freq|masked_bias|cos_cached|sin_cached)"  # computed anew from the configuration
 
 
 class Weights:
-    """Every tensor of a model, found in its checkpoint. CheckpointError if any is missing, misshapen or unknown."""
+    """Every tensor of a model, found in its checkpoint. CheckpointError if any is missing, misshapen or unknown.
 
-    def __init__(self, spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> None:
+    `notes` say what of the checkpoint is left out, or read in another way than config.json has it.
+    """
+
+    def __init__(self, spec: ModelSpec, family: Family, checkpoint: Checkpoint, notes: tuple[str, ...] = ()) -> None:
         self.spec = spec
         self.checkpoint = checkpoint
+        self._family = family
         self._layout = _choose_layout(spec, family, checkpoint)
-        self._check()
+        heads = self._check()
+        self.notes = notes + ((f"left out as a head for training: {', '.join(heads)}",) if heads else ())
+
+    def with_true_ties(self) -> Weights:
+        """The same model, its output head one of its own where the checkpoint holds another than the input table.
+
+        Reads both tables, where there are both. transformers, too, believes the weights here and not config.json.
+        """
+        names = self._layout.dense.get("lm_head", ())
+        if not self.spec.tied_embeddings or len(names) != 1 or names[0] not in self.checkpoint:
+            return self
+        head, (table,) = self.checkpoint[names[0]], self._stored("embedding")
+        if head is table or self.checkpoint.same_bytes(head, table):
+            return self
+        note = f"{head.name} is not the input table, to which config.json ties it: it is used as it is stored"
+        return Weights(replace(self.spec, tied_embeddings=False), self._family, self.checkpoint, (*self.notes, note))
 
     @cached_property
     def dtype(self) -> str:
@@ -47,7 +72,13 @@ class Weights:
 
     def dense(self, tensor: Tensor) -> list[StoredTensor]:
         """The stored tensors that, stacked by rows, are `tensor`."""
-        return [self.checkpoint[name.format(layer=tensor.layer)] for name in self._layout.dense[tensor.role]]
+        return self._stored(tensor.role, tensor.layer)
+
+    def _stored(self, role: str, layer: int | None = None) -> list[StoredTensor]:
+        names = self._layout.dense[role]
+        if role == "embedding" and self.spec.tied_embeddings and names[0] not in self.checkpoint:
+            names = self._layout.dense.get("lm_head", names)  # savers keep one of two tied names, either one
+        return [self.checkpoint[name.format(layer=layer)] for name in names]
 
     def expert(self, layer: int, expert: int, matrix: str) -> Slice:
         """Where one matrix ("gate", "up" or "down") of one expert lies."""
@@ -59,6 +90,10 @@ class Weights:
         experts = self._experts_of(layer)
         rows, columns = _stack_shape(stored, experts)
         size, offset = stored.size // experts, expert * (stored.size // experts)
+        if named.half is not None and named.transposed:
+            half = columns // 2
+            where = named.half * half, (named.half + 1) * half
+            return Slice(stored, offset, size, (rows, columns), True, where)
         if named.half is not None:
             if rows % 2:
                 raise CheckpointError(f"{stored.name} is {list(stored.shape)}: an odd number of rows for gate and up")
@@ -79,7 +114,8 @@ class Weights:
         mixtures = dict(self.spec.mixtures)
         return mixtures[layer].router.experts
 
-    def _check(self) -> None:
+    def _check(self) -> list[str]:
+        """The heads for training that are there."""
         used: set[str] = set()
         for tensor in dense_tensors(self.spec):
             stored = self.dense(tensor)
@@ -89,13 +125,16 @@ class Weights:
             found = self.expert(layer, expert, matrix)
             used.add(found.stored.name)
             _check_expert(found, shape)
-        unknown = sorted(n for n in self.checkpoint.tensors.keys() - used if not self._is_ignored(n))
-        if unknown:
+        here = self.checkpoint.tensors.items()  # a name here may be another than the file's own, which is in `used`
+        rest = sorted(name for name, stored in here if stored.name not in used and not self._is_ignored(name))
+        heads = [name for name in rest if re.fullmatch(HEADS, name)]
+        if unknown := [name for name in rest if name not in heads]:
             raise CheckpointError(
                 f"the checkpoint holds '{unknown[0]}', which {self.spec.family} does not know"
                 + (f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""),
                 "config.json and the weights belong to different models, or the format is not supported",
             )
+        return heads
 
     def _expert_matrices(self) -> Iterator[tuple[int, int, str, tuple[int, int]]]:
         for layer, mixture in self.spec.mixtures:
@@ -111,23 +150,36 @@ class Weights:
             real = len(self.spec.layers)
             if real <= int(match[1]) < real + self.spec.extra_layers:
                 return True
-        return any(re.fullmatch(pattern, name) for pattern in self._layout.ignored)
+        return any(re.fullmatch(pattern, name) for pattern in (BUFFERS, *self._layout.ignored))
 
 
 def _choose_layout(spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> Layout:
-    """The first layout whose router and expert names are there."""
+    """The first layout whose router and expert names are there, and whose first expert has its shape."""
     if not spec.mixtures:
         return family.layouts[0]
-    layer = spec.mixtures[0][0]
+    layer, mixture = spec.mixtures[0]
+    found: list[Layout] = []
     for layout in family.layouts:
         assert layout.experts is not None, "a family of mixtures says where their experts lie"
         names = (*layout.dense["router"], layout.experts.gate.name, layout.experts.down.name)
         if all(name.format(layer=layer, expert=0) in checkpoint for name in names):
-            return layout
+            found.append(layout)
+    fitting = (each for each in found if _fits(each, spec, checkpoint, layer, mixture))
+    if found:
+        return next(fitting, found[0])
     raise CheckpointError(
         f"the checkpoint holds no expert under a name that {spec.family} uses",
         "it may be quantised in a format that is not supported, or belong to another model",
     )
+
+
+def _fits(layout: Layout, spec: ModelSpec, checkpoint: Checkpoint, layer: int, mixture: Mixture) -> bool:
+    assert layout.experts is not None
+    named = layout.experts.down
+    shape = expert_shapes(spec.hidden_size, mixture.expert)["down"]
+    stored = checkpoint[named.name.format(layer=layer, expert=0)]
+    rows, columns = (0, 0, *stored.shape)[-2:]
+    return (columns, rows) == shape if named.transposed else columns == shape[1]
 
 
 def _check_dense(tensor: Tensor, stored: list[StoredTensor]) -> None:
@@ -155,7 +207,10 @@ def _stack_shape(stored: StoredTensor, experts: int) -> tuple[int, int]:
 
 def _check_expert(found: Slice, shape: tuple[int, int]) -> None:
     _check_float(found.stored)
-    actual = found.shape[::-1] if found.transposed else found.shape
+    actual = found.shape
+    if found.transposed:
+        first, last = found.columns or (0, found.shape[-1])
+        actual = (last - first, *found.shape[-2::-1])
     if actual != shape:
         raise CheckpointError(
             f"{found.stored.name} is {list(found.stored.shape)}, which does not hold experts of {list(shape)}"

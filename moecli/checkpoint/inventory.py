@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from moecli.checkpoint.binding import FLOATS, Weights
-from moecli.checkpoint.prequantized import TrueTensor, main_format, true_tensors
+from moecli.checkpoint.binding import BUFFERS, FLOATS, HEADS, Weights
+from moecli.checkpoint.prequantized import TrueTensor, main_format, quantised_among, true_tensors
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
+from moecli.checkpoint.towers import split_towers
 from moecli.errors import CheckpointError, printable
 from moecli.model.families import Family
 from moecli.model.params import Counts
@@ -35,16 +36,22 @@ class Inventory:
     read_bytes_per_token: int | None  # as stored; None where the names do not tell the experts
     excluded: tuple[Excluded, ...]
     differences: tuple[str, ...]  # from config.json, in plain words; empty if all is well
+    quantised: str | None = None  # the format of weights that are not plain numbers
 
 
-def take_inventory(header: Mapping[str, StoredTensor], family: Family, spec: ModelSpec, counts: Counts) -> Inventory:
-    """Count the tensors of `header`; never reads a weight."""
-    reasons = _reasons(family, spec)
+def take_inventory(
+    header: Mapping[str, StoredTensor], family: Family, spec: ModelSpec, counts: Counts, group: int | None = None
+) -> Inventory:
+    """Count the tensors of `header`; never reads a weight. `group` is that of `true_tensors`."""
+    text, towers = split_towers(header)
+    text = {name: replace(stored, name=name) for name, stored in text.items()}
+    reasons = _reasons(family, spec, has_table=any(map(_TABLE.fullmatch, text)))
     kept: list[TrueTensor] = []
     excluded: dict[str, list[TrueTensor]] = {}
-    dtypes = {stored.name: stored.dtype for stored in header.values()}
-    for tensor in true_tensors(header):
-        reason = _reason(tensor.name, dtypes.get(tensor.name, ""), reasons)
+    if towers:
+        excluded[_TOWERS] = true_tensors(towers, group)
+    for tensor in true_tensors(text, group):
+        reason = _reason(tensor.name, text[tensor.name].dtype if tensor.name in text else "", reasons)
         (kept if reason is None else excluded.setdefault(reason, [])).append(tensor)
     return Inventory(
         parameters=sum(tensor.numbers for tensor in kept),
@@ -52,7 +59,8 @@ def take_inventory(header: Mapping[str, StoredTensor], family: Family, spec: Mod
         format=main_format(kept),
         read_bytes_per_token=_read_bytes(kept, spec, counts),
         excluded=tuple(_sum(reason, tensors) for reason, tensors in excluded.items()),
-        differences=tuple(_differences(header, kept, family, spec, counts)),
+        differences=tuple(_differences(text, kept, family, spec, counts)),
+        quantised=quantised_among(kept),
     )
 
 
@@ -62,20 +70,24 @@ def _sum(reason: str, tensors: list[TrueTensor]) -> Excluded:
 
 
 _VISION = r"(.*\.)?(vision_\w+|visual|multi_modal_projector|mm_projector|audio_tower|embed_vision|embed_audio)\..+"
+_TOWERS = "vision and audio"
 _Reasons = list[tuple[str, re.Pattern[str]]]
 
 
-def _reasons(family: Family, spec: ModelSpec) -> _Reasons:
+def _reasons(family: Family, spec: ModelSpec, has_table: bool) -> _Reasons:
     """Why a tensor may stand in the files and not in the counts, by the form of its name."""
     first, last = len(spec.layers), len(spec.layers) + spec.extra_layers
     beyond = "|".join(str(index) for index in range(first, last)) or "none"
     tied = r"(.*\.)?lm_head\.weight|(.*\.)?output\.weight|(en|de)coder\.embed_tokens\.weight"
-    buffers = "|".join((r".*\.inv_freq", r".*\.masked_bias", *(p for each in family.layouts for p in each.ignored)))
+    buffers = "|".join((BUFFERS, *(p for each in family.layouts for p in each.ignored)))
     rows = {
         "multi-token prediction": rf"(.*\.)?mtp[._].+|model\.layers\.({beyond})\..+",
-        "vision and audio": _VISION,
-        "copies of the tied table": tied if spec.tied_embeddings else r"(en|de)coder\.embed_tokens\.weight",
+        _TOWERS: _VISION,
+        "copies of the tied table": tied
+        if spec.tied_embeddings and has_table
+        else r"(en|de)coder\.embed_tokens\.weight",
         "buffers": buffers,
+        "heads for training": HEADS,
     }
     return [(reason, re.compile(pattern)) for reason, pattern in rows.items()]
 

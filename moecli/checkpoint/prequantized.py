@@ -37,21 +37,31 @@ class TrueTensor:
     format: str
 
 
-def true_tensors(header: Mapping[str, StoredTensor]) -> list[TrueTensor]:
-    """The tensors a checkpoint stands for; scales, zero points and lookup tables are folded into their matrix."""
+def true_tensors(header: Mapping[str, StoredTensor], group: int | None = None) -> list[TrueTensor]:
+    """The tensors a checkpoint stands for; scales, zero points and lookup tables are folded into their matrix.
+
+    `group` is how many numbers share a scale, which the shapes of MLX do not tell; None: the usual 64.
+    """
+    packed, taken = _packed(header, group)
+    plain = (s for s in header.values() if s.name not in taken)
+    return packed + [TrueTensor(s.name, math.prod(s.shape), s.size, _PLAIN.get(s.dtype, s.dtype)) for s in plain]
+
+
+def _packed(header: Mapping[str, StoredTensor], group: int | None) -> tuple[list[TrueTensor], set[str]]:
+    """The matrices that are codes with something beside them, and the names of all that they are made of."""
+    packings = (*mlx_packings(group or 64), *PACKINGS) if _holds_words(header) else PACKINGS
     siblings = _siblings(header)
     taken: set[str] = set()
     packed: list[TrueTensor] = []
     for stored in header.values():
-        for packing in PACKINGS:
+        for packing in packings:
             found = _unpack(stored, packing, siblings) if stored.name.endswith(packing.body) else None
             if found is not None:
                 tensor, names = found
                 packed.append(tensor)
                 taken.update(names)
                 break
-    plain = (s for s in header.values() if s.name not in taken)
-    return packed + [TrueTensor(s.name, math.prod(s.shape), s.size, _PLAIN.get(s.dtype, s.dtype)) for s in plain]
+    return packed, taken
 
 
 def main_format(tensors: Iterable[TrueTensor]) -> str:
@@ -62,12 +72,24 @@ def main_format(tensors: Iterable[TrueTensor]) -> str:
     return max(numbers, key=numbers.__getitem__, default="empty")
 
 
+def packed_format(header: Mapping[str, StoredTensor]) -> str | None:
+    """The format of most parameters that are codes with something beside them; None where none are."""
+    packed, _ = _packed(header, None)
+    return main_format(packed) if packed else None
+
+
+def quantised_among(tensors: Iterable[TrueTensor]) -> str | None:
+    """The format of most parameters that are not plain numbers; None where all are."""
+    coded = [each for each in tensors if each.format not in _PLAIN_FORMATS and each.numbers > 1]
+    return main_format(coded) if coded else None
+
+
 _Siblings = Mapping[str, Mapping[str, StoredTensor]]
 # Where a name may be cut in two: a module and what it holds. Formats that append to the parameter's own name cut twice.
 _ENDINGS = re.compile(
     r"(?P<stem>.+?)(?P<ending>"
     r"\.weight(?:\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+)|_\w+)?"
-    r"|\.(?:SCB|qweight|qzeros|scales|g_idx|scale|input_scale|output_scale)|_(?:blocks|scales|scale|scale_inv))"
+    r"|\.(?:SCB|qweight|qzeros|scales|biases|g_idx|scale|input_scale|output_scale)|_(?:blocks|scales|scale|scale_inv))"
 )
 
 
@@ -128,11 +150,34 @@ def _gptq(stored: StoredTensor, beside: Sidecars) -> int | None:
     return _as_scaled(stored, beside) if same else None
 
 
+def _holds_words(header: Mapping[str, StoredTensor]) -> bool:
+    return any(stored.dtype == "U32" for stored in header.values())
+
+
+def mlx_packings(group: int) -> tuple[Packing, ...]:
+    """Codes without gaps in words of 32 bits, `group` numbers to a scale; as many bits as these two imply."""
+
+    def numbers(bits: int) -> Callable[[StoredTensor, Sidecars], int | None]:
+        def count(stored: StoredTensor, beside: Sidecars) -> int | None:
+            found = math.prod(beside[".scales"].shape) * group
+            return found if stored.dtype == "U32" and 8 * stored.size == bits * found else None
+
+        return count
+
+    return tuple(
+        Packing(f"MLX {bits}-bit", ".weight", (r"\.scales",), (r"\.biases",), numbers(bits), ".weight")
+        for bits in _MLX_BITS
+    )
+
+
 def _four_bit_words(stored: StoredTensor, _: Sidecars) -> int | None:
     return 2 * stored.size if stored.dtype in ("I32", "U8") else None
 
 
-_PLAIN = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+_PLAIN = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
+# Not codes of weights: numbers as they are, and integers, which are tables.
+_PLAIN_FORMATS = frozenset({"fp64", "fp32", "fp16", "bf16", "I64", "I32", "I16", "BOOL", "U64", "U16"})
+_MLX_BITS = (2, 3, 4, 5, 6, 8)
 _FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = (r"\.weight_scale(?:_\w+)?", r"\.input_scale", r"\.output_scale")
 
@@ -147,6 +192,7 @@ PACKINGS = (
     Packing("mxfp4", "_blocks", (r"_scales",), (), _two_a_byte),
     Packing("fp8", ".weight", (r"\.weight_scale(?:_inv)?|\.scale",), _SCALES, _one_each(*_FLOAT8), ".weight"),
     Packing("fp8", "", (r"_scale(?:_inv)?",), (), _one_each(*_FLOAT8)),  # experts in one tensor
+    Packing("ModelOpt nvfp4", ".weight", (r"\.weight_scale", r"\.weight_scale_2"), _SCALES, _two_a_byte, ".weight"),
     Packing("fp4", ".weight", (r"\.weight_scale",), _SCALES, _two_a_byte, ".weight"),
     Packing("int8", ".weight", (r"\.weight_scale",), _SCALES, _one_each("I8"), ".weight"),
     Packing(

@@ -32,12 +32,17 @@ def read_slice(checkpoint: Checkpoint, part: Slice, dtype: torch.dtype) -> torch
 
     matrix = torch.empty(part.shape, dtype=dtype)
     read_into(matrix, checkpoint, part.stored, part.offset)
-    return matrix.T if part.transposed else matrix
+    return _as_matrix(matrix, part)
 
 
 def stored_slice(checkpoint: Checkpoint, part: Slice) -> torch.Tensor:
     """One expert matrix as [out, in], in place in its mapped file."""
-    matrix = _view(checkpoint, part.stored, part.offset, part.size, part.shape)
+    return _as_matrix(_view(checkpoint, part.stored, part.offset, part.size, part.shape), part)
+
+
+def _as_matrix(stored: torch.Tensor, part: Slice) -> torch.Tensor:
+    """What is stored, less what lies beside it, as [out, in]."""
+    matrix = stored if part.columns is None else stored[:, slice(*part.columns)]
     return matrix.T if part.transposed else matrix
 
 

@@ -6,14 +6,16 @@ import contextlib
 import logging
 import math
 import mmap
-import re
+import stat
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moecli.checkpoint import files
+from moecli.checkpoint.files import INDEX, weight_map
 from moecli.errors import CheckpointError, json_object, unreadable
 
 _LOG = logging.getLogger(__name__)
@@ -23,11 +25,10 @@ ITEM_SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "U64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
 }  # fmt: skip
-INDEX = "model.safetensors.index.json"
 _LARGEST_HEADER = 100_000_000  # the format's own limit
 _LARGEST_INDEX = 256 * 1024**2
+_PIECE = 4 * 1024**2  # bytes compared at once
 _POPULATE_READ = 22  # Linux's MADV_POPULATE_READ, which the mmap module does not name
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # of weights; never opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,10 @@ class StoredTensor:
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file, every claim checked against the file's real size."""
     try:
-        file_size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
+            raise CheckpointError(f"{path} cannot be read: it is no regular file")
+        file_size = status.st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if file_size < 8 or not 2 <= length <= min(_LARGEST_HEADER, file_size - 8):
@@ -103,30 +107,51 @@ def _damaged(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(f"{path.name} is damaged: {problem}", "fetch the file again")
 
 
+def merged(headers: Iterable[Mapping[str, StoredTensor]], index: Mapping[str, str]) -> dict[str, StoredTensor]:
+    """The tensors of several files. The copy in the file that the index names counts; without that, two are refused."""
+    found: dict[str, StoredTensor] = {}
+    copies: dict[str, StoredTensor] = {}
+    for header in headers:
+        for name in header.keys() & found.keys():
+            copies[name] = header[name]
+        found |= {name: it for name, it in header.items() if name not in copies or index.get(name) == it.path.name}
+    if clash := min((name for name in copies if index.get(name) != found[name].path.name), default=None):
+        raise CheckpointError(f"'{clash}' is in {found[clash].path.name} and in {copies[clash].path.name}")
+    return found
+
+
 class Checkpoint:
     """All tensors of a folder of safetensors files; bytes are mapped when first asked for."""
 
-    def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
+    def __init__(self, tensors: Mapping[str, StoredTensor], index: Mapping[str, str] | None = None) -> None:
         self.tensors = dict(tensors)
+        self.index = index or {}
         self._maps: dict[Path, mmap.mmap] = {}
         self._lock = threading.Lock()
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Read the headers of `folder`: one file, shards with an index, or shards without one."""
-        index = folder / INDEX
-        paths = _indexed(folder, index) if index.is_file() else _unindexed(folder)
-        if not paths:
-            raise _no_weights(folder)
-        tensors: dict[str, StoredTensor] = {}
-        for path in paths:
-            header = read_header(path)
-            if both := tensors.keys() & header.keys():
-                raise CheckpointError(f"'{min(both)}' is in {tensors[min(both)].path.name} and in {path.name}")
-            tensors |= header
-        if not index.is_file():
-            _check_numbering(folder, paths)
-        return cls(tensors)
+        """Read the headers of the files of `folder` that hold the model, and of no others.
+
+        Where two of them hold a tensor, the index decides. CheckpointError if one is missing or damaged.
+        """
+        try:
+            names = {path.name for path in folder.iterdir()}
+        except OSError as error:
+            raise unreadable(folder, error) from error
+        index = _index(folder)
+        chosen = files.choose(names, index, lambda: _tensors_in(folder / files.SINGLE))
+        if not chosen:
+            raise files.no_weights(names, str(folder))
+        here = {name for name in names if (folder / name).exists()} if len(chosen) > 1 else names
+        if gone := files.missing(chosen, here):
+            more = f", then {', '.join(gone[1:4])}" + (f" and {len(gone) - 4} more" if len(gone) > 4 else "")
+            raise CheckpointError(
+                f"{len(gone)} of {len(gone) + len(here.intersection(chosen))} shards are missing, {gone[0]} first"
+                + (more if gone[1:] else ""),
+                "fetch the model again",
+            )
+        return cls(merged((read_header(folder / name) for name in chosen), index or {}), index)
 
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
@@ -135,8 +160,9 @@ class Checkpoint:
         try:
             return self.tensors[name]
         except KeyError:
+            promised = f": {INDEX} says that {self.index[name]} holds it" if name in self.index else ""
             raise CheckpointError(
-                f"tensor '{name}' is missing from the checkpoint", "is a shard missing? fetch the model again"
+                f"tensor '{name}' is missing from the checkpoint{promised}", "is a shard missing? fetch the model again"
             ) from None
 
     def read_into(self, target: memoryview, tensor: StoredTensor, offset: int = 0) -> None:
@@ -153,6 +179,18 @@ class Checkpoint:
                     done += read
         except OSError as error:
             raise unreadable(tensor.path, error) from error
+
+    def same_bytes(self, one: StoredTensor, other: StoredTensor) -> bool:
+        """Whether two tensors are stored alike; reads them, up to the first difference, without mapping them."""
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        for start in range(0, one.size, _PIECE):
+            pieces = [bytearray(min(_PIECE, one.size - start)) for _ in range(2)]
+            for piece, tensor in zip(pieces, (one, other), strict=True):
+                self.read_into(memoryview(piece), tensor, start)
+            if pieces[0] != pieces[1]:
+                return False
+        return True
 
     def populate(self, tensors: Iterable[StoredTensor]) -> None:
         """Bring tensors into memory now, in file order, not fault by fault later. Linux only; elsewhere nothing."""
@@ -185,61 +223,22 @@ def _map(path: Path) -> mmap.mmap:
         raise CheckpointError(f"{path} cannot be mapped: {error}", "fetch the file again") from error
 
 
-def weight_map(index: bytes, called: str) -> dict[str, str]:
-    """The file of each tensor, as an index of shards says. CheckpointError, by what it is `called`, if it is unfit."""
-    unfit = CheckpointError(f"{called} is not a readable index", "fetch the file again")
+def _index(folder: Path) -> dict[str, str] | None:
+    """The index of a folder's shards; None where it has none."""
+    path = folder / INDEX
+    if not path.is_file():
+        return None
     try:
-        files = json_object(index, lambda problem: unfit)["weight_map"]
-        names = set(files.values())
-        plain = all(isinstance(name, str) and Path(name).name == name and "\0" not in name for name in names)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise unfit from error
-    if not files:
-        raise unfit
-    if not plain:
-        raise CheckpointError(f"{called} names a file outside its folder")
-    return dict(files)
-
-
-def _indexed(folder: Path, index: Path) -> list[Path]:
-    """The shards that an index names; each must be a plain file name beside it."""
-    try:
-        if index.stat().st_size > _LARGEST_INDEX:
-            raise CheckpointError(f"{index.name} is too large")
-        paths = [folder / name for name in sorted(set(weight_map(index.read_bytes(), index.name).values()))]
-        here = {path.name for path in folder.iterdir() if path.is_file()}  # no name is too long to be looked for
+        if path.stat().st_size > _LARGEST_INDEX:
+            raise CheckpointError(f"{INDEX} is too large")
+        return weight_map(path.read_bytes(), INDEX)
     except OSError as error:
-        raise unreadable(index, error) from error
-    missing = [path.name for path in paths if path.name not in here]
-    if missing:
-        raise CheckpointError(
-            f"{len(missing)} of {len(paths)} shards are missing, {missing[0]} first", "fetch the model again"
-        )
-    return paths
+        raise unreadable(path, error) from error
 
 
-def _unindexed(folder: Path) -> list[Path]:
-    """Every shard but Mistral's own `consolidated.*` copies, which repeat the weights under other names."""
-    return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
-
-
-def _check_numbering(folder: Path, paths: list[Path]) -> None:
-    """Without an index, `x-00001-of-00003` tells how many shards there must be."""
-    for path in paths:
-        if match := re.fullmatch(r"(.*)-(\d+)-of-(\d+)\.safetensors", path.name):
-            expected = int(match[3])
-            have = sum(
-                p.name.startswith(f"{match[1]}-") and p.name.endswith(f"-of-{match[3]}.safetensors") for p in paths
-            )
-            if have != expected:
-                raise CheckpointError(f"{have} of {expected} shards of {match[1]} are here", "fetch the model again")
-
-
-def _no_weights(folder: Path) -> CheckpointError:
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-    if pickles:
-        return CheckpointError(
-            f"{folder} holds only pickled weights ({pickles[0]}), which can run code when opened",
-            "use a safetensors revision of the model, or convert it with its own tools",
-        )
-    return CheckpointError(f"{folder} holds no *.safetensors files", "fetch the model again")
+def _tensors_in(path: Path) -> Collection[str]:
+    """The names in a file; none in one that is damaged, which thus is no whole model."""
+    try:
+        return read_header(path).keys()
+    except CheckpointError:
+        return ()

@@ -75,6 +75,8 @@ def bench(
         opened = open_for_run(ref, wanted)
         work = engine.workload(opened, prompt_tokens, max_tokens, repeat, seed or 0)
         expected = engine.expect(opened, work)
+    if not quiet:
+        terminal.say_notes(opened.notes)
     if verbose:
         terminal.say(loading.explain(expected.plan))
     if expected.speed.middle < running.SLOW:

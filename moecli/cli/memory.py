@@ -68,10 +68,10 @@ def memory(
         dtype = report.inventory.format
     result = estimate(report.model, report.spec, budget, dtype, ctx, batch, max_ctx)
     if json:
-        terminal.write_json(document(result))
+        terminal.write_json(document(result, report))
     elif max_ctx:
         show.largest_context(result)
     else:
-        show.screen(result, explain, no_color)
+        show.screen(result, report, explain, no_color)
     if check and not result.chosen.plan.fits:
         raise typer.Exit(3)

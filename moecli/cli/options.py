@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from moecli.errors import UsageError
+from moecli.store import filesystem
 
 
 def complete_model(incomplete: str) -> Iterator[str]:
@@ -20,7 +22,7 @@ def complete_model(incomplete: str) -> Iterator[str]:
     names = [catalog.BUILT_IN, *(entry.alias for entry in catalog.known())]
     names += [store.name for store in stores.local_stores()]
     names += [model.repo for model in hub_cache.local_models()]
-    return (name for name in dict.fromkeys(names) if name.startswith(incomplete))
+    return (name for name in dict.fromkeys(names) if name.startswith(incomplete) and name.isprintable())
 
 
 def at_least(least: int) -> Callable[[typer.CallbackParam, int | None], int | None]:
@@ -34,10 +36,17 @@ def at_least(least: int) -> Callable[[typer.CallbackParam, int | None], int | No
     return check
 
 
-def check_folder(option: str, file: Path | None) -> None:
-    """Refuse a file to write whose folder is not there, before anything takes long."""
-    if file is not None and not file.parent.is_dir():
+def check_output(option: str, file: Path | None) -> None:
+    """UsageError or DiskError for a file that cannot be written, before anything takes long."""
+    if file is None:
+        return
+    from moecli.hub.cache import is_folder
+
+    if is_folder(file):
+        raise UsageError(f"{option} {file} is a folder", "name a file in it")
+    if not is_folder(Path(os.path.realpath(file)).parent):
         raise UsageError(f"{option} {file}: there is no folder '{file.parent}'", "make it first, or name another one")
+    filesystem.check_writable(file)
 
 
 Model = Annotated[

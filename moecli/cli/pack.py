@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -52,9 +53,11 @@ def pack(
     check_dtype(dtype)
     ref = resolve(model, original=True)
     weights = open_source(ref.weights)
+    if not quiet:
+        terminal.say_notes(weights.notes)
     dtype = weights.dtype if dtype == "auto" else dtype
     origin = origin_of(ref.name, ref.repo, ref.commit, ref.weights, weights)
-    target = output.absolute() if output else stores.default_folder(ref.name, dtype)
+    target = Path(os.path.realpath(output)) if output else stores.default_folder(ref.name, dtype)
     load_packer(threads, quiet or json)
     from moecli.store.write import pack as write
 
@@ -72,7 +75,7 @@ def pack(
         return
     if not quiet:
         view.summary(store, watch)
-    terminal.write(f"{store.folder}\n")
+    terminal.write_path(store.folder)
 
 
 def load_packer(threads: int | None, quiet: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,7 @@ def pull(
     ref = resolve(model, original=True)
     if dtype is not None:
         check_dtype(dtype)
-        target = output.absolute() if output else None
+        target = Path(os.path.realpath(output)) if output else None
         packing = _propose_packed(ref, dtype, target, keep_original, quiet or json)
         _show(packing, dry_run, json, quiet, no_color)
         if not dry_run:
@@ -75,7 +76,7 @@ def pull(
 
         terminal.write_json(documents.fetched(proposal))
     else:
-        terminal.write(f"{path}\n")
+        terminal.write_path(path)
 
 
 def offer(ref: ModelRef, quiet: bool = False) -> ModelRef:
@@ -100,7 +101,7 @@ def _propose(ref: ModelRef, quiet: bool) -> Proposal:
     from moecli.output import pull as view
 
     with terminal.status(f"asking the Hub for {ref.name} ...", quiet):
-        return propose(ref, tell=None if quiet else view.tell)
+        return propose(ref, tell=view.tell)
 
 
 def _propose_packed(ref: ModelRef, dtype: str, target: Path | None, keep: bool, quiet: bool) -> PackedPull:
@@ -108,13 +109,16 @@ def _propose_packed(ref: ModelRef, dtype: str, target: Path | None, keep: bool, 
     from moecli.output import pull as view
 
     with terminal.status(f"asking the Hub for {ref.name} ...", quiet):
-        return propose_packed(ref, dtype, target, keep, tell=None if quiet else view.tell)
+        return propose_packed(ref, dtype, target, keep, tell=view.tell)
 
 
 def _show(plan: Proposal | PackedPull, dry_run: bool, json: bool, quiet: bool, no_color: bool) -> None:
     """The answer of a dry run, or talk."""
     from moecli.output import pull as view
     from moecli.output.json import pull as documents
+
+    if not quiet:
+        view.unasked(plan)
 
     if dry_run and json:
         terminal.write_json(documents.proposed(plan))
@@ -155,7 +159,7 @@ def _pack(pull: PackedPull, threads: int | None, yes: bool, json: bool, quiet: b
         return
     if not quiet:
         account.summary(store, bars)
-    terminal.write(f"{store.folder}\n")
+    terminal.write_path(store.folder)
 
 
 def _ask(proposal: Proposal, yes: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from moecli.cli import options, running
 from moecli.cli.routing_options import RoutingOptions
 from moecli.errors import UsageError
 from moecli.formats import FORMATS
-from moecli.library.resolve import ModelRef, resolve
+from moecli.library.resolve import Kind, ModelRef, resolve
 from moecli.output import loading, terminal
 from moecli.units import parse_size
 
@@ -25,17 +27,23 @@ if TYPE_CHECKING:
 def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bool, offline: bool) -> None:
     """Record or read a trace, analyse it, and show it in the form asked for."""
     form, layers, factors = wanted.form(json), wanted.chosen_layers(), wanted.factors()
-    options.check_folder("--output", wanted.output)
-    options.check_folder("--save-trace", wanted.save_trace)
+    options.check_output("--output", wanted.output)
+    options.check_output("--save-trace", wanted.save_trace)
+    if wanted.probabilities and wanted.save_trace is not None and wanted.save_trace.suffix == ".csv":
+        raise UsageError("a CSV trace has no room for --probabilities", "name the trace .jsonl or .trace")
     ref = _model(models, wanted)
     if ref is None or wanted.from_ is not None:
         assert wanted.from_ is not None, "without either, _model refuses"
         ours = _read(wanted.from_, ref)
         other = _other_trace(wanted.against)
     else:
-        prompts, raw = _prompts(wanted)
+        from moecli.routing.provenance import recorded
+
+        name, prompts, raw = _prompts(wanted)
         ours = _record(ref, offline, wanted, prompts, raw, json)
         other = _other(wanted, ref, prompts, raw, offline, json)
+        made = recorded(_command(), wanted.seed, name, prompts, raw)
+        ours = replace(ours, trace=replace(ours.trace, provenance=made))
     if layers is not None and (missing := layers - {layer.layer for layer in ours.trace.layers}):
         known = ", ".join(str(layer.layer) for layer in ours.trace.layers)
         raise UsageError(f"--layers {min(missing)} has no router", f"it takes some of {known}")
@@ -44,10 +52,19 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
 
         files.write(ours.trace, wanted.save_trace)
     from moecli.routing.analysis import analyse
+    from moecli.routing.provenance import of_analysis
 
     with terminal.status("analysing ...", json):
-        analysis = analyse(ours.trace, factors=factors, memory=ours.memory, other=other, note=ours.note)
+        analysis = analyse(
+            ours.trace, factors=factors, memory=ours.memory, other=other, note=ours.note,
+            provenance=of_analysis(_command(), ours.trace),
+        )  # fmt: skip
     _present(analysis, form, wanted, layers, ref, no_color)
+
+
+def _command() -> str:
+    """What was typed."""
+    return shlex.join(["moecli", *sys.argv[1:]])
 
 
 def _present(
@@ -90,19 +107,21 @@ def _model(models: Sequence[str], wanted: RoutingOptions) -> ModelRef | None:
     return resolve(models[0], dtype=wanted.dtype)
 
 
-def _prompts(wanted: RoutingOptions) -> tuple[list[Prompt], bool]:
-    """What to read, and whether without chat template, as the bundled passages always are."""
+def _prompts(wanted: RoutingOptions) -> tuple[str, list[Prompt], bool]:
+    """The name of the prompt set, its prompts, and whether to read them without chat template, as the bundled ones."""
     from moecli.routing import prompts
 
     if wanted.prompts is not None:
         if wanted.prompt is not None:
             raise UsageError("--prompt and --prompts cannot both be meant", "leave one of them out")
-        return prompts.read(wanted.prompts), wanted.raw
+        if str(wanted.prompts) == "-":
+            return "stdin", prompts.parse(terminal.read_stdin_bytes(), "stdin", terminal.say), wanted.raw
+        return str(wanted.prompts), prompts.read(wanted.prompts, terminal.say), wanted.raw
     if text := running.behind_stdin(wanted.prompt or ""):
-        return [prompts.Prompt(text)], wanted.raw
+        return "the text given", [prompts.Prompt(text)], wanted.raw
     if wanted.prompt is not None:
         raise UsageError("--prompt is empty", "leave it out to read the bundled passages")
-    return prompts.bundled(), True
+    return "bundled", prompts.bundled(), True
 
 
 def _record(
@@ -136,8 +155,18 @@ def _record(
             max_tokens=wanted.max_tokens,
             raw=raw,
         )
+    if not quiet:
+        terminal.say_notes(opened.notes)
     with loading.progress(ref.name, quiet) as progress, loading.reading(ref.name, quiet) as watch:
-        return analysis.record(opened, config, prompts, wanted.limit, progress, watch, wanted.probabilities)
+        found = analysis.record(opened, config, prompts, wanted.limit, progress, watch, wanted.probabilities)
+    return replace(found, trace=replace(found.trace, revision=_revision(ref)))
+
+
+def _revision(ref: ModelRef) -> str:
+    """The commit that the weights are of; empty where they are files of one's own."""
+    from moecli.library import inspection
+
+    return inspection.inspect(ref).revision or ("built in" if ref.kind is Kind.BUILT_IN else "")
 
 
 def _other(
@@ -156,8 +185,11 @@ def _other(
 
 
 def _is_trace(name: str) -> bool:
+    """A file that is no configuration, or a pipe."""
+    from moecli.hub.cache import is_folder, status
+
     path = Path(name)
-    return path.is_file() and path.suffix != ".json"
+    return status(path) is not None and not is_folder(path) and path.suffix != ".json"
 
 
 def _other_trace(name: str | None) -> RoutingTrace | None:

@@ -30,7 +30,9 @@ class RoutingOptions:
     prompt: Annotated[str | None, _option(help="A text to read; stdin comes before it.", metavar="TEXT")] = None
     prompts: Annotated[
         Path | None,
-        _option(help="A prompt a line, or JSONL with text and domain. Default: a small set.", metavar="FILE"),
+        _option(
+            help="A prompt a line, JSONL, a JSON array, CSV, or - for stdin. Default: a small set.", metavar="FILE"
+        ),
     ] = None
     limit: Annotated[int | None, _option(help="Prompt tokens to read in all.", callback=options.at_least(1))] = None
     max_tokens: Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moecli.cli import options, running
-from moecli.errors import UsageError
+from moecli.errors import UsageError, printable
 from moecli.experts.policies import DEFAULT
 from moecli.output import loading, terminal
 from moecli.units import parse_size
@@ -93,6 +93,7 @@ def run(
     Sampling options left out are the model's own (generation_config.json), else temperature 0.7.
     """
     running.check(dtype, policy, device)
+    options.check_output("--trace", trace)
     text = _read_prompt(prompt)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
@@ -113,7 +114,14 @@ def run(
             system=system and terminal.clean(system), raw=raw,
         )  # fmt: skip
         plan = plan_for(opened, config, text)
+    if not quiet:
+        terminal.say_notes(opened.notes)
+    if system and (raw or opened.tokenizer.chat_template is None):
+        why = "--raw uses no chat template" if raw else f"{opened.name} has no chat template"
+        terminal.say(f"note: --system is left out: {why}")
     if verbose:
+        if unread := opened.spec.unread_keys:
+            terminal.say(f"config.json: nothing reads {', '.join(printable(key, 60) for key in unread)}")
         terminal.say(f"{opened.name}: {config.sampling}, seed {config.seed}")
         terminal.say(loading.explain(plan))
     if not plan.fits:
@@ -122,7 +130,7 @@ def run(
             terminal.say(loading.expectation(plan, speed))
         if speed.middle < running.SLOW:
             terminal.confirm("go on?", yes)
-    builder = None if trace is None else _builder(opened, trace)
+    builder = None if trace is None else _builder(opened)
     with loading.progress(opened.name, quiet) as progress:
         loaded = opened.load(plan, progress)
     if trace is None or builder is None:
@@ -138,11 +146,10 @@ def run(
             files.write(recorded, trace)
 
 
-def _builder(opened: OpenedModel, file: Path) -> TraceBuilder:
-    """Of a trace that goes to `file`. UsageError or ConfigError, before anything is loaded, if there can be none."""
+def _builder(opened: OpenedModel) -> TraceBuilder:
+    """Of a trace. ConfigError, before anything is loaded, if there can be none."""
     from moecli.engine.recorder import new_builder
 
-    options.check_folder("--trace", file)
     return new_builder(opened.name, opened.spec)
 
 
@@ -164,7 +171,7 @@ def _talk(session: ChatSession, text: str | None, json: bool, quiet: bool) -> No
 
 def _read_prompt(argument: str | None) -> str | None:
     """Piped text, a blank line, the argument; None when there is neither and a terminal to chat on."""
-    if text := running.behind_stdin("" if argument in (None, "-") else argument or ""):
+    if text := running.behind_stdin(argument or ""):
         return text
     if argument is None and sys.stdin is not None and sys.stdin.isatty():
         return None

@@ -48,7 +48,8 @@ def check(dtype: str, policy: str, device: str) -> None:
 
 
 def behind_stdin(typed: str) -> str:
-    """What is piped in, a blank line, and what was typed; either may be missing."""
+    """What is piped in, a blank line, and what was typed; either may be missing, and `-` is what is piped in."""
+    typed = "" if typed == "-" else typed
     return "\n\n".join(part for part in (terminal.read_stdin().strip("\n"), terminal.clean(typed)) if part)
 
 

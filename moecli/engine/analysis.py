@@ -49,7 +49,7 @@ def record(
             f"the model's context is {spec.context_length} tokens",
         )
     empty = Conversation(opened, config)
-    texts = _cut([(prompt.domain, empty.prompt(prompt.text)) for prompt in prompts], longest, limit)
+    texts = _cut([(prompt.domain, empty.prompt(prompt.text, prompt.turns)) for prompt in prompts], longest, limit)
     sizes = [len(text.ids) for text in texts]
     most, total = -(-max(sizes) // BUCKET) * BUCKET + max_tokens, sum(sizes)
     if max_tokens:
@@ -66,13 +66,14 @@ def record(
 
 
 def _cut(texts: Sequence[tuple[str, Sequence[int]]], longest: int, limit: int | None) -> list[Text]:
-    """In pieces of at most `longest` tokens, each a text of its own; `limit` in all, shared out among domains."""
+    """In pieces of at most `longest` tokens, each read by itself and numbered as its prompt, since the pieces of one
+    prompt are no independent sample; `limit` tokens in all, shared out among domains."""
     left = _shares(texts, limit)
     pieces: list[Text] = []
-    for domain, ids in texts:
+    for prompt, (domain, ids) in enumerate(texts):
         for start in range(0, len(ids), longest):
             if piece := ids[start : start + min(longest, left[domain])]:
-                pieces.append(Text(len(pieces), domain, piece))
+                pieces.append(Text(prompt, domain, piece))
                 left[domain] -= len(piece)
     return pieces
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from moecli.engine.cache import LayerCache
 from moecli.engine.layers import RotaryEmbedding, rms_norm
 from moecli.engine.weights import LayerWeights
+from moecli.kernels import prompt_attention
 from moecli.kernels.blocking import BUCKET, SCORES
 from moecli.kernels.linear import linear
 from moecli.model.spec import MLA, GroupedQuery, QkNorm
@@ -42,16 +43,23 @@ def attend(
     *,
     scratch: Scratch,
     scale: float,
-    offset: int,
+    start: int,
+    first: int = 0,
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Causal attention. q [K, G, T, d], k [K, rows, d], v [K, rows, w]; query 0 stands at key `offset`.
+    """Causal attention of q [T, H, d] over k [K, rows, d] and v [K, rows, w]: [T, H * w].
 
-    Softmax in float32, in blocks of queries. Keys are taken in whole buckets, those not visible masked:
-    a matrix product whose shape changed with every token would be compiled anew for every token.
-    Returns [T, K * G * w].
+    Query 0 stands at position `start`, row 0 at position `first`. By the native kernel where it serves, else by torch:
+    softmax in float32, in blocks of queries. There keys are taken in whole buckets, those not visible masked: a matrix
+    product whose shape changed with every token would be compiled anew for every token.
     """
+    if prompt_attention.serves(q):
+        return prompt_attention.grouped_query(
+            q, k, v, scale=scale, start=start, first=first, window=window, softcap=softcap
+        )
+    offset = start - first
+    q = q.unflatten(1, (k.shape[0], -1)).permute(1, 2, 0, 3)
     heads, groups, tokens, _ = q.shape
     out = q.new_empty(tokens, heads, groups, v.shape[-1])
     last = min(k.shape[1], -(-(offset + tokens) // BUCKET) * BUCKET)  # one end for all blocks: fewer shapes
@@ -115,9 +123,8 @@ class GroupedQueryAttention:
         qk = self._rotary.rotate(qk.unflatten(-1, (-1, spec.head_dim)), start)  # [T, H + K, d]
         q, k = qk.split((spec.heads, spec.kv_heads), dim=1)
         k, v = cache.append(k, v.unflatten(-1, (-1, spec.head_dim)))
-        q = q.unflatten(1, (spec.kv_heads, -1)).permute(1, 2, 0, 3)  # [K, G, T, d]
         mixed = attend(
-            q, k, v, scratch=self._scratch, scale=spec.scale, offset=start - cache.first, window=spec.window,
+            q, k, v, scratch=self._scratch, scale=spec.scale, start=start, first=cache.first, window=spec.window,
             softcap=spec.softcap,
         )  # fmt: skip
         return linear(mixed, self._o, self._o_bias)
@@ -151,8 +158,8 @@ class LatentAttention:
         self._scratch = scratch
         self._rotary = rotary
         self._weights = weights
-        expand = weights["kv_b"].view(spec.heads, spec.nope_dim + spec.value_dim, spec.kv_rank)
-        self._expand_key, self._expand_value = expand.split((spec.nope_dim, spec.value_dim), dim=1)  # [H, w, rank]
+        self._expansion = weights["kv_b"].view(spec.heads, spec.nope_dim + spec.value_dim, spec.kv_rank)
+        self._expand_key, self._expand_value = self._expansion.split((spec.nope_dim, spec.value_dim), dim=1)
 
     def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:
         """x [T, D] -> [T, D]; the tokens' latents are appended to `cache`."""
@@ -160,10 +167,19 @@ class LatentAttention:
         q = self._queries(x).unflatten(-1, (self._spec.heads, -1))  # [T, H, nope + rope]
         q_nope, q_rope = q.split((self._spec.nope_dim, self._spec.rope_dim), dim=-1)
         q_rope = self._rotary.rotate(q_rope, start)
-        (latents,) = cache.append(self._latents(x, start))  # [1, n, rank + rope]
-        attention = self._absorbed if len(x) <= _ABSORB else self._expanded
-        mixed = attention(q_nope, q_rope, latents[0], start - cache.first)
+        (latents,) = cache.append(self._latents(x, start))  # [1, rows, rank + rope]
+        mixed = self._attend(q_nope, q_rope, latents[0], start, cache.first)
         return linear(mixed, self._weights.matrix("o"), self._weights.get("o_bias"))
+
+    def _attend(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, start: int, first: int) -> Tensor:
+        """q [T, H, nope] and [T, H, rope] over latents [rows, rank + rope]: [T, H * w]."""
+        if not prompt_attention.serves(q_nope):
+            attention = self._absorbed if len(q_nope) <= _ABSORB else self._expanded
+            return attention(q_nope, q_rope, latents, start - first)
+        return prompt_attention.latent(
+            torch.cat((q_nope, q_rope), -1), latents, self._expansion, nope_dim=self._spec.nope_dim,
+            scale=self._spec.scale, start=start, first=first, window=self._spec.window,
+        )  # fmt: skip
 
     def _queries(self, x: Tensor) -> Tensor:
         w = self._weights
@@ -182,16 +198,16 @@ class LatentAttention:
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, offset: int) -> Tensor:
         """One key/value "head", the latent itself, shared by all query heads."""
         q_latent = torch.bmm(q_nope.transpose(0, 1), self._expand_key)  # [H, T, rank]
-        q = torch.cat((q_latent, q_rope.transpose(0, 1)), -1)[None]  # [1, H, T, rank + rope]
+        q = torch.cat((q_latent.transpose(0, 1), q_rope), -1)  # [T, H, rank + rope]
         values = latents[None, :, : self._spec.kv_rank]
-        mixed = self._attend(q, latents[None], values, offset)
+        mixed = self._meet(q, latents[None], values, offset)
         mixed = mixed.unflatten(-1, (self._spec.heads, -1)).transpose(0, 1)  # [H, T, rank]
         return torch.bmm(mixed, self._expand_value.transpose(1, 2)).transpose(0, 1).flatten(1)
 
     def _expanded(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, offset: int) -> Tensor:
         latents = latents[: offset + len(q_nope)]
         latent, key = latents.split((self._spec.kv_rank, self._spec.rope_dim), dim=-1)
-        q = torch.cat((q_nope, q_rope), -1).transpose(0, 1)[:, None]  # [H, 1, T, d]
+        q = torch.cat((q_nope, q_rope), -1)  # [T, H, d]
         step = max(1, SCORES // (len(latent) * (self._spec.head_dim + self._spec.value_dim)))
         parts = []
         for begin in range(0, self._spec.heads, step):
@@ -199,9 +215,9 @@ class LatentAttention:
             k_nope = torch.matmul(latent, self._expand_key[some].transpose(1, 2))  # [h, n, nope]
             k = torch.cat((k_nope, key.expand(len(k_nope), -1, -1)), -1)
             v = torch.matmul(latent, self._expand_value[some].transpose(1, 2))
-            parts.append(self._attend(q[some], k, v, offset))
+            parts.append(self._meet(q[:, some], k, v, offset))
         return torch.cat(parts, -1)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
+    def _meet(self, q: Tensor, k: Tensor, v: Tensor, offset: int) -> Tensor:
         spec = self._spec
-        return attend(q, k, v, scratch=self._scratch, scale=spec.scale, offset=offset, window=spec.window)
+        return attend(q, k, v, scratch=self._scratch, scale=spec.scale, start=offset, window=spec.window)

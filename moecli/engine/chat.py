@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from moecli.engine.answer import Answer, Request, pieces
@@ -41,10 +42,14 @@ class Conversation:
         self._messages: list[Message] = []
         self._ids: list[int] = []
 
-    def prompt(self, text: str) -> list[int]:
-        """The ids of all that was said and `text`, up to where the model goes on. MoecliError if there are none."""
+    def prompt(self, text: str, turns: Sequence[Message] = ()) -> list[int]:
+        """The ids of all that was said and `text`, up to where the model goes on. MoecliError if there are none.
+
+        A chat takes `turns` for the text, where there are some.
+        """
         if self.is_chat:
-            ids = self._tokenizer.encode_chat([*self._system, *self._messages, Message("user", text)])
+            said = turns or (Message("user", text),)
+            ids = self._tokenizer.encode_chat([*self._system, *self._messages, *said])
         else:
             ids = [*self._ids, *self._tokenizer.encode(text, special=not self._ids)]
         if not ids:
@@ -75,6 +80,9 @@ def plan_for(opened: OpenedModel, config: GenerationConfig, text: str | None) ->
     asked, trained = opened.options.context, opened.spec.context_length
     longest = asked or trained
     if text is None:
+        conversation = Conversation(opened, config)
+        with contextlib.suppress(MoecliError):  # whoever asks will be told
+            conversation.prompt("a")  # lets the tokenizer note what it does not know of the template
         return opened.plan(asked or min(longest, default_context(opened.model.spec)))
     needed = len(Conversation(opened, config).prompt(text))
     if needed > longest:

@@ -66,14 +66,24 @@ class Decoder:
         """An empty cache for one text of at most `capacity` tokens, fed at most `chunk` at a time."""
         return Cache(self.spec, capacity, chunk, self.dtype, self.device)
 
-    def forward(self, ids: Tensor, cache: Cache, observer: RoutingObserver | None = None) -> Tensor:
-        """Feed `ids` [T] after what `cache` holds, chunk by chunk; returns the last chunk's normed states [t, D]."""
+    def forward(
+        self, ids: Tensor, cache: Cache, observer: RoutingObserver | None = None, last_only: bool = False
+    ) -> Tensor:
+        """Feed `ids` [T] after what `cache` holds, chunk by chunk; returns the last chunk's normed states [t, D].
+
+        `last_only`: only the last token's [1, D]; the last layer's feed-forward is left out for the others, unless an
+        observer wants to see their routing.
+        """
         with torch.inference_mode():
             for rotary in self._rotary.values():
                 rotary.prepare(cache.length + len(ids))
-            for part in ids.to(self.device).split(cache.chunk):
-                states = self._chunk(part, cache, observer)
-            return normalise(states, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps)
+            parts = ids.to(self.device).split(cache.chunk)
+            for index, part in enumerate(parts):
+                wanted = len(part) if not last_only or observer is not None else int(index == len(parts) - 1)
+                states = self._chunk(part, cache, observer, wanted)
+            return normalise(
+                states[-1:] if last_only else states, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps
+            )
 
     def first_not_finite(self, ids: Tensor) -> str:
         """Where the states of a text [T] are first infinite or no numbers, in words: for an error that is certain."""
@@ -118,17 +128,21 @@ class Decoder:
         x = self._embedding(ids)  # [t, D]
         return x if self.spec.embedding_multiplier == 1 else x * self.spec.embedding_multiplier
 
-    def _chunk(self, ids: Tensor, cache: Cache, observer: RoutingObserver | None) -> Tensor:
+    def _chunk(self, ids: Tensor, cache: Cache, observer: RoutingObserver | None, wanted: int) -> Tensor:
+        """The states after the last layer of the last `wanted` tokens, [wanted, D]."""
         if observer is not None:
             observer.tokens(ids)
         x = self._embed(ids)
         if self.decode_step and len(ids) <= self.decode_step.max_tokens:
             return self.decode_step.forward(x, cache.layers, observer)
-        for block, layer_cache in zip(self._blocks, cache.layers, strict=True):
+        *blocks, last_block = zip(self._blocks, cache.layers, strict=True)
+        for block, layer_cache in blocks:
             x = block.forward(x, layer_cache, observer)
             if self._unpacks and len(ids) > 1:
                 settings.return_freed_memory()
-        return x
+        block, layer_cache = last_block
+        x = block.attend(x, layer_cache)[len(ids) - wanted :]
+        return block.feed_forward(x, observer) if wanted else x
 
     def logits(self, states: Tensor) -> Tensor:
         """The scores of every next token, float32 [t, V], after normed states [t, D]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from moecli.engine.finite import is_finite, not_finite
 from moecli.engine.sampling import Sampler
 from moecli.errors import MoecliError
 from moecli.kernels.blocking import CHUNK
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -68,6 +71,9 @@ class Session:
         timing.prompt_tokens = len(prompt)
         timing.cached_tokens = self._rewind(prompt)
         pending = list(prompt[timing.cached_tokens :])
+        _LOG.debug(
+            "a prompt of %d tokens, %d of them cached; %d more at most", len(prompt), timing.cached_tokens, limit
+        )
         seen = list(prompt)
         for step in range(limit):
             began = time.perf_counter()
@@ -90,7 +96,7 @@ class Session:
     def _feed(self, ids: list[int], observer: RoutingObserver | None) -> torch.Tensor:
         """Append `ids` to the text; returns the logits [V] after the last. CheckpointError if they are no numbers."""
         self._torn = True
-        states = self.decoder.forward(torch.tensor(ids), self.cache, observer)
+        states = self.decoder.forward(torch.tensor(ids), self.cache, observer, last_only=True)
         self.held.extend(ids)
         self._torn = False
         logits = self.decoder.logits(states[-1:])[0].cpu()

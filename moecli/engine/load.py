@@ -37,6 +37,11 @@ class Model(Protocol):
     def spec(self) -> ModelSpec: ...
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out of its files or overruled, in plain words."""
+        ...
+
+    @property
     def dtypes(self) -> tuple[str, ...]:
         """The formats it can run in, the most precise first; as it is stored before the others."""
         ...
@@ -75,6 +80,10 @@ class CheckpointModel:
     @property
     def spec(self) -> ModelSpec:
         return self.weights.spec
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.weights.notes
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -122,6 +131,10 @@ class StoreModel:
     @property
     def spec(self) -> ModelSpec:
         return self.store.spec
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def dtypes(self) -> tuple[str, ...]:

@@ -68,6 +68,11 @@ class OpenedModel:
         return self.model.spec
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What of its files is left out or read otherwise than one might expect, a sentence each."""
+        return (*self.model.notes, *self.tokenizer.notes)
+
+    @property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end an answer."""
         own = self.tokenizer.eos_id

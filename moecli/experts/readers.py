@@ -132,7 +132,7 @@ class _File:
             if count == 0:
                 if len(target) - done < PAGE:
                     return
-                raise OSError(errno.EIO, "the file is cut short")
+                raise OSError(errno.ENODATA, "the file is cut short")  # no failure of the disk
             done += count
         if not self._direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, offset, len(target), os.POSIX_FADV_DONTNEED)

@@ -6,13 +6,13 @@ import hashlib
 import os
 import re
 import stat
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moecli import settings
-from moecli.checkpoint.safetensors import INDEX, PICKLES, weight_map
+from moecli.checkpoint import files
+from moecli.checkpoint.files import INDEX, PICKLES, weight_map
 from moecli.errors import CheckpointError, ModelNotFound, MoecliError, unreadable
 from moecli.model import catalog
 
@@ -25,7 +25,6 @@ _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _REPO = re.compile(rf"{_PART}/{_PART}")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
 _COMMIT = re.compile(r"[0-9A-Za-z]{1,64}")
-_SHARD = re.compile(r"(.+)-[0-9]+-of-([0-9]+)\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,25 +120,26 @@ def lack(folder: Path) -> str | None:
     """What a snapshot still needs before it can run, in words; None when it looks whole."""
     if not is_file(folder / "config.json"):
         return "its config.json is missing"
-    files = [file for file in children(folder) if file.suffix == ".safetensors"]
-    present = {file.name for file in files if is_file(file)}
+    present = {file.name for file in children(folder) if file.suffix == ".safetensors" and is_file(file)}
     if not present:
         return "its weights are missing"
-    shards = Counter((match[1], int(match[2])) for name in present if (match := _SHARD.fullmatch(name)))
-    if shards:
-        missing, total = min((total - count, total) for (_, total), count in shards.items())
-    else:
-        expected = _indexed(folder / INDEX)
-        missing, total = len(expected - present), len(expected)
-    return f"{missing} of its {total} weight files are missing" if missing > 0 else None
+    numbered = files.SINGLE not in present and any("-of-" in name for name in present)
+    index = None if numbered else _index(folder / INDEX)  # a large file, which numbers make needless
+    chosen = files.choose(present, index, lambda: index or ())
+    if not chosen:
+        return "its weights are missing"
+    gone = files.missing(chosen, present)
+    return (
+        f"{len(gone)} of its {len(gone) + len(present.intersection(chosen))} weight files are missing" if gone else None
+    )
 
 
-def _indexed(index: Path) -> set[str]:
-    """The weight files an index names; none if it cannot be read: whoever opens the weights reports that."""
+def _index(path: Path) -> dict[str, str] | None:
+    """None also for one that cannot be read: whoever opens the weights reports that."""
     try:
-        return set(weight_map(index.read_bytes(), INDEX).values())
+        return weight_map(path.read_bytes(), INDEX)
     except (OSError, CheckpointError):
-        return set()
+        return None
 
 
 def holds_pickles(folder: Path) -> bool:

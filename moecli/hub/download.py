@@ -11,18 +11,19 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from moecli.errors import DiskError
-from moecli.hub.cache import UNFINISHED, lock_folder, status
+from moecli.hub import client
+from moecli.hub.background import in_background
+from moecli.hub.cache import UNFINISHED, commit, lock_folder, status
 from moecli.hub.manifest import DownloadManifest, RemoteFile
 from moecli.hub.retry import RetryPolicy
 from moecli.hub.transfer import Transfer, Watcher
 from moecli.store.filesystem import FULL, free_space, nearest_folder, unwritable
+from moecli.store.journal import make_folder, sync_folder
 from moecli.units import format_bytes
 
 _AT_ONCE = 4
-Result = TypeVar("Result")
 Place = Callable[[DownloadManifest, RemoteFile, Transfer], Path]  # brings a file to where it belongs
 
 
@@ -58,7 +59,7 @@ def each(
     try:
         while True:
             while len(waiting) <= ahead and (file := next(rest, None)) is not None:
-                waiting.append((file, _in_background(partial(place, manifest, file, transfer))))
+                waiting.append((file, in_background(partial(place, manifest, file, transfer))))
             if not waiting:
                 return
             file, future = waiting.popleft()
@@ -108,53 +109,60 @@ def is_whole(path: Path, file: RemoteFile) -> bool:
 
 def write_ref(manifest: DownloadManifest) -> None:
     """Let the branch or tag that was asked for name the commit."""
-    if manifest.revision == manifest.commit:
+    if manifest.revision == manifest.commit or commit(manifest.root, manifest.revision) == manifest.commit:
         return
     with _explained(manifest.root):
         path = manifest.root / "refs" / manifest.revision
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as temporary:
-            temporary.write_text(manifest.commit)
+        make_folder(path.parent)
+        with _replacing(path) as temporary, temporary.open("w") as file:
+            file.write(manifest.commit)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
 
 
 def _place(manifest: DownloadManifest, file: RemoteFile, transfer: Transfer) -> Path:
     """The file in its snapshot. The lock is huggingface_hub's own: one process fetches, the others wait for it."""
     blob, pointer = manifest.blob(file), manifest.snapshot / file.name
+    if is_whole(pointer, file):  # nothing is written: the cache may be read-only
+        transfer.watcher.found(file, file.size)
+        return pointer
     locks = lock_folder(manifest.repo)
     busy = partial(transfer.watcher.wait, file, f"another process is fetching {file.name}", None)
     with _explained(manifest.root):
         for folder in (blob.parent, pointer.parent, locks):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         with _alone(locks / f"{file.hash}.lock", busy):
-            linked = is_whole(pointer, file)
+            linked = is_whole(pointer, file)  # meanwhile, by another process
             if linked or is_whole(blob, file):
                 transfer.watcher.found(file, file.size)
             else:
                 transfer.fetch(file, blob)
+                sync_folder(blob.parent)
             if not linked:
                 _link(blob, pointer)
+                sync_folder(pointer.parent)
     return pointer
 
 
 @contextlib.contextmanager
 def _alone(lock: Path, busy: Callable[[], None]) -> Iterator[None]:
     """While no other process holds the lock; `busy` is called once if that takes a while."""
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-
+    lock_of = client.library().utils.WeakFileLock
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(WeakFileLock(lock, timeout=0.5))
+            stack.enter_context(lock_of(lock, timeout=0.5))
         except TimeoutError:
             busy()
-            stack.enter_context(WeakFileLock(lock))
+            stack.enter_context(lock_of(lock))
         yield
 
 
 def _link(blob: Path, pointer: Path) -> None:
-    """A relative link, as the library makes it; where the system has none, the file itself."""
+    """A relative link, as the library makes it, instead of what was not whole; without links, the file itself."""
+    pointer.unlink(missing_ok=True)
     try:
-        with _replacing(pointer) as temporary:
-            temporary.symlink_to(os.path.relpath(blob, pointer.parent))
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
     except OSError as error:
         if error.errno in FULL:
             raise
@@ -173,24 +181,12 @@ def _replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def _in_background(action: Callable[[], Result]) -> Future[Result]:
-    """A thread that the end of the program does not wait for, so that Ctrl-C stops at once."""
-    future: Future[Result] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(action())
-        except BaseException as error:  # of whatever kind, it belongs to the one who waits
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future
-
-
 @contextlib.contextmanager
 def _explained(folder: Path) -> Iterator[None]:
     """Trouble with the cache folder in words."""
     try:
         yield
     except OSError as error:
-        raise unwritable(folder, error) from error
+        failure = unwritable(folder, error)
+        failure.hint = failure.hint or "HF_HOME or HF_HUB_CACHE names another folder for the cache"
+        raise failure from error

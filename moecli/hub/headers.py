@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint.safetensors import INDEX, StoredTensor, header_tensors, weight_map
+from moecli.checkpoint.files import INDEX, SINGLE, choose, weight_map
+from moecli.checkpoint.safetensors import StoredTensor, header_tensors, merged
 from moecli.errors import CheckpointError, ConfigError, NetworkError, json_object
-from moecli.hub import client
+from moecli.hub import bounds, client
+from moecli.hub.background import each_in_background
 
-SINGLE = "model.safetensors"
-LARGEST_CONFIG = 16 * 1024**2
-LARGEST_INDEX = 64 * 1024**2
-_LARGEST_HEADER = 100_000_000  # the format's own limit
-_MOST_SHARDS = 2000
 _FIRST_GUESS = 64 * 1024
 _CONNECTIONS = 8
 
@@ -41,25 +38,31 @@ class _Piece:
     commit: str | None
 
 
-def read_remote(repo: str, revision: str | None = None) -> Remote:
-    """Ask the Hub for the facts of a model: a few MB at most, and no weights. NetworkError if it cannot be had."""
-    client.check_endpoint()
-    config = Repository(repo, revision).fetch("config.json", LARGEST_CONFIG)
+def read_remote(
+    repo: str, revision: str | None = None, listed: Callable[[str | None], Iterable[str]] = lambda commit: ()
+) -> Remote:
+    """Ask the Hub for the facts of a model: a few MB at most, and no weights. NetworkError if it cannot be had.
+
+    `listed` names the files of a commit; it is asked where neither an index nor the usual single file is there.
+    """
+    config = Repository(repo, revision).fetch("config.json", bounds.LARGEST_CONFIG)
     if config is None:
         raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be inspected")
     pinned = Repository(repo, config.commit or revision)
-    index = pinned.fetch(INDEX, LARGEST_INDEX)
-    names = Counter({SINGLE: 0}) if index is None else shards(repo, index.data)
-    with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        headers = list(pool.map(pinned.header, names, names.values()))
-    if index is None and headers[0] is None:
+    index = pinned.fetch(INDEX, bounds.LARGEST_INDEX)
+    files = None if index is None else read_index(repo, index.data)
+    here = pinned.headers(shards(repo, files)) if files else {}
+    if not files or here.keys() != set(files.values()):
+        here |= pinned.headers({SINGLE: 0})
+    if not here and not files:  # shards without an index, whose names only a listing tells
+        here = pinned.headers(dict.fromkeys(choose(listed(config.commit), None, tuple), 0))
+    if not here:
         raise NetworkError(f"{repo} holds no safetensors weights", "look for a release in safetensors format")
-    tensors: dict[str, StoredTensor] = {}
-    for name, header in zip(names, headers, strict=True):
-        if header is None:
-            raise NetworkError(f"{repo} names the file '{name}' and does not hold it")
-        tensors |= header[0]
-    read = sum(len(piece.data) for piece in (config, index) if piece) + sum(h[1] for h in headers if h)
+    chosen = choose(here, files, lambda: here[SINGLE][0])
+    if lost := next((name for name in chosen if name not in here), None):
+        raise NetworkError(f"{repo} names the file '{lost}' and does not hold it")
+    tensors = merged((here[name][0] for name in chosen), files or {})
+    read = sum(len(piece.data) for piece in (config, index) if piece) + sum(header[1] for header in here.values())
     return Remote(json_on_hub(config.data, "config.json"), tensors, config.commit, read)
 
 
@@ -69,6 +72,8 @@ class Repository:
     def __init__(self, repo: str, revision: str | None) -> None:
         self._repo = repo
         self._revision = revision
+        self._headers_left = bounds.LARGEST_HEADERS
+        self._lock = threading.Lock()
 
     def fetch(self, name: str, largest: int) -> _Piece | None:
         """A small file as a whole; None if it is not there."""
@@ -77,44 +82,59 @@ class Repository:
             raise NetworkError(f"{name} of {self._repo} is larger than {largest} bytes, which cannot be right")
         return piece
 
+    def headers(self, guesses: Mapping[str, int]) -> dict[str, tuple[dict[str, StoredTensor], int]]:
+        """What `header` gives for several files at once; those that are not there are left out."""
+        found = each_in_background(lambda name: self.header(name, guesses[name]), guesses, _CONNECTIONS)
+        return {name: header for name, header in zip(guesses, found, strict=True) if header is not None}
+
     def header(self, name: str, guess: int) -> tuple[dict[str, StoredTensor], int] | None:
         """The tensors of a safetensors file and the bytes read for them; None if there is no such file."""
         first = self._read(name, 0, guess or _FIRST_GUESS)
         if first is None:
             return None
         length = int.from_bytes(first.data[:8], "little")
-        if len(first.data) < 8 or not 2 <= length <= min(_LARGEST_HEADER, first.file_size - 8):
-            raise CheckpointError(f"{name} of {self._repo} is damaged: its header claims {length} bytes")
+        with self._lock:
+            if len(first.data) < 8 or not 2 <= length <= min(self._headers_left, first.file_size - 8):
+                raise CheckpointError(f"{name} of {self._repo} is damaged: its header claims {length} bytes")
+            self._headers_left -= length
         data = first.data[8 : 8 + length]
         if len(data) < length:
             rest = self._read(name, len(first.data), length - len(data))
             data += rest.data if rest else b""
+        bounds.check_values(data, f"the header of {name} of {self._repo}")
         return header_tensors(Path(name), data, first.file_size), max(len(first.data), 8 + len(data))
 
     def _read(self, name: str, start: int, size: int, ranged: bool = True) -> _Piece | None:
         """At most `size` bytes from `start`, even where a server ignores the range; None if there is no such file."""
-        range_ = f"{start}-{start + size - 1}" if ranged else None
+        range_ = (start, start + size - 1) if ranged else None
         with client.get(self._repo, self._revision, name, range_) as answer:
             code = answer.headers.get("x-error-code", "")
             if answer.status == 404 and code in ("EntryNotFound", "") and name != "config.json":
                 return None
             if answer.status not in (200, 206):
-                raise client.refusal(self._repo, self._revision, name, answer.status, answer.headers)
+                raise client.refusal(answer, self._repo, self._revision, name)
             skipped = start if answer.status == 200 else 0
-            data = client.take(answer.chunks(), skipped + size)[skipped:]
+            data = answer.read(skipped + size)[skipped:]
             return _Piece(data, answer.file_size or len(data), answer.commit)
 
 
-def shards(repo: str, index: bytes) -> Counter[str]:
+def read_index(repo: str, content: bytes) -> dict[str, str]:
+    """The file of each tensor, as the index of a repository says. CheckpointError or NetworkError if it is unfit."""
+    bounds.check_values(content, f"{INDEX} of {repo}")
+    return weight_map(content, f"{INDEX} of {repo}")
+
+
+def shards(repo: str, files: Mapping[str, str]) -> Counter[str]:
     """The weight files an index names, each with a guess at the length of its header."""
     lengths: Counter[str] = Counter()
-    for tensor, name in weight_map(index, f"{INDEX} of {repo}").items():
+    for tensor, name in files.items():
         lengths[name] += len(tensor) + 100
-    if len(lengths) > _MOST_SHARDS:
+    if len(lengths) > bounds.MOST_SHARDS:
         raise CheckpointError(f"{INDEX} of {repo} names {len(lengths)} files, which cannot be right")
     return Counter({name: length + 1024 for name, length in sorted(lengths.items())})
 
 
 def json_on_hub(data: bytes, name: str) -> dict[str, Any]:
     """The JSON object in a file that was fetched. ConfigError if there is none."""
+    bounds.check_values(data, f"{name} on the Hub")
     return json_object(data, lambda problem: ConfigError(f"{name} on the Hub {problem}"))

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli import settings
-from moecli.checkpoint.safetensors import INDEX, PICKLES
+from moecli.checkpoint.files import INDEX, SINGLE, choose, no_weights
 from moecli.errors import CheckpointError, NetworkError
-from moecli.hub import client
-from moecli.hub.cache import BLOB_NAME, repository, status
-from moecli.hub.headers import LARGEST_CONFIG, LARGEST_INDEX, SINGLE, Repository, json_on_hub, shards
+from moecli.hub import bounds, client
+from moecli.hub.cache import BLOB_NAME, blob_hash, repository, status
+from moecli.hub.headers import Repository, json_on_hub, read_index, shards
 from moecli.hub.retry import RetryPolicy, Tell, retry
 
-_LOG = logging.getLogger(__name__)
 _TEXTS = (
     "config.json", "generation_config.json", INDEX, "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
@@ -25,7 +22,6 @@ _TEXTS = (
 _OTHER_TOKENIZERS = ("vocab.json", "merges.txt", "tokenizer.model", "tiktoken.model", "tekken.json")
 _WEIGHTS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.safetensors")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_LARGEST_TEXT = 512 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +45,7 @@ class DownloadManifest:
     config: Mapping[str, Any]
     licence: str | None
     gated: bool
+    index: Mapping[str, str] | None = None  # which file holds a tensor, where that must be said
 
     @property
     def files(self) -> tuple[RemoteFile, ...]:
@@ -74,15 +71,13 @@ def read_manifest(
     repo: str, revision: str | None = None, policy: RetryPolicy | None = None, tell: Tell | None = None
 ) -> DownloadManifest:
     """Ask the Hub; nothing is written. NetworkError if it says no, CheckpointError if the answer cannot be right."""
-    client.check_endpoint()
-    if settings.offline():
-        raise NetworkError(f"'{repo}' is on the Hub, and the network is not to be used", "unset HF_HUB_OFFLINE")
     policy = policy or RetryPolicy(attempts=4)
-    info = retry(lambda: _ask(repo, revision), policy, tell=tell)
+    info = retry(lambda: client.listing(repo, revision), policy, tell=tell)
     listed = {file.name: file for file in _listed(repo, info)}
-    if not _COMMIT.fullmatch(info.sha or ""):
+    commit = info.get("sha")
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise CheckpointError(f"the Hub names no commit of {repo}")
-    source = Repository(repo, info.sha)
+    source = Repository(repo, commit)
 
     def read(name: str, largest: int) -> bytes | None:
         """A small file, from the cache if it is there."""
@@ -92,79 +87,108 @@ def read_manifest(
         if here is not None and here.st_size == listed[name].size <= largest:
             return (repository(repo) / "blobs" / listed[name].hash).read_bytes()
         piece = retry(lambda: source.fetch(name, largest), policy, tell=tell)
+        if piece is not None and not _is(listed[name], piece.data):
+            raise CheckpointError(f"{name} of {repo} is not the file that the Hub lists", "try again later")
         return piece.data if piece else None
 
-    index = read(INDEX, LARGEST_INDEX)
-    weights = _weights(repo, listed.keys(), index)
-    config = read("config.json", LARGEST_CONFIG)
+    def in_single() -> Collection[str]:
+        header = retry(lambda: source.header(SINGLE, 0), policy, tell=tell)
+        return header[0].keys() if header else ()
+
+    content = read(INDEX, bounds.LARGEST_INDEX)
+    index = None if content is None else read_index(repo, content)
+    weights = _weights(repo, listed.keys(), index, in_single)
+    if weights == [SINGLE]:
+        index = None
+    config = read("config.json", bounds.LARGEST_CONFIG)
     if config is None:
         raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be used")
-    texts = [name for name in _TEXTS if name in listed]
-    texts += [name for name in _OTHER_TOKENIZERS if name in listed and "tokenizer.json" not in listed]
-    if large := next((name for name in texts if listed[name].size > _LARGEST_TEXT), None):
+    texts = [name for name in _texts(listed) if name != INDEX or index is not None]
+    if large := next((name for name in texts if listed[name].size > bounds.LARGEST_TEXT), None):
         raise CheckpointError(f"{large} of {repo} has {listed[large].size} bytes, which cannot be right")
-    licences = (str(tag)[8:] for tag in info.tags or () if str(tag).startswith("license:"))
+    tags = info.get("tags")
+    licences = (str(tag)[8:] for tag in (tags if isinstance(tags, list) else ()) if str(tag).startswith("license:"))
     return DownloadManifest(
-        repo, revision or "main", info.sha, tuple(map(listed.__getitem__, texts)),
+        repo, revision or "main", commit, tuple(map(listed.__getitem__, texts)),
         tuple(map(listed.__getitem__, weights)), json_on_hub(config, "config.json"), _plain(next(licences, "")),
-        bool(info.gated),
+        bool(info.get("gated")), index,
     )  # fmt: skip
 
 
-def _ask(repo: str, revision: str | None) -> Any:
-    """The model's information with sizes and hashes of its files, in one request of huggingface_hub."""
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError
+def list_files(repo: str, commit: str | None) -> list[str]:
+    """The names at the top of a repository."""
+    return [file.name for file in _listed(repo, retry(lambda: client.listing(repo, commit), RetryPolicy(attempts=4)))]
 
-    _LOG.debug("GET %s/api/models/%s revision=%s", client.address(constants.ENDPOINT), repo, revision)
+
+def cached_manifest(repo: str, snapshot: Path) -> DownloadManifest:
+    """The same from what a snapshot in the cache holds, without asking anybody; no branch is asked for.
+
+    CheckpointError if it cannot be read. A file that is no link to its blob has no hash here.
+    """
     try:
-        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        return HfApi(library_name="moecli").model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
-    except HfHubHTTPError as error:
-        answer = error.response
-        raise client.refusal(repo, revision, "", answer.status_code, answer.headers) from error
-    except client.transport_failures() as error:
-        raise client.unreachable(error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"what the server at {constants.ENDPOINT} says of {repo} is not the language of the Hub"
-        raise NetworkError(message, "is HF_ENDPOINT right?") from error
+        held = {
+            path.name: RemoteFile(path.name, path.stat().st_size, path.readlink().name if path.is_symlink() else "")
+            for path in sorted(snapshot.iterdir())
+            if path.is_file()
+        }
+        config = (snapshot / "config.json").read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{snapshot} cannot be read: {error.strerror}") from error
+    return DownloadManifest(
+        repo, snapshot.name, snapshot.name, tuple(held[name] for name in _texts(held)),
+        tuple(file for file in held.values() if _WEIGHTS.fullmatch(file.name)), json_on_hub(config, "config.json"),
+        None, False,
+    )  # fmt: skip
 
 
-def _listed(repo: str, info: Any) -> list[RemoteFile]:
+def _texts(names: Collection[str]) -> list[str]:
+    """The small files among these names that a model needs."""
+    others = [] if "tokenizer.json" in names else [*_OTHER_TOKENIZERS, *(n for n in names if n.endswith(".tiktoken"))]
+    return [name for name in (*_TEXTS, *others) if name in names]
+
+
+def _listed(repo: str, info: Mapping[str, Any]) -> list[RemoteFile]:
     """Every file at the top of the repository. A name that git cannot hold proves that the server lies."""
+    siblings = info.get("siblings")
+    if not isinstance(siblings, list) or not all(isinstance(each, dict) for each in siblings):
+        raise CheckpointError(f"the Hub lists no files of {repo}", "is HF_ENDPOINT right?")
     files = []
-    for each in info.siblings or ():
-        name, size = each.rfilename, each.size
+    for each in siblings:
+        name, size, lfs = each.get("rfilename"), each.get("size"), each.get("lfs")
         parts = name.split("/") if isinstance(name, str) else [".."]
         if not {"", ".", ".."}.isdisjoint(parts) or "\\" in name or not name.isprintable():
             raise CheckpointError(f"{repo} names the file {str(name)[:80]!a}, which is outside its folder")
-        sha256 = each.lfs.sha256 if each.lfs else None
-        blob = sha256 or each.blob_id
+        if max(len(part.encode()) for part in parts) > bounds.LONGEST_NAME:
+            raise CheckpointError(f"{repo} names the file '{name[:80]}...', which no disk can hold")
         if len(parts) > 1:
             continue
-        if type(size) is not int or not 0 <= size < 2**50 or not BLOB_NAME.fullmatch(str(blob)):
+        blob = str((lfs.get("sha256") if isinstance(lfs, dict) else None) or each.get("blobId"))
+        if type(size) is not int or not 0 <= size < 2**50 or not BLOB_NAME.fullmatch(blob):
             raise CheckpointError(f"the Hub tells no size or no hash of {name} of {repo}")
         files.append(RemoteFile(name, size, blob))
     return files
 
 
-def _weights(repo: str, names: Iterable[str], index: bytes | None) -> list[str]:
-    """The files an index names; without one the single file, else every shard but `consolidated.*` copies."""
-    held = {name for name in names if _WEIGHTS.fullmatch(name)}
+def _is(file: RemoteFile, data: bytes) -> bool:
+    """Whether these are the bytes that were listed."""
+    digest = blob_hash(file.hash, file.size)
+    digest.update(data)
+    return len(data) == file.size and digest.hexdigest() == file.hash
+
+
+def _weights(
+    repo: str, names: Collection[str], index: Mapping[str, str] | None, in_single: Callable[[], Collection[str]]
+) -> list[str]:
+    """The files that hold the model, by the rule that opens a folder."""
     if index is not None:
-        wanted = sorted(shards(repo, index))
-        if missing := [name for name in wanted if name not in held]:
-            raise CheckpointError(f"{INDEX} of {repo} names '{missing[0][:80]}', which it does not hold")
-        return wanted
-    if SINGLE in held:
-        return [SINGLE]
-    if found := sorted(name for name in held if not name.startswith("consolidated")):
-        return found
-    pickles = next((name for name in sorted(names) if name.endswith(PICKLES)), None)
-    hint = "look for a release in safetensors format"
-    if pickles:
-        raise CheckpointError(f"{repo} holds only pickled weights ({pickles}), which can run code when opened", hint)
-    raise CheckpointError(f"{repo} holds no safetensors weights", hint)
+        shards(repo, index)
+    held = {name for name in names if _WEIGHTS.fullmatch(name)}
+    chosen = choose(held, index, in_single)
+    if not chosen:
+        raise no_weights(names, repo)
+    if lost := next((name for name in chosen if name not in held), None):
+        raise CheckpointError(f"{INDEX} of {repo} names '{lost[:80]}', which it does not hold")
+    return chosen
 
 
 def _plain(text: str) -> str | None:

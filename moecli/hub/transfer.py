@@ -12,6 +12,7 @@ from typing import Protocol
 from moecli.errors import CheckpointError, DiskError, MoecliError
 from moecli.hub import client
 from moecli.hub.cache import UNFINISHED, blob_hash
+from moecli.hub.failures import HubBusy
 from moecli.hub.manifest import RemoteFile
 from moecli.hub.retry import RetryPolicy, Stopped, retry
 from moecli.store.filesystem import FULL, unwritable
@@ -75,7 +76,7 @@ class Transfer:
         file = part.file
         if part.size == file.size:
             return
-        with client.get(self.repo, self.commit, file.name, f"{part.size}-") as answer:
+        with client.get(self.repo, self.commit, file.name, (part.size, None)) as answer:
             self._check(answer, file)
             skip = part.size if answer.status == 200 else 0
             for chunk in answer.chunks():
@@ -85,16 +86,16 @@ class Transfer:
                     raise _lie(file, "goes on after")
                 part.append(fresh)
         if part.size < file.size:
-            raise client.HubBusy(f"{file.name} was cut at {format_bytes(part.size)}", "try again later")
+            raise HubBusy(f"{file.name} was cut at {format_bytes(part.size)}", "try again later")
 
     def _check(self, answer: client.Answer, file: RemoteFile) -> None:
         """Whether this answer can be the file that was listed."""
         if answer.status == 416:
             raise _lie(file, "ends before")
         if answer.status == 403 and answer.redirected:  # a signed address that has expired
-            raise client.HubBusy(f"the host of {file.name} answers HTTP 403", "try again later")
+            raise HubBusy(f"the host of {file.name} answers HTTP 403", "try again later")
         if answer.status not in (200, 206):
-            raise client.refusal(self.repo, self.commit, file.name, answer.status, answer.headers)
+            raise client.refusal(answer, self.repo, self.commit, file.name)
         if answer.first("x-linked-etag").strip('W/"') not in ("", file.hash):
             raise CheckpointError(f"{file.name} has another hash than the Hub has listed", "try again later")
         if answer.file_size not in (None, file.size):

@@ -113,6 +113,34 @@ class Attention(ctypes.Structure):
     )
 
 
+class PromptAttention(ctypes.Structure):
+    """Attention of many tokens' queries over keys and values in memory."""
+
+    _fields_ = (
+        ("pool", ThreadPool),
+        ("type", c_int32),
+        ("queries", c_void_p),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("expansion", c_void_p),
+        ("output", c_void_p),
+        ("tokens", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("value_dim", c_int64),
+        ("rows", c_int64),
+        ("query_stride", c_int64),
+        ("rank", c_int64),
+        ("nope_dim", c_int64),
+        ("start", c_int64),
+        ("first", c_int64),
+        ("window", c_int64),
+        ("scale", c_float),
+        ("softcap", c_float),
+    )
+
+
 class Router(ctypes.Structure):
     """How experts are selected and weighted."""
 
@@ -172,6 +200,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "pack": Pack,
     "sublayer": Sublayer,
     "attention": Attention,
+    "prompt_attention": PromptAttention,
     "router": Router,
     "moe": Moe,
     "block": Block,

@@ -3,4 +3,9 @@
 CHUNK = 512  # prompt tokens per pass through the layers
 SCORES = 4_000_000  # attention scores held at once
 BUCKET = 64  # keys are scored in multiples of this
+# The same of native attention, which keeps them for each thread: see c/generic/prompt_attention.inc.h
+KEYS = 96  # scored at once
+QUERIES = 128  # of a task
+SHARING = 512  # of a task that expands latents
+THREADS = 16  # that the plan counts
 STAGED = 2  # experts on their way to a device

@@ -17,11 +17,11 @@ import torch
 from moecli import settings
 from moecli.errors import UsageError
 from moecli.kernels import abi
+from moecli.kernels.built import FILE as FILE
 
-FILE = Path(__file__).with_name("_native.so")
-FUNCTIONS = ("linear", "feed_forward", "gated", "pack", "decode_step", "route", "combine")
+FUNCTIONS = ("linear", "feed_forward", "gated", "pack", "decode_step", "route", "combine", "prompt_attention")
 
-_VERSION = 3  # of what the functions do: moecli_version() of a library where they do the same
+_VERSION = 4  # of what the functions do: moecli_version() of a library where they do the same
 _NO_MEMORY = 1  # enum status of native.h
 
 

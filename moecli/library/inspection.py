@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from moecli.formats import stored_as
 from moecli.library.resolve import Kind, ModelRef, known
 from moecli.model import catalog, families, params
 from moecli.model.params import Counts, Explanation
-from moecli.model.spec import ModelSpec
+from moecli.model.spec import ModelSpec, lacks
 from moecli.planning import memory
 from moecli.store.packed import PackedStore
 
@@ -40,8 +41,34 @@ class Report:
     fallback: str | None = None  # why the Hub's answer is not what is shown, where it was asked
 
     @property
+    def quantised(self) -> str | None:
+        """How the weights are quantised: by the headers where they were read, else by the word of config.json."""
+        return self.spec.quantization if self.inventory is None else self.inventory.quantised
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """What the engine lacks to run this model as it is stored."""
+        return lacks(self.spec, self.quantised)
+
+    @property
     def runnable(self) -> bool:
-        return not self.spec.unsupported
+        return not self.lacks
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the counts should know."""
+        plain = self.inventory is not None and self.source is not Kind.STORE and self.inventory.quantised is None
+        if plain and self.spec.quantization is not None:
+            leftover = f"config.json says that the weights are {self.spec.quantization}, but none is"
+            return (*self.spec.notes, leftover)
+        return self.spec.notes
+
+    @property
+    def stored(self) -> catalog.Stored | None:
+        """What the weights take as they are published, from their headers or from the catalog."""
+        if self.inventory is not None:
+            return catalog.Stored(self.inventory.bytes, self.inventory.format)
+        return self.entry.stored if self.entry is not None and self.source is Kind.CATALOG else None
 
     @property
     def dense(self) -> bool:
@@ -99,8 +126,9 @@ def _from_store(ref: ModelRef, store: PackedStore) -> Report:
 
 def _from_hub(ref: ModelRef, repo: str) -> Report:
     from moecli.hub.headers import read_remote
+    from moecli.hub.manifest import list_files
 
-    remote = read_remote(repo, ref.revision)
+    remote = read_remote(repo, ref.revision, partial(list_files, repo))
     return _report(ref, Kind.HUB, repo, remote.commit or ref.revision, remote.config, remote.tensors)
 
 
@@ -116,7 +144,7 @@ def _report(
     spec = family.read(config)
     counts = params.count(spec)
     published = ref.entry.published if ref.entry else None
-    inventory = take_inventory(header, family, spec, counts) if header else None
+    inventory = take_inventory(header, family, spec, counts, _group_size(config)) if header else None
     return Report(
         model=ref.name,
         source=kind,
@@ -131,6 +159,15 @@ def _report(
         explanation=params.explain_published(counts, published.total, published.active) if published else None,
         inventory=inventory,
     )
+
+
+def _group_size(config: Mapping[str, Any]) -> int | None:
+    """How many weights share a scale, where config.json says so."""
+    for part in (config.get("quantization"), config.get("quantization_config")):
+        size = part.get("group_size") if isinstance(part, Mapping) else None
+        if type(size) is int and 0 < size < 2**16:
+            return size
+    return None
 
 
 def _as_stored(spec: ModelSpec) -> int | None:

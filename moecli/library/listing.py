@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from moecli.hub import cache as hub_cache
 from moecli.library.resolve import built_in
 from moecli.library.stores import LocalStore, local_stores
 from moecli.model import catalog, families, params
+from moecli.model.spec import lacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def known() -> list[Known]:
 def _known(alias: str, entry: catalog.Entry | None, config: Mapping[str, Any]) -> Known:
     spec = families.read_spec(config)
     counts = params.count(spec)
-    return Known(alias, entry, spec.family, counts.total, counts.active, spec.lacks)
+    return Known(alias, entry, spec.family, counts.total, counts.active, lacks(spec, spec.quantization))
 
 
 def _built_in() -> list[Here]:
@@ -96,9 +96,8 @@ def _packed(store: LocalStore) -> Here:
 
 def _format(config: Mapping[str, Any]) -> str:
     """How the weights are stored, by the word of config.json."""
-    quantised = config.get("quantization_config")
-    if isinstance(quantised, dict):
-        method = str(quantised.get("quant_method", "bitsandbytes"))
-        return method if re.fullmatch(r"[\w.-]{1,24}", method) else "quantised"
+    quantised = families.quantization_name(config)
+    if quantised is not None:
+        return quantised
     dtype = config.get("dtype") or config.get("torch_dtype")
     return stored_as(dtype if isinstance(dtype, str) else None)

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
-from moecli.errors import ModelNotFound
-from moecli.hub.download import present
-from moecli.hub.manifest import DownloadManifest, read_manifest
-from moecli.hub.retry import Tell
+from moecli import settings
+from moecli.checkpoint.prequantized import quantised_among, true_tensors
+from moecli.checkpoint.safetensors import StoredTensor, read_header
+from moecli.checkpoint.towers import split_towers
+from moecli.errors import ModelNotFound, MoecliError
+from moecli.hub.download import cached, present
+from moecli.hub.failures import HubBusy
+from moecli.hub.headers import Repository
+from moecli.hub.manifest import DownloadManifest, RemoteFile, cached_manifest, read_manifest
+from moecli.hub.retry import RetryPolicy, Tell, retry
 from moecli.library.resolve import ModelRef
-from moecli.model import families
-from moecli.model.spec import ModelSpec
+from moecli.model import families, params
+from moecli.model.spec import ModelSpec, lacks
 from moecli.planning.estimate import Budget, Estimate, estimate
 from moecli.store.filesystem import free_space
+from moecli.text.files import TOKENIZERS
 from moecli.units import format_bytes
 
 _MOST_OF_DISK = 0.9
+_CONNECTIONS = 8
+_LEAST_BYTES = 1.5  # for each number, where they are plain
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """One pull. `present` counts bytes that are here already, those of unfinished downloads too."""
+    """One pull. `present` counts bytes that are here already, those of unfinished downloads too.
+
+    `unasked` says why the Hub's own list of files is not known: then what the cache holds is taken for all.
+    """
 
     name: str
     manifest: DownloadManifest
@@ -29,10 +44,17 @@ class Proposal:
     free: int
     spec: ModelSpec
     estimate: Estimate  # in the format it will be in, on this machine
+    quantised: str | None = None  # the format of the weights, where they are not plain numbers
+    unasked: str | None = None
 
     @property
     def missing(self) -> int:
         return self.manifest.bytes - self.present
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """What the engine lacks to run this model as it is stored."""
+        return lacks(self.spec, self.quantised)
 
     @property
     def doubts(self) -> list[str]:
@@ -44,9 +66,20 @@ class Proposal:
         if not plan.runs:
             least = format_bytes(min(plan.full_ram, plan.least_ram))
             doubts.append(f"it needs {least} of RAM at least, and {format_bytes(plan.ram_budget)} are free here")
-        if self.spec.unsupported:
-            doubts.append(f"this version cannot run it: {self.spec.lacks[0]}")
+        if lack := lacks_tokenizer(file.name for file in self.manifest.texts):
+            doubts.append(lack)
+        if self.lacks:
+            doubts.append(f"this version cannot run it: it lacks {', '.join(self.lacks)}")
         return doubts
+
+
+def lacks_tokenizer(names: Iterable[str]) -> str | None:
+    """Why a model with these small files cannot be given text; None if it can."""
+    found = sorted(set(names) - {"config.json", "tokenizer_config.json"})
+    if not set(TOKENIZERS).isdisjoint(found):
+        return None
+    other = [name for name in found if name.endswith((".model", ".tiktoken")) or name in ("tekken.json", "vocab.json")]
+    return f"it has no tokenizer that can be read{f', only {other[0]}' if other else ''}: moecli run will refuse it"
 
 
 def propose(ref: ModelRef, tell: Tell | None = None, dtype: str = "auto") -> Proposal:
@@ -56,12 +89,50 @@ def propose(ref: ModelRef, tell: Tell | None = None, dtype: str = "auto") -> Pro
     """
     if ref.repo is None:
         raise _nothing_to_pull(ref)
-    manifest = read_manifest(ref.repo, ref.revision, tell=tell)
+    manifest, unasked = _manifest(ref, ref.repo, tell)
     spec = families.find(manifest.config).read(manifest.config)
     result = estimate(ref.name, spec, Budget.of(), dtype, None, 1, find_context=False)
     here = sum(present(manifest, file) for file in manifest.files)
     room = manifest.bytes - here
-    return Proposal(ref.name, manifest, here, room, free_space(manifest.root), spec, result.chosen)
+    quantised = _quantised(manifest, spec, tell)
+    return Proposal(ref.name, manifest, here, room, free_space(manifest.root), spec, result.chosen, quantised, unasked)
+
+
+def _quantised(manifest: DownloadManifest, spec: ModelSpec, tell: Tell | None) -> str | None:
+    """The format of the weights, where config.json or their size speaks of one; None for plain numbers.
+
+    Their headers decide; if those cannot be had, config.json's word does.
+    """
+    small = sum(file.size for file in manifest.weights) < _LEAST_BYTES * params.count(spec).total
+    if spec.unsupported or (spec.quantization is None and not small):
+        return spec.quantization
+    repository = Repository(manifest.repo, manifest.commit)
+
+    def header(file: RemoteFile) -> Mapping[str, StoredTensor]:
+        if (path := cached(manifest, file)) is not None:
+            return read_header(path)
+        found = retry(lambda: repository.header(file.name, 0), RetryPolicy(attempts=2), tell=tell)
+        return found[0] if found else {}
+
+    tensors: dict[str, StoredTensor] = {}
+    with suppress(MoecliError), ThreadPoolExecutor(_CONNECTIONS) as pool:
+        for each in pool.map(header, manifest.weights):
+            tensors |= each
+        return quantised_among(true_tensors(split_towers(tensors)[0]))
+    return spec.quantization
+
+
+def _manifest(ref: ModelRef, repo: str, tell: Tell | None) -> tuple[DownloadManifest, str | None]:
+    """From the Hub; where it is not to be asked or cannot be reached, from a snapshot in the cache that looks whole."""
+    here = ref.folder
+    if here is not None and settings.offline():
+        return cached_manifest(repo, here), "the network is not to be used"
+    try:
+        return read_manifest(repo, ref.revision, RetryPolicy(attempts=1) if here else None, tell), None
+    except HubBusy as error:
+        if here is None:
+            raise
+        return cached_manifest(repo, here), error.message
 
 
 def _nothing_to_pull(ref: ModelRef) -> ModelNotFound:

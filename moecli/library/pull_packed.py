@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moecli.checkpoint.binding import Weights
-from moecli.checkpoint.safetensors import StoredTensor, read_header
+from moecli.checkpoint.safetensors import StoredTensor, merged, read_header
 from moecli.errors import CheckpointError
 from moecli.hub import download
+from moecli.hub.background import each_in_background
 from moecli.hub.cache import UNFINISHED
 from moecli.hub.headers import Repository
 from moecli.hub.manifest import DownloadManifest, RemoteFile
@@ -136,7 +136,7 @@ class _Place:
 
 
 def _headers(manifest: DownloadManifest, tell: Tell | None) -> Iterator[StoredTensor]:
-    """What all shards hold, wherever an index says it lies. A name that two of them hold is refused."""
+    """What all shards hold. Of a name that two of them hold the index says which copy counts."""
     hub = Repository(manifest.repo, manifest.commit)
 
     def read(file: RemoteFile) -> dict[str, StoredTensor]:
@@ -148,14 +148,7 @@ def _headers(manifest: DownloadManifest, tell: Tell | None) -> Iterator[StoredTe
             raise CheckpointError(f"{manifest.repo} lists '{file.name}' and does not hold it", "try again later")
         return header[0]
 
-    found: dict[str, StoredTensor] = {}
-    with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        for header in pool.map(read, manifest.weights):
-            if both := found.keys() & header.keys():
-                name = min(both)
-                raise CheckpointError(f"'{name}' is in {found[name].path.name} and in {header[name].path.name}")
-            found |= header
-    yield from found.values()
+    yield from merged(each_in_background(read, manifest.weights, _CONNECTIONS), manifest.index or {}).values()
 
 
 def _refuse_another_revision(target: Path, origin: Origin) -> None:

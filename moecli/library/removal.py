@@ -154,12 +154,14 @@ def _sizes(paths: Iterable[Path]) -> int:
 def _refuse_while_pulled(repo: str, blobs: Path) -> None:
     """Whoever fetches a blob holds its lock."""
     for partial in blobs.glob(f"*{hub_cache.UNFINISHED}"):
-        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+        from moecli.hub import client
+
+        lock_of = client.library().utils.WeakFileLock
 
         lock = hub_cache.lock_folder(repo) / f"{partial.name.partition('.')[0]}.lock"
         try:
             if lock.exists():
-                with WeakFileLock(lock, timeout=0.05):
+                with lock_of(lock, timeout=0.05):
                     pass
         except TimeoutError as error:
             raise DiskError(f"{repo} is being downloaded right now", "stop that download first") from error

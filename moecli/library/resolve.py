@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moecli.errors import ModelNotFound, printable
 from moecli.hub import cache as hub_cache
-from moecli.library import stores
+from moecli.library import address, stores
 from moecli.library.stores import LocalStore
 from moecli.model import catalog
 from moecli.store import manifest
@@ -83,10 +83,13 @@ class ModelRef:
 def resolve(model: str, *, dtype: str = "auto", original: bool = False, own_name: bool = False) -> ModelRef:
     """What MODEL names: a path, else the built-in model, an alias, a Hub id, a packed model by its own name.
 
+    An address of the Hub, as people paste it, means its org/name.
     A bare name prefers its packed model: the one in `dtype`, else any; a format that none has is taken from the
     checkpoint, where that is here. `original` is the checkpoint, whatever was packed from it. With `own_name` a packed
     model, finished or not, comes first where it is named itself, and only then. ModelNotFound for what names nothing.
     """
+    if "\0" not in model and not _names_path(model):
+        model = address.plain(model)
     ref = _find(model, dtype, original, own_name)
     _LOG.info("%s is %s (%s): folder %s, repository %s", model, ref.name, ref.kind.value, ref.folder, ref.repo)
     return ref

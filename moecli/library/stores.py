@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ def describe(folder: Path) -> LocalStore | None:
 
     A damaged one is known by where it lies, or by its name.
     """
+    if hub_cache.is_folder(folder):
+        os.scandir(folder).close()
     complete = False
     try:
         found: Mapping[str, Any] | None = asdict(manifest.read(folder))

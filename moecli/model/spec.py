@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from moecli.model.unsupported import Unsupported
@@ -281,6 +281,7 @@ class ModelSpec:
     extra: tuple[Extra, ...] = ()
     unsupported: tuple[Unsupported, ...] = ()  # what the engine lacks; runnable iff empty
     notes: tuple[str, ...] = ()  # what a reader of the counts should know
+    unread_keys: tuple[str, ...] = field(default=(), compare=False)  # of config.json: nothing reads them
 
     def __post_init__(self) -> None:
         """Equal layers become one object: see `alike`."""
@@ -299,6 +300,11 @@ class ModelSpec:
     def mixtures(self) -> tuple[tuple[int, Mixture], ...]:
         """The MoE layers with their indices."""
         return tuple((index, layer.ffn) for index, layer in enumerate(self.layers) if isinstance(layer.ffn, Mixture))
+
+
+def lacks(spec: ModelSpec, quantised: str | None) -> tuple[str, ...]:
+    """What the engine lacks for a model whose weights are stored so: mathematics first, then the format."""
+    return (*spec.lacks, f"{quantised} weights") if quantised else spec.lacks
 
 
 def alike(layers: Sequence[Layer]) -> list[tuple[Layer, int]]:

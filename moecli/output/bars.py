@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from moecli.output import tables, terminal
 
 
 def byte_bars(width: int, quiet: bool, **more: Any) -> Progress:
     """Bars of `width` columns that are gone after; nothing where stderr is no terminal. `more` goes to Progress."""
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    console = tables.console(file=terminal.styled(sys.stderr))
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(width),

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moecli.checkpoint.inventory import Inventory
+from moecli.errors import lines_printable
 from moecli.library.inspection import Report
 from moecli.library.resolve import Kind
 from moecli.model.params import Counts
@@ -40,7 +41,7 @@ def card(to: Console, report: Report) -> None:
     """All that is known of one model, on one screen."""
     parts: list[RenderableType] = [
         tables.Group(tables.title(report.model, _subtitle(report)), _wrapped(_provenance(report))),
-        tables.facts(_architecture(report.spec)),
+        tables.facts(_architecture(report)),
         _breakdown(to, report.counts),
         tables.facts(_conventions(report)),
         tables.facts(_costs(report)),
@@ -71,10 +72,11 @@ def _from(report: Report) -> str:
 
 
 def _wrapped(text: str) -> Text:
-    return Text(text, style="dim")
+    return Text(lines_printable(text), style="dim")
 
 
-def _architecture(spec: ModelSpec) -> list[tuple[str, str | Text]]:
+def _architecture(report: Report) -> list[tuple[str, str | Text]]:
+    spec = report.spec
     mixture = words.mixture_of(spec)
     rows: list[tuple[str, str | Text]] = [
         ("layers", layers(spec)),
@@ -90,9 +92,9 @@ def _architecture(spec: ModelSpec) -> list[tuple[str, str | Text]]:
     rows += [
         ("context", f"{spec.context_length:,} tokens"),
         ("vocabulary", f"{spec.vocab_size:,}" + (", tied to the output head" if spec.tied_embeddings else "")),
-        ("engine", "runs this model" if not spec.unsupported else f"lacks {', '.join(spec.lacks)}"),
+        ("engine", "runs this model" if report.runnable else f"lacks {', '.join(report.lacks)}"),
     ]
-    return rows + [("note", note) for note in spec.notes]
+    return rows + [("note", note) for note in report.notes]
 
 
 def layers(spec: ModelSpec) -> str:
@@ -166,6 +168,8 @@ def _costs(report: Report) -> list[tuple[str, str | Text]]:
     ]
     if report.inventory is not None:
         rows += _files(report, report.inventory)
+    elif report.stored is not None:
+        rows.append(("files", f"{_bytes(report.stored.bytes)} as published, mostly {report.stored.format}"))
     return rows
 
 

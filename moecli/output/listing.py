@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
+from moecli.errors import printable
 from moecli.library.listing import Here, Known
 from moecli.output import tables
 from moecli.output.comparison import billions
@@ -16,7 +17,7 @@ from moecli.units import format_bytes
 def show_here(to: Console, models: Sequence[Here]) -> None:
     """Print a table of the models on this machine: format, size, last use, revision."""
     rows = [
-        (model.name, model.format, format_bytes(model.bytes), _age(model.last_used), _revision(model))
+        (printable(model.name), model.format, format_bytes(model.bytes), _age(model.last_used), _revision(model))
         for model in models
     ]
     tables.show(to, tables.grid(("name", "format", "size", "used", "revision"), rows, left=(0, 1, 3, 4)))

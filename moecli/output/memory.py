@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from moecli.library.inspection import Report
 from moecli.output import tables, terminal
 from moecli.planning.estimate import Estimate, Result
 from moecli.planning.memory import read_bytes_per_token
@@ -12,8 +13,11 @@ from moecli.planning.placement import Plan, Tier
 from moecli.units import figure, format_bytes, round_up
 
 
-def screen(result: Result, explain: bool, no_color: bool) -> None:
-    """Print one format in detail, or all of them in a table; `explain` adds each term's formula."""
+def screen(result: Result, report: Report, explain: bool, no_color: bool) -> None:
+    """Print one format in detail, or all of them in a table; `explain` adds each term's formula.
+
+    `report` tells what the published files hold, and whether they can be run.
+    """
     to = tables.console(no_color)
     parts = [_title(result), _sum(to, result.chosen) if result.asked else _formats(result)]
     if explain:
@@ -22,6 +26,8 @@ def screen(result: Result, explain: bool, no_color: bool) -> None:
         parts += [_placement(result), _verdict(result)]
     else:
         parts.append(Text(_machine(result)))
+    if (words := _as_published(report)) is not None:
+        parts.append(words)
     tables.show(to, *parts)
 
 
@@ -115,6 +121,17 @@ def _machine(result: Result) -> str:
     if budget.gpu:
         return f"{budget.gpus} x {budget.gpu.name} and {ram}"
     return ram if budget.device is None else f"{format_bytes(budget.device)} VRAM and {ram}"
+
+
+def _as_published(report: Report) -> Text | None:
+    """Of what is not plain numbers, or does not run, so that the formats above are not taken for the files."""
+    lines = []
+    if report.quantised:
+        size = f", {report.stored.bytes:,} bytes ({format_bytes(report.stored.bytes)})" if report.stored else ""
+        lines.append(f"the weights are published in {report.quantised}{size}")
+    if report.lacks:
+        lines.append(f"this version cannot run them: it lacks {', '.join(report.lacks)}")
+    return Text("\n".join(lines)) if lines else None
 
 
 def _band(low: float, high: float) -> str:

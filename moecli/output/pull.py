@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
-from rich.console import Console
 from rich.progress import TaskID
 
 from moecli.hub.manifest import RemoteFile
@@ -16,7 +16,6 @@ from moecli.output.bars import byte_bars
 from moecli.units import figure, format_bytes
 
 _LONGEST_NAME = 26
-_WORTH_TELLING = 3.0  # seconds of waiting
 
 
 def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool) -> None:
@@ -31,6 +30,7 @@ def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool) -> None
         here = "cached or packed"
     band = f"{figure(speed.low)} to {figure(speed.high)} tokens/s ({speed.evidence} bandwidths)"
     how = "fits into RAM" if plan.fits else "with experts read from disk" if plan.runs else "does not run in this RAM"
+    how = "cannot be run" if proposal.lacks else how
     gate = "; the Hub wants its terms accepted" if manifest.gated else ""
     rows = [
         ("files", names),
@@ -40,10 +40,10 @@ def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool) -> None
         ("disk", disk),
         ("licence", (manifest.licence or "not named") + gate),
         ("memory", f"{format_bytes(proposal.estimate.memory.peak)} in {proposal.estimate.memory.dtype}; {how}"),
-        ("speed", band if plan.runs else "-"),
+        ("speed", band if plan.runs and not proposal.lacks else "-"),
+        *([("engine", f"lacks {', '.join(proposal.lacks)}")] if proposal.lacks else []),
     ]
-    colour = True if no_color else None
-    to = Console(stderr=on_stderr, no_color=colour, highlight=False, markup=False, emoji=False)
+    to = tables.console(no_color, terminal.styled(sys.stderr if on_stderr else sys.stdout))
     tables.show(to, tables.title(proposal.name, f"{manifest.repo} at {manifest.commit[:12]}"), tables.facts(rows))
 
 
@@ -53,17 +53,22 @@ def _store(pull: PackedPull) -> str:
     return f"{size} in {pull.layout.dtype}, {pull.target.name}{done}"
 
 
+def unasked(pull: Proposal | PackedPull) -> None:
+    """Say that the Hub was not asked, where that is so."""
+    proposal = pull if isinstance(pull, Proposal) else pull.proposal
+    if proposal.unasked:
+        terminal.say(f"note: {proposal.unasked}; {proposal.manifest.commit[:12]} is in the cache")
+
+
 def tell(why: str, seconds: float | None) -> None:
-    """Say that nothing moves for a while, if the while is long; `seconds` None: nobody knows how long."""
-    if seconds is None or seconds >= _WORTH_TELLING:
-        terminal.say(why if seconds is None else f"{why}: next attempt in {seconds:.0f} s")
+    """Say that nothing moves for a while, even to those who want quiet; None: nobody knows how long."""
+    terminal.say(why if seconds is None else f"{why}: next attempt in {seconds:.0f} s")
 
 
 class Bars:
     """A bar for each file under way and one for all, on a terminal; elsewhere only what takes patience is told."""
 
     def __init__(self, total: int, quiet: bool = False) -> None:
-        self._quiet = quiet
         self._lock = threading.Lock()
         self._tasks: dict[RemoteFile, TaskID] = {}
         self._left: dict[RemoteFile, int] = {}
@@ -97,8 +102,7 @@ class Bars:
 
     def wait(self, file: RemoteFile, why: str, seconds: float | None) -> None:
         """Nothing comes for a while; None: nobody knows how long."""
-        if not self._quiet:
-            tell(why, seconds)
+        tell(why, seconds)
 
     def _task(self, file: RemoteFile) -> TaskID:
         if file not in self._tasks:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import IO, Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from moecli.errors import lines_printable
+from moecli.output import terminal
 
 __all__ = ["Group", "bar", "blocks", "columns_that_fit", "console", "facts", "grid", "percent", "show", "title"]
 
@@ -17,9 +22,27 @@ _WIDEST = 500
 _LABEL = 11  # of facts, so that groups of them line up
 
 
-def console(no_color: bool = False) -> Console:
-    """stdout as rich sees it: NO_COLOR, FORCE_COLOR, TERM=dumb and COLUMNS hold. Piped: 80 columns, plain."""
-    return Console(file=sys.stdout, no_color=True if no_color else None, highlight=False, markup=False, emoji=False)
+class _Screen(Console):
+    """rich's console on which what strangers wrote sets no colour and no title: it is cleaned before it is styled."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Before it is measured."""
+        return super().render_str(lines_printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What was a Text from the beginning, too."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else lines_printable(text), style, control)
+
+
+def console(no_color: bool = False, file: IO[str] | None = None, **more: Any) -> Console:
+    """stdout, or another stream, as rich sees it: NO_COLOR, FORCE_COLOR, TERM=dumb and COLUMNS hold.
+
+    Piped: 80 columns, plain. No markup, no emoji codes: texts are texts. `more` goes to rich.
+    """
+    no = True if no_color else None
+    file = terminal.styled(sys.stdout) if file is None else file
+    return _Screen(file=file, no_color=no, highlight=False, markup=False, emoji=False, **more)
 
 
 def show(to: Console, *parts: RenderableType) -> None:
@@ -43,7 +66,7 @@ def _least(to: Console, part: RenderableType) -> int:
 
 def title(text: str, rest: str = "") -> Text:
     """A name that stands out where it can, and what is said about it."""
-    return Text.assemble((text, "bold"), f"  {rest}" if rest else "")
+    return Text.assemble((lines_printable(text), "bold"), lines_printable(f"  {rest}" if rest else ""))
 
 
 def facts(rows: Sequence[tuple[str, str | Text]]) -> Table:

@@ -3,23 +3,107 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
-import json
+import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from moecli import settings
-from moecli.errors import Declined, MoecliError, UsageError
-from moecli.store.filesystem import unwritable
+from moecli.errors import Declined, MoecliError, UsageError, escaped, json_text, lines_printable, printable
+from moecli.store import filesystem
+from moecli.text import incoming
+
+# What of a text would steer a terminal: controls but line end and tab (C1 are escape sequences in one byte), the breaks
+# and overrides that make it stand elsewhere than it is, halves of characters. Joiners and marks that scripts need stay.
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufff9-\ufffb]")
+
+
+class _Stream(io.TextIOWrapper):
+    """stdout or stderr: what is written goes through `clean`, at once; what cannot be written goes to `failed`.
+
+    `styled` is the same stream for what is clean already, and has colours.
+    """
+
+    def __init__(
+        self, standard: TextIO, errors: str, clean: Callable[[str], str] | None, failed: Callable[[OSError], None]
+    ) -> None:
+        super().__init__(standard.buffer, standard.encoding, errors, line_buffering=True)
+        self._standard = standard  # would close the buffer when it goes
+        self._clean, self._failed = clean, failed
+        self.styled = self if clean is None else _Stream(standard, errors, None, failed)
+
+    def write(self, text: str) -> int:
+        with self._watched():
+            super().write(text if self._clean is None else self._clean(text))
+        return len(text)
+
+    def flush(self) -> None:
+        with self._watched():
+            super().flush()
+
+    def write_bytes(self, content: bytes) -> None:
+        """What is no text."""
+        with self._watched():
+            super().flush()
+            self.buffer.write(content)
+            self.buffer.flush()
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            void = os.open(os.devnull, os.O_WRONLY)  # takes what is still buffered
+            os.dup2(void, self.fileno())
+            os.close(void)
+            self._failed(error)
 
 
 def prepare_streams() -> None:
-    """Never fail on a character that a terminal or pipe cannot show, or on bytes that are not UTF-8."""
-    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace"), (sys.stdin, "replace")):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
+    """Before anything else: three descriptors that are open, and streams that suit people and pipes.
+
+    stderr is for people, and its loss stops nothing. stdout is for people where it is a terminal, and true elsewhere;
+    MoecliError says that it cannot be written, BrokenPipeError that its reader has gone.
+    """
+    for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):  # writing to no stdout must fail
+        _open_if_closed(descriptor, mode)
+    sys.stdin = sys.stdin or os.fdopen(0)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    stdout, stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
+    sys.stdout = _Stream(stdout, "replace", steerless if stdout.isatty() else None, _stdout_lost)
+    sys.stderr = _Stream(stderr, "backslashreplace", lines_printable, lambda _: None)
+
+
+def _open_if_closed(descriptor: int, mode: int) -> None:
+    """A closed descriptor would become that of the next file which is opened, and that file get our output."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        void = os.open(os.devnull, mode)
+        os.dup2(void, descriptor)
+        if void != descriptor:
+            os.close(void)
+
+
+def _stdout_lost(error: OSError) -> None:
+    if error.errno == errno.EPIPE:
+        raise error
+    raise MoecliError(f"stdout cannot be written: {error.strerror or error}") from error
+
+
+def steerless(text: str) -> str:
+    """What a model said, for a terminal: every language, nothing that it would obey."""
+    return _STEERING.sub(lambda found: escaped(found[0]), text.replace("\r\n", "\n"))
+
+
+def styled(stream: TextIO) -> TextIO:
+    """The stream for text that rich has cleaned and coloured, or that moves the cursor itself."""
+    return getattr(stream, "styled", stream)
 
 
 def write(text: str) -> None:
@@ -28,21 +112,35 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+def write_file(content: bytes, file: Path | None) -> None:
+    """The bytes of a file that a user named, into it; without a name to stdout, where a terminal gets clean text."""
+    if file is not None:
+        filesystem.write(file, [content])
+    elif sys.stdout.isatty():
+        write(os.fsdecode(content))
+    elif isinstance(sys.stdout, _Stream):
+        sys.stdout.write_bytes(content)
+    else:
+        sys.stdout.buffer.write(content)
+
+
+def write_path(path: Path) -> None:
+    """A line with a path, in its own bytes where no person reads it."""
+    write_file(os.fsencode(f"{path}\n"), None)
+
+
 def write_json(document: Any, file: Path | None = None) -> None:
     """One JSON document, and the only thing on stdout; or into a file."""
-    text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    text = f"{json_text(document, indent=2)}\n"
     if file is None:
         write(text)
-        return
-    try:
-        file.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character, as JSON escapes it
-    except OSError as error:
-        raise unwritable(file, error) from error
+    else:
+        write_file(text.encode(), file)
 
 
 def say(text: str) -> None:
     """A line of talk on stderr: statistics, warnings, notes."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(f"{lines_printable(text)}\n")
     sys.stderr.flush()
 
 
@@ -62,16 +160,26 @@ class Line:
     def show(self, text: str) -> None:
         """Show this text instead of what stood there."""
         if self._wanted:
-            sys.stderr.write("\r" + text.ljust(self._width))
-            sys.stderr.flush()
-            self._width = len(text)
+            shown = printable(text)
+            self._put("\r" + shown.ljust(self._width))
+            self._width = len(shown)
 
     def clear(self) -> None:
         """Nothing stands there any more."""
         if self._width:
-            sys.stderr.write("\r" + " " * self._width + "\r")
-            sys.stderr.flush()
+            self._put("\r" + " " * self._width + "\r")
             self._width = 0
+
+    def _put(self, text: str) -> None:
+        stream = styled(sys.stderr)
+        stream.write(text)
+        stream.flush()
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """What was left out of a model's files or overruled, a line each."""
+    for note in notes:
+        say(f"note: {printable(note)}")
 
 
 @contextlib.contextmanager
@@ -88,7 +196,7 @@ def confirm(question: str, yes: bool) -> None:
         return
     if sys.stdin is None or not sys.stdin.isatty() or not sys.stderr.isatty():
         raise UsageError(f"cannot ask '{question}': no terminal", "add --yes to go on without being asked")
-    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.write(f"{printable(question)} [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().casefold() not in {"y", "yes"}:
         raise Declined("nothing was done")
@@ -100,22 +208,30 @@ def report(error: MoecliError) -> int:
         import traceback
 
         traceback.print_exception(error)
-    say(f"error: {error.message}")
+    say(f"error: {printable(error.message)}")
     if error.hint:
-        say(f"hint: {error.hint}")
+        say(f"hint: {printable(error.hint)}")
     return error.exit_code
 
 
 def clean(text: str) -> str:
-    """Command-line bytes that are not UTF-8 arrive as lone surrogates; replace them as stdin does."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """Command-line bytes that are not UTF-8 arrive as lone surrogates; replace them as stdin does, and say so."""
+    cleaned = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    if cleaned != text:
+        say(f"note: '{printable(text, 60)}' is not UTF-8: wrong bytes became U+FFFD")
+    return cleaned
 
 
 def read_stdin() -> str:
-    """All of a piped stdin; empty on a terminal or where there is none."""
-    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+    """The text of a piped stdin; empty on a terminal."""
+    if sys.stdin.isatty():
         return ""
+    return incoming.decode(read_stdin_bytes(), "stdin", say).replace("\r\n", "\n")
+
+
+def read_stdin_bytes() -> bytes:
+    """All that is piped in. UsageError if it cannot be read."""
     try:
-        return sys.stdin.read()
+        return incoming.read(sys.stdin.buffer, "stdin")
     except OSError as error:
         raise UsageError(f"stdin cannot be read: {error.strerror}") from error

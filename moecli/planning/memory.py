@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from moecli.formats import bytes_for
+from moecli.kernels import blocking, built
 from moecli.kernels.blocking import BUCKET, CHUNK, SCORES
 from moecli.model.params import kv_numbers_per_token
 from moecli.model.spec import MLA, Attention, FeedForward, Mixture, ModelSpec, Part, alike
@@ -36,6 +37,7 @@ class MemoryEstimate:
     experts: Term
     kv: Term
     activations: Term
+    device_activations: int  # the same on a device, where torch attends
     process: Term
     chunk: int  # prompt tokens per pass
     expert_count: int  # over all layers
@@ -75,7 +77,8 @@ def estimate_memory(spec: ModelSpec, dtype: str, context: int, batch: int = 1, c
         dense=_dense(spec, dtype),
         experts=_experts(mixtures, sizes),
         kv=_kv(spec, dtype, context, batch, chunk),
-        activations=_activations(spec, dtype, context, batch, chunk),
+        activations=_activations(spec, dtype, context, batch, chunk, built.expected()),
+        device_activations=_activations(spec, dtype, context, batch, chunk, native=False).bytes,
         process=Term("process", Amount(PROCESS, "interpreter, torch, tokenizer (typical)"), "-"),
         chunk=min(chunk, context),
         expert_count=sum(layers * mixture.router.experts for mixture, layers in mixtures.items()),
@@ -103,6 +106,7 @@ def layerwise_memory(spec: ModelSpec, dtype: str, longest: int, tokens: int) -> 
         chunk=tokens,
         kv=replace(memory.kv, amount=Amount(memory.kv.bytes // len(spec.layers), f"1 layer of {memory.kv.formula}")),
         activations=replace(memory.activations, amount=add((memory.activations.amount, together), "; ")),
+        device_activations=memory.device_activations + together.value,
     )
 
 
@@ -205,7 +209,7 @@ def _kv(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: int) -> Te
     return Term("KV cache", amount, "layers, key/value heads or latent rank, head_dim, sliding_window, --ctx, --batch")
 
 
-def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: int) -> Term:
+def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: int, native: bool) -> Term:
     """The largest buffers alive at once while a chunk of the prompt passes a block, and the rotary tables."""
     size = _number_bytes(dtype)
     tokens = min(chunk, context)
@@ -214,9 +218,10 @@ def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: i
     tables = sum(2 * context * rope.dims * size for rope in {layer.attention.rope for layer in kinds})
     routers = sum((4 - size) * times * each.count for each, times in counted_tensors(spec) if each.role == "router")
     library = int(min(1, chunks) * LIBRARY + min(64, chunks) * LIBRARY_CHUNK)
+    attention = _native_attention if native else _attention
     at_once = (
         named("residual stream", 3 * tokens * spec.hidden_size * size),
-        named("attention", max((_attention(layer.attention, tokens, context, size) for layer in kinds), default=0)),
+        named("attention", max((attention(layer.attention, tokens, context, size) for layer in kinds), default=0)),
         larger(
             _feed_forwards(spec, tokens, size),
             named("logits", 2 * batch * spec.vocab_size * 4),
@@ -233,7 +238,22 @@ def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: i
     return Term("activations", amount, "hidden size, heads, expert width, vocab_size")
 
 
+def _native_attention(attention: Attention, tokens: int, context: int, size: int) -> int:
+    """Queries, keys, values and what is mixed of them, and each thread's blocks in float32."""
+    if isinstance(attention, MLA):
+        widths, rank = attention.head_dim + attention.value_dim, attention.kv_rank
+        absorbed = (blocking.QUERIES + blocking.KEYS) * (attention.cache_width + rank)
+        expanded = min(blocking.SHARING, tokens) * widths + rank * (attention.nope_dim + attention.value_dim)
+        scratch = max(absorbed, expanded + blocking.KEYS * (widths + attention.cache_width))
+        rows = 4 * attention.heads * attention.head_dim + 2 * attention.cache_width
+    else:
+        scratch = (blocking.QUERIES + blocking.KEYS) * 2 * attention.head_dim
+        rows = 3 * (attention.query_width + attention.cache_width)
+    return 4 * blocking.THREADS * scratch + rows * tokens * size
+
+
 def _attention(attention: Attention, tokens: int, context: int, size: int) -> int:
+    """The same where torch computes it: a block of scores beside the keys and values as the library packs them."""
     keys = context if attention.window is None else min(context, attention.window + tokens)
     keys = -(-keys // BUCKET) * BUCKET
     block = min(SCORES, attention.heads * tokens * keys)  # see engine.attention.attend

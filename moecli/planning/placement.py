@@ -65,6 +65,7 @@ def place(memory: MemoryEstimate, ram: int, device: int | None = None) -> Plan:
     count = min(memory.expert_count, (device - least_device(memory)) // max(1, memory.slot_bytes))
     on_device = replace(
         core,
+        activations=memory.device_activations,
         process=DEVICE_CONTEXT,
         staging=_staged(memory),
         experts=count,
@@ -97,7 +98,7 @@ def _fill(memory: MemoryEstimate, ram: int, device: int | None, on_device: Tier,
 
 def least_device(memory: MemoryEstimate) -> int:
     """What a device must hold to be of use: everything but experts, and those on their way through it."""
-    return memory.dense.bytes + memory.kv.bytes + memory.activations.bytes + DEVICE_CONTEXT + _staged(memory)
+    return memory.dense.bytes + memory.kv.bytes + memory.device_activations + DEVICE_CONTEXT + _staged(memory)
 
 
 def _staged(memory: MemoryEstimate) -> int:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from moecli.errors import MoecliError
 from moecli.routing.agreement import Agreement, agreement
 from moecli.routing.balance import OVERFLOW_FACTORS, overflow, uniform_counts
-from moecli.routing.domains import DomainDistance, domain_distance
+from moecli.routing.domains import DomainDistance, load_distances, units
 from moecli.routing.published import Paper, paper
 from moecli.routing.report import RoutingReport, report
 from moecli.routing.trace import RoutingTrace
@@ -59,6 +59,7 @@ class Analysis:
     comparison: Comparison | None = None
     paper: Paper | None = None  # for Mixtral 8x7B
     note: str | None = None  # what the reader must know about how it was recorded
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -96,6 +97,7 @@ def analyse(
     memory: RunMemory | None = None,
     other: RoutingTrace | None = None,
     note: str | None = None,
+    provenance: Mapping[str, str] | None = None,
 ) -> Analysis:
     """Everything about `trace`, compared with `other`. Capacity `factors`: the usual ones if none are given."""
     return Analysis(
@@ -106,6 +108,7 @@ def analyse(
         None if other is None else _compare(trace, other),
         paper(trace),
         note,
+        provenance or {},
     )
 
 
@@ -129,11 +132,21 @@ def _compare(trace: RoutingTrace, other: RoutingTrace) -> Comparison:
         reason = error.message
     loads = None
     if [(a.layer, a.experts, a.active) for a in trace.layers] == [(b.layer, b.experts, b.active) for b in other.layers]:
-        loads = tuple(
-            domain_distance(np.stack([one.counts(), two.counts()]), one.active)
-            for one, two in zip(trace.layers, other.layers, strict=True)
+        ours, theirs = units(trace), units(other)
+        loads = load_distances(
+            [ours.counts(layer) for layer in trace.layers],
+            [theirs.counts(layer) for layer in other.layers],
+            _same_prompts(trace, other),
         )
     return Comparison(_name(other), report(other), agreed, loads, reason)
+
+
+def _same_prompts(one: RoutingTrace, other: RoutingTrace) -> bool:
+    """Whether both read the same prompts, whatever each wrote after them."""
+    read, too = ~one.generated, ~other.generated
+    return all(
+        np.array_equal(getattr(one, name)[read], getattr(other, name)[too]) for name in ("ids", "prompt", "domain")
+    )
 
 
 def _name(trace: RoutingTrace) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from moecli.errors import MoecliError, json_object
+from moecli.errors import MoecliError, json_object, json_text
 from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, Choices, LayerTrace, RoutingTrace, bare
 
 _CSV_HINT = "one line per choice: layer,expert"
@@ -69,13 +68,16 @@ def _checked(rows: Any, layer: int, experts: int) -> Choices:
 def to_jsonl(trace: RoutingTrace) -> Iterator[str]:
     """A first line about the model, then a line per token. Lines without line ends."""
     about = {name: getattr(trace, name) for name in ("model", "revision", "dtype", "family")}
-    yield json.dumps(about | {"experts": {str(layer.layer): layer.experts for layer in trace.layers}})
+    about["provenance"] = dict(trace.provenance)
+    yield json_text(about | {"experts": {str(layer.layer): layer.experts for layer in trace.layers}})
     for token, number in enumerate(trace.ids.tolist()):
         layers = {}
         for layer in trace.layers:
             row: dict[str, Any] = {"experts": layer.chosen[token].tolist()}
             if layer.weights is not None:
                 row["weights"] = [round(weight, 5) for weight in layer.weights[token].tolist()]
+            if layer.probabilities is not None:
+                row["probabilities"] = [round(share, 5) for share in layer.probabilities[token].tolist()]
             layers[str(layer.layer)] = row
         line = {
             "token": number,
@@ -85,7 +87,7 @@ def to_jsonl(trace: RoutingTrace) -> Iterator[str]:
             "generated": bool(trace.generated[token]),
             "layers": layers,
         }
-        yield json.dumps(line, ensure_ascii=False)
+        yield json_text(line)
 
 
 def from_jsonl(lines: Iterable[str]) -> RoutingTrace:
@@ -126,9 +128,15 @@ def _assemble(about: dict[str, Any], tokens: list[dict[str, Any]]) -> RoutingTra
         weights = None
         if "weights" in tokens[0]["layers"][name]:
             weights = np.array([token["layers"][name]["weights"] for token in tokens], np.float32).reshape(rows.shape)
-            if not np.isfinite(weights).all():
-                raise ValueError(f"a weight of layer {name} that is no number")
-        layers.append(LayerTrace(int(name), known, _checked(rows, int(name), known), weights))
+        shares = None
+        if "probabilities" in tokens[0]["layers"][name]:
+            shares = np.array([token["layers"][name]["probabilities"] for token in tokens], np.float32)
+            shares = shares.reshape(len(rows), known)
+        if not all(np.isfinite(part).all() for part in (weights, shares) if part is not None):
+            raise ValueError(f"a weight or probability of layer {name} that is no number")
+        layers.append(
+            LayerTrace(int(name), known, _checked(rows, int(name), known), weights, probabilities=shares)
+        )  # fmt: skip
     names = dict.fromkeys(str(token.get("domain", "")) for token in tokens)
     domains = {name: place for place, name in enumerate(names)}
     if len(domains) > MOST_DOMAINS:
@@ -142,4 +150,5 @@ def _assemble(about: dict[str, Any], tokens: list[dict[str, Any]]) -> RoutingTra
         tuple(domains),
         {int(token["token"]): str(token["text"]) for token in tokens if token.get("text") is not None},
         **{name: str(about.get(name, "")) for name in ("model", "revision", "dtype", "family")},
+        provenance={str(name): str(text) for name, text in dict(about.get("provenance") or {}).items()},
     )

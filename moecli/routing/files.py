@@ -8,7 +8,8 @@ from pathlib import Path
 from moecli.errors import MoecliError
 from moecli.routing import exchange, trace_file
 from moecli.routing.trace import RoutingTrace
-from moecli.store.filesystem import unwritable
+from moecli.store import filesystem
+from moecli.text import incoming
 
 _LINES = {".csv": exchange.to_csv, ".jsonl": exchange.to_jsonl}
 
@@ -18,9 +19,10 @@ def read(path: Path, shape: tuple[int, int] | None = None) -> RoutingTrace:
     if path.suffix not in _LINES:
         return trace_file.load(path)
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        content = path.read_bytes()
     except OSError as error:
         raise MoecliError(f"cannot read the trace {path}: {error.strerror}") from error
+    lines = incoming.lines(incoming.decode(content, str(path), lambda _: None))
     try:
         if path.suffix == ".jsonl":
             return exchange.from_jsonl(lines)
@@ -32,14 +34,10 @@ def read(path: Path, shape: tuple[int, int] | None = None) -> RoutingTrace:
 
 def write(trace: RoutingTrace, path: Path) -> None:
     """Write a trace in the form that the file's name asks for, over an existing one. DiskError if it cannot be."""
-    try:
-        if path.suffix not in _LINES:
-            trace_file.save(trace, path)
-            return
-        with path.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{line}\n" for line in _LINES[path.suffix](trace))
-    except OSError as error:
-        raise unwritable(path, error) from error
+    if path.suffix not in _LINES:
+        trace_file.save(trace, path)
+    else:
+        filesystem.write(path, (f"{line}\n".encode() for line in _LINES[path.suffix](trace)))
 
 
 def _active(lines: Iterable[str]) -> int:

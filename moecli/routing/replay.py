@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -65,6 +66,7 @@ class Replay:
     tokens: int  # decoded in the replay
     tokens_in_trace: int
     generated_only: bool  # prompts were read in one pass and not counted; else every token is decoded
+    active: int = 1
 
     @property
     def sampled(self) -> bool:
@@ -80,13 +82,14 @@ class Replay:
 class Verdict:
     """Does caching pay here? At half the experts: the default policy against slots filled at random (C/E)."""
 
-    pays: bool
+    pays: bool | None  # None: fewer tokens than `fewest_tokens`
     slots: int  # of the comparison
     hit_rate: float
     by_chance: float
     best_possible: float
     recommended_slots: int  # the knee: from here on a slot brings less than it did on average
     recommended_hit_rate: float
+    fewest_tokens: int = 1  # below, the first uses of the slots, always misses, weigh as much as what decides
 
     @property
     def gain(self) -> float:
@@ -121,7 +124,9 @@ def replay(trace: RoutingTrace, most_accesses: int = 150_000, policies: Sequence
     curves = tuple(Curve(policy, tuple(row)) for policy, row in zip(policies, rates.tolist(), strict=True))
     replayed = int((trace.generated[kept] if generated_only else kept >= 0).sum())
     names = tuple(layer.layer for layer in layers)
-    return Replay(slots, experts, curves, names, len(trace.layers), replayed, decoded, generated_only)
+    return Replay(
+        slots, experts, curves, names, len(trace.layers), replayed, decoded, generated_only, alike[0].active
+    )  # fmt: skip
 
 
 def verdict(result: Replay, policy: str = DEFAULT) -> Verdict:
@@ -130,14 +135,16 @@ def verdict(result: Replay, policy: str = DEFAULT) -> Verdict:
     half = min(range(len(result.slots)), key=lambda place: abs(result.slots[place] - result.experts / 2))
     by_chance = [slots / result.experts for slots in result.slots]
     knee = max(range(len(rates)), key=lambda place: (round(rates[place] - by_chance[place], 3), -place))
+    fewest = math.ceil(result.slots[half] / result.active / _WORTHWHILE)
     return Verdict(
-        pays=rates[half] - by_chance[half] >= _WORTHWHILE,
+        pays=rates[half] - by_chance[half] >= _WORTHWHILE if result.tokens >= fewest else None,
         slots=result.slots[half],
         hit_rate=rates[half],
         by_chance=by_chance[half],
         best_possible=result.curve("belady")[half],
         recommended_slots=result.slots[knee],
         recommended_hit_rate=rates[knee],
+        fewest_tokens=fewest,
     )
 
 

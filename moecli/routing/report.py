@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from moecli.routing.balance import OVERFLOW_FACTORS, Balance, Noise, balance, noise, overflow
+from moecli.routing.balance import FIGURES, OVERFLOW_FACTORS, Balance, Noise, balance, noise, overflow
 from moecli.routing.coactivation import Coactivation, coactivation
-from moecli.routing.domains import DomainDistance, domain_counts, domain_distance
+from moecli.routing.domains import Domains, Units, called, domain_counts, domain_distances, units
+from moecli.routing.permutation import FEWEST_PROMPTS, Chance, chance, relabelled, resampled
 from moecli.routing.replay import Replay, Verdict, replay, verdict
-from moecli.routing.temporal_locality import LocalityBaseline, TemporalLocality, locality_baseline, temporal_locality
-from moecli.routing.trace import LayerTrace, RoutingTrace
+from moecli.routing.temporal_locality import (
+    LocalityBaseline,
+    TemporalLocality,
+    locality_baseline,
+    locality_chances,
+    temporal_locality,
+)
+from moecli.routing.trace import Integers, LayerTrace, RoutingTrace
 from moecli.routing.vocabulary import Vocabulary, vocabulary
 
 _SMALL_NOISE = 0.5  # MaxVio of a uniform router, above which a heatmap shows mostly luck
@@ -40,7 +47,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerReport:
-    """One layer's figures, each beside what a uniform router shows."""
+    """One layer's figures, each beside what a uniform router and what chance shows."""
 
     layer: int
     experts: int
@@ -57,8 +64,8 @@ class LayerReport:
     auxiliary_loss: float | None  # E * sum f_e P_e with f_e = c_e / T; a uniform router has k
     z_loss: float | None  # mean logsumexp^2
     coactivation: Coactivation
-    domain_distance: DomainDistance | None  # with one domain there is none
     vocabulary: Vocabulary
+    chances: Mapping[str, Chance] = field(default_factory=dict)  # by the names of Figures; those with a verdict
 
     @property
     def figures(self) -> Figures:
@@ -101,6 +108,7 @@ class RoutingReport:
     tokens: int
     generated_tokens: int
     layers: tuple[LayerReport, ...]
+    domain_distances: Domains | None  # of all layers; with one domain there are none
     replay: Replay | None
     verdict: Verdict | None
 
@@ -118,18 +126,6 @@ class RoutingReport:
     def overall_uniform(self) -> Figures:
         """All layers together, as a uniform router shows them."""
         return _together(layer.uniform for layer in self.layers)
-
-    @property
-    def domain_distance(self) -> DomainDistance | None:
-        """The mean over the layers of each pair's distance; None for one domain."""
-        found = [layer.domain_distance for layer in self.layers if layer.domain_distance is not None]
-        if not found:
-            return None
-        return DomainDistance(
-            np.mean([each.matrix for each in found], 0),
-            np.mean([each.noise for each in found], 0),
-            np.mean([each.limit for each in found], 0),
-        )
 
     @property
     def few_tokens(self) -> bool:
@@ -160,6 +156,14 @@ def _together(layers: Iterable[Figures]) -> Figures:
 def report(trace: RoutingTrace, with_replay: bool = True, adjacent_ranks: bool = False) -> RoutingReport:
     """All figures of a trace. `adjacent_ranks` counts as pairs only experts next to each other in rank."""
     result = replay(trace) if with_replay else None
+    prompts = units(trace)
+    counts = [prompts.counts(layer) for layer in trace.layers]
+    distances = None
+    if len(trace.domains) > 1:
+        distances = domain_distances(counts, prompts.domain, len(trace.domains))
+    layers = [
+        _layer(layer, trace, prompts, each, adjacent_ranks) for layer, each in zip(trace.layers, counts, strict=True)
+    ]
     return RoutingReport(
         trace.model,
         trace.family,
@@ -169,13 +173,37 @@ def report(trace: RoutingTrace, with_replay: bool = True, adjacent_ranks: bool =
         len(np.unique(trace.prompt)),
         trace.tokens,
         int(trace.generated.sum()),
-        tuple(_layer(layer, trace, adjacent_ranks) for layer in trace.layers),
+        _called(layers),
+        distances,
         result,
         verdict(result) if result else None,
     )
 
 
-def _layer(layer: LayerTrace, trace: RoutingTrace, adjacent_ranks: bool) -> LayerReport:
+def _called(layers: list[LayerReport]) -> tuple[LayerReport, ...]:
+    """The layers with verdicts: each figure is tested in all of them together."""
+    for name in {name for layer in layers for name in layer.chances}:
+        mine = [place for place, layer in enumerate(layers) if name in layer.chances]
+        for place, found in zip(mine, called([layers[place].chances[name] for place in mine]), strict=True):
+            layers[place] = replace(layers[place], chances={**layers[place].chances, name: found})
+    return tuple(layers)
+
+
+def _chances(layer: LayerTrace, trace: RoutingTrace, prompts: Units, counts: Integers) -> dict[str, Chance]:
+    """What of this layer can be held against chance, with these prompts."""
+    found: dict[str, Chance] = {}
+    if prompts.count >= FEWEST_PROMPTS and layer.experts > 1:
+        even, renumbered = resampled(counts), relabelled(counts)
+        for name, figure in FIGURES.items():
+            found[name] = chance(figure(renumbered if name == "dead" else even), falls=name == "entropy")
+    repeated = locality_chances(layer, trace.follows, prompts.of_token, prompts.count)
+    names = {"top1": "repeat_top1", "any": "repeat_any", "overlap": "mean_overlap"}
+    return found | {names[name]: each for name, each in repeated.items()}
+
+
+def _layer(
+    layer: LayerTrace, trace: RoutingTrace, prompts: Units, prompt_counts: Integers, adjacent_ranks: bool
+) -> LayerReport:
     counts, by_domain = layer.counts(), domain_counts(layer, trace)
     return LayerReport(
         layer=layer.layer,
@@ -192,9 +220,9 @@ def _layer(layer: LayerTrace, trace: RoutingTrace, adjacent_ranks: bool) -> Laye
         gate_entropy=None if layer.entropy is None else float(layer.entropy.mean()),
         auxiliary_loss=_auxiliary_loss(layer, trace),
         z_loss=layer.log_sum_squared,
-        coactivation=coactivation(layer, adjacent_ranks=adjacent_ranks),
-        domain_distance=domain_distance(by_domain, layer.active) if len(trace.domains) > 1 else None,
-        vocabulary=vocabulary(layer, trace.ids),
+        coactivation=coactivation(layer, prompts.of_token, adjacent_ranks=adjacent_ranks),
+        vocabulary=vocabulary(layer, trace.ids, prompts.of_token),
+        chances=_chances(layer, trace, prompts, prompt_counts),
     )
 
 

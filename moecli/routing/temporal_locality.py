@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from moecli.routing.trace import Choices, Flags, Integers, LayerTrace
+from moecli.routing.permutation import FEWEST_PROMPTS, SEED, Chance, chance, runs_for, signs
+from moecli.routing.trace import Choices, Flags, Floats, Integers, LayerTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class TemporalLocality:
 
 @dataclass(frozen=True, slots=True)
 class LocalityBaseline:
-    """What to compare with: a uniform router, and its 95 % limits for this many pairs."""
+    """What a uniform router shows, and its 95 % limits for this many pairs."""
 
     uniform: TemporalLocality
     limit: TemporalLocality
@@ -73,3 +75,45 @@ def locality_baseline(layer: LayerTrace, pairs: int) -> LocalityBaseline:
         ),
         float((load**2).sum()),
     )
+
+
+def locality_chances(layer: LayerTrace, follows: Flags, prompt: Integers, prompts: int) -> Mapping[str, Chance]:
+    """Of `top1`, `any` and `overlap`: do neighbours share experts more often than tokens of the same prompt at random
+    places? Chance exchanges the two of a prompt. Empty where there are too few prompts. prompt [T], in 0..prompts."""
+    after = np.flatnonzero(follows) + 1
+    place = prompt[after]
+    used = np.unique(place)
+    if not len(used) or len(used) < FEWEST_PROMPTS:
+        return {}
+    pairs = np.bincount(place, minlength=prompts)[used].astype(float)
+    measured = _shared(layer.chosen[after - 1], layer.chosen[after], place, prompts)[:, used]
+    luck = np.lexsort((np.random.default_rng(SEED).random(len(prompt)), prompt))  # each prompt in random order
+    alike = prompt[luck][1:] == prompt[luck][:-1]
+    drawn = _shared(layer.chosen[luck[:-1][alike]], layer.chosen[luck[1:][alike]], prompt[luck[1:][alike]], prompts)
+    sizes = np.bincount(prompt, minlength=prompts)[used]
+    every = np.maximum(sizes * (sizes - 1.0), 1)
+    expected = np.stack(
+        [
+            _coincidences(layer.chosen[:, :1], prompt, layer.experts, prompts)[used] / every,
+            drawn[1][used] / np.maximum(sizes - 1, 1),
+            _coincidences(layer.chosen, prompt, layer.experts, prompts)[used] / every / layer.active,
+        ]
+    )
+    flips = signs(len(used), runs_for(len(used)))
+    middle = (expected * pairs).sum(1) / pairs.sum()
+    values = flips @ (measured - expected * pairs).T / pairs.sum() + middle  # [R, 3]
+    return {name: chance(values[:, row]) for row, name in enumerate(("top1", "any", "overlap"))}
+
+
+def _shared(before: Choices, after: Choices, place: Integers, prompts: int) -> Floats:
+    """Sums over the pairs of each prompt: equal first choices, any in common, share in common. [3, prompts]"""
+    shared = overlaps(before, after)
+    figures = (before[:, 0] == after[:, 0]).astype(float), (shared > 0).astype(float), shared / before.shape[1]
+    return np.stack([np.bincount(place, figure, prompts) for figure in figures])
+
+
+def _coincidences(chosen: Choices, prompt: Integers, experts: int, prompts: int) -> Floats:
+    """Ordered pairs of different tokens of a prompt, times the choices that they have in common. [prompts]"""
+    keys = prompt[:, None] * experts + chosen
+    counts = np.bincount(keys.ravel(), minlength=prompts * experts).reshape(prompts, experts).astype(float)
+    return np.asarray((counts * (counts - 1)).sum(1))

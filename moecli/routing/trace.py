@@ -59,6 +59,7 @@ class RoutingTrace:
     revision: str = ""
     dtype: str = ""
     family: str = ""
+    provenance: Mapping[str, str] = field(default_factory=dict)  # how it was recorded, by name
 
     @property
     def tokens(self) -> int:
@@ -68,7 +69,8 @@ class RoutingTrace:
     @property
     def follows(self) -> Flags:
         """Whether a token comes after the one before it in the same prompt. [T - 1]"""
-        return np.asarray(self.prompt[1:] == self.prompt[:-1])
+        ends = self.generated[:-1] & ~self.generated[1:]  # the next piece of a long prompt, after what was generated
+        return np.asarray((self.prompt[1:] == self.prompt[:-1]) & ~ends)
 
 
 def bare(layers: Mapping[int, tuple[int, Choices]]) -> RoutingTrace:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from moecli.errors import MoecliError, json_object, unreadable
 from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, LayerTrace, RoutingTrace
+from moecli.store import filesystem
 
 _MAGIC = b"moecli-trace"
 _VERSION = 1
@@ -31,7 +32,7 @@ _PER_LAYER = {"weights": "f4", "entropy": "f2", "mean_probabilities": "f8", "pro
 
 
 def save(trace: RoutingTrace, path: Path) -> None:
-    """Write the trace; an existing file is replaced when the new one is whole."""
+    """Write the trace; an existing file is replaced when the new one is whole. DiskError if it cannot be."""
     arrays: dict[str, NDArray[Any]] = {
         "ids": trace.ids.astype("<u4"),
         "prompt": trace.prompt.astype("<u4"),
@@ -48,6 +49,7 @@ def save(trace: RoutingTrace, path: Path) -> None:
         layers.append(row | {"log_sum_squared": layer.log_sum_squared})
     header = {
         **{name: getattr(trace, name) for name in _TEXTS},
+        "provenance": dict(trace.provenance),
         "tokens": trace.tokens,
         "domains": trace.domains,
         "layers": layers,
@@ -56,9 +58,7 @@ def save(trace: RoutingTrace, path: Path) -> None:
     }
     body = json.dumps(header, allow_nan=False).encode() + b"\n" + b"".join(a.tobytes() for a in arrays.values())
     first = f"{_MAGIC.decode()} {_VERSION} {hashlib.sha256(body).hexdigest()}\n".encode()
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_bytes(first + body)
-    unfinished.replace(path)
+    filesystem.write(path, [first, body])
 
 
 def load(path: Path) -> RoutingTrace:
@@ -94,6 +94,8 @@ def _read(header: dict[str, Any], data: bytes) -> RoutingTrace:
     _require(type(tokens) is int and tokens > 0, "no tokens")
     _require(0 < len(domains) <= MOST_DOMAINS and all(isinstance(name, str) for name in domains), "domains")
     texts = {name: header[name] for name in _TEXTS}
+    provenance = dict(header.get("provenance", {}))
+    _require(all(isinstance(text, str) for text in provenance.values()), "provenance")
     pieces = {int(number): text for number, text in header["pieces"].items()}
     _require(all(isinstance(text, str) for text in (*texts.values(), *pieces.values())), "texts")
     arrays = _arrays(header["arrays"], data)
@@ -109,6 +111,7 @@ def _read(header: dict[str, Any], data: bytes) -> RoutingTrace:
         columns["generated"].astype(bool),
         domains,
         pieces,
+        provenance=provenance,
         **texts,
     )
 

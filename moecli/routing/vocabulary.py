@@ -23,8 +23,8 @@ class Favourite:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """One layer. `lift` is the mean over experts of their highest; `shuffled_lift` the same with choices shuffled
-    over tokens: what so many ids and tokens show by chance."""
+    """One layer. `lift` is the mean over experts of their highest; `shuffled_lift` the same with choices shuffled among
+    the tokens of each prompt: what so many ids show because their prompts are alike, and by luck."""
 
     favourites: tuple[tuple[Favourite, ...], ...]  # per expert, highest lift first
     ids: int  # that occur often enough to be counted
@@ -32,8 +32,10 @@ class Vocabulary:
     shuffled_lift: float | None
 
 
-def vocabulary(layer: LayerTrace, ids: Ids, top: int = 5, least: int = LEAST_OCCURRENCES) -> Vocabulary:
-    """ids [T]; only those with at least `least` occurrences count."""
+def vocabulary(
+    layer: LayerTrace, ids: Ids, prompt: Integers, top: int = 5, least: int = LEAST_OCCURRENCES
+) -> Vocabulary:
+    """ids and prompt [T]; only ids with at least `least` occurrences count."""
     known, place, occurrences = np.unique(ids, return_inverse=True, return_counts=True)
     often = occurrences >= least
     if not often.any():
@@ -41,7 +43,10 @@ def vocabulary(layer: LayerTrace, ids: Ids, top: int = 5, least: int = LEAST_OCC
     row = np.where(often, np.cumsum(often) - 1, -1)[place]  # of each token, -1: too rare
     occurrences, known = occurrences[often], known[often]
     shares, lifts = _lifts(layer, row, occurrences, np.arange(len(ids)))
-    _, by_chance = _lifts(layer, row, occurrences, np.random.default_rng(layer.layer).permutation(len(ids)))
+    inside = np.empty(len(ids), np.int64)
+    luck = np.random.default_rng(layer.layer).random(len(ids))
+    inside[np.argsort(prompt, kind="stable")] = np.lexsort((luck, prompt))
+    _, by_chance = _lifts(layer, row, occurrences, inside)
     best = np.lexsort((np.broadcast_to(-occurrences[:, None], lifts.shape), -lifts), axis=0)[:top]  # [top, E]
     favourites = tuple(
         tuple(

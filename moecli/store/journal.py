@@ -35,6 +35,7 @@ class Journal:
         if events is None:
             self._path.write_bytes(b"")
             self._append(dict(plan))
+            sync_folder(folder)
         for event in events or []:
             self._apply(event)
 
@@ -149,7 +150,7 @@ def _check(event: Mapping[str, Any], is_plan: bool) -> None:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Be the only process that works in `folder`, which is made. The lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
     try:
         if not _try_lock(descriptor) or not _is_at(descriptor, folder / LOCK):
@@ -157,6 +158,14 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """A folder whose name is safe, and those above it that are not there either."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in new:
+        sync_folder(each.parent)
 
 
 def sync_folder(folder: Path) -> None:

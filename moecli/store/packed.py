@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor, read_header
@@ -114,6 +114,8 @@ def _check_sizes(folder: Path, found: StoreManifest) -> None:
 def read_layout(folder: Path, found: StoreManifest) -> StoreLayout:
     """What config.json, which must be the one that was packed, and the formats imply; the manifest may only agree."""
     spec = families.read_spec(families.load_config(folder / "config.json"))
+    if "lm_head" in found.roles:  # one of its own, whatever config.json says
+        spec = replace(spec, tied_embeddings=False)
     with reading(folder / "config.json"):
         checksums = file_checksums(folder / "config.json")
     if found.files.get("config.json") != checksums:

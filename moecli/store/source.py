@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from moecli.checkpoint.binding import Weights
+from moecli.checkpoint.prequantized import packed_format
 from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
+from moecli.checkpoint.towers import split_towers
 from moecli.errors import CheckpointError, ConfigError, reading
 from moecli.model import families
 from moecli.model.spec import ModelSpec
@@ -17,7 +19,7 @@ from moecli.store.manifest import Origin
 
 TEXTS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja", "chat_template.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "tokenizer.model",
 )  # fmt: skip
 
 
@@ -30,7 +32,7 @@ def open_source(folder: Path) -> Weights:
                 "to have another format, pack the checkpoint it was made from",
             )
         config = families.load_config(folder / "config.json")
-        return _bind(str(folder), config, lambda: Checkpoint.open(folder))
+        return _bind(str(folder), config, lambda: Checkpoint.open(folder)).with_true_ties()
 
 
 def announced(name: str, config: Mapping[str, Any], tensors: Iterable[StoredTensor]) -> Weights:
@@ -40,7 +42,9 @@ def announced(name: str, config: Mapping[str, Any], tensors: Iterable[StoredTens
 
 def text_files(folder: Path) -> list[Path]:
     """What a model needs beside its weights: configuration, tokenizer, chat template."""
-    return [folder / name for name in TEXTS if (folder / name).is_file()]
+    found = [folder / name for name in TEXTS if (folder / name).is_file()]
+    needless = folder / "tokenizer.model" if folder / "tokenizer.json" in found else None
+    return [path for path in found if path != needless]
 
 
 def origin_of(name: str, repo: str | None, revision: str | None, folder: Path, weights: Weights) -> Origin:
@@ -76,16 +80,11 @@ def header_fingerprint(tensors: Iterable[StoredTensor]) -> str:
 
 
 def check_runs(spec: ModelSpec, name: str) -> None:
-    """ConfigError or CheckpointError for what the engine cannot run."""
+    """ConfigError for what the engine cannot run."""
     if spec.unsupported:
         raise ConfigError(
             f"{spec.family} models cannot be run yet: the engine lacks {', '.join(spec.lacks)}",
             f"moecli inspect and moecli memory know them: moecli inspect {name}",
-        )
-    if spec.quantization is not None:
-        raise CheckpointError(
-            f"the checkpoint is quantised ({spec.quantization}), which cannot be run yet",
-            "use an unquantised bf16 or fp16 revision",
         )
 
 
@@ -93,4 +92,16 @@ def _bind(name: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkpo
     family = families.find(config)
     spec = family.read(config)
     check_runs(spec, name)
-    return Weights(spec, family, checkpoint())
+    opened = checkpoint()
+    found, others = split_towers(opened.tensors)
+    if (format_ := packed_format(found)) is not None:
+        raise CheckpointError(
+            f"the checkpoint is quantised ({format_}), which cannot be run yet",
+            "use an unquantised bf16 or fp16 revision",
+        )
+    notes = []
+    if spec.quantization is not None:
+        notes.append(f"config.json says that the weights are {spec.quantization}, but none is: they run as they are")
+    if others:
+        notes.append(f"{len(others)} tensors of vision or audio towers are left out: the text model runs alone")
+    return Weights(spec, family, Checkpoint(found, opened.index), tuple(notes))

@@ -56,14 +56,18 @@ def pack(
 
 def existing(target: Path, layout: StoreLayout, origin: Origin) -> PackedStore | None:
     """The finished store of this source in this format, if it is there. DiskError if something else is."""
-    finish_removal(leftover(target))
     partial = partial_folder(target)
     with explained(partial):
-        if (partial / manifest.FILE).exists() and not (partial / journal.FILE).exists():  # all but the last step
-            with locked(partial):
-                _give_name(partial, target)
-        if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-            return None
+        finish_removal(leftover(target))
+        return _existing(target, partial, layout, origin)
+
+
+def _existing(target: Path, partial: Path, layout: StoreLayout, origin: Origin) -> PackedStore | None:
+    if (partial / manifest.FILE).exists() and not (partial / journal.FILE).exists():  # all was done but the last step
+        with locked(partial):
+            _give_name(partial, target)
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return None
     if not (target / manifest.FILE).is_file():
         raise DiskError(f"{target} is there already and is not a packed model", "name another folder with -o")
     store = PackedStore.open(target)
@@ -168,9 +172,11 @@ class Writer:
         whole.write(self.folder / manifest.FILE)
         _sync(self.folder / manifest.FILE)
         sync_folder(self.folder)
-        extra = [file for file in self.folder.iterdir() if file.name not in (manifest.FILE, journal.LOCK, *checksums)]
-        for file in sorted(extra, key=lambda file: file.name == journal.FILE):  # last: its absence says all is there
+        kept = {manifest.FILE, journal.FILE, journal.LOCK, *checksums}
+        for file in [file for file in self.folder.iterdir() if file.name not in kept]:
             file.unlink()
+        sync_folder(self.folder)
+        (self.folder / journal.FILE).unlink()  # last: its absence says all is there
         _give_name(self.folder, self._target)
         return PackedStore.open(self._target)
 
@@ -209,6 +215,7 @@ class Writer:
 
 
 def _give_name(partial: Path, target: Path) -> None:
+    sync_folder(partial)
     partial.rename(target)
     (target / journal.LOCK).unlink()
     sync_folder(target.parent)

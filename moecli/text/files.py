@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Any
 
 from moecli.errors import MoecliError, TextError, json_object, unreadable
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # that can be read; the first that is there counts
 MOST_JSON = 64 * 2**20
 
 
 def read_bytes(path: Path, most: int, error: type[MoecliError] = TextError) -> bytes | None:
     """The file's bytes, None when there is no such file."""
     try:
-        if path.stat().st_size > most:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
+            raise error(f"cannot read {path}: it is no regular file")
+        if status.st_size > most:
             raise error(f"{path} is larger than {most // 2**20} MiB")
         with path.open("rb") as file:
             return file.read(most)

@@ -1,14 +1,16 @@
-"""Text to token ids and back, read from a model folder's tokenizer.json."""
+"""Text to token ids and back, read from a model folder's tokenizer.json or tokenizer.model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moecli.errors import TextError
+from moecli.text import sentencepiece
 from moecli.text.chat import MOST_SOURCE, ChatTemplate, Message
 from moecli.text.files import read_bytes, read_object, read_text
 
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 
 MOST_TOKENIZER = 256 * 2**20
 _OTHER_FORMATS = ("*.model", "*.tiktoken", "tekken.json", "vocab.json")
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
+# What looks like a special token, in the spelling of most models and of DeepSeek, and Gemma's turns.
+_SPECIAL = re.compile(r"<[|\uff5c][^\s<>|\uff5c][^<>|\uff5c\n]{0,60}[|\uff5c]>|<(?:start|end|begin)_of_\w{1,40}>")
+_MOST_UNKNOWN = 10
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _DAMAGED = "the file is damaged: download it again"
 
@@ -30,6 +36,8 @@ class Tokenizer:
         backend.no_truncation()  # what tokenizer.json may say about training batches
         backend.no_padding()
         tokens = _special_tokens(config)
+        self._declared = frozenset(tokens.values())
+        self.unknown: dict[str, int] = {}  # what looked like special tokens and was cut: into how many pieces
         self.bos_id = self.id_of(tokens["bos_token"]) if "bos_token" in tokens else None
         self.eos_id = self.id_of(tokens["eos_token"]) if "eos_token" in tokens else None
         self.special_ids = frozenset(
@@ -41,13 +49,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """The tokenizer in a model folder. Only tokenizer.json is required beside the weights."""
-        backend = _read_backend(folder)
-        config = read_object(folder / "tokenizer_config.json")
-        if "added_tokens_decoder" in config:
-            _add_declared_tokens(backend, config["added_tokens_decoder"], folder / "tokenizer_config.json")
-        else:  # in older folders the special tokens map has the last word
-            config = {**config, **read_object(folder / "special_tokens_map.json")}
+        """The tokenizer in a model folder. Only one of `TOKENIZERS` is required beside the weights."""
+        config = {
+            key: value for key, value in read_object(folder / "tokenizer_config.json").items() if value is not None
+        }
+        if "added_tokens_decoder" not in config:  # in older folders the special tokens map has the last word
+            config |= read_object(folder / "special_tokens_map.json")
+        backend, config = _read_backend(folder, config)
+        _add_tokens(backend, config, folder)
         template = read_text(folder / "chat_template.jinja", 4 * MOST_SOURCE)
         if template is None:
             template = _template_in(config)
@@ -62,6 +71,7 @@ class Tokenizer:
         that. A rendered chat template already holds its special tokens: see `encode_chat`.
         """
         ids = list(self._encode(text).ids)
+        self._look_for_unknown(text)
         if not special:
             return ids
         before = self._before
@@ -96,6 +106,20 @@ class Tokenizer:
         found = ((self.id_of(f"<0x{byte:02X}>"), byte) for byte in range(256))
         return {number: byte for number, byte in found if number is not None}
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was encoded so far in another way than whoever wrote it will have meant."""
+        return tuple(
+            f"the tokenizer does not know {token}: the model reads it as {count} other tokens"
+            for token, count in self.unknown.items()
+        )
+
+    def _look_for_unknown(self, text: str) -> None:
+        found = {match[0] for match in _SPECIAL.finditer(text)} | {each for each in self._declared if each in text}
+        for token in sorted(found - self.unknown.keys()):
+            if token and self.id_of(token) is None and len(self.unknown) < _MOST_UNKNOWN:
+                self.unknown[token] = len(self._encode(token).ids)
+
     def _encode(self, text: str, add_special_tokens: bool = False) -> Encoding:
         try:
             text.encode()
@@ -119,21 +143,29 @@ class Tokenizer:
         return before, after
 
 
-def _read_backend(folder: Path) -> Backend:
+def _read_backend(folder: Path, config: dict[str, Any]) -> tuple[Backend, dict[str, Any]]:
+    """The library's tokenizer, and what tokenizer_config.json says, with what its format implies where it is silent."""
     from tokenizers import Tokenizer as Backend
 
     path = folder / "tokenizer.json"
-    content = read_bytes(path, MOST_TOKENIZER)
-    if content is None:
-        found = sorted(file.name for pattern in _OTHER_FORMATS for file in folder.glob(pattern))
-        raise TextError(
-            f"{folder} has no tokenizer.json",
-            f"only tokenizer.json is supported: convert {found[0]} with transformers' AutoTokenizer"
-            if found
-            else "only tokenizer.json is supported: it lies beside the weights on the Hub",
-        )
-    with _explained(f"{path} is not a tokenizer"):
-        return Backend.from_buffer(content)
+    if (content := read_bytes(path, MOST_TOKENIZER)) is not None:
+        with _explained(f"{path} is not a tokenizer"):
+            return Backend.from_buffer(content), config
+    content = read_bytes(folder / "tokenizer.model", MOST_TOKENIZER)
+    if content is not None and not _TIKTOKEN.match(content):
+        model = sentencepiece.read(content)
+        special = {"bos_token": model.bos, "eos_token": model.eos}
+        implied = {name: text for name, text in special.items() if text is not None and model.id_of(text) is not None}
+        with _explained(f"{folder / 'tokenizer.model'} is not a tokenizer"):
+            backend = sentencepiece.backend(model, every_section=config.get("legacy") is not False)
+        return backend, {"add_bos_token": True, **implied, **config}
+    found = sorted({file.name for pattern in _OTHER_FORMATS for file in folder.glob(pattern)})
+    raise TextError(
+        f"{folder} has no tokenizer.json, nor a tokenizer.model of SentencePiece",
+        f"{found[0]} is in a format that is not read: convert it with transformers' AutoTokenizer"
+        if found
+        else "fetch the model again, or the tokenizer.json of the model it was made from",
+    )
 
 
 @contextmanager
@@ -147,18 +179,72 @@ def _explained(what: str) -> Iterator[None]:
         raise
 
 
-def _add_declared_tokens(backend: Backend, declared: Any, path: Path) -> None:
-    """Tokens that only tokenizer_config.json names, in the order of their ids, as transformers adds them."""
+def _add_tokens(backend: Backend, config: Mapping[str, Any], folder: Path) -> None:
+    """Tokens that only the files beside the tokenizer name, as transformers adds them.
+
+    Those with an id come first, in the order of their ids: of `added_tokens_decoder`, else of added_tokens.json. A
+    token that would get another id than the model learned, or one beyond the model's vocabulary, is left out.
+    """
     from tokenizers import AddedToken
 
+    special = [*_special_tokens(config).values(), *_more_special_tokens(config)]
+    wanted: list[tuple[int | None, AddedToken]] = []
+    for place, content, flags in _declared(config, special, folder):
+        wanted.append((place, AddedToken(content, **flags)))
+    wanted += [(None, AddedToken(content, special=True, normalized=False)) for content in special]
+    rows = _vocabulary(folder)
+    there = backend.get_added_tokens_decoder()
+    known = {token.content for token in there.values()}
+    free = max(backend.get_vocab_size(with_added_tokens=False), max(there, default=-1) + 1)  # what a new one gets
+    new: list[AddedToken] = []
+    for number, token in wanted:
+        own = backend.token_to_id(token.content)
+        gets = free if own is None else own
+        fits = own is not None or (rows is not None and free < rows) if number is None else number == gets
+        if token.content and token.content not in known and fits:
+            known.add(token.content)
+            new.append(token)
+            free += own is None
+    backend.add_tokens(new)
+
+
+def _declared(
+    config: Mapping[str, Any], special: Collection[str], folder: Path
+) -> list[tuple[int, str, dict[str, bool]]]:
+    """Id, text and flags of each token that a file gives an id to, by id."""
+    path, found = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
     try:
-        tokens = sorted((int(number), str(token["content"]), token) for number, token in declared.items())
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise TextError(f"{path}: added_tokens_decoder is not a table of tokens", _DAMAGED) from None
-    for number, content, token in tokens:
-        # A token that would get another id than the model learned is better left out.
-        if content and backend.token_to_id(content) is None and number == backend.get_vocab_size():
-            backend.add_tokens([AddedToken(content, **{flag: token.get(flag) is True for flag in _FLAGS})])
+        if found is not None:
+            tokens = [
+                (int(number), str(token["content"]), {flag: token.get(flag) is True for flag in _FLAGS})
+                for number, token in found.items()
+            ]
+        else:
+            path = folder / "added_tokens.json"
+            tokens = [
+                (int(number), text, {"special": text in special, "normalized": text not in special})
+                for text, number in read_object(path).items()
+            ]
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        what = "added_tokens_decoder is not a table of tokens" if found is not None else "is not a table of tokens"
+        raise TextError(f"{path}: {what}", _DAMAGED) from None
+    return sorted(tokens, key=lambda token: token[:2])
+
+
+def _vocabulary(folder: Path) -> int | None:
+    """How many ids the model knows, as far as config.json tells."""
+    config = read_object(folder / "config.json")
+    inner = config.get("text_config")
+    size = (inner if isinstance(inner, dict) else config).get("vocab_size")
+    return size if type(size) is int else None
+
+
+def _more_special_tokens(config: Mapping[str, Any]) -> list[str]:
+    """Special tokens without a role: strings, or objects with the string as their content."""
+    lists = (config.get(name) for name in ("additional_special_tokens", "extra_special_tokens"))
+    found = (each for tokens in lists if isinstance(tokens, list) for each in tokens)
+    texts = (each.get("content") if isinstance(each, dict) else each for each in found)
+    return [text for text in texts if isinstance(text, str)]
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from moecli.engine.load import open_model
 from moecli.errors import CheckpointError, MoecliError
 from moecli.planning.placement import fit
 from tests.support.checkpoints import make, prompt, write
+from tests.support.oracle import transformers
 from tests.support.running import ALL, load, score
 
 GOOD = {
@@ -345,11 +346,17 @@ def test_the_model_of_another_config(models: dict[str, Path], tmp_path: Path) ->
     assert "no expert under a name that mixtral uses" in refusal(lambda: open_model(folder))
 
 
-def test_a_tied_head_may_be_there_and_a_buffer_too(tmp_path: Path) -> None:
+def test_a_head_that_is_not_the_table_it_is_tied_to_counts_as_transformers_has_it(tmp_path: Path) -> None:
     folder = write(make("mixtral", tie_word_embeddings=True), tmp_path / "model")
-    expected = score(load(folder), prompt(5))
-    buffer = {"lm_head.weight": torch.zeros(97, 32), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
-    assert torch.equal(score(load(altered(folder, tmp_path, lambda t: t.update(buffer))), prompt(5)), expected)
+    torch.manual_seed(7)
+    more = {"lm_head.weight": torch.randn(97, 32), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    other = altered(folder, tmp_path, lambda tensors: tensors.update(more))
+    model = open_model(other)
+    assert not model.spec.tied_embeddings and "lm_head.weight is not the input table" in model.notes[0]
+    with torch.no_grad():
+        oracle = transformers().AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32)
+        expected = oracle(torch.tensor([prompt(5)])).logits[0]
+    assert torch.allclose(score(load(other), prompt(5)), expected, atol=1e-4)
 
 
 def test_prediction_layers_after_the_last_are_left_alone(models: dict[str, Path], tmp_path: Path) -> None:
@@ -361,11 +368,49 @@ def test_prediction_layers_after_the_last_are_left_alone(models: dict[str, Path]
     assert "model.layers.3" in refusal(lambda: open_model(too_far))
 
 
-def test_a_quantised_model_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("said", "body", "beside"),
+    [
+        ("gptq", ("qweight", torch.zeros(4, 32, dtype=torch.int32)),
+         {"qzeros": torch.zeros(1, 4, dtype=torch.int32), "scales": torch.zeros(1, 32, dtype=torch.float16)}),
+        ("awq", ("qweight", torch.zeros(32, 4, dtype=torch.int32)),
+         {"qzeros": torch.zeros(1, 4, dtype=torch.int32), "scales": torch.zeros(1, 32, dtype=torch.float16)}),
+        ("fp8", ("weight", torch.zeros(32, 32, dtype=torch.float8_e4m3fn)), {"weight_scale_inv": torch.ones(1, 1)}),
+        ("MLX 4-bit", ("weight", torch.zeros(32, 16, dtype=torch.uint32)),
+         {"scales": torch.ones(32, 2), "biases": torch.ones(32, 2)}),
+        ("ModelOpt nvfp4", ("weight", torch.zeros(32, 16, dtype=torch.uint8)),
+         {"weight_scale": torch.ones(32, 2), "weight_scale_2": torch.ones(()), "input_scale": torch.ones(())}),
+        ("compressed-tensors 4-bit", ("weight_packed", torch.zeros(32, 4, dtype=torch.int32)),
+         {"weight_scale": torch.ones(32, 1), "weight_shape": torch.ones(2, dtype=torch.int64)}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_headers_say_how_a_model_is_quantised(
+    said: str, body: tuple[str, torch.Tensor], beside: dict[str, torch.Tensor], models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Whatever config.json says or does not say."""
+    stem = "model.layers.0.block_sparse_moe.experts.0.w1"
+
+    def quantise(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[f"{stem}.weight"]
+        tensors |= {f"{stem}.{name}": value for name, value in (body, *beside.items())}
+
+    folder = altered(models["mixtral"], tmp_path, quantise)
+    assert f"quantised ({said})" in refusal(lambda: open_model(folder))
+
+
+@pytest.mark.parametrize(
+    "leftover",
+    [{"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes", "load_in_4bit": True}, {"bits": 4,
+     "group_size": 64}, {"quant_method": "fp8", "fmt": "e4m3"}, {"quant_algo": "NVFP4"}, {"quant_method": "made up"}],
+)  # fmt: skip
+def test_a_quantisation_that_only_config_json_knows_is_left_aside(
+    leftover: dict[str, Any], models: dict[str, Path], tmp_path: Path
+) -> None:
     folder = altered(models["mixtral"], tmp_path, lambda tensors: None)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
-    assert "quantised (gptq)" in refusal(lambda: open_model(folder))
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": leftover}))
+    assert any("run as they are" in note for note in open_model(folder).weights.notes)
 
 
 @pytest.mark.parametrize("padding", range(1, 9))

@@ -130,6 +130,35 @@ def test_a_quantised_folder_shows_true_parameters_and_stored_bytes(moecli, tmp_p
     assert "20,914,757,184 parameters, mostly mxfp4, in 13,761,264,768 bytes" in text
 
 
+def test_what_is_published_quantised_shows_its_bytes_without_a_network(moecli):
+    document = json.loads(moecli("inspect", "gpt-oss-20b", "--json").stdout)
+    assert document["stored_bytes"] == 13_761_264_768 and document["stored_format"] == "mxfp4"
+    assert "13,761,264,768 bytes (12.8 GiB) as published, mostly mxfp4" in moecli("inspect", "gpt-oss-20b").stdout
+    memory = json.loads(moecli("memory", "gpt-oss-20b", "--json").stdout)
+    assert memory["stored_bytes"] == 13_761_264_768 and not memory["runnable"] and memory["lacks"]
+    assert "published in mxfp4, 13,761,264,768 bytes" in moecli("memory", "gpt-oss-20b").stdout
+
+
+def test_what_run_refuses_is_not_called_runnable(moecli, tmp_path):
+    """By the headers of a folder, by config.json where there are none, and side by side."""
+    config = catalog.find("mixtral").config()
+    awq = headers.write(tmp_path / "awq", config, headers.packed(headers.mixtral(), "awq"))
+    plain = headers.write(
+        tmp_path / "plain", config | {"quantization_config": {"quant_method": "fp8"}}, headers.plain(headers.mixtral())
+    )
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps(config | {"quantization": {"group_size": 64, "bits": 4}}))
+    found = json.loads(moecli("inspect", str(awq), str(plain), str(bare), "kimi-k2", "--json").stdout)
+    assert [each["runnable"] for each in found] == [False, True, False, False]
+    assert [each["lacks"] for each in found] == [["awq weights"], [], ["MLX 4-bit weights"], ["fp8 weights"]]
+    assert any("fp8" in note for note in found[1]["notes"])
+    row = next(line for line in moecli("inspect", str(awq), str(plain)).stdout.splitlines() if "runs here" in line)
+    assert row.split()[2:] == ["no", "yes"]
+    assert "lacks awq weights" in moecli("inspect", str(awq)).stdout
+    assert "published in awq" in moecli("memory", str(awq)).stdout
+    assert "cannot run" not in moecli("memory", str(plain)).stdout
+
+
 def test_a_difference_is_shown_and_is_an_error(moecli, tmp_path):
     tensors = headers.plain(headers.mixtral())
     del tensors["model.layers.7.block_sparse_moe.experts.3.w1.weight"]

@@ -79,6 +79,8 @@ def test_the_catalog(moecli):
     assert models.keys() == {"tiny", *(entry.alias for entry in catalog.known())}
     assert models["dbrx"]["total"] == 131_596_523_520 and models["dbrx"]["active"] == 36_469_708_800
     assert models["mixtral"]["runnable"] and not models["jamba"]["runnable"] and models["jamba"]["lacks"]
+    for alias in ("deepseek-v3", "deepseek-r1", "kimi-k2"):
+        assert not models[alias]["runnable"] and models[alias]["lacks"] == ["fp8 weights"]
 
 
 def test_the_catalog_for_people(moecli):
@@ -91,7 +93,7 @@ def test_the_catalog_for_people(moecli):
 
 
 @pytest.mark.skipif(os.name != "posix" or not (os.geteuid() or shutil.which("setpriv")), reason="root may read it all")
-def test_a_store_that_may_not_be_read_is_named(command, environment, tmp_path):
+def test_a_store_that_may_not_be_read_is_shown_as_damaged(command, environment, tmp_path):
     folder = tmp_path / "home" / "models" / "tiny-q4"
     folder.mkdir(parents=True)
     folder.chmod(0)
@@ -104,6 +106,5 @@ def test_a_store_that_may_not_be_read_is_named(command, environment, tmp_path):
         timeout=60,
     )
     folder.chmod(0o700)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert f"error: '{folder}/manifest.json' cannot be read: " in result.stderr
-    assert f"hint: make {folder} readable" in result.stderr
+    assert (result.returncode, result.stderr) == (0, "")  # it is in nobody's way
+    assert "tiny-q4 (damaged)" in result.stdout

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
-from moecli.hub.client import address
+from moecli.hub.failures import address
 from moecli.model import catalog
 from tests.support import headers
 
@@ -60,10 +61,13 @@ def test_a_refused_request_and_the_listing_are_shown_without_the_token(moecli, h
     assert "hf_another" not in result.stderr
 
 
-def test_a_name_cannot_break_a_line(moecli):
-    result = moecli("inspect", "./no\nsuch", MOECLI_LOG="debug")
-    assert result.returncode == 1
-    assert all(LINE.fullmatch(line) or line.startswith(("error:", "hint:")) for line in result.stderr.splitlines())
+def test_a_name_cannot_break_a_line(moecli, tmp_path):
+    folder = tmp_path / "no\nsuch"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(catalog.find("mixtral").config()))
+    result = moecli("inspect", str(folder), "--json", MOECLI_LOG="debug")
+    assert result.returncode == 0, result.stderr
+    assert r"no\nsuch" in result.stderr and all(map(LINE.fullmatch, result.stderr.splitlines()))
 
 
 def test_an_unknown_level_is_wrong_usage(moecli):

@@ -97,6 +97,25 @@ def test_a_dry_run_of_mixtral_costs_kilobytes(pull, hub, tmp_path):
     assert "87.0 GiB" in text and "19 with weights" in text and max(map(len, text.splitlines())) <= 80
 
 
+def test_a_quantised_model_is_doubted_before_the_first_byte(pull, hub):
+    """Whatever its config.json says or leaves out; a leftover beside plain weights is no doubt."""
+    config = catalog.find("mixtral").config()
+    codes = headers.split(headers.packed(headers.mixtral(), "gptq"), 3)
+    hub.add("somebody/silent", config, *codes)
+    hub.add(
+        "somebody/leftover", config | {"quantization_config": {"quant_method": "fp8"}}, headers.plain(headers.mixtral())
+    )
+    document = json.loads(pull("somebody/silent", "--dry-run", "--json").stdout)
+    assert not document["runnable"] and document["lacks"] == ["gptq weights"]
+    assert any("gptq weights" in doubt for doubt in document["doubts"])
+    assert "lacks gptq weights" in pull("somebody/silent", "--dry-run").stdout
+    asked = pull("somebody/silent", "--quiet")
+    assert asked.returncode == 2 and "gptq weights" in asked.stderr
+    document = json.loads(pull("somebody/leftover", "--dry-run", "--json").stdout)
+    assert document["runnable"] and not any("fp8" in doubt for doubt in document["doubts"])
+    assert hub.sent < 3_000_000
+
+
 def test_a_family_nobody_knows_is_refused_before_its_weights(pull, hub, root):
     hub.put(f"{REPO}/config.json", b'{"architectures": ["NovelForCausalLM"], "model_type": "novel"}')
     result = pull(REPO, "--yes")

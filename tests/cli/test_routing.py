@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 import moecli
+from moecli import __version__ as moecli_version
 from moecli.planning.memory import estimate_memory
 from moecli.planning.placement import fit_layerwise, place
 from moecli.routing import files, trace_file
+from moecli.routing.prompts import bundled
+from moecli.routing.provenance import digest
 from moecli.routing.published import paper
 from moecli.routing.trace import RoutingTrace, bare
 from tests.support.checkpoints import write
@@ -61,8 +64,15 @@ def test_counts_are_a_plain_recount_and_domains_differ_beyond_noise(moecli, tmp_
     memory = routing["memory"]
     assert memory["fixed_bytes"] < routing["recommended_ram_bytes"] <= memory["full_bytes"]
     distances = routing["domain_distance"]["layers"]
-    assert all(layer["beyond_noise"] for layer in distances)
-    assert all(layer["mean"] > 0.2 > 100 * layer["noise"] for layer in distances[2:])
+    assert all(layer["beyond_noise"] and layer["p_value"] <= 0.01 for layer in distances)
+    assert all(layer["mean"] > 0.2 > 2 * layer["noise"] for layer in distances[2:])
+    made = routing["provenance"]
+    assert made["command"].endswith(f"inspect tiny --routing --json --save-trace {kept}")
+    assert (made["moecli"], made["model"], made["dtype"], made["seed"]) == (moecli_version, "tiny", "bf16", 0)
+    assert (made["revision"], made["prompts"]) == ("built in", "bundled") and made["prompts_sha256"] == digest(
+        bundled()
+    )
+    assert files.read(kept).provenance["prompts_sha256"] == made["prompts_sha256"]
 
 
 def test_a_run_leaves_a_trace_of_what_it_read_and_wrote(moecli, tmp_path):
@@ -192,6 +202,7 @@ def test_mixtral_stands_beside_its_paper(moecli, tmp_path):
         (["inspect", "tiny", "--routing", "--limit", "0"], 2, "0"),
         (["inspect", "tiny", "--routing", "--prompts", "{folder}/none"], 1, "cannot read the prompts"),
         (["inspect", "tiny", "--routing", "--prompts", "{bad}"], 1, "line 2"),
+        (["inspect", "tiny", "--routing", "--probabilities", "--save-trace", "{folder}/x.csv"], 2, "no room"),
         (["inspect", "tiny", "--routing", "--from", "{trace}"], 2, "not recorded of tiny"),
         (["inspect", "--routing", "--from", "{trace}", "--against", "tiny"], 2, "another trace"),
         (["inspect", "--routing", "--from", "{damaged}"], 1, "damaged"),

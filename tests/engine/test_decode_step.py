@@ -72,5 +72,8 @@ def test_it_is_as_by_operators(family: str, changes: dict[str, Any], tmp_path: P
     assert (logits - expected).norm() / expected.norm() < 0.01
     for a, b in zip(native.routings, plain.routings, strict=True):
         assert (a.logits - b.logits).norm() / b.logits.norm() < 0.01
-        if torch.equal(a.topk_ids, b.topk_ids):
-            assert torch.allclose(a.topk_weights, b.topk_weights, atol=0.02)
+    alike = [
+        (a, b) for a, b in zip(native.routings, plain.routings, strict=True) if torch.equal(a.topk_ids, b.topk_ids)
+    ]
+    assert len(alike) >= 0.8 * len(plain.routings)  # the others are torn
+    assert all(torch.allclose(a.topk_weights, b.topk_weights, atol=0.02) for a, b in alike)

@@ -78,6 +78,27 @@ def test_a_trace_sees_every_mixture_of_every_chunk(tmp_path: Path) -> None:
     assert trace.read == prompt(10)
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 5, 20, 64])
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_the_last_layer_asks_for_the_experts_of_the_last_token(family: str, chunk: int, tmp_path: Path) -> None:
+    decoder = load(write(make(family, num_hidden_layers=2), tmp_path))
+    ids = torch.tensor(prompt(20))
+
+    def states(last_only: bool, trace: Recording | None = None) -> tuple[torch.Tensor, int]:
+        before = decoder.experts.statistics.hits
+        result = decoder.forward(ids, decoder.new_cache(64, chunk), trace, last_only)
+        return result, decoder.experts.statistics.hits - before
+
+    (every, asked), (last, fewer) = states(last_only=False), states(last_only=True)
+    assert len(every) == (len(ids) - 1) % chunk + 1 and last.shape == (1, every.shape[1])
+    assert torch.allclose(last[0], every[-1], atol=1e-5)
+    assert fewer < asked
+    trace = Recording()
+    watched, as_many = states(last_only=True, trace=trace)
+    assert torch.equal(watched[0], every[-1]) and as_many == asked
+    assert sum(shape[0] for layer, shape, _ in trace.seen if layer == 1) == len(ids)
+
+
 @pytest.mark.parametrize("name", ["bf16", "fp16"])
 @pytest.mark.parametrize("family", ["mixtral", "dbrx", "deepseek_v2", "deepseek_v3", "qwen2_moe"])
 def test_half_precision_runs_close_to_full(family: str, name: str, tmp_path: Path) -> None:

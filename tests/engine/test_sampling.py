@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moecli.engine.sampling import Sampler, Sampling
+from moecli.engine.sampling import Sampler, Sampling, SamplingOptions, _candidates, new_seed
 from moecli.errors import UsageError
+from moecli.text.defaults import GenerationDefaults
 
 SHARES = [0.4, 0.25, 0.15, 0.1, 0.06, 0.04]
 LOGITS = torch.tensor([math.log(share) for share in SHARES])[[3, 0, 5, 1, 4, 2]]  # not sorted
@@ -133,6 +135,62 @@ def test_values_that_cannot_be_meant_are_refused(options: dict[str, float], said
     with pytest.raises(UsageError, match=f"{said} .* is out of range") as caught:
         Sampling(**options)
     assert caught.value.exit_code == 2 and caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"temperature": 100.0}, {"temperature": 0.0}, {"top_k": 1}, {"top_p": 1.0}, {"top_p": 1e-9}, {"min_p": 0.0},
+        {"min_p": 1.0}, {"repeat_penalty": 100.0}, {"repeat_penalty": 0.01},
+    ],
+)  # fmt: skip
+def test_the_ends_of_every_range_are_in_it(options: dict[str, float]) -> None:
+    for name, value in options.items():
+        assert getattr(Sampling(**options), name) == value
+
+
+def test_nothing_asked_for_is_greedy_without_filters() -> None:
+    assert Sampling() == Sampling(0.0, 0, 1.0, 0.0, 1.0)
+
+
+def test_a_word_of_the_user_counts_even_if_it_is_zero() -> None:
+    vendor = GenerationDefaults(temperature=0.3, top_k=7, top_p=0.8, min_p=0.1, repetition_penalty=1.2, do_sample=True)
+    assert SamplingOptions().resolve(vendor) == Sampling(0.3, 7, 0.8, 0.1, 1.2)
+    mine = SamplingOptions(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
+    assert mine.resolve(vendor) == Sampling()
+    greedy = GenerationDefaults(temperature=0.3, do_sample=False)
+    assert SamplingOptions().resolve(greedy).temperature == 0
+    assert SamplingOptions(temperature=0.9).resolve(greedy).temperature == 0.9
+    assert SamplingOptions().resolve(GenerationDefaults()) == Sampling(0.7)
+    with pytest.raises(UsageError, match="--top-p 3"):
+        SamplingOptions(top_p=3.0).resolve(vendor)
+
+
+def test_seeds_are_of_32_bits_and_differ() -> None:
+    seeds = {new_seed() for _ in range(200)}
+    assert len(seeds) > 195 and 0 <= min(seeds) < 2**30 and 2**31 < max(seeds) < 2**32
+
+
+def test_one_draw_for_each_token_and_none_for_greedy_ones() -> None:
+    """The n-th token of a seed does not depend on how those before it were filtered."""
+    expected = random.Random(5)
+    cumulative = LOGITS.double().softmax(-1).cumsum(0).tolist()
+    sampler = Sampler(Sampling(temperature=1.0), 5)
+    for _ in range(50):
+        draw = expected.random()
+        assert sampler.pick(LOGITS, ()) == next(i for i, mass in enumerate(cumulative) if mass > draw)
+
+
+@pytest.mark.parametrize("size", [511, 512, 513, 2000])
+def test_the_first_look_decides_nothing(size: int) -> None:
+    """A nucleus of all but the last ids, around the number that is sorted first."""
+    logits = torch.linspace(1, 0, size)
+    mass = logits.softmax(-1).cumsum(0)
+    for kept in (1, 2, min(size, 512) - 1, min(size, 512), size - 1):
+        options = Sampling(temperature=1.0, top_p=float((mass[kept - 1] + (mass[kept - 2] if kept > 1 else 0)) / 2))
+        probabilities, ids = _candidates(logits, options)
+        assert ids.tolist() == list(range(kept)) and len(probabilities) == kept
+        assert torch.allclose(probabilities, logits.softmax(-1)[:kept])
 
 
 @settings(max_examples=80)

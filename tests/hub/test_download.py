@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
+import safetensors.numpy
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 
 from moecli.errors import CheckpointError, MoecliError, NetworkError
@@ -16,6 +18,7 @@ from moecli.hub import cache as hub_cache
 from moecli.hub.download import each, fetch_all
 from moecli.hub.manifest import DownloadManifest, RemoteFile, read_manifest
 from moecli.hub.retry import RetryPolicy
+from moecli.library.pull import lacks_tokenizer
 from moecli.model import catalog
 from tests.support import headers, hub_server
 from tests.support.hub_server import Fault
@@ -327,6 +330,59 @@ def test_without_an_index_one_file_or_every_shard(hub: hub_server.Hub) -> None:
     assert [file.name for file in read_manifest(REPO).weights] == ["model.safetensors"]
 
 
+STRANGERS = ("adapter_model.safetensors", "model.fp16.safetensors", "value_head.safetensors", "optimizer.safetensors")
+
+
+@pytest.mark.parametrize("there", [(), (FIRST,), (FIRST, SECOND)])
+def test_a_whole_single_file_comes_before_an_index(hub: hub_server.Hub, there: tuple[str, ...]) -> None:
+    """As in a folder; a stale index is not fetched, it would make the snapshot look unfinished."""
+    hub.put(f"{REPO}/model.safetensors", weights(3))
+    for name in {FIRST, SECOND}.difference(there):
+        del hub.files[f"{REPO}/{name}"]
+    index = {"weight_map": dict.fromkeys(("x", "y"), FIRST) | {"z": SECOND}}
+    held = safetensors.numpy.save({name: np.zeros(4, np.float32) for name in ("x", "y", "z", "more")})
+    hub.put(f"{REPO}/model.safetensors", held)
+    hub.put(f"{REPO}/model.safetensors.index.json", json.dumps(index).encode())
+    manifest = read_manifest(REPO)
+    assert [file.name for file in manifest.weights] == ["model.safetensors"]
+    assert "model.safetensors.index.json" not in [file.name for file in manifest.texts]
+
+
+def test_strangers_are_not_fetched(hub: hub_server.Hub) -> None:
+    for name in STRANGERS:
+        hub.put(f"{REPO}/{name}", weights(4))
+    assert [file.name for file in read_manifest(REPO).weights] == [FIRST, SECOND]
+    del hub.files[f"{REPO}/model.safetensors.index.json"]
+    assert [file.name for file in read_manifest(REPO).weights] == [FIRST, SECOND]
+    del hub.files[f"{REPO}/{FIRST}"], hub.files[f"{REPO}/{SECOND}"], hub.files[f"{REPO}/pytorch_model.bin"]
+    del hub.files[f"{REPO}/model.fp16.safetensors"]
+    with pytest.raises(CheckpointError, match=r"holds adapter_model.safetensors and no model.safetensors"):
+        read_manifest(REPO)
+
+
+@pytest.mark.parametrize(
+    ("held", "fetched", "lack"),
+    [
+        (["tokenizer.json"], ["tokenizer.json"], None),
+        (["tokenizer.model"], ["tokenizer.model"], None),
+        (["qwen.tiktoken"], ["qwen.tiktoken"], "only qwen.tiktoken"),
+        (["tekken.json", "params.json"], ["tekken.json"], "only tekken.json"),
+        ([], [], "no tokenizer that can be read: moecli run"),
+        (["tokenizer.model", "tokenizer.json"], ["tokenizer.json"], None),
+    ],
+)
+def test_a_repository_without_a_tokenizer_is_known_before(
+    hub: hub_server.Hub, held: list[str], fetched: list[str], lack: str | None
+) -> None:
+    for path in [path for path in hub.files if "tokenizer" in path or "vocab" in path or "merges" in path]:
+        del hub.files[path]
+    for name in held:
+        hub.put(f"{REPO}/{name}", b"x")
+    names = [file.name for file in read_manifest(REPO).texts]
+    assert [name for name in names if name in held] == fetched
+    assert lack in (lacks_tokenizer(names) or "") if lack else lacks_tokenizer(names) is None
+
+
 def test_an_older_tokenizer_is_taken_where_there_is_no_other(hub: hub_server.Hub) -> None:
     del hub.files[f"{REPO}/tokenizer.json"]
     assert "vocab.json" in [file.name for file in read_manifest(REPO).texts]
@@ -376,9 +432,8 @@ def test_leaving_early_stops_the_transfers(hub: hub_server.Hub) -> None:
     hub.faults[SECOND] = [Fault(pace=(1000, 0.02))]
     files = each(manifest, manifest.weights, Seen())
     next(files)
+    (transfer,) = [thread for thread in threading.enumerate() if thread.name.endswith("(work)")]
     files.close()
-    for thread in threading.enumerate():
-        if thread.daemon and thread.name.endswith("(work)"):
-            thread.join(5)
-            assert not thread.is_alive()
+    transfer.join(5)
+    assert not transfer.is_alive()
     assert hub.sent_of[SECOND] < 300_000

@@ -24,6 +24,7 @@ from moecli.hub.retry import RetryPolicy
 from moecli.library.pull_packed import check_space, propose_packed, pull_packed
 from moecli.library.resolve import resolve
 from moecli.library.stores import default_folder
+from moecli.model import catalog
 from moecli.store.packed import PackedStore
 from moecli.store.verify import verify
 from moecli.store.write import partial_folder
@@ -355,11 +356,18 @@ def test_a_shard_that_is_none_is_named_before_its_bytes(server, checkpoint, clai
 
 def test_what_cannot_be_run_is_refused_before_the_headers(server, checkpoint):
     publish(server, checkpoint)
-    config = json.loads((checkpoint / "config.json").read_text()) | {"quantization_config": {"quant_method": "awq"}}
-    server.put(f"{REPO}/config.json", json.dumps(config).encode())
-    with pytest.raises((CheckpointError, ConfigError), match="quantised"):
+    server.put(f"{REPO}/config.json", json.dumps(catalog.find("jamba").config()).encode())
+    with pytest.raises(ConfigError, match="cannot be run yet"):
         pull()
     assert not shard_bytes(server) and not settings.home().exists()
+
+
+def test_a_quantisation_that_only_config_json_knows_hinders_nothing(server, checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "leftover")
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "awq"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    publish(server, folder)
+    assert pull().spec.quantization == "awq" and pull().dtype == "q4"
 
 
 def test_a_refusal_while_headers_are_read_passes_or_is_said(server, checkpoint, store):

@@ -51,14 +51,14 @@ def test_every_model_of_the_catalog_is_read(entry: catalog.Entry) -> None:
 
 
 @pytest.mark.parametrize("entry", catalog.known(), ids=lambda entry: entry.alias)
-def test_an_unknown_key_is_refused_by_name_at_every_level(entry: catalog.Entry) -> None:
+def test_a_key_that_nothing_reads_changes_no_count(entry: catalog.Entry) -> None:
+    plain = families.read_spec(entry.config())
     for level in ("", "text_config"):
         config = entry.config()
         target = config.get(level) if level else config
         if isinstance(target, dict):
             target["experts_dance"] = 2
-            with pytest.raises(ConfigError, match="experts_dance"):
-                families.read_spec(config)
+            assert families.read_spec(config) == plain
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_an_unknown_key_is_refused_by_name_at_every_level(entry: catalog.Entry) 
         ("minimax-m1", "attn_type_list", [0] * 79),
         ("minimax-m2", "shared_intermediate_size", 512),
         ("nemotron-3-nano-30b-a3b", "hybrid_override_pattern", "MEX" + "M" * 49),
-        ("nemotron-3-nano-30b-a3b", "moe_latent_size", 512),
+        ("nemotron-3-nano-30b-a3b", "num_hidden_layers", 51),
         ("mimo-v2-flash", "moe_layer_freq", [2] * 48),
         ("deepseek-v4-flash", "num_key_value_heads", 2),
         ("switch-base-8", "is_gated_act", True),

@@ -15,6 +15,7 @@ int moecli_pack(int isa, const struct pack *call);
 int moecli_decode_step(int isa, const struct decode_step *call);
 int moecli_route(int isa, const struct moe *call);
 int moecli_combine(int isa, const struct moe *call);
+int moecli_prompt_attention(int isa, const struct prompt_attention *call);
 const char *moecli_isa(int index);
 
 static uint32_t state = 1;
@@ -168,6 +169,36 @@ static void try_attention(int last, int format, int type, int variant) {
     free(keys), free(values), free(expected_x), free(expected_keys), free(expected_values);
 }
 
+/* A prompt's attention: over keys and values, over latents as they are, over latents expanded; `type` FP16 too. */
+static void try_prompt(int last, int type, size_t tokens, int variant) {
+    const size_t heads = 6, shared = variant & 1 ? 2 : 6, dim = 20, value_dim = variant & 2 ? 20 : 13, before = 70;
+    const size_t size = type == FP32 ? 4 : 2, rank = 24, nope_dim = 15, rows = before + tokens;
+    const size_t width = rank + dim - nope_dim;
+    void *queries = typed(type, tokens * (heads * dim + 3)), *keys = typed(type, shared * rows * dim);
+    void *values = typed(type, shared * rows * value_dim), *latents = typed(type, rows * width);
+    void *expansion = typed(type, heads * (nope_dim + value_dim) * rank);
+    void *out = malloc(tokens * heads * value_dim * size);
+    void *expected[3] = {NULL, NULL, NULL};
+    for (int isa = last; isa >= 0; isa--) {
+        if (!*moecli_isa(isa))
+            continue;
+        struct prompt_attention call = {.type = type, .queries = queries, .output = out, .scale = 0.2f};
+        call.tokens = (int64_t)tokens, call.heads = (int64_t)heads, call.head_dim = (int64_t)dim;
+        call.value_dim = (int64_t)value_dim, call.rows = (int64_t)rows, call.query_stride = (int64_t)(heads * dim + 3);
+        call.first = 50, call.start = 50 + (int64_t)before, call.window = variant & 2 ? 60 : 0;
+        for (int kind = 0; kind < 3; kind++) {
+            call.keys = kind ? latents : keys, call.values = kind ? NULL : values;
+            call.expansion = kind ? expansion : NULL, call.rank = kind ? (int64_t)rank : 0;
+            call.nope_dim = kind ? (int64_t)nope_dim : 0, call.softcap = variant & 1 && !kind ? 3 : 0;
+            call.kv_heads = (int64_t)(kind == 0 ? shared : kind == 1 ? 1 : heads);
+            moecli_prompt_attention(isa, &call);
+            check("prompt_attention", isa, type, out, &expected[kind], tokens * heads * value_dim * size);
+        }
+    }
+    free(queries), free(keys), free(values), free(latents), free(expansion), free(out);
+    free(expected[0]), free(expected[1]), free(expected[2]);
+}
+
 /* A token's mixture of experts: at once, and in its steps. */
 static void try_moe(int last, int format, int type, int variant) {
     const size_t hidden_size = 72, intermediate_size = 40, experts = 12, top_k = variant & 1 ? 12 : 3;
@@ -254,6 +285,9 @@ int main(void) {
             try_attention(last, format, variant & 1 ? FP32 : BF16, variant);
             try_moe(last, format, variant & 2 ? FP32 : BF16, variant);
         }
+    for (int variant = 0; variant < 4; variant++)
+        for (int type = FP32; type <= FP16; type++)
+            try_prompt(last, type, variant & 1 ? 45 : 7, variant);
     printf("%d failures\n", failures);
     return failures != 0;
 }

@@ -17,6 +17,7 @@ from moecli.kernels import library, native
 from moecli.kernels.linear import ACTIVATIONS
 from moecli.model.spec import Activation
 from tests.support import native_samples as samples
+from tests.support.native_samples import on_every_isa
 
 pytestmark = pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")
 SHAPES = st.tuples(st.integers(1, 150), st.integers(1, 300))
@@ -28,16 +29,6 @@ def best_isa() -> Iterator[None]:
     yield
     library.use_isa(library.isas()[0])
     torch.set_num_threads(1)
-
-
-def on_every_isa(call: object) -> Tensor:
-    """The result, the same to the last bit."""
-    results = []
-    for name in library.isas():
-        library.use_isa(name)
-        results.append(call())  # type: ignore[operator]
-    assert all(torch.equal(result, results[0]) for result in results)
-    return results[0]
 
 
 def close(found: Tensor, wanted: Tensor) -> bool:

@@ -45,11 +45,11 @@ def test_csv_holds_the_report() -> None:
             assert found[layer.layer, expert, "utilisation", ""] == layer.utilisation[expert]
             parts = [found[layer.layer, expert, "assignments", domain] for domain in report.domains]
             assert sum(parts) == layer.counts[expert]
-    entropies = [row for row in rows if row["figure"] == "load entropy"]
+    entropies = [row for row in rows if row["figure"] == "normalised entropy"]
     for row, layer in zip(entropies, document(report)["layers"], strict=True):
         assert float(row["value"]) == layer["entropy"]
         assert float(row["uniform"]) == layer["baseline"]["entropy"]
-        assert float(row["limit"]) == layer["limit"]["entropy"]
+        assert row["p_value"] == "", "three prompts"
     assert report.replay is not None
     lru = [float(row["value"]) for row in rows if row["figure"] == "hit rate, lru"]
     assert tuple(lru) == report.replay.curve("lru")
@@ -62,7 +62,7 @@ def test_csv_of_chosen_layers() -> None:
 def test_csv_starts_no_formula() -> None:
     hostile = analyse(samples.trace(domains=("=1+1", "english")))
     assert {row["domain"] for row in csv.DictReader(io.StringIO(render(hostile, "csv", View()).decode()))} == {
-        "", "'=1+1", "english",
+        "", "'=1+1", "english", "'=1+1 / english",
     }  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_markdown_has_whole_tables_and_no_markup_from_tokens() -> None:
     hostile = analyse(samples.trace(domains=("english", "<b>|*x*")))
     text = render(hostile, "md", View()).decode()
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert len(tables) == 4
+    assert len(tables) == 5
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
     outside = re.sub(r"```text.*?```", "", text, flags=re.DOTALL)

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.cells import cell_len
 
@@ -14,7 +15,6 @@ from moecli.output.json.routing_report import document
 from moecli.output.routing import View
 from moecli.output.routing.shades import BLOCKS, glyph, position
 from moecli.routing.analysis import Analysis, analyse
-from moecli.routing.trace import RoutingTrace
 from tests.support import reports as samples
 from tests.support.screens import FOLDER, GOLDEN, TERMINALS, Screen, shown
 
@@ -117,7 +117,7 @@ def test_figures_are_those_of_the_report() -> None:
     text = "\n".join(lines_of(analysis, View(), 120))
     overall = routing["overall"]
     for name, value in (
-        ("load entropy", f"{overall['entropy']:.3f}"),
+        ("norm. entropy", f"{overall['entropy']:.3f}"),
         ("MaxVio", f"{overall['max_violation']:.2f}"),
         ("repeat, first", f"{overall['repeat_top1']:.1%}"),
         ("repeat, any", f"{overall['baseline']['repeat_any']:.1%}"),
@@ -127,16 +127,48 @@ def test_figures_are_those_of_the_report() -> None:
     assert verdict is not None and f"keep {verdict.recommended_slots} of 8 (--ram 15GiB)" in text
 
 
-def test_specialisation_is_claimed_only_beyond_noise() -> None:
-    def sentence(trace: RoutingTrace) -> str:
-        return " ".join(shown(analyse(trace), View(), 120).split())
+@pytest.mark.parametrize(
+    ("prompts", "says"),
+    [
+        (8, "specialise by domain, beyond chance in 6 of 6 layers"),
+        (2, "dealt to them in 15 ways only, and no p-value is below 0.07; 5 prompts of each are enough"),
+        (1, "with one prompt of a domain, domain and prompt cannot be told apart; 5 prompts of each are enough"),
+    ],
+)
+def test_specialisation_is_claimed_where_the_prompts_can_say_it(prompts: int, says: str) -> None:
+    text = " ".join(shown(analyse(samples.trace(tokens=720, prompts=prompts)), View(), 120).split())
+    assert says in text
+    assert ("No verdict on the domains" in text) == (prompts < 8)
 
-    same = samples.trace(domains=("english", "english2"))
-    shuffled = replace(same, domain=(same.ids % 2).astype(same.domain.dtype))
-    even = analyse(shuffled).report.layers
-    beyond = [layer for layer in even if layer.domain_distance and layer.domain_distance.beyond_noise]
-    assert ("alike" in sentence(shuffled)) == (not beyond)
-    assert "specialise by domain, above the random baseline in 6 of 6 layers" in sentence(samples.trace())
+
+def test_labels_dealt_to_prompts_are_no_domains() -> None:
+    drawn = samples.trace(tokens=1440, prompts=8, domains=("one", "two"), seed=3)
+    dealt = replace(drawn, domain=np.random.default_rng(1).permutation(16)[drawn.prompt].astype("u2") % 2)
+    text = " ".join(shown(analyse(dealt), View(), 120).split())
+    assert "The domains do not load the experts differently beyond chance, in any layer." in text
+    assert "*" not in text.split("JSD, bit one two")[1].split("The domains")[0]
+
+
+def test_a_domain_of_one_prompt_is_left_out_of_the_verdict() -> None:
+    drawn = samples.trace(tokens=1440, prompts=8)
+    alone = np.where(drawn.prompt == 23, 3, drawn.domain).astype("u2")
+    named = replace(drawn, domain=alone, domains=(*drawn.domains, "lonely"))
+    text = " ".join(shown(analyse(named), View(), 120).split())
+    assert "beyond chance in 6 of 6 layers" in text and "Left out, with one prompt each: lonely." in text
+    row = re.search(r"lonely((?: [\d.]+\*?){3}) - ", text)
+    assert row is not None and "*" not in row[1]
+
+
+@pytest.mark.parametrize(("tokens", "said"), [(4, "No verdict on caching: 4"), (39, "below 40"), (40, "keep")])
+def test_no_verdict_on_caching_while_slots_fill(tokens: int, said: str) -> None:
+    drawn = samples.trace(tokens=tokens, domains=("english",)) if tokens > 11 else samples.trace(tokens=40)
+    if tokens < 12:
+        few = slice(0, tokens)
+        layers = tuple(replace(layer, chosen=layer.chosen[few], weights=None, entropy=None) for layer in drawn.layers)
+        cut = {name: getattr(drawn, name)[few] for name in ("ids", "prompt", "domain", "generated")}
+        drawn = replace(drawn, layers=layers, **cut)
+    text = " ".join(shown(analyse(drawn), View(), 120).split())
+    assert said in text and ("pays here" in text) == ("Recommended" in text) == (tokens >= 40)
 
 
 def test_few_tokens_are_said_to_be_few() -> None:

@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moecli.kernels.blocking import STAGED
+from moecli.model.spec import Mixture
 from moecli.planning.memory import estimate_memory, read_bytes_per_token
-from moecli.planning.placement import largest_context, place
+from moecli.planning.placement import Tier, largest_context, least_device, place
 from moecli.planning.speed import bytes_per_token
+from moecli.store.expert_record import STAGING, mixture_record, staging_size
 from tests.support.specs import spec_of
 
 NAMES = ("mixtral", "dbrx", "grok-1", "deepseek-v2", "olmoe", "gpt-oss-20b", "llama-2-70b", "switch-base-8", "jamba")
@@ -42,6 +45,36 @@ def test_every_byte_read_comes_from_somewhere(name):
     need = estimate_memory(spec, "bf16", 2)
     read = bytes_per_token(spec, place(need, 100 << 30, 40 << 30))
     assert sum(read.values()) == pytest.approx(read_bytes_per_token(spec, "bf16") + need.kv.bytes / 2)
+
+
+@pytest.mark.parametrize("on_device", [None, 0, 10])
+@pytest.mark.parametrize("name", ["mixtral", "olmoe", "deepseek-v2"])
+def test_experts_from_disk_pass_through_buffers_that_are_planned(name, on_device):
+    spec = spec_of(name)
+    need = estimate_memory(spec, "q4", 1000)
+    records = [mixture_record(spec, layer.ffn, "q4") for layer in spec.layers if isinstance(layer.ffn, Mixture)]
+    assert need.staging == STAGING * max(staging_size(record) for record in records) > 0
+    device = None if on_device is None else least_device(need) + on_device * need.slot_bytes
+    streamed = place(need, 0, device)
+    assert streamed.ram.staging == need.staging and streamed.ram.total == streamed.least_ram
+    without = streamed.ram.dense + streamed.ram.kv + streamed.ram.activations + streamed.ram.process
+    assert streamed.least_ram == without + need.staging
+    one_more = place(need, streamed.least_ram + need.slot_bytes, device)
+    assert one_more.ram.experts == 1 and one_more.ram.total == streamed.least_ram + need.slot_bytes
+    assert place(need, streamed.least_ram + need.slot_bytes - 1, device).ram.experts == 0
+    whole = place(need, streamed.full_ram, device)
+    assert whole.ram.staging == 0 and whole.ram.total == whole.full_ram
+
+
+def test_a_device_is_charged_for_experts_on_their_way():
+    need = estimate_memory(spec_of("mixtral"), "q4", 1000)
+    plan = place(need, 0, 1 << 40)
+    assert plan.device.staging == STAGED * need.slot_bytes > 0
+    assert plan.device.total == plan.device.expert_bytes + least_device(need)
+    assert place(need, 0, least_device(need)).device.experts == 0
+    assert place(need, 0, least_device(need)).device.dense == need.dense.bytes
+    assert place(need, 0, least_device(need) - 1).device == Tier()
+    assert place(need, 0, least_device(need) + need.slot_bytes).device.experts == 1
 
 
 def test_the_largest_context_fits_and_the_next_does_not():

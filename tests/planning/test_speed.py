@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moecli.model import catalog
-from moecli.planning.memory import estimate_memory
-from moecli.planning.placement import fit, place
+from moecli.planning.memory import dense_read_bytes, estimate_memory
+from moecli.planning.placement import fit, least_device, place
 from moecli.planning.speed import Bandwidths, LinearThroughput, Throughput, bytes_per_token, estimate_throughput
 from tests.support.specs import spec_of
 
@@ -104,3 +104,104 @@ def test_the_cache_counts_as_far_as_it_is_held(name, held):
     without = sum(bytes_per_token(spec, plan, 0).values())
     read = sum(bytes_per_token(spec, plan, held).values())
     assert read - without == pytest.approx(plan.memory.kv.bytes * held / 4096)
+
+
+# Mixtral by hand: 32 layers of 32 heads of 128, 8 key/value heads, 8 experts of which 2, 14,336 wide; 2 bytes a weight.
+EXPERT = 2 * 3 * 4096 * 14336
+LAYER = 2 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 8 * 4096 + 2 * 4096)
+HEAD = 2 * 32000 * 4096
+DENSE = 32 * LAYER + 2 * 4096 + HEAD  # of the input table a row is read
+KV = 2 * 32 * 2 * 1024  # a token's
+
+
+def test_a_token_by_hand():
+    """All in RAM: the larger of bytes over bandwidth and products, at best a little quicker than measured."""
+    spec = SPECS["mixtral"]
+    plan = place(estimate_memory(spec, "bf16", 4096), 1 << 40)
+    weights = DENSE + 32 * 2 * EXPERT
+    for bandwidths, seconds in (
+        (replace(KNOWN, ram=10e9), (weights + 1000 * KV) / 10e9),
+        (replace(KNOWN, ram=1e15), weights / 40e9),
+        (Bandwidths(ram=1e15), weights / 100e9),
+        (Bandwidths(), (weights + 1000 * KV) / 30e9),
+    ):
+        found = estimate_throughput(spec, plan, bandwidths, held=1000)
+        assert 1 / found.high == pytest.approx(seconds / 1.15 + 32 * 0.2e-3)
+        assert 1 / found.low == pytest.approx(seconds / 0.4 + 32 * 2e-3)
+        assert found.middle == pytest.approx((found.low * found.high) ** 0.5)
+    half_full = estimate_throughput(spec, plan, KNOWN, held=2048)
+    assert estimate_throughput(spec, plan, KNOWN) == half_full
+
+
+def test_a_token_by_hand_with_experts_on_disk():
+    """At best reading hides behind computing and most experts are at hand, at worst neither."""
+    spec = SPECS["mixtral"]
+    need = estimate_memory(spec, "bf16", 4096)
+    plan = place(need, place(need, 0).least_ram + 64 * need.slot_bytes)
+    assert (plan.ram.experts, plan.disk.experts) == (64, 192)
+    weights, read = DENSE + 32 * 2 * EXPERT, 32 * 2 * EXPERT * 192 / 256
+    computing = max((weights + 1000 * KV) / 30e9, weights / 40e9)
+    for disk in (2e9, 1e15):
+        found = estimate_throughput(spec, plan, replace(KNOWN, disk=disk), held=1000)
+        assert 1 / found.high == pytest.approx(max(computing / 1.15, 0.3 * read / disk / 1.5) + 32 * 0.2e-3)
+        assert 1 / found.low == pytest.approx(computing / 0.4 + read / disk / 0.4 + 32 * 2e-3)
+
+
+def test_a_token_by_hand_on_a_device():
+    """Dense weights, cache and some experts are read there, the other experts by the processor."""
+    spec = SPECS["mixtral"]
+    need = estimate_memory(spec, "bf16", 4096)
+    plan = place(need, 1 << 40, least_device(need) + 128 * need.slot_bytes)
+    assert (plan.device.experts, plan.ram.experts) == (128, 128)
+    found = estimate_throughput(spec, plan, replace(KNOWN, device=500e9), held=1000)
+    half = 32 * 2 * EXPERT / 2
+    computing = (DENSE + 1000 * KV + half) / 500e9 + max(half / 30e9, half / 40e9)
+    assert 1 / found.high == pytest.approx(computing / 1.15 + 32 * 0.2e-3)
+    assert 1 / found.low == pytest.approx(computing / 0.4 + 32 * 2e-3)
+
+
+@pytest.mark.parametrize(("dtype", "steps", "rates"), [
+    ("bf16", (0.2e-3, 2e-3), (None, None)), ("q4", (20e-6, 2e-3), (None, None)), ("q8", (20e-6, 2e-3), (None, None)),
+    ("nf4", (0.2e-3, 2e-3), (2e9, 0.3e9)), ("int8", (0.2e-3, 2e-3), (5e9, 0.6e9)),
+])  # fmt: skip
+@pytest.mark.parametrize("prompt", [1, 100, 512, 1300])
+def test_a_prompt_by_hand(dtype, steps, rates, prompt):
+    """Its chunks of 512 read what their tokens choose; every weight but the head multiplies every token."""
+    spec = SPECS["mixtral"]
+    plan = place(estimate_memory(spec, dtype, 4096), 1 << 40)
+    chunks, tokens = -(-prompt // 512), min(prompt, 512)
+    passes = chunks * (1 - 0.75**tokens)
+    weights = passes * plan.memory.experts.bytes + chunks * dense_read_bytes(spec, dtype)
+    pairs = 32 * 32 * prompt * prompt / 2
+    work = prompt * (DENSE - HEAD + 32 * 2 * EXPERT) + 4 * 128 * pairs
+    found = estimate_throughput(spec, plan, KNOWN, prompt)
+    for case, seconds in enumerate((found.first_token_low_s, found.first_token_high_s)):
+        typical = (600e9, 100e9)[case]
+        linear = LinearThroughput(rates[case], typical) if rates[case] else KNOWN.linear
+        host = max(weights / 30e9, weights / linear.bytes_per_s) + (0, 80)[case] * pairs / 30e9
+        host += work / linear.operations_per_s
+        calls = passes * 256 * (10e-6, 0.3e-3)[case]
+        assert seconds == pytest.approx(host / (1.15, 0.4)[case] + chunks * 32 * steps[case] + calls)
+
+
+def test_a_prompt_by_hand_on_a_device():
+    """Only the experts that lie elsewhere are computed here."""
+    spec = SPECS["mixtral"]
+    need = estimate_memory(spec, "bf16", 4096)
+    plan = place(need, place(need, 0, least_device(need)).least_ram + 64 * need.slot_bytes, least_device(need))
+    assert (plan.device.experts, plan.ram.experts, plan.disk.experts) == (0, 64, 192)
+    found = estimate_throughput(spec, plan, KNOWN, 512)
+    host, read = 256 * EXPERT / 30e9, 192 * EXPERT / 2e9
+    assert found.first_token_low_s == pytest.approx(max(host / 1.15, read / 1.5) + 32 * 0.2e-3 + 256 * 10e-6)
+    assert found.first_token_high_s == pytest.approx(host / 0.4 + read / 0.4 + 32 * 2e-3 + 256 * 0.3e-3)
+
+
+def test_a_window_bounds_what_a_token_sees():
+    spec = SPECS["mixtral"]
+    narrow = replace(
+        spec, layers=tuple(replace(each, attention=replace(each.attention, window=64)) for each in spec.layers)
+    )
+    plan = place(estimate_memory(spec, "q4", 4096), 1 << 40)
+    wide, less = (estimate_throughput(each, plan, KNOWN, 512).first_token_high_s for each in (spec, narrow))
+    pairs = 32 * 32 * 512 * (512 - 64) / 2
+    assert wide - less == pytest.approx((80 * pairs / 30e9 + 4 * 128 * pairs / 500e9) / 0.4)

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from moecli.errors import MoecliError
 from moecli.routing.agreement import agreement
 from moecli.routing.coactivation import coactivation, pair_counts
-from moecli.routing.domains import divergences, domain_distance
+from moecli.routing.domains import divergences, domain_distances
 from moecli.routing.temporal_locality import locality_baseline, temporal_locality, uniform_locality
 from moecli.routing.trace import LayerTrace, RoutingTrace, bare
 from moecli.routing.vocabulary import vocabulary
-from tests.support.traces import drifting, uniform
+from tests.support.traces import uniform
 
 
 def test_the_published_baselines() -> None:
@@ -73,31 +73,51 @@ def test_the_distance_of_domains() -> None:
     assert apart[0, 2] == pytest.approx(apart[2, 0]) == pytest.approx(apart[1, 2])
 
 
-def test_domains_by_lot_are_within_noise_and_true_ones_beyond() -> None:
-    same = np.stack([np.bincount(uniform(16, 4, 400, seed).ravel(), minlength=16) for seed in range(40)])
-    alike = domain_distance(same, 4)
-    assert alike.mean == pytest.approx(alike.noise_mean, rel=0.08)
-    assert not alike.beyond_noise
-    shifted = np.stack(
-        [np.bincount(part.ravel(), minlength=16) for part in np.split(drifting(16, 4, 800, 0.8, 0, 2), 2)]
+def prompts_of(skews: list[int]) -> np.ndarray:
+    """Loads [prompts, 16] of 100 tokens each; prompts of one number have one taste."""
+    return np.stack(
+        [
+            np.bincount(((uniform(16, 4, 100, seed) ** 2 // 16) + taste).ravel() % 16, minlength=16)
+            for seed, taste in enumerate(skews)
+        ]
     )
-    assert domain_distance(shifted, 4).beyond_noise
-    assert domain_distance(shifted, 4).mean > 5 * domain_distance(shifted, 4).noise_mean
+
+
+def test_prompts_that_differ_are_no_domains_and_domains_are() -> None:
+    tastes = np.random.default_rng(0).integers(0, 16, 24).tolist()
+    domain = np.arange(24) % 3
+    by_lot = domain_distances([prompts_of(tastes)], domain, 3)
+    assert by_lot.tested and not by_lot.layers[0].chance.beyond and not by_lot.beyond.any()
+    assert by_lot.layers[0].mean == pytest.approx(by_lot.layers[0].chance.mean, rel=0.6)
+    true = domain_distances([prompts_of((5 * domain).tolist())], domain, 3)
+    assert true.layers[0].chance.beyond and true.beyond.sum() == 6
+    assert true.layers[0].mean > 3 * true.layers[0].chance.mean
 
 
 def test_pairs_are_counted_all_or_by_adjacent_rank() -> None:
     layer = LayerTrace(0, 4, np.array([[0, 1, 2], [2, 0, 1], [3, 1, 0]] * 5, np.uint16))
     assert pair_counts(layer)[0].tolist() == [0, 15, 10, 5]
     assert pair_counts(layer, adjacent_ranks=True)[0].tolist() == [0, 15, 5, 0]
-    closest = coactivation(layer).top[0]
+    closest = coactivation(layer, np.zeros(15, np.int64)).top[0]
     assert (closest.expert, closest.other, closest.share, closest.tokens) == (0, 1, 1.0, 15)
 
 
 def test_pairs_of_a_uniform_router_meet_the_baseline() -> None:
-    found = coactivation(LayerTrace(0, 16, uniform(16, 4, 6000)))
+    found = coactivation(LayerTrace(0, 16, uniform(16, 4, 6000)), np.arange(6000) // 300)
     off_diagonal = found.shares[~np.eye(16, dtype=bool)]
     assert off_diagonal.mean() == pytest.approx(found.baseline, rel=0.01)
     assert off_diagonal.max() == pytest.approx(found.limit, rel=0.1)
+    assert not any(pair.beyond_chance for pair in found.top)
+
+
+def test_a_pair_that_goes_together_in_every_prompt_is_called() -> None:
+    chosen = uniform(8, 2, 2000)
+    chosen[::9] = 3, 6
+    found = coactivation(LayerTrace(0, 8, chosen), np.arange(2000) // 200).top
+    best = found[0]
+    assert {best.expert, best.other} == {3, 6} and best.beyond_chance and best.tokens > 1.5 * (best.expected or 1e9)
+    assert not any(pair.beyond_chance for pair in found[1:])
+    assert coactivation(LayerTrace(0, 8, chosen), np.arange(2000) // 334).top[0].beyond_chance is None, "six prompts"
 
 
 def test_an_expert_with_a_favourite_token_is_found() -> None:
@@ -106,7 +126,7 @@ def test_an_expert_with_a_favourite_token_is_found() -> None:
     chosen = uniform(8, 2, 2000)
     chosen[ids == 7] = [3, 5]
     ids[:9] = 999  # too rare to count
-    words = vocabulary(LayerTrace(0, 8, chosen), ids)
+    words = vocabulary(LayerTrace(0, 8, chosen), ids, np.zeros(2000, np.int64))
     best = words.favourites[3][0]
     assert (best.id, best.share) == (7, 1.0)
     assert best.lift == pytest.approx(1 / ((chosen == 3).any(1).mean()))
@@ -117,9 +137,20 @@ def test_an_expert_with_a_favourite_token_is_found() -> None:
 
 def test_without_favourites_the_lift_is_that_of_shuffled_choices() -> None:
     ids = np.random.default_rng(0).integers(0, 50, 3000).astype(np.uint32)
-    words = vocabulary(LayerTrace(0, 16, uniform(16, 2, 3000)), ids)
+    words = vocabulary(LayerTrace(0, 16, uniform(16, 2, 3000)), ids, np.zeros(3000, np.int64))
     assert words.lift == pytest.approx(words.shuffled_lift, rel=0.15)
-    assert vocabulary(LayerTrace(0, 16, uniform(16, 2, 9)), ids[:9]).lift is None
+    assert vocabulary(LayerTrace(0, 16, uniform(16, 2, 9)), ids[:9], np.zeros(9, np.int64)).lift is None
+
+
+def test_a_token_of_one_prompt_has_no_taste_of_its_own() -> None:
+    """A prompt of its own words with its own experts: shuffled inside the prompt, the lift stays."""
+    prompt = np.arange(2000) // 250
+    ids = (prompt * 10 + np.arange(2000) % 10).astype(np.uint32)
+    chosen = ((uniform(16, 2, 2000) // 8) + prompt[:, None] * 2).astype(np.uint16)
+    chosen[:, 1] = (chosen[:, 0] + 1) % 16
+    words = vocabulary(LayerTrace(0, 16, chosen), ids, prompt)
+    assert words.lift == pytest.approx(words.shuffled_lift, rel=0.1)
+    assert (words.lift or 0) > 3
 
 
 def trace_of(chosen: np.ndarray, ids: list[int]) -> RoutingTrace:

@@ -254,8 +254,7 @@ def test_csv_that_cannot_be_meant(lines: list[str], message: str) -> None:
 def test_jsonl_and_back() -> None:
     trace = recorded()
     stripped = tuple(
-        replace(layer, entropy=None, mean_probabilities=None, log_sum_squared=None, probabilities=None)
-        for layer in trace.layers
+        replace(layer, entropy=None, mean_probabilities=None, log_sum_squared=None) for layer in trace.layers
     )
     back = from_jsonl(to_jsonl(trace))
     used = {number: text for number, text in trace.pieces.items() if number in trace.ids}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moecli.kernels import library, native
+from moecli.kernels import library, native, prompt_attention
 from moecli.model.spec import Activation
 from tests.support import native_samples as samples
 
@@ -29,7 +29,20 @@ def guarded(numbers: Tensor, at_end: bool) -> Tensor:
     return copy.copy_(numbers)
 
 
+def attention(place: Callable[[Tensor], Tensor], precision: torch.dtype) -> None:
+    queries = place(samples.gaussian(9, 60).to(precision)).view(9, 6, 10)
+    keys, values = (place(samples.gaussian(3 * 100, width).to(precision)).view(3, 100, -1) for width in (10, 7))
+    prompt_attention.grouped_query(queries, keys, values, scale=1, start=91)
+    latents, expansion = place(samples.gaussian(100, 17).to(precision)), place(samples.gaussian(84, 13).to(precision))
+    for expand in (False, True):
+        prompt_attention.latent(
+            queries, latents, expansion.view(6, 14, 13), nope_dim=6, scale=1, start=91, expand=expand
+        )
+
+
 def everything(place: Callable[[Tensor], Tensor]) -> None:
+    for precision in (torch.float32, torch.bfloat16, torch.float16):
+        attention(place, precision)
     for dtype in samples.FORMATS:
         for width, inner in ((128, 64), (40, 100), (65, 17)):
             experts = [tuple(map(place, expert)) for expert in samples.experts(dtype, width, inner, 2)]

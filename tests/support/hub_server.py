@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,6 +20,8 @@ import pytest
 from huggingface_hub import constants
 
 from tests.support.headers import Tensors, header, index, shard_names
+
+Send = Callable[[bytes], None]  # to the socket, status line and all
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -62,10 +65,14 @@ class Hub:
     sent: int = 0
     sent_of: Counter[str] = field(default_factory=Counter)  # bytes, by file name
     faults: dict[str, list[Fault]] = field(default_factory=dict)  # by file name, "" for the listing; one an answer
+    raw: dict[str, Callable[[Send], object]] = field(
+        default_factory=dict
+    )  # whole answers, by file name, "" the listing
     listed: list[dict[str, object]] = field(default_factory=list)  # lies added to the listing
     sizes: dict[str, int] = field(default_factory=dict)  # lies about sizes, by file name
     commit: str = COMMIT
     url: str = ""
+    closed: bool = False
 
     def requests(self, name: str) -> list[Mapping[str, str]]:
         """The headers of every request for a file."""
@@ -94,6 +101,7 @@ def serve() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.closed = True
         server.shutdown()
         server.server_close()
         thread.join()
@@ -135,7 +143,9 @@ class _Handler(BaseHTTPRequestHandler):
             repo, revision, name = listing[1], listing[3] or "main", ""
         faults = self.hub.faults.get(name)
         fault = faults.pop(0) if faults and self.command == "GET" else Fault()
-        if self.hub.status or fault.status:
+        if (raw := self.hub.raw.get(name)) is not None and (match or listing):
+            self._raw(raw)
+        elif self.hub.status or fault.status:
             self._answer(self.hub.status or fault.status, b"", fault.headers)
         elif not any(path.startswith(f"{repo}/") for path in self.hub.files):
             self._refuse(401, "RepoNotFound")
@@ -211,6 +221,19 @@ class _Handler(BaseHTTPRequestHandler):
             if fault.gate is not None:
                 fault.gate.wait(120)
         time.sleep(fault.stall)
+
+    def _raw(self, answer: Callable[[Send], object]) -> None:
+        """Until the reader has enough."""
+
+        def send(data: bytes) -> None:
+            if self.hub.closed:
+                raise ConnectionAbortedError
+            self.wfile.write(data)
+            self.hub.sent += len(data)
+
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            answer(send)
 
     def _refuse(self, status: int, code: str) -> None:
         self._answer(status, b"", {"x-error-code": code} if code else {})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from moecli import formats
+from moecli.kernels import library
 from moecli.kernels.linear import ACTIVATIONS
 from moecli.kernels.native import Expert
 from moecli.model.spec import Activation
@@ -53,3 +56,13 @@ def layer(dtype: str, x: Tensor, expert: Expert, inner: int, activation: Activat
     width = x.shape[1]
     gate, up = (product(dtype, rounded(x), each, (inner, width)) for each in expert[:2])
     return product(dtype, rounded(ACTIVATIONS[activation](gate) * up), expert[2], (width, inner))
+
+
+def on_every_isa(call: Callable[[], Tensor]) -> Tensor:
+    """The result, the same to the last bit."""
+    results = []
+    for name in library.isas():
+        library.use_isa(name)
+        results.append(call())
+    assert all(torch.equal(result, results[0]) for result in results)
+    return results[0]

@@ -37,9 +37,11 @@ def trace(
     seed: int = 0,
     noise: int = 0,
     family: str = "",
+    prompts: int = 1,
 ) -> RoutingTrace:
     """Loads fall with an expert's rank, which each domain deals anew; the last expert of layer 1 is dead, a token
-    often takes its neighbour's experts. The same seed with another `noise` is another format of the same model."""
+    often takes its neighbour's experts. The same seed with another `noise` is another format of the same model.
+    `prompts`: of each domain."""
     random = np.random.default_rng(seed)
     of_domain = np.repeat(np.arange(len(domains)), -(-tokens // len(domains)))[:tokens]
     texts = [WORDS.get(name, WORDS["english"]) for name in domains]
@@ -72,7 +74,7 @@ def trace(
     return RoutingTrace(
         tuple(drawn),
         ids,
-        of_domain.astype(np.uint32),
+        (np.arange(tokens) * len(domains) * prompts // tokens).astype(np.uint32),
         of_domain.astype(np.uint16),
         np.zeros(tokens, bool),
         domains,
@@ -104,6 +106,13 @@ def sample(experts: int = 8, active: int = 2, layers: int = 6) -> Analysis:
 def compared(experts: int = 8, active: int = 2, layers: int = 6) -> Analysis:
     """Against the same in another format."""
     return analyse(trace(experts, active, layers), other=trace(experts, active, layers, noise=1), memory=MEMORY)
+
+
+@cache
+def several(experts: int = 8, active: int = 2, layers: int = 6) -> Analysis:
+    """With eight prompts of each domain, so that every verdict is given."""
+    drawn, other = (trace(experts, active, layers, 1440, noise=noise, prompts=8) for noise in (0, 1))
+    return analyse(drawn, other=other, memory=MEMORY)
 
 
 @cache

@@ -38,7 +38,7 @@ class Screen:
     columns: int
     terminal: str = "piped"
     encoding: str = "utf-8"
-    kind: str = ""  # "compared", "mixtral"
+    kind: str = ""  # "compared", "several", "mixtral"
     view: View = WHOLE
 
     @property
@@ -50,7 +50,7 @@ class Screen:
     def analysis(self) -> Analysis:
         if self.kind == "mixtral":
             return samples.mixtral()
-        make = samples.compared if self.kind == "compared" else samples.sample
+        make = {"compared": samples.compared, "several": samples.several}.get(self.kind, samples.sample)
         return make(self.experts, self.active, self.layers)
 
     def text(self) -> str:
@@ -67,6 +67,7 @@ GOLDEN = (
     Screen(8, 2, 6, 80, encoding="ascii"),
     Screen(8, 2, 64, 120),
     Screen(8, 2, 6, 120, kind="compared"),
+    Screen(8, 2, 6, 80, kind="several"),
     Screen(8, 2, 32, 80, kind="mixtral"),
     Screen(64, 8, 6, 40),
     Screen(64, 8, 64, 120, view=View(sort=True)),

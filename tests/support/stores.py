@@ -14,7 +14,7 @@ from torch import Tensor
 
 import moecli
 from benchmarks import checkpoint as random_checkpoint
-from moecli.checkpoint.safetensors import INDEX
+from moecli.checkpoint.files import INDEX
 from moecli.experts.policies import DEFAULT
 from moecli.model import families
 from moecli.model.spec import ModelSpec

@@ -130,6 +130,81 @@ def test_tokens_only_the_config_declares_are_added(folder: Folder) -> None:
     assert Tokenizer.load(path).id_of("<|far|>") is None, "never under an id the model did not learn"
 
 
+ADDED: dict[str, dict[str, Any]] = {
+    "added_tokens.json": {"added_tokens": {"<|end|>": 1, "<|start|>": 0}},
+    "special by the map": {
+        "added_tokens": {"<|start|>": 0, "<|end|>": 1},
+        "special_tokens_map": {"additional_special_tokens": ["<|start|>", "<|end|>"]},
+    },
+    "the map alone": {"special_tokens_map": {"pad_token": "<|start|>", "additional_special_tokens": ["<|end|>"]}},
+    "the config's list": {"tokenizer_config": {"pad_token": "<|start|>", "extra_special_tokens": ["<|end|>"]}},
+    "the config's table": {
+        "tokenizer_config": {"added_tokens_decoder": {"1": {"content": "<|end|>", "special": True},
+                                                      "0": {"content": "<|start|>", "special": True}}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ADDED)
+def test_tokens_that_other_files_name_are_added_as_transformers_adds_them(folder: Folder, case: str) -> None:
+    backend = byte_level()
+    size = backend.get_vocab_size()
+    files = {name: dict(value) for name, value in ADDED[case].items()}
+    if "added_tokens" in files:
+        files["added_tokens"] = {token: size + place for token, place in files["added_tokens"].items()}
+    if (table := files.get("tokenizer_config", {}).get("added_tokens_decoder")) is not None:
+        files["tokenizer_config"]["added_tokens_decoder"] = {str(size + int(place)): it for place, it in table.items()}
+    path = folder(backend, config={"vocab_size": size + 2}, **{"tokenizer_config": {}, **files})
+    tokenizer = Tokenizer.load(path)
+    text = "<|start|>user\nhi<|end|>"
+    assert tokenizer.encode(text)[0] == size and tokenizer.encode(text)[-1] == size + 1
+    (path / "config.json").unlink()
+    assert tokenizer.encode(text) == transformers().PreTrainedTokenizerFast.from_pretrained(path).encode(text)
+    write_json(path / "config.json", {"vocab_size": size + 1})
+    if case in ("the map alone", "the config's list"):
+        assert Tokenizer.load(path).id_of("<|end|>") is None, "the model has no row for it"
+
+
+def test_a_token_of_the_vocabulary_becomes_one_when_it_is_declared(folder: Folder) -> None:
+    """Its merges are not there, so the vocabulary alone would never make it."""
+    content = json.loads(byte_level().to_str())
+    size = len(content["model"]["vocab"])
+    content["model"]["vocab"]["<|tool|>"] = size
+    path = folder(Backend.from_str(json.dumps(content)), tokenizer_config={})
+    assert size not in Tokenizer.load(path).encode("a<|tool|>b")
+    write_json(path / "added_tokens.json", {"<|tool|>": size})
+    assert size in Tokenizer.load(path).encode("a<|tool|>b")
+    write_json(path / "added_tokens.json", {"<|tool|>": size + 1})
+    assert size not in Tokenizer.load(path).encode("a<|tool|>b"), "another id than the model learned"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("<|user|>\nhi", ["<|user|>"]),
+        ("<|im_start|>user\nhi<|im_end|>", []),
+        ("<|eot_id|><|im_start|><|eot_id|><|header|>", ["<|eot_id|>", "<|header|>"]),
+        ("<\uff5cbegin\u2581of\u2581sentence\uff5c>hi", ["<\uff5cbegin\u2581of\u2581sentence\uff5c>"]),
+        ("<start_of_turn>user", ["<start_of_turn>"]),
+        ("<nowhere>", ["<nowhere>"]),
+        ("a <b> c | d |> <| e, <s>, x < y, [INST]", []),
+        ("<||> <| |> <|\n|>", []),
+    ],
+)
+def test_special_tokens_that_are_none_are_named(folder: Folder, text: str, named: list[str]) -> None:
+    tokenizer = Tokenizer.load(folder(byte_level(), tokenizer_config={"bos_token": "<nowhere>"}))
+    assert tokenizer.notes == ()
+    tokenizer.encode(text)
+    assert list(tokenizer.unknown) == named
+    assert [note.split()[5].rstrip(":") for note in tokenizer.notes] == named
+
+
+def test_a_template_that_names_an_unknown_token_is_named(folder: Folder) -> None:
+    template = "{% for m in messages %}<|turn|>{{ m.content }}<|im_end|>{% endfor %}"
+    tokenizer = Tokenizer.load(folder(byte_level(), tokenizer_config={"chat_template": template}))
+    tokenizer.encode_chat([Message("user", "hi")])
+    assert list(tokenizer.unknown) == ["<|turn|>"]
+
+
 def test_size_counts_holes(folder: Folder) -> None:
     backend = Backend(models.BPE(vocab={"a": 0, "b": 9}, merges=[]))
     backend.add_special_tokens([AddedToken("b", special=True)])
@@ -171,7 +246,7 @@ def test_half_a_surrogate_pair_is_explained(bytes_tokenizer: Tokenizer) -> None:
         bytes_tokenizer.encode("a\ud800")
 
 
-@pytest.mark.parametrize("name", ["tokenizer.model", "qwen.tiktoken", "tekken.json"])
+@pytest.mark.parametrize("name", ["tiktoken.model", "qwen.tiktoken", "tekken.json"])
 def test_another_format_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(TextError, match=r"has no tokenizer\.json") as caught:

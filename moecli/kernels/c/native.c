@@ -56,7 +56,7 @@ static const struct {
 };
 
 /* Changes whenever a function does; of the structures `moecli_layout` tells. */
-PUBLIC int moecli_version(void) { return 3; }
+PUBLIC int moecli_version(void) { return 4; }
 
 /* A row of the table of fields; NULL past the last. */
 PUBLIC const struct layout *moecli_layout(int index) {
@@ -84,3 +84,7 @@ PUBLIC int moecli_decode_step(int isa, const struct decode_step *call) { return 
 PUBLIC int moecli_route(int isa, const struct moe *call) { return isas[isa].isa->route(call); }
 
 PUBLIC int moecli_combine(int isa, const struct moe *call) { return isas[isa].isa->combine(call); }
+
+PUBLIC int moecli_prompt_attention(int isa, const struct prompt_attention *call) {
+    return isas[isa].isa->prompt_attention(call);
+}

@@ -92,6 +92,24 @@ struct attention {
     int64_t rows, first, last;
 };
 
+/* output [tokens, heads, value_dim]: queries [tokens, heads, head_dim] over keys [kv_heads, rows, head_dim] and values
+   [kv_heads, rows, value_dim], all numbers of one `type`. The first query stands at position `start`, row 0 of keys and
+   values at `first`; a query sees the keys up to its own position, of them the last `window`. 0: no window, no cap.
+   `query_stride`: numbers from token to token.
+
+   With a `rank` the keys are latents [rows, rank + head_dim - nope_dim], there are no values, and `expansion` [heads,
+   nope_dim + value_dim, rank] makes of a latent's first `rank` numbers the first `nope_dim` of a head's key, and its
+   value. kv_heads 1: it is made part of queries and results; kv_heads = heads: keys and values are expanded. */
+struct prompt_attention {
+    struct thread_pool pool;
+    int32_t type;
+    const void *queries, *keys, *values, *expansion;
+    void *output;
+    int64_t tokens, heads, kv_heads, head_dim, value_dim, rows, query_stride, rank, nope_dim;
+    int64_t start, first, window;
+    float scale, softcap;
+};
+
 /* weights [experts, hidden_size] and bias [experts] in FP32, bias for the choice alone; norm_power 0: no norm */
 struct router {
     const float *weights, *bias;
@@ -137,6 +155,7 @@ struct isa {
     enum status (*pack)(const struct pack *);
     enum status (*decode_step)(const struct decode_step *);
     enum status (*route)(const struct moe *), (*combine)(const struct moe *);
+    enum status (*prompt_attention)(const struct prompt_attention *);
 };
 
 #endif

@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from functools import cache
 from typing import Any, Literal
 
-__all__ = ["BUILT_IN", "Entry", "Published", "find", "known", "nearest"]
+__all__ = ["BUILT_IN", "Entry", "Published", "Stored", "find", "known", "nearest"]
 
 # The model inside the package: every command takes its name, but it is no Hub repository and so no entry.
 BUILT_IN = "tiny"
@@ -31,6 +31,14 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """What the tensors of the published files take, and the format most of the parameters are in."""
+
+    bytes: int
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One model. `repo` is None where no weights exist; `revision` is None where none is pinned."""
 
@@ -44,6 +52,7 @@ class Entry:
     provenance: str
     published: Published | None
     kind: Kind
+    stored: Stored | None = None  # where the files are quantised, so that config.json does not imply their size
 
     def config(self) -> dict[str, object]:
         """The bundled config.json: the facts without a network; `config_status` tells how good they are."""
@@ -108,7 +117,8 @@ def _letters(name: str) -> str:
 
 def _entry(row: dict[str, Any]) -> Entry:
     published = Published(**row["published"]) if row["published"] else None
-    return Entry(**{**row, "names": tuple(row["names"]), "published": published})
+    stored = Stored(**row["stored"]) if "stored" in row else None
+    return Entry(**{**row, "names": tuple(row["names"]), "published": published, "stored": stored})
 
 
 def _read(*path: str) -> str:

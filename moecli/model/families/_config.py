@@ -1,11 +1,13 @@
-"""Strict reading of config.json: each key is used, known to be irrelevant, or refused by name."""
+"""Reading config.json: a key that the reference code reads is used, neutral or refused by name; others are noted."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from moecli.errors import ConfigError, json_object, unreadable
@@ -16,7 +18,7 @@ _LARGEST_COUNT = 2**31 - 1
 _SMALLEST_NUMBER, _LARGEST_NUMBER = 1e-18, 1e18  # so that no arithmetic on them overflows
 REQUIRED = object()
 
-# Training, bookkeeping and generation defaults: they never change the mathematics of a forward pass.
+# Training, bookkeeping and generation defaults: known to change no number of a forward pass, so not even noted.
 IRRELEVANT = frozenset(
     """
     _name_or_path _attn_implementation_autoset _commit_hash add_cross_attention architectures attention_dropout
@@ -33,11 +35,21 @@ IRRELEVANT = frozenset(
     """.split()
 )
 
-# Harmless at these values only; anything else would change the model.
-_INERT = {
-    "is_encoder_decoder": (False,),
-    "tie_encoder_decoder": (False,),
-    "tie_word_embeddings": (False, True),
+# What a family does not use may have these values only: any other is read by the code that all models of transformers
+# share, or promises parameters that the weights of this family do not hold.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "is_encoder_decoder": (False, None),
+    "tie_encoder_decoder": (False, None),
+    "is_causal": (True, None),
+    "per_layer_config": (None, {}),
+    "kv_sharing_modes": (None, []),
+    **dict.fromkeys(
+        ("attention_bias", "qkv_bias", "use_qkv_bias", "mlp_bias", "use_bias", "lm_head_bias"), (False, None)
+    ),
+    **dict.fromkeys(("use_qk_norm", "qk_layernorm"), (False, None)),
+    **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"), (0, None)),
+    **dict.fromkeys(("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"), (0, None)),
+    "moe_latent_size": (None, 0),
 }
 
 
@@ -55,17 +67,33 @@ def load_config(path: Path) -> dict[str, Any]:
 
 
 class ConfigReader:
-    """One config.json (or a nested part of it) whose keys are crossed off as they are read."""
+    """One config.json (or a nested part of it) whose keys are crossed off as they are read.
 
-    def __init__(self, config: Mapping[str, Any], family: str, prefix: str = "") -> None:
+    `neutral` is the family's table: what its reference code reads beside the keys that are used, and the values at
+    which that changes nothing. It goes before NEUTRAL.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        family: str,
+        prefix: str = "",
+        neutral: Mapping[str, tuple[Any, ...]] = MappingProxyType({}),
+    ) -> None:
         self._config = config
         self.family = family
         self._prefix = prefix
+        self._neutral = neutral
         self._used: set[str] = set()
+        self.unread: list[str] = []  # keys that nothing reads, nor the reference; filled by `finish`
 
     def fail(self, key: str, problem: str) -> ConfigError:
         """The error, to be raised, that names family and key before the problem."""
         return ConfigError(f"{self.family}: config key '{self._prefix}{key}' {problem}")
+
+    def unused(self, key: str) -> bool:
+        """Whether the file has this key and nobody has read it."""
+        return key in self._config and key not in self._used
 
     def raw(self, key: str, default: Any = REQUIRED) -> Any:
         """The value as it stands; an absent key without a default is an error."""
@@ -75,6 +103,15 @@ class ConfigReader:
         if default is REQUIRED:
             raise self.fail(key, "is missing")
         return default
+
+    def alias(self, key: str, *others: str) -> None:
+        """Let `key` be read under its other names too; ConfigError where two of them disagree."""
+        for other in others:
+            value, known = self.raw(other, None), self.raw(key, None)
+            if known is None and value is not None:
+                self._config = {**self._config, key: value}
+            elif value is not None and value != known:
+                raise self.fail(other, f"is {_show(value)}, which contradicts '{key}'")
 
     def count(self, key: str, default: Any = REQUIRED, least: int = 1) -> int:
         """A whole number from `least` to 2**31 - 1; ConfigError for anything else."""
@@ -161,14 +198,16 @@ class ConfigReader:
         except ValueError:
             raise self.fail(key, f"names an unknown activation, '{name}'") from None
 
-    def nested(self, key: str) -> ConfigReader | None:
-        """The object under `key`; null and absent give None."""
+    def nested(self, key: str, neutral: Mapping[str, tuple[Any, ...]] = MappingProxyType({})) -> ConfigReader | None:
+        """The object under `key`, with a table of its own; null and absent give None."""
         value = self.raw(key, None)
         if value is None:
             return None
         if not isinstance(value, dict):
             raise self.fail(key, f"must be an object, not {_show(value)}")
-        return ConfigReader(value, self.family, f"{self._prefix}{key}.")
+        part = ConfigReader(value, self.family, f"{self._prefix}{key}.", neutral)
+        part.unread = self.unread
+        return part
 
     def stored_dtype(self) -> str | None:
         """What the file says its weights are; transformers 5 writes `dtype`, older versions `torch_dtype`."""
@@ -179,8 +218,10 @@ class ConfigReader:
 
     def quantization(self) -> str | None:
         """How the file says its weights are quantised ("fp8", "gptq", ...), or None."""
-        part = self.nested("quantization_config")
-        return None if part is None else part.text("quant_method", "bitsandbytes")
+        part = self.raw("quantization_config", None)
+        if part is not None and not isinstance(part, dict):
+            raise self.fail("quantization_config", f"must be an object, not {_show(part)}")
+        return quantization_name({"quantization_config": part, "quantization": self.raw("quantization", None)})
 
     def expect(self, key: str, *allowed: Any, default: Any = REQUIRED) -> None:
         """Refuse any value but the ones this code implements."""
@@ -188,21 +229,68 @@ class ConfigReader:
         if not any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in allowed):
             raise self.fail(key, f"is {_show(value)}, which is not supported")
 
+    def refuse_objects(self) -> None:
+        """Refuse values that are objects: settings for some layers only, where one is meant for all."""
+        for key, value in self._config.items():
+            if isinstance(value, dict):
+                raise self.fail(key, "holds settings of its own for some layers, which is not supported")
+
     def ignore(self, *keys: str) -> None:
         """Cross off keys that carry no mathematics in this family."""
         self._used.update(keys)
 
-    def finish(self, irrelevant: Iterable[str] = IRRELEVANT) -> None:
-        """Refuse, by name, every key that nobody has read."""
-        for key, allowed in _INERT.items():
-            if key not in self._used:
+    def finish(self, irrelevant: Iterable[str] = IRRELEVANT, strict: bool = False) -> None:
+        """Refuse, by name, what has an effect and was not read; what has none is noted in `unread`.
+
+        `strict` refuses every key that is left: for an object that its reader takes as a whole.
+        """
+        for key, allowed in {**NEUTRAL, **self._neutral}.items():
+            if self.unused(key):
                 self.expect(key, *allowed)
-        if unknown := sorted(set(self._config) - self._used - set(irrelevant)):
+        left = sorted(set(self._config) - self._used - set(irrelevant))
+        if strict and left:
             raise ConfigError(
-                f"{self.family}: config key '{self._prefix}{unknown[0]}' is not supported"
-                + (f" (nor are {len(unknown) - 1} others)" if len(unknown) > 1 else ""),
+                f"{self.family}: config key '{self._prefix}{left[0]}' is not supported",
                 "running without it could give wrong text, so moecli refuses",
             )
+        self.unread += [f"{self._prefix}{key}" for key in left]
+
+
+def quantization_name(config: Mapping[str, Any]) -> str | None:
+    """How a config.json says its weights are quantised, by the name of the format; None where it says nothing."""
+    part = config.get("quantization_config")
+    if part is None:
+        part = config.get("quantization")  # MLX writes both, older versions this one alone
+    if not isinstance(part, Mapping) or not part:
+        return None
+    method, algorithm, bits = (part.get(key) for key in ("quant_method", "quant_algo", "bits"))
+    if method in (None, "modelopt") and isinstance(algorithm, str):
+        return _word(f"ModelOpt {algorithm.lower()}")
+    if method == "bitsandbytes" or (method is None and _BITSANDBYTES & part.keys()):
+        width = 4 if part.get("load_in_4bit") or part.get("_load_in_4bit") else 8
+        return f"bitsandbytes {width}-bit"
+    if method is None and "group_size" in part:
+        return _word(f"MLX {part.get('mode')}" if part.get("mode", "affine") != "affine" else f"MLX {bits}-bit")
+    if method == "compressed-tensors":
+        return "compressed-tensors" + _bits(part.get("config_groups"))
+    return _word(method) if isinstance(method, str) else "an unknown format"
+
+
+def _bits(groups: object) -> str:
+    """How compressed-tensors codes the weights of its first group: " 4-bit", " fp8"; "" where that is not said."""
+    first = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
+    weights = first.get("weights") if isinstance(first, Mapping) else None
+    bits = weights.get("num_bits") if isinstance(weights, Mapping) else None
+    if weights is None or type(bits) is not int or not 0 < bits < 100:
+        return ""
+    return f" fp{bits}" if weights.get("type") == "float" else f" {bits}-bit"
+
+
+_BITSANDBYTES = {"load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit"}
+
+
+def _word(name: str) -> str:
+    return name if re.fullmatch(r"[\w. -]{1,40}", name, re.ASCII) else "an unknown format"
 
 
 def _show(value: Any) -> str:

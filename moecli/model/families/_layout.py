@@ -15,7 +15,7 @@ class NamedSlice:
 
     name: str  # with {layer} and, for per-expert tensors, {expert}
     stacked: bool = False  # all experts along axis 0, as [E, rows, columns] or [E * rows, columns]
-    half: int | None = None  # 0 or 1: first or second half of the rows (gate and up fused)
+    half: int | None = None  # 0 or 1: first or second half of the outputs (gate and up fused)
     transposed: bool = False  # stored [in, out]
 
 
@@ -82,13 +82,16 @@ def per_expert(prefix: str, gate: str, up: str, down: str) -> ExpertNames:
     return ExpertNames(*(NamedSlice(f"{_LAYER}{prefix}.{{expert}}.{name}.weight") for name in (gate, up, down)))
 
 
-def fused(prefix: str) -> ExpertNames:
-    """One 3-D tensor for all experts, as transformers 5 holds them in memory: [E, 2I, H] and [E, H, I]."""
+def fused(prefix: str, transposed: bool = False) -> ExpertNames:
+    """One 3-D tensor for all experts, as transformers 5 holds them in memory: [E, 2I, H] and [E, H, I].
+
+    `transposed`: [E, H, 2I] and [E, I, H].
+    """
     gate_up, down = f"{_LAYER}{prefix}.gate_up_proj", f"{_LAYER}{prefix}.down_proj"
     return ExpertNames(
-        NamedSlice(gate_up, stacked=True, half=0),
-        NamedSlice(gate_up, stacked=True, half=1),
-        NamedSlice(down, stacked=True),
+        NamedSlice(gate_up, stacked=True, half=0, transposed=transposed),
+        NamedSlice(gate_up, stacked=True, half=1, transposed=transposed),
+        NamedSlice(down, stacked=True, transposed=transposed),
     )
 
 

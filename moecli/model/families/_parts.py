@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from moecli.model.families._config import REQUIRED, ConfigReader
@@ -21,7 +22,8 @@ from moecli.model.spec import (
     Scoring,
 )
 
-_MOST_LAYERS = 10_000
+MOST_LAYERS = 1000  # the deepest model known has 126
+_MOST_EXPERTS = 100_000  # in a layer; the most known are 2,048
 
 
 def grouped_query(
@@ -89,7 +91,7 @@ def multi_head_latent(c: ConfigReader, context: int, *, heads: int, query_rank: 
 def layer_count(c: ConfigReader, default: int, key: str = "num_hidden_layers") -> int:
     """How many blocks the model has; ConfigError for more than any model has."""
     layers = c.count(key, default)
-    if layers > _MOST_LAYERS:
+    if layers > MOST_LAYERS:
         raise c.fail(key, f"is {layers}: no model is that deep")
     return layers
 
@@ -106,6 +108,8 @@ def uniform_layers(
 def check_router(c: ConfigReader, mixture: Mixture) -> None:
     """ConfigError for counts that no router can satisfy: more experts chosen than there are, uneven groups."""
     router = mixture.router
+    if router.experts > _MOST_EXPERTS:
+        raise c.fail("num_experts", f"is {router.experts}: no model has so many")
     if router.top_k > router.experts:
         raise c.fail("num_experts_per_tok", f"is {router.top_k}, more than the {router.experts} experts")
     if router.experts % router.n_group or router.topk_group > router.n_group:
@@ -151,20 +155,30 @@ def biased_sigmoid(
     )
 
 
-def language_part(config: Mapping[str, Any], family: str, *ignored: str) -> ConfigReader:
-    """The reader of `text_config` in a file that also describes a vision tower; a plain file is its own.
+def language_part(config: Mapping[str, Any], family: str) -> ConfigReader:
+    """The reader of the text model in a file that also describes a vision tower; a plain file is its own."""
+    key, part = text_part(config)
+    return ConfigReader(part, family, f"{key}." if key else "")
 
-    `ignored` are keys of the outer level: where images go in the text.
+
+def text_part(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The key under which a file with other towers keeps its text model, and that model's configuration.
+
+    "" and the file itself where there is none. What the outer level says of all weights holds for the text as well.
     """
-    inner = config.get("text_config")
-    if not isinstance(inner, dict):
-        return ConfigReader(config, family)
-    outer = ConfigReader(config, family)
-    outer.ignore("text_config", "vision_config", "audio_config", *ignored)
-    shared = ("dtype", "torch_dtype", "tie_word_embeddings", "quantization_config")
-    outer.ignore(*shared)
-    outer.finish()
-    return ConfigReader({key: config[key] for key in shared if key in config} | inner, family, "text_config.")
+    key = next((name for name in _TEXT_PARTS if isinstance(config.get(name), dict)), "")
+    if not key:
+        return key, config
+    part = dict(config[key])
+    for name in ("dtype", "torch_dtype", "quantization_config", "quantization"):
+        if part.get(name) is None and name in config:
+            part[name] = config[name]
+    if "tie_word_embeddings" in config:  # the inner one is often but its class's default
+        part["tie_word_embeddings"] = config["tie_word_embeddings"]
+    return key, part
+
+
+_TEXT_PARTS = ("text_config", "llm_config", "language_config")
 
 
 def make_spec(
@@ -179,17 +193,19 @@ def make_spec(
     tied: bool = False,
     **more: Any,
 ) -> ModelSpec:
-    """The spec, from the keys that hardly any family spells otherwise; then every key that nobody has read is refused.
+    """The spec, from the keys that hardly any family spells otherwise; then what nobody has read must have no effect.
 
     `hidden_size` and `context` are what was read; `vocab`, `eps` and `tied` are the family's defaults. Without
     `eps_key`, `eps` is a constant of the family. `more` are fields of ModelSpec.
     """
+    layers = tuple(layers)
+    _check_windows(c, layers, context)
     spec = ModelSpec(
         family=c.family,
         hidden_size=hidden_size,
         vocab_size=c.count("vocab_size", vocab),
         context_length=context,
-        layers=tuple(layers),
+        layers=layers,
         norm_eps=c.number(eps_key, eps) if eps_key else eps,
         tied_embeddings=c.flag("tie_word_embeddings", tied),
         stored_dtype=c.stored_dtype(),
@@ -197,4 +213,20 @@ def make_spec(
         **more,
     )
     c.finish()
-    return spec
+    return replace(spec, unread_keys=tuple(c.unread))
+
+
+def _check_windows(c: ConfigReader, layers: tuple[Layer, ...], context: int) -> None:
+    """Refuse windows that the family does not have: transformers' cache goes by these keys in every family."""
+    for key in ("sliding_window", "attention_chunk_size"):
+        if c.unused(key) and (window := c.optional_count(key)) is not None and window < context:
+            raise c.fail(key, f"is {window}, shorter than the context, which is not supported")
+    if not c.unused("layer_types") or any(layer.recurrent for layer in layers):
+        return
+    usual = ["full_attention" if layer.attention.window is None else "sliding_attention" for layer in layers]
+    types = c.choices("layer_types", len(layers), (*_FULL, "sliding_attention"), usual)
+    if ["full_attention" if kind in _FULL else kind for kind in types] != usual:
+        raise c.fail("layer_types", "names windows where this family has none, or none where it has them")
+
+
+_FULL = ("full_attention", "attention")  # the second is how transformers 4 wrote it

@@ -37,6 +37,7 @@ def read_rope(
         raise config.fail("rope_theta", f"is {theta}: it must be more than 1")
     if part is None:
         return Rope(theta, dims, interleaved)
+    part.refuse_objects()
     rope = _read_scaling(part, theta, dims, context, interleaved)
     part.finish(irrelevant=_TEXT_ONLY)
     return rope
@@ -60,7 +61,7 @@ def _rotating(config: ConfigReader, part: ConfigReader | None, dims: int, partia
 def _read_scaling(part: ConfigReader, theta: float, dims: int, context: int, interleaved: bool) -> Rope:
     name = part.text("rope_type", part.raw("type", "default"))
     try:
-        kind = RopeKind({"su": "longrope"}.get(name, name))
+        kind = RopeKind({"su": "longrope", "mrope": "default"}.get(name, name))
     except ValueError:
         raise part.fail("rope_type", f"names an unknown kind, '{name}'") from None
     if kind is RopeKind.DEFAULT:

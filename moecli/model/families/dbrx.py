@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moecli.model.families._config import IRRELEVANT, ConfigReader
+from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import BUFFERS, ExpertNames, Family, Layout, NamedSlice, names
 from moecli.model.families._parts import make_spec, uniform_layers
 from moecli.model.families._rope import read_rope
 from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, NormKind, Router
 
+_MIRRORS = {
+    "d_model": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_layers": "num_hidden_layers",
+    "max_seq_len": "max_position_embeddings",
+}
+# Inside ffn_config.
+_NEUTRAL = {"uniform_expert_assignment": (False,)}
+
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "dbrx")
+    for key, mirror in _MIRRORS.items():
+        c.alias(key, mirror)
+    c.ignore("num_key_value_heads")  # a mirror too, of what is inside attn_config
     hidden_size, context = c.count("d_model", 2048), c.count("max_seq_len", 2048)
-    c.ignore("num_key_value_heads", "hidden_size", "num_attention_heads", "num_hidden_layers")  # mirrors, by name
     return make_spec(
         c, uniform_layers(c, _attention(c, hidden_size, context), _mixture(c), default=24, key="n_layers"),
         hidden_size=hidden_size, context=context, vocab=32000,
@@ -29,26 +40,26 @@ def _attention(c: ConfigReader, hidden_size: int, context: int) -> GroupedQuery:
     head_dim = hidden_size // heads
     if heads % kv_heads or head_dim % 2 or head_dim * heads != hidden_size:
         raise c.fail("n_heads", f"is {heads} over {kv_heads} key/value heads and a width of {hidden_size}")
+    c.expect("head_dim", head_dim, None)
     theta = part.optional_number("rope_theta") or 10_000.0
     rope = read_rope(c, head_dim, context, theta)
     clip = part.optional_number("clip_qkv")
-    part.finish(IRRELEVANT | {"tie_word_embeddings"})
+    part.finish()
     return GroupedQuery(heads, kv_heads, head_dim, rope, head_dim**-0.5, clip=clip)
 
 
 def _mixture(c: ConfigReader) -> Mixture:
-    part = c.nested("ffn_config") or ConfigReader({}, "dbrx", "ffn_config.")
+    part = c.nested("ffn_config", _NEUTRAL) or ConfigReader({}, "dbrx", "ffn_config.")
     act = part.nested("ffn_act_fn") or ConfigReader({}, "dbrx", "ffn_config.ffn_act_fn.")
     expert = FeedForward(part.count("ffn_hidden_size", 3584), act.activation("name", "silu"))
-    act.finish(irrelevant=())
+    act.finish(irrelevant=(), strict=True)
     router = Router(
         part.count("moe_num_experts", 4),
         part.count("moe_top_k", 1),
         norm_power=part.optional_number("moe_normalize_expert_weights", 1.0),
     )
-    part.expect("uniform_expert_assignment", False)
-    part.ignore("hidden_size")
-    part.finish(IRRELEVANT | {"tie_word_embeddings"})
+    part.ignore("hidden_size")  # a mirror
+    part.finish()
     return Mixture(router, expert)
 
 

@@ -10,11 +10,12 @@ from moecli.model.families._layout import BODY, MLP, MULTI_HEAD_LATENT, Family, 
 from moecli.model.families._parts import check_router, layer_count, make_spec, multi_head_latent
 from moecli.model.spec import FeedForward, GroupScore, Layer, Mixture, ModelSpec, Router
 
+_NEUTRAL = {"scoring_func": ("softmax", None)}  # the vendor's code reads it, transformers' does not
+
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    c = ConfigReader(config, "deepseek_v2")
-    c.expect("scoring_func", "softmax")
-    c.expect("mlp_bias", False)
+    c = ConfigReader(config, "deepseek_v2", neutral=_NEUTRAL)
+    c.alias("n_routed_experts", "num_experts", "num_local_experts")
     context = c.count("max_position_embeddings", 2048)
     attention = multi_head_latent(c, context, heads=32)
     layers = dense_then_sparse(

@@ -12,11 +12,14 @@ from moecli.model.families.deepseek_v2 import FAMILY as V2
 from moecli.model.families.deepseek_v2 import dense_then_sparse
 from moecli.model.spec import GroupScore, ModelSpec, Router, Scoring
 
+# The vendor's code reads them; transformers' is written for these values.
+_NEUTRAL = {"scoring_func": ("sigmoid", None), "topk_method": ("noaux_tc", None)}
+
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    c = ConfigReader(config, "deepseek_v3")
-    c.expect("scoring_func", "sigmoid")
-    c.expect("topk_method", "noaux_tc")
+    c = ConfigReader(config, "deepseek_v3", neutral=_NEUTRAL)
+    c.alias("n_routed_experts", "num_local_experts", "num_experts")
+    c.alias("num_nextn_predict_layers", "num_mtp_layers")
     context = c.count("max_position_embeddings", 4096)
     attention = multi_head_latent(c, context, heads=128)
     layers = dense_then_sparse(
@@ -24,7 +27,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     )
     return make_spec(
         c, layers, hidden_size=c.count("hidden_size", 7168), context=context, vocab=129280,
-        extra_layers=c.count("num_nextn_predict_layers", c.raw("num_mtp_layers", 1), least=0),
+        extra_layers=c.optional_count("num_nextn_predict_layers", 1, least=0) or 0,
     )  # fmt: skip
 
 

@@ -20,9 +20,12 @@ from moecli.model.families._layout import (
 from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, Router, Scoring
 
+_NEUTRAL = {"position_embedding_type": ("rope", None)}
+
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    c = ConfigReader(config, "granitemoe")
+    c = ConfigReader(config, "granitemoe", neutral=_NEUTRAL)
+    c.alias("num_local_experts", "num_experts")
     hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 2048)
     bias = c.flag("attention_bias", False)
     attention = grouped_query(
@@ -30,7 +33,6 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     )
     router = Router(c.count("num_local_experts", 8), c.count("num_experts_per_tok", 2), Scoring.SOFTMAX_OF_CHOSEN)
     expert = FeedForward(c.count("intermediate_size", 11008), c.activation("hidden_act", "silu"))
-    c.expect("position_embedding_type", "rope", None)
     return make_spec(
         c, uniform_layers(c, attention, Mixture(router, expert), default=32),
         hidden_size=hidden_size, context=context, vocab=32000,

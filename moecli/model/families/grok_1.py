@@ -20,7 +20,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         softcap=c.number("max_attn_value", 30.0),
         scale=c.number("attn_output_multiplier", 128**-0.5),  # already the usual 1 / sqrt(head_dim)
     )  # fmt: skip
-    router = Router(c.count("num_experts", c.raw("num_local_experts", 8)), c.count("num_experts_per_tok", 2))
+    c.alias("num_experts", "num_local_experts")
+    router = Router(c.count("num_experts", 8), c.count("num_experts_per_tok", 2))
     expert = FeedForward(c.count("intermediate_size"), c.activation("hidden_act", "gelu_pytorch_tanh"))
     return make_spec(
         c, uniform_layers(c, attention, Mixture(router, expert), default=64),

@@ -16,7 +16,6 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 2048)
     bias = c.flag("attention_bias", False)
     attention = grouped_query(c, hidden_size, context, heads=32, qkv_bias=bias, output_bias=bias)
-    c.expect("mlp_bias", False)
     ffn = FeedForward(c.count("intermediate_size", 11008), c.activation("hidden_act", "silu"))
     layers = uniform_layers(c, attention, ffn, default=32)
     return make_spec(c, layers, hidden_size=hidden_size, context=context, vocab=32000)

@@ -17,9 +17,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     attention = grouped_query(
         c, hidden_size, context, heads=32, kv_heads=8, theta=1e6, window=c.optional_count("sliding_window")
     )
-    router = Router(
-        c.count("num_local_experts", c.raw("num_experts", 8)), c.count("num_experts_per_tok", 2), norm_power=1.0
-    )
+    c.alias("num_local_experts", "num_experts")
+    router = Router(c.count("num_local_experts", 8), c.count("num_experts_per_tok", 2), norm_power=1.0)
     expert = FeedForward(c.count("intermediate_size", 14336), c.activation("hidden_act", "silu"))
     return make_spec(
         c, uniform_layers(c, attention, Mixture(router, expert), default=32),

@@ -19,8 +19,9 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         c, hidden_size, context, heads=16, qk_norm=QkNorm.FULL, qkv_bias=bias, output_bias=bias,
         clip=c.optional_number("clip_qkv"),
     )  # fmt: skip
+    c.alias("num_experts", "num_local_experts")
     router = Router(
-        c.count("num_experts", c.raw("num_local_experts", 64)),
+        c.count("num_experts", 64),
         c.count("num_experts_per_tok", 8),
         norm_power=1.0 if c.flag("norm_topk_prob", False) else None,
     )

@@ -16,6 +16,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "qwen2_moe")
     hidden_size, context = c.count("hidden_size", 2048), c.count("max_position_embeddings", 32768)
     attention = grouped_query(c, hidden_size, context, heads=16, kv_heads=16, qkv_bias=c.flag("qkv_bias", True))
+    c.alias("num_experts", "num_local_experts")
     activation = c.activation("hidden_act", "silu")
     mixture = Mixture(
         Router(

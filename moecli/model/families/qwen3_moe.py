@@ -12,13 +12,11 @@ from moecli.model.spec import FeedForward, Mixture, ModelSpec, QkNorm, Router
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    c = ConfigReader(config, "qwen3_moe")
+    c = ConfigReader(config, "qwen3_moe", neutral={"use_qk_norm": (True, None)})
+    c.alias("num_experts", "num_local_experts")
     hidden_size, context = c.count("hidden_size", 2048), c.count("max_position_embeddings", 32768)
     window = c.optional_count("sliding_window", 4096)
     c.ignore("max_window_layers")  # without effect in this family: all layers slide or none does
-    c.expect("qkv_bias", False, None)  # leftovers of Qwen2 in Qwen3-Coder's file
-    c.expect("use_qk_norm", True)
-    c.expect("shared_expert_intermediate_size", 0, None)
     bias = c.flag("attention_bias", False)
     attention = grouped_query(
         c, hidden_size, context, heads=32, kv_heads=4, qk_norm=QkNorm.HEAD, qkv_bias=bias, output_bias=bias,
@@ -26,7 +24,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     )  # fmt: skip
     activation = c.activation("hidden_act", "silu")
     router = Router(
-        c.count("num_experts", c.raw("num_local_experts", 128)),
+        c.count("num_experts", 128),
         c.count("num_experts_per_tok", 8),
         norm_power=1.0 if c.flag("norm_topk_prob", False) else None,
     )

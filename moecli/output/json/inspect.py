@@ -34,7 +34,7 @@ def document(report: Report, reference: Report) -> dict[str, Any]:
         "license": report.entry.licence if report.entry else None,
         "family": spec.family,
         "runnable": report.runnable,
-        "lacks": list(spec.lacks),
+        "lacks": list(report.lacks),
         "layers": len(every),
         "moe_layers": sum(isinstance(layer.ffn, Mixture) for layer in every),
         "hidden_size": spec.hidden_size,
@@ -50,9 +50,9 @@ def document(report: Report, reference: Report) -> dict[str, Any]:
         "read_bytes_per_token": report.read_bytes_per_token,
         "stored_read_bytes_per_token": report.stored_read_bytes_per_token,
         "cost": {"reference": reference.model, "active": counts.active, "reference_active": reference.counts.active},
-        "notes": list(spec.notes),
-        "stored_bytes": inventory.bytes if inventory else None,
-        "stored_format": inventory.format if inventory else None,
+        "notes": list(report.notes),
+        "stored_bytes": report.stored.bytes if report.stored else None,
+        "stored_format": report.stored.format if report.stored else None,
         "stored_parameters": inventory.parameters if inventory else None,
         "excluded": [
             {"reason": e.reason, "tensors": e.tensors, "parameters": e.parameters, "bytes": e.bytes}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from moecli.library.inspection import Report
 from moecli.output.json import SCHEMA_VERSION, shared
 from moecli.planning.estimate import Estimate, Result
 from moecli.planning.memory import kv_bytes_per_token, read_bytes_per_token
 from moecli.planning.placement import Tier
 
 
-def document(result: Result) -> dict[str, Any]:
+def document(result: Result, report: Report) -> dict[str, Any]:
     """The chosen format in detail; `formats` has the same of every format where none was asked for."""
     every = [] if result.asked else [_facts(result, each) for each in result.every]
     return {
@@ -18,6 +19,10 @@ def document(result: Result) -> dict[str, Any]:
         "model": result.model,
         **_facts(result, result.chosen),
         "max_context": result.max_context,
+        "runnable": report.runnable,
+        "lacks": list(report.lacks),
+        "stored_bytes": report.stored.bytes if report.stored else None,
+        "stored_format": report.stored.format if report.stored else None,
         "formats": every,
     }
 

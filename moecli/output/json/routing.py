@@ -43,6 +43,10 @@ def routing(analysis: Analysis, layers: Collection[int] | None = None) -> dict[s
             rows[:] = [row for row in rows if row["layer"] in layers]
     result["dtype"] = analysis.trace.dtype
     result["note"] = analysis.note
+    result["provenance"] = {
+        key: int(value) if key.endswith("seed") and value.isdecimal() else value
+        for key, value in analysis.provenance.items()
+    }
     result["recommended_ram_bytes"] = analysis.recommended_ram
     if analysis.memory is not None:
         result["memory"] = {
@@ -85,10 +89,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         },
         "load_distance": None
         if comparison.loads is None
-        else [
-            {"distance": loads.mean, "noise": loads.noise_mean, "beyond_noise": loads.beyond_noise}
-            for loads in comparison.loads
-        ],
+        else [{"distance": loads.mean, **routing_report.beside_chance(loads.chance)} for loads in comparison.loads],
         "layers": other["layers"],
         "overall": other["overall"],
     }

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from moecli.routing.balance import OVERFLOW_FACTORS
-from moecli.routing.domains import DomainDistance
+from moecli.routing.domains import Domains
+from moecli.routing.permutation import Chance
 from moecli.routing.replay import Replay, Verdict
 from moecli.routing.report import Figures, LayerReport, RoutingReport
 from moecli.routing.temporal_locality import TemporalLocality
@@ -34,8 +35,8 @@ def document(
         "layers": [_layer(layer, analysed.domains) for layer in analysed.layers],
         "overall": {**_overall(analysed.overall), "baseline": _overall(analysed.overall_uniform)},
     }
-    if (distance := analysed.domain_distance) is not None:
-        result["domain_distance"] = _domain_distance(analysed, distance)
+    if (distances := analysed.domain_distances) is not None:
+        result["domain_distance"] = _domain_distance(analysed, distances)
     if with_coactivation:
         result["coactivation"] = [
             {"layer": layer.layer, "shares": np.round(layer.coactivation.shares, 4).tolist()}
@@ -70,6 +71,9 @@ def _layer(layer: LayerReport, domains: tuple[str, ...]) -> dict[str, Any]:
             **_locality(expected.limit),
             "coactivation": pairs.limit,
         },
+        "chance": {  # deals of the same prompts; what has too few prompts for a verdict is missing
+            name: asdict(found) for name, found in layer.chances.items()
+        },
         "dead_chance": layer.dead_chance,
         "overflow": _by_factor(layer.overflow),
         "gate_entropy": layer.gate_entropy,
@@ -98,23 +102,36 @@ def _overall(figures: Figures) -> dict[str, float | None]:
     return {**{name: getattr(figures, name) for name in _OVERALL}, "dead": figures.dead}
 
 
-def _domain_distance(analysed: RoutingReport, mean: DomainDistance) -> dict[str, Any]:
+def _domain_distance(analysed: RoutingReport, found: Domains) -> dict[str, Any]:
     return {
+        "figure": "Jensen-Shannon divergence",
         "unit": "bit",
+        "unit_of_chance": "prompt",
         "domains": analysed.domains,
-        "matrix": mean.matrix.tolist(),
-        "noise": mean.noise.tolist(),
-        "limit": mean.limit.tolist(),
+        "prompts": found.prompts,
+        "smallest_p_value": found.smallest_p,
+        "verdict": found.tested,
+        "matrix": found.matrix.tolist(),
+        "noise": found.noise.tolist(),
+        "limit": found.limit.tolist(),
+        "p_values": found.p_values.tolist(),
+        "beyond_chance": found.beyond.tolist(),
         "layers": [
-            {
-                "layer": layer.layer,
-                "mean": distance.mean,
-                "noise": distance.noise_mean,
-                "beyond_noise": distance.beyond_noise,
-            }
-            for layer in analysed.layers
-            if (distance := layer.domain_distance) is not None
+            {"layer": layer.layer, "mean": distance.mean, **beside_chance(distance.chance)}
+            for layer, distance in zip(analysed.layers, found.layers, strict=True)
         ],
+    }
+
+
+def beside_chance(chance: Chance | None) -> dict[str, Any]:
+    """Null where there are too few prompts."""
+    if chance is None:
+        return {"noise": None, "limit": None, "p_value": None, "beyond_noise": None}
+    return {
+        "noise": chance.mean,
+        "limit": chance.limit,
+        "p_value": chance.p_value,
+        "beyond_noise": chance.beyond,
     }
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from moecli.output import tables
 from moecli.output.routing import heatmap, sides
-from moecli.output.routing.figures import Layered
+from moecli.output.routing.figures import Layered, by_chance
 from moecli.output.routing.heat import Heat, heat
 from moecli.output.routing.words import name
 from moecli.routing.analysis import Analysis, Comparison
@@ -68,12 +68,11 @@ def agreements(comparison: Comparison, layers: Sequence[int]) -> list[Layered]:
         ]
         rows.append(
             Layered(
-                "loads, bit",
+                "JSD of loads",
                 tuple(layer for layer, _ in pairs),
                 tuple(distance.mean for _, distance in pairs),
-                tuple(distance.noise_mean for _, distance in pairs),
-                tuple(float(distance.limit[0, 1]) for _, distance in pairs),
-                sum(distance.beyond_noise for _, distance in pairs),
+                **by_chance([distance.chance for _, distance in pairs]),
+                title="Jensen-Shannon divergence of the loads, bit",
                 format=lambda value: f"{value:.4f}",
             )
         )

@@ -33,6 +33,11 @@ def sentences(analysis: Analysis) -> list[str]:
     replay, verdict = analysis.report.replay, analysis.report.verdict
     if replay is None or verdict is None:
         return []
+    if verdict.pays is None:
+        return [
+            f"No verdict on caching: {replay.tokens:,} tokens were replayed, and below {verdict.fewest_tokens:,} it "
+            "would hang on how the slots fill."
+        ]
     rate, chance, best = map(tables.percent, (verdict.hit_rate, verdict.by_chance, verdict.best_possible))
     answer = "Caching experts pays here" if verdict.pays else "Caching experts hardly pays here"
     ram = analysis.recommended_ram

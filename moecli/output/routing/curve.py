@@ -24,6 +24,7 @@ def element(replay: Replay, verdict: Verdict) -> str:
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{25 * step}%</text>')
         parts.append(f'<text x="{x}" y="{_TOP + _HEIGHT + 16}" text-anchor="middle">{25 * step}%</text>')
     parts.append(f'<text x="{_LEFT + _WIDTH}" y="{_TOP + _HEIGHT + 34}" text-anchor="end">experts kept</text>')
+    parts.append(f'<text x="{_LEFT + 4}" y="{_TOP + 12}">hit rate</text>')
     x, _ = _place(verdict.recommended_slots / replay.experts, 0)
     parts.append(f'<path class="mark" d="M{x} {_TOP}v{_HEIGHT}"/>')
     lines = [(curve.policy, list(zip(shares, curve.hit_rates, strict=True))) for curve in replay.curves]

@@ -1,32 +1,45 @@
-"""The figures of a report as rows: one for each metric, over the layers, beside what a uniform router shows."""
+"""The figures of a report as rows: one for each metric, over the layers, beside a uniform router and chance."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from moecli.output.routing.heatmap import number
 from moecli.output.tables import percent
 from moecli.routing.analysis import Analysis
+from moecli.routing.permutation import Chance
 from moecli.routing.report import Figures, RoutingReport
 
 
 @dataclass(frozen=True, slots=True)
 class Layered:
-    """One metric over the layers. `floor` is what only 1 in 20 uniform routers exceeds in each, where it is known."""
+    """One metric over the layers. `chance` is what other deals of the same prompts show, `floor` what only 1 in 40 of
+    them exceeds; None where there is no such comparison, or too few prompts for it."""
 
     name: str
     layers: tuple[int, ...]
     values: tuple[float, ...]
     uniform: tuple[float, ...] | None = None
+    chance: tuple[float, ...] | None = None
     floor: tuple[float, ...] | None = None
-    above: int | None = None  # layers above the random baseline: further from even than the floor
+    called: tuple[bool, ...] | None = None  # layers beyond chance
+    p_values: tuple[float, ...] | None = None
     mean: float | None = None  # from the report
     uniform_mean: float | None = None
     falls: bool = False  # less even is lower
     overall: str = ""  # another name where `mean` is no mean
+    title: str = ""  # its standard name where that is longer
     format: Callable[[float], str] = number
+
+    @property
+    def chance_mean(self) -> float | None:
+        """By chance over all layers, as `mean` is."""
+        if self.chance is None:
+            return None
+        return sum(self.chance) / (1 if self.overall else len(self.chance))
 
     @property
     def heights(self) -> tuple[float, ...]:
@@ -38,13 +51,10 @@ class Layered:
         return tuple(value / (max(above) or 1.0) for value in above)
 
     def beside(self, place: int) -> str:
-        """A layer's value, with a star above the random baseline, and what a uniform router shows: 0.47* (0.09)."""
-        value = self.values[place]
-        if self.uniform is None:
-            return self.format(value)
-        sign = -1 if self.falls else 1
-        above = self.floor is not None and sign * (value - self.floor[place]) > 0
-        return f"{self.format(value)}{'*' if above else ''} ({self.format(self.uniform[place])})"
+        """A layer's value, with a star beyond chance, and what chance shows: 0.47* (0.19)."""
+        star = "*" if self.called is not None and self.called[place] else ""
+        beside = f" ({self.format(self.chance[place])})" if self.chance is not None else ""
+        return f"{self.format(self.values[place])}{star}{beside}"
 
     @property
     def furthest(self) -> tuple[int, float]:
@@ -62,6 +72,7 @@ class _Metric:
     name: str
     falls: bool = False
     overall: str = ""
+    title: str = ""
     format: Callable[[float], str] = number
 
 
@@ -81,6 +92,9 @@ def overflows(analysis: Analysis, layers: tuple[int, ...]) -> list[Layered]:
             layers,
             tuple(one.dropped[place] for place in places),
             tuple(one.baseline[place] for place in places),
+            mean=sum(one.dropped[place] for place in places) / len(places),
+            uniform_mean=sum(one.baseline[place] for place in places) / len(places),
+            title=f"dropped at capacity factor {one.factor:g}",
             format=percent,
         )
         for one in analysis.capacity
@@ -88,43 +102,53 @@ def overflows(analysis: Analysis, layers: tuple[int, ...]) -> list[Layered]:
 
 
 def distances(report: RoutingReport) -> list[Layered]:
-    """Jensen-Shannon distance of the domains in each layer, mean over their pairs. None for one domain."""
-    found = [(layer.layer, layer.domain_distance) for layer in report.layers]
-    rows = [(layer, distance) for layer, distance in found if distance is not None]
-    if not rows:
+    """Jensen-Shannon divergence of the domains in each layer, mean over their pairs. None for one domain."""
+    if (found := report.domain_distances) is None:
         return []
-    noise = tuple(distance.noise_mean for _, distance in rows)
+    chances = [layer.chance for layer in found.layers]
+    values = tuple(layer.mean for layer in found.layers)
     return [
         Layered(
-            "domain, bit",
-            tuple(layer for layer, _ in rows),
-            tuple(distance.mean for _, distance in rows),
-            noise,
-            noise,
-            sum(distance.beyond_noise for _, distance in rows),
+            "JSD, bit",
+            tuple(layer.layer for layer in report.layers),
+            values,
+            **by_chance(chances),
+            mean=sum(values) / len(values),
+            title="Jensen-Shannon divergence, bit",
             format=_fine,
         )
     ]
+
+
+def by_chance(chances: Sequence[Chance | None]) -> dict[str, Any]:
+    """The fields of Layered that hold what chance shows; none if a layer lacks it."""
+    known = [each for each in chances if each is not None]
+    if len(known) < len(chances):
+        return {}
+    return {
+        "chance": tuple(each.mean for each in known),
+        "floor": tuple(each.limit for each in known),
+        "called": tuple(each.beyond for each in known),
+        "p_values": tuple(each.p_value for each in known),
+    }
 
 
 def _row(report: RoutingReport, metric: _Metric) -> Layered | None:
     values = _known(metric.key, (layer.figures for layer in report.layers))
     if values is None:
         return None
-    limit = _known(metric.key, (layer.limit for layer in report.layers))
-    sign = -1 if metric.falls else 1
     return Layered(
         metric.name,
         tuple(layer.layer for layer in report.layers),
         values,
         _known(metric.key, (layer.uniform for layer in report.layers)),
-        limit,
-        None if limit is None else sum(sign * (v - edge) > 0 for v, edge in zip(values, limit, strict=True)),
-        getattr(report.overall, metric.key),
-        getattr(report.overall_uniform, metric.key),
-        metric.falls,
-        metric.overall,
-        metric.format,
+        **by_chance([layer.chances.get(metric.key) for layer in report.layers]),
+        mean=getattr(report.overall, metric.key),
+        uniform_mean=getattr(report.overall_uniform, metric.key),
+        falls=metric.falls,
+        overall=metric.overall,
+        title=metric.title,
+        format=metric.format,
     )
 
 
@@ -143,15 +167,15 @@ def _count(value: float) -> str:
 
 
 _METRICS = (
-    _Metric("entropy", "load entropy", falls=True, format=_fine),
+    _Metric("entropy", "norm. entropy", falls=True, title="normalised entropy", format=_fine),
     _Metric("max_violation", "MaxVio"),
     _Metric("cv2", "CV²"),
     _Metric("gini", "Gini"),
     _Metric("dead", "dead experts", overall="dead, in all", format=_count),
-    _Metric("repeat_top1", "repeat, first", format=percent),
-    _Metric("repeat_any", "repeat, any", format=percent),
-    _Metric("mean_overlap", "overlap", format=percent),
-    _Metric("gate_entropy", "gate entropy", falls=True, format=_fine),
+    _Metric("repeat_top1", "repeat, first", title="repeated first choice", format=percent),
+    _Metric("repeat_any", "repeat, any", title="repeated choice", format=percent),
+    _Metric("mean_overlap", "overlap", title="mean overlap", format=percent),
+    _Metric("gate_entropy", "gate entropy", falls=True, title="normalised gate entropy", format=_fine),
     _Metric("auxiliary_loss", "auxiliary loss"),
     _Metric("z_loss", "z-loss"),
 )

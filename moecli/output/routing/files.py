@@ -6,9 +6,8 @@ import io
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from moecli.errors import UsageError
+from moecli.output import tables, terminal
 from moecli.output.routing import html, long_form, markdown, png, svg
 from moecli.output.routing.drawing import drawing
 from moecli.output.routing.heat import View, chosen, heats
@@ -16,7 +15,6 @@ from moecli.output.routing.screen import draw, size
 from moecli.output.routing.sections import sections
 from moecli.output.routing.words import name
 from moecli.routing.analysis import Analysis
-from moecli.store.filesystem import unwritable
 
 FORMATS = "table", "csv", "md", "svg", "png", "html"
 _WIDTH = 120  # of a table in a file
@@ -26,23 +24,14 @@ def write_file(analysis: Analysis, format: str, path: Path | None, view: View | 
     """Write one of FORMATS; without a path to stdout. UsageError for PNG on a terminal."""
     if path is None and format == "png" and sys.stdout.isatty():
         raise UsageError("a PNG is not for a terminal", "add -o FILE.png, or send the output into a file")
-    content = render(analysis, format, view or View())
-    if path is None:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
-        return
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise unwritable(path, error) from error
+    terminal.write_file(render(analysis, format, view or View()), path)
 
 
 def render(analysis: Analysis, format: str, view: View) -> bytes:
     """The bytes of a file in one of FORMATS; text is UTF-8. UsageError for another format or a layer not recorded."""
     if format == "table":
         out = io.StringIO()
-        draw(Console(file=out, width=_WIDTH, color_system=None, highlight=False, markup=False), analysis, view)
+        draw(tables.console(file=out, width=_WIDTH, color_system=None), analysis, view)
         return out.getvalue().encode()
     report = chosen(analysis.report, view.layers)
     shown = heats(report, view)
@@ -55,7 +44,7 @@ def render(analysis: Analysis, format: str, view: View) -> bytes:
         return html.document(analysis, report, shown, drawing(shown), found).encode()
     drawn = drawing(shown, f"{name(analysis.name)}: how evenly the experts are used", size(report))
     if format == "svg":
-        return svg.document(drawn, f"Routing of {name(analysis.name)}").encode()
+        return svg.document(drawn, f"Routing of {name(analysis.name)}", analysis.provenance).encode()
     if format == "png":
-        return png.document(drawn)
+        return png.document(drawn, analysis.provenance)
     raise UsageError(f"'{format}' is not a format", f"name one of {', '.join(FORMATS)}")

@@ -50,7 +50,11 @@ def chosen(report: RoutingReport, layers: Sequence[int] | None) -> RoutingReport
         raise UsageError(
             f"layer {missing[0]} has no recorded routing", f"the trace has layers {_ranges(known)}; name some of these"
         )
-    return replace(report, layers=tuple(layer for layer in report.layers if layer.layer in set(layers)))
+    kept = [place for place, layer in enumerate(known) if layer in set(layers)]
+    distances = report.domain_distances
+    if distances is not None:
+        distances = replace(distances, layers=tuple(distances.layers[place] for place in kept))
+    return replace(report, layers=tuple(report.layers[place] for place in kept), domain_distances=distances)
 
 
 def heats(report: RoutingReport, view: View) -> tuple[Heat, ...]:

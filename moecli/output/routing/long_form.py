@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 from moecli.output.routing import against, figures
 from moecli.routing.analysis import Analysis
 from moecli.routing.report import RoutingReport
 
-HEADER = "figure", "layer", "expert", "domain", "slots", "value", "uniform", "limit"
+HEADER = (
+    "figure", "layer", "expert", "domain", "slots", "value", "uniform", "chance", "limit", "p_value", "beyond_chance",
+    "text",
+)  # fmt: skip
 _Row = dict[str, Any]
 
 
 def document(analysis: Analysis, report: RoutingReport) -> str:
-    """Empty where a column does not apply. `limit` is what 1 in 20 uniform routers exceed."""
+    """Empty where a column does not apply. `chance` is the mean of random deals of the prompts, `limit` what 1 in 40 of
+    them exceed. The last rows, `provenance.*`, have a text and no value."""
     out = io.StringIO()
     writer = csv.DictWriter(out, HEADER, lineterminator="\n")
     writer.writeheader()
@@ -43,14 +49,37 @@ def _rows(analysis: Analysis, report: RoutingReport) -> Iterator[_Row]:
     for row in everything:
         for place, number in enumerate(row.layers):
             yield {
-                "figure": row.name, "layer": number, "value": row.values[place],
-                "uniform": row.uniform and row.uniform[place], "limit": row.floor and row.floor[place],
+                "figure": row.title or row.name, "layer": number, "value": row.values[place],
+                "uniform": row.uniform and row.uniform[place], "chance": row.chance and row.chance[place],
+                "limit": row.floor and row.floor[place], "p_value": row.p_values and row.p_values[place],
+                "beyond_chance": row.called and int(row.called[place]),
             }  # fmt: skip
+    yield from _domains(report)
     if (replay := analysis.report.replay) is not None:
         for curve in replay.curves:
             for slots, rate in zip(replay.slots, curve.hit_rates, strict=True):
                 chance = slots / replay.experts
                 yield {"figure": f"hit rate, {curve.policy}", "slots": slots, "value": rate, "uniform": chance}
+    for key, text in analysis.provenance.items():
+        yield {"figure": f"provenance.{key}", "text": text}
+
+
+def _domains(report: RoutingReport) -> Iterator[_Row]:
+    """Each pair of domains, over all layers together."""
+    if (found := report.domain_distances) is None:
+        return
+    for i, j in combinations(range(len(report.domains)), 2):
+        row = {
+            "figure": "Jensen-Shannon divergence, bit, of two domains",
+            "domain": f"{report.domains[i]} / {report.domains[j]}",
+            "value": found.matrix[i, j],
+        }  # fmt: skip
+        if not math.isnan(found.noise[i, j]):
+            row |= {
+                "chance": found.noise[i, j], "limit": found.limit[i, j], "p_value": found.p_values[i, j],
+                "beyond_chance": int(found.beyond[i, j]),
+            }  # fmt: skip
+        yield row
 
 
 def _safe(value: Any) -> Any:

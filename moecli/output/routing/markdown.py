@@ -6,8 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 
-from rich.console import Console
-
+from moecli.output import tables
 from moecli.output.routing import heatmap, sides
 from moecli.output.routing.heat import Heat
 from moecli.output.routing.sections import Section
@@ -42,7 +41,7 @@ def _row(cells: Sequence[str], escape: bool = True) -> str:
 
 
 def _drawn(heats: Sequence[Heat]) -> str:
-    to = Console(file=io.StringIO(), width=_WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
+    to = tables.console(file=io.StringIO(), width=_WIDTH, color_system=None)
     parts = [*heatmap.blocks(to, heats), heatmap.legend(to, heats)]
     drawn = "\n\n".join(part.plain for part in parts)
     return "\n".join(line.rstrip().replace("```", "'''") for line in drawn.splitlines())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 
@@ -29,23 +30,25 @@ class _Canvas:
         for row in self.rows[max(y, 0) : max(y + height, 0)]:
             row[3 * x : 3 * right] = bytes(colour) * max(right - x, 0)
 
-    def encoded(self) -> bytes:
+    def encoded(self, texts: Mapping[str, str]) -> bytes:
         lines = b"".join(b"\0" + row for row in self.rows)
         header = struct.pack(">IIBBBBB", self.width, self.height, 8, 2, 0, 0, 0)
         resolution = struct.pack(">IIB", 2835 * _SCALE, 2835 * _SCALE, 1)
-        parts = (b"IHDR", header), (b"pHYs", resolution), (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b"")
+        said = [(b"iTXt", f"{key}\0\0\0\0\0{value}".encode("utf-8", "replace")) for key, value in texts.items()]
+        pixels = b"IDAT", zlib.compress(lines, 9)
+        parts = (b"IHDR", header), (b"pHYs", resolution), *said, pixels, (b"IEND", b"")
         return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in parts)
 
 
-def document(drawn: Drawing) -> bytes:
-    """The bytes of the PNG file, on white."""
+def document(drawn: Drawing, provenance: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of the PNG file, on white; where it comes from as iTXt chunks."""
     widest = max(_end(label) for label in drawn.labels) + 8
     canvas = _Canvas(int(max(drawn.width, widest) * _SCALE), drawn.height * _SCALE)
     for cell in drawn.cells:
         _cell(canvas, cell)
     for label in drawn.labels:
         _write(canvas, label)
-    return canvas.encoded()
+    return canvas.encoded(provenance or {})
 
 
 def _cell(canvas: _Canvas, cell: Cell) -> None:

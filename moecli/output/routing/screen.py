@@ -14,7 +14,7 @@ from moecli.output.routing.words import name
 from moecli.routing.analysis import Analysis
 from moecli.routing.report import RoutingReport
 
-_ROWS = "load entropy", "MaxVio", "dead experts", "repeat, first", "repeat, any", "overlap", "gate entropy"
+_ROWS = "norm. entropy", "MaxVio", "dead experts", "repeat, first", "repeat, any", "overlap", "gate entropy"
 
 
 def screen(
@@ -43,12 +43,13 @@ def draw(to: Console, analysis: Analysis, view: View) -> None:
     rows = [row for row in figures.layered(report) if row.name in _ROWS]
     rows += [*figures.distances(report), *figures.overflows(analysis, tuple(numbers))]
     parts += sides.by_layer(to, rows)
+    parts += [Text(line, "dim") for line in sides.chance(report)]
+    parts += against.parts(to, analysis, numbers, view.sort)
     parts += sides.domains(to, report)
     if analysis.trace.pieces:
         parts += sides.favourites(to, analysis, report.layers)
         parts += [text.panel(to, analysis, layer) for layer in panels(report.layers)]
     parts += cache.parts(to, analysis)
-    parts += against.parts(to, analysis, numbers, view.sort)
     if analysis.paper is not None:
         parts += paper.parts(to, analysis.paper)
     tables.show(to, *parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from rich.console import Console, RenderableType
 from rich.text import Text
 
@@ -14,10 +15,11 @@ from moecli.output.routing.heat import domain_name
 from moecli.output.routing.heatmap import number
 from moecli.output.routing.words import visible
 from moecli.routing.analysis import Analysis
+from moecli.routing.permutation import FEWEST_PROMPTS
 from moecli.routing.report import LayerReport, RoutingReport
 
-_FIXED = 63  # columns of the table of figures without its sparklines
-_NARROW = 40  # the same without the furthest layer
+_FIXED = 70  # columns of the table of figures without its sparklines
+_NARROW = 41  # the same without the furthest layer
 _FEWEST = 3  # glyphs of a sparkline
 _EXPERTS = 8  # with favourites
 
@@ -29,20 +31,19 @@ def by_layer(to: Console, rows: Sequence[Layered]) -> list[RenderableType]:
     room = min(len(layers), to.width - (_FIXED if wide else _NARROW))
     span = f"layers {layers[0]}-{layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
     header = ["figure", span if room >= len(span) else "", "mean", "uniform"]
-    header += ["furthest layer", "above baseline"] if wide else ["above"]
+    header += ["chance", "furthest", "beyond chance"] if wide else ["beyond"]
     cells: list[list[str | Text]] = []
     for row in rows:
         layer, value = row.furthest
         furthest = f"{layer}: {row.format(value)}" if value else ""
-        above = "" if row.above is None else f"{row.above} of {len(layers)}" if wide else f"{row.above}"
+        known = row.called is not None
+        beyond = "" if row.called is None else f"{sum(row.called)} of {len(layers)}" if wide else f"{sum(row.called)}"
         mean = "" if row.mean is None else row.format(row.mean)
-        more = [furthest, above] if wide else [above]
+        chance = row.format(row.chance_mean) if known and row.chance_mean is not None else ""
+        more = [chance, furthest, beyond] if wide else [beyond]
         cells.append([row.overall or row.name, _spark(to, row, room), mean, _uniform(row), *more])
     ramp = shades.glyphs(to).ramp
-    legend = (
-        f"{ramp[0]} as little as 19 of 20 uniform routers, {ramp[-1]} the furthest of its row; "
-        "where the random baseline is not known, from the least to the most"
-    )
+    legend = f"{ramp[0]} as chance at most, {ramp[-1]} the furthest of its row; without chance, from least to most"
     return [tables.grid(header, cells, left=(0, 1)), *([Text(legend, "dim")] if room >= _FEWEST else [])]
 
 
@@ -51,6 +52,24 @@ def _uniform(row: Layered) -> str:
     if row.uniform_mean is not None:
         return row.format(row.uniform_mean)
     return row.format(max(row.uniform)) if row.uniform else ""
+
+
+def chance(report: RoutingReport) -> list[str]:
+    """What chance is in the figures by layer, and which verdicts are withheld for want of prompts."""
+    lines = []
+    if any(layer.chances for layer in report.layers):
+        lines.append(
+            "Chance takes prompts as its unit, since tokens of one prompt are alike: loads of prompts drawn anew "
+            "around an even share, repeats with each prompt's tokens in random order, JSD with the prompts dealt to "
+            "other domains. By luck 1 row in 40 is beyond it."
+        )
+    elif max(layer.experts for layer in report.layers) > 1:
+        prompts = "1 prompt" if report.prompts == 1 else f"{report.prompts} prompts"
+        lines.append(
+            f"No verdict on loads and repeats: {prompts} cannot be told from chance, {FEWEST_PROMPTS} can (2 of the "
+            "128 ways to exchange what differs lie on one side)."
+        )
+    return lines
 
 
 def _spark(to: Console, row: Layered, room: int) -> Text:
@@ -68,29 +87,57 @@ def _spark(to: Console, row: Layered, room: int) -> Text:
 
 
 def domains(to: Console, report: RoutingReport) -> list[RenderableType]:
-    """Distances between domains beside their noise, and what they say; nothing for one domain."""
-    if (found := report.domain_distance) is None:
+    """Divergences between domains, and what they say; nothing for one domain."""
+    if (found := report.domain_distances) is None:
         return []
     names = [domain_name(domain) for domain in report.domains]
     rows = []
-    for i, (name, values, limits) in enumerate(zip(names, found.matrix, found.limit, strict=True)):
-        pairs = enumerate(zip(values, limits, strict=True))
-        rows.append([name, *("- " if i == j else f"{v:.3f}{'*' if v > edge else ' '}" for j, (v, edge) in pairs)])
-    baseline = f"For one pair it is up to {found.noise.max():.3f}; * is above 19 in 20 random splits."
-    return [*tables.blocks(to, ["distance, bit", *names], rows), Text(f"{specialisation(report)} {baseline}")]
+    for i, name in enumerate(names):
+        row = enumerate(zip(found.matrix[i], found.beyond[i], strict=True))
+        rows.append([name, *("- " if i == j else f"{value:.3f}{'*' if star else ' '}" for j, (value, star) in row)])
+    title = tables.title("Domains", "Jensen-Shannon divergence (JSD) of their loads, bit, mean over layers")
+    first, *others = tables.blocks(to, ["JSD, bit", *names], rows)
+    said = Text(" ".join([specialisation(report), *pairs_of_domains(report)]))
+    return [tables.Group(title, first), *others, said]
 
 
 def specialisation(report: RoutingReport) -> str:
-    """One sentence: whether domains load the experts differently."""
-    rows = [(layer.layer, layer.domain_distance) for layer in report.layers]
-    above = [(layer, distance) for layer, distance in rows if distance is not None and distance.beyond_noise]
+    """One sentence: whether domains load the experts differently, or why that cannot be said."""
+    found = report.domain_distances
+    assert found is not None, "there is one domain"
+    enough = "5 prompts of each are enough"
+    if not found.tested:
+        if sum(count > 1 for count in found.prompts) < 2:
+            return (
+                "No verdict on the domains: with one prompt of a domain, domain and prompt cannot be told apart; "
+                f"{enough}."
+            )
+        return (
+            f"No verdict on the domains: so few prompts can be dealt to them in {round(1 / found.smallest_p)} ways "
+            f"only, and no p-value is below {found.smallest_p:.2f}; {enough}."
+        )
+    rows = [(layer.layer, distance) for layer, distance in zip(report.layers, found.layers, strict=True)]
+    above = [row for row in rows if row[1].chance is not None and row[1].chance.beyond]
+    alone = [domain_name(name) for name, count in zip(report.domains, found.prompts, strict=True) if count == 1]
+    left_out = f" Left out, with one prompt each: {', '.join(alone)}." if alone else ""
     if not above:
-        return "The domains load the experts alike: no layer is above the random baseline."
+        return f"The domains do not load the experts differently beyond chance, in any layer.{left_out}"
     layer, most = max(above, key=lambda row: row[1].mean)
+    assert most.chance is not None
     return (
-        f"The experts specialise by domain, above the random baseline in {len(above)} of {len(rows)} layers; most in "
-        f"layer {layer}: {most.mean:.3f} bit, random baseline {most.noise_mean:.3f}."
+        f"The experts specialise by domain, beyond chance in {len(above)} of {len(rows)} layers; most in layer "
+        f"{layer}: {most.mean:.3f} bit, and {most.chance.mean:.3f} with the prompts dealt to the domains at random."
+        f"{left_out}"
     )
+
+
+def pairs_of_domains(report: RoutingReport) -> list[str]:
+    """What the stars between two domains mean; empty where none could be."""
+    found = report.domain_distances
+    if found is None or not found.tested or np.isnan(found.noise).all():
+        return []
+    highest = float(np.nanmax(found.noise))
+    return [f"For one pair chance is up to {highest:.3f}; * is beyond it, 1 star in 40 by luck."]
 
 
 def favourites(to: Console, analysis: Analysis, layers: Sequence[LayerReport]) -> list[RenderableType]:
@@ -117,7 +164,10 @@ def telling(layers: Sequence[LayerReport]) -> LayerReport | None:
 def lifts(layer: LayerReport) -> str:
     """The lift of the favourites, beside that of shuffled choices."""
     words = layer.vocabulary
-    return f"lift {words.lift:.1f}x, with choices shuffled {words.shuffled_lift:.1f}x (mean of each expert's highest)"
+    return (
+        f"lift {words.lift:.1f}x, with choices shuffled in each prompt {words.shuffled_lift:.1f}x "
+        "(mean of each expert's highest)"
+    )
 
 
 def piece(analysis: Analysis, number: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html import escape
 
 from moecli.output.routing import shades
@@ -13,9 +13,11 @@ SHADES = 25
 _FORBIDDEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufffe\\uffff]")
 
 
-def document(drawn: Drawing, title: str) -> str:
-    """The SVG file, with its style in it."""
-    return element(drawn, title, f"<style>{style()}</style>") + "\n"
+def document(drawn: Drawing, title: str, provenance: Mapping[str, str] | None = None) -> str:
+    """The SVG file, with its style and where it comes from in it."""
+    made = "\n".join(text(f"{key}: {value}") for key, value in (provenance or {}).items())
+    described = f"<desc>{made}</desc>" if made else ""
+    return element(drawn, title, f"{described}<style>{style()}</style>") + "\n"
 
 
 def element(drawn: Drawing, title: str, inside: str = "") -> str:

@@ -10,6 +10,8 @@
 #define LANES 8
 #define PANELS 1
 #define TOKENS 4
+#define TILE_ROWS 6
+#define TILE_VECTORS 2
 
 typedef __m256i codes; /* with AVX-VNNI plus 128 */
 typedef __m256i ints;
@@ -73,5 +75,13 @@ INLINE floats add(floats total, ints sum, float activation_scale, floats scale) 
     __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(activation_scale));
     return _mm256_fmadd_ps(scaled, scale, total);
 }
+
+INLINE floats add_product(floats total, floats numbers, float factor) {
+    return _mm256_fmadd_ps(numbers, _mm256_set1_ps(factor), total);
+}
+
+INLINE floats times(floats a, floats b) { return _mm256_mul_ps(a, b); }
+
+INLINE floats larger(floats a, floats b) { return _mm256_max_ps(a, b); }
 
 #include "../generic/isa.inc.h"

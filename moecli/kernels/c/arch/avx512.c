@@ -11,6 +11,8 @@
 #define LANES 16
 #define PANELS 2
 #define TOKENS 6
+#define TILE_ROWS 8
+#define TILE_VECTORS 2
 
 typedef __m512i codes; /* plus 128 */
 typedef __m512i ints;
@@ -52,6 +54,14 @@ INLINE floats add(floats total, ints sum, float activation_scale, floats scale) 
     __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(activation_scale));
     return _mm512_fmadd_ps(scaled, scale, total);
 }
+
+INLINE floats add_product(floats total, floats numbers, float factor) {
+    return _mm512_fmadd_ps(numbers, _mm512_set1_ps(factor), total);
+}
+
+INLINE floats times(floats a, floats b) { return _mm512_mul_ps(a, b); }
+
+INLINE floats larger(floats a, floats b) { return _mm512_max_ps(a, b); }
 
 #define VECTOR_SEARCH
 #include "../generic/codebook.inc.h"

@@ -11,6 +11,8 @@
 #define LANES 4
 #define PANELS 1
 #define TOKENS 4
+#define TILE_ROWS 6
+#define TILE_VECTORS 4
 
 typedef int8x16_t codes;
 typedef int32x4_t ints;
@@ -51,5 +53,11 @@ INLINE void store(float *numbers, floats result) { vst1q_f32(numbers, result); }
 INLINE floats add(floats total, ints sum, float activation_scale, floats scale) {
     return vfmaq_f32(total, vmulq_n_f32(vcvtq_f32_s32(sum), activation_scale), scale);
 }
+
+INLINE floats add_product(floats total, floats numbers, float factor) { return vfmaq_n_f32(total, numbers, factor); }
+
+INLINE floats times(floats a, floats b) { return vmulq_f32(a, b); }
+
+INLINE floats larger(floats a, floats b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 
 #include "../generic/isa.inc.h"

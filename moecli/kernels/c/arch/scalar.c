@@ -5,6 +5,8 @@
 #define LANES 16
 #define PANELS 1
 #define TOKENS 1
+#define TILE_ROWS 2
+#define TILE_VECTORS 1
 
 typedef struct {
     int8_t at[4][LANES]; /* a column after the other, as loops like it */
@@ -76,6 +78,24 @@ INLINE floats add(floats total, ints sum, float activation_scale, floats scale) 
     EACH_LANE
         total.at[i] = fmaf((float)sum.at[i] * activation_scale, scale.at[i], total.at[i]);
     return total;
+}
+
+INLINE floats add_product(floats total, floats numbers, float factor) {
+    EACH_LANE
+        total.at[i] = fmaf(numbers.at[i], factor, total.at[i]);
+    return total;
+}
+
+INLINE floats times(floats a, floats b) {
+    EACH_LANE
+        a.at[i] *= b.at[i];
+    return a;
+}
+
+INLINE floats larger(floats a, floats b) {
+    EACH_LANE
+        a.at[i] = a.at[i] > b.at[i] ? a.at[i] : b.at[i];
+    return a;
 }
 
 #include "../generic/isa.inc.h"

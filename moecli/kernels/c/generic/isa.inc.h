@@ -1,6 +1,7 @@
 /* The last include of an instruction set: a token through whole blocks, and the table of its calls. */
 #include "attention.inc.h"
 #include "moe.inc.h"
+#include "prompt_attention.inc.h"
 
 static enum status decode_step(const struct decode_step *call) {
     enum status status = DONE;
@@ -23,4 +24,5 @@ static enum status decode_step(const struct decode_step *call) {
 #define NAMED_(name) moecli_##name
 #define TEXT(name) TEXT_(name)
 #define TEXT_(name) #name
-const struct isa NAMED(ISA) = {TEXT(ISA), linear, feed_forward, gated, pack, decode_step, route, combine};
+const struct isa NAMED(ISA) = {TEXT(ISA),   linear, feed_forward, gated,           pack,
+                               decode_step, route,  combine,      prompt_attention};

@@ -33,7 +33,11 @@ def indexed(
     c.expect("topk_method", "noaux_tc")
     c.expect("mlp_bias", False)
     c.ignore("index_topk", "indexer_rope_interleave", "layer_types")  # how many tokens, how it rotates; all alike
-    c.choices("indexer_types", len(layers), ("full",), ["full"] * len(layers))
+    if c.raw("indexer_types", None) is None:  # then it follows from these
+        c.expect("index_topk_freq", 1, None)
+        c.expect("index_topk_pattern", None)
+    c.ignore("index_topk_freq", "index_topk_pattern", "index_skip_topk_offset")
+    kinds = c.choices("indexer_types", len(layers), ("full", "shared"), ["full"] * len(layers))
     hidden_size, heads, dim = (
         c.count("hidden_size", hidden_size),
         c.count("index_n_heads", index_heads),
@@ -47,7 +51,11 @@ def indexed(
         Extra("index_k_norm_bias", (dim,), Part.NORMS),
     )
     return make_spec(
-        c, [replace(layer, extra=indexer, cache_extra=dim) for layer in layers],
+        c,
+        [
+            replace(layer, extra=indexer, cache_extra=dim) if kind == "full" else layer  # shared: as the layer before
+            for layer, kind in zip(layers, kinds, strict=True)
+        ],
         hidden_size=hidden_size, context=context, vocab=vocab,
         extra_layers=c.count("num_nextn_predict_layers", c.raw("num_mtp_layers", 1), least=0),
         unsupported=(Unsupported.INDEXER,),

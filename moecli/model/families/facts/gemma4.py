@@ -13,14 +13,10 @@ from moecli.model.spec import Extra, FeedForward, GroupedQuery, Layer, Mixture, 
 from moecli.model.unsupported import Unsupported
 
 _KINDS = ("sliding_attention", "full_attention")
-_MEDIA = """
-    audio_token_id boa_token_id boi_token_id eoa_token_id eoa_token_index eoi_token_id image_token_id video_token_id
-    vision_soft_tokens_per_image
-""".split()
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    c = language_part(config, "gemma4", *_MEDIA)
+    c = language_part(config, "gemma4")
     for key, only in (("enable_moe_block", True), ("use_double_wide_mlp", False), ("attention_bias", False)):
         c.expect(key, only)
     c.expect("hidden_size_per_layer_input", 0)

@@ -27,7 +27,7 @@ from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    c = language_part(config, "kimi_k3", "ignore_index", "image_placeholder", "media_placeholder_token_id")
+    c = language_part(config, "kimi_k3")
     c.expect("use_grouped_topk", True)
     c.expect("moe_router_activation_func", "sigmoid")
     c.expect("topk_method", "noaux_tc")

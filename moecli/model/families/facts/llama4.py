@@ -13,10 +13,7 @@ from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    c = language_part(
-        config, "llama4", "boi_token_index", "eoi_token_index", "image_token_index", "image_token_id", "boi_token_id",
-        "eoi_token_id",
-    )  # fmt: skip
+    c = language_part(config, "llama4")
     hidden_size, context = c.count("hidden_size", 5120), c.count("max_position_embeddings", 131_072)
     bias = c.flag("attention_bias", False)
     rotary = grouped_query(

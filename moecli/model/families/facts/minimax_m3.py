@@ -20,7 +20,7 @@ from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    c = language_part(config, "minimax_m3", "image_token_index", "video_token_index", "projector_hidden_size")
+    c = language_part(config, "minimax_m3")
     for key in ("use_qk_norm", "use_routing_bias", "use_gemma_norm"):
         c.expect(key, True)
     c.expect("qk_norm_type", "per_head")

@@ -8,7 +8,7 @@ from typing import Any
 
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
-from moecli.model.families._parts import biased_sigmoid, check_router, grouped_query, make_spec
+from moecli.model.families._parts import MOST_LAYERS, biased_sigmoid, check_router, grouped_query, make_spec
 from moecli.model.spec import (
     NO_ATTENTION,
     NO_FFN,
@@ -24,6 +24,10 @@ from moecli.model.spec import (
 from moecli.model.unsupported import Unsupported
 
 _MAMBA, _ATTENTION, _MIXTURE, _DENSE = "M*E-"
+_LETTERS = {
+    "mamba": _MAMBA, "linear_attention": _MAMBA, "attention": _ATTENTION, "full_attention": _ATTENTION,
+    "moe": _MIXTURE, "mlp": _DENSE,
+}  # fmt: skip
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -31,7 +35,6 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 4096)
     c.expect("mlp_bias", False)
     c.expect("use_bias", False)
-    c.expect("moe_latent_size", None)
     # Start values of training, how the state is stored and computed, and a rotation that no layer uses.
     c.ignore("time_step_floor", "time_step_max", "time_step_min", "time_step_limit", "rescale_prenorm_residual")
     c.ignore("mamba_ssm_cache_dtype", "chunk_size", "use_mamba_kernels", "num_logits_to_keep", "residual_in_fp32")
@@ -49,22 +52,43 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         replace(shared, intermediate_size=shared.intermediate_size * c.count("n_shared_experts", 1)),
     )
     check_router(c, mixture)
+    c.alias("layers_block_type", "layer_types")
+    narrow = c.optional_count("moe_latent_size")
+    mixture = replace(mixture, latent_width=narrow)
+    ways = (
+        Extra("experts_in", (narrow or 0, hidden_size), Part.OTHER),
+        Extra("experts_out", (hidden_size, narrow or 0), Part.OTHER),
+    )
     blocks = {
         _MAMBA: Layer(NO_ATTENTION, NO_FFN, _mamba2(c, hidden_size)),
         _ATTENTION: Layer(replace(attention, rope=NO_ROPE), NO_FFN),
-        _MIXTURE: Layer(NO_ATTENTION, mixture),
+        _MIXTURE: Layer(NO_ATTENTION, mixture, extra=ways if narrow else ()),
         _DENSE: Layer(NO_ATTENTION, FeedForward(c.count("intermediate_size", 21504), activation, gated=False)),
     }
-    pattern = c.text("hybrid_override_pattern")
-    c.expect("num_hidden_layers", len(pattern))
-    if wrong := set(pattern) - set(blocks):
-        raise c.fail("hybrid_override_pattern", f"holds an unknown kind of block, '{min(wrong)}'")
+    pattern = _pattern(c)
     return make_spec(
         c, [blocks[kind] for kind in pattern],
         hidden_size=hidden_size, context=context, vocab=131_072, eps=1e-5, eps_key="layer_norm_epsilon",
         extra_layers=c.count("num_nextn_predict_layers", 0, least=0),
         unsupported=(Unsupported.STATE_SPACE, Unsupported.HALF_BLOCKS, Unsupported.UNGATED_EXPERTS),
     )  # fmt: skip
+
+
+def _pattern(c: ConfigReader) -> str:
+    """The blocks as letters; transformers 5 writes them as a list of words."""
+    count = c.count("num_hidden_layers", least=0) if c.unused("num_hidden_layers") else None
+    if c.raw("layers_block_type", None) is None:
+        pattern = c.text("hybrid_override_pattern")
+    else:
+        listed = c.raw("layers_block_type")
+        kinds = c.choices("layers_block_type", len(listed) if isinstance(listed, list) else 0, list(_LETTERS))
+        pattern = "".join(_LETTERS[kind] for kind in kinds)
+        c.ignore("hybrid_override_pattern")  # the list goes before it
+    if wrong := set(pattern) - set(_LETTERS.values()):
+        raise c.fail("hybrid_override_pattern", f"holds an unknown kind of block, '{min(wrong)}'")
+    if count not in (None, len(pattern)) or len(pattern) > MOST_LAYERS:
+        raise c.fail("num_hidden_layers", f"is {count}, and {len(pattern)} blocks are named")
+    return pattern
 
 
 def _mamba2(c: ConfigReader, hidden_size: int) -> Recurrent:

@@ -11,11 +11,9 @@ from moecli.model.families._parts import language_part
 from moecli.model.families.facts.qwen3_next import hybrid
 from moecli.model.spec import ModelSpec
 
-_IMAGES = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    c = language_part(config, "qwen3_5_moe", *_IMAGES)
+    c = language_part(config, "qwen3_5_moe")
     c.ignore("mtp_use_dedicated_embeddings")
     extra_layers = c.count("mtp_num_hidden_layers", 0, least=0)
     spec = hybrid(c, layers=40, experts=256, top_k=8, dense_width=5632, vocab=248_320)

@@ -16,7 +16,7 @@ _KINDS = ("full_attention", "sliding_attention")
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    c = language_part(config, "step3p7", "image_token_id", "projector_bias")
+    c = language_part(config, "step3p7")
     c.expect("scoring_func", "sigmoid")
     c.expect("use_moe_router_bias", True)
     hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 128_000)

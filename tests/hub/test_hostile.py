@@ -1,0 +1,312 @@
+"""A hostile or sick Hub: every answer ends soon, in bounded memory, with one clear error or with success."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import itertools
+import json
+import resource
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import moecli as package
+from moecli.errors import MoecliError
+from moecli.hub import bounds, client
+from moecli.hub.download import fetch_all
+from moecli.hub.headers import read_remote
+from moecli.hub.manifest import read_manifest
+from moecli.hub.retry import RetryPolicy
+from tests.hub.test_download import Seen
+from tests.support import hub_server
+from tests.support.hub_server import COMMIT, Fault, Send
+
+REPO = "somebody/some-moe"
+TINY = Path(package.__file__).parent / "tiny"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+ONCE = RetryPolicy(attempts=2, first_wait=0.01)
+MIB = 1024**2
+OK = b"HTTP/1.1 200 OK\r\n"
+OPEN = OK + b"\r\n"  # until the connection closes
+GUARDED_SECONDS, GUARDED_BYTES = 5, 500 * MIB
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
+    """A model, and a client that is silent for 0.3 s at most."""
+    with hub_server.serve_library(monkeypatch, timeout=0.3) as running:
+        for file in TINY.iterdir():
+            running.put(f"{REPO}/{file.name}", file.read_bytes())
+        yield running
+
+
+def pull() -> object:
+    return fetch_all(read_manifest(REPO, None, ONCE), Seen(), ONCE)
+
+
+def inspect() -> object:
+    return read_remote(REPO)
+
+
+def guarded(action: Callable[[], object]) -> MoecliError:
+    """The failure that an action ends with, soon and in little memory."""
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(MoecliError) as caught:
+        action()
+    assert time.monotonic() - began < GUARDED_SECONDS
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < GUARDED_BYTES
+    assert caught.value.message.isprintable() and len(caught.value.message) < 400
+    return caught.value
+
+
+def endless(start: bytes, piece: bytes, pause: float = 0) -> Callable[[Send], object]:
+    def answer(send: Send) -> None:
+        send(start)
+        while True:
+            send(piece)
+            time.sleep(pause)
+
+    return answer
+
+
+def once(*pieces: bytes, then: float = 0) -> Callable[[Send], object]:
+    def answer(send: Send) -> None:
+        for piece in pieces:
+            send(piece)
+        time.sleep(then)
+
+    return answer
+
+
+def redirect(target: str) -> Callable[[Send], object]:
+    return once(f"HTTP/1.1 302 Found\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n".encode())
+
+
+def body(data: bytes, *headers: str) -> Callable[[Send], object]:
+    lines = "".join(f"{line}\r\n" for line in headers)
+    return once(OK + f"{lines}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+
+
+def bomb(size: int) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return b"".join(packer.compress(b"[" * MIB) for _ in range(size // MIB)) + packer.flush()
+
+
+# What any request may be answered with
+
+EVERYWHERE: dict[str, Callable[[Send], object]] = {
+    "endless": endless(OPEN, b"[" * MIB),
+    "endless, and of a length": endless(OK + b"Content-Length: 9999999999999\r\n\r\n", b" " * MIB),
+    "endless chunks": endless(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"100000\r\n" + b"[" * MIB + b"\r\n"),
+    "a slow trickle": endless(OPEN, b" ", 0.05),
+    "a slow trickle of headers": endless(OK, b"X-A: b\r\n", 0.05),
+    "a slow trickle of a status": endless(b"HTTP/1.1 200 O", b"K", 0.05),
+    "endless headers": endless(OK, b"X-A: b\r\n" * 1000),
+    "an endless header": endless(OK + b"X-A: ", b"a" * MIB),
+    "an endless status": endless(b"HTTP/1.1 200 ", b"a" * MIB),
+    "endless informational answers": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
+    "silence": once(then=1),
+    "silence after the headers": once(OK + b"Content-Length: 5\r\n\r\n", then=1),
+    "an end at once": once(),
+    "a truncated body": once(OK + b"Content-Length: 500\r\n\r\n{}"),
+    "no HTTP": once(b"SSH-2.0-OpenSSH_9.6\r\n"),
+    "binary": once(bytes(range(256)) * 100),
+    "two lengths": once(OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}"),
+    "a negative length": once(OK + b"Content-Length: -1\r\n\r\n{}"),
+    "a length in words": once(OK + b"Content-Length: many\r\n\r\n{}"),
+    "nested deeply": body(b"[" * 200_000 + b"]" * 200_000),
+    "an object nested deeply": body(b'{"a":' * 200_000),
+    "many empty values": body(b"[" + b"[]," * 5_000_000 + b"[]]"),
+    "a number of many digits": body(b'{"sha": ' + b"1" * 100_000 + b"}"),
+    "a bomb": body(bomb(400 * MIB), "Content-Encoding: gzip"),
+    "a bomb in a bomb": body(gzip.compress(bomb(1024 * MIB)), "Content-Encoding: gzip, gzip"),
+    "a brotli bomb": body(b"\x5b\xff\xff\xff" * 1000, "Content-Encoding: br"),
+    "a zstd bomb": body(b"\x28\xb5\x2f\xfd" * 1000, "Content-Encoding: zstd"),
+    "an unknown encoding": body(bz2.compress(b"{}"), "Content-Encoding: bzip2"),
+    "a web page": body(b"<html>Log in, please</html>", "Content-Type: text/html; charset=utf-8"),
+    "a web page without a type": body(b"<html>Log in, please</html>"),
+    "not UTF-8": body(b"\xff\xfe{}" * 100),
+    "nothing": body(b""),
+    "a null": body(b"null"),
+    "a part nobody asked for": once(b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 7-8/9\r\n\r\n{}"),
+    "redirects without a target": once(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n"),
+    "a redirect with an endless body": endless(b"HTTP/1.1 302 Found\r\nLocation: /x\r\n\r\n", b" " * MIB),
+    "a redirect to a file": redirect("file:///etc/passwd"),
+    "a redirect to nowhere": redirect("http://"),
+    "a redirect to the secrets of a cloud": redirect("http://169.254.169.254/latest/meta-data/"),
+    "the same in another spelling": redirect("http://0xA9FEA9FE/"),
+    "the same in IPv6": redirect("http://[::ffff:169.254.169.254]/"),
+    "a redirect to no address": redirect("http://[::bad/"),
+    "a redirect to a host of many letters": redirect(f"http://{'a' * 300}.example.org/"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", EVERYWHERE)
+@pytest.mark.parametrize(("name", "action"), [("", pull), (CONFIG, inspect), (WEIGHTS, inspect)])
+def test_any_answer_ends(hub: hub_server.Hub, name: str, action: Callable[[], object], answer: str) -> None:
+    hub.raw[name] = EVERYWHERE[answer]
+    guarded(action)
+    assert hub.sent < 200 * MIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "answer", [name for name in EVERYWHERE if "trickle" in name or "endless" in name or "redirect" in name]
+)
+def test_any_answer_to_a_transfer_ends(hub: hub_server.Hub, answer: str) -> None:
+    hub.raw[WEIGHTS] = EVERYWHERE[answer]
+    guarded(pull)
+
+
+@pytest.mark.parametrize(
+    "status", [201, 204, 300, 304, 305, 400, 402, 405, 410, 418, 421, 451, 499, 501, 505, 511, 599, 799]
+)
+def test_any_status_is_named(hub: hub_server.Hub, status: int) -> None:
+    for name in ("", CONFIG, WEIGHTS):
+        hub.raw = {name: once(f"HTTP/1.1 {status} x\r\nContent-Length: 0\r\n\r\n".encode())}
+        assert str(status) in guarded(pull).message
+
+
+def test_redirects_without_end(hub: hub_server.Hub) -> None:
+    count = itertools.count()
+    for target in (lambda: "/api/models/a/b", lambda: f"{hub.url}/{REPO}/resolve/main/{CONFIG}?{next(count)}"):
+        hub.raw = dict.fromkeys(("", CONFIG), lambda send, target=target: redirect(target())(send))
+        assert "redirects without end" in guarded(pull).message
+        assert len(hub.seen) <= bounds.MOST_REDIRECTS + 1
+        hub.seen.clear()
+
+
+def test_a_redirect_that_goes_on_is_followed(hub: hub_server.Hub) -> None:
+    """A repository that was renamed."""
+    for path in [path for path in hub.files if path.startswith(REPO)]:
+        hub.files[path.replace("somebody", "another")] = hub.files[path]
+    old = hub.raw[""] = redirect("/api/models/another/some-moe")
+    hub.raw[""] = lambda send: (hub.raw.pop(""), old(send))
+    assert read_manifest(REPO, None, ONCE).commit == COMMIT
+
+
+# Lies in a listing
+
+
+NAMES = ("..", "../x.json", "/etc/passwd", "a/../../b.json", "..\\x.json", "C:\\x.json", "x\0.json", "\x1b]0;x\x07")
+NO_NAMES = ("a//b", "", 7, "x" * 5000 + ".safetensors", "\xe9" * 200, "\u202etxt.safetensors", None, ["x"], {"a": 1})
+
+
+@pytest.mark.parametrize("name", [*NAMES, *NO_NAMES])
+def test_names_no_disk_holds(hub: hub_server.Hub, name: object) -> None:
+    hub.listed = [{"rfilename": name, "size": 4, "blobId": "a" * 40}]
+    guarded(pull)
+
+
+SIBLINGS = (None, {}, [[]], "x", [None], 7)
+COMMITS = (7, None, "../" + "a" * 37, ["a" * 40])
+
+
+@pytest.mark.parametrize("change", [*({"siblings": each} for each in SIBLINGS), *({"sha": each} for each in COMMITS)])
+def test_a_listing_of_the_wrong_kind(hub: hub_server.Hub, change: dict[str, object]) -> None:
+    hub.raw[""] = body(json.dumps({"sha": COMMIT, "siblings": []} | change).encode())
+    guarded(pull)
+
+
+def test_odd_but_harmless_listings(hub: hub_server.Hub) -> None:
+    info = client.listing(REPO, None)
+    for change in ({"tags": 7}, {"tags": [None, 7]}, {"gated": [1]}, {"cardData": "x"}, {"tags": {"a": 1}}):
+        hub.raw[""] = body(json.dumps(info | change).encode(), "Content-Type: text/plain")
+        assert read_manifest(REPO, None, ONCE).commit == COMMIT
+
+
+@pytest.mark.slow
+def test_a_million_files(hub: hub_server.Hub) -> None:
+    file = b'{"rfilename": "a/%07d", "size": 1, "blobId": "' + b"a" * 40 + b'"},'
+    hub.raw[""] = once(
+        OPEN, b'{"siblings": [', *(b"".join(file % n for n in range(m, m + 1000)) for m in range(0, 10**6, 1000))
+    )
+    assert "longer than" in guarded(pull).message
+
+
+@pytest.mark.parametrize("name", [CONFIG, "tokenizer.json", WEIGHTS])
+@pytest.mark.parametrize("change", [-1, 1, 10**6])
+def test_sizes_that_lie(hub: hub_server.Hub, name: str, change: int) -> None:
+    hub.sizes[name] = hub.files[f"{REPO}/{name}"].size + change
+    guarded(pull)
+
+
+def test_a_config_that_changes_after_the_listing(hub: hub_server.Hub) -> None:
+    data = hub.files[f"{REPO}/{CONFIG}"].start
+    hub.raw[CONFIG] = body(data.replace(b"1", b"2"))
+    assert f"{CONFIG} of {REPO} is not the file that the Hub lists" in guarded(pull).message
+
+
+# Lies about weights
+
+
+@pytest.mark.parametrize("length", [0, 1, 2**63, 2**64 - 1, 10**9, bounds.LARGEST_HEADERS + 1])
+def test_headers_whose_length_lies(hub: hub_server.Hub, length: int) -> None:
+    start = length.to_bytes(8, "little") + b"{}"
+    hub.files[f"{REPO}/{WEIGHTS}"] = hub_server.File(start, 2**40)
+    assert f"its header claims {length} bytes" in guarded(inspect).message
+
+
+@pytest.mark.parametrize("text", [b"{}", b"[[" * 10**6, b'{"a":[],' * 10**6, b'{"a":{}}'], ids=len)
+def test_headers_that_are_none(hub: hub_server.Hub, text: bytes) -> None:
+    start = len(text).to_bytes(8, "little") + text
+    hub.files[f"{REPO}/{WEIGHTS}"] = hub_server.File(start[:-1] + b"x", len(start))
+    guarded(inspect)
+
+
+@pytest.mark.parametrize(
+    "range_", ["bytes 1-99/100", "bytes */100", "", "lines 0-9/10", "bytes 99-0/100", "bytes -5-9/10"]
+)
+def test_another_range_than_was_asked_for(hub: hub_server.Hub, range_: str) -> None:
+    head = f"HTTP/1.1 206 Partial Content\r\nContent-Range: {range_}\r\nContent-Length: 100\r\n\r\n"
+    hub.raw[WEIGHTS] = once(head.encode() + b"\0" * 100)
+    for action in (inspect, pull):
+        assert "another part of model.safetensors" in guarded(action).message or "99-0" in range_
+
+
+def test_a_server_that_gives_all_instead_of_a_part(hub: hub_server.Hub) -> None:
+    hub.ranges = False
+    assert read_remote(REPO).tensors and pull()
+
+
+# Waits
+
+
+@pytest.mark.parametrize("asked", ["1", "600"])
+def test_a_wait_that_is_asked_for_is_told(hub: hub_server.Hub, asked: str) -> None:
+    hub.faults[""] = [Fault(status=429, headers={"retry-after": asked})]
+
+    class Told(Exception):
+        """Nobody waits in a test."""
+
+    def tell(why: str, seconds: float) -> None:
+        raise Told(f"{why}: {seconds:.0f}")
+
+    with pytest.raises(Told, match=f"HTTP 429 .*: {asked}$"):
+        read_manifest(REPO, None, ONCE, tell)
+
+
+@pytest.mark.parametrize("asked", ["601", "86400", "9" * 300])
+def test_a_wait_that_is_too_long_is_an_error(hub: hub_server.Hub, asked: str) -> None:
+    hub.faults[""] = [Fault(status=503, headers={"retry-after": asked})]
+    assert "HTTP 503" in (failure := guarded(pull)).message and "asks to wait" in failure.message
+
+
+@pytest.mark.parametrize("asked", ["-1", "soon", "1e9", "\u0663", "Wed, 21 Oct 2015 07:28:00 GMT", "0", "0.5"])
+def test_a_wait_that_is_none_is_as_short_as_usual(hub: hub_server.Hub, asked: str) -> None:
+    line = f"HTTP/1.1 429 x\r\nRetry-After: {asked}\r\nContent-Length: 0\r\n\r\n".encode()
+    hub.raw[""] = lambda send: (hub.raw.pop(""), send(line))
+    assert read_manifest(REPO, None, ONCE).commit == COMMIT
+
+
+def test_a_lost_connection_is_told_once_it_took_a_while(hub: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moecli.hub.retry._WORTH_TELLING", 0.2)
+    hub.raw[""] = lambda send: (hub.raw.pop(""), time.sleep(1))
+    waits: list[str] = []
+    read_manifest(REPO, None, ONCE, lambda why, _: waits.append(why))
+    assert len(waits) == 1 and "cannot be reached" in waits[0]

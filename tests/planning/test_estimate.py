@@ -1,0 +1,75 @@
+"""The machine that `memory` plans for, and what it says of each format."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from moecli.errors import UsageError
+from moecli.formats import FORMATS
+from moecli.planning import machine
+from moecli.planning.estimate import Budget, estimate
+from moecli.planning.gpus import GPUS
+from moecli.planning.memory import DEVICE_CONTEXT, estimate_memory
+from moecli.planning.placement import largest_context, place
+from moecli.planning.speed import Bandwidths, estimate_throughput
+from tests.support.specs import spec_of
+
+
+def test_a_machine_nobody_describes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "free_ram", lambda: 12345)
+    assert Budget.of() == Budget(12345, False, None, None, 1, Bandwidths())
+    assert Bandwidths() == Bandwidths(30e9, 1.5e9, 400e9, "typical", None)
+
+
+def test_a_machine_as_it_is_described() -> None:
+    found = Budget.of("64GiB", None, "h100:2", "50GB", "7GB")
+    assert (found.ram, found.ram_given, found.gpus, found.gpu) == (64 * 2**30, True, 2, GPUS["h100"])
+    assert found.device == 2 * 80 * 2**30
+    assert found.bandwidths == Bandwidths(50e9, 7e9, 3350e9, "given")
+    assert Budget.of("1GiB", "6GiB").device == 6 * 2**30
+    assert Budget.of("1GiB", "6GiB").bandwidths == Bandwidths()
+    assert Budget.of("1GiB", "6GiB", "h100").device == 6 * 2**30
+    assert Budget.of("1GiB", None, "t4").bandwidths == Bandwidths(device=320e9, evidence="given")
+    assert Budget.of("1GiB", ram_speed="1GB").bandwidths == Bandwidths(ram=1e9, evidence="given")
+    assert Budget.of("1GiB", disk_speed="1GB").bandwidths == Bandwidths(disk=1e9, evidence="given")
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_nothing_is_no_size(number: int) -> None:
+    option = ("--ram", "--vram", "--ram-speed", "--disk-speed")[number]
+    values = [None] * 4
+    values[number] = "0GiB"
+    with pytest.raises(UsageError, match=f"{option} 0GiB is nothing"):
+        Budget.of(values[0], values[1], None, values[2], values[3])
+
+
+def test_every_format_or_the_one_that_was_asked_for() -> None:
+    spec, budget = spec_of("mixtral"), Budget.of("64GiB", None, "h100:2")
+    found = estimate("mixtral", spec, budget, None, None, 1, find_context=False)
+    assert [each.memory.dtype for each in found.every] == list(FORMATS) and not found.asked
+    assert found.chosen.memory.dtype == "bf16" and found.max_context is None
+    assert found.chosen.memory.context == 8192 and found.budget is budget and found.model == "mixtral"
+    asked = estimate("mixtral", spec, budget, "q4", 1000, 2, find_context=True)
+    assert [each.memory.dtype for each in asked.every] == ["q4"] and asked.asked
+    assert asked.chosen.memory == estimate_memory(spec, "q4", 1000, 2)
+    assert asked.max_context == largest_context(spec, "q4", 2, budget.ram, budget.device)
+    stored = estimate("mixtral", spec, budget, "auto", 1000, 1, find_context=False)
+    assert [each.memory.dtype for each in stored.every] == ["bf16"] and stored.asked
+    with pytest.raises(UsageError, match="q5"):
+        estimate("mixtral", spec, budget, "q5", None, 1, find_context=False)
+
+
+def test_gpus_to_hold_everything_each_with_its_own_context() -> None:
+    spec = spec_of("mixtral")
+    for gpu in ("h100", "rtx3060:3"):
+        budget = Budget.of("64GiB", None, gpu)
+        (found,) = estimate("mixtral", spec, budget, "bf16", 1000, 1, find_context=False).every
+        assert budget.gpu is not None
+        each = budget.gpu.memory - DEVICE_CONTEXT
+        assert found.gpus_needed == math.ceil(found.memory.total / each) > 1
+        assert found.plan == place(found.memory, budget.ram, budget.device)
+        assert found.speed == estimate_throughput(spec, found.plan, budget.bandwidths)
+    (found,) = estimate("mixtral", spec, Budget.of("64GiB"), "bf16", 1000, 1, find_context=False).every
+    assert found.gpus_needed is None
