@@ -12,7 +12,6 @@ from moecli.errors import TextError
 
 SPACE = "\u2581"
 _UNKNOWN_PENALTY = 10.0
-_SMALLEST_NORMAL: float = struct.unpack("<f", b"\0\0\x80\0")[0]  # FLT_MIN
 _LARGEST: float = struct.unpack("<f", b"\xff\xff\x7f\x7f")[0]  # FLT_MAX
 _MOST_CACHED = 50_000
 _LONGEST_CACHED = 64
@@ -144,10 +143,9 @@ class Segmenter:
         self._known = scores.keys() | reserved
         self._cut = self._likeliest if unigram else self._merge
         if unigram:
-            normal = [score for piece, score in scores.items() if piece not in frozen and piece not in unused]
+            normal = [score for piece, score in scores.items() if piece not in unused]
             self._all = _Prefixes(scores.keys() - unused)
             self._unknown = _float32(min([_LARGEST, *normal]) - _UNKNOWN_PENALTY)
-            self._highest = max([_SMALLEST_NORMAL, *normal])
         # Where no piece goes on into the next word, words are cut one by one, and those that come again are known.
         self._by_words = not unigram and not any(re.search(f"[^{SPACE}]{SPACE}", piece) for piece in scores)
         self._cache: dict[str, Pieces] = {}
@@ -234,10 +232,7 @@ class Segmenter:
                     break
                 if piece not in self._scores or piece in self._unused:
                     continue
-                score = self._scores[piece]
-                if piece in self.frozen:
-                    score = _float32(len(piece.encode()) * self._highest) - 0.1
-                offer(start, start + length, score + here[0], known=True)
+                offer(start, start + length, self._scores[piece] + here[0], known=True)
                 single = single or length == 1
             if not single:
                 offer(start, start + 1, _float32(self._unknown + here[0]), known=False)

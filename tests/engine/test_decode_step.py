@@ -70,8 +70,9 @@ def test_it_is_as_by_operators(family: str, changes: dict[str, Any], tmp_path: P
     logits = one_by_one(model, ids, native)
     expected = one_by_one(in_single_precision(folder, native=False), ids, plain)
     assert (logits - expected).norm() / expected.norm() < 0.01
-    for a, b in zip(native.routings, plain.routings, strict=True):
-        assert (a.logits - b.logits).norm() / b.logits.norm() < 0.01
+    pairs = zip(native.routings, plain.routings, strict=True)
+    apart = [float((a.logits - b.logits).norm() / b.logits.norm()) for a, b in pairs]
+    assert all(each < 0.03 for each in apart) and sum(each < 1e-4 for each in apart) >= 0.5 * len(apart)
     alike = [
         (a, b) for a, b in zip(native.routings, plain.routings, strict=True) if torch.equal(a.topk_ids, b.topk_ids)
     ]

@@ -142,6 +142,7 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "a varint without end": (b"\x08" + b"\xff" * 50, "cut short"),
     "a float cut short": (field(1, 2, b"\x15\x00"), "cannot be read"),
     "a damaged table": (UNKNOWN + field(3, 2, field(2, 2, b"\xff" * 40)), "table of characters"),
+    "unigram with a user's piece": (UNKNOWN + piece(b"<sep>", 4), "user-defined"),
     "words": (UNKNOWN + field(2, 2, field(3, 0, b"\x03")), "cuts text by word"),
 }
 
