@@ -193,9 +193,9 @@ def _lie(folder: Path) -> None:
         file.write((2**62).to_bytes(8, "little"))
 
 
-def _unknown_key(folder: Path) -> None:
+def _bias(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"attention_spiral": 3}))
+    (folder / "config.json").write_text(json.dumps(config | {"attention_bias": True}))
 
 
 def _not_json(folder: Path) -> None:
@@ -221,7 +221,7 @@ def _hostile_template(folder: Path) -> None:
     [
         (_truncate, "cut short"),
         (_lie, "damaged"),
-        (_unknown_key, "attention_spiral"),
+        (_bias, "attention_bias"),
         (_not_json, "not readable JSON"),
         (_pickle, "pickle"),
         (_no_tokenizer, "tokenizer.json"),

@@ -17,7 +17,10 @@ from typing import BinaryIO
 import moecli as package
 
 NOBODY = 65534
-_MODULES = "tokenizers safetensors.torch huggingface_hub rich.progress rich.table rich.measure jinja2 encodings.idna"
+_MODULES = (
+    "tokenizers safetensors.torch huggingface_hub rich.progress rich.table "
+    "rich.measure jinja2 encodings.idna encodings.utf_16_le"
+)
 
 
 @dataclass(frozen=True)

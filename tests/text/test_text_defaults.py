@@ -75,7 +75,7 @@ def test_negative_means_none(tmp_path: Path) -> None:
         ("temperature", "hot"),
         ("temperature", float("nan")),
         ("temperature", float("inf")),
-        ("temperature", 10**400),
+        ("temperature", 10**60),
         ("temperature", True),
         ("top_k", 5.5),
         ("top_k", -2),
