@@ -23,7 +23,7 @@ static struct {
     char last[PATH_MAX + 16];
 } *shared; /* with the process that forked this one */
 static char folder[PATH_MAX];
-static long chosen; /* 1 is the first; 0 none */
+static long chosen;        /* 1 is the first; 0 none */
 static int failure, kinds; /* an errno; 0 ends the process */
 static char watched[MOST_FILES];
 
@@ -44,48 +44,57 @@ const char *fault_last(void) { return shared->last; }
 static int is_watched(int file) { return file >= 0 && file < MOST_FILES && watched[file]; }
 
 static int watch(int file, int yes) {
-    if (file >= 0 && file < MOST_FILES) watched[file] = (char)yes;
+    if (file >= 0 && file < MOST_FILES)
+        watched[file] = (char)yes;
     return file;
 }
 
 static int is_under(int at, const char *path) {
     size_t length = strlen(folder);
-    if (!length || !path) return 0;
-    if (path[0] != '/') return is_watched(at);
+    if (!length || !path)
+        return 0;
+    if (path[0] != '/')
+        return is_watched(at);
     return !strncmp(path, folder, length) && (!path[length] || path[length] == '/');
 }
 
 /* Whether this call, which concerns the folder, is to fail. */
 static int strikes(int kind, const char *call, const char *path) {
-    if (!(kinds & kind)) return 0;
+    if (!(kinds & kind))
+        return 0;
     long now = __atomic_add_fetch(&shared->count, 1, __ATOMIC_SEQ_CST);
-    if (!chosen || now != chosen) return 0;
+    if (!chosen || now != chosen)
+        return 0;
     snprintf(shared->last, sizeof shared->last, "%s %s", call, path ? path : "");
-    if (!failure) kill(getpid(), SIGKILL);
+    if (!failure)
+        kill(getpid(), SIGKILL);
     errno = failure;
     return 1;
 }
 
 #define REAL(name) ((typeof(&name))dlsym(RTLD_NEXT, #name))
-#define ON_PATH(kind, result, name, at, path, parameters, arguments, failed) \
-    result name parameters { \
-        if (is_under(at, path) && strikes(kind, #name, path)) return failed; \
-        return REAL(name) arguments; \
+#define ON_PATH(kind, result, name, at, path, parameters, arguments, failed)                                           \
+    result name parameters {                                                                                           \
+        if (is_under(at, path) && strikes(kind, #name, path))                                                          \
+            return failed;                                                                                             \
+        return REAL(name) arguments;                                                                                   \
     }
-#define ON_FILE(kind, result, name, file, parameters, arguments, failed) \
-    result name parameters { \
-        if (is_watched(file) && strikes(kind, #name, NULL)) return failed; \
-        return REAL(name) arguments; \
+#define ON_FILE(kind, result, name, file, parameters, arguments, failed)                                               \
+    result name parameters {                                                                                           \
+        if (is_watched(file) && strikes(kind, #name, NULL))                                                            \
+            return failed;                                                                                             \
+        return REAL(name) arguments;                                                                                   \
     }
-#define OPEN(name, at, parameters, arguments) \
-    int name parameters { \
-        va_list more; \
-        va_start(more, flags); \
-        int mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, int) : 0; \
-        va_end(more); \
-        int ours = is_under(at, path), kind = flags & (O_CREAT | O_WRONLY | O_RDWR) ? CHANGES : READS; \
-        if (ours && strikes(kind, #name, path)) return -1; \
-        return watch(REAL(name) arguments, ours); \
+#define OPEN(name, at, parameters, arguments)                                                                          \
+    int name parameters {                                                                                              \
+        va_list more;                                                                                                  \
+        va_start(more, flags);                                                                                         \
+        int mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, int) : 0;                                              \
+        va_end(more);                                                                                                  \
+        int ours = is_under(at, path), kind = flags & (O_CREAT | O_WRONLY | O_RDWR) ? CHANGES : READS;                 \
+        if (ours && strikes(kind, #name, path))                                                                        \
+            return -1;                                                                                                 \
+        return watch(REAL(name) arguments, ours);                                                                      \
     }
 
 OPEN(open, AT_FDCWD, (const char *path, int flags, ...), (path, flags, mode))
@@ -101,20 +110,23 @@ int fcntl64(int file, int command, ...) {
     long value = va_arg(more, long);
     va_end(more);
     int result = REAL(fcntl64)(file, command, value);
-    if (command == F_DUPFD || command == F_DUPFD_CLOEXEC) watch(result, is_watched(file));
+    if (command == F_DUPFD || command == F_DUPFD_CLOEXEC)
+        watch(result, is_watched(file));
     return result;
 }
 
 DIR *opendir(const char *path) {
     int ours = is_under(AT_FDCWD, path);
-    if (ours && strikes(READS, "opendir", path)) return NULL;
+    if (ours && strikes(READS, "opendir", path))
+        return NULL;
     DIR *found = REAL(opendir)(path);
-    if (found) watch(dirfd(found), ours);
+    if (found)
+        watch(dirfd(found), ours);
     return found;
 }
 
 ON_FILE(READS, DIR *, fdopendir, file, (int file), (file), NULL)
-ON_FILE(READS, struct dirent64 *, readdir64, dirfd(found), (DIR *found), (found), NULL)
+ON_FILE(READS, struct dirent64 *, readdir64, dirfd(found), (DIR * found), (found), NULL)
 ON_FILE(READS, ssize_t, read, file, (int file, void *to, size_t size), (file, to, size), -1)
 ON_FILE(READS, ssize_t, readv, file, (int file, const struct iovec *to, int count), (file, to, count), -1)
 ON_FILE(READS, ssize_t, pread64, file, (int file, void *to, size_t size, off64_t at), (file, to, size, at), -1)
@@ -129,8 +141,8 @@ ON_FILE(READS, void *, mmap, file, (void *start, size_t size, int protection, in
 ON_FILE(READS, int, fstat64, file, (int file, struct stat64 *to), (file, to), -1)
 ON_PATH(READS, int, stat64, AT_FDCWD, path, (const char *path, struct stat64 *to), (path, to), -1)
 ON_PATH(READS, int, lstat64, AT_FDCWD, path, (const char *path, struct stat64 *to), (path, to), -1)
-ON_PATH(READS, int, fstatat64, at, path, (int at, const char *path, struct stat64 *to, int flags), (at, path, to, flags),
-        -1)
+ON_PATH(READS, int, fstatat64, at, path, (int at, const char *path, struct stat64 *to, int flags),
+        (at, path, to, flags), -1)
 ON_PATH(READS, int, statx, at, path, (int at, const char *path, int flags, unsigned mask, struct statx *to),
         (at, path, flags, mask, to), -1)
 ON_PATH(READS, ssize_t, readlink, AT_FDCWD, path, (const char *path, char *to, size_t size), (path, to, size), -1)
@@ -145,5 +157,5 @@ ON_PATH(CHANGES, int, unlinkat, at, path, (int at, const char *path, int flags),
 ON_PATH(CHANGES, int, rmdir, AT_FDCWD, path, (const char *path), (path), -1)
 ON_PATH(CHANGES, int, mkdir, AT_FDCWD, path, (const char *path, mode_t mode), (path, mode), -1)
 ON_PATH(CHANGES, int, rename, AT_FDCWD, path, (const char *path, const char *to), (path, to), -1)
-ON_PATH(CHANGES, int, renameat, at, path, (int at, const char *path, int other, const char *to),
-        (at, path, other, to), -1)
+ON_PATH(CHANGES, int, renameat, at, path, (int at, const char *path, int other, const char *to), (at, path, other, to),
+        -1)

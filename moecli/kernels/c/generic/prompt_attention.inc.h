@@ -109,19 +109,19 @@ INLINE void add_products(float *out, size_t stride, const float *a, size_t acros
                          size_t count) {
     floats sums[TILE_ROWS][TILE_VECTORS];
     EACH_TILE_ROW
-        EACH_TILE_VECTOR
-            sums[row][v] = load(out + (size_t)row * stride + v * LANES);
+    EACH_TILE_VECTOR
+    sums[row][v] = load(out + (size_t)row * stride + v * LANES);
     for (; count; count--, a += along, b += WIDTH) {
         floats lanes[TILE_VECTORS];
         EACH_TILE_VECTOR
-            lanes[v] = load(b + v * LANES);
+        lanes[v] = load(b + v * LANES);
         EACH_TILE_ROW
-            EACH_TILE_VECTOR
-                sums[row][v] = add_product(sums[row][v], lanes[v], a[(size_t)row * across]);
+        EACH_TILE_VECTOR
+        sums[row][v] = add_product(sums[row][v], lanes[v], a[(size_t)row * across]);
     }
     EACH_TILE_ROW
-        EACH_TILE_VECTOR
-            store(out + (size_t)row * stride + v * LANES, sums[row][v]);
+    EACH_TILE_VECTOR
+    store(out + (size_t)row * stride + v * LANES, sums[row][v]);
 }
 
 /* scores [count, WIDTH] of a block's keys, and a few more of what is behind them */
@@ -149,7 +149,7 @@ static void bend(float *scores, size_t count, float cap) {
 static void hide(float *restrict scores, size_t count, const int32_t *above, const int32_t *below) {
     for (int32_t key = 0; key < (int32_t)count; key++, scores += WIDTH)
         EACH_QUERY
-            scores[lane] = key > above[lane] && key <= below[lane] ? scores[lane] : -INFINITY;
+    scores[lane] = key > above[lane] && key <= below[lane] ? scores[lane] : -INFINITY;
 }
 
 /* Of what is far below the largest nothing is left; `exponential` would leave a little, even of minus infinity. */
@@ -172,7 +172,7 @@ static void soften(float *scores, size_t count, float *largest, float *total, fl
     }
     for (size_t key = 0; key < count; key++)
         EACH_QUERY
-            scores[key * WIDTH + lane] = weight(scores[key * WIDTH + lane] - reference[lane]);
+    scores[key * WIDTH + lane] = weight(scores[key * WIDTH + lane] - reference[lane]);
     EACH_TILE_VECTOR {
         floats by = load(factor + v * LANES), sum = times(load(total + v * LANES), by);
         for (size_t key = 0; key < count; key++)
