@@ -119,6 +119,7 @@ class CheckpointModel:
             experts = checkpoint_experts(self.weights, budget)
         else:
             experts = packed_experts(self.weights, dtype, budget, progress)
+            settings.return_freed_memory()
         return Decoder(self.spec, dense, experts, plan.memory.context, native)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from moecli.formats import bytes_for
+from moecli.formats.blocks import block_rows
 from moecli.kernels import blocking, built
 from moecli.kernels.blocking import BUCKET, CHUNK, SCORES
 from moecli.model.params import kv_numbers_per_token
@@ -17,8 +18,12 @@ from moecli.store.expert_record import STAGING, dense_dtype, mixture_record, sta
 
 # Measured with benchmarks/memory.py (torch 2.13, oneDNN): what no line of ours allocates.
 PROCESS = 272 * 2**20  # interpreter, torch and tokenizer before any weight, and the first product
+FIRST_PRODUCT = 8 * 2**20  # of it, which q4 and q8 never ask the library for
 LIBRARY = 18 * 2**20  # compiled products and freed blocks that the allocator keeps, after a first chunk
 LIBRARY_CHUNK = 3 * 2**20  # the same for each further chunk
+LIBRARY_BESIDE_NATIVE = 3 * 2**20  # as LIBRARY, where attention is native: few shapes are left to compile
+LIBRARY_CHUNK_BESIDE_NATIVE = 2**19
+UNPACKED = {"int8": 64, "nf4": 32}  # bytes per weight of a block that torch unpacks, and of the holes that leaves
 PACKED_KEY = 28  # bytes per number of keys and values while the library multiplies with them
 _DEFAULT_CONTEXT = 8192
 # Measured with benchmarks/gpu.py on an H100 (torch 2.11, CUDA 13): what the plan does not count.
@@ -79,7 +84,7 @@ def estimate_memory(spec: ModelSpec, dtype: str, context: int, batch: int = 1, c
         kv=_kv(spec, dtype, context, batch, chunk),
         activations=_activations(spec, dtype, context, batch, chunk, built.expected()),
         device_activations=_activations(spec, dtype, context, batch, chunk, native=False).bytes,
-        process=Term("process", Amount(PROCESS, "interpreter, torch, tokenizer (typical)"), "-"),
+        process=_process(dtype),
         chunk=min(chunk, context),
         expert_count=sum(layers * mixture.router.experts for mixture, layers in mixtures.items()),
         bytes_per_expert=max(sizes, default=0),
@@ -217,7 +222,9 @@ def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: i
     kinds = [layer for layer, _ in alike(spec.layers)]
     tables = sum(2 * context * rope.dims * size for rope in {layer.attention.rope for layer in kinds})
     routers = sum((4 - size) * times * each.count for each, times in counted_tensors(spec) if each.role == "router")
-    library = int(min(1, chunks) * LIBRARY + min(64, chunks) * LIBRARY_CHUNK)
+    first, further = (LIBRARY_BESIDE_NATIVE, LIBRARY_CHUNK_BESIDE_NATIVE) if native else (LIBRARY, LIBRARY_CHUNK)
+    library = int(min(1, chunks) * first + min(64, chunks) * further)
+    unpacked = UNPACKED[dtype] * _largest_block(spec, dtype) if dtype in UNPACKED else 0
     attention = _native_attention if native else _attention
     at_once = (
         named("residual stream", 3 * tokens * spec.hidden_size * size),
@@ -232,10 +239,27 @@ def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: i
             named("rotary tables", tables),
             named("routers in float32", routers),
             named("matrix library", library),
+            *([named("unpacked rows", unpacked)] if unpacked else []),
             under(f"for {tokens} prompt tokens at once", add(at_once, ", ")),
         )
     )
     return Term("activations", amount, "hidden size, heads, expert width, vocab_size")
+
+
+def _process(dtype: str) -> Term:
+    size = PROCESS - FIRST_PRODUCT if dtype in ("q4", "q8") and built.expected() else PROCESS
+    return Term("process", Amount(size, "interpreter, torch, tokenizer (typical)"), "-")
+
+
+def _largest_block(spec: ModelSpec, dtype: str) -> int:
+    """Weights of the largest block of rows that is unpacked at once."""
+    shapes = [tensor.shape for tensor, _ in counted_tensors(spec) if dense_dtype(tensor, dtype) == dtype]
+    shapes += [
+        shape
+        for mixture in _mixtures(spec)
+        for shape in expert_shapes(mixture.latent_width or spec.hidden_size, mixture.expert).values()
+    ]
+    return max((min(shape[0], block_rows(shape[1])) * shape[1] for shape in shapes), default=0)
 
 
 def _native_attention(attention: Attention, tokens: int, context: int, size: int) -> int:

@@ -99,8 +99,8 @@ _MIXTRAL = {
 @pytest.mark.parametrize(
     "absurd",
     [
-        {"num_hidden_layers": 10_000}, {"num_hidden_layers": 10_000, "max_position_embeddings": 2**31 - 1},
-        {"num_local_experts": 2**31 - 1}, {"hidden_size": 2**30, "num_attention_heads": 2**20},
+        {"num_hidden_layers": 1000}, {"num_hidden_layers": 1000, "max_position_embeddings": 2**31 - 1},
+        {"num_local_experts": 4096}, {"hidden_size": 2**30, "num_attention_heads": 2**20},
         {"intermediate_size": 2**30}, {"sliding_window": 2**30, "max_position_embeddings": 2**31 - 1},
     ],
 )  # fmt: skip
