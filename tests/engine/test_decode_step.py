@@ -12,7 +12,7 @@ from moecli.engine.decoder import Decoder
 from moecli.engine.router import Routing
 from moecli.engine.weights import checkpoint_weights
 from moecli.experts.resident import packed_experts
-from moecli.kernels import library
+from moecli.kernels import library, prompt_attention
 from moecli.store.source import open_source
 from tests.support.checkpoints import FAMILIES, make, prompt, write
 
@@ -60,7 +60,9 @@ def in_single_precision(folder: Path, native: bool) -> Decoder:
 
 
 @pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=lambda value: "-".join(value) if value else "plain")
-def test_it_is_as_by_operators(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+def test_it_is_as_by_operators(
+    family: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Routing and logits, up to a rounding of the activations here and there."""
     folder = write(make(family, **changes), tmp_path / "model")
     ids = torch.tensor(prompt(80))
@@ -68,11 +70,11 @@ def test_it_is_as_by_operators(family: str, changes: dict[str, Any], tmp_path: P
     model = in_single_precision(folder, native=True)
     assert model.decode_step is not None
     logits = one_by_one(model, ids, native)
+    monkeypatch.setattr(prompt_attention, "serves", lambda queries: False)
     expected = one_by_one(in_single_precision(folder, native=False), ids, plain)
     assert (logits - expected).norm() / expected.norm() < 0.01
-    pairs = zip(native.routings, plain.routings, strict=True)
-    apart = [float((a.logits - b.logits).norm() / b.logits.norm()) for a, b in pairs]
-    assert all(each < 0.03 for each in apart) and sum(each < 1e-4 for each in apart) >= 0.5 * len(apart)
+    for a, b in zip(native.routings, plain.routings, strict=True):
+        assert (a.logits - b.logits).norm() / b.logits.norm() < 0.01
     alike = [
         (a, b) for a, b in zip(native.routings, plain.routings, strict=True) if torch.equal(a.topk_ids, b.topk_ids)
     ]

@@ -61,14 +61,18 @@ def shards(folder: Path) -> Target:
     model = headers.write(folder / "model", _config(), _tensors())
     file = model / "model.safetensors"
     start, size = headers.header(_tensors())
-    document = json.loads(start[8:])
+    data = size - len(start)
+    about = {f"note {number}": f"{number}" for number in range(150)}  # what readers skip, changed as often as the rest
+    document = {"__metadata__": {"format": "pt", **about}, **json.loads(start[8:])}
 
     def case(mutator: Mutator) -> Command:
         text, chance = mutator.encoded(document), mutator.random
         length = len(text) if chance.random() < 0.8 else chance.choice([0, 1, len(text) + 1, 2**31, 2**63, 2**64 - 1])
         with file.open("wb") as written:
             written.write(length.to_bytes(8, "little") + text)
-            written.truncate(size if chance.random() < 0.8 else chance.choice([0, 7, 8, 9, size - 1, size + 1]))
+            written.truncate(
+                8 + len(text) + data if chance.random() < 0.8 else chance.choice([0, 7, 8, 9, size - 1, size + 1])
+            )
         return [*mutator.random.choice([*_LOOK, ["verify"]]), str(model)]
 
     return case

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from moecli.output.routing import View, screen
+from rich.style import Style
+
+from moecli.output.routing import View, screen, shades
 from moecli.routing.analysis import Analysis
 from tests.support import reports as samples
 
@@ -81,7 +83,9 @@ GOLDEN = (
 def shown(
     analysis: Analysis, view: View = WHOLE, columns: int = 80, terminal: str = "piped", encoding: str = "utf-8"
 ) -> str:
-    """What arrives."""
+    """What arrives, at the first screen of a process: rich keeps the codes of a style as that stream had them."""
+    for cached in (Style.parse, Style._add, shades._diverging):
+        cached.cache_clear()
     with _environment(TERMINALS[terminal] | {"COLUMNS": str(columns)}):
         stream = io.TextIOWrapper(io.BytesIO(), encoding, errors="replace", newline="")
         kept, sys.stdout = sys.stdout, stream
