@@ -8,6 +8,7 @@ from collections.abc import Callable
 import psutil
 import torch
 
+from moecli import settings
 from moecli.engine.load import Model
 from moecli.formats import bytes_for, stored_as
 from moecli.formats.plain import torch_dtype
@@ -35,12 +36,14 @@ def sample_bytes(plan: Plan) -> int:
 def measure_bandwidths(model: Model, plan: Plan, sample: int) -> Bandwidths:
     """The bandwidths that this plan's speed depends on, measured now; takes `sample` bytes, and then a few MiB."""
     bursts = [model.measure_disk() for _ in range(_BURSTS)] if plan.disk.experts else []
-    return Bandwidths(
+    measured = Bandwidths(
         ram=read_bandwidth(sample),
         disk=max((speed for speed in bursts if speed is not None), default=TYPICAL_DISK),
         linear=_linear(model.spec, plan.memory.dtype),
         evidence="typical" if plan.device.dense else "measured",  # no device is measured
     )
+    settings.return_freed_memory()  # the plan's, from here on
+    return measured
 
 
 def _linear(spec: ModelSpec, dtype: str) -> LinearThroughput:
