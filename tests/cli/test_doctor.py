@@ -57,7 +57,8 @@ def test_everything_is_shown_and_each_fault_is_one_line(moecli, tmp_path):
     result = moecli("doctor", MOECLI_HOME=str(file / "home"), **broken)
     assert result.returncode == 1 and result.stderr == "" and TOKEN not in result.stdout
     lines = wrong(result.stdout)
-    for text in ("MOECLI_THREADS is 'many'", "MOECLI_KERNEL is 'abacus'", f"'{file}' cannot", f"'{file}/home/models'"):
+    folders = f"HF_HUB_CACHE is '{file}', which is no folder", f"{file}/home/models cannot be read: Not a directory"
+    for text in ("MOECLI_THREADS is 'many'", "MOECLI_KERNEL is 'abacus'", *folders):
         assert sum(text in line for line in lines) == 1, text
     assert all("; hint: " in line and not line.endswith("hint: ") for line in lines)
     for label in ("libraries", "processor", "cores", "memory", "GPU", "disk", "models", "environment"):
