@@ -9,21 +9,24 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from moecli.errors import DiskError
+from moecli.checkpoint.safetensors import StoredTensor, read_header
+from moecli.errors import CheckpointError, DiskError
 from moecli.hub import client
-from moecli.hub.background import in_background
+from moecli.hub.background import each_in_background, in_background
 from moecli.hub.cache import UNFINISHED, commit, lock_folder, status
+from moecli.hub.headers import Repository
 from moecli.hub.manifest import DownloadManifest, RemoteFile
-from moecli.hub.retry import RetryPolicy
+from moecli.hub.retry import RetryPolicy, Tell, retry
 from moecli.hub.transfer import Transfer, Watcher
 from moecli.store.filesystem import FULL, free_space, nearest_folder, unwritable
 from moecli.store.journal import make_folder, sync_folder
 from moecli.units import format_bytes
 
-_AT_ONCE = 4
+_AT_ONCE, _HEADERS_AT_ONCE = 4, 8
 Place = Callable[[DownloadManifest, RemoteFile, Transfer], Path]  # brings a file to where it belongs
 
 
@@ -83,6 +86,21 @@ def unfinished(path: Path, file: RemoteFile) -> int:
     """Bytes of the file that wait to be completed and named `path`."""
     partial = status(path.with_name(path.name + UNFINISHED))
     return partial.st_size if partial is not None and partial.st_size <= file.size else 0
+
+
+def headers(manifest: DownloadManifest, tell: Tell | None) -> Iterator[dict[str, StoredTensor]]:
+    """What each file of weights holds, in their order: read from the cache where it is there, else asked of the Hub."""
+    hub = Repository(manifest.repo, manifest.commit)
+
+    def read(file: RemoteFile) -> dict[str, StoredTensor]:
+        if (path := cached(manifest, file)) is not None:
+            return {name: replace(stored, path=Path(file.name)) for name, stored in read_header(path).items()}
+        header = retry(lambda: hub.header(file.name, 0), RetryPolicy(attempts=4), tell=tell)
+        if header is None:
+            raise CheckpointError(f"{manifest.repo} lists '{file.name}' and does not hold it", "try again later")
+        return header[0]
+
+    return each_in_background(read, manifest.weights, _HEADERS_AT_ONCE)
 
 
 def check_space(manifest: DownloadManifest, files: Sequence[RemoteFile]) -> None:

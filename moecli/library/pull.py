@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
 from moecli import settings
 from moecli.checkpoint.prequantized import quantised_among, true_tensors
-from moecli.checkpoint.safetensors import StoredTensor, read_header
+from moecli.checkpoint.safetensors import StoredTensor
 from moecli.checkpoint.towers import split_towers
 from moecli.errors import ModelNotFound, MoecliError
-from moecli.hub.download import cached, present
+from moecli.hub.download import headers, present
 from moecli.hub.failures import HubBusy
-from moecli.hub.headers import Repository
-from moecli.hub.manifest import DownloadManifest, RemoteFile, cached_manifest, read_manifest
-from moecli.hub.retry import RetryPolicy, Tell, retry
+from moecli.hub.manifest import DownloadManifest, cached_manifest, read_manifest
+from moecli.hub.retry import RetryPolicy, Tell
 from moecli.library.resolve import ModelRef
 from moecli.model import families, params
 from moecli.model.spec import ModelSpec, lacks
@@ -26,7 +24,6 @@ from moecli.text.files import TOKENIZERS
 from moecli.units import format_bytes
 
 _MOST_OF_DISK = 0.9
-_CONNECTIONS = 8
 _LEAST_BYTES = 1.5  # for each number, where they are plain
 
 
@@ -106,17 +103,9 @@ def _quantised(manifest: DownloadManifest, spec: ModelSpec, tell: Tell | None) -
     small = sum(file.size for file in manifest.weights) < _LEAST_BYTES * params.count(spec).total
     if spec.unsupported or (spec.quantization is None and not small):
         return spec.quantization
-    repository = Repository(manifest.repo, manifest.commit)
-
-    def header(file: RemoteFile) -> Mapping[str, StoredTensor]:
-        if (path := cached(manifest, file)) is not None:
-            return read_header(path)
-        found = retry(lambda: repository.header(file.name, 0), RetryPolicy(attempts=2), tell=tell)
-        return found[0] if found else {}
-
     tensors: dict[str, StoredTensor] = {}
-    with suppress(MoecliError), ThreadPoolExecutor(_CONNECTIONS) as pool:
-        for each in pool.map(header, manifest.weights):
+    with suppress(MoecliError):
+        for each in headers(manifest, tell):
             tensors |= each
         return quantised_among(true_tensors(split_towers(tensors)[0]))
     return spec.quantization

@@ -13,14 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moecli.checkpoint.binding import Weights
-from moecli.checkpoint.safetensors import StoredTensor, merged, read_header
+from moecli.checkpoint.safetensors import StoredTensor, merged
 from moecli.errors import CheckpointError
 from moecli.hub import download
-from moecli.hub.background import each_in_background
 from moecli.hub.cache import UNFINISHED
-from moecli.hub.headers import Repository
 from moecli.hub.manifest import DownloadManifest, RemoteFile
-from moecli.hub.retry import RetryPolicy, Tell, retry
+from moecli.hub.retry import RetryPolicy, Tell
 from moecli.hub.transfer import Transfer, Watcher
 from moecli.library import stores
 from moecli.library.pull import Proposal, propose
@@ -37,7 +35,6 @@ from moecli.store.source import TEXTS, announced, header_fingerprint
 from moecli.store.write import check_room, existing, partial_folder, room_needed
 
 _ARRIVING = "arriving-"  # begins the name of a shard that is deleted once it is packed
-_CONNECTIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,7 @@ def propose_packed(
     manifest = proposal.manifest
     if not keep:
         manifest = replace(manifest, texts=tuple(file for file in manifest.texts if file.name in TEXTS))
-    weights = announced(ref.name, manifest.config, _headers(manifest, tell))
+    weights = announced(ref.name, manifest.config, _tensors(manifest, tell))
     layout = choose_layout(weights, weights.dtype if dtype == "auto" else dtype)
     target = target or stores.default_folder(ref.name, layout.dtype)
     fingerprint = header_fingerprint(weights.checkpoint.tensors.values())
@@ -135,20 +132,9 @@ class _Place:
         return Path(shutil.copyfile(cached, path)) if file in manifest.texts else cached
 
 
-def _headers(manifest: DownloadManifest, tell: Tell | None) -> Iterator[StoredTensor]:
+def _tensors(manifest: DownloadManifest, tell: Tell | None) -> Iterator[StoredTensor]:
     """What all shards hold. Of a name that two of them hold the index says which copy counts."""
-    hub = Repository(manifest.repo, manifest.commit)
-
-    def read(file: RemoteFile) -> dict[str, StoredTensor]:
-        if (path := download.cached(manifest, file)) is not None:
-            here = read_header(path)
-            return {name: replace(stored, path=Path(file.name)) for name, stored in here.items()}
-        header = retry(lambda: hub.header(file.name, 0), RetryPolicy(attempts=4), tell=tell)
-        if header is None:
-            raise CheckpointError(f"{manifest.repo} lists '{file.name}' and does not hold it", "try again later")
-        return header[0]
-
-    yield from merged(each_in_background(read, manifest.weights, _CONNECTIONS), manifest.index or {}).values()
+    yield from merged(download.headers(manifest, tell), manifest.index or {}).values()
 
 
 def _refuse_another_revision(target: Path, origin: Origin) -> None:

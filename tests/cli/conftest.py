@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -57,6 +58,17 @@ def moecli(command: list[str], environment: dict[str, str]) -> Run:
         )
 
     return run
+
+
+@pytest.fixture
+def least_ram(moecli: Run) -> Callable[..., str]:
+    """The smallest --ram with which this run works, as its refusal of less says."""
+
+    def ask(*arguments: str) -> str:
+        refusal = moecli("run", *arguments, "--ram", "1MiB").stderr
+        return re.findall(r"the smallest budget that works is --ram (\w+)", refusal)[0]
+
+    return ask
 
 
 @pytest.fixture

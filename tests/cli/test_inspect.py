@@ -191,7 +191,7 @@ def test_a_cut_file_is_damaged_not_different(moecli, tmp_path):
         ({"num_hidden_layers": 2**31 - 1}, "num_hidden_layers"),
         ({"vocab_size": -1}, "vocab_size"),
         ({"rope_scaling": {"type": "novel", "factor": 2.0}}, "rope_scaling"),
-        ({"novel_key": 1}, "novel_key"),
+        ({"hidden_act": "novel"}, "hidden_act"),
     ],
 )
 def test_a_config_that_cannot_be_meant_is_refused_by_name(moecli, tmp_path, changes, words):

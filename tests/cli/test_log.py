@@ -21,9 +21,9 @@ def packed(moecli):
     return "tiny-q4"
 
 
-def test_debug_shows_resolution_plan_and_reads_and_leaves_stdout_alone(moecli, packed):
-    quiet = moecli("run", packed, *QUESTION, "--ram", "278MiB")
-    log = moecli("run", packed, *QUESTION, "--ram", "278MiB", MOECLI_LOG="debug")
+def test_debug_shows_resolution_plan_and_reads_and_leaves_stdout_alone(moecli, packed, least_ram):
+    command = ("run", packed, *QUESTION, "--ram", least_ram(packed, *QUESTION))
+    quiet, log = moecli(*command), moecli(*command, MOECLI_LOG="debug")
     lines = log.stderr.splitlines()
     assert log.stdout == quiet.stdout and quiet.stderr == ""
     assert all(LINE.fullmatch(line) for line in lines)

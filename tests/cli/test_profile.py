@@ -41,8 +41,9 @@ def test_a_decode_step_that_is_one_call_is_taken_apart_and_says_so(moecli, packe
     assert "each is a single native call" in lines[-1] and len(lines) == 17
 
 
-def test_streamed_experts_are_waited_for(moecli, packed):
-    profiled = moecli("run", packed, *QUESTION, "--ram", "278MiB", MOECLI_PROFILE="1")
+def test_streamed_experts_are_waited_for(moecli, packed, least_ram):
+    ram = least_ram(packed, *QUESTION)
+    profiled = moecli("run", packed, *QUESTION, "--ram", ram, MOECLI_PROFILE="1")
     lines = profiled.stderr.splitlines()
     check(lines, 7)
     assert figures(lines[5])[0] > 0 and "single native call" not in lines[-1]

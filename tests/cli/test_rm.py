@@ -16,13 +16,17 @@ from tests.support.hub_server import Fault
 REPO = "somebody/some-moe"
 TINY = Path(package.__file__).parent / "tiny"
 OLD, NEW = hub_server.COMMIT, "f" * 40
-FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+TEXTS = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+# As few weights as the 100,000 bytes below could hold: fewer bytes would look quantised, and pull would read a header.
+SMALL = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 64}
+CONFIG = json.dumps(json.loads((TINY / "config.json").read_text()) | SMALL).encode()
 
 
 @pytest.fixture
 def hub(hub: hub_server.Hub) -> hub_server.Hub:
     """It holds a small model."""
-    for name in FILES:
+    hub.put(f"{REPO}/config.json", CONFIG)
+    for name in TEXTS:
         hub.put(f"{REPO}/{name}", (TINY / name).read_bytes())
     hub.put(f"{REPO}/model.safetensors", bytes(100_000))
     return hub
@@ -61,7 +65,7 @@ def test_one_revision_leaves_what_the_other_shares(moecli, two_revisions, root):
     before = occupied(root)
     document = json.loads(moecli("rm", f"{REPO}@{OLD}", "--yes", "--json").stdout)
     assert document["revisions"] == [OLD] and document["freed_bytes"] == 100_000 == before - occupied(root)
-    assert document["kept_bytes"] == sum((TINY / name).stat().st_size for name in FILES)
+    assert document["kept_bytes"] == len(CONFIG) + sum((TINY / name).stat().st_size for name in TEXTS)
     assert moecli("verify", REPO).returncode == 0
     (repo,) = huggingface_hub.scan_cache_dir(root.parent).repos
     assert [revision.commit_hash for revision in repo.revisions] == [NEW]
