@@ -32,7 +32,7 @@ def shell(*commands: str, since: str | None = None, until: str | None = None) ->
             )  # fmt: skip
             shown = f"\n{result.stdout}"
             if since:
-                before, begin, after = shown.partition(f"\n{since}")
+                _, begin, after = shown.partition(f"\n{since}")
                 assert begin, f"{command} prints no line that begins with '{since}'"
                 shown = begin + after
             if until:
