@@ -137,7 +137,7 @@ def _record(
         from moecli.routing.recorded import require_router
 
         require_router(ref.name, families.read_spec(ref.entry.config()))
-    ref = running.with_weights(ref, offline, quiet)
+    ref = running.with_weights(ref, wanted.dtype, wanted.ram, wanted.ctx, offline, quiet)
     with terminal.status("loading ...", quiet):
         from moecli.engine import analysis
         from moecli.engine.chat import GenerationConfig
