@@ -85,8 +85,7 @@ def memory(
         packed = report.inventory.format if ref.kind is Kind.STORE and report.inventory is not None else None
         result = estimate(report.model, report.spec, budget, dtype or packed, ctx, batch, max_ctx)
         wanted = result.chosen.memory.dtype if result.asked else "auto"
-        fetch = report.stored.bytes if report.stored and ref.folder is None else None
-        advised = advice.advise(ref, report.spec, report.lacks, budget, wanted, ctx, batch, fetch, ram is None)
+        advised = advice.advise_on_report(ref, report, wanted, budget, ctx, batch, here=ram is None)
         subjects.append(show.Subject(result, report, advised))
     if json:
         documents = [document(each.result, each.report, each.advice) for each in subjects]
