@@ -16,11 +16,14 @@ def statistics(loaded: LoadedModel, answer: Answer) -> str:
     """prompt 5 tokens, 311 tok/s · answer 64 tokens, 182 tok/s · peak memory 391 MiB (planned 402 MiB)"""
     timing = answer.timing
     cached = f" ({timing.cached_tokens} cached)" if timing.cached_tokens else ""
-    parts = (
+    parts: tuple[str, ...] = (
         f"prompt {timing.prompt_tokens} tokens{cached}{_rate(timing.prefill_rate)}",
         f"answer {len(answer.token_ids)} tokens{_rate(timing.decode_rate)}",
         f"peak memory {format_bytes(machine.peak_rss())} (planned {format_bytes(loaded.plan.ram.total)})",
     )
+    team = loaded.opened.team
+    if team.fewest < team.most:
+        parts += (f"at times {team.fewest} of {team.most} threads, as other programs take the processors",)
     return " · ".join(parts)
 
 
