@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from moecli.cli import options, running
 from moecli.cli.routing_options import RoutingOptions
-from moecli.errors import UsageError
+from moecli.errors import UsageError, printable
 from moecli.formats import FORMATS
 from moecli.library.resolve import Kind, ModelRef, resolve
 from moecli.output import loading, terminal
@@ -55,17 +55,22 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
         from moecli.routing import files
 
         files.write(ours.trace, wanted.save_trace)
+        _say_written(wanted.save_trace, json)
     from moecli.routing.analysis import analyse
     from moecli.routing.provenance import of_analysis
 
-    with terminal.status("analysing ...", json):
+    with terminal.status("analysing ...", json), loading.meter("analysing", "layers", json) as watch:
         analysis = analyse(
             ours.trace, factors=factors, memory=ours.memory, other=other, note=ours.note,
-            provenance=of_analysis(_command(), ours.trace),
+            provenance=of_analysis(_command(), ours.trace), watch=watch,
         )  # fmt: skip
     for file in _present(analysis, form, wanted, layers, ref, no_color):
-        if not json:
-            terminal.say(f"wrote {file} ({format_bytes(file.stat().st_size)})")
+        _say_written(file, json)
+
+
+def _say_written(file: Path, quiet: bool) -> None:
+    if not quiet:
+        terminal.say(f"wrote {printable(str(file))} ({format_bytes(file.stat().st_size)})")
 
 
 def _command() -> str:
@@ -166,7 +171,7 @@ def _record(
         )
     if not quiet:
         terminal.say_notes(opened.notes)
-    with loading.progress(ref.name, quiet) as progress, loading.reading(ref.name, quiet) as watch:
+    with loading.progress(ref.name, quiet) as progress, loading.meter(f"{ref.name} reads", "tokens", quiet) as watch:
         found = analysis.record(opened, config, prompts, wanted.limit, progress, watch, wanted.probabilities)
     return replace(found, trace=replace(found.trace, revision=_revision(ref)))
 

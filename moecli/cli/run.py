@@ -11,6 +11,7 @@ import typer
 from moecli.cli import options, running
 from moecli.errors import UsageError, printable
 from moecli.experts.policies import DEFAULT
+from moecli.library.resolve import Kind
 from moecli.output import loading, terminal
 from moecli.units import parse_size
 
@@ -130,6 +131,8 @@ def run(
             terminal.say(loading.expectation(plan, speed))
         if speed.middle < running.SLOW:
             terminal.confirm("go on?", yes)
+    if ref.kind is Kind.BUILT_IN and not quiet and not json and sys.stderr.isatty():
+        loading.introduce(ref.name)
     builder = None if trace is None else _builder(opened)
     with loading.progress(opened.name, quiet) as progress:
         loaded = opened.load(plan, progress)
@@ -187,9 +190,10 @@ def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:
     answer = Answer()
     interrupted = False
     try:
-        for piece in session.ask(text, answer):
-            if not json:
-                terminal.write(piece)
+        with loading.meter("reading", "tokens", quiet or json) as watch:
+            for piece in session.ask(text, answer, watch):
+                if not json:
+                    terminal.write(piece)
     except KeyboardInterrupt:
         interrupted = True
     if json:

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -160,7 +161,7 @@ class Line:
     def show(self, text: str) -> None:
         """Show this text instead of what stood there."""
         if self._wanted:
-            shown = printable(text)
+            shown = printable(text, shutil.get_terminal_size().columns - 1)
             self._put("\r" + shown.ljust(self._width))
             self._width = len(shown)
 
