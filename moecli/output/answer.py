@@ -22,10 +22,15 @@ def statistics(loaded: LoadedModel, answer: Answer) -> tuple[str, ...]:
     prompt = f"prompt {timing.prompt_tokens} tokens{cached}{_rate(timing.prefill_rate)}"
     said = f"answer {len(answer.token_ids)} tokens{_rate(timing.decode_rate)}"
     peak, planned = format_bytes(machine.peak_rss()), format_bytes(loaded.plan.ram.total)
+    team = loaded.opened.team
+    busy = f"{team.fewest} of {team.most} threads" if team.fewest < team.most else ""
+    why = f"; at times {busy}, as other programs take the processors" if busy else ""
+    busy = busy and f"; {busy}"
     return (
-        f"{prompt}; {said}; peak memory {peak} (planned {planned})",
-        f"{prompt}; {said}; {peak} of {planned}",
-        f"{prompt}; {said}",
+        f"{prompt}; {said}; peak memory {peak} (planned {planned}){why}",
+        f"{prompt}; {said}; {peak} of {planned}{busy}",
+        f"{prompt}; {said}{busy}",
+        f"{said}{busy}",
         said,
     )
 
