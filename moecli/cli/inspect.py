@@ -27,7 +27,7 @@ EXAMPLES = """Examples:
   moecli inspect mixtral --routing --prompts my-texts.txt --against dtype=q4 -o routing.html
 """
 
-_Models = Annotated[
+Models = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="MODEL...",
@@ -40,7 +40,7 @@ _Models = Annotated[
 
 @takes_routing_options
 def inspect(
-    models: _Models = None,
+    models: Models = None,
     *,
     offline: options.Offline = False,
     json: options.Json = False,
@@ -66,9 +66,10 @@ def inspect(
 def _architecture(models: list[str], json: bool, no_color: bool, offline: bool) -> None:
     from moecli.library import inspection
 
-    reports = []
+    reports, refs = [], []
     for model in models:
         ref = resolve(model)
+        refs.append(ref)
         ask_hub = ref.by_hub_id and not (offline or settings.offline())
         with terminal.status(f"reading {ref.name} ...", json):
             reports.append(inspection.inspect(ref, ask_hub))
@@ -83,10 +84,11 @@ def _architecture(models: list[str], json: bool, no_color: bool, offline: bool) 
 
         comparison.comparison(tables.console(no_color), reports, reference)
     else:
+        from moecli.library.advice import advise_on_report
         from moecli.output import inspect as view
         from moecli.output import tables
 
-        view.card(tables.console(no_color), reports[0])
+        view.card(tables.console(no_color), reports[0], advise_on_report(refs[0], reports[0]))
     for report in reports:
         if report.inventory is not None and report.inventory.differences:
             raise _disagreement(report.model, report.inventory.differences)

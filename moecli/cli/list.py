@@ -15,31 +15,40 @@ EXAMPLES = """Examples:
 
   moecli list --known
 
+  moecli list --known qwen
+
   moecli list --json
 """
 
 
 def list_models(
+    word: Annotated[
+        str, typer.Argument(metavar="[WORD]", help="Only models in whose name it is.", show_default=False)
+    ] = "",
+    *,
     known: Annotated[
         bool, typer.Option("--known", help="List the catalog instead: every model with an alias.")
     ] = False,
     json: options.Json = False,
     no_color: options.NoColor = False,
 ) -> None:
-    """Show the models on this machine, or with --known every model that has an alias."""
+    """Show the models on this machine, or with --known every model that has an alias, smallest first.
+
+    Once a model is packed its name means the packed one, which has a mark here.
+    """
     from moecli.library import listing
     from moecli.output import listing as view
     from moecli.output import tables
     from moecli.output.json import list as documents
 
     if known:
-        catalogued = listing.known()
+        catalogued = listing.known(word)
         if json:
             terminal.write_json(documents.known(catalogued))
         else:
             view.show_known(tables.console(no_color), catalogued)
         return
-    here = listing.here()
+    here = [model for model in listing.here() if word.casefold() in f"{model.name} {model.source}".casefold()]
     if json:
         terminal.write_json(documents.here(here))
     else:

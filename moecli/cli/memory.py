@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from moecli.cli import options
+from moecli.cli.inspect import Models
+from moecli.errors import UsageError
 from moecli.output import terminal
 
 EXAMPLES = """Examples:
@@ -15,12 +17,15 @@ EXAMPLES = """Examples:
 
   moecli memory mixtral --gpu rtx4090 --ram 64GiB --ctx 32768
 
+  moecli memory olmoe qwen3-30b-a3b mixtral --ram 16GiB
+
   moecli memory dbrx --dtype q4 --ram 80GiB --check && echo "it fits"
 """
 
 
 def memory(
-    model: options.Model,
+    models: Models = None,
+    *,
     dtype: Annotated[
         str | None, typer.Option("--dtype", "--quant", help="Show one format in detail.", show_default=False)
     ] = None,
@@ -33,7 +38,10 @@ def memory(
         str | None, typer.Option("--vram", metavar="SIZE", help="GPU memory budget.", show_default=False)
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option("--gpu", metavar="NAME[:N]", help="A GPU by name, e.g. rtx4090:2.", show_default=False)
+        str | None,
+        typer.Option(
+            "--gpu", metavar="NAME[:N]", help="A GPU by name, e.g. rtx4090:2; `list` shows them.", show_default=False
+        ),
     ] = None,
     ram_speed: Annotated[
         str | None,
@@ -50,28 +58,43 @@ def memory(
     offline: options.Offline = False,
     no_color: options.NoColor = False,
 ) -> None:
-    """What a model takes, where it goes, how fast it will be; without its weights.
+    """What a model takes, where it goes, how fast it will be; without its weights. Several models: a line each.
 
-    Without --dtype: every format in a table.
+    Without --dtype: every format in a table, and the best one for this machine. --check and --max-ctx then answer for
+    the format that does best.
     """
     from moecli import settings
-    from moecli.library import inspection
+    from moecli.library import advice, inspection
     from moecli.library.resolve import Kind, resolve
     from moecli.output import memory as show
     from moecli.output.json.memory import document
     from moecli.planning.estimate import Budget, estimate
 
+    if gpu == "list":
+        show.gpus(no_color)
+        return
+    if not models:
+        raise UsageError("no MODEL is named", "moecli memory mixtral, or --gpu list")
+    if max_ctx and len(models) > 1:
+        raise UsageError("--max-ctx is of one model", f"moecli memory {models[0]} --max-ctx")
     budget = Budget.of(ram, vram, gpu, ram_speed, disk_speed)
-    ref = resolve(model)
-    report = inspection.inspect(ref, ask_hub=ref.by_hub_id and not (offline or settings.offline()))
-    if dtype is None and ref.kind is Kind.STORE and report.inventory is not None:
-        dtype = report.inventory.format
-    result = estimate(report.model, report.spec, budget, dtype, ctx, batch, max_ctx)
+    subjects = []
+    for model in models:
+        ref = resolve(model)
+        report = inspection.inspect(ref, ask_hub=ref.by_hub_id and not (offline or settings.offline()))
+        packed = report.inventory.format if ref.kind is Kind.STORE and report.inventory is not None else None
+        result = estimate(report.model, report.spec, budget, dtype or packed, ctx, batch, max_ctx)
+        wanted = result.chosen.memory.dtype if result.asked else "auto"
+        advised = advice.advise_on_report(ref, report, wanted, budget, ctx, batch, here=ram is None)
+        subjects.append(show.Subject(result, report, advised))
     if json:
-        terminal.write_json(document(result, report))
+        documents = [document(each.result, each.report, each.advice) for each in subjects]
+        terminal.write_json(documents if len(documents) > 1 else documents[0])
     elif max_ctx:
-        show.largest_context(result)
+        show.largest_context(subjects[0].result)
+    elif len(subjects) > 1:
+        show.comparison(subjects, no_color)
     else:
-        show.screen(result, report, explain, no_color)
-    if check and not result.chosen.plan.fits:
+        show.screen(subjects[0], explain, no_color)
+    if check and not all(each.result.fits for each in subjects):
         raise typer.Exit(3)

@@ -43,6 +43,8 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
     else:
         from moecli.routing.provenance import recorded
 
+        if ref.folder is None and form == "table":
+            _without_weights(ref, wanted, offline, no_color)
         name, prompts, raw = _prompts(wanted)
         ours = _record(ref, offline, wanted, prompts, raw, json)
         other = _other(wanted, ref, prompts, raw, offline, json)
@@ -71,6 +73,25 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
 def _say_written(file: Path, quiet: bool) -> None:
     if not quiet:
         terminal.say(f"wrote {printable(str(file))} ({format_bytes(file.stat().st_size)})")
+
+
+def _without_weights(ref: ModelRef, wanted: RoutingOptions, offline: bool, no_color: bool) -> None:
+    """Show what is known of a router whose model is not here, and what a look at it would take."""
+    from moecli import settings
+    from moecli.errors import MoecliError
+    from moecli.library import inspection
+    from moecli.library.advice import advise_on_report
+    from moecli.output import router, tables
+    from moecli.planning.estimate import Budget
+    from moecli.routing.cost import look
+    from moecli.routing.prompts import bundled
+
+    try:
+        report = inspection.inspect(ref, ask_hub=ref.by_hub_id and not (offline or settings.offline()))
+    except MoecliError:  # nothing is known; why it is not here is said next
+        return
+    advice = advise_on_report(ref, report, wanted.dtype, Budget.of(wanted.ram), wanted.ctx)
+    router.screen(tables.console(no_color), report, advice, look(advice, bundled()))
 
 
 def _command() -> str:
@@ -151,7 +172,7 @@ def _record(
         from moecli.routing.recorded import require_router
 
         require_router(ref.name, families.read_spec(ref.entry.config()))
-    ref = running.with_weights(ref, offline, quiet)
+    ref = running.with_weights(ref, wanted.dtype, wanted.ram, wanted.ctx, offline, quiet)
     with terminal.status("loading ...", quiet):
         from moecli.engine import analysis
         from moecli.engine.chat import GenerationConfig

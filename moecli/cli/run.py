@@ -98,7 +98,9 @@ def run(
     text = _read_prompt(prompt)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
-    ref = running.find(model, dtype, offline, quiet)
+    from moecli.output.memory import beyond
+
+    ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet)
     with terminal.status("loading ...", quiet):
         from moecli.engine.chat import ChatSession, GenerationConfig, RecordedSession, plan_for
         from moecli.engine.loaded import LoadOptions, open_for_run
@@ -117,6 +119,7 @@ def run(
         plan = plan_for(opened, config, text)
     if not quiet:
         terminal.say_notes(opened.notes)
+        terminal.say_notes(filter(None, [beyond(opened.spec, ctx)]))
     if system and (raw or opened.tokenizer.chat_template is None):
         why = "--raw uses no chat template" if raw else f"{opened.name} has no chat template"
         terminal.say(f"note: --system is left out: {why}")
@@ -130,7 +133,7 @@ def run(
         if not quiet or speed.middle < running.SLOW:
             terminal.say(loading.expectation(plan, speed))
         if speed.middle < running.SLOW:
-            terminal.confirm("go on?", yes)
+            terminal.confirm("go on?", yes or agreed)
     if ref.kind is Kind.BUILT_IN and not quiet and not json and sys.stderr.isatty():
         loading.introduce(ref.name)
     builder = None if trace is None else _builder(opened)
@@ -183,8 +186,7 @@ def _read_prompt(argument: str | None) -> str | None:
 
 def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:
     from moecli.engine.answer import Answer
-    from moecli.output import tables
-    from moecli.output.answer import statistics
+    from moecli.output.answer import tell_statistics
     from moecli.output.json.run import document
 
     answer = Answer()
@@ -203,6 +205,6 @@ def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:
     if interrupted and not quiet and sys.stderr.isatty() and not sys.stdout.isatty():
         terminal.say("")  # the line of the ^C
     if not quiet and not json:
-        tables.whisper(*statistics(session.loaded, answer))
+        tell_statistics(session.loaded, answer)
     if interrupted:
         raise typer.Exit(130)

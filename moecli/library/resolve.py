@@ -77,7 +77,11 @@ class ModelRef:
 
     def missing(self) -> ModelNotFound:
         """Why there is nothing to run, and what to type."""
-        return _no_weights(self) if self.repo is None else _not_here(self, self.repo)
+        if self.entry is None and self.repo is None:
+            return _no_weights(self)
+        from moecli.library import advice  # which begins with what is resolved here
+
+        return advice.missing(self, advice.advice_on(self))
 
 
 def resolve(model: str, *, dtype: str = "auto", original: bool = False, own_name: bool = False) -> ModelRef:
@@ -101,13 +105,13 @@ def _find(model: str, dtype: str, original: bool, own_name: bool) -> ModelRef:
     try:
         ref = _itself(model)
     except ModelNotFound:
-        found = None if original or own_name else _packed_from((model,), dtype)
+        found = None if original or own_name else packed_from((model,), dtype)
         if found is None:
             raise
         return _packed(model, found)
     if original or own_name or "@" in model or _names_path(model):
         return ref
-    found = _packed_from((ref.name, ref.repo), dtype)
+    found = packed_from((ref.name, ref.repo), dtype)
     if found is None or (dtype not in ("auto", found.dtype) and ref.folder is not None):
         return ref
     return _packed(model, found, ref.entry)
@@ -211,7 +215,7 @@ def _named(model: str) -> LocalStore | None:
     return stores.being_removed(folder) if folder.name else None
 
 
-def _packed_from(names: tuple[str | None, ...], dtype: str) -> LocalStore | None:
+def packed_from(names: tuple[str | None, ...], dtype: str) -> LocalStore | None:
     """A finished one of that name, or packed from a model of that name: in `dtype` if there is one, else any."""
     complete = [store for store in stores.local_stores() if store.complete]
     for word in (name.casefold() for name in names if name):
@@ -221,32 +225,12 @@ def _packed_from(names: tuple[str | None, ...], dtype: str) -> LocalStore | None
     return None
 
 
-def _not_here(ref: ModelRef, repo: str) -> ModelNotFound:
-    """Of a repository of the Hub."""
-    label = f"model '{ref.name}'" + (f" ({repo})" if ref.name != repo else "")
-    pull = f"moecli pull {ref.name}" + (f"@{ref.revision}" if ref.revision else "")
-    partial = next(iter(hub_cache.snapshots(repo, ref.revision)), None)
-    if partial is not None and hub_cache.holds_pickles(partial):
-        hint = "look for a release in safetensors format"
-        return ModelNotFound(f"{label} is here only as pickle files, which are never loaded", hint)
-    if partial is not None:
-        return ModelNotFound(f"{label} is only partly on this machine: {hub_cache.lack(partial)}", pull)
-    if ref.revision is not None:
-        return ModelNotFound(f"{label} is not on this machine at revision {ref.revision}", pull)
-    blobs = hub_cache.children(hub_cache.repository(repo) / "blobs")
-    if any(blob.suffix == hub_cache.UNFINISHED for blob in blobs):
-        return ModelNotFound(f"{label} is only partly on this machine: its download was not finished", pull)
-    return ModelNotFound(f"{label} is not on this machine", pull)
-
-
 def _no_weights(ref: ModelRef) -> ModelNotFound:
     name = ref.name
     if ref.kind is Kind.FILE:
         return _is_a_file(_shown(str(ref.file)))
     if ref.file is not None:
         return ModelNotFound(f"'{_shown(str(ref.file))}' is a configuration without weights", _NAME_FOLDER)
-    if ref.entry is not None:
-        return ModelNotFound(f"no weights of '{name}' were ever published", f"moecli inspect {name}")
     return ModelNotFound(f"the built-in model '{name}' is missing from this installation", "reinstall moecli")
 
 
