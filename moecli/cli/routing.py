@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from moecli.cli import options, running
 from moecli.cli.routing_options import RoutingOptions
-from moecli.errors import UsageError, printable
+from moecli.errors import UsageError
 from moecli.formats import FORMATS
 from moecli.library.resolve import Kind, ModelRef, resolve
 from moecli.output import loading, terminal
-from moecli.units import format_bytes, parse_size
+from moecli.units import parse_size
 
 if TYPE_CHECKING:
     from moecli.routing.analysis import Analysis
@@ -57,7 +57,8 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
         from moecli.routing import files
 
         files.write(ours.trace, wanted.save_trace)
-        _say_written(wanted.save_trace, json)
+        if not json:
+            terminal.say_written(wanted.save_trace)
     from moecli.routing.analysis import analyse
     from moecli.routing.provenance import of_analysis
 
@@ -67,12 +68,8 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
             provenance=of_analysis(_command(), ours.trace), watch=watch,
         )  # fmt: skip
     for file in _present(analysis, form, wanted, layers, ref, no_color):
-        _say_written(file, json)
-
-
-def _say_written(file: Path, quiet: bool) -> None:
-    if not quiet:
-        terminal.say(f"wrote {printable(str(file))} ({format_bytes(file.stat().st_size)})")
+        if not json:
+            terminal.say_written(file)
 
 
 def _without_weights(ref: ModelRef, wanted: RoutingOptions, offline: bool, no_color: bool) -> None:

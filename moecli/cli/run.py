@@ -150,6 +150,8 @@ def run(
             from moecli.routing import files
 
             files.write(recorded, trace)
+            if not (json or quiet):
+                terminal.say_written(trace)
 
 
 def _builder(opened: OpenedModel) -> TraceBuilder:

@@ -17,6 +17,7 @@ from moecli import settings
 from moecli.errors import Declined, MoecliError, UsageError, escaped, json_text, lines_printable, printable
 from moecli.store import filesystem
 from moecli.text import incoming
+from moecli.units import format_bytes
 
 # What of a text would steer a terminal: controls but line end and tab (C1 are escape sequences in one byte), the breaks
 # and overrides that make it stand elsewhere than it is, halves of characters. Joiners and marks that scripts need stay.
@@ -143,6 +144,11 @@ def say(text: str) -> None:
     """A line of talk on stderr: statistics, warnings, notes."""
     sys.stderr.write(f"{lines_printable(text)}\n")
     sys.stderr.flush()
+
+
+def say_written(file: Path) -> None:
+    """That a file is there now, and how large it is."""
+    say(f"wrote {printable(str(file))} ({format_bytes(file.stat().st_size)})")
 
 
 class Line:
