@@ -29,6 +29,8 @@ EXAMPLES = """Examples:
   moecli run mixtral "Why is the sky blue?" --temperature 0 --json
 """
 
+_LONGEST = 512  # tokens of an answer, unless asked for more
+
 _Prompt = Annotated[
     str | None,
     typer.Argument(
@@ -46,9 +48,15 @@ def run(
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Use no chat template: continue the prompt as it is.")] = False,
     max_tokens: Annotated[
-        int,
-        typer.Option("--max-tokens", "-n", help="Maximum number of tokens to generate.", callback=options.at_least(1)),
-    ] = 512,
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            "-n",
+            help=f"Maximum number of tokens to generate; default: {_LONGEST}, or less where the model says so.",
+            callback=options.at_least(1),
+            show_default=False,
+        ),
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text (not printed); may be repeated.")] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Sampling temperature; 0 is greedy.", show_default=False)
@@ -112,8 +120,9 @@ def run(
         )  # fmt: skip
         opened = open_for_run(ref, limits)
         sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty).resolve(opened.defaults)
+        longest = max_tokens or min(_LONGEST, opened.defaults.max_new_tokens or _LONGEST)
         config = GenerationConfig(
-            sampling, new_seed() if seed is None else seed, max_tokens, tuple(map(terminal.clean, stop or ())),
+            sampling, new_seed() if seed is None else seed, longest, tuple(map(terminal.clean, stop or ())),
             system=system and terminal.clean(system), raw=raw,
         )  # fmt: skip
         plan = plan_for(opened, config, text)

@@ -1,4 +1,4 @@
-"""The line that says how far long work is."""
+"""The line and the bars that say how far long work is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import pytest
 
 from moecli.output import loading, terminal
+from moecli.output.bars import byte_bars
 
 
 class Terminal(io.StringIO):
@@ -49,3 +50,16 @@ def test_a_line_is_never_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch
     with terminal.Line() as line:
         line.show("a name that goes on and on and on")
     assert max(map(len, shown.getvalue().split("\r"))) <= 20
+
+
+@pytest.mark.parametrize(("columns", "shows"), [(40, ("50%",)), (70, ("0.5/1.0 GiB",)), (100, ("━", "0.5/1.0 GiB"))])
+def test_bars_fit_the_terminal(columns: int, shows: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("COLUMNS", str(columns)), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stderr", Terminal())
+    bars = byte_bars(14, quiet=False)
+    bars.add_task("…el-00001-of-00019.safeten", total=2**30, completed=2**29)
+    (line,) = bars.console.render_lines(bars.get_renderable())
+    text = "".join(part.text for part in line)
+    assert all(each in text for each in shows) and "…el-00001-of-00019.safeten" in text
+    assert len(text) <= columns and "0:00:00" not in text
