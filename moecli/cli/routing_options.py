@@ -16,7 +16,9 @@ from moecli.cli import options
 from moecli.errors import UsageError
 from moecli.formats import check_dtype
 
-FORMATS_OF_OUTPUT = ("table", "json", "csv", "md", "html", "svg", "png")
+FORMATS_OF_OUTPUT = ("table", "json", "csv", "matrix", "md", "html", "svg", "png", "pdf")
+COLORMAPS = ("diverging", "viridis", "cividis", "magma")
+_PICTURES = {"title": ("html", "svg", "png", "pdf"), "colormap": ("html", "svg", "png", "pdf"), "dpi": ("png",)}
 
 
 def _option(*names: str, help: str, metavar: str | None = None, callback: Callable[..., Any] | None = None) -> Any:
@@ -61,11 +63,19 @@ class RoutingOptions:
     seed: Annotated[
         int, _option(help="Random seed; the same seed gives the same text.", callback=options.at_least(0))
     ] = 0
-    format: Annotated[str | None, _option(help=f"{', '.join(FORMATS_OF_OUTPUT)}.", metavar="FORMAT")] = None
+    format: Annotated[
+        str | None,
+        _option(help=f"{', '.join(FORMATS_OF_OUTPUT)}; matrix: CSV, layers by experts.", metavar="FORMAT"),
+    ] = None
     output: Annotated[Path | None, _option("--output", "-o", help="Write to this file.", metavar="FILE")] = None
     layers: Annotated[str | None, _option(help="Show these only: 0,3-5.", metavar="LIST")] = None
     sort: Annotated[bool, _option("--sort", help="Order each row of the heatmap by load.")] = False
     by: Annotated[str | None, _option(help="domain: a heatmap for each.", metavar="domain")] = None
+    title: Annotated[str | None, _option(help="Title of a picture; empty: none.", metavar="TEXT")] = None
+    colormap: Annotated[str, _option(help=f"Colours of a picture: {', '.join(COLORMAPS)}.", metavar="NAME")] = (
+        COLORMAPS[0]
+    )
+    dpi: Annotated[int, _option(help="Dots per inch of a PNG; 300 if not given.", callback=options.at_least(30))] = 300
     capacity: Annotated[str | None, _option(help="Capacity factors for overflow: 1,1.25,2.", metavar="LIST")] = None
 
     def refuse(self) -> None:
@@ -88,6 +98,13 @@ class RoutingOptions:
             raise UsageError(f"unknown {'--format' if self.format else '--output'} '{given}'", takes)
         if json and form != "json":
             raise UsageError(f"--json and --format {form} cannot both be meant", "leave one of them out")
+        if self.colormap not in COLORMAPS:
+            raise UsageError.unknown("--colormap", self.colormap, ", ".join(COLORMAPS))
+        for each in fields(self):
+            if form not in _PICTURES.get(each.name, (form,)) and getattr(self, each.name) != each.default:
+                raise UsageError(
+                    f"--{each.name} goes with {', '.join(_PICTURES[each.name])}", "name a file: -o routing.png"
+                )
         return form
 
     def chosen_layers(self) -> frozenset[int] | None:
