@@ -26,28 +26,29 @@ def bench(
     *,
     prompt_tokens: Annotated[
         int | None,
-        typer.Option(
-            "--prompt-tokens", help="Length of the random prompt.", show_default="512", callback=options.at_least(1)
-        ),
+        options.option(metavar="N", help="Length of the random prompt.", default="512", check=options.at_least(1)),
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(
+        options.option(
             "--max-tokens",
             "-n",
+            metavar="N",
+            default="128",
+            check=options.at_least(1),
             help="Number of tokens to decode after it.",
-            show_default="128",
-            callback=options.at_least(1),
         ),
     ] = None,
-    repeat: Annotated[int, typer.Option("--repeat", help="Number of repetitions.", callback=options.at_least(1))] = 3,
+    repeat: Annotated[
+        int, options.option(metavar="N", help="Number of repetitions.", default=True, check=options.at_least(1))
+    ] = 3,
     seed: running.Seed = 0,
     dtype: options.Dtype = "auto",
     ctx: options.Context = None,
     ram: options.Ram = None,
     policy: running.Policy = DEFAULT,
     device: running.Device = "auto",
-    vram: running.Vram = None,
+    vram: options.Vram = None,
     threads: options.Threads = None,
     json: options.Json = False,
     offline: options.Offline = False,

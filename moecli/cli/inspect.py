@@ -11,7 +11,6 @@ from moecli.cli import options
 from moecli.cli.routing import show as show_routing
 from moecli.cli.routing_options import RoutingOptions, takes_routing_options
 from moecli.errors import CheckpointError, MoecliError, UsageError
-from moecli.library.resolve import resolve
 from moecli.output import terminal
 
 EXAMPLES = """Examples:
@@ -46,7 +45,7 @@ def inspect(
     json: options.Json = False,
     no_color: options.NoColor = False,
     with_routing: Annotated[
-        bool, typer.Option("--routing", help="Run the model on prompts and show what its router does.")
+        bool, options.option("--routing", help="Run the model on prompts and show what its router does.")
     ] = False,
     routing: RoutingOptions = RoutingOptions(),
 ) -> None:
@@ -65,6 +64,7 @@ def inspect(
 
 def _architecture(models: list[str], json: bool, no_color: bool, offline: bool) -> None:
     from moecli.library import inspection
+    from moecli.library.resolve import resolve
 
     reports = []
     for model in models:

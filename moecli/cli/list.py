@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from moecli.cli import options
 from moecli.output import terminal
 
@@ -21,7 +19,7 @@ EXAMPLES = """Examples:
 
 def list_models(
     known: Annotated[
-        bool, typer.Option("--known", help="List the catalog instead: every model with an alias.")
+        bool, options.option("--known", help="List the catalog instead: every model with an alias.")
     ] = False,
     json: options.Json = False,
     no_color: options.NoColor = False,

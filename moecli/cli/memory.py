@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from moecli.cli import options
 from moecli.output import terminal
+from moecli.units import format_bytes
 
 EXAMPLES = """Examples:
 
@@ -19,33 +21,57 @@ EXAMPLES = """Examples:
 """
 
 
+def _complete_gpu(incomplete: str) -> Iterator[options.Choice]:
+    from moecli.planning.gpus import GPUS
+
+    return ((name, format_bytes(card.memory)) for name, card in GPUS.items() if name.startswith(incomplete))
+
+
 def memory(
     model: options.Model,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", "--quant", help="Show one format in detail.", show_default=False)
+        str | None,
+        options.option(
+            "--dtype",
+            "--quant",
+            metavar="FORMAT",
+            values=options.DTYPES[1:],
+            help=f"Show one format in detail: {', '.join(options.DTYPES[1:])}.",
+        ),
     ] = None,
     ctx: options.Context = None,
     batch: Annotated[
-        int, typer.Option("--batch", help="Batch size: sequences processed together.", callback=options.at_least(1))
+        int,
+        options.option(
+            metavar="N", help="Batch size: sequences processed together.", default=True, check=options.at_least(1)
+        ),
     ] = 1,
     ram: options.Ram = None,
     vram: Annotated[
-        str | None, typer.Option("--vram", metavar="SIZE", help="GPU memory budget.", show_default=False)
+        str | None,
+        options.option(metavar="SIZE", panel=options.MEMORY, help="GPU memory budget.", check=options.sized),
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option("--gpu", metavar="NAME[:N]", help="A GPU by name, e.g. rtx4090:2.", show_default=False)
+        str | None,
+        options.option(
+            metavar="NAME[:N]", panel=options.MEMORY, help="A GPU by name, e.g. rtx4090:2.", complete=_complete_gpu
+        ),
     ] = None,
     ram_speed: Annotated[
         str | None,
-        typer.Option("--ram-speed", metavar="SIZE", help="RAM bandwidth per second, e.g. 60GB.", show_default=False),
+        options.option(
+            metavar="SIZE", panel=options.MEMORY, help="RAM bandwidth per second, e.g. 60GB.", check=options.sized
+        ),
     ] = None,
     disk_speed: Annotated[
         str | None,
-        typer.Option("--disk-speed", metavar="SIZE", help="Disk reads per second, e.g. 3GB.", show_default=False),
+        options.option(
+            metavar="SIZE", panel=options.MEMORY, help="Disk reads per second, e.g. 3GB.", check=options.sized
+        ),
     ] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Show each term with its formula.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Exit 3 if it does not fit in VRAM and RAM.")] = False,
-    max_ctx: Annotated[bool, typer.Option("--max-ctx", help="Show the longest context that fits.")] = False,
+    explain: Annotated[bool, options.option("--explain", help="Show each term with its formula.")] = False,
+    check: Annotated[bool, options.option("--check", help="Exit 3 if it does not fit in VRAM and RAM.")] = False,
+    max_ctx: Annotated[bool, options.option("--max-ctx", help="Show the longest context that fits.")] = False,
     json: options.Json = False,
     offline: options.Offline = False,
     no_color: options.NoColor = False,

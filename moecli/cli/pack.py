@@ -10,7 +10,6 @@ import typer
 
 from moecli.cli import options
 from moecli.formats import check_dtype
-from moecli.library.resolve import resolve
 from moecli.output import terminal
 
 EXAMPLES = """Examples:
@@ -22,17 +21,23 @@ EXAMPLES = """Examples:
 
 StoreFolder = Annotated[
     Path | None,
-    typer.Option(
-        "--output", "-o", metavar="DIR", help="Folder of the packed model; default: in MOECLI_HOME.", show_default=False
-    ),
+    options.option("--output", "-o", metavar="DIR", help="Folder of the packed model; default: in MOECLI_HOME."),
 ]
 
 
 def pack(
-    model: options.Model,
+    model: options.LocalModel,
     *,
     dtype: Annotated[
-        str, typer.Option("--dtype", "--quant", help="Format: q4, q8, nf4, int8, bf16, fp16, fp32, or auto: as stored.")
+        str,
+        options.option(
+            "--dtype",
+            "--quant",
+            metavar="FORMAT",
+            default=True,
+            values=options.DTYPES,
+            help=f"Format of the weights: {', '.join(options.DTYPES)}. auto: as stored.",
+        ),
     ] = "q4",
     output: StoreFolder = None,
     threads: options.Threads = None,
@@ -45,6 +50,7 @@ def pack(
     Interrupted, it goes on where it stopped when repeated. Prints the store's folder, which is a MODEL.
     """
     from moecli.library import stores
+    from moecli.library.resolve import resolve
     from moecli.output import pack as view
     from moecli.output.json.pack import document
     from moecli.store.layout import choose_layout

@@ -15,12 +15,12 @@ from moecli.cli import options
 from moecli.cli.pack import StoreFolder, load_packer
 from moecli.errors import Declined, UsageError
 from moecli.formats import check_dtype
-from moecli.library.resolve import Kind, ModelRef, resolve
 from moecli.output import terminal
 
 if TYPE_CHECKING:
     from moecli.library.pull import Proposal
     from moecli.library.pull_packed import PackedPull
+    from moecli.library.resolve import ModelRef
 
 EXAMPLES = """Examples:
 
@@ -37,14 +37,20 @@ def pull(
     *,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", "--quant", help="Pack to q4, q8, ... on the way, shard by shard.", show_default=False),
+        options.option(
+            "--dtype",
+            "--quant",
+            metavar="FORMAT",
+            values=options.DTYPES[1:],
+            help=f"Pack on the way, shard by shard: {', '.join(options.DTYPES[1:])}.",
+        ),
     ] = None,
     output: StoreFolder = None,
     keep_original: Annotated[
-        bool, typer.Option("--keep-original", help="With --dtype: keep the downloaded files as well.")
+        bool, options.option("--keep-original", help="With --dtype: keep the downloaded files as well.")
     ] = False,
     threads: options.Threads = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be fetched, and stop.")] = False,
+    dry_run: Annotated[bool, options.option("--dry-run", help="Show what would be fetched, and stop.")] = False,
     yes: options.Yes = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -55,6 +61,8 @@ def pull(
     With --dtype each shard is packed when it arrives, and deleted: the disk never holds more than the packed model and
     two shards. Interrupted, it goes on where it stopped when repeated. It asks only where something speaks against it.
     """
+    from moecli.library.resolve import resolve
+
     ref = resolve(model, original=True)
     if dtype is not None:
         check_dtype(dtype)
@@ -81,6 +89,7 @@ def pull(
 
 def offer(ref: ModelRef, quiet: bool = False) -> ModelRef:
     """On a terminal, ask whether to pull a model that is not here; as it was if it cannot be asked or is not wanted."""
+    from moecli.library.resolve import Kind
     from moecli.output import pull as view
 
     terminals = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from moecli.cli import options, running
 from moecli.cli.routing_options import RoutingOptions
-from moecli.errors import UsageError
-from moecli.formats import FORMATS
-from moecli.library.resolve import Kind, ModelRef, resolve
+from moecli.errors import ModelNotFound, UsageError
+from moecli.formats import FORMATS, nearest
 from moecli.output import loading, terminal
 from moecli.units import parse_size
 
 if TYPE_CHECKING:
+    from moecli.library.resolve import ModelRef
     from moecli.routing.analysis import Analysis
     from moecli.routing.prompts import Prompt
     from moecli.routing.recorded import Recorded
@@ -34,14 +34,15 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
     ref = _model(models, wanted)
     if ref is None or wanted.from_ is not None:
         assert wanted.from_ is not None, "without either, _model refuses"
-        ours = _read(wanted.from_, ref)
         other = _other_trace(wanted.against)
+        ours = _read(wanted.from_, ref)
     else:
         from moecli.routing.provenance import recorded
 
+        against = _against(wanted, ref, offline, json)
         name, prompts, raw = _prompts(wanted)
         ours = _record(ref, offline, wanted, prompts, raw, json)
-        other = _other(wanted, ref, prompts, raw, offline, json)
+        other = _record(*against, prompts, raw, json).trace if isinstance(against, tuple) else against
         made = recorded(_command(), wanted.seed, name, prompts, raw)
         ours = replace(ours, trace=replace(ours.trace, provenance=made))
     if layers is not None and (missing := layers - {layer.layer for layer in ours.trace.layers}):
@@ -93,6 +94,8 @@ def _present(
 
 def _model(models: Sequence[str], wanted: RoutingOptions) -> ModelRef | None:
     """The one MODEL; None where only a trace is named."""
+    from moecli.library.resolve import resolve
+
     if len(models) > 1:
         raise UsageError(
             f"--routing shows one model, not {len(models)}", f"compare two: {models[0]} --against {models[1]}"
@@ -165,14 +168,17 @@ def _record(
 def _revision(ref: ModelRef) -> str:
     """The commit that the weights are of; empty where they are files of one's own."""
     from moecli.library import inspection
+    from moecli.library.resolve import Kind
 
     return inspection.inspect(ref).revision or ("built in" if ref.kind is Kind.BUILT_IN else "")
 
 
-def _other(
-    wanted: RoutingOptions, ref: ModelRef, prompts: Sequence[Prompt], raw: bool, offline: bool, quiet: bool
-) -> RoutingTrace | None:
-    """What to compare with: a trace, the same model in another format, or another model, on the same prompts."""
+def _against(
+    wanted: RoutingOptions, ref: ModelRef, offline: bool, quiet: bool
+) -> RoutingTrace | tuple[ModelRef, bool, RoutingOptions] | None:
+    """What to compare with, found before anything is read: a trace, or a model that is here and how to read it."""
+    from moecli.library.resolve import resolve
+
     against = wanted.against
     if against is None or _is_trace(against):
         return _other_trace(against)
@@ -181,7 +187,14 @@ def _other(
         name, wanted = ref.typed, replace(wanted, dtype=against.removeprefix("dtype="))
         if wanted.dtype not in FORMATS:
             raise UsageError.unknown("--against", against, f"dtype= with {', '.join(FORMATS)}")
-    return _record(resolve(name, dtype=wanted.dtype), offline, wanted, prompts, raw, quiet).trace
+    try:
+        found = resolve(name, dtype=wanted.dtype)
+    except ModelNotFound as error:
+        word = nearest(against)
+        raise UsageError(
+            f"--against: {error.message}", f"did you mean dtype={word}?" if word else error.hint
+        ) from error
+    return running.with_weights(found, offline, quiet), offline, wanted
 
 
 def _is_trace(name: str) -> bool:

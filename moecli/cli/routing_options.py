@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-import typer
-
 from moecli.cli import options
 from moecli.errors import UsageError
-from moecli.formats import check_dtype
+from moecli.formats import FORMATS, check_dtype
 
 FORMATS_OF_OUTPUT = ("table", "json", "csv", "md", "html", "svg", "png")
 
 
-def _option(*names: str, help: str, metavar: str | None = None, callback: Callable[..., Any] | None = None) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, callback=callback, show_default=False)
+def _option(
+    *names: str, help: str, metavar: str | None = None, callback: Callable[..., Any] | None = None,
+    panel: str = "With --routing", values: Sequence[str] | None = None, complete: options.Completer | None = None,
+) -> Any:  # fmt: skip
+    return options.option(
+        *names, help=help, metavar=metavar or "N", panel=panel, check=callback, values=values, complete=complete
+    )
+
+
+def _complete_against(incomplete: str) -> Iterator[options.Choice]:
+    if incomplete.startswith("dtype=") or not incomplete:
+        yield from ((f"dtype={name}", "") for name in FORMATS if f"dtype={name}".startswith(incomplete))
+    yield from options.complete_model(incomplete)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,7 @@ class RoutingOptions:
     probabilities: Annotated[bool, _option("--probabilities", help="Keep every gate probability in the trace.")] = False
     against: Annotated[
         str | None,
-        _option(help="Compare with another MODEL, a TRACE, or dtype=q4.", metavar="MODEL|TRACE|dtype=..."),
+        _option(help="Compare with another MODEL, a TRACE, or dtype=q4.", metavar="OTHER", complete=_complete_against),
     ] = None
     raw: Annotated[bool, _option("--raw", help="No chat template around the prompts.")] = False
     dtype: options.Dtype = "auto"
@@ -61,11 +70,18 @@ class RoutingOptions:
     seed: Annotated[
         int, _option(help="Random seed; the same seed gives the same text.", callback=options.at_least(0))
     ] = 0
-    format: Annotated[str | None, _option(help=f"{', '.join(FORMATS_OF_OUTPUT)}.", metavar="FORMAT")] = None
-    output: Annotated[Path | None, _option("--output", "-o", help="Write to this file.", metavar="FILE")] = None
+    format: Annotated[
+        str | None,
+        _option(
+            help=f"{', '.join(FORMATS_OF_OUTPUT)}.", metavar="FORMAT", panel=options.OUTPUT, values=FORMATS_OF_OUTPUT
+        ),
+    ] = None
+    output: Annotated[
+        Path | None, _option("--output", "-o", help="Write to this file.", metavar="FILE", panel=options.OUTPUT)
+    ] = None
     layers: Annotated[str | None, _option(help="Show these only: 0,3-5.", metavar="LIST")] = None
     sort: Annotated[bool, _option("--sort", help="Order each row of the heatmap by load.")] = False
-    by: Annotated[str | None, _option(help="domain: a heatmap for each.", metavar="domain")] = None
+    by: Annotated[str | None, _option(help="domain: a heatmap for each.", metavar="domain", values=("domain",))] = None
     capacity: Annotated[str | None, _option(help="Capacity factors for overflow: 1,1.25,2.", metavar="LIST")] = None
 
     def refuse(self) -> None:

@@ -19,13 +19,19 @@ EXAMPLES = """Examples:
 
 
 def verify(
-    model: options.Model,
+    model: options.LocalModel,
     *,
     against: Annotated[
         str | None,
-        typer.Option(help="Compare a packed model with this checkpoint, packed again.", show_default=False),
+        options.option(
+            metavar="MODEL",
+            help="Compare a packed model with this checkpoint, packed again.",
+            complete=options.complete_model,
+        ),
     ] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Delete damaged files, so that pull fetches them.")] = False,
+    remove: Annotated[
+        bool, options.option("--remove", help="Delete damaged files, so that pull fetches them.")
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
