@@ -62,7 +62,7 @@ def bench(
     Exit 3: a median lies outside its forecast.
     """
     running.check(dtype, policy, device)
-    ref = running.find(model, dtype, offline, quiet)
+    ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet)
     with terminal.status("measuring this machine ...", quiet):
         from moecli.engine import bench as engine
         from moecli.engine.loaded import LoadOptions, open_for_run
@@ -70,7 +70,7 @@ def bench(
         from moecli.output.json.bench import document
 
         wanted = LoadOptions(
-            dtype=dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
+            dtype=ref.dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
             device=device, vram=None if vram is None else parse_size(vram),
         )  # fmt: skip
         opened = open_for_run(ref, wanted)
@@ -82,7 +82,7 @@ def bench(
         terminal.say(loading.explain(expected.plan))
     if expected.speed.middle < running.SLOW:
         terminal.say(loading.expectation(expected.plan, expected.speed))
-        terminal.confirm("go on?", yes)
+        terminal.confirm("go on?", yes or agreed)
     with loading.progress(opened.name, quiet) as progress:
         loaded, load_s = engine.load(opened, expected, progress)
     with show.progress(work.repeat, quiet) as watch:

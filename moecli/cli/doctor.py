@@ -19,13 +19,14 @@ EXAMPLES = """Examples:
 
 def doctor(json: options.Json = False, quiet: options.Quiet = False, no_color: options.NoColor = False) -> None:
     """Show this machine as moecli sees it; measure memory and disks. Exit 1 if something is wrong."""
-    from moecli.doctor.examination import examine
+    from moecli.doctor.examination import examine, remember
     from moecli.doctor.verdict import problems
     from moecli.output import doctor as view
     from moecli.output.json.doctor import document
 
     with terminal.status("measuring ...", quiet or json):
         found = examine(measure=json or not quiet)
+        remember(found)
     wrong = list(problems(found))
     if json:
         terminal.write_json(document(found, wrong))

@@ -26,7 +26,7 @@ EXAMPLES = """Examples:
   moecli inspect mixtral --routing --prompts my-texts.txt --against dtype=q4 -o routing.html
 """
 
-_Models = Annotated[
+Models = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="MODEL...",
@@ -39,7 +39,7 @@ _Models = Annotated[
 
 @takes_routing_options
 def inspect(
-    models: _Models = None,
+    models: Models = None,
     *,
     offline: options.Offline = False,
     json: options.Json = False,

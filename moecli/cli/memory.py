@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from moecli.cli import options
+from moecli.cli.inspect import Models
+from moecli.errors import UsageError
 from moecli.output import terminal
 from moecli.units import format_bytes
 
@@ -16,6 +18,8 @@ EXAMPLES = """Examples:
   moecli memory grok-1 --dtype bf16
 
   moecli memory mixtral --gpu rtx4090 --ram 64GiB --ctx 32768
+
+  moecli memory olmoe qwen3-30b-a3b mixtral --ram 16GiB
 
   moecli memory dbrx --dtype q4 --ram 80GiB --check && echo "it fits"
 """
@@ -28,7 +32,8 @@ def _complete_gpu(incomplete: str) -> Iterator[options.Choice]:
 
 
 def memory(
-    model: options.Model,
+    models: Models = None,
+    *,
     dtype: Annotated[
         str | None,
         options.option(
@@ -54,7 +59,10 @@ def memory(
     gpu: Annotated[
         str | None,
         options.option(
-            metavar="NAME[:N]", panel=options.MEMORY, help="A GPU by name, e.g. rtx4090:2.", complete=_complete_gpu
+            metavar="NAME[:N]",
+            panel=options.MEMORY,
+            help="A GPU by name, e.g. rtx4090:2; `list` shows them.",
+            complete=_complete_gpu,
         ),
     ] = None,
     ram_speed: Annotated[
@@ -76,28 +84,45 @@ def memory(
     offline: options.Offline = False,
     no_color: options.NoColor = False,
 ) -> None:
-    """What a model takes, where it goes, how fast it will be; without its weights.
+    """What a model takes, where it goes, how fast it will be; without its weights. Several models: a line each.
 
-    Without --dtype: every format in a table.
+    Without --dtype: every format in a table, and the best one for this machine. --check and --max-ctx then answer for
+    the format that does best.
     """
     from moecli import settings
-    from moecli.library import inspection
+    from moecli.library import advice, inspection
     from moecli.library.resolve import Kind, resolve
     from moecli.output import memory as show
     from moecli.output.json.memory import document
     from moecli.planning.estimate import Budget, estimate
 
+    if gpu == "list":
+        show.gpus(no_color)
+        return
+    if not models:
+        raise UsageError("no MODEL is named", "moecli memory mixtral, or --gpu list")
+    if max_ctx and len(models) > 1:
+        raise UsageError("--max-ctx is of one model", f"moecli memory {models[0]} --max-ctx")
     budget = Budget.of(ram, vram, gpu, ram_speed, disk_speed)
-    ref = resolve(model)
-    report = inspection.inspect(ref, ask_hub=ref.by_hub_id and not (offline or settings.offline()))
-    if dtype is None and ref.kind is Kind.STORE and report.inventory is not None:
-        dtype = report.inventory.format
-    result = estimate(report.model, report.spec, budget, dtype, ctx, batch, max_ctx)
+    subjects = []
+    for model in models:
+        ref = resolve(model)
+        report = inspection.inspect(ref, ask_hub=ref.by_hub_id and not (offline or settings.offline()))
+        packed = report.inventory.format if ref.kind is Kind.STORE and report.inventory is not None else None
+        named = dtype or (None if ref.dtype == "auto" else ref.dtype)
+        result = estimate(report.model, report.spec, budget, named or packed, ctx, batch, max_ctx)
+        wanted = result.chosen.memory.dtype if result.asked else "auto"
+        fetch = report.stored.bytes if report.stored and ref.folder is None else None
+        advised = advice.advise(ref, report.spec, report.lacks, budget, wanted, ctx, batch, fetch, ram is None)
+        subjects.append(show.Subject(result, report, advised))
     if json:
-        terminal.write_json(document(result, report))
+        documents = [document(each.result, each.report, each.advice) for each in subjects]
+        terminal.write_json(documents if len(documents) > 1 else documents[0])
     elif max_ctx:
-        show.largest_context(result)
+        show.largest_context(subjects[0].result)
+    elif len(subjects) > 1:
+        show.comparison(subjects, no_color)
     else:
-        show.screen(result, report, explain, no_color)
-    if check and not result.chosen.plan.fits:
+        show.screen(subjects[0], explain, no_color)
+    if check and not all(each.result.fits for each in subjects):
         raise typer.Exit(3)

@@ -19,6 +19,7 @@ EXAMPLES = """Examples:
   moecli pack ./my-model --dtype q8 -o /data/my-model-q8
 """
 
+_DTYPE = "q4"
 StoreFolder = Annotated[
     Path | None,
     options.option("--output", "-o", metavar="DIR", help="Folder of the packed model; default: in MOECLI_HOME."),
@@ -38,7 +39,7 @@ def pack(
             values=options.DTYPES,
             help=f"Format of the weights: {', '.join(options.DTYPES)}. auto: as stored.",
         ),
-    ] = "q4",
+    ] = _DTYPE,
     output: StoreFolder = None,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -57,7 +58,8 @@ def pack(
     from moecli.store.source import open_source, origin_of
 
     check_dtype(dtype)
-    ref = resolve(model, original=True)
+    ref = resolve(model, dtype="auto" if dtype == _DTYPE else dtype, original=True)
+    dtype = dtype if ref.dtype == "auto" else ref.dtype
     weights = open_source(ref.weights)
     if not quiet:
         terminal.say_notes(weights.notes)

@@ -32,6 +32,7 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
     if wanted.probabilities and wanted.save_trace is not None and wanted.save_trace.suffix == ".csv":
         raise UsageError("a CSV trace has no room for --probabilities", "name the trace .jsonl or .trace")
     ref = _model(models, wanted)
+    wanted = wanted if ref is None else replace(wanted, dtype=ref.dtype)
     if ref is None or wanted.from_ is not None:
         assert wanted.from_ is not None, "without either, _model refuses"
         other = _other_trace(wanted.against)
@@ -140,7 +141,7 @@ def _record(
         from moecli.routing.recorded import require_router
 
         require_router(ref.name, families.read_spec(ref.entry.config()))
-    ref = running.with_weights(ref, offline, quiet)
+    ref = running.with_weights(ref, wanted.dtype, wanted.ram, wanted.ctx, offline, quiet)
     with terminal.status("loading ...", quiet):
         from moecli.engine import analysis
         from moecli.engine.chat import GenerationConfig
@@ -177,14 +178,14 @@ def _against(
     wanted: RoutingOptions, ref: ModelRef, offline: bool, quiet: bool
 ) -> RoutingTrace | tuple[ModelRef, bool, RoutingOptions] | None:
     """What to compare with, found before anything is read: a trace, or a model that is here and how to read it."""
-    from moecli.library.resolve import resolve
+    from moecli.library.resolve import resolve, without_dtype
 
     against = wanted.against
     if against is None or _is_trace(against):
         return _other_trace(against)
     name = against
     if against.startswith("dtype="):
-        name, wanted = ref.typed, replace(wanted, dtype=against.removeprefix("dtype="))
+        name, wanted = without_dtype(ref.typed), replace(wanted, dtype=against.removeprefix("dtype="))
         if wanted.dtype not in FORMATS:
             raise UsageError.unknown("--against", against, f"dtype= with {', '.join(FORMATS)}")
     try:
@@ -194,7 +195,8 @@ def _against(
         raise UsageError(
             f"--against: {error.message}", f"did you mean dtype={word}?" if word else error.hint
         ) from error
-    return running.with_weights(found, offline, quiet), offline, wanted
+    here = running.with_weights(found, found.dtype, wanted.ram, wanted.ctx, offline, quiet)
+    return here, offline, replace(wanted, dtype=found.dtype)
 
 
 def _is_trace(name: str) -> bool:

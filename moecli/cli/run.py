@@ -122,14 +122,16 @@ def run(
     text = _read_prompt(model, prompt, prompt_option, file)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
-    ref = running.find(model, dtype, offline, quiet)
+    from moecli.output.memory import beyond
+
+    ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet)
     with terminal.status("loading ...", quiet):
         from moecli.engine.chat import ChatSession, GenerationConfig, RecordedSession, plan_for
         from moecli.engine.loaded import LoadOptions, open_for_run
         from moecli.engine.sampling import SamplingOptions, new_seed
 
         limits = LoadOptions(
-            dtype=dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
+            dtype=ref.dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
             device=device, vram=None if vram is None else parse_size(vram),
         )  # fmt: skip
         opened = open_for_run(ref, limits)
@@ -141,6 +143,7 @@ def run(
         plan = plan_for(opened, config, text)
     if not quiet:
         terminal.say_notes(opened.notes)
+        terminal.say_notes(filter(None, [beyond(opened.spec, ctx)]))
     if system and (raw or opened.tokenizer.chat_template is None):
         why = "--raw uses no chat template" if raw else f"{opened.name} has no chat template"
         terminal.say(f"note: --system is left out: {why}")
@@ -154,7 +157,7 @@ def run(
         if not quiet or speed.middle < running.SLOW:
             terminal.say(loading.expectation(plan, speed))
         if speed.middle < running.SLOW:
-            terminal.confirm("go on?", yes)
+            terminal.confirm("go on?", yes or agreed)
     builder = None if trace is None else _builder(opened)
     with loading.progress(opened.name, quiet) as progress:
         loaded = opened.load(plan, progress)

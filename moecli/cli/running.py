@@ -6,7 +6,8 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-from moecli.cli import options, pull
+from moecli import settings
+from moecli.cli import options
 from moecli.errors import UsageError
 from moecli.experts.policies import POLICIES
 from moecli.formats import check_dtype
@@ -55,17 +56,32 @@ def behind_stdin(typed: str, read: str = "") -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def find(model: str, dtype: str, offline: bool, quiet: bool) -> ModelRef:
-    """What MODEL means, its weights on this machine; fetching them may be offered."""
+def find(
+    model: str, dtype: str, ram: str | None, context: int | None, offline: bool, quiet: bool
+) -> tuple[ModelRef, bool]:
+    """What MODEL means, its weights on this machine, and whether somebody has just agreed to run it."""
     from moecli.library.resolve import Kind, resolve
 
-    ref = with_weights(resolve(model, dtype=dtype), offline, quiet)
+    found = resolve(model, dtype=dtype)
+    ref = with_weights(found, found.dtype, ram, context, offline, quiet)
     if ref.kind is Kind.STORE and not ref.by_path and ref.name.casefold() != model.casefold() and not quiet:
         terminal.say(f"using {ref.name}, packed from {model}")
-    return ref
+    return replace(ref, dtype=found.dtype), found.folder is None
 
 
-def with_weights(ref: ModelRef, offline: bool, quiet: bool) -> ModelRef:
+def with_weights(
+    ref: ModelRef, dtype: str, ram: str | None, context: int | None, offline: bool, quiet: bool
+) -> ModelRef:
     """The same model, on this machine: fetched, if that is wanted. ModelNotFound if it is not."""
-    ref = ref if offline else pull.offer(ref, quiet)
-    return replace(ref, folder=ref.weights)
+    if ref.folder is not None:
+        return ref
+    if ref.repo is None:
+        raise ref.missing()
+    from moecli.library import advice
+
+    known = advice.advice_on(ref, dtype, ram, context)
+    if offline or settings.offline() or not terminal.can_ask() or (known is not None and not known.possible):
+        raise advice.missing(ref, known)
+    from moecli.cli import fetching
+
+    return fetching.for_run(ref, known, dtype, ram, context, quiet)

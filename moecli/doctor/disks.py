@@ -21,6 +21,9 @@ from moecli.store.filesystem import nearest_folder
 ROOM = 8 * reading.SAMPLE  # below this free a disk counts as full, and nothing is written to it
 
 
+PACKED = "packed models"  # the purpose of the folder that they lie in
+
+
 @dataclass(frozen=True, slots=True)
 class Folder:
     """Where models lie, or would. `obstacle` is why nothing can be written there."""
@@ -54,7 +57,7 @@ def look(stores: Sequence[LocalStore], refusal: str | None) -> tuple[Disk, ...]:
 
 def _folders() -> Iterator[Folder]:
     """Those that can be told: some are in a home folder that may be unknown."""
-    for purpose, find in (("packed models", settings.stores), ("Hub cache", settings.hub_cache)):
+    for purpose, find in ((PACKED, settings.stores), ("Hub cache", settings.hub_cache)):
         with contextlib.suppress(MoecliError):
             path = find().absolute()
             yield Folder(purpose, path, _obstacle(path))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from moecli import settings
 from moecli.doctor import disks, graphics, kernels, libraries, memory, models, processor
+from moecli.planning import measured
 
 _SECRET = "HF_TOKEN"
 
@@ -48,6 +49,13 @@ def examine(measure: bool) -> Examination:
         built_in=models.built_in(ram.budget_bytes),
         environment=_environment(),
     )
+
+
+def remember(found: Examination) -> None:
+    """Keep the measured bandwidths for the forecasts to come."""
+    packed = (each for each in found.disks if any(folder.purpose == disks.PACKED for folder in each.folders))
+    disk = next((each.read_bytes_per_s for each in packed), None)
+    measured.remember(ram=found.memory.read_bytes_per_s, disk=disk)
 
 
 def _environment() -> dict[str, str]:

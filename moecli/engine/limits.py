@@ -15,7 +15,7 @@ from moecli.formats.plain import torch_dtype
 from moecli.kernels.bandwidth import read_bandwidth
 from moecli.kernels.linear import as_matrix, linear
 from moecli.model.spec import ModelSpec
-from moecli.planning import machine
+from moecli.planning import machine, measured
 from moecli.planning.placement import Plan
 from moecli.planning.speed import TYPICAL_DISK, Bandwidths, LinearThroughput
 from moecli.store.expert_record import compute_dtype
@@ -36,14 +36,16 @@ def sample_bytes(plan: Plan) -> int:
 def measure_bandwidths(model: Model, plan: Plan, sample: int) -> Bandwidths:
     """The bandwidths that this plan's speed depends on, measured now; takes `sample` bytes, and then a few MiB."""
     bursts = [model.measure_disk() for _ in range(_BURSTS)] if plan.disk.experts else []
-    measured = Bandwidths(
+    found = Bandwidths(
         ram=read_bandwidth(sample),
         disk=max((speed for speed in bursts if speed is not None), default=TYPICAL_DISK),
         linear=_linear(model.spec, plan.memory.dtype),
         evidence="typical" if plan.device.dense else "measured",  # no device is measured
     )
+    measured_disk = max((speed for speed in bursts if speed is not None), default=None)
+    measured.remember(ram=found.ram if sample == _MOST else None, disk=measured_disk)
     settings.return_freed_memory()  # the plan's, from here on
-    return measured
+    return found
 
 
 def _linear(spec: ModelSpec, dtype: str) -> LinearThroughput:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,16 +18,15 @@ from moecli.experts.arena import CPU
 from moecli.experts.policies import DEFAULT
 from moecli.library.resolve import ModelRef
 from moecli.model.spec import ModelSpec
-from moecli.planning import machine
+from moecli.planning import choice, machine, measured
 from moecli.planning.placement import Plan, fit
-from moecli.planning.speed import Bandwidths, Throughput, estimate_throughput
+from moecli.planning.speed import Throughput, estimate_throughput
 from moecli.store.progress import Progress
 from moecli.text.defaults import GenerationDefaults, read_generation_defaults
 from moecli.text.tokenizer import Tokenizer
 from moecli.units import format_bytes
 
 _NO_DEVICE_KERNEL = ("q8", "q4")
-_AUTO = ("bf16", "q8", "q4")  # what "auto" falls back to; the others are chosen by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +95,25 @@ class OpenedModel:
 
         "auto" is the format it is stored in if that fits, else the most precise block format that does.
         """
-        stored, *others = self.model.dtypes
-        wanted = self.options.dtype
-        names = [wanted] if wanted != "auto" else [stored, *(name for name in others if name in _AUTO)]
+        stored, wanted = self.model.dtypes[0], self.options.dtype
+        names = (
+            [wanted] if wanted != "auto" else [each for each in choice.automatic(stored) if each in self.model.dtypes]
+        )
         plans = [plan_for(name) for name in names]
-        for plan in plans:
-            if plan.fits or (plan.runs and self.model.streams):
-                self._check_device(plan)
-                return plan
-        raise ram_shortage(self.ref, plans, self.model.streams)
+        plan = choice.best(plans, plans if self.model.streams else ())
+        if plan is None:
+            packed = None if self.model.streams else plan_for(choice.SMALLEST)
+            raise ram_shortage(self.ref, plans, self.model.streams, packed)
+        self._check_device(plan)
+        return plan
 
     def estimate_throughput(self, plan: Plan) -> Throughput:
         """What to expect of a plan that reads experts from disk, whose speed is measured now."""
         speed = self.model.measure_disk()
-        bandwidths = Bandwidths() if speed is None else Bandwidths(disk=speed, evidence="measured")
-        return estimate_throughput(self.spec, plan, bandwidths)
+        measured.remember(disk=speed)
+        known = measured.recall()
+        now = known if speed is None else replace(known, disk=speed, evidence="measured")
+        return estimate_throughput(self.spec, plan, now)
 
     def decoder(self, plan: Plan, progress: Progress) -> Decoder:
         """Read the weights as planned; `progress` is told experts done, of how many."""

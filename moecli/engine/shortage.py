@@ -12,8 +12,8 @@ from moecli.planning.placement import Plan, least_device
 from moecli.units import format_bytes, round_up
 
 
-def ram_shortage(ref: ModelRef, plans: Sequence[Plan], streams: bool) -> NotEnoughMemory:
-    """None of a model's plans runs. `streams`: whether its experts can stay on disk."""
+def ram_shortage(ref: ModelRef, plans: Sequence[Plan], streams: bool, packed: Plan | None = None) -> NotEnoughMemory:
+    """None of a model's plans runs. `streams`: whether its experts can stay on disk; `packed`: once they can."""
     first, least = plans[0], min(plans, key=lambda plan: plan.full_ram)
     smallest = least.least_ram if streams else least.full_ram
     terms = " + ".join(f"{term.name} {format_bytes(term.bytes)}" for term in first.memory.terms if term.bytes)
@@ -32,10 +32,16 @@ def ram_shortage(ref: ModelRef, plans: Sequence[Plan], streams: bool) -> NotEnou
             f"a model without experts runs in RAM alone: --ram {round_up(smallest)} in {least.memory.dtype}; "
             "a shorter --ctx needs less",
         )
+    if packed is None or not packed.runs:
+        least_ram = min(smallest, smallest if packed is None else packed.least_ram)
+        how = "" if least_ram == smallest else " once it is packed"
+        return NotEnoughMemory(
+            message, f"the smallest budget that works{how} is --ram {round_up(least_ram)}; a shorter --ctx needs less"
+        )
     return NotEnoughMemory(
         message,
-        f"experts are read from disk once it is packed: moecli pack {ref.typed} --dtype q4; "
-        f"without, --ram {round_up(smallest)} in {least.memory.dtype}",
+        f"packed, it runs in this budget, with experts read from disk: moecli pack {ref.typed} --dtype "
+        f"{packed.memory.dtype} (as it is, the smallest is --ram {round_up(smallest)} in {least.memory.dtype})",
     )
 
 

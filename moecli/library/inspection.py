@@ -48,7 +48,8 @@ class Report:
     @property
     def lacks(self) -> tuple[str, ...]:
         """What the engine lacks to run this model as it is stored."""
-        return lacks(self.spec, self.quantised)
+        pickled = self.entry is not None and self.entry.pickled and self.source is Kind.CATALOG
+        return lacks(self.spec, self.quantised, pickled)
 
     @property
     def runnable(self) -> bool:

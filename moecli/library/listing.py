@@ -60,7 +60,14 @@ def known() -> list[Known]:
 def _known(alias: str, entry: catalog.Entry | None, config: Mapping[str, Any]) -> Known:
     spec = families.read_spec(config)
     counts = params.count(spec)
-    return Known(alias, entry, spec.family, counts.total, counts.active, lacks(spec, spec.quantization))
+    return Known(
+        alias,
+        entry,
+        spec.family,
+        counts.total,
+        counts.active,
+        lacks(spec, spec.quantization, entry is not None and entry.pickled),
+    )
 
 
 def _built_in() -> list[Here]:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moecli import settings
 from moecli.checkpoint.prequantized import quantised_among, true_tensors
 from moecli.checkpoint.safetensors import StoredTensor
 from moecli.checkpoint.towers import split_towers
-from moecli.errors import ModelNotFound, MoecliError
+from moecli.errors import DiskError, ModelNotFound, MoecliError
+from moecli.formats import stored_as
+from moecli.hub import download
 from moecli.hub.download import headers, present
 from moecli.hub.failures import HubBusy
 from moecli.hub.manifest import DownloadManifest, cached_manifest, read_manifest
 from moecli.hub.retry import RetryPolicy, Tell
+from moecli.library.advice import advice_on, advise, missing
 from moecli.library.resolve import ModelRef
 from moecli.model import families, params
 from moecli.model.spec import ModelSpec, lacks
-from moecli.planning.estimate import Budget, Estimate, estimate
+from moecli.planning import choice
+from moecli.planning.estimate import Budget, Estimate, best_of, estimate_one
+from moecli.planning.memory import default_context
 from moecli.store.filesystem import free_space
 from moecli.text.files import TOKENIZERS
 from moecli.units import format_bytes
@@ -31,7 +36,9 @@ _LEAST_BYTES = 1.5  # for each number, where they are plain
 class Proposal:
     """One pull. `present` counts bytes that are here already, those of unfinished downloads too.
 
-    `unasked` says why the Hub's own list of files is not known: then what the cache holds is taken for all.
+    `packed`: it ends in a store, whose experts can stay on disk; what does not must fit in RAM. `instead` is the
+    command for a packed pull that runs here where this one does not, or for which the disk has no room. `unasked` says
+    why the Hub's own list of files is not known: then what the cache holds is taken for all.
     """
 
     name: str
@@ -40,13 +47,24 @@ class Proposal:
     room: int  # bytes that the disk must still have
     free: int
     spec: ModelSpec
-    estimate: Estimate  # in the format it will be in, on this machine
+    estimate: Estimate  # in the format it will run in, on this machine
+    packed: bool = False
+    instead: str | None = None
     quantised: str | None = None  # the format of the weights, where they are not plain numbers
     unasked: str | None = None
 
     @property
     def missing(self) -> int:
         return self.manifest.bytes - self.present
+
+    @property
+    def runs(self) -> bool:
+        """Whether this machine's memory is enough for it."""
+        return self.estimate.plan.fits or (self.packed and self.estimate.plan.runs)
+
+    @property
+    def has_room(self) -> bool:
+        return self.room <= self.free
 
     @property
     def lacks(self) -> tuple[str, ...]:
@@ -60,9 +78,14 @@ class Proposal:
         doubts = []
         if self.room > _MOST_OF_DISK * self.free:
             doubts.append(f"it takes {format_bytes(self.room)} of the {format_bytes(self.free)} that are free")
-        if not plan.runs:
-            least = format_bytes(min(plan.full_ram, plan.least_ram))
-            doubts.append(f"it needs {least} of RAM at least, and {format_bytes(plan.ram_budget)} are free here")
+        if not self.runs:
+            least = format_bytes(min(plan.full_ram, plan.least_ram) if self.packed else plan.full_ram)
+            how = "" if self.packed else " as it is published"
+            doubts.append(
+                f"{how} it needs {least} of RAM at least, and {format_bytes(plan.ram_budget)} are free here".strip()
+            )
+        if self.instead:
+            doubts.append(f"packed on the way it runs here: {self.instead}")
         if lack := lacks_tokenizer(file.name for file in self.manifest.texts):
             doubts.append(lack)
         if self.lacks:
@@ -79,8 +102,15 @@ def lacks_tokenizer(names: Iterable[str]) -> str | None:
     return f"it has no tokenizer that can be read{f', only {other[0]}' if other else ''}: moecli run will refuse it"
 
 
-def propose(ref: ModelRef, tell: Tell | None = None, dtype: str = "auto") -> Proposal:
-    """Ask the Hub about a model; "auto" is as it is stored.
+def propose(
+    ref: ModelRef,
+    tell: Tell | None = None,
+    dtype: str = "auto",
+    packed: bool = False,
+    budget: Budget | None = None,
+    context: int | None = None,
+) -> Proposal:
+    """Ask the Hub about a model; "auto" is as it is stored. `budget`: of the run to come; None: what is free now.
 
     ModelNotFound for what is no Hub model, ConfigError for an unknown family.
     """
@@ -88,11 +118,30 @@ def propose(ref: ModelRef, tell: Tell | None = None, dtype: str = "auto") -> Pro
         raise _nothing_to_pull(ref)
     manifest, unasked = _manifest(ref, ref.repo, tell)
     spec = families.find(manifest.config).read(manifest.config)
-    result = estimate(ref.name, spec, Budget.of(), dtype, None, 1, find_context=False)
+    budget, context = budget or Budget.of(), context or default_context(spec)
+    stored = stored_as(spec.stored_dtype)
+    names = (stored if dtype == "auto" else dtype,) if packed else choice.automatic(stored)
+    estimates = [estimate_one(spec, budget, name, context) for name in names]
+    chosen = best_of(estimates, streams=packed) or estimates[0]
     here = sum(present(manifest, file) for file in manifest.files)
-    room = manifest.bytes - here
     quantised = _quantised(manifest, spec, tell)
-    return Proposal(ref.name, manifest, here, room, free_space(manifest.root), spec, result.chosen, quantised, unasked)
+    proposal = Proposal(
+        ref.name, manifest, here, manifest.bytes - here, free_space(manifest.root), spec, chosen, packed, None,
+        quantised, unasked,
+    )  # fmt: skip
+    if packed or (proposal.runs and proposal.has_room):
+        return proposal
+    advice = advise(ref, spec, proposal.lacks, budget, context=context, fetch=manifest.bytes)
+    better = advice.way is not None and advice.way.packed and advice.way.has_room
+    return replace(proposal, instead=advice.command if better else None)
+
+
+def check_space(proposal: Proposal) -> None:
+    """DiskError unless what is still to come fits the disk; it names the packed pull that would."""
+    try:
+        download.check_space(proposal.manifest, proposal.manifest.files)
+    except DiskError as error:
+        raise DiskError(error.message, proposal.instead or error.hint) from None
 
 
 def _quantised(manifest: DownloadManifest, spec: ModelSpec, tell: Tell | None) -> str | None:
@@ -126,7 +175,7 @@ def _manifest(ref: ModelRef, repo: str, tell: Tell | None) -> tuple[DownloadMani
 
 def _nothing_to_pull(ref: ModelRef) -> ModelNotFound:
     if ref.entry is not None:
-        return ModelNotFound(f"no weights of '{ref.name}' were ever published", f"moecli inspect {ref.name}")
+        return missing(ref, advice_on(ref))
     if ref.folder is not None:
         return ModelNotFound(f"'{ref.name}' is on this machine already", f"it lies in {ref.folder}")
     return ModelNotFound(f"'{ref.name}' is no model of the Hub", "type an alias or a Hub id as org/name")

@@ -23,6 +23,7 @@ from moecli.hub.transfer import Transfer, Watcher
 from moecli.library import stores
 from moecli.library.pull import Proposal, propose
 from moecli.library.resolve import ModelRef
+from moecli.planning.estimate import Budget
 from moecli.store import journal
 from moecli.store.filesystem import free_space
 from moecli.store.incremental import packing_shards
@@ -53,13 +54,19 @@ class PackedPull:
 
 
 def propose_packed(
-    ref: ModelRef, dtype: str, target: Path | None = None, keep: bool = False, tell: Tell | None = None
+    ref: ModelRef,
+    dtype: str,
+    target: Path | None = None,
+    keep: bool = False,
+    tell: Tell | None = None,
+    budget: Budget | None = None,
+    context: int | None = None,
 ) -> PackedPull:
     """Ask the Hub about a model and the headers of its shards; "auto" is as it is stored.
 
     ConfigError or CheckpointError for what cannot be packed, DiskError if `target` is something else.
     """
-    proposal = propose(ref, tell, dtype)
+    proposal = propose(ref, tell, dtype, packed=True, budget=budget, context=context)
     manifest = proposal.manifest
     if not keep:
         manifest = replace(manifest, texts=tuple(file for file in manifest.texts if file.name in TEXTS))

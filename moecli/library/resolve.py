@@ -79,7 +79,11 @@ class ModelRef:
 
     def missing(self) -> ModelNotFound:
         """Why there is nothing to run, and what to type."""
-        return _no_weights(self) if self.repo is None else _not_here(self, self.repo)
+        if self.entry is None and self.repo is None:
+            return _no_weights(self)
+        from moecli.library import advice  # which begins with what is resolved here
+
+        return advice.missing(self, advice.advice_on(self))
 
 
 def resolve(model: str, *, dtype: str = "auto", original: bool = False, own_name: bool = False) -> ModelRef:
@@ -132,6 +136,12 @@ def _with_dtype(model: str) -> tuple[str, str | None]:
         return model, None
     word = "auto" if match[2] == "latest" else match[2].lower()
     return match[1], word if word == "auto" or word in FORMATS else None
+
+
+def without_dtype(model: str) -> str:
+    """NAME of NAME:q4; any other as it is."""
+    name, word = _with_dtype(model)
+    return name if word and ":" in model else model
 
 
 def built_in() -> ModelRef:
@@ -242,32 +252,12 @@ def _packed_from(names: tuple[str | None, ...], dtype: str) -> LocalStore | None
     return None
 
 
-def _not_here(ref: ModelRef, repo: str) -> ModelNotFound:
-    """Of a repository of the Hub."""
-    label = f"model '{ref.name}'" + (f" ({repo})" if ref.name != repo else "")
-    pull = f"moecli pull {ref.name}" + (f"@{ref.revision}" if ref.revision else "")
-    partial = next(iter(hub_cache.snapshots(repo, ref.revision)), None)
-    if partial is not None and hub_cache.holds_pickles(partial):
-        hint = "look for a release in safetensors format"
-        return ModelNotFound(f"{label} is here only as pickle files, which are never loaded", hint)
-    if partial is not None:
-        return ModelNotFound(f"{label} is only partly on this machine: {hub_cache.lack(partial)}", pull)
-    if ref.revision is not None:
-        return ModelNotFound(f"{label} is not on this machine at revision {ref.revision}", pull)
-    blobs = hub_cache.children(hub_cache.repository(repo) / "blobs")
-    if any(blob.suffix == hub_cache.UNFINISHED for blob in blobs):
-        return ModelNotFound(f"{label} is only partly on this machine: its download was not finished", pull)
-    return ModelNotFound(f"{label} is not on this machine", pull)
-
-
 def _no_weights(ref: ModelRef) -> ModelNotFound:
     name = ref.name
     if ref.kind is Kind.FILE:
         return _is_a_file(_shown(str(ref.file)))
     if ref.file is not None:
         return ModelNotFound(f"'{_shown(str(ref.file))}' is a configuration without weights", _NAME_FOLDER)
-    if ref.entry is not None:
-        return ModelNotFound(f"no weights of '{name}' were ever published", f"moecli inspect {name}")
     return ModelNotFound(f"the built-in model '{name}' is missing from this installation", "reinstall moecli")
 
 

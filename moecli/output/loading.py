@@ -45,8 +45,8 @@ def _tier(plan: Plan, tier: Tier) -> str:
 def expectation(plan: Plan, speed: Throughput) -> str:
     """One line: what is read from disk, and how fast that will be."""
     return (
-        f"{plan.disk.experts:,} of {plan.memory.expert_count:,} experts stay on disk: "
-        f"expect {figure(speed.low)} to {figure(speed.high)} tokens/s ({speed.evidence} bandwidths)"
+        f"{plan.disk.experts:,} of {plan.memory.expert_count:,} experts stay on disk: expect about "
+        f"{figure(speed.middle)} tokens/s ({figure(speed.low)} to {figure(speed.high)}, {speed.evidence} bandwidths)"
     )
 
 

@@ -2,40 +2,135 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from moecli.library.advice import Advice, nearest, no_room
 from moecli.library.inspection import Report
+from moecli.library.resolve import Kind
+from moecli.model.spec import ModelSpec
 from moecli.output import tables, terminal
+from moecli.planning.choice import SMALLEST
 from moecli.planning.estimate import Estimate, Result
-from moecli.planning.memory import read_bytes_per_token
+from moecli.planning.gpus import GPUS
+from moecli.planning.memory import estimate_memory, read_bytes_per_token
 from moecli.planning.placement import Plan, Tier
+from moecli.planning.speed import Throughput
 from moecli.units import figure, format_bytes, round_up
 
+FITS_HERE = {"vram": "yes, in VRAM", "ram": "yes, in RAM", "disk": "yes, from disk", None: "no"}
+_NARROW, _WIDE = 60, 90  # columns below which a table leaves out what can be spared
 
-def screen(result: Result, report: Report, explain: bool, no_color: bool) -> None:
-    """Print one format in detail, or all of them in a table; `explain` adds each term's formula.
 
-    `report` tells what the published files hold, and whether they can be run.
-    """
-    to = tables.console(no_color)
-    parts = [_title(result), _sum(to, result.chosen) if result.asked else _formats(result)]
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One model: what it takes, what is known of it, and what to do with it here."""
+
+    result: Result
+    report: Report
+    advice: Advice
+
+
+def screen(subject: Subject, explain: bool, no_color: bool) -> None:
+    """Print one format in detail, or all of them in a table; `explain` adds each term's formula."""
+    to, result = tables.console(no_color), subject.result
+    parts: list[RenderableType] = [_title(result)]
+    if result.asked:
+        parts += [tables.facts([*_verdict(result), *_ending(subject)]), _sum(to, result.chosen)]
+    else:
+        parts.append(_formats(to, result))
     if explain:
         parts.append(_explanation(result.chosen))
     if result.asked:
-        parts += [_placement(result), _verdict(result)]
+        parts.append(_placement(result))
     else:
-        parts.append(Text(_machine(result)))
-    if (words := _as_published(report)) is not None:
-        parts.append(words)
+        parts.append(tables.facts([("for", _machine(result)), *_recommendation(subject), *_ending(subject)]))
     tables.show(to, *parts)
+
+
+def comparison(subjects: Sequence[Subject], no_color: bool) -> None:
+    """Print several models, a line each, in the format asked for or in the best for this machine."""
+    to = tables.console(no_color)
+    header: tuple[str, ...] = ("model", "format", "in all", "least RAM", "fits here", "tokens/s", "engine")
+    rows = []
+    for each in subjects:
+        one = each.result.best or _smallest_of(each.result)
+        rows.append(
+            (
+                each.result.model, one.memory.dtype, format_bytes(one.memory.peak), format_bytes(least_ram(one.plan)),
+                FITS_HERE[one.plan.runs_from], figure(one.speed.middle) if one.plan.runs else "-",
+                "no" if each.report.lacks else "yes",
+            )
+        )  # fmt: skip
+    left: tuple[int, ...] = (0, 1, 4)
+    if to.width < _NARROW:
+        header, rows, left = *_without(header, rows, 1, 3, 5, 6), (0, 2)
+    elif to.width < _WIDE:
+        header, rows, left = *_without(header, rows, 3), (0, 1, 3)
+    tables.show(to, tables.grid(header, rows, left=left), Text(_machine(subjects[0].result)))
+
+
+def gpus(no_color: bool) -> None:
+    """Print the GPUs that --gpu knows."""
+    rows = [(each.name, format_bytes(each.memory), f"{each.bandwidth / 1e9:,.0f} GB/s") for each in GPUS.values()]
+    tables.show(tables.console(no_color), tables.grid(("--gpu", "memory", "bandwidth"), rows))
 
 
 def largest_context(result: Result) -> None:
     """Print the longest context that fits: the number alone on stdout, what it means on stderr."""
-    chosen = result.chosen.memory
     terminal.write(f"{result.max_context}\n")
-    terminal.say(f"tokens of context that fit {_machine(result)}, {chosen.dtype}, batch {chosen.batch}")
+    terminal.say(
+        f"tokens of context that fit {_machine(result)}, {result.max_dtype}, batch {result.chosen.memory.batch}"
+    )
+
+
+def beyond(spec: ModelSpec, context: int | None) -> str | None:
+    """A warning about a context that is longer than the model's own."""
+    if context is None or context <= spec.context_length:
+        return None
+    return f"a context of {context:,} tokens is beyond the {spec.context_length:,} that the model was made for"
+
+
+def least_ram(plan: Plan) -> int:
+    """The smallest RAM budget that it runs in, with experts read from disk if need be."""
+    return min(plan.least_ram, plan.full_ram)
+
+
+def place(plan: Plan) -> str:
+    """Where its experts are while it runs."""
+    total = plan.memory.expert_count
+    if plan.runs_from == "disk":
+        return (
+            f"with {plan.device.experts + plan.ram.experts:,} of {total:,} experts in memory, the others read from disk"
+        )
+    return {"vram": "in VRAM", "ram": "in RAM"}.get(plan.runs_from or "", "nowhere")
+
+
+def speed(expected: Throughput) -> str:
+    """The forecast for decoding: the middle, the band, and where it comes from."""
+    return f"about {_middle_first(expected)} tokens/s, {evidence(expected)}"
+
+
+def evidence(expected: Throughput) -> str:
+    """Where a forecast comes from, and how to have a better one."""
+    better = "; moecli doctor measures these" if expected.evidence == "typical" else ""
+    return f"{expected.evidence} bandwidths{better}"
+
+
+def _middle_first(expected: Throughput) -> str:
+    return f"{figure(expected.middle)} ({_band(expected.low, expected.high)})"
+
+
+def _without(header: Sequence[str], rows: Sequence[Sequence[str]], *columns: int) -> tuple[tuple[str, ...], list[Any]]:
+    def rest(row: Sequence[str]) -> tuple[str, ...]:
+        return tuple(cell for index, cell in enumerate(row) if index not in columns)
+
+    return rest(header), [rest(row) for row in rows]
 
 
 def _tiers(plan: Plan) -> tuple[tuple[str, Tier], ...]:
@@ -59,21 +154,26 @@ def _sum(to: Console, one: Estimate) -> RenderableType:
     return tables.grid(("part", "bytes", "share"), [*rows, ("together", format_bytes(peak), "")], left=(0, 2))
 
 
-def _formats(result: Result) -> RenderableType:
-    header = ("format", "weights", "an expert", "KV cache", "in all", "fits", "tokens/s")
+def _formats(to: Console, result: Result) -> RenderableType:
+    header: tuple[str, ...] = ("format", "weights", "an expert", "in all", "least RAM", "fits here", "tokens/s")
     rows = [
         (
             one.memory.dtype,
             format_bytes(one.memory.weights),
             format_bytes(one.memory.bytes_per_expert) if one.memory.expert_count else "-",
-            format_bytes(one.memory.kv.bytes),
             format_bytes(one.memory.peak),
-            "yes" if one.plan.fits else "no",
-            _band(one.speed.low, one.speed.high),
+            format_bytes(least_ram(one.plan)),
+            FITS_HERE[one.plan.runs_from],
+            _middle_first(one.speed) if one.plan.runs else "-",
         )
         for one in result.every
     ]
-    return tables.grid(header, rows)
+    left: tuple[int, ...] = (0, 5)
+    if to.width < _NARROW:
+        header, rows, left = *_without(header, rows, 1, 2, 4, 6), (0, 2)
+    elif to.width < _WIDE:
+        header, rows, left = *_without(header, rows, 2), (0, 4)
+    return tables.grid(header, rows, left=left)
 
 
 def _explanation(one: Estimate) -> RenderableType:
@@ -87,7 +187,8 @@ def _placement(result: Result) -> RenderableType:
     names = {"device": "VRAM", "ram": "RAM", "disk": "disk"}
     rows = []
     for name, tier in _tiers(plan):
-        held = [word for word, size in (("dense weights", tier.dense), ("KV cache", tier.kv)) if size]
+        dense = "input table" if name == "disk" else "dense weights"
+        held = [word for word, size in ((dense, tier.dense), ("KV cache", tier.kv)) if size]
         if tier.experts:
             held.append(f"{tier.experts:,} of {total:,} experts")
         if tier.total:
@@ -95,24 +196,80 @@ def _placement(result: Result) -> RenderableType:
     return tables.facts(rows)
 
 
-def _verdict(result: Result) -> Text:
-    one = result.chosen
-    plan, speed = one.plan, one.speed
-    lines = [f"reads {format_bytes(read_bytes_per_token(result.spec, one.memory.dtype))} of weights for each token"]
-    lines.append(
-        f"expect {_band(speed.low, speed.high)} tokens/s, the first of a 512-token prompt after "
-        f"{_band(speed.first_token_low_s, speed.first_token_high_s)} s ({speed.evidence} bandwidths)"
-    )
+def _verdict(result: Result) -> list[tuple[str, str]]:
+    """Whether it fits, from how much RAM on, how fast it will be: first of all."""
+    one, plan = result.chosen, result.chosen.plan
+    short = f", {format_bytes(least_ram(plan) - plan.ram_budget)} short" if not plan.runs else ""
+    where = f": {place(plan).removeprefix('with ')}" if plan.runs_from == "disk" else ""
+    streams = f"{round_up(plan.least_ram)} with experts read from disk, " if plan.least_ram < plan.full_ram else ""
+    rows = [
+        ("fits here", f"{FITS_HERE[plan.runs_from]}{short}, on {_machine(result)}{where}"),
+        (
+            "least RAM",
+            f"{streams}{round_up(plan.full_ram)} with all of it in {'memory' if plan.device.dense else 'RAM'}",
+        ),
+    ]
+    if plan.runs:
+        first = math.sqrt(one.speed.first_token_low_s * one.speed.first_token_high_s)
+        band = _band(one.speed.first_token_low_s, one.speed.first_token_high_s)
+        rows.append(("speed", speed(one.speed)))
+        rows.append(("first token", f"after about {figure(first)} s ({band}) of a prompt of 512"))
+    rows.append(("reads", f"{format_bytes(read_bytes_per_token(result.spec, one.memory.dtype))} of weights per token"))
     if result.budget.gpu and one.gpus_needed:
-        lines.append(f"all of it in VRAM takes {one.gpus_needed} x {result.budget.gpu.name}")
-    if plan.fits:
-        lines.append(f"fits {_machine(result)}")
-    else:
-        short = format_bytes(plan.full_ram - plan.ram_budget)
-        lines.append(f"does not fit {_machine(result)}: {short} short, the smallest --ram is {round_up(plan.full_ram)}")
-        if one.memory.expert_count:
-            lines.append(f"with experts read from disk as they are needed: {round_up(plan.least_ram)}")
-    return Text("\n".join(lines))
+        rows.append(("all in VRAM", f"takes {one.gpus_needed} x {result.budget.gpu.name}"))
+    return rows
+
+
+def _recommendation(subject: Subject) -> list[tuple[str, str]]:
+    """The format to take here; nothing of what cannot be run."""
+    best = subject.result.best
+    if subject.advice.obstacle:
+        return []
+    if best is None:
+        least = _smallest_of(subject.result)
+        short = f"{least.memory.dtype} needs {round_up(least_ram(least.plan))} of RAM"
+        return [("best here", f"none: {short}")]
+    return [("best here", f"{best.memory.dtype}, {place(best.plan)}, {speed(best.speed)}")]
+
+
+def _ending(subject: Subject) -> list[tuple[str, str]]:
+    """What would be smaller, what the files are, whether they can be run at all, and what to type next."""
+    result, report, advice = subject.result, subject.report, subject.advice
+    rows: list[tuple[str, str]] = []
+    if result.asked and not result.chosen.plan.fits and result.chosen.memory.dtype != SMALLEST:
+        rows.append(("smaller", f"{SMALLEST}: {format_bytes(_smallest(result))} in all"))
+    if warning := beyond(result.spec, result.chosen.memory.context):
+        rows.append(("note", warning))
+    if report.quantised and report.source is not Kind.STORE:
+        size = f", {report.stored.bytes:,} bytes ({format_bytes(report.stored.bytes)})" if report.stored else ""
+        rows.append(("files", f"published in {report.quantised}{size}"))
+    if advice.obstacle:
+        rows.append(("engine", advice.obstacle))
+        other = nearest(advice)
+        if other is not None:
+            rows += [("next", other.command or ""), ("", "the nearest model that runs here")]
+    elif advice.command:
+        rows += [("next", advice.command), *_cost(advice)]
+    return rows
+
+
+def _smallest(result: Result) -> int:
+    memory = result.chosen.memory
+    return estimate_memory(result.spec, SMALLEST, memory.context, memory.batch).peak
+
+
+def _smallest_of(result: Result) -> Estimate:
+    return min(result.every, key=lambda one: least_ram(one.plan))
+
+
+def _cost(advice: Advice) -> list[tuple[str, str]]:
+    """What fetching takes of network and disk."""
+    way = advice.way
+    if way is None or not way.fetch:
+        return []
+    kept = f", keeps {format_bytes(way.keep)}" if way.packed else ""
+    room = "" if way.has_room or not advice.here else f"; {no_room(way)}"
+    return [("", f"fetches {format_bytes(way.fetch)}{kept}{room}")]
 
 
 def _machine(result: Result) -> str:
@@ -121,17 +278,6 @@ def _machine(result: Result) -> str:
     if budget.gpu:
         return f"{budget.gpus} x {budget.gpu.name} and {ram}"
     return ram if budget.device is None else f"{format_bytes(budget.device)} VRAM and {ram}"
-
-
-def _as_published(report: Report) -> Text | None:
-    """Of what is not plain numbers, or does not run, so that the formats above are not taken for the files."""
-    lines = []
-    if report.quantised:
-        size = f", {report.stored.bytes:,} bytes ({format_bytes(report.stored.bytes)})" if report.stored else ""
-        lines.append(f"the weights are published in {report.quantised}{size}")
-    if report.lacks:
-        lines.append(f"this version cannot run them: it lacks {', '.join(report.lacks)}")
-    return Text("\n".join(lines)) if lines else None
 
 
 def _band(low: float, high: float) -> str:

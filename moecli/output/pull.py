@@ -5,46 +5,94 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 from rich.progress import TaskID
 
 from moecli.hub.manifest import RemoteFile
+from moecli.library.advice import Advice
 from moecli.library.pull import Proposal
 from moecli.library.pull_packed import PackedPull
 from moecli.output import tables, terminal
 from moecli.output.bars import byte_bars
+from moecli.output.memory import place, speed
+from moecli.planning.estimate import Estimate
 from moecli.units import figure, format_bytes
 
 _LONGEST_NAME = 26
 
 
-def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool) -> None:
-    """The facts before anything is fetched: the answer of a dry run, else talk."""
+def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool, doubts: bool = False) -> None:
+    """The facts before anything is fetched: the answer of a dry run, else talk. `doubts`: those among them."""
     proposal = pull if isinstance(pull, Proposal) else pull.proposal
-    manifest, plan, speed = proposal.manifest, proposal.estimate.plan, proposal.estimate.speed
-    names = f"{len(manifest.weights)} with weights, {len(manifest.texts)} small ones, {format_bytes(manifest.bytes)}"
-    disk = f"{format_bytes(proposal.free)} free now, {format_bytes(max(0, proposal.free - proposal.missing))} after"
+    manifest = proposal.manifest
+    small = len(manifest.texts)
+    names = (
+        f"{len(manifest.weights)} with weights, {small} small one{'s' * (small != 1)}, {format_bytes(manifest.bytes)}"
+    )
+    after = proposal.free - proposal.missing
+    disk = f"{format_bytes(after)} after" if after > 0 else f"{format_bytes(-after)} too few"
     here = "in the Hugging Face cache"
     if isinstance(pull, PackedPull):
-        disk = f"{format_bytes(proposal.free)} free now, {format_bytes(proposal.room)} needed at most meanwhile"
+        short = "" if proposal.has_room else f", {format_bytes(proposal.room - proposal.free)} too few"
+        disk = f"{format_bytes(proposal.room)} needed at most meanwhile{short}"
         here = "cached or packed"
-    band = f"{figure(speed.low)} to {figure(speed.high)} tokens/s ({speed.evidence} bandwidths)"
-    how = "fits into RAM" if plan.fits else "with experts read from disk" if plan.runs else "does not run in this RAM"
-    how = "cannot be run" if proposal.lacks else how
     gate = "; the Hub wants its terms accepted" if manifest.gated else ""
     rows = [
         ("files", names),
         ("here", f"{format_bytes(proposal.present)} {here}" if proposal.present else "nothing yet"),
         ("to fetch", format_bytes(proposal.missing)),
         *([("store", _store(pull))] if isinstance(pull, PackedPull) else []),
-        ("disk", disk),
+        ("disk", f"{format_bytes(proposal.free)} free now, {disk}"),
         ("licence", (manifest.licence or "not named") + gate),
-        ("memory", f"{format_bytes(proposal.estimate.memory.peak)} in {proposal.estimate.memory.dtype}; {how}"),
-        ("speed", band if plan.runs and not proposal.lacks else "-"),
-        *([("engine", f"lacks {', '.join(proposal.lacks)}")] if proposal.lacks else []),
+        *_running(proposal.estimate, proposal.runs, proposal.lacks),
+        *([("doubt", doubt) for doubt in proposal.doubts] if doubts else []),
     ]
     to = tables.console(no_color, terminal.styled(sys.stderr if on_stderr else sys.stdout))
     tables.show(to, tables.title(proposal.name, f"{manifest.repo} at {manifest.commit[:12]}"), tables.facts(rows))
+
+
+def estimate(guess: Advice, why: str, no_color: bool) -> None:
+    """The same of a dry run for which the Hub could not be asked; `guess` is by the catalog, and has one way."""
+    (way,) = guess.ways
+    short = "" if way.has_room else f", {format_bytes(way.room - way.free)} too few"
+    store = [("store", f"about {format_bytes(way.keep)} in {way.dtype}")] if way.packed else []
+    entry = guess.ref.entry
+    rows = [
+        ("estimate", f"by the catalog, for the Hub was not asked: {why}"),
+        ("to fetch", f"about {format_bytes(way.fetch)}"),
+        *store,
+        ("disk", f"{format_bytes(way.free)} free now, about {format_bytes(way.room)} needed at most{short}"),
+        ("licence", (entry.licence if entry else None) or "not named"),
+        *_running(way.estimate, way.runs, guess.lacks),
+    ]
+    tables.show(tables.console(no_color), tables.title(guess.ref.name, guess.ref.repo or ""), tables.facts(rows))
+
+
+def question(pull: Proposal | PackedPull) -> str:
+    """One question with all that decides its answer: what comes, what stays, where it runs, how fast."""
+    proposal = pull if isinstance(pull, Proposal) else pull.proposal
+    one = proposal.estimate
+    size, dtype = proposal.manifest.bytes, one.memory.dtype
+    keep = (
+        f"keep {format_bytes(sum(pull.layout.sizes.values()))} ({dtype})" if isinstance(pull, PackedPull) else "keep it"
+    )
+    runs = f"run it {place(one.plan)}, about {figure(one.speed.middle)} tokens/s"
+    fetch = (
+        f"Download {format_bytes(proposal.missing)}" if proposal.missing else f"Use {format_bytes(size)} fetched before"
+    )
+    return f"{fetch}, {keep}, {runs}?"
+
+
+def _running(one: Estimate, runs: bool, lacks: Sequence[str]) -> list[tuple[str, str]]:
+    """Where a model will run and how fast; or that it will not."""
+    if lacks:
+        return [("engine", f"cannot run it: lacks {', '.join(lacks)}")]
+    where = place(one.plan) if runs else "does not run in this RAM unless it is packed"
+    if not runs and not one.plan.runs:
+        where = "does not run in this RAM"
+    memory = f"{format_bytes(one.memory.peak)} in {one.memory.dtype}; {where}"
+    return [("memory", memory), ("speed", speed(one.speed) if runs else "-")]
 
 
 def _store(pull: PackedPull) -> str:

@@ -206,15 +206,24 @@ def status(text: str, quiet: bool = False) -> Iterator[None]:
         yield
 
 
-def confirm(question: str, yes: bool) -> None:
-    """Ask on a terminal; Declined if the answer is not yes. Without a terminal it takes --yes."""
+def can_ask() -> bool:
+    """Whether somebody sits at a terminal who can be asked."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm(question: str, yes: bool, default: bool = False) -> None:
+    """Ask on a terminal; Declined if the answer is not yes. Without a terminal it takes --yes.
+
+    `default`: what an empty line means.
+    """
     if yes:
         return
-    if sys.stdin is None or not sys.stdin.isatty() or not sys.stderr.isatty():
+    if not can_ask():
         raise UsageError(f"cannot ask '{question}': no terminal", "add --yes to go on without being asked")
-    sys.stderr.write(f"{printable(question)} [y/N] ")
+    sys.stderr.write(f"{printable(question)} {'[Y/n]' if default else '[y/N]'} ")
     sys.stderr.flush()
-    if sys.stdin.readline().strip().casefold() not in {"y", "yes"}:
+    answer = sys.stdin.readline()
+    if answer.strip().casefold() not in ({"y", "yes", ""} if default and answer else {"y", "yes"}):
         raise Declined("nothing was done")
 
 

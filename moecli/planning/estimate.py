@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moecli.errors import UsageError
 from moecli.formats import FORMATS, check_dtype, stored_as
 from moecli.model.spec import ModelSpec
-from moecli.planning import machine
+from moecli.planning import choice, machine, measured
 from moecli.planning.gpus import Gpu, parse_gpu
 from moecli.planning.memory import DEVICE_CONTEXT, MemoryEstimate, default_context, estimate_memory
 from moecli.planning.placement import Plan, largest_context, place
@@ -39,13 +40,13 @@ class Budget:
         """Budgets as people write them. RAM left out: what this machine has free now. UsageError if unreadable."""
         card, count = parse_gpu(gpu) if gpu else (None, 1)
         device = parse_size(vram) if vram else count * card.memory if card else None
-        usual = Bandwidths()
+        usual = measured.recall()
         speeds = (ram_speed, disk_speed, gpu)
         bandwidths = Bandwidths(
             ram=parse_size(ram_speed) if ram_speed else usual.ram,
             disk=parse_size(disk_speed) if disk_speed else usual.disk,
             device=card.bandwidth if card else usual.device,
-            evidence="given" if any(speeds) else "typical",
+            evidence="given" if any(speeds) else usual.evidence,
         )
         for option, size in (
             ("--ram", ram),
@@ -70,7 +71,10 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """All that `memory` shows. `chosen` is the format asked for, or the one the model is stored in."""
+    """All that `memory` shows. `chosen` is the format asked for, or the one the model is stored in.
+
+    `best` is the format that "auto" would choose for this machine, or the one asked for; None where none runs.
+    """
 
     model: str
     spec: ModelSpec
@@ -78,7 +82,14 @@ class Result:
     chosen: Estimate
     every: tuple[Estimate, ...]  # each format; only the chosen one if it was asked for
     asked: bool
-    max_context: int | None
+    best: Estimate | None
+    max_context: int | None  # the longest that fits, in the format `max_dtype`
+    max_dtype: str | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing is read from disk: in the format asked for, or in any of them."""
+        return any(each.plan.fits for each in self.every)
 
 
 def estimate(
@@ -96,7 +107,12 @@ def estimate(
     chosen = stored_as(spec.stored_dtype) if dtype in (None, "auto") else dtype
     context = context or default_context(spec)
     shown = [chosen] if dtype else list(FORMATS)
-    every = {each: _one(spec, budget, each, context, batch) for each in dict.fromkeys([*shown, chosen])}
+    every = {each: estimate_one(spec, budget, each, context, batch) for each in dict.fromkeys([*shown, chosen])}
+    longest, most = None, None
+    if find_context:  # of equal ones the first, which is the most precise
+        contexts = {each: largest_context(spec, each, batch, budget.ram, budget.device) for each in shown}
+        most = max(contexts, key=contexts.__getitem__)
+        longest = contexts[most]
     return Result(
         name,
         spec,
@@ -104,11 +120,21 @@ def estimate(
         every[chosen],
         tuple(every[each] for each in shown),
         dtype is not None,
-        largest_context(spec, chosen, batch, budget.ram, budget.device) if find_context else None,
+        best_of([every[each] for each in ([chosen] if dtype else choice.automatic(chosen))]),
+        longest,
+        most,
     )
 
 
-def _one(spec: ModelSpec, budget: Budget, dtype: str, context: int, batch: int) -> Estimate:
+def best_of(estimates: Sequence[Estimate], streams: bool = True) -> Estimate | None:
+    """The one whose plan `choice.best` takes; the most precise first."""
+    plans = [each.plan for each in estimates]
+    plan = choice.best(plans, plans if streams else ())
+    return next((each for each in estimates if each.plan is plan), None)
+
+
+def estimate_one(spec: ModelSpec, budget: Budget, dtype: str, context: int, batch: int = 1) -> Estimate:
+    """One format, for `batch` texts of `context` tokens."""
     memory = estimate_memory(spec, dtype, context, batch)
     plan = place(memory, budget.ram, budget.device)
     count = math.ceil(memory.total / (budget.gpu.memory - DEVICE_CONTEXT)) if budget.gpu else None

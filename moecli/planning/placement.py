@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from moecli.kernels.blocking import CHUNK, STAGED
 from moecli.model.spec import ModelSpec
@@ -47,6 +48,13 @@ class Plan:
     def fits(self) -> bool:
         """Nothing is read from disk."""
         return self.full_ram <= self.ram_budget
+
+    @property
+    def runs_from(self) -> Literal["vram", "ram", "disk"] | None:
+        """The slowest place that anything is read from; None where it does not run."""
+        if self.fits:
+            return "vram" if self.device.dense and not self.ram.experts else "ram"
+        return "disk" if self.runs else None
 
     @property
     def runs(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from moecli.library.advice import Advice
 from moecli.library.inspection import Report
 from moecli.output.json import SCHEMA_VERSION, shared
 from moecli.planning.estimate import Estimate, Result
@@ -11,14 +12,20 @@ from moecli.planning.memory import kv_bytes_per_token, read_bytes_per_token
 from moecli.planning.placement import Tier
 
 
-def document(result: Result, report: Report) -> dict[str, Any]:
-    """The chosen format in detail; `formats` has the same of every format where none was asked for."""
+def document(result: Result, report: Report, advice: Advice) -> dict[str, Any]:
+    """The chosen format in detail; `formats` has the same of every format where none was asked for.
+
+    `recommended` is the format to take on this machine, null where none runs.
+    """
     every = [] if result.asked else [_facts(result, each) for each in result.every]
     return {
         "schema_version": SCHEMA_VERSION,
         "model": result.model,
         **_facts(result, result.chosen),
         "max_context": result.max_context,
+        "max_context_dtype": result.max_dtype,
+        "recommended": None if result.best is None or advice.obstacle else _recommended(result.best, advice),
+        "obstacle": advice.obstacle,
         "runnable": report.runnable,
         "lacks": list(report.lacks),
         "stored_bytes": report.stored.bytes if report.stored else None,
@@ -48,6 +55,8 @@ def _facts(result: Result, one: Estimate) -> dict[str, Any]:
         "vram_budget_bytes": plan.device_budget,
         "plan": {"device": _tier(plan.device), "ram": _tier(plan.ram), "disk": _tier(plan.disk)},
         "fits": plan.fits,
+        "fits_here": plan.runs_from,
+        "least_ram_bytes": min(plan.least_ram, plan.full_ram),
         "smallest_ram_bytes": plan.full_ram,
         "gpus_needed": one.gpus_needed,
         "speed": {
@@ -55,6 +64,18 @@ def _facts(result: Result, one: Estimate) -> dict[str, Any]:
             "first_token_low_s": speed.first_token_low_s,
             "first_token_high_s": speed.first_token_high_s,
         },
+    }
+
+
+def _recommended(best: Estimate, advice: Advice) -> dict[str, Any]:
+    way = advice.way
+    return {
+        "dtype": best.memory.dtype,
+        "fits_here": best.plan.runs_from,
+        "command": advice.command,
+        "download_bytes": way.fetch if way else None,
+        "disk_bytes": way.room if way else None,
+        "speed": shared.speed(best.speed),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from moecli.library.advice import Advice
 from moecli.library.pull import Proposal
 from moecli.library.pull_packed import PackedPull
 from moecli.output.json import SCHEMA_VERSION, pack
@@ -31,9 +32,42 @@ def proposed(pull: Proposal | PackedPull) -> dict[str, Any]:
         "dtype": one.memory.dtype,
         "peak_rss_bytes": one.memory.peak,
         "fits": one.plan.fits,
-        "runs": one.plan.runs,
+        "runs": proposal.runs,
+        "has_room": proposal.has_room,
         "speed": speed(one.speed),
         "doubts": proposal.doubts,
+    }
+
+
+def estimated(guess: Advice, why: str) -> dict[str, Any]:
+    """The same by the catalog, where the Hub could not be asked: no files, and all sizes are estimates."""
+    (way,) = guess.ways
+    entry = guess.ref.entry
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": guess.ref.name,
+        "source": guess.ref.repo,
+        "revision": guess.ref.revision,
+        "estimated": True,
+        "reason": why,
+        "path": None,
+        "bytes": way.keep,
+        "files": [],
+        **({"source_bytes": way.fetch, "disk_bytes": way.room} if way.packed else {}),
+        "download_bytes": way.fetch,
+        "cached_bytes": 0,
+        "free_bytes": way.free,
+        "license": entry.licence if entry else None,
+        "gated": None,
+        "runnable": not guess.lacks,
+        "lacks": list(guess.lacks),
+        "dtype": way.dtype,
+        "peak_rss_bytes": way.estimate.memory.peak,
+        "fits": way.plan.fits,
+        "runs": way.runs,
+        "has_room": way.has_room,
+        "speed": speed(way.estimate.speed),
+        "doubts": [],
     }
 
 

@@ -15,4 +15,10 @@ def planned_bytes(plan: Plan) -> dict[str, int]:
 
 def speed(expected: Throughput) -> dict[str, Any]:
     """The range that decoding is expected in, and what that is known from."""
-    return {"low": expected.low, "high": expected.high, "unit": "tokens_per_s", "evidence": expected.evidence}
+    return {
+        "low": expected.low,
+        "middle": expected.middle,
+        "high": expected.high,
+        "unit": "tokens_per_s",
+        "evidence": expected.evidence,
+    }
