@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import locale
 import os
 import stat
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +72,14 @@ def offline() -> bool:
         if value not in ("", "0", "off", "no", "false"):
             raise UsageError(f"{name} is {value[:80]!a}, which is neither yes nor no", "write 1 to forbid the network")
     return False
+
+
+def use_utf8() -> None:
+    """Before lines are edited: under LC_ALL=C Python reads UTF-8, and the line editor swallows what is not ASCII."""
+    if sys.flags.utf8_mode and locale.setlocale(locale.LC_CTYPE) in ("C", "POSIX"):
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+            os.environ["LC_ALL"] = "C.UTF-8"  # the editor asks anew
 
 
 def let_threads_sleep() -> None:

@@ -51,6 +51,8 @@ def bench(
     vram: options.Vram = None,
     threads: options.Threads = None,
     json: options.Json = False,
+    format: options.Form = None,
+    output: options.Output = None,
     offline: options.Offline = False,
     yes: options.Yes = False,
     quiet: options.Quiet = False,
@@ -62,11 +64,13 @@ def bench(
     Exit 3: a median lies outside its forecast.
     """
     running.check(dtype, policy, device)
+    form = options.record_form(format, json, output)
     ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet)
     with terminal.status("measuring this machine ...", quiet):
         from moecli.engine import bench as engine
         from moecli.engine.loaded import LoadOptions, open_for_run
         from moecli.output import bench as show
+        from moecli.output import records
         from moecli.output.json.bench import document
 
         wanted = LoadOptions(
@@ -87,8 +91,8 @@ def bench(
         loaded, load_s = engine.load(opened, expected, progress)
     with show.progress(work.repeat, quiet) as watch:
         result = engine.measure(loaded, work, expected, load_s, watch)
-    if json:
-        terminal.write_json(document(loaded, result))
+    if form != "table":
+        records.write([document(loaded, result)], form, output)
     else:
         show.screen(loaded, result, no_color)
     if not result.within_forecast:

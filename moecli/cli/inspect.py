@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -57,12 +58,13 @@ def inspect(
         show_routing(models or [], routing, json, no_color, offline)
     else:
         routing.refuse()
+        form = options.record_form(routing.format, json, routing.output)
         if not models:
             raise UsageError("no MODEL is named", "moecli inspect tiny")
-        _architecture(models, json, no_color, offline)
+        _architecture(models, form, routing.output, no_color, offline)
 
 
-def _architecture(models: list[str], json: bool, no_color: bool, offline: bool) -> None:
+def _architecture(models: list[str], form: str, output: Path | None, no_color: bool, offline: bool) -> None:
     from moecli.library import inspection
     from moecli.library.resolve import resolve
 
@@ -70,14 +72,14 @@ def _architecture(models: list[str], json: bool, no_color: bool, offline: bool) 
     for model in models:
         ref = resolve(model)
         ask_hub = ref.by_hub_id and not (offline or settings.offline())
-        with terminal.status(f"reading {ref.name} ...", json):
+        with terminal.status(f"reading {ref.name} ...", form != "table"):
             reports.append(inspection.inspect(ref, ask_hub))
     reference = inspection.dense_reference(reports)
-    if json:
+    if form != "table":
+        from moecli.output import records
         from moecli.output.json.inspect import document
 
-        documents = [document(report, reference) for report in reports]
-        terminal.write_json(documents if len(documents) > 1 else documents[0])
+        records.write([document(report, reference) for report in reports], form, output)
     elif len(reports) > 1:
         from moecli.output import comparison, tables
 

@@ -22,6 +22,8 @@ def list_models(
         bool, options.option("--known", help="List the catalog instead: every model with an alias.")
     ] = False,
     json: options.Json = False,
+    format: options.Form = None,
+    output: options.Output = None,
     no_color: options.NoColor = False,
 ) -> None:
     """Show the models on this machine, or with --known every model that has an alias."""

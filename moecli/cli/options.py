@@ -14,6 +14,7 @@ from moecli.formats import FORMATS
 from moecli.units import parse_size
 
 DTYPES = ("auto", *FORMATS)
+FORMS = ("table", "json", "csv", "md")  # of what a command shows
 MEMORY = "Memory and processors"  # headings of the help
 OUTPUT = "Output"
 Choice = tuple[str, str]  # a word that can stand here, and what it is
@@ -100,6 +101,29 @@ def sized(parameter: typer.CallbackParam, value: str | None) -> str | None:
     return value
 
 
+def form(format: str | None, json: bool, output: Path | None, takes: Sequence[str] = FORMS) -> str:
+    """The form of the output: by --format or --json, else by the name of the file, else a table. UsageError if none."""
+    named = output.suffix[1:].replace("txt", "table") if output else ""
+    found = format or ("json" if json else named or "table")
+    if found not in takes:
+        given = format or str(output)
+        raise UsageError(
+            f"unknown {'--format' if format else '--output'} '{given}'", f"--format takes {', '.join(takes)}"
+        )
+    if json and found != "json":
+        raise UsageError(f"--json and --format {found} cannot both be meant", "leave one of them out")
+    check_output("--output", output)
+    return found
+
+
+def record_form(format: str | None, json: bool, output: Path | None) -> str:
+    """The same where the table is for the screen alone."""
+    found = form(format, json, output)
+    if found == "table" and output is not None:
+        raise UsageError(f"--output {output} needs a format", "name it .json, .csv or .md, or add --format")
+    return found
+
+
 def option(
     *names: str, help: str, metavar: str | None = None, panel: str | None = None, default: bool | str = False,
     values: Sequence[str] | None = None, complete: Completer | None = None,
@@ -163,6 +187,16 @@ Vram = Annotated[
     option("--vram", metavar="SIZE", panel=MEMORY, help="GPU memory budget; default: what is free now.", check=sized),
 ]
 Json = Annotated[bool, option("--json", panel=OUTPUT, help="Print one JSON document on stdout; failures, too.")]
+Form = Annotated[
+    str | None, option("--format", metavar="FORMAT", panel=OUTPUT, values=FORMS, help=f"{', '.join(FORMS)}.")
+]
+Output = Annotated[
+    Path | None,
+    option(
+        "--output", "-o", metavar="FILE", panel=OUTPUT,
+        help="Write to this file; its name tells the format: .json, .csv or .md.",
+    ),
+]  # fmt: skip
 Quiet = Annotated[bool, option("--quiet", "-q", panel=OUTPUT, help="Show no progress and no statistics.")]
 Verbose = Annotated[bool, option("--verbose", "-v", panel=OUTPUT, help="Show what is decided, and why.")]
 NoColor = Annotated[bool, option("--no-color", panel=OUTPUT, help="Use no colour.")]

@@ -14,7 +14,7 @@ from moecli.cli.routing_options import RoutingOptions
 from moecli.errors import ModelNotFound, UsageError
 from moecli.formats import FORMATS, nearest
 from moecli.output import loading, terminal
-from moecli.units import parse_size
+from moecli.units import format_bytes, parse_size
 
 if TYPE_CHECKING:
     from moecli.library.resolve import ModelRef
@@ -31,6 +31,10 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
     options.check_output("--save-trace", wanted.save_trace)
     if wanted.probabilities and wanted.save_trace is not None and wanted.save_trace.suffix == ".csv":
         raise UsageError("a CSV trace has no room for --probabilities", "name the trace .jsonl or .trace")
+    if form in ("png", "pdf"):  # before anything is read for nothing
+        from moecli.output.routing import picture
+
+        picture.require()
     ref = _model(models, wanted)
     wanted = wanted if ref is None else replace(wanted, dtype=ref.dtype)
     if ref is None or wanted.from_ is not None:
@@ -61,7 +65,9 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
             ours.trace, factors=factors, memory=ours.memory, other=other, note=ours.note,
             provenance=of_analysis(_command(), ours.trace),
         )  # fmt: skip
-    _present(analysis, form, wanted, layers, ref, no_color)
+    for file in _present(analysis, form, wanted, layers, ref, no_color):
+        if not json:
+            terminal.say(f"wrote {file} ({format_bytes(file.stat().st_size)})")
 
 
 def _command() -> str:
@@ -76,21 +82,24 @@ def _present(
     layers: frozenset[int] | None,
     ref: ModelRef | None,
     no_color: bool,
-) -> None:
+) -> list[Path]:
+    """Show it; returns the files that were written."""
     if form == "json":
         from moecli.library import inspection
         from moecli.output.json.routing import document
 
         report = None if ref is None else inspection.inspect(ref)
         terminal.write_json(document(analysis, layers, report), wanted.output)
-        return
+        return [] if wanted.output is None else [wanted.output]
     from moecli.output.routing import View, screen, write_file
 
-    view = View(None if layers is None else tuple(sorted(layers)), wanted.sort, wanted.by is not None)
+    chosen = None if layers is None else tuple(sorted(layers))
+    title = None if wanted.title is None else terminal.clean(wanted.title)
+    view = View(chosen, wanted.sort, wanted.by is not None, title, wanted.colormap, wanted.dpi)
     if form == "table" and wanted.output is None:
         screen(analysis, layers=view.layers, sort=view.sort, by_domain=view.by_domain, no_color=no_color)
-    else:
-        write_file(analysis, form, wanted.output, view)
+        return []
+    return write_file(analysis, form, wanted.output, view)
 
 
 def _model(models: Sequence[str], wanted: RoutingOptions) -> ModelRef | None:

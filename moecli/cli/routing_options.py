@@ -14,7 +14,10 @@ from moecli.cli import options
 from moecli.errors import UsageError
 from moecli.formats import FORMATS, check_dtype
 
-FORMATS_OF_OUTPUT = ("table", "json", "csv", "md", "html", "svg", "png")
+_MORE = ("matrix", "html", "svg", "png", "pdf")
+FORMATS_OF_OUTPUT = (*options.FORMS, *_MORE)
+COLORMAPS = ("diverging", "viridis", "cividis", "magma")
+_PICTURES = {"title": ("html", "svg", "png", "pdf"), "colormap": ("html", "svg", "png", "pdf"), "dpi": ("png",)}
 
 
 def _option(
@@ -73,7 +76,10 @@ class RoutingOptions:
     format: Annotated[
         str | None,
         _option(
-            help=f"{', '.join(FORMATS_OF_OUTPUT)}.", metavar="FORMAT", panel=options.OUTPUT, values=FORMATS_OF_OUTPUT
+            help=f"{', '.join(options.FORMS)}; with --routing {', '.join(_MORE)}, too (matrix: CSV, layers by experts).",
+            metavar="FORMAT",
+            panel=options.OUTPUT,
+            values=FORMATS_OF_OUTPUT,
         ),
     ] = None
     output: Annotated[
@@ -82,12 +88,17 @@ class RoutingOptions:
     layers: Annotated[str | None, _option(help="Show these only: 0,3-5.", metavar="LIST")] = None
     sort: Annotated[bool, _option("--sort", help="Order each row of the heatmap by load.")] = False
     by: Annotated[str | None, _option(help="domain: a heatmap for each.", metavar="domain", values=("domain",))] = None
+    title: Annotated[str | None, _option(help="Title of a picture; empty: none.", metavar="TEXT")] = None
+    colormap: Annotated[
+        str, _option(help=f"Colours of a picture: {', '.join(COLORMAPS)}.", metavar="NAME", values=COLORMAPS)
+    ] = COLORMAPS[0]
+    dpi: Annotated[int, _option(help="Dots per inch of a PNG; 300 if not given.", callback=options.at_least(30))] = 300
     capacity: Annotated[str | None, _option(help="Capacity factors for overflow: 1,1.25,2.", metavar="LIST")] = None
 
     def refuse(self) -> None:
-        """UsageError naming the first of these options that was given: without --routing none may be."""
+        """UsageError naming the first of these options that was given: without --routing only some may be."""
         for each in fields(self):
-            if getattr(self, each.name) != each.default:
+            if each.name not in ("format", "output") and getattr(self, each.name) != each.default:
                 name = each.name.rstrip("_").replace("_", "-")
                 raise UsageError(f"--{name} goes with --routing", "moecli inspect MODEL --routing")
 
@@ -96,14 +107,14 @@ class RoutingOptions:
         if self.by not in (None, "domain"):
             raise UsageError.unknown("--by", self.by, "domain")
         check_dtype(self.dtype)
-        named = self.output.suffix[1:].replace("txt", "table") if self.output else ""
-        form = self.format or ("json" if json else named or "table")
-        if form not in FORMATS_OF_OUTPUT:
-            given = self.format or str(self.output)
-            takes = f"--format takes {', '.join(FORMATS_OF_OUTPUT)}"
-            raise UsageError(f"unknown {'--format' if self.format else '--output'} '{given}'", takes)
-        if json and form != "json":
-            raise UsageError(f"--json and --format {form} cannot both be meant", "leave one of them out")
+        form = options.form(self.format, json, self.output, FORMATS_OF_OUTPUT)
+        if self.colormap not in COLORMAPS:
+            raise UsageError.unknown("--colormap", self.colormap, ", ".join(COLORMAPS))
+        for each in fields(self):
+            if form not in _PICTURES.get(each.name, (form,)) and getattr(self, each.name) != each.default:
+                raise UsageError(
+                    f"--{each.name} goes with {', '.join(_PICTURES[each.name])}", "name a file: -o routing.png"
+                )
         return form
 
     def chosen_layers(self) -> frozenset[int] | None:

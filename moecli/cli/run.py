@@ -235,6 +235,7 @@ def _read_file(path: Path) -> str:
 
 def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:
     from moecli.engine.answer import Answer
+    from moecli.output import tables
     from moecli.output.answer import statistics
     from moecli.output.json.run import document
 
@@ -250,7 +251,9 @@ def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:
         terminal.write_json(document(session, answer))
     elif not answer.text.endswith("\n"):
         terminal.write("\n")
+    if interrupted and not quiet and sys.stderr.isatty() and not sys.stdout.isatty():
+        terminal.say("")  # the line of the ^C
     if not quiet and not json:
-        terminal.say(statistics(session.loaded, answer))
+        tables.whisper(*statistics(session.loaded, answer))
     if interrupted:
         raise typer.Exit(130)

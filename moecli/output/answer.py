@@ -12,16 +12,22 @@ if TYPE_CHECKING:
     from moecli.engine.loaded import LoadedModel
 
 
-def statistics(loaded: LoadedModel, answer: Answer) -> str:
-    """prompt 5 tokens, 311 tok/s · answer 64 tokens, 182 tok/s · peak memory 391 MiB (planned 402 MiB)"""
+def statistics(loaded: LoadedModel, answer: Answer) -> tuple[str, ...]:
+    """prompt 5 tokens, 311 tok/s; answer 64 tokens, 182 tok/s; peak memory 391 MiB (planned 402 MiB)
+
+    Then shorter ways to say it, for a narrow terminal.
+    """
     timing = answer.timing
     cached = f" ({timing.cached_tokens} cached)" if timing.cached_tokens else ""
-    parts = (
-        f"prompt {timing.prompt_tokens} tokens{cached}{_rate(timing.prefill_rate)}",
-        f"answer {len(answer.token_ids)} tokens{_rate(timing.decode_rate)}",
-        f"peak memory {format_bytes(machine.peak_rss())} (planned {format_bytes(loaded.plan.ram.total)})",
+    prompt = f"prompt {timing.prompt_tokens} tokens{cached}{_rate(timing.prefill_rate)}"
+    said = f"answer {len(answer.token_ids)} tokens{_rate(timing.decode_rate)}"
+    peak, planned = format_bytes(machine.peak_rss()), format_bytes(loaded.plan.ram.total)
+    return (
+        f"{prompt}; {said}; peak memory {peak} (planned {planned})",
+        f"{prompt}; {said}; {peak} of {planned}",
+        f"{prompt}; {said}",
+        said,
     )
-    return " · ".join(parts)
 
 
 def _rate(rate: float | None) -> str:

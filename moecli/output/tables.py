@@ -14,7 +14,19 @@ from rich.text import Text
 from moecli.errors import lines_printable
 from moecli.output import terminal
 
-__all__ = ["Group", "bar", "blocks", "columns_that_fit", "console", "facts", "grid", "percent", "show", "title"]
+__all__ = [
+    "Group",
+    "bar",
+    "blocks",
+    "columns_that_fit",
+    "console",
+    "facts",
+    "grid",
+    "percent",
+    "show",
+    "title",
+    "whisper",
+]
 
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 _GAP = 2
@@ -54,6 +66,14 @@ def show(to: Console, *parts: RenderableType) -> None:
             to.print(part, width=max(to.width, _least(to, part)), crop=False)
     lines = capture.get().splitlines()
     to.file.write("".join(f"{line.rstrip()}\n" for line in lines))
+    to.file.flush()
+
+
+def whisper(*texts: str) -> None:
+    """A dim line of talk on stderr: on a terminal the first of these texts that fits, else the first."""
+    to = console(file=terminal.styled(sys.stderr))
+    text = next((text for text in texts if len(text) <= to.width), texts[-1]) if to.is_terminal else texts[0]
+    to.print(Text(lines_printable(text), "dim"), soft_wrap=True)
     to.file.flush()
 
 

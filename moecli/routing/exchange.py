@@ -1,8 +1,12 @@
-"""Traces from and to other tools: CSV with a line `layer,expert` per choice, JSONL with an object per token."""
+"""Traces from and to other tools: CSV with a line for each choice, JSONL with an object for each token."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,30 +15,78 @@ import numpy as np
 from moecli.errors import MoecliError, json_object, json_text
 from moecli.routing.trace import MOST_DOMAINS, MOST_EXPERTS, Choices, LayerTrace, RoutingTrace, bare
 
-_CSV_HINT = "one line per choice: layer,expert"
+_COLUMNS = "prompt", "position", "token", "layer", "expert", "weight"
+_CSV_HINT = f"one line per choice: {','.join(_COLUMNS)}, or layer,expert alone"
 
 
 def to_csv(trace: RoutingTrace) -> Iterator[str]:
-    """Token by token, layer by layer, best expert first. Lines without line ends."""
-    yield "layer,expert"
-    rows = [(layer.layer, layer.chosen.tolist()) for layer in trace.layers]
-    for token in range(trace.tokens):
-        for layer, chosen in rows:
-            for expert in chosen[token]:
-                yield f"{layer},{expert}"
+    """Token by token, layer by layer, best expert first. `position` counts in the prompt, `token` is the id, `weight`
+    is empty where it was not recorded. Lines without line ends."""
+    yield ",".join(_COLUMNS)
+    rows = [(layer.layer, layer.chosen, layer.weights) for layer in trace.layers]
+    places: Counter[int] = Counter()
+    for token, (prompt, number) in enumerate(zip(trace.prompt.tolist(), trace.ids.tolist(), strict=True)):
+        for layer, chosen, weights in rows:
+            shares = [""] * chosen.shape[1] if weights is None else [f"{w:.5g}" for w in weights[token].tolist()]
+            for expert, weight in zip(chosen[token].tolist(), shares, strict=True):
+                yield f"{prompt},{places[prompt]},{number},{layer},{expert},{weight}"
+        places[prompt] += 1
 
 
-def from_csv(lines: Iterable[str], active: int, experts: int | None = None) -> RoutingTrace:
-    """`active` choices of each layer in a row are one token's. Without `experts`: as many as the highest seen + 1."""
-    chosen: dict[int, list[int]] = {}
+def from_csv(lines: Iterable[str], active: int | None, experts: int | None = None) -> RoutingTrace:
+    """`active` choices of each layer in a row are one token's; None: as many as the first token's first layer has.
+    Without `experts`: as many as the highest seen + 1. Of the columns only `layer` and `expert` are required."""
+    table = _table(lines)
+    names = [name for name in _COLUMNS if name in table]
+    first = list(zip(*(table[name] for name in ("position", "layer") if name in table), strict=True))
+    active = active or next((place for place, each in enumerate(first) if each != first[0]), None)
+    if active is None:
+        raise MoecliError(
+            "with one layer alone it does not say how many experts a token takes",
+            "name the model it is of: moecli inspect MODEL --routing --from FILE",
+        )
+    columns: dict[int, dict[str, list[float]]] = {}
+    for row in zip(*(table[name] for name in names), strict=True):
+        given = dict(zip(names, row, strict=True))
+        kept = columns.setdefault(int(given["layer"]), {name: [] for name in names})
+        for name, value in given.items():
+            kept[name].append(value)
+    trace = _bare(
+        {layer: [int(expert) for expert in kept["expert"]] for layer, kept in columns.items()}, active, experts
+    )
+    one, nothing = columns[trace.layers[0].layer], trace.ids
+    ids, prompt = (np.array(one[name][::active], np.uint32) if name in one else nothing for name in ("token", "prompt"))
+    layers = trace.layers
+    if "weight" in names and not any(math.isnan(weight) for weight in table["weight"]):
+        weights = {layer: np.array(kept["weight"], np.float32).reshape(-1, active) for layer, kept in columns.items()}
+        layers = tuple(replace(layer, weights=weights[layer.layer]) for layer in layers)
+    return replace(trace, layers=layers, ids=ids, prompt=prompt)
+
+
+def _table(lines: Iterable[str]) -> dict[str, list[float]]:
+    """The columns by name; a weight that is missing is no number. MoecliError for another line."""
+    names: tuple[str, ...] = ("layer", "expert")
+    table: dict[str, list[float]] = {}
     for number, line in enumerate(lines, 1):
-        fields = [field.strip() for field in line.split(",")]
-        if fields in (["layer", "expert"], [""]):
+        fields = tuple(field.strip() for field in line.split(","))
+        if fields == ("",):
             continue
-        if len(fields) != 2 or not all(field.isdecimal() and len(field) < 7 for field in fields):
-            raise MoecliError(f"line {number} is {line.strip()[:60]!r}, not two whole numbers", _CSV_HINT)
-        chosen.setdefault(int(fields[0]), []).append(int(fields[1]))
-    return _bare(chosen, active, experts)
+        if not table and {"layer", "expert"} <= set(fields) <= set(_COLUMNS) and len(set(fields)) == len(fields):
+            names = fields
+        elif len(fields) != len(names) or not all(map(_is_value, names, fields)):
+            raise MoecliError(f"line {number} is {line.strip()[:60]!r}, not {' and '.join(names)}", _CSV_HINT)
+        else:
+            for name, value in zip(names, fields, strict=True):
+                table.setdefault(name, []).append(float(value or "nan"))
+    if not table:
+        raise MoecliError("there is no choice in the file", _CSV_HINT)
+    return table
+
+
+def _is_value(name: str, field: str) -> bool:
+    if name == "weight":
+        return re.fullmatch(r"|[0-9]{1,9}(\.[0-9]{0,9})?(e-?[0-9]{1,2})?", field, re.ASCII) is not None
+    return field.isdecimal() and field.isascii() and len(field) < (7 if name in ("layer", "expert") else 10)
 
 
 def _bare(chosen: Mapping[int, list[int]], active: int, experts: int | None) -> RoutingTrace:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from moecli.errors import MoecliError
@@ -26,8 +25,7 @@ def read(path: Path, shape: tuple[int, int] | None = None) -> RoutingTrace:
     try:
         if path.suffix == ".jsonl":
             return exchange.from_jsonl(lines)
-        active, experts = shape or (_active(lines), None)
-        return exchange.from_csv(lines, active, experts)
+        return exchange.from_csv(lines, *(shape or (None, None)))
     except MoecliError as error:
         raise MoecliError(f"{path}: {error.message}", error.hint) from error
 
@@ -38,15 +36,3 @@ def write(trace: RoutingTrace, path: Path) -> None:
         trace_file.save(trace, path)
     else:
         filesystem.write(path, (f"{line}\n".encode() for line in _LINES[path.suffix](trace)))
-
-
-def _active(lines: Iterable[str]) -> int:
-    """How many lines in a row name the first layer: one token's choices, where there is a second layer."""
-    layers = [line.split(",")[0].strip() for line in lines if line.strip() and not line.startswith("layer")]
-    active = next((place for place, layer in enumerate(layers) if layer != layers[0]), None)
-    if active is None:
-        raise MoecliError(
-            "with one layer alone it does not say how many experts a token takes",
-            "name the model it is of: moecli inspect MODEL --routing --from FILE",
-        )
-    return active

@@ -139,14 +139,17 @@ def small(tmp_path: Path, layers: int = 3, experts: int = 8, active: int = 2, **
 
 
 @pytest.mark.parametrize(
-    ("suffix", "begins"), [("html", "<!doctype html"), ("svg", "<"), ("png", "\x89png"), ("md", "#"), ("csv", "")]
+    ("suffix", "begins"), [("html", "<!doctype html"), ("svg", "<"), ("pdf", "%pdf"), ("md", "#"), ("csv", "")]
 )
 def test_every_format_is_written(suffix, begins, moecli, tmp_path):
+    if suffix == "pdf":
+        pytest.importorskip("matplotlib")
     small(tmp_path)
     target = tmp_path / f"routing.{suffix}"
     result = moecli("inspect", "--routing", "--from", str(tmp_path / "small.trace"), "-o", str(target))
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
     assert target.read_bytes().decode("latin-1").lower().startswith(begins)
+    assert f"wrote {target} (" in result.stderr
 
 
 def test_csv_and_jsonl_keep_the_choices(moecli, tmp_path):
@@ -197,6 +200,8 @@ def test_mixtral_stands_beside_its_paper(moecli, tmp_path):
         (["inspect", "tiny", "--routing", "--layers", "3-1"], 2, "3-1"),
         (["inspect", "--routing", "--from", "{trace}", "--layers", "9"], 2, "--layers 9"),
         (["inspect", "tiny", "--routing", "--format", "gif"], 2, "gif"),
+        (["inspect", "tiny", "--routing", "--dpi", "600", "-o", "{folder}/x.svg"], 2, "--dpi goes with png"),
+        (["inspect", "tiny", "--routing", "--colormap", "jet", "-o", "{folder}/x.svg"], 2, "viridis"),
         (["inspect", "tiny", "--routing", "-o", "{folder}/none/x.svg"], 2, "no folder"),
         (["inspect", "tiny", "--routing", "--prompt", "a", "--prompts", "b"], 2, "--prompts"),
         (["inspect", "tiny", "--routing", "--limit", "0"], 2, "0"),

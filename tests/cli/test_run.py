@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import moecli
+from moecli.output import messages
 
 TINY = Path(moecli.__file__).parent / "tiny"
 # Greedy text without a penalty goes in circles and never ends: longer than any test waits.
@@ -300,6 +301,43 @@ def test_chat_remembers_clears_stops_and_leaves(command, environment):
     assert "Traceback" not in terminal.seen
     answers = re.findall(r"The sea\r\n(.*)\r\n", terminal.seen)
     assert len(answers) == 2 and answers[0] == answers[1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
+def test_chat_knows_commands_pasted_text_and_earlier_messages(command, environment, tmp_path):
+    kept = tmp_path / "home" / "chat-history.jsonl"
+    settings = environment | {"TERM": "xterm", "MOECLI_HOME": str(kept.parent), "LC_ALL": "C"}
+    terminal = Terminal([*command, "run", "tiny", "-n", "2", "--temperature", "0"], settings)
+    typed = [
+        ("/foo\n", "unknown command /foo"),
+        ("/claer\n", "did you mean /clear?"),
+        ("/help\n", "Ctrl-C  stops an answer"),
+        ("\x03", "Ctrl-D or /bye leaves"),
+        ("\x1b[200~one\n/two\x1b[201~\n", "tok/s"),
+        ('"""a\nb\n"""\n', "cached"),
+        ("/usr is\x15/usr/bin é\n", "cached"),
+    ]
+    for number, (keys, answer) in enumerate(typed, 1):
+        terminal.wait_for(">>> ", times=number)
+        terminal.type(keys)
+        terminal.wait_for(answer)
+    terminal.wait_for(">>> ", times=len(typed) + 1)
+    terminal.type("exit\n")
+    assert terminal.exit_code() == 0 and "Traceback" not in terminal.seen
+    assert terminal.seen.count("error:") == 2 and len(re.findall(r"answer \d", terminal.seen)) == 3
+    messages = list(map(json.loads, kept.read_text().splitlines()))
+    assert [message for message in messages if message[0] not in "/e"] == ["one\n/two", "a\nb"]
+    assert "/usr/bin é" in messages and kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_history_is_bounded_and_bears_damage(tmp_path):
+    kept = tmp_path / "history"
+    kept.write_text("".join(f'"{number}"\n' for number in range(2001)))
+    assert messages._read(kept) == [str(number) for number in range(1001, 2001)]
+    assert len(kept.read_text().splitlines()) == 1000 and kept.stat().st_mode & 0o777 == 0o600
+    kept.write_bytes(b'"a"\nnot json\n\xff\n"b"\n')
+    assert messages._read(kept) == ["a", "b"]
+    assert messages._read(tmp_path) == messages._read(tmp_path / "none") == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")

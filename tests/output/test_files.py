@@ -1,23 +1,24 @@
-"""CSV, Markdown, SVG and PNG of `inspect --routing`, read back."""
+"""CSV, Markdown, SVG, PNG and PDF of `inspect --routing`, read back."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import re
-import struct
-import zlib
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from moecli.cli import routing_options
 from moecli.errors import MoecliError, UsageError
 from moecli.output.json.routing_report import document
 from moecli.output.routing import FORMATS, View, render, write_file
 from moecli.output.routing.drawing import drawing
+from moecli.output.routing.files import BINARY
 from moecli.output.routing.heat import heats
-from moecli.output.routing.shades import light, position
+from moecli.output.routing.shades import COLORMAPS, light, limit_of, position
 from moecli.routing.analysis import analyse
 from moecli.routing.trace_file import load, save
 from tests.support import reports as samples
@@ -66,6 +67,13 @@ def test_csv_starts_no_formula() -> None:
     }  # fmt: skip
 
 
+def test_csv_takes_halves_of_characters() -> None:
+    broken = analyse(samples.trace(domains=("a\ud800", "english")))
+    for format in FORMATS:
+        if format not in BINARY:
+            render(broken, format, View(by_domain=True)).decode()
+
+
 def test_markdown_has_whole_tables_and_no_markup_from_tokens() -> None:
     hostile = analyse(samples.trace(domains=("english", "<b>|*x*")))
     text = render(hostile, "md", View()).decode()
@@ -100,48 +108,79 @@ def test_svg_escapes_names() -> None:
     assert not list(root.iter(f"{SVG}script"))
 
 
-def pixels(png: bytes) -> tuple[int, int, list[bytes]]:
-    """Width, height and rows of a PNG as this program writes it; every checksum verified."""
-    assert png[:8] == b"\x89PNG\r\n\x1a\n"
-    place, chunks = 8, {}
-    while place < len(png):
-        length = struct.unpack(">I", png[place : place + 4])[0]
-        kind, data = png[place + 4 : place + 8], png[place + 8 : place + 8 + length]
-        assert struct.unpack(">I", png[place + 8 + length : place + 12 + length])[0] == zlib.crc32(kind + data)
-        chunks[kind] = data
-        place += length + 12
-    width, height, *rest = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
-    assert rest == [8, 2, 0, 0, 0]
-    data, stride = zlib.decompress(chunks[b"IDAT"]), 3 * width + 1
-    assert len(data) == stride * height and set(data[::stride]) == {0}
-    return width, height, [data[line * stride + 1 : (line + 1) * stride] for line in range(height)]
+def test_a_file_for_print_is_light_and_has_the_title_asked_for() -> None:
+    for title, wanted in ((None, "sample in bf16: how evenly"), ("On <load>", "On <load>"), ("", None)):
+        root = ElementTree.fromstring(render(samples.sample(), "svg", View(title=title)))
+        strong = [label.text for label in root.iter(f"{SVG}text") if label.get("class") == "strong"]
+        assert (strong[0] or "").startswith(wanted) if wanted else strong == []
+        assert "@media" not in ElementTree.tostring(root).decode()
+    page = render(samples.sample(), "html", View(title="On <load>", colormap="cividis")).decode()
+    assert "<h1>On &lt;load&gt;</h1>" in page and "prefers-color-scheme" in page and "#fee838" in page
 
 
-@pytest.mark.parametrize(("experts", "view"), [(8, View()), (64, View(sort=True)), (256, View(by_domain=True))])
+@pytest.mark.parametrize("name", COLORMAPS)
+def test_a_colormap_goes_from_dark_to_bright_or_has_its_middle_at_an_even_share(name: str) -> None:
+    assert set(routing_options.COLORMAPS) == set(COLORMAPS)
+    bright = [sum(light(place / 24, name)) for place in range(25)]
+    assert bright == sorted(bright) if name != "diverging" else max(bright) == bright[12]
+
+
+@pytest.mark.parametrize(("values", "limit"), [([], 1.5), ([1, 0, 0.7], 1.5), ([1.6, 0.9], 2), ([0.34], 3), ([9], 4)])
+def test_a_scale_is_fitted_to_what_it_shows(values: list[float], limit: float) -> None:
+    assert limit_of(values) == limit
+    assert [position(value, limit) for value in (1 / limit, 1, limit, 99, 0)] == pytest.approx([0, 0.5, 1, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("experts", "view"),
+    [(8, View(dpi=144)), (64, View(sort=True, dpi=144, colormap="viridis")), (256, View(by_domain=True, dpi=72))],
+)
 def test_png_shows_each_expert_in_its_colour(experts: int, view: View) -> None:
+    image = pytest.importorskip("PIL.Image")
     analysis = samples.sample(experts, 2 if experts == 8 else 8, 6)
-    _, _, rows = pixels(render(analysis, "png", view))
+    picture = image.open(io.BytesIO(render(analysis, "png", view))).convert("RGB")
     shown = heats(analysis.report, view)
     drawn = drawing(shown, "title", "subtitle")
+    scale = view.dpi / 72
+    assert picture.size == (round(drawn.width * scale), round(drawn.height * scale))
     for heat, block in zip(shown, drawn.blocks, strict=True):
         for line, row in enumerate(heat.rows):
             for column, value in enumerate(row.values):
-                x, y = round(2 * (block.x + column * block.width)), round(2 * (block.y + line * block.height))
-                corner = tuple(rows[y + 1][3 * x : 3 * x + 3])
-                assert corner == (light(position(value)) if value else (255, 255, 255))
+                x, y = block.x + column * block.width + 1, block.y + line * block.height + 1.5
+                corner = picture.getpixel((int(x * scale), int(y * scale)))
+                assert corner == (light(position(value, drawn.limit), view.colormap) if value else (255, 255, 255))
 
 
-def test_png_is_small_and_has_text() -> None:
-    content = render(samples.sample(64, 8, 64), "png", View())
-    assert len(content) < 250_000
-    _, _, rows = pixels(content)
-    assert any(b"\x10\x10\x14" in row for row in rows[:60])
+def test_pictures_have_the_resolution_and_type_asked_for() -> None:
+    image = pytest.importorskip("PIL.Image")
+    one, other = (image.open(io.BytesIO(render(samples.sample(), "png", View(dpi=dpi)))) for dpi in (300, 60))
+    assert one.info["dpi"] == pytest.approx((300, 300), abs=0.1) and one.width == pytest.approx(5 * other.width, abs=5)
+    pdf = render(samples.sample(), "pdf", View(title="Loads é"))
+    assert pdf.startswith(b"%PDF") and b"/FontFile2" in pdf and b"CreationDate" not in pdf
+    assert pdf == render(samples.sample(), "pdf", View(title="Loads é"))
+    with pytest.raises(UsageError, match="pixels"):
+        render(samples.sample(), "png", View(dpi=100_000))
+
+
+def test_matrix_has_a_line_for_each_layer(tmp_path: Path) -> None:
+    report = samples.sample().report
+    whole, parts = (
+        list(csv.reader(io.StringIO(render(samples.sample(), "matrix", View(sort=True, by_domain=by)).decode())))
+        for by in (False, True)
+    )
+    assert whole[0] == ["layer", *map(str, range(8))]
+    assert [list(map(float, row[1:])) for row in whole[1:]] == [list(layer.utilisation) for layer in report.layers]
+    assert [row[0] for row in parts[1:]] == [domain for domain in report.domains for _ in report.layers]
+    beside = write_file(samples.sample(), "matrix", tmp_path / "m.csv")[1]
+    assert json.loads(beside.read_text())["provenance"] == dict(samples.sample().provenance)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_files_are_written_whole_or_explained(format: str, tmp_path: Path) -> None:
+    if format in BINARY:
+        pytest.importorskip("matplotlib")
     file = tmp_path / f"routing.{format}"
-    write_file(samples.sample(), format, file, View(sort=True))
+    assert write_file(samples.sample(), format, file, View(sort=True))[0] == file
     assert file.read_bytes() == render(samples.sample(), format, View(sort=True))
     with pytest.raises(MoecliError, match="no-folder"):
         write_file(samples.sample(), format, tmp_path / "no-folder" / "x")

@@ -112,7 +112,7 @@ def test_the_slider_goes_through_the_layers(opened: Browser) -> None:
         assert f"MaxVio {layer.balance.max_violation:.2f}" in shown(opened, "figures")
         marks = opened.run("[...document.querySelectorAll('.t i')].map(mark => Number(mark.textContent))")
         assert marks == first_choices(analysis, number)
-        key = legend_of(layer)
+        key = legend_of(layer, marks)
         classes = opened.run("[...document.querySelectorAll('.t')].map(span => span.className)")
         colours = [key.colour(expert) for expert in first_choices(analysis, number)]
         assert classes == ["t k" if colour is None else f"t k{colour}" for colour in colours]
@@ -168,7 +168,8 @@ def test_a_cell_under_the_pointer_is_named_and_chooses_its_layer(browser: Browse
         assert shown(browser, "which") == str(layer.layer)
         values = layer.by_domain[-1] if view.by_domain else layer.counts
         value = (sorted(values, reverse=True) if view.sort else values)[7] * 8 / sum(values)
-        who = "rank 7" if view.sort else "expert 7"
+        last = sorted(range(8), key=lambda expert: -values[expert])[7]
+        who = f"expert {last}, rank 8" if view.sort else "expert 7"
         expected = f"layer {layer.layer}, {who}: " + (f"{value:.2f}x" if value else "no token")
         assert shown(browser, "cell").endswith(expected)
 

@@ -13,6 +13,7 @@ from rich.cells import cell_len
 from moecli.errors import UsageError
 from moecli.output.json.routing_report import document
 from moecli.output.routing import View
+from moecli.output.routing.heat import heats, limit_of
 from moecli.output.routing.shades import BLOCKS, glyph, position
 from moecli.routing.analysis import Analysis, analyse
 from tests.support import reports as samples
@@ -40,7 +41,7 @@ def lines_of(analysis: Analysis, view: View, columns: int) -> list[str]:
 
 def heatmap(lines: list[str], layers: int) -> list[str]:
     """The cells of each row of the first heatmap."""
-    start = next(i for i, line in enumerate(lines) if re.match(r" +0( |$)", line)) + 1
+    start = next(i for i, line in enumerate(lines) if re.match(r" +[01]( |$)", line)) + 1
     width = len(str(layers - 1)) + 1
     return [line[width:] for line in lines[start : start + layers]]
 
@@ -79,12 +80,12 @@ def test_an_ascii_stream_gets_ascii(columns: int) -> None:
 def test_each_cell_is_the_busiest_of_its_neighbours(experts: int, columns: int) -> None:
     analysis = samples.sample(experts, 2 if experts == 8 else 8, 6)
     lines = lines_of(analysis, View(), columns)
-    per = -(-experts // (columns - 2))
+    per, limit = -(-experts // (columns - 2)), limit_of(heats(analysis.report, View()))
     assert (f"busiest of {per} neighbours" in " ".join(lines)) == (per > 1)
     for layer, cells in zip(analysis.report.layers, heatmap(lines, 6), strict=True):
         marks = [mark for mark, *_ in re.findall(r"([▁▂▃▄▅▆█·])( ?\1*)", cells)] if per == 1 and experts == 8 else cells
         values = [max(layer.utilisation[i : i + per]) for i in range(0, experts, per)]
-        assert "".join(marks) == "".join(glyph(BLOCKS, position(v)) if v else "·" for v in values)
+        assert "".join(marks) == "".join(glyph(BLOCKS, position(v, limit)) if v else "·" for v in values)
 
 
 def test_a_dead_expert_is_a_dot_among_the_numbers_too() -> None:
@@ -97,8 +98,24 @@ def test_a_dead_expert_is_a_dot_among_the_numbers_too() -> None:
 def test_sorted_rows_fall() -> None:
     analysis = samples.sample(64, 8, 6)
     for row in heatmap(lines_of(analysis, View(sort=True), 80), 6):
-        ranks = [("·" + BLOCKS.ramp).index(mark) for mark in row]
+        ranks = [("·" + BLOCKS.ramp).index(mark) for mark in row[:64]]
         assert len(ranks) == 64 and ranks == sorted(ranks, reverse=True)
+
+
+def test_sorted_rows_keep_the_numbers_of_the_experts() -> None:
+    for experts, columns in ((8, 80), (64, 80), (256, 80)):
+        analysis = samples.sample(experts, 2 if experts == 8 else 8, 6)
+        rows = heatmap(lines_of(analysis, View(sort=True), columns), 6)
+        for layer, row in zip(analysis.report.layers, rows, strict=True):
+            busiest = sorted(range(experts), key=lambda expert: -layer.counts[expert])
+            found = [int(word) for word in row.split() if word.isdigit()]
+            assert found[:3] == busiest[:3] and len(found) == (8 if experts == 8 else 3)
+
+
+def test_eight_experts_have_eight_colours() -> None:
+    text = shown(samples.sample(), View(), 80, "truecolour")
+    assert "others" not in text and "48;2;153;153;153m" in text
+    assert "others" in shown(samples.sample(64, 8, 6), View(), 80)
 
 
 @pytest.mark.parametrize("columns", [40, 80])

@@ -232,18 +232,27 @@ def test_csv_and_back() -> None:
     back = from_csv(to_csv(same), active=2, experts=8)
     assert back.layers[0].chosen.tolist() == trace.layers[0].chosen.tolist()
     assert from_csv(["3,0", "3,5", "", " 3 , 1", "3,2"], 2).layers[0].experts == 6
+    whole = from_csv(to_csv(same), active=None)
+    assert whole.prompt.tolist() == trace.prompt.tolist() and whole.ids.tolist() == trace.ids.tolist()
+    for ours, theirs in zip(same.layers, whole.layers, strict=True):
+        assert (ours.layer, ours.chosen.tolist()) == (theirs.layer, theirs.chosen.tolist())
+        assert ours.weights is not None and theirs.weights == pytest.approx(ours.weights, rel=1e-4)
+    lines = list(to_csv(same))
+    assert lines[0] == "prompt,position,token,layer,expert,weight" and lines[1].split(",")[:2] == ["0", "0"]
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
         (["0,1", "0"], "line 2"),
+        (["layer,expert,weight", "0,1,0.5", "0,1,x"], "line 3"),
+        (["layer,weight", "0,1"], "line 1"),
         (["0,-1"], "line 1"),
         (["0,1", "0,2", "1,1"], "have 1, 2 choices, not the same multiple of 2"),
         (["0,1", "0,2", "0,3"], "have 3 choices"),
         (["0,1", "0,1"], "twice"),
         (["0,1", "0,9"], "expert 9 of 8"),
-        ([], "no choices"),
+        ([], "no choice in"),
     ],
 )
 def test_csv_that_cannot_be_meant(lines: list[str], message: str) -> None:

@@ -8,7 +8,7 @@ let token = -1;
 const layer = () => data.layers[Number(slider.value)];
 const kind = (at, expert) => at.coloured.indexOf(expert);
 const mark = (at, expert) =>
-  !at.letters ? String(expert) : kind(at, expert) < 0 ? "·" : "abcdefg"[kind(at, expert)];
+  !at.letters ? String(expert) : kind(at, expert) < 0 ? "·" : "abcdefgh"[kind(at, expert)];
 const first = (at, place) => at.chosen[place * at.active];
 
 function choices(at, place) {
@@ -89,7 +89,7 @@ function pointed(event) {
     const column = Math.floor((spot.x - block.x) / block.width);
     const value = heat.rows[row]?.[column];
     if (value === undefined) continue;
-    const who = data.sorted ? `rank ${column}` : `expert ${column}`;
+    const who = heat.experts ? `expert ${heat.experts[row][column]}, rank ${column + 1}` : `expert ${column}`;
     return { row, words: `${heat.title ? heat.title + ", " : ""}layer ${data.layers[row].layer}, ${who}: ` +
       (value ? `${value.toFixed(2)}x` : "no token") };
   }

@@ -1,11 +1,12 @@
-"""Heatmaps as rectangles and labels in points: what SVG, PNG and HTML draw alike."""
+"""Heatmaps as rectangles and labels in points: what SVG, PNG, PDF and HTML draw alike."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moecli.output.routing.heat import Heat
+from moecli.output.routing.heat import Heat, limit_of
+from moecli.output.routing.shades import LIMITS
 
 _ACROSS, _DOWN = 760, 520  # points that the cells of one heatmap aim at
 _PAGE = 1100  # several stand side by side up to here
@@ -48,17 +49,18 @@ class HeatBlock:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """Everything that is drawn, and the size of the sheet, in points."""
+    """Everything that is drawn, the size of the sheet in points, and where the scale of the colours ends."""
 
     width: int
     height: int
     cells: tuple[Cell, ...]
     labels: tuple[Label, ...]
     blocks: tuple[HeatBlock, ...]
+    limit: float
 
 
 def drawing(heats: Sequence[Heat], title: str = "", subtitle: str = "") -> Drawing:
-    """Title where there is one, heatmaps side by side as far as the page goes, legend."""
+    """Title and subtitle where there is a title, heatmaps side by side as far as the page goes, legend."""
     cells: list[Cell] = []
     labels = [Label(8, 22, title, kind="strong"), Label(8, 38, subtitle)] if title else []
     head = 60 if title else 16
@@ -77,17 +79,19 @@ def drawing(heats: Sequence[Heat], title: str = "", subtitle: str = "") -> Drawi
         for line, row in enumerate(heat.rows):
             for column, value in enumerate(row.values):
                 cells.append(Cell(left + column * across, top + 36 + line * down, across, down, value))
+    limit = limit_of(heats)
+    clipped = limit == LIMITS[-1]
     bottom = head + -(-len(heats) // abreast) * tall
-    cells += [Cell(8 + step * 18, bottom, 18, 12, 2 ** (step / 3 - 2)) for step in range(13)]
+    cells += [Cell(8 + step * 18, bottom, 18, 12, limit ** (step / 6 - 1)) for step in range(13)]
     labels += [
-        Label(8, bottom + 26, "1/4"),
+        Label(8, bottom + 26, f"{'≤' * clipped}{1 / limit:.2g}x"),
         Label(8 + 6.5 * 18, bottom + 26, "1x: an even share", "middle"),
-        Label(8 + 13 * 18, bottom + 26, "4x", "end"),
+        Label(8 + 13 * 18, bottom + 26, f"{'≥' * clipped}{limit:g}x", "end"),
         Label(8 + 13 * 18 + 34, bottom + 10, "no token"),
     ]
     cells.append(Cell(8 + 13 * 18 + 14, bottom, 18, 12, 0))
     width = max(8 + wide * abreast, 8 + 13 * 18 + 120, 16 + 7 * max(len(title), len(subtitle)))
-    return Drawing(int(width), int(bottom + 36), tuple(cells), tuple(labels), tuple(blocks))
+    return Drawing(int(width), int(bottom + 36), tuple(cells), tuple(labels), tuple(blocks), limit)
 
 
 def _cell_size(heats: Sequence[Heat]) -> tuple[float, float]:
@@ -100,20 +104,21 @@ def _axes(heat: Heat, left: float, top: float, across: float, down: float, first
     """Expert numbers above the columns, layer numbers before the rows, values where there is room."""
     every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128) if step * across >= _CHARACTER * 4 or step == 128)
     labels = [
-        Label(left + (column + 0.5) * across, top, str(column), "middle") for column in range(0, heat.experts, every)
+        Label(left + (column + 0.5) * across, top, str(column + heat.sorted), "middle")
+        for column in range(0, heat.experts, every)
     ]
-    labels.append(Label(left, top - 14, "rank by load" if heat.sorted else "expert"))
+    named = across >= (_CHARACTER + 1) * (len(str(heat.experts)) if heat.sorted else len("0.00"))
+    what = "expert" if not heat.sorted else "rank by load; in the cells the expert" if named else "rank by load"
+    labels.append(Label(left, top - 14, what))
     thin = -(-_LINE // max(int(down * 1.5), 1))
     for line, row in enumerate(heat.rows):
         base = top + 6 + (line + 0.5) * down + 4
         if line % thin == 0:
             labels.append(Label(left - 6, base, str(row.layer), "end"))
-        if across >= 36:
-            labels += [
-                Label(left + (column + 0.5) * across, base, f"{value:.2f}", "middle", "number", value)
-                for column, value in enumerate(row.values)
-                if value > 0
-            ]
+        for column, (expert, value) in enumerate(zip(row.experts, row.values, strict=True)):
+            inside = str(expert) if heat.sorted else f"{value:.2f}"
+            if value > 0 and named:
+                labels.append(Label(left + (column + 0.5) * across, base, inside, "middle", "number", value))
     if first:
         labels.append(Label(left - 6, top, "layer", "end"))
     return labels

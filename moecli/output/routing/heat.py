@@ -6,25 +6,31 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from moecli.errors import UsageError
+from moecli.output.routing import shades
 from moecli.output.routing.words import name
 from moecli.routing.report import LayerReport, RoutingReport
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Which part of a report, and how: given layers only, rows ordered by load, a heatmap for each domain."""
+    """Which part of a report, and how: given layers only, rows ordered by load, a heatmap for each domain; of a picture
+    its title (None: the model's; empty: none), one of shades.COLORMAPS and the dots per inch of a PNG."""
 
     layers: tuple[int, ...] | None = None
     sort: bool = False
     by_domain: bool = False
+    title: str | None = None
+    colormap: str = "diverging"
+    dpi: int = 300
 
 
 @dataclass(frozen=True, slots=True)
 class HeatRow:
-    """One layer: utilisation of each expert, 0 for one that no token took."""
+    """One layer: utilisation of each expert, 0 for one that no token took, and the numbers of these experts."""
 
     layer: int
     values: tuple[float, ...]
+    experts: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,11 @@ def heat(report: RoutingReport, sort: bool = False, title: str = "", layers: Col
     return Heat(title, tuple(_row(layer.layer, layer.utilisation, sort) for layer in kept), sort)
 
 
+def limit_of(heats: Sequence[Heat]) -> float:
+    """Where the one scale of these heatmaps ends, fitted to what they show: 1 / limit to limit."""
+    return shades.limit_of(value for heat in heats for row in heat.rows for value in row.values)
+
+
 def domain_name(domain: str) -> str:
     """The name of a domain as it stands above a heatmap and beside a row."""
     return name(domain, 18) if domain else "no domain"
@@ -93,7 +104,9 @@ def _utilisation(counts: tuple[int, ...]) -> tuple[float, ...]:
 
 
 def _row(layer: int, values: tuple[float, ...], sort: bool) -> HeatRow:
-    return HeatRow(layer, tuple(sorted(values, reverse=True)) if sort else values)
+    experts = range(len(values))
+    order = tuple(sorted(experts, key=lambda expert: -values[expert]) if sort else experts)
+    return HeatRow(layer, tuple(values[expert] for expert in order), order)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from moecli.output.routing import cache, curve, figures, sides, svg
 from moecli.output.routing.drawing import Drawing
-from moecli.output.routing.heat import Heat, domain_name, panels
+from moecli.output.routing.heat import Heat, View, domain_name, panels
 from moecli.output.routing.screen import size
 from moecli.output.routing.sections import Section
 from moecli.output.routing.svg import text
@@ -24,6 +24,7 @@ from moecli.routing.trace import LayerTrace
 
 _CHOICES = 150_000  # of experts by tokens, on the page
 _TOKENS = 800
+_MANY = 9  # columns whose headings and bracketed values take two lines, so that a table fits a page
 _PLACE = re.compile("<!--([a-z]+)-->")
 
 
@@ -33,14 +34,16 @@ def document(
     heats: Sequence[Heat],
     drawn: Drawing,
     found: Sequence[Section],
+    view: View,
 ) -> str:
     """The page. Whatever comes from a model or a prompt is escaped, and a policy lets only our own script run."""
     page = resources.files("moecli") / "output" / "page"
     script = (page / "page.js").read_text(encoding="utf-8")
-    style = (page / "page.css").read_text(encoding="utf-8") + svg.style()
+    style = (page / "page.css").read_text(encoding="utf-8") + svg.style(view.colormap, dark=True)
     places = _places(analysis, report)
     start = panels(report.layers)[len(panels(report.layers)) // 2]
-    title = f"Routing of {name(analysis.name)}"
+    title = view.title or f"Routing of {name(analysis.name)}"
+    key = _legend_of(analysis, start, places)
     return _filled(
         (page / "page.html").read_text(encoding="utf-8"),
         {
@@ -53,8 +56,8 @@ def document(
             "last": str(len(report.layers) - 1),
             "start": str(report.layers.index(start)),
             "layer": str(start.layer),
-            "legend": _legend(legend_of(start), start.experts),
-            "text": _text(analysis, start, places),
+            "legend": _legend(key, start.experts),
+            "text": _text(analysis, start, places, key),
             "cache": _cache(analysis),
             "sections": "".join(_section(section) for section in found if section.title != "Cache"),
             "data": _json(_data(analysis, report, heats, drawn, places)),
@@ -97,22 +100,35 @@ def _data(
     rows = figures.layered(report)
     return {
         "layers": [
-            _layer(layer, traced[layer.layer], tokens, "; ".join(f"{row.name} {row.beside(place)}" for row in rows))
+            _layer(
+                layer,
+                traced[layer.layer],
+                tokens,
+                _legend_of(analysis, layer, places),
+                "; ".join(f"{row.name} {row.beside(place)}" for row in rows),
+            )
             for place, layer in enumerate(report.layers)
         ],
         "blocks": [
             {"x": block.x, "y": block.y, "width": block.width, "height": block.height} for block in drawn.blocks
         ],
         "heats": [
-            {"title": heat.title, "rows": [[round(value, 3) for value in row.values] for row in heat.rows]}
+            {
+                "title": heat.title,
+                "rows": [[round(value, 3) for value in row.values] for row in heat.rows],
+                "experts": [row.experts for row in heat.rows] if heat.sorted else None,
+            }
             for heat in heats
         ],
-        "sorted": heats[0].sorted,
     }
 
 
-def _layer(layer: LayerReport, traced: LayerTrace, tokens: Sequence[int], said: str) -> dict[str, Any]:
-    key = legend_of(layer)
+def _legend_of(analysis: Analysis, layer: LayerReport, places: Sequence[tuple[str, range]]) -> Legend:
+    chosen = next(one.chosen for one in analysis.trace.layers if one.layer == layer.layer)
+    return legend_of(layer, [int(chosen[token, 0]) for _, part in places for token in part])
+
+
+def _layer(layer: LayerReport, traced: LayerTrace, tokens: Sequence[int], key: Legend, said: str) -> dict[str, Any]:
     weights = None if traced.weights is None else (traced.weights[tokens] * 1000).round().astype(int).ravel().tolist()
     return {
         "layer": layer.layer,
@@ -126,9 +142,8 @@ def _layer(layer: LayerReport, traced: LayerTrace, tokens: Sequence[int], said: 
     }
 
 
-def _text(analysis: Analysis, layer: LayerReport, places: Sequence[tuple[str, range]]) -> str:
+def _text(analysis: Analysis, layer: LayerReport, places: Sequence[tuple[str, range]], key: Legend) -> str:
     """Every token with the colour and mark of its first choice in one layer."""
-    key = legend_of(layer)
     chosen = next(one.chosen for one in analysis.trace.layers if one.layer == layer.layer)
     parts = []
     for domain, part in places:
@@ -168,15 +183,14 @@ def _section(section: Section) -> str:
     if section.rows:
         head = "".join(f'<th scope="col">{text(name)}</th>' for name in section.header)
         body = "".join(_row(row) for row in section.rows)
-        table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        kind = ' class="texts"' if section.texts else ' class="many"' if len(section.header) > _MANY else ""
+        scrolls = f'tabindex="0" role="region" aria-label="{text(section.title)}, scrolls sideways"'
+        rows = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+        table = f'<div class="wide" {scrolls}><table{kind}>{rows}</table></div>'
     said = "".join(f'<p class="said">{text(sentence)}</p>' for sentence in section.sentences)
     return f"<section><h2>{text(section.title)}</h2>{table}{said}</section>"
 
 
 def _row(cells: Sequence[str]) -> str:
-    rest = "".join(f"<td{_words(cell)}>{text(cell)}</td>" for cell in cells[1:])
+    rest = "".join(f"<td>{text(cell)}</td>" for cell in cells[1:])
     return f'<tr><th scope="row">{text(cells[0])}</th>{rest}</tr>'
-
-
-def _words(cell: str) -> str:
-    return ' class="words"' if len(cell) > 24 else ""

@@ -12,6 +12,7 @@ from typing import Any
 from moecli.output.routing import against, figures
 from moecli.routing.analysis import Analysis
 from moecli.routing.report import RoutingReport
+from moecli.text.incoming import without_halves
 
 HEADER = (
     "figure", "layer", "expert", "domain", "slots", "value", "uniform", "chance", "limit", "p_value", "beyond_chance",
@@ -27,7 +28,7 @@ def document(analysis: Analysis, report: RoutingReport) -> str:
     writer = csv.DictWriter(out, HEADER, lineterminator="\n")
     writer.writeheader()
     for row in _rows(analysis, report):
-        writer.writerow({name: _safe(value) for name, value in row.items() if value is not None})
+        writer.writerow({name: safe(value) for name, value in row.items() if value is not None})
     return out.getvalue()
 
 
@@ -82,6 +83,8 @@ def _domains(report: RoutingReport) -> Iterator[_Row]:
         yield row
 
 
-def _safe(value: Any) -> Any:
-    """A text that a spreadsheet would run as a formula is marked as text."""
+def safe(value: Any) -> Any:
+    """A text that a spreadsheet would run as a formula is marked as text; halves of characters are replaced."""
+    if isinstance(value, str):
+        value = without_halves(value)
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value

@@ -25,7 +25,10 @@ def document(analysis: Analysis, heats: Sequence[Heat], found: Sequence[Section]
     for section in found:
         lines += [f"## {escaped(section.title)}", ""]
         if section.rows:
-            lines += [_row(section.header), _row(("---", *("--:" for _ in section.header[1:])), escape=False)]
+            lines += [
+                _row(section.header),
+                _row(("---", *("---" if section.texts else "--:" for _ in section.header[1:])), escape=False),
+            ]
             lines += [*map(_row, section.rows), ""]
         lines += [f"{escaped(sentence)}\n" for sentence in section.sentences]
     return "\n".join(lines).rstrip() + "\n"

@@ -23,6 +23,7 @@ class Section:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     sentences: tuple[str, ...] = ()
+    texts: bool = False  # its cells are words, not numbers
 
 
 def sections(analysis: Analysis, report: RoutingReport) -> list[Section]:
@@ -44,10 +45,10 @@ def sections(analysis: Analysis, report: RoutingReport) -> list[Section]:
     if analysis.paper is not None:
         for title, header, lines, source in (paper.locality(analysis.paper), paper.shares(analysis.paper)):
             found.append(Section(title, tuple(header), tuple(map(tuple, lines)), (f"* is published: {source}.",)))
-    found.append(Section("Definitions", ("figure", "what it is"), definitions.rows()))
+    found.append(Section("Definitions", ("figure", "what it is"), definitions.rows(), texts=True))
     if analysis.provenance:
         rows = tuple((key, plain(value, " ", " ", " ")) for key, value in analysis.provenance.items())
-        found.append(Section("Provenance", ("", ""), rows))
+        found.append(Section("Provenance", ("", ""), rows, texts=True))
     return found
 
 
@@ -101,7 +102,7 @@ def _favourites(analysis: Analysis, report: RoutingReport) -> list[Section]:
         for expert, tokens in enumerate(layer.vocabulary.favourites)
     )
     title, said = f"Favourite tokens in layer {layer.layer}", sides.lifts(layer).capitalize() + "."
-    return [Section(title, ("expert", "load", "tokens, by lift"), rows, (said,))]
+    return [Section(title, ("expert", "load", "tokens, by lift"), rows, (said,), texts=True)]
 
 
 def _cache(analysis: Analysis) -> list[Section]:

@@ -1,9 +1,9 @@
-"""Heatmaps as SVG, written by hand: one path for each shade, dark and light by the reader's own setting."""
+"""Heatmaps as SVG, written by hand: one path for each shade; light in a file, on a page as the reader has it set."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from moecli.output.routing import shades
@@ -13,11 +13,11 @@ SHADES = 25
 _FORBIDDEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufffe\\uffff]")
 
 
-def document(drawn: Drawing, title: str, provenance: Mapping[str, str] | None = None) -> str:
-    """The SVG file, with its style and where it comes from in it."""
+def document(drawn: Drawing, title: str, colormap: str, provenance: Mapping[str, str] | None = None) -> str:
+    """The SVG file, with its style and where it comes from in it; light everywhere, for print."""
     made = "\n".join(text(f"{key}: {value}") for key, value in (provenance or {}).items())
     described = f"<desc>{made}</desc>" if made else ""
-    return element(drawn, title, f"{described}<style>{style()}</style>") + "\n"
+    return element(drawn, title, f"{described}<style>{style(colormap)}</style>") + "\n"
 
 
 def element(drawn: Drawing, title: str, inside: str = "") -> str:
@@ -30,33 +30,34 @@ def element(drawn: Drawing, title: str, inside: str = "") -> str:
     ]
     by_shade: dict[int, list[str]] = {}
     for cell in drawn.cells:
-        by_shade.setdefault(shade(cell.value), []).append(_dot(cell) if cell.value <= 0 else _box(cell))
+        by_shade.setdefault(shade(cell.value, drawn.limit), []).append(_dot(cell) if cell.value <= 0 else _box(cell))
     parts += [f'<path class="s{number}" d="{"".join(paths)}"/>' for number, paths in sorted(by_shade.items())]
     for label in drawn.labels:
-        kind = f"n{_ink(label.value)}" if label.kind == "number" else label.kind
+        kind = f"n{max(shade(label.value, drawn.limit), 0)}" if label.kind == "number" else label.kind
         chosen = f' class="{kind}"' if kind else ""
         anchor = "" if label.anchor == "start" else f' text-anchor="{label.anchor}"'
         parts.append(f'<text x="{_short(label.x)}" y="{_short(label.y)}"{chosen}{anchor}>{text(label.text)}</text>')
     return "".join(parts) + "</svg>"
 
 
-def style() -> str:
-    """The CSS of every shade, on a light page and on a dark one."""
-    common = (
+def style(colormap: str, dark: bool = False) -> str:
+    """The CSS of every shade on a light page; with `dark` on a dark one too, where the colours are the default ones."""
+    light = [shades.light(number / (SHADES - 1), colormap) for number in range(SHADES)]
+    css = (
         ".heat{font:11px system-ui,sans-serif;max-width:100%;height:auto}.heat text{fill:#555}"
-        ".heat .strong{font-weight:600;font-size:13px;fill:#111}.heat .n0{fill:#000}.heat .n1{fill:#fff}"
-        ".paper{fill:#fff}.s-1{fill:#777}"
+        ".heat .strong{font-weight:600;font-size:13px;fill:#111}.paper{fill:#fff}.s-1{fill:#777}" + _classes(light)
     )
-    dark = (
-        ".heat text{fill:#aaa}.heat .strong{fill:#eee}.heat .n0,.heat .n1{fill:#fff}"
-        ".heat .n0.n0{fill:#fff}.paper{fill:#16171a}.s-1{fill:#888}"
-    )
-    return common + _classes(shades.light) + "@media (prefers-color-scheme:dark){" + dark + _classes(shades.dark) + "}"
+    if not dark:
+        return css
+    night = ".heat text{fill:#aaa}.heat .strong{fill:#eee}.paper{fill:#16171a}.s-1{fill:#888}"
+    if colormap == "diverging":
+        night += _classes([shades.dark(number / (SHADES - 1)) for number in range(SHADES)])
+    return f"{css}@media (prefers-color-scheme:dark){{{night}}}"
 
 
-def shade(value: float) -> int:
+def shade(value: float, limit: float) -> int:
     """The shade of a utilisation, 0 to 24: 12 is an even share; -1: no token."""
-    return -1 if value <= 0 else round(shades.position(value) * (SHADES - 1))
+    return -1 if value <= 0 else round(shades.position(value, limit) * (SHADES - 1))
 
 
 def text(value: str) -> str:
@@ -64,13 +65,13 @@ def text(value: str) -> str:
     return escape(_FORBIDDEN.sub("\ufffd", value))
 
 
-def _classes(colours: Callable[[float], shades.Colour]) -> str:
-    return "".join(f".s{n}{{fill:{shades.hexadecimal(colours(n / (SHADES - 1)))}}}" for n in range(SHADES))
-
-
-def _ink(value: float) -> int:
-    """Whether a number on this shade must be light."""
-    return int(abs(shades.position(value) - 0.5) > 0.36)
+def _classes(colours: Sequence[shades.Colour]) -> str:
+    """`s` and a number fills with that shade, `n` and the number is text on it."""
+    return "".join(
+        f".s{number}{{fill:{shades.hexadecimal(colour)}}}"
+        f".heat .n{number}{{fill:{'#fff' if shades.is_dark(colour) else '#000'}}}"
+        for number, colour in enumerate(colours)
+    )
 
 
 def _box(cell: Cell) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +17,9 @@ from moecli.output.routing.words import visible
 from moecli.routing.analysis import Analysis
 from moecli.routing.report import LayerReport
 
-_COLOURED = 7
+_COLOURED = len(shades.OKABE_ITO)
 _LINES = 4  # of text, of one domain; of each of several one
-_LETTERS = "abcdefg"
+_LETTERS = "abcdefgh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,11 @@ class Legend:
         return _LETTERS[self.coloured.index(expert)] if expert in self.coloured else rest
 
 
-def legend_of(layer: LayerReport) -> Legend:
-    """The seven busiest, in the order of their numbers; marks are digits as long as these have one column."""
-    busiest = sorted(range(layer.experts), key=lambda expert: -layer.counts[expert])[:_COLOURED]
+def legend_of(layer: LayerReport, shown: Sequence[int]) -> Legend:
+    """The eight experts that most of the tokens shown take first, in the order of their numbers; marks are digits as
+    long as these have one column. `shown`: the first choice of each token."""
+    often = Counter(shown)
+    busiest = sorted(range(layer.experts), key=lambda expert: (-often[expert], -layer.counts[expert]))[:_COLOURED]
     return Legend(tuple(sorted(busiest)), layer.experts > 10)
 
 
@@ -60,14 +63,17 @@ def excerpts(analysis: Analysis) -> list[tuple[str, int, int]]:
 
 def panel(to: Console, analysis: Analysis, layer: LayerReport) -> Text:
     """The beginning of each domain as one layer routes it."""
-    marks, key = shades.glyphs(to), legend_of(layer)
+    marks = shades.glyphs(to)
     chosen = next(one.chosen for one in analysis.trace.layers if one.layer == layer.layer)
     parts = [(domain_name(domain), start, end) for domain, start, end in excerpts(analysis)]
     margin = min(max(cell_len(name) for name, *_ in parts) + 2, to.width // 2) if len(parts) > 1 else 0
-    text = Text.assemble((f"Layer {layer.layer}", "bold"), "  ", _legend(to, key, layer.experts))
+    wrapped: list[tuple[str, list[list[tuple[str, int]]]]] = []
     for name, start, end in parts:
         tokens = ((visible(to, analysis.text_of(t), to.width - margin), int(chosen[t, 0])) for t in range(start, end))
-        rows = _wrapped(tokens, to.width - margin, most=1 if len(parts) > 1 else _LINES)
+        wrapped.append((name, _wrapped(tokens, to.width - margin, most=1 if len(parts) > 1 else _LINES)))
+    key = legend_of(layer, [expert for _, rows in wrapped for row in rows for _, expert in row])
+    text = Text.assemble((f"Layer {layer.layer}", "bold"), "  ", _legend(to, key, layer.experts))
+    for name, rows in wrapped:
         for number, row in enumerate(rows):
             text.append("\n").append(set_cell_size(name if number == 0 else "", margin), "cyan")
             for piece, expert in row:
