@@ -1,6 +1,6 @@
 # Short names for what is done every day; `make check test` is what the gate runs.
 BIN := .venv/bin
-GENERATED := README.md docs/commands.md docs/moecli.1
+GENERATED := README.md docs/commands.md docs/concepts.md docs/moecli.1
 unexport PYTHONDONTWRITEBYTECODE  # modules are compiled once, not by every process of every test
 
 .PHONY: check fast test docs bench fuzz mutants

@@ -14,8 +14,11 @@ from moecli import settings
 from moecli.model import catalog, families
 
 
-def shell(*commands: str, until: str | None = None) -> None:
-    """Run moecli commands and show them with their output, as on a terminal of 80 columns; up to a line, if given."""
+def shell(*commands: str, since: str | None = None, until: str | None = None) -> None:
+    """Run moecli commands and show them with their output, as on a terminal of 80 columns, from one line up to another.
+
+    The lines are named by their beginnings.
+    """
     lines = []
     with tempfile.TemporaryDirectory() as home:
         homes = dict.fromkeys(("HOME", "HF_HOME", "MOECLI_HOME"), home)
@@ -27,7 +30,15 @@ def shell(*commands: str, until: str | None = None) -> None:
                 [sys.executable, "-m", "moecli", *arguments],
                 env=environment, capture_output=True, encoding="utf-8", check=True, stdin=subprocess.DEVNULL,
             )  # fmt: skip
-            shown = result.stdout.partition(f"\n{until}")[0] if until else result.stdout
+            shown = f"\n{result.stdout}"
+            if since:
+                _, begin, after = shown.partition(f"\n{since}")
+                assert begin, f"{command} prints no line that begins with '{since}'"
+                shown = begin + after
+            if until:
+                shown, end, _ = shown.partition(f"\n{until}")
+                assert end, f"{command} prints no line that begins with '{until}'"
+            shown = shown[1:]
             lines += [f"$ {command}", shown.replace(home, "~").rstrip("\n"), ""]
     cog.outl("```console\n" + "\n".join(lines).rstrip("\n") + "\n```")
 

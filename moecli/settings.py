@@ -26,7 +26,7 @@ VARIABLES = (
     Variable("MOECLI_HOME", "packed models and traces (default: moecli in the XDG data directory)"),
     Variable("MOECLI_KERNEL", "native, bnb or torch: who multiplies packed weights (default: the fastest)"),
     Variable("MOECLI_ISA", "the instruction set of the native kernels, such as avx2 (default: the best here)"),
-    Variable("MOECLI_THREADS", "compute threads (default: one per physical core)"),
+    Variable("MOECLI_THREADS", "compute threads (default: one per physical core, fewer while other programs are busy)"),
     Variable("MOECLI_DEBUG", "1 shows the traceback of an explained failure"),
     Variable("MOECLI_LOG", "debug, info, warning or error: log resolution, plan, reads and requests to stderr"),
     Variable("MOECLI_PROFILE", "1 times the parts of each layer and shows a table on stderr after the answer"),

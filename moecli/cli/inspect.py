@@ -68,9 +68,10 @@ def _architecture(models: list[str], form: str, output: Path | None, no_color: b
     from moecli.library import inspection
     from moecli.library.resolve import resolve
 
-    reports = []
+    reports, refs = [], []
     for model in models:
         ref = resolve(model)
+        refs.append(ref)
         ask_hub = ref.by_hub_id and not (offline or settings.offline())
         with terminal.status(f"reading {ref.name} ...", form != "table"):
             reports.append(inspection.inspect(ref, ask_hub))
@@ -85,10 +86,11 @@ def _architecture(models: list[str], form: str, output: Path | None, no_color: b
 
         comparison.comparison(tables.console(no_color), reports, reference)
     else:
+        from moecli.library.advice import advise_on_report
         from moecli.output import inspect as view
         from moecli.output import tables
 
-        view.card(tables.console(no_color), reports[0])
+        view.card(tables.console(no_color), reports[0], advise_on_report(refs[0], reports[0]))
     for report in reports:
         if report.inventory is not None and report.inventory.differences:
             raise _disagreement(report.model, report.inventory.differences)

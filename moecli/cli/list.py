@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import typer
+
 from moecli.cli import options
-from moecli.output import terminal
 
 EXAMPLES = """Examples:
 
@@ -13,11 +14,17 @@ EXAMPLES = """Examples:
 
   moecli list --known
 
+  moecli list --known qwen
+
   moecli list --json
 """
 
 
 def list_models(
+    word: Annotated[
+        str, typer.Argument(metavar="WORD", help="Only models in whose name it is.", show_default=False)
+    ] = "",
+    *,
     known: Annotated[
         bool, options.option("--known", help="List the catalog instead: every model with an alias.")
     ] = False,
@@ -26,21 +33,25 @@ def list_models(
     output: options.Output = None,
     no_color: options.NoColor = False,
 ) -> None:
-    """Show the models on this machine, or with --known every model that has an alias."""
+    """Show the models on this machine, or with --known every model that has an alias, smallest first.
+
+    Once a model is packed its name means the packed one, which has a mark here.
+    """
     from moecli.library import listing
     from moecli.output import listing as view
-    from moecli.output import tables
+    from moecli.output import records, tables
     from moecli.output.json import list as documents
 
+    form = options.record_form(format, json, output)
     if known:
-        catalogued = listing.known()
-        if json:
-            terminal.write_json(documents.known(catalogued))
+        catalogued = listing.known(word)
+        if form != "table":
+            records.write(documents.known(catalogued), form, output, array=True)
         else:
             view.show_known(tables.console(no_color), catalogued)
         return
-    here = listing.here()
-    if json:
-        terminal.write_json(documents.here(here))
+    here = [model for model in listing.here() if word.casefold() in f"{model.name} {model.source}".casefold()]
+    if form != "table":
+        records.write(documents.here(here), form, output, array=True)
     else:
         view.show_here(tables.console(no_color), here)

@@ -10,7 +10,6 @@ import typer
 from moecli.cli import options
 from moecli.cli.inspect import Models
 from moecli.errors import UsageError
-from moecli.output import terminal
 from moecli.units import format_bytes
 
 EXAMPLES = """Examples:
@@ -81,6 +80,8 @@ def memory(
     check: Annotated[bool, options.option("--check", help="Exit 3 if it does not fit in VRAM and RAM.")] = False,
     max_ctx: Annotated[bool, options.option("--max-ctx", help="Show the longest context that fits.")] = False,
     json: options.Json = False,
+    format: options.Form = None,
+    output: options.Output = None,
     offline: options.Offline = False,
     no_color: options.NoColor = False,
 ) -> None:
@@ -93,9 +94,11 @@ def memory(
     from moecli.library import advice, inspection
     from moecli.library.resolve import Kind, resolve
     from moecli.output import memory as show
+    from moecli.output import records
     from moecli.output.json.memory import document
     from moecli.planning.estimate import Budget, estimate
 
+    form = options.record_form(format, json, output)
     if gpu == "list":
         show.gpus(no_color)
         return
@@ -112,12 +115,13 @@ def memory(
         named = dtype or (None if ref.dtype == "auto" else ref.dtype)
         result = estimate(report.model, report.spec, budget, named or packed, ctx, batch, max_ctx)
         wanted = result.chosen.memory.dtype if result.asked else "auto"
-        fetch = report.stored.bytes if report.stored and ref.folder is None else None
-        advised = advice.advise(ref, report.spec, report.lacks, budget, wanted, ctx, batch, fetch, ram is None)
+        advised = advice.advise_on_report(ref, report, wanted, budget, ctx, batch, here=ram is None)
         subjects.append(show.Subject(result, report, advised))
-    if json:
+    if form != "table":
         documents = [document(each.result, each.report, each.advice) for each in subjects]
-        terminal.write_json(documents if len(documents) > 1 else documents[0])
+        if form != "json":  # a row a format
+            documents = [{"model": each["model"], **row} for each in documents for row in each["formats"] or [each]]
+        records.write(documents, form, output)
     elif max_ctx:
         show.largest_context(subjects[0].result)
     elif len(subjects) > 1:

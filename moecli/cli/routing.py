@@ -45,6 +45,8 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
         from moecli.routing.provenance import recorded
 
         against = _against(wanted, ref, offline, json)
+        if ref.folder is None and form == "table":
+            _without_weights(ref, wanted, offline, no_color)
         name, prompts, raw = _prompts(wanted)
         ours = _record(ref, offline, wanted, prompts, raw, json)
         other = _record(*against, prompts, raw, json).trace if isinstance(against, tuple) else against
@@ -68,6 +70,25 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
     for file in _present(analysis, form, wanted, layers, ref, no_color):
         if not json:
             terminal.say(f"wrote {file} ({format_bytes(file.stat().st_size)})")
+
+
+def _without_weights(ref: ModelRef, wanted: RoutingOptions, offline: bool, no_color: bool) -> None:
+    """Show what is known of a router whose model is not here, and what a look at it would take."""
+    from moecli import settings
+    from moecli.errors import MoecliError
+    from moecli.library import inspection
+    from moecli.library.advice import advise_on_report
+    from moecli.output import router, tables
+    from moecli.planning.estimate import Budget
+    from moecli.routing.cost import look
+    from moecli.routing.prompts import bundled
+
+    try:
+        report = inspection.inspect(ref, ask_hub=ref.by_hub_id and not (offline or settings.offline()))
+    except MoecliError:  # nothing is known; why it is not here is said next
+        return
+    advice = advise_on_report(ref, report, wanted.dtype, Budget.of(wanted.ram), wanted.ctx)
+    router.screen(tables.console(no_color), report, advice, look(advice, bundled()))
 
 
 def _command() -> str:

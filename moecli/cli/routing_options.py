@@ -14,7 +14,7 @@ from moecli.cli import options
 from moecli.errors import UsageError
 from moecli.formats import FORMATS, check_dtype
 
-_MORE = ("matrix", "html", "svg", "png", "pdf")
+_MORE = ("html", "svg", "png", "pdf", "matrix")
 FORMATS_OF_OUTPUT = (*options.FORMS, *_MORE)
 COLORMAPS = ("diverging", "viridis", "cividis", "magma")
 _PICTURES = {"title": ("html", "svg", "png", "pdf"), "colormap": ("html", "svg", "png", "pdf"), "dpi": ("png",)}
@@ -76,7 +76,7 @@ class RoutingOptions:
     format: Annotated[
         str | None,
         _option(
-            help=f"{', '.join(options.FORMS)}; with --routing {', '.join(_MORE)}, too (matrix: CSV, layers by experts).",
+            help=f"{', '.join(options.FORMS)}; with --routing also {', '.join(_MORE)} (CSV, layers by experts).",
             metavar="FORMAT",
             panel=options.OUTPUT,
             values=FORMATS_OF_OUTPUT,

@@ -17,6 +17,7 @@ from moecli.engine.decode_step import DecodeStep, NativeLayer
 from moecli.engine.finite import is_finite, not_finite
 from moecli.engine.layers import RotaryEmbedding, normalise
 from moecli.engine.profile import Profile, ProfiledBlock, ProfiledLayer
+from moecli.engine.team import Team
 from moecli.engine.weights import DenseWeights
 from moecli.experts.store import ExpertStore
 from moecli.formats import PLAIN
@@ -53,6 +54,7 @@ class Decoder:
             new_block = partial(ProfiledBlock, profile=self.profile)
             new_step = partial(ProfiledLayer, profile=self.profile)
         self._blocks = [new_block(spec, *layer, scratch, experts) for layer in layers]
+        self.team: Team | None = None
         self.decode_step: DecodeStep | None = None
         if native:
             pairs = zip(layers, self._blocks, strict=True)
@@ -116,6 +118,7 @@ class Decoder:
                     cache.clear()
                     self._rotary[layer.attention.rope].prepare(len(text))
                     for part in text.split(chunk):
+                        self._adjust_threads()
                         # As many rows for many lengths: the library compiles and keeps a product for each shape.
                         padded = F.pad(part, (0, 0, 0, -len(part) % bucket))
                         part.copy_(block.attend(padded, cache)[: len(part)])
@@ -132,17 +135,23 @@ class Decoder:
         """The states after the last layer of the last `wanted` tokens, [wanted, D]."""
         if observer is not None:
             observer.tokens(ids)
+        self._adjust_threads()
         x = self._embed(ids)
         if self.decode_step and len(ids) <= self.decode_step.max_tokens:
             return self.decode_step.forward(x, cache.layers, observer)
         *blocks, last_block = zip(self._blocks, cache.layers, strict=True)
         for block, layer_cache in blocks:
             x = block.forward(x, layer_cache, observer)
+            self._adjust_threads()
             if self._unpacks and len(ids) > 1:
                 settings.return_freed_memory()
         block, layer_cache = last_block
         x = block.attend(x, layer_cache)[len(ids) - wanted :]
         return block.feed_forward(x, observer) if wanted else x
+
+    def _adjust_threads(self) -> None:
+        if self.team:
+            self.team.adjust()
 
     def logits(self, states: Tensor) -> Tensor:
         """The scores of every next token, float32 [t, V], after normed states [t, D]."""

@@ -75,6 +75,8 @@ class Session:
             "a prompt of %d tokens, %d of them cached; %d more at most", len(prompt), timing.cached_tokens, limit
         )
         seen = list(prompt)
+        if team := self.decoder.team:
+            team.begin()
         for step in range(limit):
             began = time.perf_counter()
             if observer is not None:

@@ -13,6 +13,7 @@ from moecli.engine.decoder import Decoder
 from moecli.engine.device import choose_device, free_vram
 from moecli.engine.load import Model, check_dtype, open_model
 from moecli.engine.shortage import device_shortage, ram_shortage
+from moecli.engine.team import Team
 from moecli.errors import UsageError, reading
 from moecli.experts.arena import CPU
 from moecli.experts.policies import DEFAULT
@@ -57,6 +58,7 @@ class OpenedModel:
     asked_device: torch.device
     ram: int
     vram: int | None
+    team: Team
 
     @property
     def name(self) -> str:
@@ -118,7 +120,9 @@ class OpenedModel:
     def decoder(self, plan: Plan, progress: Progress) -> Decoder:
         """Read the weights as planned; `progress` is told experts done, of how many."""
         device = self.asked_device if plan.device.dense else CPU
-        return self.model.decoder(plan, self.options.policy, progress, device)
+        decoder = self.model.decoder(plan, self.options.policy, progress, device)
+        decoder.team = self.team
+        return decoder
 
     def load(self, plan: Plan, progress: Progress) -> LoadedModel:
         """Read the weights as planned, and reserve the cache for a text as long as the plan's context."""
@@ -159,7 +163,7 @@ def open_for_run(ref: ModelRef, options: LoadOptions) -> OpenedModel:
 
     UsageError for options that do not suit it or the machine; ConfigError or CheckpointError if its files are unfit.
     """
-    torch.set_num_threads(machine.compute_threads(options.threads))
+    team = Team(machine.compute_threads(options.threads), options.threads is None)
     settings.keep_freed_memory()
     device = choose_device(options.device)
     if device.type == "cpu" and options.vram is not None:
@@ -173,4 +177,4 @@ def open_for_run(ref: ModelRef, options: LoadOptions) -> OpenedModel:
     vram = options.vram
     if vram is None and device.type != "cpu":
         vram = free_vram(device)
-    return OpenedModel(ref, options, model, tokenizer, defaults, device, ram, vram)
+    return OpenedModel(ref, options, model, tokenizer, defaults, device, ram, vram, team)

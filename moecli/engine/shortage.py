@@ -32,16 +32,15 @@ def ram_shortage(ref: ModelRef, plans: Sequence[Plan], streams: bool, packed: Pl
             f"a model without experts runs in RAM alone: --ram {round_up(smallest)} in {least.memory.dtype}; "
             "a shorter --ctx needs less",
         )
+    pack = f"moecli pack {ref.typed} --dtype {packed.memory.dtype}" if packed else ""
     if packed is None or not packed.runs:
-        least_ram = min(smallest, smallest if packed is None else packed.least_ram)
-        how = "" if least_ram == smallest else " once it is packed"
-        return NotEnoughMemory(
-            message, f"the smallest budget that works{how} is --ram {round_up(least_ram)}; a shorter --ctx needs less"
-        )
+        least_ram = smallest if packed is None else min(smallest, packed.least_ram)
+        how = f"{pack}, and " if least_ram < smallest else ""
+        return NotEnoughMemory(message, f"{how}--ram {round_up(least_ram)} is the least; a shorter --ctx needs less")
     return NotEnoughMemory(
         message,
-        f"packed, it runs in this budget, with experts read from disk: moecli pack {ref.typed} --dtype "
-        f"{packed.memory.dtype} (as it is, the smallest is --ram {round_up(smallest)} in {least.memory.dtype})",
+        f"packed, it runs in this budget, with experts read from disk: {pack}; "
+        f"as it is, it takes --ram {round_up(smallest)} in {least.memory.dtype}",
     )
 
 

@@ -11,7 +11,8 @@ from moecli.errors import ModelNotFound, MoecliError
 from moecli.formats import stored_as
 from moecli.hub import cache as hub_cache
 from moecli.library import inspection
-from moecli.library.resolve import Kind, ModelRef
+from moecli.library.inspection import Report
+from moecli.library.resolve import Kind, ModelRef, known
 from moecli.model import catalog, params
 from moecli.model.spec import ModelSpec
 from moecli.planning import choice
@@ -124,10 +125,26 @@ def advice_on(ref: ModelRef, dtype: str = "auto", ram: str | None = None, contex
     """The same by what is known here, without a network; None of a model of which nothing is."""
     try:
         report = inspection.inspect(ref)
-    except MoecliError:
-        return None
-    fetch = report.stored.bytes if report.stored else None
-    return advise(ref, report.spec, report.lacks, Budget.of(ram), dtype, context, fetch=fetch)
+    except MoecliError:  # nothing, or half a download, whose configuration may be that of anything
+        if ref.entry is None:
+            return None
+        report = inspection.inspect(known(ref.entry.alias))
+    return advise_on_report(ref, report, dtype, Budget.of(ram), context)
+
+
+def advise_on_report(
+    ref: ModelRef,
+    report: Report,
+    dtype: str = "auto",
+    budget: Budget | None = None,
+    context: int | None = None,
+    batch: int = 1,
+    here: bool = True,
+) -> Advice:
+    """The same of a model that was inspected. `budget`: None for what is free now."""
+    packed = report.inventory.format if ref.kind is Kind.STORE and report.inventory is not None else dtype
+    fetch = report.stored.bytes if report.stored and ref.folder is None else None
+    return advise(ref, report.spec, report.lacks, budget or Budget.of(), packed, context, batch, fetch, here)
 
 
 def pull_estimate(ref: ModelRef, dtype: str | None) -> Advice | None:

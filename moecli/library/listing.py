@@ -10,10 +10,13 @@ from typing import Any
 from moecli.errors import ConfigError
 from moecli.formats import stored_as
 from moecli.hub import cache as hub_cache
-from moecli.library.resolve import built_in
+from moecli.library.resolve import built_in, packed_from
 from moecli.library.stores import LocalStore, local_stores
 from moecli.model import catalog, families, params
 from moecli.model.spec import lacks
+from moecli.planning import choice, machine
+from moecli.planning.memory import default_context, estimate_memory
+from moecli.planning.placement import Plan, place
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class Here:
     partial_bytes: int = 0  # of downloads that were not finished
     last_used: float | None = None  # seconds since 1970
     damaged: bool = False  # a packed model that does not say what it is
+    stands_for: str | None = None  # the name that means it, though another model has that name
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class Known:
     total: int
     active: int
     lacks: tuple[str, ...]  # what the engine cannot do yet; runnable if empty
+    q4_bytes: int
+    best: Plan | None  # in the format to take here; None where this memory holds none
 
 
 def here() -> list[Here]:
@@ -50,24 +56,35 @@ def here() -> list[Here]:
     return [*_built_in(), *map(_packed, local_stores()), *filter(None, map(_cached, hub_cache.local_models()))]
 
 
-def known() -> list[Known]:
-    """The built-in model and the catalog, sizes counted from the bundled configurations."""
-    folder = built_in().folder
-    first = [_known(catalog.BUILT_IN, None, families.load_config(folder / "config.json"))] if folder else []
-    return first + [_known(entry.alias, entry, entry.config()) for entry in catalog.known()]
+def known(word: str = "") -> list[Known]:
+    """The built-in model and the catalog, smallest first, sizes counted from the bundled configurations.
+
+    `word`: only those in whose alias, names or repository it is.
+    """
+    folder, ram = built_in().folder, machine.free_ram()
+    first = [_known(catalog.BUILT_IN, None, families.load_config(folder / "config.json"), ram)] if folder else []
+    models = first + [_known(entry.alias, entry, entry.config(), ram) for entry in catalog.known()]
+    return sorted((each for each in models if _is_called(each, word)), key=lambda each: each.total)
 
 
-def _known(alias: str, entry: catalog.Entry | None, config: Mapping[str, Any]) -> Known:
+def _is_called(model: Known, word: str) -> bool:
+    entry = model.entry
+    names = (model.alias, *((*entry.names, entry.repo or "") if entry else ()))
+    return any(word.casefold() in name.casefold() for name in names)
+
+
+def _known(alias: str, entry: catalog.Entry | None, config: Mapping[str, Any], ram: int) -> Known:
     spec = families.read_spec(config)
     counts = params.count(spec)
+    pickled = entry is not None and entry.pickled
+    plans = [
+        place(estimate_memory(spec, name, default_context(spec)), ram)
+        for name in choice.automatic(stored_as(spec.stored_dtype))
+    ]
     return Known(
-        alias,
-        entry,
-        spec.family,
-        counts.total,
-        counts.active,
-        lacks(spec, spec.quantization, entry is not None and entry.pickled),
-    )
+        alias, entry, spec.family, counts.total, counts.active, lacks(spec, spec.quantization, pickled),
+        plans[-1].memory.weights, choice.best(plans, plans),
+    )  # fmt: skip
 
 
 def _built_in() -> list[Here]:
@@ -96,9 +113,12 @@ def _cached(model: hub_cache.LocalModel) -> Here | None:
 
 def _packed(store: LocalStore) -> Here:
     source = store.source if store.revision else store.model
+    meant = packed_from((store.model,), "auto")
+    stands_for = store.model if meant is not None and meant.path == store.path else None
     return Here(
-        store.name, store.dtype, store.bytes, store.path, source, store.revision, store.complete, damaged=store.damaged
-    )
+        store.name, store.dtype, store.bytes, store.path, source, store.revision, store.complete, damaged=store.damaged,
+        stands_for=stands_for,
+    )  # fmt: skip
 
 
 def _format(config: Mapping[str, Any]) -> str:

@@ -117,13 +117,13 @@ def _find(model: str, dtype: str, original: bool, own_name: bool) -> ModelRef:
     try:
         ref = _itself(model)
     except ModelNotFound:
-        found = None if original or own_name else _packed_from((model,), dtype)
+        found = None if original or own_name else packed_from((model,), dtype)
         if found is None:
             raise
         return _packed(model, found)
     if original or own_name or "@" in model or _names_path(model):
         return ref
-    found = _packed_from((ref.name, ref.repo), dtype)
+    found = packed_from((ref.name, ref.repo), dtype)
     if found is None or (dtype not in ("auto", found.dtype) and ref.folder is not None):
         return ref
     return _packed(model, found, ref.entry)
@@ -242,7 +242,7 @@ def _named(model: str) -> LocalStore | None:
     return stores.being_removed(folder) if folder.name else None
 
 
-def _packed_from(names: tuple[str | None, ...], dtype: str) -> LocalStore | None:
+def packed_from(names: tuple[str | None, ...], dtype: str) -> LocalStore | None:
     """A finished one of that name, or packed from a model of that name: in `dtype` if there is one, else any."""
     complete = [store for store in stores.local_stores() if store.complete]
     for word in (name.casefold() for name in names if name):

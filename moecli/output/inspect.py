@@ -8,11 +8,15 @@ from rich.text import Text
 
 from moecli.checkpoint.inventory import Inventory
 from moecli.errors import lines_printable
+from moecli.library.advice import Advice
 from moecli.library.inspection import Report
 from moecli.library.resolve import Kind
 from moecli.model.params import Counts
 from moecli.model.spec import Mixture, ModelSpec, Part
 from moecli.output import tables, words
+from moecli.output.comparison import billions
+from moecli.output.memory import FITS_HERE
+from moecli.planning.memory import default_context, estimate_memory
 from moecli.units import format_bytes
 
 PART_NAMES = {
@@ -27,6 +31,7 @@ PART_NAMES = {
     Part.OTHER: "other",
     Part.LM_HEAD: "output head",
 }
+_SIZES = ("bf16", "q8", "q4")
 _STATUS = {
     "published": "the published configuration",
     "sibling": "configuration of a sibling release of the same architecture",
@@ -37,21 +42,23 @@ _STATUS = {
 }
 
 
-def card(to: Console, report: Report) -> None:
-    """All that is known of one model, on one screen."""
+def card(to: Console, report: Report, advice: Advice) -> None:
+    """All that is known of one model, on one screen; the last lines are about this machine."""
     parts: list[RenderableType] = [
         tables.Group(tables.title(report.model, _subtitle(report)), _wrapped(_provenance(report))),
         tables.facts(_architecture(report)),
         _breakdown(to, report.counts),
         tables.facts(_conventions(report)),
-        tables.facts(_costs(report)),
+        tables.facts([*_costs(report), *_here(report, advice)]),
     ]
     tables.show(to, *parts)
 
 
 def _subtitle(report: Report) -> str:
     entry = report.entry
-    names = [f"{report.spec.family} family", entry.licence if entry else None, entry.repo if entry else None]
+    counts = report.counts
+    size = billions(counts.total) + ("" if report.dense else f", {billions(counts.active)} active")
+    names = [size, f"{report.spec.family} family", entry.licence if entry else None, entry.repo if entry else None]
     return ", ".join(name for name in names if name)
 
 
@@ -88,7 +95,7 @@ def _architecture(report: Report) -> list[tuple[str, str | Text]]:
         assert not isinstance(dense, Mixture)
         rows.append(("feed-forward", f"dense: {words.feed_forward(dense)}"))
     else:
-        rows += [("router", words.router(mixture.router)), ("experts", _experts(spec, mixture))]
+        rows += [("router", words.router(mixture.router)), ("experts", experts(spec, mixture))]
     rows += [
         ("context", f"{spec.context_length:,} tokens"),
         ("vocabulary", f"{spec.vocab_size:,}" + (", tied to the output head" if spec.tied_embeddings else "")),
@@ -107,7 +114,8 @@ def layers(spec: ModelSpec) -> str:
     return f"{len(every)}{sides}, " + (f"{mixed} mixture-of-experts" if mixed else "dense")
 
 
-def _experts(spec: ModelSpec, mixture: Mixture) -> str:
+def experts(spec: ModelSpec, mixture: Mixture) -> str:
+    """How many routed and shared experts there are, and what each is, in two lines or three."""
     shared = words.shared_experts(mixture)
     gated = " behind a gate" if mixture.shared_gate else ""
     beside = next((layer.parallel for layer in spec.layers if layer.parallel is not None), None)
@@ -170,6 +178,20 @@ def _costs(report: Report) -> list[tuple[str, str | Text]]:
         rows += _files(report, report.inventory)
     elif report.stored is not None:
         rows.append(("files", f"{_bytes(report.stored.bytes)} as published, mostly {report.stored.format}"))
+    return rows
+
+
+def _here(report: Report, advice: Advice) -> list[tuple[str, str | Text]]:
+    """What it weighs in the usual formats; then what of this machine."""
+    sizes = (estimate_memory(report.spec, name, default_context(report.spec)) for name in _SIZES)
+    rows: list[tuple[str, str | Text]] = [
+        ("sizes", ", ".join(f"{format_bytes(m.weights)} in {m.dtype}" for m in sizes))
+    ]
+    plan = advice.way.plan if advice.way else None
+    where = f", in {plan.memory.dtype}" if plan else ""
+    rows.append(("fits here", FITS_HERE[plan.runs_from if plan else None] + where))
+    if advice.command:
+        rows.append(("next", advice.command))
     return rows
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -11,16 +11,30 @@ from moecli.errors import printable
 from moecli.library.listing import Here, Known
 from moecli.output import tables
 from moecli.output.comparison import billions
+from moecli.output.memory import FITS_HERE
 from moecli.units import format_bytes
 
 
 def show_here(to: Console, models: Sequence[Here]) -> None:
     """Print a table of the models on this machine: format, size, last use, revision."""
+    meant = [model for model in models if model.stands_for and model.stands_for != model.name]
     rows = [
-        (printable(model.name), model.format, format_bytes(model.bytes), _age(model.last_used), _revision(model))
+        (
+            printable(model.name) + (" *" if model in meant else ""),
+            model.format,
+            format_bytes(model.bytes),
+            _age(model.last_used),
+            _revision(model),
+        )
         for model in models
     ]
-    tables.show(to, tables.grid(("name", "format", "size", "used", "revision"), rows, left=(0, 1, 3, 4)))
+    table = tables.grid(("name", "format", "size", "used", "revision"), rows, left=(0, 1, 3, 4))
+    notes = [
+        f"* what '{printable(model.stands_for or '')}' means to run, inspect and memory; --dtype "
+        f"{_original(model, models)} takes the original"
+        for model in meant
+    ]
+    tables.show(to, table, *(["\n".join(notes)] if notes else []))
 
 
 def _revision(model: Here) -> str:
@@ -38,26 +52,29 @@ def _age(when: float | None) -> str:
     return "today" if days < 1 else "yesterday" if days == 1 else f"{days} days ago"
 
 
+def _original(store: Here, models: Sequence[Here]) -> str:
+    """The format of the checkpoint that a packed model stands for; that of most where it is not here."""
+    return next((each.format for each in models if each.name == store.stands_for), "bf16")
+
+
 def show_known(to: Console, models: Sequence[Known]) -> None:
-    """The catalog: one line a model where it fits, else repository and licence below."""
-    header = ("alias", "total", "active", "runs", "licence", "repository")
+    """The catalog, smallest model first: a line each, with licence and repository where they fit."""
+    header: tuple[str, ...] = ("alias", "total", "active", "q4", "fits here", "engine", "licence", "repository")
     rows = [_known_row(model) for model in models]
-    if tables.columns_that_fit(to, header, rows) == len(header) - 1:
-        tables.show(to, tables.grid(header, rows, left=(0, 3, 4, 5)))
-    else:
-        tables.show(to, "\n".join(_two_lines(header, rows)))
-
-
-def _two_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for alias, total, active, runs, licence, repository in (header, *rows):
-        yield f"{alias:<{widths[0]}}  {total:>{widths[1]}}  {active:>{widths[2]}}  {runs}"
-        yield f"  {repository}, {licence}"
+    count = tables.columns_that_fit(to, header, rows) + 1
+    shown = count if count == len(header) else min(count, 6)
+    if shown < 6:  # a narrow screen
+        header, rows, shown = ("alias", "q4", "engine"), [(row[0], row[3], row[5]) for row in rows], 3
+    left = tuple(column for column in (0, 4, 5, 6, 7) if column < shown)
+    note = "fits here: in the format to take on this machine; engine: whether this version can run it"
+    tables.show(to, tables.grid(header[:shown], [row[:shown] for row in rows], left=left), note)
 
 
 def _known_row(model: Known) -> tuple[str, ...]:
     entry = model.entry
     licence = (entry.licence or "no licence named") if entry else "as moecli"
     repository = (entry.repo or "no weights published") if entry else "built in"
-    runs = "no" if model.lacks else "yes"
-    return model.alias, billions(model.total), billions(model.active), runs, licence, repository
+    fits = FITS_HERE[model.best.runs_from if model.best else None]
+    engine = "no" if model.lacks else "yes"
+    size = format_bytes(model.q4_bytes)
+    return model.alias, billions(model.total), billions(model.active), size, fits, engine, licence, repository

@@ -30,7 +30,7 @@ def recall() -> Bandwidths:
 def remember(*, ram: float | None = None, disk: float | None = None) -> None:
     """Keep bytes per second that were measured now; None leaves what is known. Where nothing can be written, nothing is
     kept."""
-    new = {place: speed for place, speed in zip(_PLACES, (ram, disk), strict=True) if speed is not None}
+    new = {place: speed for place, speed in zip(_PLACES, (ram, disk), strict=True) if _is_speed(speed)}
     if not new:
         return
     try:

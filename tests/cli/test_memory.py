@@ -74,7 +74,7 @@ def test_a_refusal_names_the_smallest_budget_and_it_does(moecli):
     enough = f"{found['smallest_ram_bytes']}B"
     assert document(moecli, "olmoe", "--dtype", "bf16", "--ram", enough)["fits"]
     screen = moecli("memory", "olmoe", "--dtype", "bf16", "--ram", "4GiB").stdout
-    assert "does not fit" in screen and "smallest --ram" in screen
+    assert "yes, from disk" in screen and "least RAM" in screen and "with all of it in RAM" in screen
 
 
 def test_explain_shows_formulas_and_keys(moecli):

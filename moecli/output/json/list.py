@@ -23,6 +23,7 @@ def here(models: Sequence[Here]) -> list[dict[str, Any]]:
             "revision": model.revision,
             "complete": model.complete,
             "damaged": model.damaged,
+            "stands_for": model.stands_for,
             "revisions": list(model.revisions),
             "partial_bytes": model.partial_bytes,
             "last_used": None if model.last_used is None else _iso(model.last_used),
@@ -48,6 +49,9 @@ def known(models: Sequence[Known]) -> list[dict[str, Any]]:
             "active": model.active,
             "runnable": not model.lacks,
             "lacks": list(model.lacks),
+            "q4_bytes": model.q4_bytes,
+            "fits_here": model.best.runs_from if model.best else None,
+            "recommended_dtype": model.best.memory.dtype if model.best else None,
         }
         for model in models
     ]
