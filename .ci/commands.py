@@ -40,13 +40,20 @@ def commands() -> Iterator[tuple[str, Page]]:
         yield name, read(name)
 
 
+def sections(shown: Page) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Every heading and its rows, but --help."""
+    for section in shown.sections:
+        if rows := [row for row in section.rows if row[0] != "-h, --help"]:
+            yield section.heading, rows
+
+
 def reference() -> None:
     """Every command with its arguments, options and examples, in Markdown."""
     for name, shown in commands():
         cog.outl(f"\n## moecli {name}\n\n```\n{shown.usage}\n```\n\n" + "\n\n".join(shown.about))
-        for section in shown.sections:
-            cog.outl(f"\n| {section.heading} | |\n|---|---|")
-            for term, meaning in filter(_own, section.rows):
+        for heading, rows in sections(shown):
+            cog.outl(f"\n| {heading} | |\n|---|---|")
+            for term, meaning in rows:
                 cog.outl(f"| `{_cell(term)}` | {_cell(meaning)} |")
         cog.outl("\n```bash\n" + "\n".join(shown.examples) + "\n```")
 
@@ -70,18 +77,14 @@ def man() -> None:
         cog.outl(f'.SS "{PROGRAM} {name}"\n.B {_roff(shown.usage)}')
         for paragraph in shown.about:
             cog.outl(f".PP\n{_roff(paragraph)}")
-        for section in shown.sections:
-            cog.outl(f".PP\n.I {_roff(section.heading)}")
-            _terms(filter(_own, section.rows))
+        for heading, rows in sections(shown):
+            cog.outl(f".PP\n.I {_roff(heading)}")
+            _terms(rows)
         cog.outl(".PP\n.I Examples\n.PP\n.nf\n" + "\n".join(map(_roff, shown.examples)) + "\n.fi")
     cog.outl(".SH ENVIRONMENT")
     _terms([(variable.name, variable.meaning) for variable in settings.VARIABLES])
     cog.outl(".SH EXIT STATUS")
     _terms([(code, meaning.replace("`", "")) for code, meaning in EXITS.items()])
-
-
-def _own(row: tuple[str, str]) -> bool:
-    return row[0] != "-h, --help"
 
 
 def _terms(rows: Iterable[tuple[str, str]]) -> None:

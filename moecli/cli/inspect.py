@@ -44,6 +44,7 @@ def inspect(
     *,
     offline: options.Offline = False,
     json: options.Json = False,
+    quiet: options.Quiet = False,
     no_color: options.NoColor = False,
     with_routing: Annotated[
         bool, options.option("--routing", help="Run the model on prompts and show what its router does.")
@@ -55,16 +56,18 @@ def inspect(
     Aliases need no network and no weights. Of a Hub id only config.json and the headers of the weights are read.
     """
     if with_routing:
-        show_routing(models or [], routing, json, no_color, offline)
+        show_routing(models or [], routing, json, no_color, offline, quiet or json)
     else:
         routing.refuse()
         form = options.record_form(routing.format, json, routing.output)
         if not models:
             raise UsageError("no MODEL is named", "moecli inspect tiny")
-        _architecture(models, form, routing.output, no_color, offline)
+        _architecture(models, form, routing.output, no_color, offline, quiet)
 
 
-def _architecture(models: list[str], form: str, output: Path | None, no_color: bool, offline: bool) -> None:
+def _architecture(
+    models: list[str], form: str, output: Path | None, no_color: bool, offline: bool, quiet: bool
+) -> None:
     from moecli.library import inspection
     from moecli.library.resolve import resolve
 
@@ -73,7 +76,7 @@ def _architecture(models: list[str], form: str, output: Path | None, no_color: b
         ref = resolve(model)
         refs.append(ref)
         ask_hub = ref.by_hub_id and not (offline or settings.offline())
-        with terminal.status(f"reading {ref.name} ...", form != "table"):
+        with terminal.status(f"reading {ref.name} ...", quiet or form != "table"):
             reports.append(inspection.inspect(ref, ask_hub))
     reference = inspection.dense_reference(reports)
     if form != "table":

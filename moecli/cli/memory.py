@@ -79,6 +79,9 @@ def memory(
     explain: Annotated[bool, options.option("--explain", help="Show each term with its formula.")] = False,
     check: Annotated[bool, options.option("--check", help="Exit 3 if it does not fit in VRAM and RAM.")] = False,
     max_ctx: Annotated[bool, options.option("--max-ctx", help="Show the longest context that fits.")] = False,
+    quiet: Annotated[
+        bool, options.option("--quiet", "-q", panel=options.OUTPUT, help="With --check: say it by exit code alone.")
+    ] = False,
     json: options.Json = False,
     format: options.Form = None,
     output: options.Output = None,
@@ -117,7 +120,9 @@ def memory(
         wanted = result.chosen.memory.dtype if result.asked else "auto"
         advised = advice.advise_on_report(ref, report, wanted, budget, ctx, batch, here=ram is None)
         subjects.append(show.Subject(result, report, advised))
-    if form != "table":
+    if quiet and check and form == "table":
+        pass
+    elif form != "table":
         documents = [document(each.result, each.report, each.advice) for each in subjects]
         if form != "json":  # a row a format
             documents = [{"model": each["model"], **row} for each in documents for row in each["formats"] or [each]]

@@ -199,6 +199,6 @@ Output = Annotated[
 ]  # fmt: skip
 Quiet = Annotated[bool, option("--quiet", "-q", panel=OUTPUT, help="Show no progress and no statistics.")]
 Verbose = Annotated[bool, option("--verbose", "-v", panel=OUTPUT, help="Show what is decided, and why.")]
-NoColor = Annotated[bool, option("--no-color", panel=OUTPUT, help="Use no colour.")]
+NoColor = Annotated[bool, option("--no-color", panel=OUTPUT, help="Use no colour.")]  # errors see it for themselves
 Offline = Annotated[bool, option("--offline", help="Use no network; what is not on this machine is an error.")]
 Yes = Annotated[bool, option("--yes", "-y", help="Assume yes for all questions.")]

@@ -45,6 +45,7 @@ def pack(
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
+    no_color: options.NoColor = False,
 ) -> None:
     """Convert a checkpoint on this machine into a packed store, which then runs without it.
 

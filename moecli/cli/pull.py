@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
+from moecli import settings
 from moecli.cli import options
 from moecli.cli.pack import StoreFolder
 from moecli.errors import UsageError
@@ -40,6 +41,7 @@ def pull(
     ] = False,
     threads: options.Threads = None,
     dry_run: Annotated[bool, options.option("--dry-run", help="Show what would be fetched, and stop.")] = False,
+    offline: options.Offline = False,
     yes: options.Yes = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -55,6 +57,8 @@ def pull(
 
     if dtype is not None:
         check_dtype(dtype)
+    if offline:
+        settings.forbid_network()
     ref = resolve(model, dtype=dtype or "auto", original=True)
     if ref.dtype != "auto":
         dtype = ref.dtype

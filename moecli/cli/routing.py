@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from moecli.routing.trace import RoutingTrace
 
 
-def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bool, offline: bool) -> None:
+def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bool, offline: bool, quiet: bool) -> None:
     """Record or read a trace, analyse it, and show it in the form asked for."""
     form, layers, factors = wanted.form(json), wanted.chosen_layers(), wanted.factors()
     options.check_output("--output", wanted.output)
@@ -44,12 +44,12 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
     else:
         from moecli.routing.provenance import recorded
 
-        against = _against(wanted, ref, offline, json)
         if ref.folder is None and form == "table":
             _without_weights(ref, wanted, offline, no_color)
+        against = _against(wanted, ref, offline, quiet)
         name, prompts, raw = _prompts(wanted)
-        ours = _record(ref, offline, wanted, prompts, raw, json)
-        other = _record(*against, prompts, raw, json).trace if isinstance(against, tuple) else against
+        ours = _record(ref, offline, wanted, prompts, raw, quiet)
+        other = _record(*against, prompts, raw, quiet).trace if isinstance(against, tuple) else against
         made = recorded(_command(), wanted.seed, name, prompts, raw)
         ours = replace(ours, trace=replace(ours.trace, provenance=made))
     if layers is not None and (missing := layers - {layer.layer for layer in ours.trace.layers}):
@@ -62,13 +62,13 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
     from moecli.routing.analysis import analyse
     from moecli.routing.provenance import of_analysis
 
-    with terminal.status("analysing ...", json):
+    with terminal.status("analysing ...", quiet):
         analysis = analyse(
             ours.trace, factors=factors, memory=ours.memory, other=other, note=ours.note,
             provenance=of_analysis(_command(), ours.trace),
         )  # fmt: skip
     for file in _present(analysis, form, wanted, layers, ref, no_color):
-        if not json:
+        if not quiet:
             terminal.say(f"wrote {file} ({format_bytes(file.stat().st_size)})")
 
 

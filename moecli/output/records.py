@@ -25,6 +25,8 @@ def write(documents: Sequence[Document], form: str, output: Path | None, *, arra
         terminal.write_json(list(documents) if array or len(documents) != 1 else documents[0], output)
         return
     rows = [dict(_flat(document)) for document in documents]
+    for row in rows:
+        row.pop("schema_version", None)
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_text(row.get(name)) for name in names] for row in rows]
     made = _csv(names, cells) if form == "csv" else _markdown(names, cells)
