@@ -235,8 +235,7 @@ def _read_file(path: Path) -> str:
 
 def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:
     from moecli.engine.answer import Answer
-    from moecli.output import tables
-    from moecli.output.answer import statistics
+    from moecli.output.answer import tell_statistics
     from moecli.output.json.run import document
 
     answer = Answer()
@@ -254,6 +253,6 @@ def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:
     if interrupted and not quiet and sys.stderr.isatty() and not sys.stdout.isatty():
         terminal.say("")  # the line of the ^C
     if not quiet and not json:
-        tables.whisper(*statistics(session.loaded, answer))
+        tell_statistics(session.loaded, answer)
     if interrupted:
         raise typer.Exit(130)

@@ -1,15 +1,25 @@
-"""The line of statistics that follows an answer."""
+"""What is said of an answer when it has ended: statistics, and whether other programs took the processors."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from moecli.engine.answer import Answer
+from moecli.output import tables
 from moecli.planning import machine
 from moecli.units import format_bytes
 
 if TYPE_CHECKING:
     from moecli.engine.loaded import LoadedModel
+
+
+def tell_statistics(loaded: LoadedModel, answer: Answer) -> None:
+    """On stderr, dim."""
+    tables.whisper(*statistics(loaded, answer))
+    team = loaded.opened.team
+    if team.fewest < team.most:
+        used = f"{team.fewest} of {team.most} threads"
+        tables.whisper(f"at times {used} computed: other programs take the processors", f"{used}: others are busy")
 
 
 def statistics(loaded: LoadedModel, answer: Answer) -> tuple[str, ...]:

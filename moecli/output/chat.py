@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from moecli import settings
 from moecli.engine.answer import Answer
 from moecli.errors import MoecliError
-from moecli.output import tables, terminal
-from moecli.output.answer import statistics
+from moecli.output import terminal
+from moecli.output.answer import tell_statistics
 from moecli.output.messages import Messages
 
 if TYPE_CHECKING:
@@ -76,4 +76,4 @@ def _turn(session: ChatSession, message: str, quiet: bool) -> None:
         return
     terminal.write("\n" if not answer.text.endswith("\n") else "")
     if not quiet:
-        tables.whisper(*statistics(session.loaded, answer))
+        tell_statistics(session.loaded, answer)
