@@ -120,13 +120,13 @@ def memory(
         wanted = result.chosen.memory.dtype if result.asked else "auto"
         advised = advice.advise_on_report(ref, report, wanted, budget, ctx, batch, here=ram is None)
         subjects.append(show.Subject(result, report, advised))
-    if quiet and check and form == "table":
-        pass
-    elif form != "table":
+    if form != "table":
         documents = [document(each.result, each.report, each.advice) for each in subjects]
         if form != "json":  # a row a format
             documents = [{"model": each["model"], **row} for each in documents for row in each["formats"] or [each]]
         records.write(documents, form, output)
+    elif quiet and check:
+        pass  # the exit code says it
     elif max_ctx:
         show.largest_context(subjects[0].result)
     elif len(subjects) > 1:

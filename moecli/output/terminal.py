@@ -233,7 +233,10 @@ def report(error: MoecliError) -> int:
         import traceback
 
         traceback.print_exception(error)
-    _say_labelled("error", "1;31", error.message)
+    if isinstance(error, Declined):
+        say(error.message)
+    else:
+        _say_labelled("error", "1;31", error.message)
     if error.hint:
         _say_labelled("hint", "1;36", error.hint)
     options = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
