@@ -72,8 +72,7 @@ def _architecture(
     from moecli.library.resolve import resolve
 
     reports, refs = [], []
-    for model in models:
-        ref = resolve(model)
+    for ref in [resolve(model) for model in models]:  # every name is looked up before anything is read
         refs.append(ref)
         ask_hub = ref.by_hub_id and not (offline or settings.offline())
         with terminal.status(f"reading {ref.name} ...", quiet or form != "table"):

@@ -111,8 +111,7 @@ def memory(
         raise UsageError("--max-ctx is of one model", f"moecli memory {models[0]} --max-ctx")
     budget = Budget.of(ram, vram, gpu, ram_speed, disk_speed)
     subjects = []
-    for model in models:
-        ref = resolve(model)
+    for ref in [resolve(model) for model in models]:
         report = inspection.inspect(ref, ask_hub=ref.by_hub_id and not (offline or settings.offline()))
         packed = report.inventory.format if ref.kind is Kind.STORE and report.inventory is not None else None
         named = dtype or (None if ref.dtype == "auto" else ref.dtype)

@@ -45,10 +45,11 @@ def verify(
     subject = verification.subject(resolve(model, own_name=True))
     if against is not None and not subject.packed:
         raise UsageError(f"'{subject.name}' is not a packed model", "--against compares a store with its checkpoint")
+    other = None if against is None else resolve(against, original=True)
     with view.bar(subject, quiet or json) as advance:
         results = list(verification.check(subject, advance))
-        if against is not None:
-            results += verification.compare(subject, resolve(against, original=True), advance)
+        if other is not None:
+            results += verification.compare(subject, other, advance)
     damaged = [result for result in results if result.problem]
     for result in damaged:
         if remove and not subject.packed and result.path.is_file():

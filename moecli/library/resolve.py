@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 
 from moecli.errors import ModelNotFound, UsageError, printable
-from moecli.formats import FORMATS
+from moecli.formats import FORMATS, nearest
 from moecli.hub import cache as hub_cache
 from moecli.library import address, stores
 from moecli.library.stores import LocalStore
@@ -99,9 +99,11 @@ def resolve(model: str, *, dtype: str = "auto", original: bool = False, own_name
         model = address.plain(model)
     try:
         ref = replace(_find(model, dtype, original, own_name), dtype=dtype)
-    except ModelNotFound:
+    except ModelNotFound as error:
         name, word = _with_dtype(model)
         if word is None:
+            if name != model and (near := nearest(model[len(name) :])):
+                raise ModelNotFound(error.message, f"did you mean {name}:{near}?") from None
             raise
         if dtype not in ("auto", word):
             raise UsageError(f"'{_shown(model)}' and --dtype {dtype} cannot both be meant", "leave one out") from None
@@ -130,7 +132,7 @@ def _find(model: str, dtype: str, original: bool, own_name: bool) -> ModelRef:
 
 
 def _with_dtype(model: str) -> tuple[str, str | None]:
-    """NAME:q4 or NAME-q4 in two, where NAME is an alias; without a format the second is None."""
+    """NAME:q4 or NAME-q4 in two, where NAME is an alias; the second is None for a word that is no format."""
     match = re.fullmatch(r"(.+)[:-](\w+)", model)
     if match is None or not (catalog.find(match[1]) or match[1].casefold() == catalog.BUILT_IN):
         return model, None

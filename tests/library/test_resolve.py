@@ -436,6 +436,7 @@ def test_a_format_in_the_name_is_the_one_asked_for(typed, monkeypatch, tmp_path)
 def test_what_is_no_format_is_no_name():
     assert resolve("mixtral:latest").dtype == "auto"
     assert without_dtype("mixtral:q4") == "mixtral" and without_dtype("tiny-q4") == "tiny-q4"
-    for typed in ("mixtral:q5", "mixtrl:q4", "q4", ":q4", "mixtral:q4:q4"):
+    assert refusal("mixtral:q5")[1] == "did you mean mixtral:q4?"
+    for typed in ("mixtrl:q4", "q4", ":q4", "mixtral:q4:q4"):
         with pytest.raises(ModelNotFound):
             resolve(typed)
