@@ -35,6 +35,9 @@ class Command(TyperCommand):
 
     allow_extra_args = True  # refused here, in better words
 
+    def get_help_option(self, ctx: Any) -> Any:
+        return _light(super().get_help_option(ctx))
+
     def get_help(self, ctx: typer.Context) -> NoReturn:  # type: ignore[override]
         _show(page(self, ctx))
 
@@ -52,6 +55,9 @@ class Group(TyperGroup):
     """The program itself: `table` has of each command its heading, function and examples. It is made when needed."""
 
     table: Mapping[str, tuple[str, Callable[..., None], str]]
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return _light(super().get_help_option(ctx))
 
     def list_commands(self, ctx: Any = None) -> list[str]:
         return list(self.table)
@@ -85,6 +91,13 @@ class Group(TyperGroup):
         if self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
             raise _no_such_command(args, list(self.table))
         return super().resolve_command(ctx, args)
+
+
+def _light(help_option: Any) -> Any:
+    """With a default: typer reads None with pydantic, whose import takes longer than all the rest."""
+    if help_option is not None:
+        help_option.default = False
+    return help_option
 
 
 def _show(shown: pages.Page) -> NoReturn:
