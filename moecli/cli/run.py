@@ -12,6 +12,7 @@ import typer
 from moecli.cli import options, running
 from moecli.errors import UsageError, printable
 from moecli.experts.policies import DEFAULT
+from moecli.library.resolve import Kind
 from moecli.output import loading, terminal
 from moecli.units import parse_size
 
@@ -32,6 +33,7 @@ EXAMPLES = """Examples:
 """
 
 _SAMPLING = "Sampling"
+_LONGEST = 512  # tokens of an answer, unless asked for more
 
 
 def run(
@@ -55,17 +57,16 @@ def run(
     system: Annotated[str | None, options.option(metavar="TEXT", help="System message for the chat template.")] = None,
     raw: Annotated[bool, options.option("--raw", help="Use no chat template: continue the prompt as it is.")] = False,
     max_tokens: Annotated[
-        int,
+        int | None,
         options.option(
             "--max-tokens",
             "-n",
             metavar="N",
             panel=_SAMPLING,
-            default=True,
             check=options.at_least(1),
-            help="Maximum number of tokens to generate.",
+            help=f"Maximum number of tokens to generate; default: {_LONGEST}, or less where the model says so.",
         ),
-    ] = 512,
+    ] = None,
     stop: Annotated[
         list[str] | None,
         options.option(metavar="TEXT", panel=_SAMPLING, help="Stop at this text (not printed); may be repeated."),
@@ -136,8 +137,9 @@ def run(
         )  # fmt: skip
         opened = open_for_run(ref, limits)
         sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty).resolve(opened.defaults)
+        longest = max_tokens or min(_LONGEST, opened.defaults.max_new_tokens or _LONGEST)
         config = GenerationConfig(
-            sampling, new_seed() if seed is None else seed, max_tokens, tuple(map(terminal.clean, stop or ())),
+            sampling, new_seed() if seed is None else seed, longest, tuple(map(terminal.clean, stop or ())),
             system=system and terminal.clean(system), raw=raw,
         )  # fmt: skip
         plan = plan_for(opened, config, text)
@@ -158,6 +160,8 @@ def run(
             terminal.say(loading.expectation(plan, speed))
         if speed.middle < running.SLOW:
             terminal.confirm("go on?", yes or agreed)
+    if ref.kind is Kind.BUILT_IN and not quiet and not json and sys.stderr.isatty():
+        loading.introduce(ref.name)
     builder = None if trace is None else _builder(opened)
     with loading.progress(opened.name, quiet) as progress:
         loaded = opened.load(plan, progress)
@@ -172,6 +176,8 @@ def run(
             from moecli.routing import files
 
             files.write(recorded, trace)
+            if not (json or quiet):
+                terminal.say_written(trace)
 
 
 def _builder(opened: OpenedModel) -> TraceBuilder:
@@ -241,9 +247,10 @@ def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:
     answer = Answer()
     interrupted = False
     try:
-        for piece in session.ask(text, answer):
-            if not json:
-                terminal.write(piece)
+        with loading.meter("reading", "tokens", quiet or json) as watch:
+            for piece in session.ask(text, answer, watch):
+                if not json:
+                    terminal.write(piece)
     except KeyboardInterrupt:
         interrupted = True
     if json:

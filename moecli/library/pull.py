@@ -141,7 +141,8 @@ def check_space(proposal: Proposal) -> None:
     try:
         download.check_space(proposal.manifest, proposal.manifest.files)
     except DiskError as error:
-        raise DiskError(error.message, proposal.instead or error.hint) from None
+        better = f"{proposal.instead} takes less; or " if proposal.instead else ""
+        raise DiskError(error.message, f"{better}{error.hint}") from None
 
 
 def _quantised(manifest: DownloadManifest, spec: ModelSpec, tell: Tell | None) -> str | None:

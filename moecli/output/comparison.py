@@ -93,5 +93,5 @@ _ROWS: dict[str, Callable[[Report], str]] = {
     "read/token, bf16": lambda r: format_bytes(r.read_bytes_per_token),
     "read/token, stored": _stored,
     "KV/token": lambda r: format_bytes(r.kv_bytes_per_token),
-    "engine": lambda r: "runs it" if r.runnable else "cannot",
+    "engine": lambda r: "yes" if r.runnable else "no",
 }

@@ -58,11 +58,10 @@ def _original(store: Here, models: Sequence[Here]) -> str:
 
 
 def show_known(to: Console, models: Sequence[Known]) -> None:
-    """The catalog, smallest model first: a line each, with licence and repository where they fit."""
-    header: tuple[str, ...] = ("alias", "total", "active", "q4", "fits here", "engine", "licence", "repository")
+    """The catalog, smallest model first: a line each, with repository and licence where they fit."""
+    header: tuple[str, ...] = ("alias", "total", "active", "q4", "fits here", "engine", "repository", "licence")
     rows = [_known_row(model) for model in models]
-    count = tables.columns_that_fit(to, header, rows) + 1
-    shown = count if count == len(header) else min(count, 6)
+    shown = tables.columns_that_fit(to, header, rows) + 1
     if shown < 6:  # a narrow screen
         header, rows, shown = ("alias", "q4", "engine"), [(row[0], row[3], row[5]) for row in rows], 3
     left = tuple(column for column in (0, 4, 5, 6, 7) if column < shown)
@@ -77,4 +76,4 @@ def _known_row(model: Known) -> tuple[str, ...]:
     fits = FITS_HERE[model.best.runs_from if model.best else None]
     engine = "no" if model.lacks else "yes"
     size = format_bytes(model.q4_bytes)
-    return model.alias, billions(model.total), billions(model.active), size, fits, engine, licence, repository
+    return model.alias, billions(model.total), billions(model.active), size, fits, engine, repository, licence

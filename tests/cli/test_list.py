@@ -84,12 +84,16 @@ def test_the_catalog(moecli):
 
 
 def test_the_catalog_for_people(moecli):
-    narrow, wide = moecli("list", "--known").stdout, moecli("list", "--known", COLUMNS="160").stdout
+    narrow, wide = moecli("list", "--known").stdout, moecli("list", "--known", COLUMNS="200").stdout
     assert max(map(len, narrow.splitlines())) <= 80
-    assert len(wide.splitlines()) == len(catalog.known()) + 2
+    for screen in (narrow, wide):  # a line each, smallest first
+        lines = screen.partition("\n\n")[0].splitlines()
+        assert len(lines) == len(catalog.known()) + 2 and lines[1].startswith("tiny ")
     row = next(line for line in wide.splitlines() if line.startswith("dbrx "))
-    assert row.split()[:6] == ["dbrx", "131.60", "B", "36.47", "B", "yes"]
-    assert row.endswith("Databricks Open Model License      databricks/dbrx-instruct")
+    assert row.split()[:7] == ["dbrx", "131.60", "B", "36.47", "B", "66.0", "GiB"]
+    assert "databricks/dbrx-instruct  " in row and row.endswith("  Databricks Open Model License")
+    some = moecli("list", "--known", "qwen", "--json").stdout
+    assert all("qwen" in model["name"] for model in json.loads(some))
 
 
 @pytest.mark.skipif(os.name != "posix" or not (os.geteuid() or shutil.which("setpriv")), reason="root may read it all")

@@ -62,7 +62,15 @@ def test_a_model_is_pulled_and_runs(pull, moecli, hub, root):
     result = pull(REPO)
     folder = root / "snapshots" / hub_server.COMMIT
     assert result.returncode == 0 and result.stdout == f"{folder}\n" and is_whole(folder)
-    assert all(text in result.stderr for text in ("somebody/some-moe at 0123456789ab", "apache-2.0", "to fetch"))
+    assert all(
+        text in result.stderr
+        for text in (
+            "somebody/some-moe at 0123456789ab",
+            "apache-2.0",
+            "to fetch",
+            "next: moecli run somebody/some-moe",
+        )
+    )
     assert "\x1b" not in result.stderr and not (folder / "pytorch_model.bin").exists()
     before = len(hub.seen)
     assert moecli("run", REPO, "The sea", "-n", "4").returncode == 0
@@ -267,11 +275,12 @@ def test_bars_on_a_terminal(on_a_terminal, hub, root):
 
 def test_run_offers_to_pull_on_a_terminal(on_a_terminal, moecli, hub):
     run = ("run", REPO, "The sea", "-n", "4", "--temperature", "0")
-    for arguments, typed in (((*run, "--offline"), "y\n"), (run, "\n")):
-        status, output, shown = on_a_terminal(*arguments, typed=typed)
-        assert status == 1 and not output and f"moecli pull {REPO}" in shown and not hub.seen
-    status, output, shown = on_a_terminal(*run, typed="y\n")
-    assert status == 0 and "is not on this machine. Pull" in shown
+    status, output, shown = on_a_terminal(*run, "--offline", typed="y\n")
+    assert status == 1 and not output and f"moecli pull {REPO}" in shown and not hub.seen
+    status, output, shown = on_a_terminal(*run, typed="n\n")
+    assert status == 1 and not output and f"moecli pull {REPO}" in shown and not hub.sent_of[WEIGHTS]
+    status, output, shown = on_a_terminal(*run, typed="\n")
+    assert status == 0 and "Download 15.4 MiB, keep it, run it in RAM" in shown and "is not on" not in shown
     assert output == moecli("run", "tiny", *run[2:]).stdout
     piped = moecli("run", "somebody/other", "The sea")
     assert piped.returncode == 1 and "moecli pull somebody/other" in piped.stderr

@@ -18,7 +18,7 @@ from moecli.errors import UsageError
         ("run tiny The sea is blue", "several words", "moecli run tiny 'The sea is blue'"),
         ("run", "MODEL is missing", "moecli run tiny"),
         ("run tiny x --temperature warm", "--temperature warm is not a number", "0 is greedy"),
-        ("run tiny x -n many", "--max-tokens many is not a whole number", "[default: 512]"),
+        ("run tiny x -n many", "--max-tokens many is not a whole number", "default: 512"),
         ("run tiny x --tempreature 1", "no option --tempreature", "did you mean --temperature"),
         ("run tiny x --ram", "--ram needs a value", "6GiB"),
         ("run tiny x --raw=1", "--raw takes no value", "moecli run --help"),
