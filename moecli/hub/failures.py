@@ -14,6 +14,12 @@ from moecli.hub import environment
 _PASSING = (408, 425, 429)
 _NEVER = (501, 505, 511)  # of those from 500 on, which pass by themselves otherwise
 
+_WORDS = (  # what each system says of the same
+    (r"name or service not known|name resolution|getaddrinfo|nodename", "no network, or nobody has that name"),
+    (r"connection refused", "nothing answers at that address"),
+    (r"network is unreachable|no route to host", "no network leads there"),
+)
+
 
 class HubBusy(NetworkError):
     """A refusal or a lost connection that may pass by itself; `wait` is what the Hub asks for, in seconds."""
@@ -34,8 +40,12 @@ def address(url: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What a library says, which may repeat what a server sent."""
-    return printable(str(error), 200) or type(error).__name__
+    """What the system says, in words; else what a library says, which may repeat what a server sent."""
+    said = re.sub(r"\[Errno -?\d+\] ", "", str(error))
+    for pattern, words in _WORDS:
+        if re.search(pattern, said, re.IGNORECASE):
+            return words
+    return printable(said, 200) or type(error).__name__
 
 
 def unreachable(endpoint: str, error: Exception) -> HubBusy:
