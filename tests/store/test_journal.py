@@ -171,6 +171,17 @@ def test_a_lock_on_a_folder_that_lost_its_name_is_none(tmp_path: Path) -> None:
     assert len(set(os.listdir("/proc/self/fd")) - descriptors) <= 1  # noqa: PTH208
 
 
+def test_a_lock_counts_while_its_file_has_the_name(tmp_path: Path) -> None:
+    """What `locked` asks once it holds the lock: the folder may have been renamed since the file was opened."""
+    path = tmp_path / "lock"
+    with path.open("wb") as file:
+        assert journal._is_at(file.fileno(), path)
+        path.rename(tmp_path / "elsewhere")
+        assert not journal._is_at(file.fileno(), path)
+        path.touch()
+        assert not journal._is_at(file.fileno(), path)
+
+
 def test_folders_are_made_with_those_above(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b" / "c")
     make_folder(tmp_path / "a" / "b" / "c")
