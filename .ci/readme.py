@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import cog
 
@@ -41,6 +42,18 @@ def shell(*commands: str, since: str | None = None, until: str | None = None) ->
             shown = shown[1:]
             lines += [f"$ {command}", shown.replace(home, "~").rstrip("\n"), ""]
     cog.outl("```console\n" + "\n".join(lines).rstrip("\n") + "\n```")
+
+
+def picture(file: str, text: str, command: str) -> None:
+    """A picture that a command draws into a file of the repository; an error where a check finds another one there."""
+    path, kept = Path(file), Path(file).read_bytes() if Path(file).exists() else b""
+    program, *arguments = shlex.split(command)
+    assert program == "moecli"
+    subprocess.run([sys.executable, "-m", "moecli", *arguments], check=True, stderr=subprocess.DEVNULL)
+    if path.read_bytes() != kept and "--check" in sys.argv:
+        path.write_bytes(kept)
+        raise SystemExit(f"{file} is no longer what `{command}` draws: make docs")
+    cog.outl(f"![{text}]({file})\n\n`{command}`")
 
 
 def models() -> None:

@@ -48,6 +48,15 @@ def round_up(size: int) -> str:
     return f"{-(-size // unit)}{name}"
 
 
+def format_duration(seconds: float) -> str:
+    """8 s, 2 min 5 s, 3 h 20 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
+
+
 def figure(value: float) -> str:
     """A rate as people read it: 12, 3.4, 0.0042."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

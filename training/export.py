@@ -69,6 +69,7 @@ def settings(config: Config) -> dict[str, dict[str, object]]:
             "temperature": 0.6,
             "top_p": 0.9,
             "repetition_penalty": 1.1,
+            "max_new_tokens": 80,
         },
         "tokenizer_config.json": {
             "add_prefix_space": False,

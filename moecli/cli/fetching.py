@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,6 +62,9 @@ def pull(
         if talk.json:
             terminal.write_json(documents.fetched(plan))
         else:
+            if not talk.quiet:
+                then = "run" if plan.estimate.plan.fits else "pack"
+                terminal.say(f"next: moecli {then} {shlex.quote(ref.typed)}")
             terminal.write_path(path)
         return
     store, bars = _pack(plan, threads, talk.still)

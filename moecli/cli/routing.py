@@ -15,7 +15,7 @@ from moecli.errors import UsageError
 from moecli.formats import FORMATS
 from moecli.library.resolve import Kind, ModelRef, resolve
 from moecli.output import loading, terminal
-from moecli.units import format_bytes, parse_size
+from moecli.units import parse_size
 
 if TYPE_CHECKING:
     from moecli.routing.analysis import Analysis
@@ -57,17 +57,19 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
         from moecli.routing import files
 
         files.write(ours.trace, wanted.save_trace)
+        if not json:
+            terminal.say_written(wanted.save_trace)
     from moecli.routing.analysis import analyse
     from moecli.routing.provenance import of_analysis
 
-    with terminal.status("analysing ...", json):
+    with terminal.status("analysing ...", json), loading.meter("analysing", "layers", json) as watch:
         analysis = analyse(
             ours.trace, factors=factors, memory=ours.memory, other=other, note=ours.note,
-            provenance=of_analysis(_command(), ours.trace),
+            provenance=of_analysis(_command(), ours.trace), watch=watch,
         )  # fmt: skip
     for file in _present(analysis, form, wanted, layers, ref, no_color):
         if not json:
-            terminal.say(f"wrote {file} ({format_bytes(file.stat().st_size)})")
+            terminal.say_written(file)
 
 
 def _without_weights(ref: ModelRef, wanted: RoutingOptions, offline: bool, no_color: bool) -> None:
@@ -187,7 +189,7 @@ def _record(
         )
     if not quiet:
         terminal.say_notes(opened.notes)
-    with loading.progress(ref.name, quiet) as progress, loading.reading(ref.name, quiet) as watch:
+    with loading.progress(ref.name, quiet) as progress, loading.meter(f"{ref.name} reads", "tokens", quiet) as watch:
         found = analysis.record(opened, config, prompts, wanted.limit, progress, watch, wanted.probabilities)
     return replace(found, trace=replace(found.trace, revision=_revision(ref)))
 

@@ -11,6 +11,7 @@ import typer
 from moecli.cli import options, running
 from moecli.errors import UsageError, printable
 from moecli.experts.policies import DEFAULT
+from moecli.library.resolve import Kind
 from moecli.output import loading, terminal
 from moecli.units import parse_size
 
@@ -27,6 +28,8 @@ EXAMPLES = """Examples:
 
   moecli run mixtral "Why is the sky blue?" --temperature 0 --json
 """
+
+_LONGEST = 512  # tokens of an answer, unless asked for more
 
 _Prompt = Annotated[
     str | None,
@@ -45,9 +48,15 @@ def run(
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Use no chat template: continue the prompt as it is.")] = False,
     max_tokens: Annotated[
-        int,
-        typer.Option("--max-tokens", "-n", help="Maximum number of tokens to generate.", callback=options.at_least(1)),
-    ] = 512,
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            "-n",
+            help=f"Maximum number of tokens to generate; default: {_LONGEST}, or less where the model says so.",
+            callback=options.at_least(1),
+            show_default=False,
+        ),
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text (not printed); may be repeated.")] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Sampling temperature; 0 is greedy.", show_default=False)
@@ -111,8 +120,9 @@ def run(
         )  # fmt: skip
         opened = open_for_run(ref, limits)
         sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty).resolve(opened.defaults)
+        longest = max_tokens or min(_LONGEST, opened.defaults.max_new_tokens or _LONGEST)
         config = GenerationConfig(
-            sampling, new_seed() if seed is None else seed, max_tokens, tuple(map(terminal.clean, stop or ())),
+            sampling, new_seed() if seed is None else seed, longest, tuple(map(terminal.clean, stop or ())),
             system=system and terminal.clean(system), raw=raw,
         )  # fmt: skip
         plan = plan_for(opened, config, text)
@@ -133,6 +143,8 @@ def run(
             terminal.say(loading.expectation(plan, speed))
         if speed.middle < running.SLOW:
             terminal.confirm("go on?", yes or agreed)
+    if ref.kind is Kind.BUILT_IN and not quiet and not json and sys.stderr.isatty():
+        loading.introduce(ref.name)
     builder = None if trace is None else _builder(opened)
     with loading.progress(opened.name, quiet) as progress:
         loaded = opened.load(plan, progress)
@@ -147,6 +159,8 @@ def run(
             from moecli.routing import files
 
             files.write(recorded, trace)
+            if not (json or quiet):
+                terminal.say_written(trace)
 
 
 def _builder(opened: OpenedModel) -> TraceBuilder:
@@ -189,9 +203,10 @@ def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:
     answer = Answer()
     interrupted = False
     try:
-        for piece in session.ask(text, answer):
-            if not json:
-                terminal.write(piece)
+        with loading.meter("reading", "tokens", quiet or json) as watch:
+            for piece in session.ask(text, answer, watch):
+                if not json:
+                    terminal.write(piece)
     except KeyboardInterrupt:
         interrupted = True
     if json:

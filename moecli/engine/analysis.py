@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -23,8 +24,6 @@ from moecli.store.progress import Progress
 
 _LONGEST = 4096  # tokens read as one text; longer ones are read in pieces
 
-Watch = Callable[[int, int], None]  # tokens done, of how many
-
 
 def record(
     opened: OpenedModel,
@@ -32,13 +31,13 @@ def record(
     prompts: Sequence[Prompt],
     limit: int | None,
     progress: Progress,
-    watch: Watch,
+    watch: Progress,
     keep_probabilities: bool = False,
 ) -> Recorded:
     """Read up to `limit` tokens of the prompts, and generate up to the config's `max_tokens` after each.
 
     With nothing to generate, all prompts pass one layer before any passes the next, so that each expert is asked for
-    once per layer, or once per group of prompts where memory for all of them is short.
+    once per layer, or once per group of prompts where memory for all of them is short. `watch` is told of tokens.
     """
     spec, streams, max_tokens = opened.spec, opened.model.streams, config.max_tokens
     builder = new_builder(opened.name, spec, keep_probabilities)
@@ -54,14 +53,12 @@ def record(
     most, total = -(-max(sizes) // BUCKET) * BUCKET + max_tokens, sum(sizes)
     if max_tokens:
         plan = opened.plan(most)
-        steps = _generate(opened.load(plan, progress), config, texts, builder)
+        _generate(opened.load(plan, progress), config, texts, builder, watch)
     else:
         plan = opened.choose(
             lambda dtype: fit_layerwise(spec, dtype, most, total, opened.ram, streams, opened.vram_for(dtype))
         )
-        steps = _layerwise(opened.decoder(plan, progress), plan.memory.chunk, texts, builder)
-    for done in steps:
-        watch(done, total)
+        _layerwise(opened.decoder(plan, progress), plan.memory.chunk, texts, builder, watch)
     return described(finish(builder, spec, opened.tokenizer, opened.name, plan.memory.dtype), spec)
 
 
@@ -92,14 +89,18 @@ def _shares(texts: Sequence[tuple[str, Sequence[int]]], limit: int | None) -> di
     return shares
 
 
-def _layerwise(decoder: Decoder, together: int, texts: Sequence[Text], builder: TraceBuilder) -> Iterator[int]:
-    """Yields the tokens done after each group of at most `together` tokens."""
-    done = 0
+def _layerwise(decoder: Decoder, together: int, texts: Sequence[Text], builder: TraceBuilder, watch: Progress) -> None:
+    """In groups of at most `together` tokens. A group half of whose layers are done counts as half its tokens."""
+    done, total = 0, sum(len(text.ids) for text in texts)
     for group in _groups(texts, together):
-        recorder = LayerwiseRecorder(decoder.spec, builder, group)
-        decoder.layerwise_prefill([torch.tensor(text.ids) for text in group], CHUNK, recorder)
-        done += sum(len(text.ids) for text in group)
-        yield done
+        recorder, size = LayerwiseRecorder(decoder.spec, builder, group), sum(len(text.ids) for text in group)
+        part = partial(_share, watch, done, size, total)
+        decoder.layerwise_prefill([torch.tensor(text.ids) for text in group], CHUNK, recorder, part)
+        done += size
+
+
+def _share(watch: Progress, before: int, size: int, total: int, done: int, of: int) -> None:
+    watch(before + size * done // of, total)
 
 
 def _groups(texts: Sequence[Text], together: int) -> Iterator[list[Text]]:
@@ -115,11 +116,11 @@ def _groups(texts: Sequence[Text], together: int) -> Iterator[list[Text]]:
 
 
 def _generate(
-    loaded: LoadedModel, config: GenerationConfig, texts: Sequence[Text], builder: TraceBuilder
-) -> Iterator[int]:
-    """Yields the prompt tokens done after each text. The last token generated is fed too, to see its routing."""
+    loaded: LoadedModel, config: GenerationConfig, texts: Sequence[Text], builder: TraceBuilder, watch: Progress
+) -> None:
+    """Text by text. The last token generated is fed too, to see its routing."""
     recorder = Recorder(loaded.opened.spec, builder)
-    done = 0
+    done, total = 0, sum(len(text.ids) for text in texts)
     for text in texts:
         recorder.begin(text.prompt, text.domain)
         sampler = Sampler(config.sampling, config.seed)
@@ -128,5 +129,5 @@ def _generate(
             if token in loaded.opened.end_ids:
                 break
         done += len(text.ids)
-        yield done
+        watch(done, total)
     recorder.flush()

@@ -9,6 +9,7 @@ from typing import Literal
 from moecli.engine.block import RoutingObserver
 from moecli.engine.generate import Session, Timing
 from moecli.engine.sampling import Sampler, Sampling
+from moecli.store.progress import Progress, silent
 from moecli.text.stream import TextStream
 from moecli.text.tokenizer import Tokenizer
 
@@ -25,6 +26,7 @@ class Request:
     max_tokens: int
     end_ids: frozenset[int] = frozenset()
     stops: Sequence[str] = ()
+    watch: Progress = silent  # of the prompt's tokens
     continues: bool = False  # the answer goes on in the prompt's own text: a space before its first word counts
 
 
@@ -45,7 +47,7 @@ def pieces(
     stream = TextStream(tokenizer, request.stops, prompt_ids=request.prompt if request.continues else ())
     sampler = Sampler(request.sampling, request.seed)
     reason: FinishReason = "length"
-    for token in session.generate(request.prompt, sampler, request.max_tokens, answer.timing, observer):
+    for token in session.generate(request.prompt, sampler, request.max_tokens, answer.timing, observer, request.watch):
         if token in request.end_ids:
             reason = "stop"
             break

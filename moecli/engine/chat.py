@@ -17,6 +17,7 @@ from moecli.planning.memory import default_context
 from moecli.planning.placement import Plan
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.trace import RoutingTrace
+from moecli.store.progress import Progress, silent
 from moecli.text.chat import Message
 
 
@@ -106,8 +107,11 @@ class ChatSession:
         """Whether it has turns; a base model continues the text."""
         return self._conversation.is_chat
 
-    def ask(self, text: str, answer: Answer) -> Iterator[str]:
-        """Yield the answer piece by piece. Even interrupted it stays part of the conversation; a failure does not."""
+    def ask(self, text: str, answer: Answer, watch: Progress = silent) -> Iterator[str]:
+        """Yield the answer piece by piece; `watch` is told how far the prompt is read.
+
+        Even interrupted it stays part of the conversation; a failure does not.
+        """
         prompt = self._conversation.prompt(text)
         config, opened = self.config, self.loaded.opened
         request = Request(
@@ -117,6 +121,7 @@ class ChatSession:
             config.max_tokens,
             opened.end_ids,
             config.stops,
+            watch,
             continues=not self.is_chat,
         )
         kept = True

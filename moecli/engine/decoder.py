@@ -26,6 +26,7 @@ from moecli.kernels.choice import serves
 from moecli.kernels.linear import linear
 from moecli.model.spec import Mixture, ModelSpec, Rope
 from moecli.planning.memory import cache_rows
+from moecli.store.progress import Progress, silent
 
 
 class Decoder:
@@ -69,12 +70,17 @@ class Decoder:
         return Cache(self.spec, capacity, chunk, self.dtype, self.device)
 
     def forward(
-        self, ids: Tensor, cache: Cache, observer: RoutingObserver | None = None, last_only: bool = False
+        self,
+        ids: Tensor,
+        cache: Cache,
+        observer: RoutingObserver | None = None,
+        last_only: bool = False,
+        watch: Progress = silent,
     ) -> Tensor:
         """Feed `ids` [T] after what `cache` holds, chunk by chunk; returns the last chunk's normed states [t, D].
 
         `last_only`: only the last token's [1, D]; the last layer's feed-forward is left out for the others, unless an
-        observer wants to see their routing.
+        observer wants to see their routing. `watch` is told of tokens.
         """
         with torch.inference_mode():
             for rotary in self._rotary.values():
@@ -82,7 +88,9 @@ class Decoder:
             parts = ids.to(self.device).split(cache.chunk)
             for index, part in enumerate(parts):
                 wanted = len(part) if not last_only or observer is not None else int(index == len(parts) - 1)
-                states = self._chunk(part, cache, observer, wanted)
+                count = partial(_count, watch, index * cache.chunk, len(ids))
+                states = self._chunk(part, cache, observer, wanted, count)
+            watch(len(ids), len(ids))
             return normalise(
                 states[-1:] if last_only else states, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps
             )
@@ -102,16 +110,19 @@ class Decoder:
                     return f"in the feed-forward of layer {index}"
         return "in the logits"
 
-    def layerwise_prefill(self, texts: Sequence[Tensor], chunk: int, observer: RoutingObserver) -> None:
+    def layerwise_prefill(
+        self, texts: Sequence[Tensor], chunk: int, observer: RoutingObserver, watch: Progress = silent
+    ) -> None:
         """Route every token of several texts [T], each from its own start, asking for each expert once per layer.
 
         All hidden states are kept from layer to layer. Only the routed experts see more than `chunk` tokens at a time.
+        `watch` is told halves of layers done, of how many.
         """
         bucket = min(BUCKET, chunk)
         longest = -(-max(map(len, texts)) // bucket) * bucket
         with torch.inference_mode():
             x = torch.cat([self._embed(text.to(self.device)) for text in texts])
-            for block, layer in zip(self._blocks, self.spec.layers, strict=True):
+            for number, (block, layer) in enumerate(zip(self._blocks, self.spec.layers, strict=True)):
                 rows = cache_rows(layer.attention, longest, chunk)
                 cache = LayerCache(layer.attention, rows, self.dtype, self.device)
                 for text in x.split([len(text) for text in texts]):
@@ -122,8 +133,10 @@ class Decoder:
                         # As many rows for many lengths: the library compiles and keeps a product for each shape.
                         padded = F.pad(part, (0, 0, 0, -len(part) % bucket))
                         part.copy_(block.attend(padded, cache)[: len(part)])
+                watch(2 * number + 1, 2 * len(self._blocks))
                 for part in x.split(len(x) if isinstance(layer.ffn, Mixture) else chunk):
                     part.copy_(block.feed_forward(part, observer))
+                watch(2 * number + 2, 2 * len(self._blocks))
             if not is_finite(x):
                 raise not_finite("after the last layer", self.dtype)
 
@@ -131,8 +144,10 @@ class Decoder:
         x = self._embedding(ids)  # [t, D]
         return x if self.spec.embedding_multiplier == 1 else x * self.spec.embedding_multiplier
 
-    def _chunk(self, ids: Tensor, cache: Cache, observer: RoutingObserver | None, wanted: int) -> Tensor:
-        """The states after the last layer of the last `wanted` tokens, [wanted, D]."""
+    def _chunk(
+        self, ids: Tensor, cache: Cache, observer: RoutingObserver | None, wanted: int, count: Callable[[float], None]
+    ) -> Tensor:
+        """The states after the last layer of the last `wanted` tokens, [wanted, D]; `count` is told of tokens done."""
         if observer is not None:
             observer.tokens(ids)
         self._adjust_threads()
@@ -140,7 +155,8 @@ class Decoder:
         if self.decode_step and len(ids) <= self.decode_step.max_tokens:
             return self.decode_step.forward(x, cache.layers, observer)
         *blocks, last_block = zip(self._blocks, cache.layers, strict=True)
-        for block, layer_cache in blocks:
+        for number, (block, layer_cache) in enumerate(blocks):
+            count(len(ids) * number / len(self._blocks))
             x = block.forward(x, layer_cache, observer)
             self._adjust_threads()
             if self._unpacks and len(ids) > 1:
@@ -160,3 +176,8 @@ class Decoder:
                 states, self._outside.matrix("lm_head" if "lm_head" in self._outside else "embedding")
             ).float()
             return logits if self.spec.logit_multiplier == 1 else logits * self.spec.logit_multiplier
+
+
+def _count(watch: Progress, before: int, total: int, done: float) -> None:
+    """Tokens that half the layers have seen count half."""
+    watch(before + int(done), total)

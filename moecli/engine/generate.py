@@ -16,6 +16,7 @@ from moecli.engine.finite import is_finite, not_finite
 from moecli.engine.sampling import Sampler
 from moecli.errors import MoecliError
 from moecli.kernels.blocking import CHUNK
+from moecli.store.progress import Progress, silent
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,8 +59,12 @@ class Session:
         limit: int,
         timing: Timing,
         observer: RoutingObserver | None = None,
+        watch: Progress = silent,
     ) -> Iterator[int]:
-        """Yield up to `limit` ids after `prompt`, the whole text so far. The caller decides when to stop early."""
+        """Yield up to `limit` ids after `prompt`, the whole text so far. The caller decides when to stop early.
+
+        `watch` is told of the tokens fed at once, done and of how many.
+        """
         if not prompt:
             raise MoecliError("the prompt is empty", "a model without a start token needs at least one token")
         if len(prompt) > self.cache.capacity:
@@ -81,7 +86,7 @@ class Session:
             began = time.perf_counter()
             if observer is not None:
                 observer.generated = step > 0
-            logits = self._feed(pending, observer)
+            logits = self._feed(pending, observer, silent if step else watch)
             token = sampler.pick(logits, seen)
             spent = time.perf_counter() - began
             if step == 0:
@@ -95,10 +100,10 @@ class Session:
             pending = [token]
             seen.append(token)
 
-    def _feed(self, ids: list[int], observer: RoutingObserver | None) -> torch.Tensor:
+    def _feed(self, ids: list[int], observer: RoutingObserver | None, watch: Progress) -> torch.Tensor:
         """Append `ids` to the text; returns the logits [V] after the last. CheckpointError if they are no numbers."""
         self._torn = True
-        states = self.decoder.forward(torch.tensor(ids), self.cache, observer, last_only=True)
+        states = self.decoder.forward(torch.tensor(ids), self.cache, observer, last_only=True, watch=watch)
         self.held.extend(ids)
         self._torn = False
         logits = self.decoder.logits(states[-1:])[0].cpu()

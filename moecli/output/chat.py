@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from moecli import settings
 from moecli.engine.answer import Answer
 from moecli.errors import MoecliError
-from moecli.output import terminal
+from moecli.output import loading, terminal
 from moecli.output.answer import tell_statistics
 from moecli.output.messages import Messages
 
@@ -65,8 +65,9 @@ def _refuse(typed: str) -> None:
 def _turn(session: ChatSession, message: str, quiet: bool) -> None:
     answer = Answer()
     try:
-        for piece in session.ask(message, answer):
-            terminal.write(piece)
+        with loading.meter("reading", "tokens", quiet) as watch:
+            for piece in session.ask(message, answer, watch):
+                terminal.write(piece)
     except KeyboardInterrupt:
         pass  # the answer so far stays, in the conversation too
     except MoecliError as error:

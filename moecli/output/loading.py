@@ -1,17 +1,23 @@
-"""What `run` says before the answer: the plan and how it was made, what speed to expect, and how loading goes."""
+"""What is said before an answer: the plan and how it was made, what speed to expect, and how far long work is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from moecli.output import terminal
-from moecli.units import figure, format_bytes
+from moecli.store.progress import Progress
+from moecli.units import figure, format_bytes, format_duration
 
 if TYPE_CHECKING:
     from moecli.planning.placement import Plan, Tier
     from moecli.planning.speed import Throughput
+
+
+_OFTEN = 0.1  # seconds between two looks
+_KNOWN = 1.0  # seconds after which a rate means something
 
 
 def explain(plan: Plan) -> str:
@@ -50,16 +56,51 @@ def expectation(plan: Plan, speed: Throughput) -> str:
     )
 
 
+def introduce(name: str) -> None:
+    """Say what the built-in model is, and which real one is the smallest."""
+    from moecli.output import tables
+
+    real = "moecli run granite-3.1-1b --dtype q4"
+    tables.whisper(
+        f"{name} is a demonstration model of 7.9 M parameters: it knows nothing. A small real one: {real} (1.4 GiB)",
+        f"{name}: a demonstration, knows nothing. Real: {real}",
+        f"{name}: a demonstration, knows nothing",
+    )
+
+
 @contextmanager
-def progress(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+def progress(name: str, quiet: bool) -> Iterator[Progress]:
     """A line that stands on a terminal while weights are read or packed, and is gone after."""
     with terminal.Line(quiet) as line:
         line.show("loading ...")
-        yield lambda done, total: line.show(f"packing {name}: expert {done:,} of {total:,}")
+        yield _Meter(line, f"packing {name}", "experts")
 
 
 @contextmanager
-def reading(name: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A line that stands on a terminal while prompts are read, and is gone after."""
+def meter(what: str, unit: str, quiet: bool) -> Iterator[Progress]:
+    """A line that stands on a terminal while something is done: how much of it, how fast, how long still."""
     with terminal.Line(quiet) as line:
-        yield lambda done, total: line.show(f"{name} reads: {done:,} of {total:,} tokens")
+        yield _Meter(line, what, unit)
+
+
+class _Meter:
+    """tiny reads: 1,200 of 7,355 tokens, 410 tokens/s, 15 s left"""
+
+    def __init__(self, line: terminal.Line, what: str, unit: str) -> None:
+        self._line, self._what, self._unit = line, what, unit
+        self._began = self._shown = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done >= total:
+            self._line.clear()
+            return
+        if now - self._shown < _OFTEN:
+            return
+        self._shown = now
+        spent = now - self._began
+        pace = ""
+        if done and spent > _KNOWN:
+            rate = done / spent
+            pace = f", {figure(rate)} {self._unit}/s, {format_duration((total - done) / rate)} left"
+        self._line.show(f"{self._what}: {done:,} of {total:,} {self._unit}{pace}")

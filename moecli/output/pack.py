@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Protocol
 
+from moecli import settings
 from moecli.output import terminal
 from moecli.output.bars import byte_bars
 from moecli.store.layout import DENSE, StoreLayout
@@ -81,6 +83,8 @@ def summary(store: PackedStore, watch: Account) -> None:
     held = {dtype: _held_in(store, dtype) for dtype in set(store.layout.roles.values())}
     for dtype, (size, roles) in sorted(held.items(), key=lambda each: each[1], reverse=True):
         terminal.say(f"  {dtype:<5} {format_bytes(size):>9}  {', '.join(roles)}")
+    known = store.folder.parent == settings.stores()
+    terminal.say(f"next: moecli run {shlex.quote(store.name if known else str(store.folder))}")
 
 
 def _held_in(store: PackedStore, dtype: str) -> tuple[int, list[str]]:

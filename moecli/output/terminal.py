@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from moecli import settings
 from moecli.errors import Declined, MoecliError, UsageError, escaped, json_text, lines_printable, printable
 from moecli.store import filesystem
 from moecli.text import incoming
+from moecli.units import format_bytes
 
 # What of a text would steer a terminal: controls but line end and tab (C1 are escape sequences in one byte), the breaks
 # and overrides that make it stand elsewhere than it is, halves of characters. Joiners and marks that scripts need stay.
@@ -144,6 +146,11 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def say_written(file: Path) -> None:
+    """That a file is there now, and how large it is."""
+    say(f"wrote {printable(str(file))} ({format_bytes(file.stat().st_size)})")
+
+
 class Line:
     """A line that stands on a terminal's stderr for the time of a `with` block; elsewhere nothing."""
 
@@ -160,7 +167,7 @@ class Line:
     def show(self, text: str) -> None:
         """Show this text instead of what stood there."""
         if self._wanted:
-            shown = printable(text)
+            shown = printable(text, shutil.get_terminal_size().columns - 1)
             self._put("\r" + shown.ljust(self._width))
             self._width = len(shown)
 

@@ -14,6 +14,7 @@ from moecli.routing.domains import DomainDistance, load_distances, units
 from moecli.routing.published import Paper, paper
 from moecli.routing.report import RoutingReport, report
 from moecli.routing.trace import RoutingTrace
+from moecli.store.progress import Progress, silent
 
 _RUNS = 50  # simulated uniform routers
 
@@ -98,11 +99,13 @@ def analyse(
     other: RoutingTrace | None = None,
     note: str | None = None,
     provenance: Mapping[str, str] | None = None,
+    watch: Progress = silent,
 ) -> Analysis:
-    """Everything about `trace`, compared with `other`. Capacity `factors`: the usual ones if none are given."""
+    """Everything about `trace`, compared with `other`. Capacity `factors`: the usual ones if none are given; `watch` is
+    told of layers."""
     return Analysis(
         trace,
-        report(trace),
+        report(trace, watch=watch),
         tuple(_capacity(trace, factor) for factor in factors or OVERFLOW_FACTORS),
         memory,
         None if other is None else _compare(trace, other),

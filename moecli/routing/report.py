@@ -21,6 +21,7 @@ from moecli.routing.temporal_locality import (
 )
 from moecli.routing.trace import Integers, LayerTrace, RoutingTrace
 from moecli.routing.vocabulary import Vocabulary, vocabulary
+from moecli.store.progress import Progress, silent
 
 _SMALL_NOISE = 0.5  # MaxVio of a uniform router, above which a heatmap shows mostly luck
 
@@ -153,17 +154,21 @@ def _together(layers: Iterable[Figures]) -> Figures:
     return Figures(**{**means, "dead": sum(known["dead"])})
 
 
-def report(trace: RoutingTrace, with_replay: bool = True, adjacent_ranks: bool = False) -> RoutingReport:
-    """All figures of a trace. `adjacent_ranks` counts as pairs only experts next to each other in rank."""
+def report(
+    trace: RoutingTrace, with_replay: bool = True, adjacent_ranks: bool = False, watch: Progress = silent
+) -> RoutingReport:
+    """All figures of a trace. `adjacent_ranks` counts as pairs only experts next to each other in rank; `watch` is told
+    of layers."""
     result = replay(trace) if with_replay else None
     prompts = units(trace)
     counts = [prompts.counts(layer) for layer in trace.layers]
     distances = None
     if len(trace.domains) > 1:
         distances = domain_distances(counts, prompts.domain, len(trace.domains))
-    layers = [
-        _layer(layer, trace, prompts, each, adjacent_ranks) for layer, each in zip(trace.layers, counts, strict=True)
-    ]
+    layers: list[LayerReport] = []
+    for layer, each in zip(trace.layers, counts, strict=True):
+        watch(len(layers), len(trace.layers))
+        layers.append(_layer(layer, trace, prompts, each, adjacent_ranks))
     return RoutingReport(
         trace.model,
         trace.family,

@@ -27,6 +27,7 @@ class GenerationDefaults:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
 
 
 def read_generation_defaults(folder: Path) -> GenerationDefaults:
@@ -45,6 +46,7 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
         top_p=generation.number("top_p", 0, 1),
         min_p=generation.number("min_p", 0, 1),
         repetition_penalty=generation.number("repetition_penalty", 0, 100, above=True),
+        max_new_tokens=generation.count("max_new_tokens") or None,
     )
 
 

@@ -25,7 +25,8 @@ def test_tiny_goes_where_packed_models_lie(moecli, tmp_path):
     result = moecli("pack", "tiny")
     folder = tmp_path / "moecli" / "models" / "tiny-q4"
     assert (result.returncode, result.stdout) == (0, f"{folder}\n")
-    first, *roles = result.stderr.splitlines()
+    first, *roles, then = result.stderr.splitlines()
+    assert then == "next: moecli run tiny-q4"
     assert re.fullmatch(r"tiny-q4: 15\.2 MiB -> [\d.]+ MiB \(\d\d%\) in [\d.]+ s", first)
     assert {line.split()[0]: line.split("  ")[-1] for line in roles} == {
         "q4": "experts, qkv, o", "bf16": "embedding, attn_norm, ffn_norm, router, final_norm",
@@ -48,6 +49,8 @@ def test_json_quiet_and_output(moecli, tmp_path):
     assert document["bytes"] == PackedStore.open(Path(document["path"])).bytes
     assert document["dtypes"]["router"] == "bf16" and document["source_bytes"] == document["packed_bytes"] > 15 * 10**6
     quiet = moecli("pack", "tiny", "--dtype", "auto", "-o", str(tmp_path / "here" / "it is"), "--quiet")
+    again = moecli("pack", "tiny", "--dtype", "auto", "-o", str(tmp_path / "here" / "it is too"))
+    assert again.stderr.splitlines()[-1] == f"next: moecli run '{tmp_path / 'here' / 'it is too'}'"
     assert (quiet.stdout, quiet.stderr) == (f"{tmp_path / 'here' / 'it is'}\n", "")
     assert PackedStore.open(tmp_path / "here" / "it is").dtype == "bf16"
 

@@ -62,7 +62,15 @@ def test_a_model_is_pulled_and_runs(pull, moecli, hub, root):
     result = pull(REPO)
     folder = root / "snapshots" / hub_server.COMMIT
     assert result.returncode == 0 and result.stdout == f"{folder}\n" and is_whole(folder)
-    assert all(text in result.stderr for text in ("somebody/some-moe at 0123456789ab", "apache-2.0", "to fetch"))
+    assert all(
+        text in result.stderr
+        for text in (
+            "somebody/some-moe at 0123456789ab",
+            "apache-2.0",
+            "to fetch",
+            "next: moecli run somebody/some-moe",
+        )
+    )
     assert "\x1b" not in result.stderr and not (folder / "pytorch_model.bin").exists()
     before = len(hub.seen)
     assert moecli("run", REPO, "The sea", "-n", "4").returncode == 0

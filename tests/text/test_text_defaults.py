@@ -31,12 +31,13 @@ def test_all_values(tmp_path: Path) -> None:
             "top_p": 0.8,
             "min_p": 0,
             "repetition_penalty": 1.05,
+            "max_new_tokens": 80,
             "transformers_version": "4.0",
             "num_beams": "unread",
         },
         {"bos_token_id": 5, "eos_token_id": 9},
     )
-    assert found == GenerationDefaults(frozenset({2, 7}), 1, True, 0.7, 20, 0.8, 0.0, 1.05)
+    assert found == GenerationDefaults(frozenset({2, 7}), 1, True, 0.7, 20, 0.8, 0.0, 1.05, 80)
 
 
 def test_nothing_is_said(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""The line and the bars that say how far long work is."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from moecli.output import loading, terminal
+from moecli.output.bars import byte_bars
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("seconds", "done", "says"),
+    [
+        (0.05, 1, None),
+        (0.5, 1_200, "tiny reads: 1,200 of 7,355 tokens"),
+        (2, 1_200, "tiny reads: 1,200 of 7,355 tokens, 600 tokens/s, 10 s left"),
+        (2, 2, "tiny reads: 2 of 7,355 tokens, 1 tokens/s, 2 h 2 min left"),
+        (100, 7_355, None),
+    ],
+)
+def test_it_says_how_much_how_fast_and_how_long(
+    seconds: float, done: int, says: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter((100.0, 100.0 + seconds))
+    monkeypatch.setattr(loading.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("sys.stderr", shown := Terminal())
+    with loading.meter("tiny reads", "tokens", quiet=False) as watch:
+        watch(done, 7_355)
+    assert shown.getvalue().split("\r")[1:2] == ([] if says is None else [says])
+
+
+def test_nothing_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for quiet, stream in ((True, Terminal()), (False, io.StringIO())):
+        monkeypatch.setattr("sys.stderr", stream)
+        with loading.meter("x", "layers", quiet) as watch, terminal.status("loading ...", quiet):
+            watch(1, 2)
+        assert stream.getvalue() == ""
+
+
+def test_a_line_is_never_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr("sys.stderr", shown := Terminal())
+    with terminal.Line() as line:
+        line.show("a name that goes on and on and on")
+    assert max(map(len, shown.getvalue().split("\r"))) <= 20
+
+
+@pytest.mark.parametrize(("columns", "shows"), [(40, ("50%",)), (70, ("0.5/1.0 GiB",)), (100, ("━", "0.5/1.0 GiB"))])
+def test_bars_fit_the_terminal(columns: int, shows: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("COLUMNS", str(columns)), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stderr", Terminal())
+    bars = byte_bars(14, quiet=False)
+    bars.add_task("…el-00001-of-00019.safeten", total=2**30, completed=2**29)
+    (line,) = bars.console.render_lines(bars.get_renderable())
+    text = "".join(part.text for part in line)
+    assert all(each in text for each in shows) and "…el-00001-of-00019.safeten" in text
+    assert len(text) <= columns and "0:00:00" not in text
