@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_refused_without_a_word_of_disk(dense, packed, moec
     assert "hint: a model without experts runs in RAM alone: --ram 2" in result.stderr
     assert "disk" not in result.stderr
     verdict = moecli("memory", name, "--dtype", "q4", "--ram", "200MiB").stdout
-    assert "the smallest --ram is" in verdict and "disk" not in verdict
+    assert "MiB with all of it in RAM" in verdict and "disk" not in verdict
 
 
 def test_it_has_no_router_to_look_at(dense, moecli, tmp_path):

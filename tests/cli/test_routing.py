@@ -213,7 +213,6 @@ def test_mixtral_stands_beside_its_paper(moecli, tmp_path):
         (["inspect", "--routing", "--from", "{damaged}"], 1, "damaged"),
         (["inspect", "--routing", "--from", "{bad}"], 1, "JSON|token"),
         (["inspect", "--routing", "--from", "{folder}/none"], 1, "cannot read"),
-        (["inspect", "mixtral", "--routing", "--offline"], 1, "not on this machine"),
         (["inspect", "llama-2-70b", "--routing"], 1, "'llama-2-70b' has no routed experts"),
         (["run", "tiny", "a", "--trace", "{folder}/none/x"], 2, "no folder"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
-from moecli.model.families._parts import check_router, grouped_query, language_part, layer_count, make_spec
+from moecli.model.families._parts import check_router, grouped_query, language_part, layer_count, make_spec, text_part
 from moecli.model.spec import FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, QkNorm, Router, Scoring
 from moecli.model.unsupported import Unsupported
 
@@ -44,7 +44,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         Layer(sliding if kind == "sliding_attention" else full, mixture if index >= first else dense)
         for index, kind in enumerate(kinds)
     ]
-    silent = "attention_other_setting" not in (config.get("text_config") or config)
+    silent = "attention_other_setting" not in text_part(config)[1]
     return make_spec(
         c, layers, hidden_size=hidden_size, context=context, vocab=128_815, eps=1e-5, extra_layers=extra_layers,
         unsupported=(Unsupported.GATED_HEADS, Unsupported.ZERO_CENTRED_NORMS),
