@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, urlsplit
 
 from moecli.errors import NetworkError, printable
@@ -114,6 +116,11 @@ def refusal(
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds, from Retry-After or from the `t` of the Hub's RateLimit header."""
+    """Seconds, from Retry-After (a number, or a date as in RFC 9110) or from the `t` of the Hub's RateLimit header."""
     asked = headers.get("retry-after", "") or "".join(re.findall(r"\bt=([0-9]+)", headers.get("ratelimit", ""))[:1])
-    return float(asked[:12]) if asked.isascii() and asked.isdigit() else None
+    if asked.isascii() and asked.isdigit():
+        return float(asked[:12])
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None
