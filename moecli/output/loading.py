@@ -62,7 +62,7 @@ def introduce(name: str) -> None:
 
     real = "moecli run granite-3.1-1b --dtype q4"
     tables.whisper(
-        f"{name} is a demonstration model of 7.9 M parameters: it knows nothing. A small real one: {real} (1.4 GiB)",
+        f"{name} is a demonstration and knows nothing; a small real model (1.4 GiB): {real}",
         f"{name}: a demonstration, knows nothing. Real: {real}",
         f"{name}: a demonstration, knows nothing",
     )
