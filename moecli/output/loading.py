@@ -99,8 +99,11 @@ class _Meter:
             return
         self._shown = now
         spent = now - self._began
-        pace = ""
+        said = f"{self._what}: {done:,} of {total:,} {self._unit}"
         if done and spent > _KNOWN:
             rate = done / spent
-            pace = f", {figure(rate)} {self._unit}/s, {format_duration((total - done) / rate)} left"
-        self._line.show(f"{self._what}: {done:,} of {total:,} {self._unit}{pace}")
+            left = f"{format_duration((total - done) / rate)} left"
+            pace = f"{figure(rate)} {self._unit}/s"
+            self._line.show(f"{said}, {pace}, {left}", f"{said}, {left}", f"{self._what}: {left}")
+        else:
+            self._line.show(said)
