@@ -29,6 +29,8 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
     form, layers, factors = wanted.form(json), wanted.chosen_layers(), wanted.factors()
     options.check_output("--output", wanted.output)
     options.check_output("--save-trace", wanted.save_trace)
+    if wanted.probabilities and wanted.save_trace is None:
+        raise UsageError("--probabilities goes with --save-trace", "add --save-trace FILE.jsonl, or .trace")
     if wanted.probabilities and wanted.save_trace is not None and wanted.save_trace.suffix == ".csv":
         raise UsageError("a CSV trace has no room for --probabilities", "name the trace .jsonl or .trace")
     if form in ("png", "pdf"):  # before anything is read for nothing
@@ -59,7 +61,7 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
         from moecli.routing import files
 
         files.write(ours.trace, wanted.save_trace)
-        if not json:
+        if not quiet:
             terminal.say_written(wanted.save_trace)
     from moecli.routing.analysis import analyse
     from moecli.routing.provenance import of_analysis

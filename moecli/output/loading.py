@@ -62,7 +62,7 @@ def introduce(name: str) -> None:
 
     real = "moecli run granite-3.1-1b --dtype q4"
     tables.whisper(
-        f"{name} is a demonstration model of 7.9 M parameters: it knows nothing. A small real one: {real} (1.4 GiB)",
+        f"{name} is a demonstration and knows nothing; a small real model (1.4 GiB): {real}",
         f"{name}: a demonstration, knows nothing. Real: {real}",
         f"{name}: a demonstration, knows nothing",
     )
@@ -99,8 +99,11 @@ class _Meter:
             return
         self._shown = now
         spent = now - self._began
-        pace = ""
+        said = f"{self._what}: {done:,} of {total:,} {self._unit}"
         if done and spent > _KNOWN:
             rate = done / spent
-            pace = f", {figure(rate)} {self._unit}/s, {format_duration((total - done) / rate)} left"
-        self._line.show(f"{self._what}: {done:,} of {total:,} {self._unit}{pace}")
+            left = f"{format_duration((total - done) / rate)} left"
+            pace = f"{figure(rate)} {self._unit}/s"
+            self._line.show(f"{said}, {pace}, {left}", f"{said}, {left}", f"{self._what}: {left}")
+        else:
+            self._line.show(said)

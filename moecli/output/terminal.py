@@ -180,10 +180,12 @@ class Line:
     def __exit__(self, *_: object) -> None:
         self.clear()
 
-    def show(self, text: str) -> None:
-        """Show this text instead of what stood there."""
+    def show(self, *texts: str) -> None:
+        """Show the first of these texts that fits, else the beginning of the last, instead of what stood there."""
         if self._wanted:
-            shown = printable(text, shutil.get_terminal_size().columns - 1)
+            room = shutil.get_terminal_size().columns - 1
+            whole = (shown for text in texts if len(shown := printable(text)) <= room)
+            shown = next(whole, printable(texts[-1], room))
             self._put("\r" + shown.ljust(self._width))
             self._width = len(shown)
 

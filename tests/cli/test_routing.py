@@ -207,6 +207,7 @@ def test_mixtral_stands_beside_its_paper(moecli, tmp_path):
         (["inspect", "tiny", "--routing", "--limit", "0"], 2, "0"),
         (["inspect", "tiny", "--routing", "--prompts", "{folder}/none"], 1, "cannot read the prompts"),
         (["inspect", "tiny", "--routing", "--prompts", "{bad}"], 1, "line 2"),
+        (["inspect", "tiny", "--routing", "--probabilities"], 2, "goes with --save-trace"),
         (["inspect", "tiny", "--routing", "--probabilities", "--save-trace", "{folder}/x.csv"], 2, "no room"),
         (["inspect", "tiny", "--routing", "--from", "{trace}"], 2, "not recorded of tiny"),
         (["inspect", "--routing", "--from", "{trace}", "--against", "tiny"], 2, "another trace"),

@@ -324,6 +324,7 @@ def test_chat_knows_commands_pasted_text_and_earlier_messages(command, environme
     terminal.wait_for(">>> ", times=len(typed) + 1)
     terminal.type("exit\n")
     assert terminal.exit_code() == 0 and "Traceback" not in terminal.seen
+    assert "tiny: a demonstration, knows nothing. Real: moecli run granite-3.1-1b --dtype q4" in terminal.seen
     assert terminal.seen.count("error:") == 2 and len(re.findall(r"answer \d", terminal.seen)) == 3
     messages = list(map(json.loads, kept.read_text().splitlines()))
     assert [message for message in messages if message[0] not in "/e"] == ["one\n/two", "a\nb"]

@@ -49,6 +49,8 @@ def test_a_line_is_never_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("sys.stderr", shown := Terminal())
     with terminal.Line() as line:
         line.show("a name that goes on and on and on")
+        line.show("a name that goes on and on and on", "a short one", "another")
+    assert "a short one" in shown.getvalue() and "another" not in shown.getvalue()
     assert max(map(len, shown.getvalue().split("\r"))) <= 20
 
 
