@@ -84,6 +84,24 @@ def test_nesting_of_any_depth_is_read_past_or_refused(key: str, tmp_path: Path) 
             assert key == "made_up" and spec.unread_keys == (key,) and depth < 1010
 
 
+@pytest.mark.parametrize("entry", catalog.known(), ids=lambda entry: entry.alias)
+def test_what_stands_for_a_part_and_is_none_is_refused_or_read_past(entry: catalog.Entry) -> None:
+    """Whoever looks into a part of the file looks first whether it is one."""
+    whole = entry.config()
+    inner = next((name for name in ("text_config", "llm_config", "language_config") if name in whole), None)
+    parts = {name for name, value in whole.items() if isinstance(value, dict | list)}
+    for key in parts | {"text_config", "quantization_config", "quantization", "rope_scaling", "architectures"}:
+        for value in (3, 1.5, True, "x", "", [], [1], [[]], {}, {"a": 1}, None):
+            texts = [whole | {key: value}]
+            if inner and isinstance(whole[inner], dict):
+                texts.append(whole | {inner: whole[inner] | {key: value}})
+            for text in texts:
+                try:
+                    read_spec(text)
+                except ConfigError as error:
+                    assert error.message
+
+
 # The family
 
 
