@@ -1,12 +1,9 @@
-
-_moecli_completion() {
-    local IFS=$'
-'
-    COMPREPLY=( $( env COMP_WORDS="${COMP_WORDS[*]}" \
-                   COMP_CWORD=$COMP_CWORD \
-                   _MOECLI_COMPLETE=complete_bash $1 ) )
-    return 0
+_moecli() {
+    local line
+    COMPREPLY=()
+    while IFS= read -r line; do
+        COMPREPLY+=("${line%%$'\t'*}")
+    done < <("$1" __complete bash "${COMP_LINE:0:COMP_POINT}" "$COMP_WORDBREAKS" 2>/dev/null)
 }
 
-complete -o default -F _moecli_completion moecli
-
+complete -o bashdefault -o default -F _moecli moecli

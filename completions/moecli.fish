@@ -1,1 +1,12 @@
-complete --command moecli --no-files --arguments "(env _MOECLI_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) moecli)" --condition "env _MOECLI_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) moecli"
+function __moecli_complete
+    set -l words (commandline --tokenize --current-process --cut-at-cursor)
+    set -l current (commandline --current-token --cut-at-cursor)
+    set -l found ($words[1] __complete fish $words[2..] "$current" 2>/dev/null)
+    if test (count $found) -gt 0
+        printf '%s\n' $found
+    else
+        __fish_complete_path "$current"
+    end
+end
+
+complete --command moecli --no-files --arguments '(__moecli_complete)'

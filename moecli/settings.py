@@ -82,6 +82,11 @@ def use_utf8() -> None:
             os.environ["LC_ALL"] = "C.UTF-8"  # the editor asks anew
 
 
+def forbid_network() -> None:
+    """What --offline says where everything below asks `offline`."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
 def let_threads_sleep() -> None:
     """Before torch is imported: threads that wait for each other give up the processor after some 100 microseconds.
 

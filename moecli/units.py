@@ -16,12 +16,15 @@ _LARGEST = 2**63 - 1
 
 
 def parse_size(text: str) -> int:
-    """Bytes in `text`: "6GiB" and "6G" are binary, "6GB" is decimal, a bare number is bytes."""
+    """Bytes in `text`: "6GiB" and "6G" are binary, "6GB" is decimal, "24B" is bytes. UsageError without a unit."""
     match = _SIZE.fullmatch(text)
     factor: int | None = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise UsageError(f"'{printable(text, 40)}' is not a size", "write a number and a unit: 6GiB, 512MiB or 20GB")
     size = float(match[1]) * factor
+    if size and not match[2]:
+        meant = f"{match[1]}GiB" if size < 100_000 else f"{match[1]}B for bytes"
+        raise UsageError(f"{printable(text.strip(), 40)} has no unit", f"write {meant}")
     if size > _LARGEST:
         raise UsageError(f"'{printable(text, 40)}' is larger than any machine", "write fewer digits, such as 6GiB")
     return round(size)

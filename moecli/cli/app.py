@@ -6,20 +6,47 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.main import get_command
 
 from moecli import __version__, settings
-from moecli.cli import bench, completion, doctor, inspect, list, memory, pack, pull, rm, run, verify
+from moecli.cli import bench, completion, doctor, help, inspect, list, memory, pack, program, pull, rm, run, verify
 from moecli.errors import MoecliError
 from moecli.output import log, terminal
 
 PROGRAM = "moecli"
-_EPILOG = "Environment: " + "; ".join(f"{v.name}: {v.meaning}" for v in settings.VARIABLES) + "."
+EXAMPLES = """
+moecli run tiny "The sea"
+moecli memory mixtral
+moecli help run
+"""
+
+
+class Program(program.Group):
+    """Every command, in the order of the help."""
+
+    table = {  # noqa: RUF012  # read only
+        "run": ("Use a model", run.run, run.EXAMPLES),
+        "inspect": ("Use a model", inspect.inspect, inspect.EXAMPLES),
+        "memory": ("Use a model", memory.memory, memory.EXAMPLES),
+        "bench": ("Use a model", bench.bench, bench.EXAMPLES),
+        "pull": ("Models on this machine", pull.pull, pull.EXAMPLES),
+        "pack": ("Models on this machine", pack.pack, pack.EXAMPLES),
+        "list": ("Models on this machine", list.list_models, list.EXAMPLES),
+        "verify": ("Models on this machine", verify.verify, verify.EXAMPLES),
+        "rm": ("Models on this machine", rm.rm, rm.EXAMPLES),
+        "doctor": ("This program", doctor.doctor, doctor.EXAMPLES),
+        "completion": ("This program", completion.completion, completion.EXAMPLES),
+        "help": ("This program", help.help_of, help.EXAMPLES),
+    }
+
 
 app = typer.Typer(
     name=PROGRAM,
+    cls=Program,
     help="Run Mixture-of-Experts models on machines too small for them, and see what the router does.",
-    epilog=_EPILOG,
+    epilog=EXAMPLES,
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
@@ -47,24 +74,14 @@ def root(
     """Run Mixture-of-Experts models on machines too small for them, and see what the router does."""
 
 
-app.command("run", epilog=run.EXAMPLES)(run.run)
-app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
-app.command("pull", epilog=pull.EXAMPLES)(pull.pull)
-app.command("pack", epilog=pack.EXAMPLES)(pack.pack)
-app.command("list", epilog=list.EXAMPLES)(list.list_models)
-app.command("rm", epilog=rm.EXAMPLES)(rm.rm)
-app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
-app.command("memory", epilog=memory.EXAMPLES)(memory.memory)
-app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
-app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
-app.command("completion", epilog=completion.EXAMPLES)(completion.completion)
-
-
 def main() -> None:
     """The entry point. Explained failures end in one line; anything else is a bug and shows itself.
 
-    Typer itself answers wrong usage (2), Ctrl-C (130) and a reader that has gone (quietly, 1).
+    Typer itself answers Ctrl-C (130) and a reader that has gone (quietly, 1).
     """
+    if sys.argv[1:2] == ["__complete"]:
+        completion.answer(get_command(app), sys.argv[2:])
+        return
     terminal.prepare_streams()
     settings.let_threads_sleep()
     try:

@@ -26,30 +26,33 @@ def bench(
     *,
     prompt_tokens: Annotated[
         int | None,
-        typer.Option(
-            "--prompt-tokens", help="Length of the random prompt.", show_default="512", callback=options.at_least(1)
-        ),
+        options.option(metavar="N", help="Length of the random prompt.", default="512", check=options.at_least(1)),
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(
+        options.option(
             "--max-tokens",
             "-n",
+            metavar="N",
+            default="128",
+            check=options.at_least(1),
             help="Number of tokens to decode after it.",
-            show_default="128",
-            callback=options.at_least(1),
         ),
     ] = None,
-    repeat: Annotated[int, typer.Option("--repeat", help="Number of repetitions.", callback=options.at_least(1))] = 3,
+    repeat: Annotated[
+        int, options.option(metavar="N", help="Number of repetitions.", default=True, check=options.at_least(1))
+    ] = 3,
     seed: running.Seed = 0,
     dtype: options.Dtype = "auto",
     ctx: options.Context = None,
     ram: options.Ram = None,
     policy: running.Policy = DEFAULT,
     device: running.Device = "auto",
-    vram: running.Vram = None,
+    vram: options.Vram = None,
     threads: options.Threads = None,
     json: options.Json = False,
+    format: options.Form = None,
+    output: options.Output = None,
     offline: options.Offline = False,
     yes: options.Yes = False,
     quiet: options.Quiet = False,
@@ -61,15 +64,17 @@ def bench(
     Exit 3: a median lies outside its forecast.
     """
     running.check(dtype, policy, device)
+    form = options.record_form(format, json, output)
     ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet)
     with terminal.status("measuring this machine ...", quiet):
         from moecli.engine import bench as engine
         from moecli.engine.loaded import LoadOptions, open_for_run
         from moecli.output import bench as show
+        from moecli.output import records
         from moecli.output.json.bench import document
 
         wanted = LoadOptions(
-            dtype=dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
+            dtype=ref.dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
             device=device, vram=None if vram is None else parse_size(vram),
         )  # fmt: skip
         opened = open_for_run(ref, wanted)
@@ -86,8 +91,8 @@ def bench(
         loaded, load_s = engine.load(opened, expected, progress)
     with show.progress(work.repeat, quiet) as watch:
         result = engine.measure(loaded, work, expected, load_s, watch)
-    if json:
-        terminal.write_json(document(loaded, result))
+    if form != "table":
+        records.write([document(loaded, result)], form, output)
     else:
         show.screen(loaded, result, no_color)
     if not result.within_forecast:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +12,6 @@ from moecli.cli import options
 from moecli.cli.routing import show as show_routing
 from moecli.cli.routing_options import RoutingOptions, takes_routing_options
 from moecli.errors import CheckpointError, MoecliError, UsageError
-from moecli.library.resolve import resolve
 from moecli.output import terminal
 
 EXAMPLES = """Examples:
@@ -44,9 +44,10 @@ def inspect(
     *,
     offline: options.Offline = False,
     json: options.Json = False,
+    quiet: options.Quiet = False,
     no_color: options.NoColor = False,
     with_routing: Annotated[
-        bool, typer.Option("--routing", help="Run the model on prompts and show what its router does.")
+        bool, options.option("--routing", help="Run the model on prompts and show what its router does.")
     ] = False,
     routing: RoutingOptions = RoutingOptions(),
 ) -> None:
@@ -55,30 +56,33 @@ def inspect(
     Aliases need no network and no weights. Of a Hub id only config.json and the headers of the weights are read.
     """
     if with_routing:
-        show_routing(models or [], routing, json, no_color, offline)
+        show_routing(models or [], routing, json, no_color, offline, quiet or json)
     else:
         routing.refuse()
+        form = options.record_form(routing.format, json, routing.output)
         if not models:
             raise UsageError("no MODEL is named", "moecli inspect tiny")
-        _architecture(models, json, no_color, offline)
+        _architecture(models, form, routing.output, no_color, offline, quiet)
 
 
-def _architecture(models: list[str], json: bool, no_color: bool, offline: bool) -> None:
+def _architecture(
+    models: list[str], form: str, output: Path | None, no_color: bool, offline: bool, quiet: bool
+) -> None:
     from moecli.library import inspection
+    from moecli.library.resolve import resolve
 
     reports, refs = [], []
-    for model in models:
-        ref = resolve(model)
+    for ref in [resolve(model) for model in models]:  # every name is looked up before anything is read
         refs.append(ref)
         ask_hub = ref.by_hub_id and not (offline or settings.offline())
-        with terminal.status(f"reading {ref.name} ...", json):
+        with terminal.status(f"reading {ref.name} ...", quiet or form != "table"):
             reports.append(inspection.inspect(ref, ask_hub))
     reference = inspection.dense_reference(reports)
-    if json:
+    if form != "table":
+        from moecli.output import records
         from moecli.output.json.inspect import document
 
-        documents = [document(report, reference) for report in reports]
-        terminal.write_json(documents if len(documents) > 1 else documents[0])
+        records.write([document(report, reference) for report in reports], form, output)
     elif len(reports) > 1:
         from moecli.output import comparison, tables
 

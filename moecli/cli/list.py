@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from moecli.cli import options
-from moecli.output import terminal
 
 EXAMPLES = """Examples:
 
@@ -23,13 +22,15 @@ EXAMPLES = """Examples:
 
 def list_models(
     word: Annotated[
-        str, typer.Argument(metavar="[WORD]", help="Only models in whose name it is.", show_default=False)
+        str, typer.Argument(metavar="WORD", help="Only models in whose name it is.", show_default=False)
     ] = "",
     *,
     known: Annotated[
-        bool, typer.Option("--known", help="List the catalog instead: every model with an alias.")
+        bool, options.option("--known", help="List the catalog instead: every model with an alias.")
     ] = False,
     json: options.Json = False,
+    format: options.Form = None,
+    output: options.Output = None,
     no_color: options.NoColor = False,
 ) -> None:
     """Show the models on this machine, or with --known every model that has an alias, smallest first.
@@ -38,18 +39,19 @@ def list_models(
     """
     from moecli.library import listing
     from moecli.output import listing as view
-    from moecli.output import tables
+    from moecli.output import records, tables
     from moecli.output.json import list as documents
 
+    form = options.record_form(format, json, output)
     if known:
         catalogued = listing.known(word)
-        if json:
-            terminal.write_json(documents.known(catalogued))
+        if form != "table":
+            records.write(documents.known(catalogued), form, output, array=True)
         else:
             view.show_known(tables.console(no_color), catalogued)
         return
     here = [model for model in listing.here() if word.casefold() in f"{model.name} {model.source}".casefold()]
-    if json:
-        terminal.write_json(documents.here(here))
+    if form != "table":
+        records.write(documents.here(here), form, output, array=True)
     else:
         view.show_here(tables.console(no_color), here)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from moecli.cli import options
 from moecli.cli.inspect import Models
 from moecli.errors import UsageError
-from moecli.output import terminal
+from moecli.units import format_bytes
 
 EXAMPLES = """Examples:
 
@@ -23,38 +24,67 @@ EXAMPLES = """Examples:
 """
 
 
+def _complete_gpu(incomplete: str) -> Iterator[options.Choice]:
+    from moecli.planning.gpus import GPUS
+
+    return ((name, format_bytes(card.memory)) for name, card in GPUS.items() if name.startswith(incomplete))
+
+
 def memory(
     models: Models = None,
     *,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", "--quant", help="Show one format in detail.", show_default=False)
+        str | None,
+        options.option(
+            "--dtype",
+            "--quant",
+            metavar="FORMAT",
+            values=options.DTYPES[1:],
+            help=f"Show one format in detail: {', '.join(options.DTYPES[1:])}.",
+        ),
     ] = None,
     ctx: options.Context = None,
     batch: Annotated[
-        int, typer.Option("--batch", help="Batch size: sequences processed together.", callback=options.at_least(1))
+        int,
+        options.option(
+            metavar="N", help="Batch size: sequences processed together.", default=True, check=options.at_least(1)
+        ),
     ] = 1,
     ram: options.Ram = None,
     vram: Annotated[
-        str | None, typer.Option("--vram", metavar="SIZE", help="GPU memory budget.", show_default=False)
+        str | None,
+        options.option(metavar="SIZE", panel=options.MEMORY, help="GPU memory budget.", check=options.sized),
     ] = None,
     gpu: Annotated[
         str | None,
-        typer.Option(
-            "--gpu", metavar="NAME[:N]", help="A GPU by name, e.g. rtx4090:2; `list` shows them.", show_default=False
+        options.option(
+            metavar="NAME[:N]",
+            panel=options.MEMORY,
+            help="A GPU by name, e.g. rtx4090:2; `list` shows them.",
+            complete=_complete_gpu,
         ),
     ] = None,
     ram_speed: Annotated[
         str | None,
-        typer.Option("--ram-speed", metavar="SIZE", help="RAM bandwidth per second, e.g. 60GB.", show_default=False),
+        options.option(
+            metavar="SIZE", panel=options.MEMORY, help="RAM bandwidth per second, e.g. 60GB.", check=options.sized
+        ),
     ] = None,
     disk_speed: Annotated[
         str | None,
-        typer.Option("--disk-speed", metavar="SIZE", help="Disk reads per second, e.g. 3GB.", show_default=False),
+        options.option(
+            metavar="SIZE", panel=options.MEMORY, help="Disk reads per second, e.g. 3GB.", check=options.sized
+        ),
     ] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Show each term with its formula.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Exit 3 if it does not fit in VRAM and RAM.")] = False,
-    max_ctx: Annotated[bool, typer.Option("--max-ctx", help="Show the longest context that fits.")] = False,
+    explain: Annotated[bool, options.option("--explain", help="Show each term with its formula.")] = False,
+    check: Annotated[bool, options.option("--check", help="Exit 3 if it does not fit in VRAM and RAM.")] = False,
+    max_ctx: Annotated[bool, options.option("--max-ctx", help="Show the longest context that fits.")] = False,
+    quiet: Annotated[
+        bool, options.option("--quiet", "-q", panel=options.OUTPUT, help="With --check: say it by exit code alone.")
+    ] = False,
     json: options.Json = False,
+    format: options.Form = None,
+    output: options.Output = None,
     offline: options.Offline = False,
     no_color: options.NoColor = False,
 ) -> None:
@@ -67,9 +97,11 @@ def memory(
     from moecli.library import advice, inspection
     from moecli.library.resolve import Kind, resolve
     from moecli.output import memory as show
+    from moecli.output import records
     from moecli.output.json.memory import document
     from moecli.planning.estimate import Budget, estimate
 
+    form = options.record_form(format, json, output)
     if gpu == "list":
         show.gpus(no_color)
         return
@@ -79,17 +111,21 @@ def memory(
         raise UsageError("--max-ctx is of one model", f"moecli memory {models[0]} --max-ctx")
     budget = Budget.of(ram, vram, gpu, ram_speed, disk_speed)
     subjects = []
-    for model in models:
-        ref = resolve(model)
+    for ref in [resolve(model) for model in models]:
         report = inspection.inspect(ref, ask_hub=ref.by_hub_id and not (offline or settings.offline()))
         packed = report.inventory.format if ref.kind is Kind.STORE and report.inventory is not None else None
-        result = estimate(report.model, report.spec, budget, dtype or packed, ctx, batch, max_ctx)
+        named = dtype or (None if ref.dtype == "auto" else ref.dtype)
+        result = estimate(report.model, report.spec, budget, named or packed, ctx, batch, max_ctx)
         wanted = result.chosen.memory.dtype if result.asked else "auto"
         advised = advice.advise_on_report(ref, report, wanted, budget, ctx, batch, here=ram is None)
         subjects.append(show.Subject(result, report, advised))
-    if json:
+    if form != "table":
         documents = [document(each.result, each.report, each.advice) for each in subjects]
-        terminal.write_json(documents if len(documents) > 1 else documents[0])
+        if form != "json":  # a row a format
+            documents = [{"model": each["model"], **row} for each in documents for row in each["formats"] or [each]]
+        records.write(documents, form, output)
+    elif quiet and check:
+        pass  # the exit code says it
     elif max_ctx:
         show.largest_context(subjects[0].result)
     elif len(subjects) > 1:

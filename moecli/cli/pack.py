@@ -10,7 +10,6 @@ import typer
 
 from moecli.cli import options
 from moecli.formats import check_dtype
-from moecli.library.resolve import resolve
 from moecli.output import terminal
 
 EXAMPLES = """Examples:
@@ -20,38 +19,48 @@ EXAMPLES = """Examples:
   moecli pack ./my-model --dtype q8 -o /data/my-model-q8
 """
 
+_DTYPE = "q4"
 StoreFolder = Annotated[
     Path | None,
-    typer.Option(
-        "--output", "-o", metavar="DIR", help="Folder of the packed model; default: in MOECLI_HOME.", show_default=False
-    ),
+    options.option("--output", "-o", metavar="DIR", help="Folder of the packed model; default: in MOECLI_HOME."),
 ]
 
 
 def pack(
-    model: options.Model,
+    model: options.LocalModel,
     *,
     dtype: Annotated[
-        str, typer.Option("--dtype", "--quant", help="Format: q4, q8, nf4, int8, bf16, fp16, fp32, or auto: as stored.")
-    ] = "q4",
+        str,
+        options.option(
+            "--dtype",
+            "--quant",
+            metavar="FORMAT",
+            default=True,
+            values=options.DTYPES,
+            help=f"Format of the weights: {', '.join(options.DTYPES)}. auto: as stored.",
+        ),
+    ] = _DTYPE,
     output: StoreFolder = None,
     threads: options.Threads = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
+    no_color: options.NoColor = False,
 ) -> None:
     """Convert a checkpoint on this machine into a packed store, which then runs without it.
 
     Interrupted, it goes on where it stopped when repeated. Prints the store's folder, which is a MODEL.
     """
     from moecli.library import stores
+    from moecli.library.resolve import resolve
     from moecli.output import pack as view
     from moecli.output.json.pack import document
     from moecli.store.layout import choose_layout
     from moecli.store.source import open_source, origin_of
 
     check_dtype(dtype)
-    ref = resolve(model, original=True)
+    ref = resolve(model, dtype="auto" if dtype == _DTYPE else dtype, original=True)
+    dtype = dtype if ref.dtype == "auto" else ref.dtype
     weights = open_source(ref.weights)
     if not quiet:
         terminal.say_notes(weights.notes)

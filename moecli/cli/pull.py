@@ -6,13 +6,11 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from moecli import settings
 from moecli.cli import options
 from moecli.cli.pack import StoreFolder
 from moecli.errors import UsageError
 from moecli.formats import check_dtype
-from moecli.library.resolve import resolve
 
 EXAMPLES = """Examples:
 
@@ -29,14 +27,21 @@ def pull(
     *,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", "--quant", help="Pack to q4, q8, ... on the way, shard by shard.", show_default=False),
+        options.option(
+            "--dtype",
+            "--quant",
+            metavar="FORMAT",
+            values=options.DTYPES[1:],
+            help=f"Pack on the way, shard by shard: {', '.join(options.DTYPES[1:])}.",
+        ),
     ] = None,
     output: StoreFolder = None,
     keep_original: Annotated[
-        bool, typer.Option("--keep-original", help="With --dtype: keep the downloaded files as well.")
+        bool, options.option("--keep-original", help="With --dtype: keep the downloaded files as well.")
     ] = False,
     threads: options.Threads = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be fetched, and stop.")] = False,
+    dry_run: Annotated[bool, options.option("--dry-run", help="Show what would be fetched, and stop.")] = False,
+    offline: options.Offline = False,
     yes: options.Yes = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -48,10 +53,15 @@ def pull(
     two shards. Interrupted, it goes on where it stopped when repeated. It asks only where something speaks against it.
     """
     from moecli.cli import fetching
+    from moecli.library.resolve import resolve
 
-    ref = resolve(model, original=True)
     if dtype is not None:
         check_dtype(dtype)
+    if offline:
+        settings.forbid_network()
+    ref = resolve(model, dtype=dtype or "auto", original=True)
+    if ref.dtype != "auto":
+        dtype = ref.dtype
     elif output is not None or keep_original:
         raise UsageError(f"{'-o' if output else '--keep-original'} goes with --dtype", "add for instance --dtype q4")
     target = Path(os.path.realpath(output)) if output else None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from moecli.cli import options
 from moecli.output import terminal
 
@@ -14,7 +18,20 @@ EXAMPLES = """Examples:
 
 
 def rm(
-    model: options.Model, *, yes: options.Yes = False, json: options.Json = False, quiet: options.Quiet = False
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="As `moecli list` names it; NAME@REVISION for one revision of it.",
+            autocompletion=options.complete_local,
+            show_default=False,
+        ),
+    ],
+    *,
+    yes: options.Yes = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    no_color: options.NoColor = False,
 ) -> None:
     """Delete a model that was pulled or packed; with @revision only that revision. What others share stays."""
     from moecli.library.removal import removal

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING
 
 from moecli.cli import options, running
 from moecli.cli.routing_options import RoutingOptions
-from moecli.errors import UsageError
-from moecli.formats import FORMATS
-from moecli.library.resolve import Kind, ModelRef, resolve
+from moecli.errors import ModelNotFound, UsageError
+from moecli.formats import FORMATS, nearest
 from moecli.output import loading, terminal
 from moecli.units import parse_size
 
 if TYPE_CHECKING:
+    from moecli.library.resolve import ModelRef
     from moecli.routing.analysis import Analysis
     from moecli.routing.prompts import Prompt
     from moecli.routing.recorded import Recorded
     from moecli.routing.trace import RoutingTrace
 
 
-def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bool, offline: bool) -> None:
+def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bool, offline: bool, quiet: bool) -> None:
     """Record or read a trace, analyse it, and show it in the form asked for."""
     form, layers, factors = wanted.form(json), wanted.chosen_layers(), wanted.factors()
     options.check_output("--output", wanted.output)
@@ -36,18 +36,20 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
 
         picture.require()
     ref = _model(models, wanted)
+    wanted = wanted if ref is None else replace(wanted, dtype=ref.dtype)
     if ref is None or wanted.from_ is not None:
         assert wanted.from_ is not None, "without either, _model refuses"
-        ours = _read(wanted.from_, ref)
         other = _other_trace(wanted.against)
+        ours = _read(wanted.from_, ref)
     else:
         from moecli.routing.provenance import recorded
 
         if ref.folder is None and form == "table":
             _without_weights(ref, wanted, offline, no_color)
+        against = _against(wanted, ref, offline, quiet)
         name, prompts, raw = _prompts(wanted)
-        ours = _record(ref, offline, wanted, prompts, raw, json)
-        other = _other(wanted, ref, prompts, raw, offline, json)
+        ours = _record(ref, offline, wanted, prompts, raw, quiet)
+        other = _record(*against, prompts, raw, quiet).trace if isinstance(against, tuple) else against
         made = recorded(_command(), wanted.seed, name, prompts, raw)
         ours = replace(ours, trace=replace(ours.trace, provenance=made))
     if layers is not None and (missing := layers - {layer.layer for layer in ours.trace.layers}):
@@ -62,13 +64,13 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
     from moecli.routing.analysis import analyse
     from moecli.routing.provenance import of_analysis
 
-    with terminal.status("analysing ...", json), loading.meter("analysing", "layers", json) as watch:
+    with terminal.status("analysing ...", quiet), loading.meter("analysing", "layers", quiet) as watch:
         analysis = analyse(
             ours.trace, factors=factors, memory=ours.memory, other=other, note=ours.note,
             provenance=of_analysis(_command(), ours.trace), watch=watch,
         )  # fmt: skip
     for file in _present(analysis, form, wanted, layers, ref, no_color):
-        if not json:
+        if not quiet:
             terminal.say_written(file)
 
 
@@ -125,6 +127,8 @@ def _present(
 
 def _model(models: Sequence[str], wanted: RoutingOptions) -> ModelRef | None:
     """The one MODEL; None where only a trace is named."""
+    from moecli.library.resolve import resolve
+
     if len(models) > 1:
         raise UsageError(
             f"--routing shows one model, not {len(models)}", f"compare two: {models[0]} --against {models[1]}"
@@ -197,23 +201,34 @@ def _record(
 def _revision(ref: ModelRef) -> str:
     """The commit that the weights are of; empty where they are files of one's own."""
     from moecli.library import inspection
+    from moecli.library.resolve import Kind
 
     return inspection.inspect(ref).revision or ("built in" if ref.kind is Kind.BUILT_IN else "")
 
 
-def _other(
-    wanted: RoutingOptions, ref: ModelRef, prompts: Sequence[Prompt], raw: bool, offline: bool, quiet: bool
-) -> RoutingTrace | None:
-    """What to compare with: a trace, the same model in another format, or another model, on the same prompts."""
+def _against(
+    wanted: RoutingOptions, ref: ModelRef, offline: bool, quiet: bool
+) -> RoutingTrace | tuple[ModelRef, bool, RoutingOptions] | None:
+    """What to compare with, found before anything is read: a trace, or a model that is here and how to read it."""
+    from moecli.library.resolve import resolve, without_dtype
+
     against = wanted.against
     if against is None or _is_trace(against):
         return _other_trace(against)
     name = against
     if against.startswith("dtype="):
-        name, wanted = ref.typed, replace(wanted, dtype=against.removeprefix("dtype="))
+        name, wanted = without_dtype(ref.typed), replace(wanted, dtype=against.removeprefix("dtype="))
         if wanted.dtype not in FORMATS:
             raise UsageError.unknown("--against", against, f"dtype= with {', '.join(FORMATS)}")
-    return _record(resolve(name, dtype=wanted.dtype), offline, wanted, prompts, raw, quiet).trace
+    try:
+        found = resolve(name, dtype=wanted.dtype)
+    except ModelNotFound as error:
+        word = nearest(against)
+        raise UsageError(
+            f"--against: {error.message}", f"did you mean dtype={word}?" if word else error.hint
+        ) from error
+    here = running.with_weights(found, found.dtype, wanted.ram, wanted.ctx, offline, quiet)
+    return here, offline, replace(wanted, dtype=found.dtype)
 
 
 def _is_trace(name: str) -> bool:

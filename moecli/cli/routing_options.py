@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-import typer
-
 from moecli.cli import options
 from moecli.errors import UsageError
-from moecli.formats import check_dtype
+from moecli.formats import FORMATS, check_dtype
 
-FORMATS_OF_OUTPUT = ("table", "json", "csv", "matrix", "md", "html", "svg", "png", "pdf")
+_MORE = ("html", "svg", "png", "pdf", "matrix")
+FORMATS_OF_OUTPUT = (*options.FORMS, *_MORE)
 COLORMAPS = ("diverging", "viridis", "cividis", "magma")
 _PICTURES = {"title": ("html", "svg", "png", "pdf"), "colormap": ("html", "svg", "png", "pdf"), "dpi": ("png",)}
 
 
-def _option(*names: str, help: str, metavar: str | None = None, callback: Callable[..., Any] | None = None) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, callback=callback, show_default=False)
+def _option(
+    *names: str, help: str, metavar: str | None = None, callback: Callable[..., Any] | None = None,
+    panel: str = "With --routing", values: Sequence[str] | None = None, complete: options.Completer | None = None,
+) -> Any:  # fmt: skip
+    return options.option(
+        *names, help=help, metavar=metavar or "N", panel=panel, check=callback, values=values, complete=complete
+    )
+
+
+def _complete_against(incomplete: str) -> Iterator[options.Choice]:
+    if incomplete.startswith("dtype=") or not incomplete:
+        yield from ((f"dtype={name}", "") for name in FORMATS if f"dtype={name}".startswith(incomplete))
+    yield from options.complete_model(incomplete)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,7 @@ class RoutingOptions:
     probabilities: Annotated[bool, _option("--probabilities", help="Keep every gate probability in the trace.")] = False
     against: Annotated[
         str | None,
-        _option(help="Compare with another MODEL, a TRACE, or dtype=q4.", metavar="MODEL|TRACE|dtype=..."),
+        _option(help="Compare with another MODEL, a TRACE, or dtype=q4.", metavar="OTHER", complete=_complete_against),
     ] = None
     raw: Annotated[bool, _option("--raw", help="No chat template around the prompts.")] = False
     dtype: options.Dtype = "auto"
@@ -65,23 +75,30 @@ class RoutingOptions:
     ] = 0
     format: Annotated[
         str | None,
-        _option(help=f"{', '.join(FORMATS_OF_OUTPUT)}; matrix: CSV, layers by experts.", metavar="FORMAT"),
+        _option(
+            help=f"{', '.join(options.FORMS)}; with --routing also {', '.join(_MORE)} (CSV, layers by experts).",
+            metavar="FORMAT",
+            panel=options.OUTPUT,
+            values=FORMATS_OF_OUTPUT,
+        ),
     ] = None
-    output: Annotated[Path | None, _option("--output", "-o", help="Write to this file.", metavar="FILE")] = None
+    output: Annotated[
+        Path | None, _option("--output", "-o", help="Write to this file.", metavar="FILE", panel=options.OUTPUT)
+    ] = None
     layers: Annotated[str | None, _option(help="Show these only: 0,3-5.", metavar="LIST")] = None
     sort: Annotated[bool, _option("--sort", help="Order each row of the heatmap by load.")] = False
-    by: Annotated[str | None, _option(help="domain: a heatmap for each.", metavar="domain")] = None
+    by: Annotated[str | None, _option(help="domain: a heatmap for each.", metavar="domain", values=("domain",))] = None
     title: Annotated[str | None, _option(help="Title of a picture; empty: none.", metavar="TEXT")] = None
-    colormap: Annotated[str, _option(help=f"Colours of a picture: {', '.join(COLORMAPS)}.", metavar="NAME")] = (
-        COLORMAPS[0]
-    )
+    colormap: Annotated[
+        str, _option(help=f"Colours of a picture: {', '.join(COLORMAPS)}.", metavar="NAME", values=COLORMAPS)
+    ] = COLORMAPS[0]
     dpi: Annotated[int, _option(help="Dots per inch of a PNG; 300 if not given.", callback=options.at_least(30))] = 300
     capacity: Annotated[str | None, _option(help="Capacity factors for overflow: 1,1.25,2.", metavar="LIST")] = None
 
     def refuse(self) -> None:
-        """UsageError naming the first of these options that was given: without --routing none may be."""
+        """UsageError naming the first of these options that was given: without --routing only some may be."""
         for each in fields(self):
-            if getattr(self, each.name) != each.default:
+            if each.name not in ("format", "output") and getattr(self, each.name) != each.default:
                 name = each.name.rstrip("_").replace("_", "-")
                 raise UsageError(f"--{name} goes with --routing", "moecli inspect MODEL --routing")
 
@@ -90,14 +107,7 @@ class RoutingOptions:
         if self.by not in (None, "domain"):
             raise UsageError.unknown("--by", self.by, "domain")
         check_dtype(self.dtype)
-        named = self.output.suffix[1:].replace("txt", "table") if self.output else ""
-        form = self.format or ("json" if json else named or "table")
-        if form not in FORMATS_OF_OUTPUT:
-            given = self.format or str(self.output)
-            takes = f"--format takes {', '.join(FORMATS_OF_OUTPUT)}"
-            raise UsageError(f"unknown {'--format' if self.format else '--output'} '{given}'", takes)
-        if json and form != "json":
-            raise UsageError(f"--json and --format {form} cannot both be meant", "leave one of them out")
+        form = options.form(self.format, json, self.output, FORMATS_OF_OUTPUT)
         if self.colormap not in COLORMAPS:
             raise UsageError.unknown("--colormap", self.colormap, ", ".join(COLORMAPS))
         for each in fields(self):

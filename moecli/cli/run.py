@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,55 +25,71 @@ EXAMPLES = """Examples:
 
   moecli run tiny "The sea"
 
-  cat notes.txt | moecli run dbrx-instruct "Summarise."
+  moecli run mixtral:q4 --file notes.txt "Summarise this."
+
+  git log -5 | moecli run mixtral "What changed?"
 
   moecli run mixtral "Why is the sky blue?" --temperature 0 --json
 """
 
+_SAMPLING = "Sampling"
 _LONGEST = 512  # tokens of an answer, unless asked for more
-
-_Prompt = Annotated[
-    str | None,
-    typer.Argument(
-        help="Text on stdin comes before it. With neither, on a terminal, a chat begins.", show_default=False
-    ),
-]
 
 
 def run(
     model: options.Model,
-    prompt: _Prompt = None,
-    *,
-    system: Annotated[
-        str | None, typer.Option(help="System message for the chat template.", show_default=False)
-    ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Use no chat template: continue the prompt as it is.")] = False,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-tokens",
-            "-n",
-            help=f"Maximum number of tokens to generate; default: {_LONGEST}, or less where the model says so.",
-            callback=options.at_least(1),
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help="Text to continue, in quotes; - is stdin. Piped text comes before it. With neither, a chat begins.",
             show_default=False,
         ),
     ] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text (not printed); may be repeated.")] = None,
+    *,
+    prompt_option: Annotated[
+        str | None, options.option("--prompt", "-p", metavar="TEXT", help="The same as PROMPT.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        options.option("--file", "-f", metavar="FILE", help="Read this text file before the prompt; - is stdin."),
+    ] = None,
+    system: Annotated[str | None, options.option(metavar="TEXT", help="System message for the chat template.")] = None,
+    raw: Annotated[bool, options.option("--raw", help="Use no chat template: continue the prompt as it is.")] = False,
+    max_tokens: Annotated[
+        int | None,
+        options.option(
+            "--max-tokens",
+            "-n",
+            metavar="N",
+            panel=_SAMPLING,
+            check=options.at_least(1),
+            help=f"Maximum number of tokens to generate; default: {_LONGEST}, or less where the model says so.",
+        ),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        options.option(metavar="TEXT", panel=_SAMPLING, help="Stop at this text (not printed); may be repeated."),
+    ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Sampling temperature; 0 is greedy.", show_default=False)
+        float | None, options.option(metavar="X", panel=_SAMPLING, help="Sampling temperature; 0 is greedy.")
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="Sample from the K most likely tokens; 0 disables it.", show_default=False)
+        int | None,
+        options.option(metavar="K", panel=_SAMPLING, help="Sample from the K most likely tokens; 0 disables it."),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Sample from the most likely tokens whose probabilities add up to P.", show_default=False),
+        options.option(
+            metavar="P", panel=_SAMPLING, help="Sample from the most likely tokens whose probabilities add up to P."
+        ),
     ] = None,
     min_p: Annotated[
-        float | None, typer.Option(help="Drop tokens less likely than P times the most likely one.", show_default=False)
+        float | None,
+        options.option(metavar="P", panel=_SAMPLING, help="Drop tokens less likely than P times the most likely one."),
     ] = None,
     repeat_penalty: Annotated[
-        float | None, typer.Option(help="Repetition penalty; 1 disables it.", show_default=False)
+        float | None, options.option(metavar="X", panel=_SAMPLING, help="Repetition penalty; 1 disables it.")
     ] = None,
     seed: running.Seed = None,
     dtype: options.Dtype = "auto",
@@ -80,15 +97,14 @@ def run(
     ram: options.Ram = None,
     policy: running.Policy = DEFAULT,
     device: running.Device = "auto",
-    vram: running.Vram = None,
+    vram: options.Vram = None,
     threads: options.Threads = None,
     trace: Annotated[
         Path | None,
-        typer.Option(
-            "--trace",
+        options.option(
             metavar="FILE",
+            panel=options.OUTPUT,
             help="Write which experts were used to this file; see inspect --routing.",
-            show_default=False,
         ),
     ] = None,
     json: options.Json = False,
@@ -96,6 +112,7 @@ def run(
     yes: options.Yes = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
+    no_color: options.NoColor = False,
 ) -> None:
     """Generate text from a prompt, or chat.
 
@@ -103,7 +120,7 @@ def run(
     """
     running.check(dtype, policy, device)
     options.check_output("--trace", trace)
-    text = _read_prompt(prompt)
+    text = _read_prompt(model, prompt, prompt_option, file)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
     from moecli.output.memory import beyond
@@ -115,7 +132,7 @@ def run(
         from moecli.engine.sampling import SamplingOptions, new_seed
 
         limits = LoadOptions(
-            dtype=dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
+            dtype=ref.dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
             device=device, vram=None if vram is None else parse_size(vram),
         )  # fmt: skip
         opened = open_for_run(ref, limits)
@@ -186,13 +203,40 @@ def _talk(session: ChatSession, text: str | None, json: bool, quiet: bool) -> No
             terminal.say(table(profile))
 
 
-def _read_prompt(argument: str | None) -> str | None:
-    """Piped text, a blank line, the argument; None when there is neither and a terminal to chat on."""
-    if text := running.behind_stdin(argument or ""):
+def _read_prompt(model: str, argument: str | None, option: str | None, file: Path | None) -> str | None:
+    """Piped text, that of the file and the prompt, blank lines between; None on a terminal where there is none."""
+    if argument is not None and option is not None:
+        raise UsageError("PROMPT and --prompt cannot both be meant", "leave one of them out")
+    if argument is not None and (named := _named_file(argument)) is not None:
+        shown = printable(str(named), 60)
+        hint = f"moecli run {model} -f {shown} reads it; -p {printable(argument, 60)} means the text itself"
+        raise UsageError(f"the prompt '{printable(argument, 60)}' names a file", hint)
+    typed = option if argument is None else argument
+    read = "" if file is None or str(file) == "-" else _read_file(file)
+    if text := running.behind_stdin(typed or "", read):
         return text
-    if argument is None and sys.stdin is not None and sys.stdin.isatty():
+    if typed is None and file is None and sys.stdin is not None and sys.stdin.isatty():
         return None
-    raise UsageError("the prompt is empty", 'moecli run MODEL "prompt", or pipe text in')
+    raise UsageError("the prompt is empty", f'moecli run {model} "prompt", or pipe text in')
+
+
+def _named_file(prompt: str) -> Path | None:
+    """A file of that name, where the prompt looks like one: a word with a dot or slash in it, or @word."""
+    path = Path(prompt.removeprefix("@"))
+    looks = len(prompt.split()) == 1 and len(prompt) < 256 and (prompt[0] == "@" or re.search(r"[./\\]", prompt))
+    return path if looks and options.is_file(path) else None
+
+
+def _read_file(path: Path) -> str:
+    from moecli.text import incoming
+
+    shown = printable(str(path), 80)
+    try:
+        with path.open("rb") as file:
+            content = incoming.read(file, shown)
+    except OSError as error:
+        raise UsageError(f"--file {shown} cannot be read: {error.strerror}", "name a text file") from error
+    return incoming.decode(content, shown, terminal.say).replace("\r\n", "\n")
 
 
 def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:

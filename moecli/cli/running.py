@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
-
-import typer
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 from moecli import settings
 from moecli.cli import options
 from moecli.errors import UsageError
 from moecli.experts.policies import POLICIES
 from moecli.formats import check_dtype
-from moecli.library.resolve import Kind, ModelRef, resolve
 from moecli.output import terminal
+
+if TYPE_CHECKING:
+    from moecli.library.resolve import ModelRef
 
 SLOW = 1.0  # tokens per second: below it, the user is asked first
 
 Policy = Annotated[
-    str, typer.Option("--policy", help=f"Replacement policy of the experts in memory: {', '.join(POLICIES)}.")
-]
+    str,
+    options.option(
+        "--policy", metavar="NAME", panel=options.MEMORY, default=True, values=tuple(POLICIES),
+        help=f"Which expert leaves when memory is full: {', '.join(POLICIES)}. Matters where experts come from disk.",
+    ),
+]  # fmt: skip
 Device = Annotated[
-    str, typer.Option("--device", help="Compute device: auto (a GPU if there is one), cpu, cuda, cuda:N.")
-]
-Vram = Annotated[
-    str | None,
-    typer.Option("--vram", metavar="SIZE", help="GPU memory budget; default: what is free now.", show_default=False),
-]
+    str,
+    options.option(
+        "--device", metavar="DEVICE", panel=options.MEMORY, default=True, values=("auto", "cpu", "cuda"),
+        help="Compute device: auto (a GPU if there is one), cpu, cuda, cuda:N.",
+    ),
+]  # fmt: skip
 Seed = Annotated[
     int | None,
-    typer.Option(
-        "--seed",
-        help="Random seed; the same seed gives the same text.",
-        show_default=False,
-        callback=options.at_least(0),
+    options.option(
+        "--seed", metavar="N", help="Random seed; the same seed gives the same text.", check=options.at_least(0)
     ),
 ]
 
@@ -47,21 +49,24 @@ def check(dtype: str, policy: str, device: str) -> None:
         raise UsageError.unknown("--device", device, "auto, cpu, cuda or cuda:N")
 
 
-def behind_stdin(typed: str) -> str:
-    """What is piped in, a blank line, and what was typed; either may be missing, and `-` is what is piped in."""
+def behind_stdin(typed: str, read: str = "") -> str:
+    """What is piped in, what was read, what was typed, blank lines between; `-` typed is what is piped in."""
     typed = "" if typed == "-" else typed
-    return "\n\n".join(part for part in (terminal.read_stdin().strip("\n"), terminal.clean(typed)) if part)
+    parts = (terminal.read_stdin().strip("\n"), read.strip("\n"), terminal.clean(typed))
+    return "\n\n".join(part for part in parts if part)
 
 
 def find(
     model: str, dtype: str, ram: str | None, context: int | None, offline: bool, quiet: bool
 ) -> tuple[ModelRef, bool]:
     """What MODEL means, its weights on this machine, and whether somebody has just agreed to run it."""
+    from moecli.library.resolve import Kind, resolve
+
     found = resolve(model, dtype=dtype)
-    ref = with_weights(found, dtype, ram, context, offline, quiet)
+    ref = with_weights(found, found.dtype, ram, context, offline, quiet)
     if ref.kind is Kind.STORE and not ref.by_path and ref.name.casefold() != model.casefold() and not quiet:
         terminal.say(f"using {ref.name}, packed from {model}")
-    return ref, found.folder is None
+    return replace(ref, dtype=found.dtype), found.folder is None
 
 
 def with_weights(

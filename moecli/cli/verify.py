@@ -19,15 +19,22 @@ EXAMPLES = """Examples:
 
 
 def verify(
-    model: options.Model,
+    model: options.LocalModel,
     *,
     against: Annotated[
         str | None,
-        typer.Option(help="Compare a packed model with this checkpoint, packed again.", show_default=False),
+        options.option(
+            metavar="MODEL",
+            help="Compare a packed model with this checkpoint, packed again.",
+            complete=options.complete_model,
+        ),
     ] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Delete damaged files, so that pull fetches them.")] = False,
+    remove: Annotated[
+        bool, options.option("--remove", help="Delete damaged files, so that pull fetches them.")
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    no_color: options.NoColor = False,
 ) -> None:
     """Read every file of a model again: is it what was published, or packed? Exit 3 if something differs."""
     from moecli.library import verification
@@ -38,10 +45,11 @@ def verify(
     subject = verification.subject(resolve(model, own_name=True))
     if against is not None and not subject.packed:
         raise UsageError(f"'{subject.name}' is not a packed model", "--against compares a store with its checkpoint")
+    other = None if against is None else resolve(against, original=True)
     with view.bar(subject, quiet or json) as advance:
         results = list(verification.check(subject, advance))
-        if against is not None:
-            results += verification.compare(subject, resolve(against, original=True), advance)
+        if other is not None:
+            results += verification.compare(subject, other, advance)
     damaged = [result for result in results if result.problem]
     for result in damaged:
         if remove and not subject.packed and result.path.is_file():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, cast
 
-from moecli.errors import UsageError
+from moecli.errors import UsageError, printable
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,7 @@ __all__ = [
     "bytes_for",
     "check_dtype",
     "matmul",
+    "nearest",
     "pack",
     "stored_as",
     "unpack",
@@ -118,7 +120,22 @@ PLAIN = ("fp32", "bf16", "fp16")
 def check_dtype(name: str) -> None:
     """UsageError unless --dtype takes it: a format, or auto."""
     if name != "auto" and name not in FORMATS:
-        raise UsageError.unknown("--dtype", name, f"auto, {', '.join(FORMATS)}")
+        near = nearest(name)
+        takes = f"it takes auto, {', '.join(FORMATS)}"
+        raise UsageError(
+            f"unknown --dtype '{printable(name, 40)}'", f"the nearest is {near}; {takes}" if near else takes
+        )
+
+
+def nearest(word: str) -> str | None:
+    """The format that other programs' word for one comes closest to: Q4_K_M, 4bit, int4, q5, float16, half."""
+    plain = word.lower()
+    words = {"half": "fp16", "f16": "fp16", "float16": "fp16", "float": "fp32", "full": "fp32", "fp8": "q8"}
+    found = plain if plain in FORMATS else words.get(plain)
+    if found is None and (digits := re.search(r"\d+", plain)):
+        bits = int(digits[0][:3])
+        found = "q4" if bits <= 5 else "q8" if bits <= 8 else "bf16" if bits == 16 else "fp32" if bits == 32 else None
+    return found
 
 
 def bytes_for(dtype: str, shape: tuple[int, ...]) -> int:

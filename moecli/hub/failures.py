@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, urlsplit
 
 from moecli.errors import NetworkError, printable
@@ -11,6 +13,12 @@ from moecli.hub import environment
 
 _PASSING = (408, 425, 429)
 _NEVER = (501, 505, 511)  # of those from 500 on, which pass by themselves otherwise
+
+_WORDS = (  # what each system says of the same
+    (r"name or service not known|name resolution|getaddrinfo|nodename", "no network, or nobody has that name"),
+    (r"connection refused", "nothing answers at that address"),
+    (r"network is unreachable|no route to host", "no network leads there"),
+)
 
 
 class HubBusy(NetworkError):
@@ -32,8 +40,12 @@ def address(url: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What a library says, which may repeat what a server sent."""
-    return printable(str(error), 200) or type(error).__name__
+    """What the system says, in words; else what a library says, which may repeat what a server sent."""
+    said = re.sub(r"\[Errno -?\d+\] ", "", str(error))
+    for pattern, words in _WORDS:
+        if re.search(pattern, said, re.IGNORECASE):
+            return words
+    return printable(said, 200) or type(error).__name__
 
 
 def unreachable(endpoint: str, error: Exception) -> HubBusy:
@@ -104,6 +116,11 @@ def refusal(
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds, from Retry-After or from the `t` of the Hub's RateLimit header."""
+    """Seconds, from Retry-After (a number, or a date as in RFC 9110) or from the `t` of the Hub's RateLimit header."""
     asked = headers.get("retry-after", "") or "".join(re.findall(r"\bt=([0-9]+)", headers.get("ratelimit", ""))[:1])
-    return float(asked[:12]) if asked.isascii() and asked.isdigit() else None
+    if asked.isascii() and asked.isdigit():
+        return float(asked[:12])
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from moecli.errors import ModelNotFound, printable
+from moecli.errors import ModelNotFound, UsageError, printable
+from moecli.formats import FORMATS, nearest
 from moecli.hub import cache as hub_cache
 from moecli.library import address, stores
 from moecli.library.stores import LocalStore
@@ -53,6 +54,7 @@ class ModelRef:
     revision: str | None = None
     entry: catalog.Entry | None = None
     store: LocalStore | None = None
+    dtype: str = "auto"  # asked for: by --dtype, or in the name, as in mixtral:q4
 
     @property
     def commit(self) -> str | None:
@@ -91,10 +93,22 @@ def resolve(model: str, *, dtype: str = "auto", original: bool = False, own_name
     A bare name prefers its packed model: the one in `dtype`, else any; a format that none has is taken from the
     checkpoint, where that is here. `original` is the checkpoint, whatever was packed from it. With `own_name` a packed
     model, finished or not, comes first where it is named itself, and only then. ModelNotFound for what names nothing.
+    NAME:q4 and NAME-q4, where that is no name itself, are NAME with that `dtype`.
     """
     if "\0" not in model and not _names_path(model):
         model = address.plain(model)
-    ref = _find(model, dtype, original, own_name)
+    try:
+        ref = replace(_find(model, dtype, original, own_name), dtype=dtype)
+    except ModelNotFound as error:
+        name, word = _with_dtype(model)
+        if word is None:
+            if name != model and (near := nearest(model[len(name) :])):
+                raise ModelNotFound(error.message, f"did you mean {name}:{near}?") from None
+            raise
+        if dtype not in ("auto", word):
+            raise UsageError(f"'{_shown(model)}' and --dtype {dtype} cannot both be meant", "leave one out") from None
+        found = _find(f"{name}-{word}" if own_name else name, word, original, own_name)
+        ref = replace(found, typed=model, dtype=word)
     _LOG.info("%s is %s (%s): folder %s, repository %s", model, ref.name, ref.kind.value, ref.folder, ref.repo)
     return ref
 
@@ -115,6 +129,21 @@ def _find(model: str, dtype: str, original: bool, own_name: bool) -> ModelRef:
     if found is None or (dtype not in ("auto", found.dtype) and ref.folder is not None):
         return ref
     return _packed(model, found, ref.entry)
+
+
+def _with_dtype(model: str) -> tuple[str, str | None]:
+    """NAME:q4 or NAME-q4 in two, where NAME is an alias; the second is None for a word that is no format."""
+    match = re.fullmatch(r"(.+)[:-](\w+)", model)
+    if match is None or not (catalog.find(match[1]) or match[1].casefold() == catalog.BUILT_IN):
+        return model, None
+    word = "auto" if match[2] == "latest" else match[2].lower()
+    return match[1], word if word == "auto" or word in FORMATS else None
+
+
+def without_dtype(model: str) -> str:
+    """NAME of NAME:q4; any other as it is."""
+    name, word = _with_dtype(model)
+    return name if word and ":" in model else model
 
 
 def built_in() -> ModelRef:

@@ -37,8 +37,10 @@ class _Stream(io.TextIOWrapper):
         self._standard = standard  # would close the buffer when it goes
         self._clean, self._failed = clean, failed
         self.styled = self if clean is None else _Stream(standard, errors, None, failed)
+        self.used = False  # whether anything was written
 
     def write(self, text: str) -> int:
+        self.used = True
         with self._watched():
             super().write(text if self._clean is None else self._clean(text))
         return len(text)
@@ -112,6 +114,20 @@ def write(text: str) -> None:
     """Data, at once, so that a reader sees each piece as it comes."""
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def colours(stream: TextIO) -> bool:
+    """Whether text on this stream is coloured: on a terminal, unless NO_COLOR, TERM=dumb or --no-color say no."""
+    if settings.read("NO_COLOR") or "--no-color" in sys.argv:
+        return False
+    return bool(settings.read("FORCE_COLOR")) or (stream.isatty() and settings.read("TERM") != "dumb")
+
+
+def write_styled(text: Callable[[bool], str]) -> None:
+    """A text that is told whether it may have colours, on stdout."""
+    stream = styled(sys.stdout)
+    stream.write(text(colours(sys.stdout)))
+    stream.flush()
 
 
 def write_file(content: bytes, file: Path | None) -> None:
@@ -219,15 +235,30 @@ def confirm(question: str, yes: bool, default: bool = False) -> None:
 
 
 def report(error: MoecliError) -> int:
-    """Show an explained failure; returns its exit code."""
+    """Show an explained failure, with --json as a document, too, unless there is one; returns its exit code."""
     if settings.debug():
         import traceback
 
         traceback.print_exception(error)
-    say(f"error: {printable(error.message)}")
+    if isinstance(error, Declined):
+        say(error.message)
+    else:
+        _say_labelled("error", "1;31", error.message)
     if error.hint:
-        say(f"hint: {printable(error.hint)}")
+        _say_labelled("hint", "1;36", error.hint)
+    options = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
+    if "--json" in options and not getattr(sys.stdout, "used", False):
+        from moecli.output.json import error as documents
+
+        write_json(documents.document(error))
     return error.exit_code
+
+
+def _say_labelled(label: str, style: str, text: str) -> None:
+    stream = styled(sys.stderr)
+    shown = f"\x1b[{style}m{label}:\x1b[0m" if colours(sys.stderr) else f"{label}:"
+    stream.write(f"{shown} {printable(text)}\n")
+    stream.flush()
 
 
 def clean(text: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterable
@@ -116,7 +115,7 @@ def _new_beside(path: Path, status: os.stat_result | None) -> Path | None:
 
     None if there can be no such file, and what is there can be written.
     """
-    new = path.with_name(f".moecli-{secrets.token_hex(8)}")
+    new = path.with_name(f".moecli-{os.urandom(8).hex()}")
     if status is None:
         new.touch(exist_ok=False)
         return new

@@ -75,7 +75,7 @@ def test_a_store_within_a_budget_reads_from_disk(moecli, tmp_path):
     work = (str(store), "--prompt-tokens", "500", "--max-tokens", "12", "--repeat", "1", "--json")
     needed = json.loads(moecli("memory", str(store), "--ctx", "512", "--json").stdout)["smallest_ram_bytes"]
     budget = needed - 2**20
-    result = moecli("bench", *work, "--ram", str(budget), "--policy", "lru", "--verbose")
+    result = moecli("bench", *work, "--ram", f"{budget}B", "--policy", "lru", "--verbose")
     document = json.loads(result.stdout)
     assert result.returncode == (0 if document["within_forecast"] else 3), result.stderr
     assert document["dtype"] == "q8"

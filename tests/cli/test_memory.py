@@ -71,7 +71,7 @@ def test_check_answers_by_exit_code(moecli):
 def test_a_refusal_names_the_smallest_budget_and_it_does(moecli):
     found = document(moecli, "olmoe", "--dtype", "bf16", "--ram", "4GiB")
     assert not found["fits"]
-    enough = str(found["smallest_ram_bytes"])
+    enough = f"{found['smallest_ram_bytes']}B"
     assert document(moecli, "olmoe", "--dtype", "bf16", "--ram", enough)["fits"]
     screen = moecli("memory", "olmoe", "--dtype", "bf16", "--ram", "4GiB").stdout
     assert "yes, from disk" in screen and "least RAM" in screen and "with all of it in RAM" in screen

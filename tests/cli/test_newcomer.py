@@ -116,7 +116,8 @@ def test_a_router_is_shown_without_its_weights(moecli, hub):
     assert result.returncode == 1 and "moecli pull dbrx --dtype q4" in result.stderr and not hub.seen
     for words in ("best 4 of 16", "160 of 640 experts", "fetches 245 GiB", "minutes", "moecli inspect tiny --routing"):
         assert words in " ".join(result.stdout.split()) or (words == "minutes" and "hours" in result.stdout)
-    assert moecli("inspect", "dbrx", "--routing", "--json").stdout == ""
+    refused = json.loads(moecli("inspect", "dbrx", "--routing", "--json").stdout)
+    assert refused["error"]["kind"] == "ModelNotFound" and "pull dbrx" in refused["error"]["hint"]
 
 
 def test_a_dry_run_needs_no_network_and_says_what_does_not_fit(moecli, hub, tmp_path):

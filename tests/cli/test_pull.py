@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 import moecli as package
+from moecli.errors import DiskError
+from moecli.hub.download import write_ref
+from moecli.hub.manifest import DownloadManifest
 from moecli.model import catalog
 from tests.support import headers, hub_server
 from tests.support.hub_server import Fault
@@ -259,11 +262,27 @@ def test_a_disk_that_fills_up_keeps_what_is_there(pull, hub, small_disk):
         result.returncode == 1 and "the disk is full" in result.stderr and "goes on where it stopped" in result.stderr
     )
     kept = partial_bytes(blobs)
-    assert kept > 4 << 20
+    assert kept > 4 << 20 and not list(small.rglob("*.tmp"))
     (small / "other").unlink()
     assert pull(REPO, HF_HOME=str(small)).returncode == 0
     assert hub.requests(WEIGHTS)[-1]["range"] == f"bytes={kept}-"
     assert is_whole(blobs / "snapshots" / hub_server.COMMIT)
+
+
+def test_a_disk_without_room_for_a_name_keeps_nothing_half_written(small_disk, monkeypatch):
+    small = small_disk(1)
+    monkeypatch.setenv("HF_HOME", str(small))
+    manifest = DownloadManifest(REPO, "main", hub_server.COMMIT, (), (), {}, None, False)
+    (manifest.root / "refs").mkdir(parents=True)
+    with (small / "other").open("wb", buffering=0) as other, contextlib.suppress(OSError):
+        while other.write(bytes(1 << 12)):
+            """Until nothing fits."""
+    with pytest.raises(DiskError, match="No space left"):
+        write_ref(manifest)
+    assert not list((manifest.root / "refs").iterdir())
+    (small / "other").unlink()
+    write_ref(manifest)
+    assert (manifest.root / "refs/main").read_text() == hub_server.COMMIT
 
 
 def test_bars_on_a_terminal(on_a_terminal, hub, root):

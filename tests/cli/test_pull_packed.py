@@ -92,8 +92,8 @@ def test_a_model_is_pulled_packed_and_runs(pull, moecli, hub, target, whole, tmp
     assert answer.returncode == 0 and answer.stdout and len(hub.seen) == before  # nobody else asks the network
     again = pull()
     assert again.stdout == f"{target}\n" and "is here already: q4" in again.stderr
-    words = moecli(_MOECLI_COMPLETE="complete_bash", COMP_WORDS="moecli run somebody", COMP_CWORD="2").stdout.split()
-    assert words == ["somebody--some-moe-q4"]
+    words = moecli("__complete", "zsh", "run", "somebody").stdout.split("\t")
+    assert words == ["somebody--some-moe-q4", "packed\n"]
 
 
 def test_json_quiet_and_a_folder_of_ones_own(pull, hub, target, tmp_path):

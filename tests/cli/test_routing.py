@@ -248,7 +248,7 @@ def test_a_store_larger_than_the_memory_limit_is_analysed_within_it(moecli, tmp_
     least = place(estimate_memory(store.spec, "bf16", 512), 0)
     budget = least.least_ram + least.disk.expert_bytes // 4
     assert not fit_layerwise(store.spec, "bf16", 200, 900, budget, streams=True).fits
-    result = moecli("inspect", str(store.folder), "--routing", "--limit", "900", "--json", "--ram", str(budget))
+    result = moecli("inspect", str(store.folder), "--routing", "--limit", "900", "--json", "--ram", f"{budget}B")
     routing = json.loads(result.stdout)["routing"]
     assert routing["tokens"] == 900
     assert routing["peak_rss_bytes"] < 1.05 * budget < budget + least.disk.expert_bytes // 2

@@ -83,7 +83,7 @@ def judge(arguments: Sequence[str], seconds: float = SECONDS) -> Verdict:
     if code is not None and code not in _CODES:
         faults.append(f"exit code {code}")
     asked = code == 3 and "--check" in arguments
-    if code and not asked and not any(line.startswith(("error: ", "Usage: ")) for line in shown.splitlines()):
+    if code and not asked and not any(line.startswith("error: ") for line in shown.splitlines()):
         faults.append(f"exit code {code} without an error")
     if strange := {letter for letter in shown if _steers(letter)}:
         faults.append(f"a terminal would obey {sorted(strange)!r}")

@@ -12,7 +12,7 @@ import pytest
 
 from moecli import settings
 from moecli.errors import MoecliError
-from moecli.hub import environment
+from moecli.hub import environment, failures
 
 FOLDER, MISSING, EMPTY, TEXT, BINARY = (
     "{folder}",
@@ -165,3 +165,17 @@ def test_the_library_says_nothing_itself(tmp_path: Path) -> None:
     assert result.returncode == 1 and not result.stdout
     lines = [line for line in result.stderr.splitlines() if not line.startswith("hint: ")]
     assert len(lines) == 1 and lines[0].startswith("error: the Hub at http://127.0.0.1:9 cannot be reached")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(-2, "Name or service not known"), "no network, or nobody has that name"),
+        (OSError("[Errno 111] Connection refused"), "nothing answers at that address"),
+        (OSError(101, "Network is unreachable"), "no network leads there"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (OSError(), "OSError"),
+    ],
+)
+def test_what_the_system_says_of_a_network_is_said_in_words(error, words):
+    assert failures.reason(error) == words

@@ -10,6 +10,8 @@ import resource
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -291,7 +293,24 @@ def test_a_wait_that_is_asked_for_is_told(hub: hub_server.Hub, asked: str) -> No
         read_manifest(REPO, None, ONCE, tell)
 
 
-@pytest.mark.parametrize("asked", ["601", "86400", "9" * 300])
+def test_a_wait_until_a_date_is_told(hub: hub_server.Hub) -> None:
+    until = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=300), usegmt=True)
+    hub.faults[""] = [Fault(status=429, headers={"retry-after": until})]
+    waits: list[float] = []
+
+    class Told(Exception):
+        """Nobody waits in a test."""
+
+    def tell(why: str, seconds: float) -> None:
+        waits.append(seconds)
+        raise Told
+
+    with pytest.raises(Told):
+        read_manifest(REPO, None, ONCE, tell)
+    assert 200 < waits[0] <= 300
+
+
+@pytest.mark.parametrize("asked", ["601", "86400", "9" * 300, "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_a_wait_that_is_too_long_is_an_error(hub: hub_server.Hub, asked: str) -> None:
     hub.faults[""] = [Fault(status=503, headers={"retry-after": asked})]
     assert "HTTP 503" in (failure := guarded(pull)).message and "asks to wait" in failure.message

@@ -12,10 +12,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils._validators import validate_repo_id
 
-from moecli.errors import ModelNotFound
+from moecli.errors import ModelNotFound, UsageError
 from moecli.hub import cache as hub_cache
 from moecli.library import resolve as front_door
-from moecli.library.resolve import resolve
+from moecli.library.resolve import Kind, resolve, without_dtype
 
 REPO = "mistralai/Mixtral-8x7B-Instruct-v0.1"
 OLD, NEW = "a" * 40, "b" * 40
@@ -421,3 +421,22 @@ def test_the_same_ids_are_valid_as_in_the_library(repo: str, cache: Path) -> Non
             resolve(repo)
     else:
         assert resolve(repo).repo == repo
+
+
+@pytest.mark.parametrize("typed", ["tiny:q4", "tiny-q4", "Tiny:Q4"])
+def test_a_format_in_the_name_is_the_one_asked_for(typed, monkeypatch, tmp_path):
+    monkeypatch.setenv("MOECLI_HOME", str(tmp_path))
+    ref = resolve(typed)
+    assert (ref.name, ref.dtype, ref.typed, ref.kind) == ("tiny", "q4", typed, Kind.BUILT_IN)
+    assert resolve(typed, dtype="q4").dtype == "q4"
+    with pytest.raises(UsageError, match="cannot both be meant"):
+        resolve(typed, dtype="q8")
+
+
+def test_what_is_no_format_is_no_name():
+    assert resolve("mixtral:latest").dtype == "auto"
+    assert without_dtype("mixtral:q4") == "mixtral" and without_dtype("tiny-q4") == "tiny-q4"
+    assert refusal("mixtral:q5")[1] == "did you mean mixtral:q4?"
+    for typed in ("mixtrl:q4", "q4", ":q4", "mixtral:q4:q4"):
+        with pytest.raises(ModelNotFound):
+            resolve(typed)

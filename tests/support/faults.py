@@ -85,6 +85,7 @@ def _serve(library: ctypes.CDLL) -> None:
     import moecli.engine.loaded
     import moecli.library.listing
     import moecli.library.removal
+    import moecli.library.resolve
     import moecli.library.verification
     import moecli.output.listing
     import moecli.output.verify

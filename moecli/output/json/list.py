@@ -7,12 +7,14 @@ from datetime import datetime, timezone
 from typing import Any
 
 from moecli.library.listing import Here, Known
+from moecli.output.json import SCHEMA_VERSION
 
 
 def here(models: Sequence[Here]) -> list[dict[str, Any]]:
     """The models on this machine."""
     return [
         {
+            "schema_version": SCHEMA_VERSION,
             "name": model.name,
             "format": model.format,
             "bytes": model.bytes,
@@ -34,6 +36,7 @@ def known(models: Sequence[Known]) -> list[dict[str, Any]]:
     """`list --known --json`: the catalog."""
     return [
         {
+            "schema_version": SCHEMA_VERSION,
             "name": model.alias,
             "names": list(model.entry.names) if model.entry else [],
             "repository": model.entry.repo if model.entry else None,

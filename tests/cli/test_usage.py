@@ -1,0 +1,96 @@
+"""Wrong usage: one style of error, and the hint that helps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moecli.cli import run
+from moecli.cli.app import PROGRAM, app
+from moecli.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("typed", "error", "hint"),
+    [
+        ("run tiny The sea is blue", "several words", "moecli run tiny 'The sea is blue'"),
+        ("run", "MODEL is missing", "moecli run tiny"),
+        ("run tiny x --temperature warm", "--temperature warm is not a number", "0 is greedy"),
+        ("run tiny x -n many", "--max-tokens many is not a whole number", "default: 512"),
+        ("run tiny x --tempreature 1", "no option --tempreature", "did you mean --temperature"),
+        ("run tiny x --ram", "--ram needs a value", "6GiB"),
+        ("run tiny x --raw=1", "--raw takes no value", "moecli run --help"),
+        ("run tiny x --ram 6", "--ram: 6 has no unit", "write 6GiB"),
+        ("memory mixtral --vram 24000000000", "has no unit", "write 24000000000B"),
+        ("memory mixtral --disk-speed 3", "--disk-speed: 3 has no unit", "write 3GiB"),
+        ("memory mixtral --dtype Q4_K_M", "unknown --dtype 'Q4_K_M'", "the nearest is q4"),
+        ("run tiny x --dtype float16", "unknown --dtype", "the nearest is fp16"),
+        ("inspect tiny:q4 --routing --dtype q8", "cannot both be meant", "leave one out"),
+        ("run tiny x -p y", "cannot both be meant", "leave one"),
+        ("run tiny notes.txt", "names a file", "-f notes.txt"),
+        ("run tiny -f no/notes.txt", "No such file", "name a text file"),
+        ("inspect tiny --routing --against q4", "--against: no model is called 'q4'", "did you mean dtype=q4?"),
+        ("chat mixtral", "no command 'chat'", "moecli run mixtral"),
+        ("download mixtral", "no command 'download'", "moecli pull mixtral"),
+        ("serve mixtral", "no command 'serve'", "moecli run MODEL"),
+        ("lsit", "no command 'lsit'", "did you mean moecli list?"),
+        ("mixtral hello", "no command 'mixtral'", "moecli run mixtral hello"),
+        ("help runn", "no command 'runn'", "did you mean moecli run?"),
+        ("--frobnicate", "no option --frobnicate", "moecli --help"),
+    ],
+)
+def test_wrong_usage_is_told_in_one_style(tmp_path, monkeypatch, typed, error, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("the sea")
+    with pytest.raises(UsageError) as refused:
+        app(args=typed.split(), prog_name=PROGRAM)
+    assert error in refused.value.message and hint in str(refused.value.hint)
+
+
+def test_with_json_a_failure_is_a_document_too(moecli):
+    for arguments, kind, code in (
+        (("run", "nothing-like-it", "x", "--json"), "ModelNotFound", 1),
+        (("memory", "mixtral", "--ram", "6", "--json"), "UsageError", 2),
+        (("list", "--json", "--frobnicate"), "UsageError", 2),
+    ):
+        result = moecli(*arguments)
+        document = json.loads(result.stdout)
+        assert document["schema_version"] == 1 and result.returncode == code
+        error = document["error"]
+        assert (error["kind"], error["exit_code"]) == (kind, code)
+        assert result.stderr == f"error: {error['message']}\nhint: {error['hint']}\n"
+    assert moecli("run", "nothing-like-it", "--", "--json").stdout == ""  # a prompt
+
+
+def test_the_program_alone_shows_its_help_and_help_knows_the_commands(moecli):
+    top = moecli()
+    assert (top.returncode, top.stderr) == (0, "") and top.stdout == moecli("--help").stdout == moecli("help").stdout
+    assert moecli("help", "memory").stdout == moecli("memory", "-h").stdout
+    assert moecli("ls", "--json").stdout == moecli("list", "--json").stdout != ""
+
+
+def test_errors_have_colour_on_a_terminal_alone(on_a_terminal, environment):
+    del environment["NO_COLOR"]
+    assert "\x1b[1;31merror:\x1b[0m there is no command" in on_a_terminal("runn")[2]
+    assert "\x1b" not in on_a_terminal("run", "tiny", "x", "--ram", "6", "--no-color")[2]
+
+
+def test_a_prompt_comes_from_an_option_a_file_or_stdin(tmp_path, monkeypatch):
+    notes, piped = tmp_path / "notes.txt", tmp_path / "piped"
+    notes.write_bytes("\ufeffThe sea\r\n".encode())
+    for content, given, expected in (
+        ("", ("The sea", None, None), "The sea"),
+        ("", (None, "The sea", None), "The sea"),
+        ("", (None, None, notes), "The sea"),
+        ("", ("is wide", None, notes), "The sea\n\nis wide"),
+        ("The sea\n", ("-", None, None), "The sea"),
+        ("The sea\n", (None, None, Path("-")), "The sea"),
+        ("Look:\n", ("is wide", None, notes), "Look:\n\nThe sea\n\nis wide"),
+        ("", (None, "notes.txt", None), "notes.txt"),  # -p means the text itself
+    ):
+        piped.write_text(content)
+        with piped.open() as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            assert run._read_prompt("tiny", *given) == expected
