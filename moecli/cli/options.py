@@ -27,7 +27,8 @@ def complete_local(incomplete: str) -> Iterator[Choice]:
     from moecli.model import catalog
 
     aliases = {entry.repo: entry.alias for entry in catalog.known()}
-    here = {name: "packed" for name in _names(settings.stores()) if not name.startswith(".")}
+    stores = (name for name in _names(settings.stores()) if not name.startswith("."))
+    here = {name: "unfinished" if name.endswith(".partial") else "packed" for name in stores}
     repositories = ("/".join(name.split("--")[1:]) for name in _names(settings.hub_cache()) if name[:8] == "models--")
     here |= {aliases.get(repo, repo): "from the Hub" for repo in repositories}
     return (each for each in here.items() if each[0].startswith(incomplete))

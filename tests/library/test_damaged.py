@@ -77,7 +77,7 @@ def test_a_damaged_journal_is_in_nobodys_way(content: bytes | None) -> None:
     assert resolve("tiny").kind is Kind.BUILT_IN
     (shown,) = (model for model in listing.here() if model.path == folder)
     assert (shown.format, shown.complete, shown.damaged) == ("unknown", False, True)
-    assert list(complete_model("broken")) == [folder.name]
+    assert dict(complete_model("broken")) == {folder.name: "unfinished"}
     if content is not None:
         removal(resolve(folder.name, own_name=True)).carry_out()
         assert not list(settings.stores().iterdir())
