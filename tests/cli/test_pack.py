@@ -65,7 +65,7 @@ def test_verbose_says_what_will_be_written(moecli):
 @pytest.mark.parametrize(
     ("arguments", "code", "message", "hint"),
     [
-        (["tiny", "--dtype", "q3"], 2, "unknown --dtype 'q3'", "it takes auto, fp32,"),
+        (["tiny", "--dtype", "q3"], 2, "unknown --dtype 'q3'", "the nearest is q4; it takes auto, fp32,"),
         (["tinny"], 1, "no model is called 'tinny'", "did you mean tiny?"),
         (["mixtral"], 1, "is not on this machine", "moecli pull mixtral"),
         (["tiny", "-o", "."], 1, "is not a packed model", "name another folder with -o"),
