@@ -1,6 +1,6 @@
-/* Every instruction set against the last one, scalar: in every format packing, products and both sublayers of a block must agree in
-   every byte. Buffers have their exact sizes, for a sanitiser; the same program checks other processors in an
-   emulator. */
+/* Every instruction set against the last one, scalar: in every format packing, products and both sublayers of a block
+   must agree in every byte. Buffers have their exact sizes, for a sanitiser; the same program checks other processors
+   in an emulator. */
 #include "native.h"
 
 #include <math.h>

@@ -214,8 +214,8 @@ KERNELS(6)
 #endif
 static kernel *const kernels[3][TOKENS] = {NAMES(Q4), NAMES(Q8), NAMES(BUFFERED)};
 
-/* sums [tokens, 32] of `count` rows from `row` on, which begins a panel, times a block of tokens. `buffer` has 2 panels'
-   chunk. */
+/* sums [tokens, 32] of `count` rows from `row` on, which begins a panel, times a block of tokens. `buffer` has 2
+   panels' chunk. */
 static void tiled_product(struct shape shape, const uint8_t *packed, size_t row, size_t count, const uint8_t *quantised,
                           size_t tokens, float *sums, uint8_t *buffer) {
     size_t groups = groups_across(shape), stride = panel_bytes(shape), panels = ceil_div(count, PANEL_ROWS);

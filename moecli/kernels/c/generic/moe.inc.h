@@ -172,9 +172,8 @@ static enum status moe_forward(const struct moe *call) {
             return NO_MEMORY;
         for (size_t i = 0; i < 3 * top_k; i++)
             matrices[i] = call->matrices[3 * call->topk_ids[i / 3] + (int64_t)(i % 3)];
-        status =
-            experts_forward(call, matrices, (int64_t)top_k, call->intermediate_size, call->activation, 0,
-                            call->outputs);
+        status = experts_forward(call, matrices, (int64_t)top_k, call->intermediate_size, call->activation, 0,
+                                 call->outputs);
         free(matrices);
     }
     return status == DONE ? combine(call) : status;

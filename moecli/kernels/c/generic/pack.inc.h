@@ -7,8 +7,8 @@
 #include "codebook.inc.h"
 
 #define LARGEST_SCALE 65504.0f /* of fp16 */
-#define WIDEST 128       /* columns of a tile */
-#define RUN 8            /* tiles of a task */
+#define WIDEST 128             /* columns of a tile */
+#define RUN 8                  /* tiles of a task */
 
 #if !defined VECTOR_SEARCH
 INLINE int nearest_code(const struct search *search, int cell) { return (cell + search->steps[cell >> 4]) >> 9; }

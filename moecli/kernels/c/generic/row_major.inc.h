@@ -135,15 +135,18 @@ INLINE void meet(const float *buffer, const float *x, size_t stride, size_t colu
         EACH_BUFFERED EACH_TOKEN sums[r][t] = load(zeros);
         for (size_t i = 0; i < columns; i += WIDE) {
             floats of_token[BUFFER_TOKENS];
-            EACH_TOKEN of_token[t] = load(numbers + (size_t)t * stride + i);
+            EACH_TOKEN
+                of_token[t] = load(numbers + (size_t)t * stride + i);
             EACH_BUFFERED {
                 floats of_row = load(weights + r * SPAN_STRIDE + i);
-                EACH_TOKEN sums[r][t] = fused(sums[r][t], of_row, of_token[t]);
+                EACH_TOKEN
+                    sums[r][t] = fused(sums[r][t], of_row, of_token[t]);
             }
         }
         EACH_BUFFERED EACH_TOKEN lanes[r][t][v] = sums[r][t];
     }
-    EACH_TOKEN EACH_BUFFERED out[t * TASK_ROWS + r] += sum_lanes(lanes[r][t]);
+    EACH_TOKEN
+        EACH_BUFFERED out[t * TASK_ROWS + r] += sum_lanes(lanes[r][t]);
 }
 
 typedef void one_token_kernel(struct shape, const uint8_t *matrix, size_t row, size_t count, const float *x,
