@@ -97,7 +97,7 @@ def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
     if data := native_bytes(dtype, [matrix]):
         product = native.linear(dtype, x, data[0], (matrix.shape[0], matrix.shape[1]))
     elif isinstance(matrix, Tensor):
-        return F.linear(x, matrix, bias)
+        return F.linear(x.to(matrix.dtype), matrix, bias).to(x.dtype)
     else:
         product = _MULTIPLY[chosen(dtype, x.device.type)](dtype, x, matrix.data, matrix.shape)
     return product if bias is None else product.add_(bias)

@@ -73,7 +73,9 @@ INLINE void one_span(const int format, const int rows, const uint8_t *const *cod
                      size_t count, const float *x, float *sums) {
     const size_t step = format == NF4 ? NF4_BLOCK : WIDE;
     floats lanes[ROWS][VECTORS];
-    EACH_STREAM EACH_PART lanes[r][v] = load(zeros);
+    EACH_STREAM
+        EACH_PART
+            lanes[r][v] = load(zeros);
     for (size_t at = 0; at < count; at += step)
         EACH_STREAM {
             const uint8_t *here = codes[r] + code_bytes(format, at);
@@ -83,7 +85,8 @@ INLINE void one_span(const int format, const int rows, const uint8_t *const *cod
                 lanes[r][v] = fused(lanes[r][v], weights, load(x + at + i + v * LANES));
             }
         }
-    EACH_STREAM sums[r] += sum_lanes(lanes[r]);
+    EACH_STREAM
+        sums[r] += sum_lanes(lanes[r]);
 }
 
 /* Whether a token alone meets rows where they lie: they have no odd columns, and in nf4 no block goes across rows. */
@@ -132,7 +135,9 @@ INLINE void meet(const float *buffer, const float *x, size_t stride, size_t colu
     for (int v = 0; v < VECTORS; v++) {
         const float *weights = buffer + v * LANES, *numbers = x + v * LANES;
         floats sums[BUFFER_ROWS][BUFFER_TOKENS];
-        EACH_BUFFERED EACH_TOKEN sums[r][t] = load(zeros);
+        EACH_BUFFERED
+            EACH_TOKEN
+                sums[r][t] = load(zeros);
         for (size_t i = 0; i < columns; i += WIDE) {
             floats of_token[BUFFER_TOKENS];
             EACH_TOKEN
@@ -143,10 +148,13 @@ INLINE void meet(const float *buffer, const float *x, size_t stride, size_t colu
                     sums[r][t] = fused(sums[r][t], of_row, of_token[t]);
             }
         }
-        EACH_BUFFERED EACH_TOKEN lanes[r][t][v] = sums[r][t];
+        EACH_BUFFERED
+            EACH_TOKEN
+                lanes[r][t][v] = sums[r][t];
     }
     EACH_TOKEN
-        EACH_BUFFERED out[t * TASK_ROWS + r] += sum_lanes(lanes[r][t]);
+        EACH_BUFFERED
+            out[t * TASK_ROWS + r] += sum_lanes(lanes[r][t]);
 }
 
 typedef void one_token_kernel(struct shape, const uint8_t *matrix, size_t row, size_t count, const float *x,
