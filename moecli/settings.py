@@ -24,7 +24,7 @@ class Variable:
 
 VARIABLES = (
     Variable("MOECLI_HOME", "packed models and traces (default: moecli in the XDG data directory)"),
-    Variable("MOECLI_KERNEL", "native, bnb or torch: who multiplies packed weights (default: the fastest)"),
+    Variable("MOECLI_KERNEL", "native, bnb or torch: who multiplies with weights (default: the fastest)"),
     Variable("MOECLI_ISA", "the instruction set of the native kernels, such as avx2 (default: the best here)"),
     Variable("MOECLI_THREADS", "compute threads (default: one per physical core, fewer while other programs are busy)"),
     Variable("MOECLI_DEBUG", "1 shows the traceback of an explained failure"),

@@ -21,7 +21,7 @@ from moecli.kernels.decode_step import (
     can_cut,
     serves,
 )
-from moecli.kernels.linear import Matrix, Packed
+from moecli.kernels.linear import Matrix, format_of
 from moecli.model.spec import MLA, Mixture, ModelSpec
 
 
@@ -127,9 +127,7 @@ def attention_sublayer(spec: ModelSpec, index: int, weights: LayerWeights) -> At
     """A layer's attention as a native call; None for other formats and devices."""
     attention = spec.layers[index].attention
     output = weights.matrix("o")
-    if not isinstance(output, Packed):
-        return None
-    sublayer = _sublayer(spec, "attn", weights, output.dtype)
+    sublayer = _sublayer(spec, "attn", weights, format_of(output))
     if isinstance(attention, MLA):
         query = weights.matrix("q" if attention.query_rank is None else "q_b")
         return LatentSublayer(sublayer, attention, weights) if serves(sublayer, [query, output]) else None
@@ -146,15 +144,11 @@ def moe_sublayer(spec: ModelSpec, index: int, weights: LayerWeights, experts: Ex
     """
     ffn = spec.layers[index].ffn
     shared, prefix = (ffn.shared, "shared_") if isinstance(ffn, Mixture) else (ffn, "")
-    if shared and not can_cut(shared.intermediate_size):
-        return None
     matrices: list[Matrix] = [weights.matrix(f"{prefix}{role}") for role in ("gate_up", "down")] if shared else []
-    if isinstance(ffn, Mixture):
-        dtype, addresses = experts.dtype, experts.addresses(index)
-    elif isinstance(matrices[0], Packed):
-        dtype, addresses = matrices[0].dtype, None
-    else:
+    dtype = experts.dtype if isinstance(ffn, Mixture) else format_of(matrices[0])
+    if shared and not can_cut(dtype, shared.intermediate_size):
         return None
+    addresses = experts.addresses(index) if isinstance(ffn, Mixture) else None
     sublayer = _sublayer(spec, "ffn", weights, dtype)
     return MoeSublayer(sublayer, ffn, weights, addresses) if serves(sublayer, matrices) else None
 

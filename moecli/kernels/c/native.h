@@ -7,12 +7,30 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum format { Q4, Q8, BUFFERED };
-/* The layouts are those of formats/q4.py and q8.py. */
+/* The layouts are those of formats/. Q4 and Q8 lie in tiles, the others row after row; PLAIN + a number: rows of it. */
+enum format { Q4, Q8, PLAIN, INT8 = PLAIN + 3, NF4 };
 #define PANEL_ROWS 16 /* that lie together, tile after tile */
 #define Q4_TILE 1088  /* bytes: 16 rows x 128 columns */
 #define Q8_TILE 544   /* 16 rows x 32 columns */
 #define CODEBOOK {-127, -96, -75, -59, -46, -34, -22, -10, 1, 13, 24, 36, 49, 64, 83, 110}
+#define NF4_BLOCK 64 /* weights that share a scale, row after row */
+#define NORMAL_FLOAT                                                                                                   \
+    {-1.0f,                                                                                                            \
+     -0.6961928009986877f,                                                                                             \
+     -0.5250730514526367f,                                                                                             \
+     -0.39491748809814453f,                                                                                            \
+     -0.28444138169288635f,                                                                                            \
+     -0.18477343022823334f,                                                                                            \
+     -0.09105003625154495f,                                                                                            \
+     0.0f,                                                                                                             \
+     0.07958029955625534f,                                                                                             \
+     0.16093020141124725f,                                                                                             \
+     0.24611230194568634f,                                                                                             \
+     0.33791524171829224f,                                                                                             \
+     0.44070982933044434f,                                                                                             \
+     0.5626170039176941f,                                                                                              \
+     0.7229568362236023f,                                                                                              \
+     1.0f}
 
 enum number { FP32, BF16, FP16 };
 enum activation { SILU, GELU, GELU_TANH, RELU };
@@ -25,7 +43,7 @@ struct thread_pool {
     int32_t threads;
 };
 
-/* Dense rows of numbers, one per token; `type` is FP32 or BF16. */
+/* Dense rows of numbers, one per token. */
 struct tokens {
     const void *data;
     int32_t type;
@@ -43,10 +61,11 @@ struct linear {
 };
 
 /* output [experts, tokens, hidden_size] = down(activation(gate x) * up x); matrices: gate, up, down of each expert in
-   turn. `gated` stops before down: one expert's gate and up, output [tokens, intermediate_size]. */
+   turn; `stacked`: gate and up are both one matrix [2 intermediate_size, hidden_size], its upper and its lower half.
+   `gated` stops before down: one expert's gate and up, output [tokens, intermediate_size]. */
 struct feed_forward {
     struct thread_pool pool;
-    int32_t format, activation;
+    int32_t format, activation, stacked;
     struct tokens input;
     const void *const *matrices;
     int64_t experts, intermediate_size;
@@ -68,7 +87,7 @@ enum scoring { SOFTMAX, SIGMOID, SOFTMAX_OF_TOPK };
 enum group_score { LARGEST, SUM_OF_TWO };
 
 /* Attention or feed-forward of a block for one token: x += multiplier * after(something(before(x))). `type` is that of
-   x and of all weights that are not packed, FP32 or BF16; `after` may be NULL. */
+   x and of all weights that are not multiplied with; `after` may be NULL. */
 struct sublayer {
     struct thread_pool pool;
     int32_t type, format, norm;
@@ -145,8 +164,8 @@ struct moe {
     const void *const *matrices; /* gate, up, down of every expert */
     int64_t intermediate_size, shared_intermediate_size;
     int32_t activation, shared_activation;
-    const void *shared[3]; /* gate, up, down */
-    const void *shared_gate;
+    const void *shared_gate_up, *shared_down; /* gate and up stacked */
+    const void *shared_gate;                  /* of the shared expert as a whole; may be NULL */
     /* To be filled: [hidden_size], [experts], [top_k] best first, [top_k + 1, hidden_size], [top_k] */
     float *normed, *logits, *topk_weights, *outputs;
     int64_t *topk_ids;

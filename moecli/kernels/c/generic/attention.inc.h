@@ -131,12 +131,14 @@ static enum status attention_forward(const struct attention *call) {
     job.queries = qkv;
     job.partials = mixed + query + angles;
     begin_sublayer(sublayer, hidden);
-    enum status status = multiply(sublayer, call->qkv, call->qkv_bias, hidden, hidden_size, qkv, projected);
+    enum status status =
+        multiply(sublayer, sublayer->format, call->qkv, call->qkv_bias, hidden, hidden_size, qkv, projected);
     if (status == DONE) {
         rotate_and_cache(call, qkv, mixed + query);
         run(&pool, attend, &job);
         merge(&job, mixed);
-        status = multiply(sublayer, call->output, call->output_bias, mixed, query, hidden, hidden_size);
+        status =
+            multiply(sublayer, sublayer->format, call->output, call->output_bias, mixed, query, hidden, hidden_size);
     }
     if (status == DONE)
         end_sublayer(sublayer, hidden);

@@ -159,35 +159,39 @@ static enum status meet_latents(const struct latent_attention *call, const float
     return DONE;
 }
 
-/* The token's latent and its rotating key, to the cache. */
-static void cache_latent(const struct latent_attention *call, const float *hidden, float *latent, const float *angles) {
+/* numbers [rows] = a plain matrix times the hidden state; the first `rank` of them normed */
+static enum status project_down(const struct latent_attention *call, const void *matrix, const void *bias,
+                                const void *norm, const float *hidden, float *numbers, size_t rows, size_t rank) {
     const struct sublayer *sublayer = &call->sublayer;
+    size_t columns = (size_t)sublayer->hidden_size;
+    enum status status = multiply(sublayer, PLAIN + sublayer->type, matrix, bias, hidden, columns, numbers, rows);
+    normalise(RMS, call->norm_eps, norm, sublayer->type, numbers, rank);
+    return status;
+}
+
+/* The token's latent and its rotating key, to the cache. */
+static enum status cache_latent(const struct latent_attention *call, const float *hidden, float *latent,
+                                const float *angles) {
     size_t rank = (size_t)call->rank, rotary_dim = (size_t)call->rotary_dim, width = rank + rotary_dim;
-    multiply_plain(&sublayer->pool, call->latent_down, sublayer->type, hidden, (size_t)sublayer->hidden_size, latent,
-                   width);
-    if (call->latent_down_bias)
-        add_to(latent, 1, call->latent_down_bias, sublayer->type, width);
-    normalise(RMS, call->norm_eps, call->latent_norm, sublayer->type, latent, rank);
+    size_t row = (size_t)call->place.last * width * number_size(call->sublayer.type);
+    enum status status =
+        project_down(call, call->latent_down, call->latent_down_bias, call->latent_norm, hidden, latent, width, rank);
     rotate(call->interleaved, latent + rank, angles, rotary_dim);
-    size_t row = (size_t)call->place.last * width * number_size(sublayer->type);
-    store_numbers((char *)call->place.keys + row, sublayer->type, latent, width);
+    store_numbers((char *)call->place.keys + row, call->sublayer.type, latent, width);
+    return status;
 }
 
 /* queries [heads, nope_dim + rotary_dim], rotated; `low` [query_rank] */
 static enum status latent_queries(const struct latent_attention *call, const float *hidden, float *low, float *queries,
                                   const float *angles) {
     const struct sublayer *sublayer = &call->sublayer;
-    size_t columns = (size_t)sublayer->hidden_size, dim = (size_t)(call->nope_dim + call->rotary_dim);
-    if (call->query_rank) {
-        size_t rank = (size_t)call->query_rank;
-        multiply_plain(&sublayer->pool, call->query_down, sublayer->type, hidden, columns, low, rank);
-        if (call->query_down_bias)
-            add_to(low, 1, call->query_down_bias, sublayer->type, rank);
-        normalise(RMS, call->norm_eps, call->query_norm, sublayer->type, low, rank);
-        hidden = low;
-        columns = rank;
-    }
-    enum status status = multiply(sublayer, call->query, NULL, hidden, columns, queries, (size_t)call->heads * dim);
+    size_t rank = (size_t)call->query_rank, columns = rank ? rank : (size_t)sublayer->hidden_size;
+    size_t dim = (size_t)(call->nope_dim + call->rotary_dim), rows = (size_t)call->heads * dim;
+    enum status status = DONE;
+    if (rank)
+        status = project_down(call, call->query_down, call->query_down_bias, call->query_norm, hidden, low, rank, rank);
+    if (status == DONE)
+        status = multiply(sublayer, sublayer->format, call->query, NULL, rank ? low : hidden, columns, queries, rows);
     for (size_t head = 0; head < (size_t)call->heads; head++)
         rotate(call->interleaved, queries + head * dim + call->nope_dim, angles, (size_t)call->rotary_dim);
     return status;
@@ -205,12 +209,14 @@ static enum status latent_attention_forward(const struct latent_attention *call)
     float *queries = hidden + hidden_size, *mixed = queries + query, *own = mixed + value, *angle = own + latent;
     begin_sublayer(sublayer, hidden);
     load_angles(sublayer, &call->place, (size_t)call->rotary_dim, angle);
-    cache_latent(call, hidden, own, angle);
-    enum status status = latent_queries(call, hidden, angle + angles, queries, angle);
+    enum status status = cache_latent(call, hidden, own, angle);
+    if (status == DONE)
+        status = latent_queries(call, hidden, angle + angles, queries, angle);
     if (status == DONE)
         status = meet_latents(call, queries, mixed);
     if (status == DONE)
-        status = multiply(sublayer, call->output, call->output_bias, mixed, value, hidden, hidden_size);
+        status =
+            multiply(sublayer, sublayer->format, call->output, call->output_bias, mixed, value, hidden, hidden_size);
     if (status == DONE)
         end_sublayer(sublayer, hidden);
     free(hidden);

@@ -101,16 +101,17 @@ static enum status route(const struct moe *call) {
     if (!kept)
         return NO_MEMORY;
     float *scores = (float *)(kept + n_group);
-    multiply_plain(&call->sublayer.pool, call->router.weights, FP32, call->normed, (size_t)call->sublayer.hidden_size,
-                   call->logits, experts);
-    select_experts(call, (struct router_scratch){scores, scores + experts, scores + 2 * experts, kept});
+    enum status status = multiply(&call->sublayer, PLAIN + FP32, call->router.weights, NULL, call->normed,
+                                  (size_t)call->sublayer.hidden_size, call->logits, experts);
+    if (status == DONE)
+        select_experts(call, (struct router_scratch){scores, scores + experts, scores + 2 * experts, kept});
     free(kept);
-    return DONE;
+    return status;
 }
 
 static enum status experts_forward(const struct moe *call, const void *const *matrices, int64_t experts,
-                                   int64_t intermediate_size, int32_t activation, float *output) {
-    struct feed_forward layer = {.pool = call->sublayer.pool, .format = call->sublayer.format};
+                                   int64_t intermediate_size, int32_t activation, int32_t stacked, float *output) {
+    struct feed_forward layer = {.pool = call->sublayer.pool, .format = call->sublayer.format, .stacked = stacked};
     layer.activation = activation;
     layer.input = (struct tokens){call->normed, FP32, 1, call->sublayer.hidden_size};
     layer.matrices = matrices;
@@ -125,8 +126,9 @@ static enum status combine(const struct moe *call) {
     size_t hidden_size = (size_t)call->sublayer.hidden_size, top_k = (size_t)call->router.top_k;
     float *sums = call->outputs + top_k * hidden_size;
     if (call->shared_intermediate_size) {
+        const void *shared[3] = {call->shared_gate_up, call->shared_gate_up, call->shared_down};
         enum status status =
-            experts_forward(call, call->shared, 1, call->shared_intermediate_size, call->shared_activation, sums);
+            experts_forward(call, shared, 1, call->shared_intermediate_size, call->shared_activation, 1, sums);
         if (status != DONE)
             return status;
     } else
@@ -152,8 +154,8 @@ static enum status moe_forward(const struct moe *call) {
             return NO_MEMORY;
         for (size_t i = 0; i < 3 * top_k; i++)
             matrices[i] = call->matrices[3 * call->topk_ids[i / 3] + (int64_t)(i % 3)];
-        status =
-            experts_forward(call, matrices, (int64_t)top_k, call->intermediate_size, call->activation, call->outputs);
+        status = experts_forward(call, matrices, (int64_t)top_k, call->intermediate_size, call->activation, 0,
+                                 call->outputs);
         free(matrices);
     }
     return status == DONE ? combine(call) : status;

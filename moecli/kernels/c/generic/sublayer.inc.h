@@ -20,48 +20,20 @@ static void end_sublayer(const struct sublayer *sublayer, float *out) {
     store_numbers(sublayer->x, sublayer->type, out, hidden_size);
 }
 
-/* out [rows] = packed [rows, columns] times numbers, plus a bias if there is one */
-static enum status multiply(const struct sublayer *sublayer, const void *packed, const void *bias, const float *numbers,
-                            size_t columns, float *out, size_t rows) {
+/* out [rows] = a matrix [rows, columns] of a format times numbers, plus a bias if there is one */
+static enum status multiply(const struct sublayer *sublayer, int32_t format, const void *matrix, const void *bias,
+                            const float *numbers, size_t columns, float *out, size_t rows) {
     struct tokens token = {numbers, FP32, 1, (int64_t)columns};
-    struct linear call = {sublayer->pool, sublayer->format, token, packed, (int64_t)rows, out};
+    struct linear call = {sublayer->pool, format, token, matrix, (int64_t)rows, out};
     enum status status = linear(&call);
     if (bias)
         add_to(out, 1, bias, sublayer->type, rows);
     return status;
 }
 
-/* Rows of a plain matrix times one token, 16 rows a task. */
-struct rows_job {
-    const struct thread_pool *pool;
-    const void *weights;
-    int32_t type;
-    const float *numbers;
-    float *out;
-    size_t rows, columns, workers;
-    struct tasks tasks;
-};
-
-static void multiply_rows(void *argument) {
-    struct rows_job *job = argument;
-    size_t worker = __atomic_fetch_add(&job->workers, 1, __ATOMIC_RELAXED), task;
-    size_t bytes = job->columns * (job->type == FP32 ? 4 : 2);
-    while (next_task(&job->tasks, job->pool, worker, &task))
-        for (size_t row = task * WIDE; row < minimum((task + 1) * WIDE, job->rows); row++)
-            job->out[row] = dot_of(job->numbers, (const char *)job->weights + row * bytes, job->type, job->columns);
-}
-
-/* out [rows] = weights [rows, columns], numbers of a type, times numbers */
-static void multiply_plain(const struct thread_pool *pool, const void *weights, int32_t type, const float *numbers,
-                           size_t columns, float *out, size_t rows) {
-    struct thread_pool some = limit_threads(pool, rows * columns * (type == FP32 ? 4 : 2));
-    struct rows_job job = {&some, weights, type, numbers, out, rows, columns, 0, {.count = ceil_div(rows, WIDE)}};
-    run(&some, multiply_rows, &job);
-}
-
 /* The cosines and sines of a place: angles [2, rotary_dim]. */
 static void load_angles(const struct sublayer *sublayer, const struct place *place, size_t rotary_dim, float *angles) {
-    size_t row = (size_t)place->position * rotary_dim * (sublayer->type == FP32 ? 4 : 2);
+    size_t row = (size_t)place->position * rotary_dim * number_size(sublayer->type);
     load_numbers(angles, (const char *)place->cosines + row, sublayer->type, rotary_dim);
     load_numbers(angles + rotary_dim, (const char *)place->sines + row, sublayer->type, rotary_dim);
 }
