@@ -104,7 +104,9 @@ class LeaveOutCall(Operator):
             yield (node.children[0].start_pos, node.children[0].end_pos)
 
     def mutate(self, node: NodeOrLeaf, index: int) -> NodeOrLeaf:
+        indentation = node.get_first_leaf().prefix
         node.children[0] = parse("pass").children[0]
+        node.children[0].prefix = indentation
         return node
 
     @classmethod
@@ -237,6 +239,10 @@ def try_mutant(mutant: Mutant, room: Room, seconds: float) -> dict[str, object]:
     path = COPY / "moecli" / f"{mutant.module}.py"
     text = path.read_text()
     changed = mutate_code(text, operators()[mutant.operator], mutant.occurrence)
+    try:
+        compile(changed, path, "exec")
+    except SyntaxError as error:
+        return {"mutant": mutant.name, "outcome": "no program", "seconds": 0, "diff": [], "by": str(error)}
     for cached in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
         cached.unlink()
     path.write_text(changed)
@@ -287,6 +293,7 @@ def main() -> None:
                 if result["outcome"] == "passed":
                     print("survived", mutant.name, *result["diff"], sep="\n    ", flush=True)
         tried = [found[mutant.name] for mutant in chosen if mutant.name in found]
+        tried = [each for each in tried if each["outcome"] != "no program"]
         caught = sum(each["outcome"] != "passed" for each in tried)
         share = f"{100 * caught / max(1, len(tried)):.0f} %"
         print(f"{name}: {caught} of {len(tried)} caught, {share}; {len(chosen)} of {len(known)} sampled", flush=True)
