@@ -157,6 +157,29 @@ def promised(calls: list[Call]) -> bytes:
     return safe
 
 
+def check_order(recording: Recording, name: str) -> None:
+    """At every call: what the journal says is synced before its line is written, the line before the next step."""
+    disk = Disk(recording.before, recording.root)
+    partial = recording.root / "home/models" / f"{name}{PARTIAL}"
+    plans = 0
+    for call in recording.calls:
+        path = Path(call.path)
+        if path == partial and call.op == "rename":
+            assert disk.unsynced(partial) == set(), call
+        elif path.parent == partial:
+            loose = disk.unsynced(partial)
+            packed = path.name.startswith(("dense", "experts", "left-over"))
+            if path.name == journal.FILE and call.op == "unlink":
+                assert loose == set() and manifest.FILE in os.listdir(recording.root / "home/models" / name), call
+            elif path.name == journal.FILE and call.op == "write":
+                assert not plans or not {each for each in loose if each.startswith(("dense", "experts", "left-over"))}
+                plans += 1
+            elif packed or (call.op == "unlink" and path.name != journal.LOCK):
+                assert journal.FILE not in loose, call
+        disk.apply(call)
+    assert disk.unsynced(partial.parent) == set() and plans > 3
+
+
 def check_packing(cut: Cut, name: str, command: tuple[str, ...], reference: dict[str, bytes]) -> None:
     """What was promised is there, and the same command ends in the store that was never interrupted."""
     assert whole_stores() in (([name],) if cut.is_last else ([], [name])), cut
@@ -183,6 +206,7 @@ def after_a_kill() -> None:
 def test_pack(recorded, source, cuts):
     recording = recorded("pack", str(source), prepare=after_a_kill)
     reference = contents(recording.root / "home/models/two-layers-q4")
+    check_order(recording, "two-layers-q4")
     for cut in cuts(recording):
         check_packing(cut, "two-layers-q4", ("pack", str(source)), reference)
 
@@ -192,6 +216,7 @@ def test_pull_into_a_packed_model(recorded, source, server, cuts):
     recording = recorded("pull", REPO, "--dtype", "q4", HF_ENDPOINT=server.url)
     reference = contents(recording.root / "home/models" / name)
     assert reference["config.json"] == (source / "config.json").read_bytes()
+    check_order(recording, name)
     for cut in cuts(recording):
         check_packing(cut, name, ("pull", REPO, "--dtype", "q4"), reference)
 
