@@ -77,7 +77,7 @@ ROOMS = {
     "planning": Room(
         ("planning/estimate", "planning/gpus", "planning/memory", "planning/placement", "planning/speed",
          "planning/terms"),
-        ("tests/planning", "tests/engine/test_loaded.py", "tests/output/test_screens.py"),
+        ("tests/planning", "tests/engine/test_loaded.py"),
     ),
     "cgroups": Room(
         ("planning/cgroups", "planning/machine"),

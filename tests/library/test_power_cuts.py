@@ -28,6 +28,7 @@ from tests.support.stores import contents, deal, random_mixtral
 pytestmark = pytest.mark.slow
 
 REPO = "somebody/two-layers"
+_PACKED = ("dense", "experts", "left-over")  # begin the names of files whose bytes the journal tells of
 SAMPLE = 25  # cuts of each command; with --every-cut all
 
 
@@ -152,7 +153,7 @@ def promised(calls: list[Call]) -> bytes:
             return b""
         if name == journal.FILE and call.op == "write":
             written += call.data
-        elif call.op == "unlink" or name.startswith(("dense", "experts", "left-over", manifest.FILE)):
+        elif call.op == "unlink" or name.startswith((*_PACKED, manifest.FILE)):
             safe = written
     return safe
 
@@ -161,23 +162,23 @@ def check_order(recording: Recording, name: str) -> None:
     """At every call: what the journal says is synced before its line is written, the line before the next step."""
     disk = Disk(recording.before, recording.root)
     partial = recording.root / "home/models" / f"{name}{PARTIAL}"
-    plans = 0
+    lines, made = 0, set()
     for call in recording.calls:
         path = Path(call.path)
         if path == partial and call.op == "rename":
             assert disk.unsynced(partial) == set(), call
         elif path.parent == partial:
             loose = disk.unsynced(partial)
-            packed = path.name.startswith(("dense", "experts", "left-over"))
             if path.name == journal.FILE and call.op == "unlink":
-                assert loose == set() and manifest.FILE in os.listdir(recording.root / "home/models" / name), call
+                assert loose == set() and manifest.FILE in made, call
             elif path.name == journal.FILE and call.op == "write":
-                assert not plans or not {each for each in loose if each.startswith(("dense", "experts", "left-over"))}
-                plans += 1
-            elif packed or (call.op == "unlink" and path.name != journal.LOCK):
+                assert not lines or not [each for each in loose if each.startswith(_PACKED)], call
+                lines += 1
+            elif path.name.startswith(_PACKED) or (call.op == "unlink" and path.name != journal.LOCK):
                 assert journal.FILE not in loose, call
+        made.add(path.name)
         disk.apply(call)
-    assert disk.unsynced(partial.parent) == set() and plans > 3
+    assert disk.unsynced(partial.parent) == set() and lines > 3
 
 
 def check_packing(cut: Cut, name: str, command: tuple[str, ...], reference: dict[str, bytes]) -> None:
