@@ -52,4 +52,4 @@ STACKED = {  # GiB and GB/s, where memory is stacked on the chip
 
 def test_what_their_makers_print() -> None:
     printed = STACKED | {name: (gib, round(bits * rate / 8)) for name, (gib, bits, rate) in BOARDS.items()}
-    assert GPUS == {name: Gpu(name, gib * 2**30, speed * 1e9) for name, (gib, speed) in printed.items()}
+    assert {name: Gpu(name, gib * 2**30, speed * 1e9) for name, (gib, speed) in printed.items()} == GPUS

@@ -114,7 +114,7 @@ def test_buffers_by_hand(dtype, size, unpacked, context, native):
 
 @pytest.mark.parametrize("context", [100, 512, 4096])
 def test_buffers_of_latent_attention_by_hand(context, native):
-    """DeepSeek-V2-Lite: 16 heads of 128 + 64, values of 128, a latent of 512 + 64; 64 experts of which 6, 1,408 wide."""
+    """DeepSeek-V2-Lite: 16 heads of 128 + 64, values of 128, latents of 512 + 64; 64 experts of which 6, 1,408 wide."""
     need = estimate_memory(spec_of("deepseek-v2-lite"), "bf16", context)
     tokens, keys = min(512, context), -(-context // 64) * 64
     absorbed = (128 + 96) * (576 + 512)
