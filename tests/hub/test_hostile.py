@@ -7,17 +7,20 @@ import gzip
 import itertools
 import json
 import resource
+import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import moecli as package
-from moecli.errors import MoecliError
+from moecli.errors import MoecliError, NetworkError
 from moecli.hub import bounds, client
 from moecli.hub.download import fetch_all
 from moecli.hub.headers import read_remote
@@ -190,6 +193,48 @@ def test_a_redirect_that_goes_on_is_followed(hub: hub_server.Hub) -> None:
     old = hub.raw[""] = redirect("/api/models/another/some-moe")
     hub.raw[""] = lambda send: (hub.raw.pop(""), old(send))
     assert read_manifest(REPO, None, ONCE).commit == COMMIT
+
+
+NAMES_OF_HOSTS = {
+    "huggingface.co": ["192.0.2.7", "2001:db8::7"], "cdn.example.org": ["192.0.2.8"],
+    "mirror.example.org": ["127.0.0.1"],
+    "metadata.example.org": ["192.0.2.9", "169.254.169.254"], "inner.example.org": ["127.0.0.2"],
+    "six.example.org": ["fe80::1%2"], "mapped.example.org": ["::ffff:169.254.0.1"], "none.example.org": ["0.0.0.0"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("home", "target", "refused"),
+    [
+        ("huggingface.co", "cdn.example.org", None), ("huggingface.co", "unknown.example.org", None),
+        ("huggingface.co", "192.0.2.8", None), ("huggingface.co", "metadata.example.org", "169.254.169.254"),
+        ("huggingface.co", "six.example.org", "fe80::1"), ("huggingface.co", "mapped.example.org", "169.254.0.1"),
+        ("huggingface.co", "none.example.org", "0.0.0.0"), ("huggingface.co", "inner.example.org", "127.0.0.2"),
+        ("huggingface.co", "localhost", "127.0.0.1"), ("huggingface.co", "127.1", "127.0.0.1"),
+        ("huggingface.co", "[::1]", "::1"), ("127.0.0.1", "localhost", None), ("localhost", "127.0.0.1", None),
+        ("mirror.example.org", "inner.example.org", None), ("mirror.example.org", "127.0.0.9", None),
+        ("mirror.example.org", "metadata.example.org", "169.254.169.254"), ("127.0.0.1", "169.254.1.1", "169.254.1.1"),
+        ("169.254.1.1", "169.254.1.1", None), ("none.example.org", "none.example.org", None),
+    ],
+)  # fmt: skip
+def test_redirects_stay_in_the_network(home: str, target: str, refused: str | None, monkeypatch) -> None:
+    """What a name leads to counts, too; the Hub's own host is the user's choice."""
+
+    def getaddrinfo(name: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        if name not in NAMES_OF_HOSTS:
+            raise socket.gaierror("no such name")
+        return [(None, None, None, "", (address, 0)) for address in NAMES_OF_HOSTS[name]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    url = SimpleNamespace(scheme="https", host=target)
+    with pytest.raises(NetworkError, match=f"redirects to {refused}, which") if refused else nullcontext():
+        client._check_redirect(home, url)
+
+
+def test_where_a_proxy_is_asked_no_name_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.org:3128")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("looked up"))
+    client._check_redirect("huggingface.co", SimpleNamespace(scheme="https", host="cdn.example.org"))
 
 
 # Lies in a listing
