@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 REPO = "somebody/two-layers"
 _PACKED = ("dense", "experts", "left-over")  # begin the names of files whose bytes the journal tells of
-SAMPLE = 25  # cuts of each command; with --every-cut all
+SAMPLE = 25  # cuts of each command; with --every-cut all, and with CUTS_PART=2/4 the second quarter of them
 
 
 def moecli(*arguments: str) -> None:
@@ -122,6 +122,8 @@ def cuts(tmp_path: Path, at: Callable[[Path], None], every_cut: bool) -> Callabl
             telling = [each for each in moments if each[0] and calls[each[0] - 1].op != "write"][: -len(FATES)]
             chosen = random.Random(1).sample(telling, min(SAMPLE, len(telling)))
             moments = sorted(chosen) + moments[-len(FATES) :]
+        part, parts = map(int, os.environ.get("CUTS_PART", "1/1").split("/"))
+        moments = moments[len(moments) * (part - 1) // parts : len(moments) * part // parts]
         disk, done = Disk(recording.before, recording.root), 0
         for number, fate in moments:
             for call in calls[done:number]:
