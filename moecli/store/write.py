@@ -171,7 +171,6 @@ class Writer:
         )
         whole.write(self.folder / manifest.FILE)
         _sync(self.folder / manifest.FILE)
-        sync_folder(self.folder)
         kept = {manifest.FILE, journal.FILE, journal.LOCK, *checksums}
         for file in [file for file in self.folder.iterdir() if file.name not in kept]:
             file.unlink()

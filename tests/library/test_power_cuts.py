@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,6 +105,7 @@ def recorded(tmp_path: Path, at: Callable[[Path], None]) -> Callable[..., Record
         assert result.returncode == 0, result.stderr
         disk = Disk(before, root)
         for call in calls:
+            assert call.op != "rename" or disk.is_written(call.path), f"{call}: a name before its bytes are safe"
             disk.apply(call)
         disk.lay_out(tmp_path / "again", "all")
         assert tree(tmp_path / "again") == tree(root), "a change was not recorded"
@@ -164,7 +167,7 @@ def check_order(recording: Recording, name: str) -> None:
     """At every call: what the journal says is synced before its line is written, the line before the next step."""
     disk = Disk(recording.before, recording.root)
     partial = recording.root / "home/models" / f"{name}{PARTIAL}"
-    lines, made = 0, set()
+    lines, made = list[dict[str, Any]](), set()
     for call in recording.calls:
         path = Path(call.path)
         if path == partial and call.op == "rename":
@@ -175,12 +178,14 @@ def check_order(recording: Recording, name: str) -> None:
                 assert loose == set() and manifest.FILE in made, call
             elif path.name == journal.FILE and call.op == "write":
                 assert not lines or not [each for each in loose if each.startswith(_PACKED)], call
-                lines += 1
+                lines.append(json.loads(call.data))
             elif path.name.startswith(_PACKED) or (call.op == "unlink" and path.name != journal.LOCK):
                 assert journal.FILE not in loose, call
         made.add(path.name)
         disk.apply(call)
-    assert disk.unsynced(partial.parent) == set() and lines > 3
+    assert disk.unsynced(partial.parent) == set() and len(lines) > 3
+    done = [name for line in lines for name in line.get("done", ())]
+    assert len(done) == len(set(done)) > 10, "work was done twice"
 
 
 def check_packing(cut: Cut, name: str, command: tuple[str, ...], reference: dict[str, bytes]) -> None:

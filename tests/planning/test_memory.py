@@ -91,7 +91,7 @@ def library(native: bool, context: int) -> int:
     return int(min(1, context / 512) * first + min(64, context / 512) * further)
 
 
-@pytest.mark.parametrize("context", [100, 512, 2048, 32768])
+@pytest.mark.parametrize("context", [100, 512, 2048, 200_000])
 @pytest.mark.parametrize(("dtype", "size", "unpacked"), [
     ("bf16", 2, 0), ("fp32", 4, 0), ("q4", 2, 0), ("nf4", 2, 32 * 256 * 4096), ("int8", 2, 64 * 256 * 4096)
 ])  # fmt: skip
