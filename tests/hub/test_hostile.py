@@ -321,6 +321,34 @@ def test_a_server_that_gives_all_instead_of_a_part(hub: hub_server.Hub) -> None:
     assert read_remote(REPO).tensors and pull()
 
 
+@pytest.mark.parametrize(
+    ("headers", "size"),
+    [
+        ({"content-range": "bytes 0-9/100", "content-length": "10"}, 100), ({"content-range": "bytes 0-9/*"}, None),
+        ({"content-length": "12"}, 12), ({}, None), ({"content-length": "many"}, None),
+        ({"content-length": "\u0663"}, None),
+        ({"content-length": "9" * 19}, 10**19 - 1), ({"content-length": "9" * 20}, None),
+        ({"content-length": "-1"}, None),
+    ],
+)  # fmt: skip
+def test_sizes_that_an_answer_tells(headers: dict[str, str], size: int | None) -> None:
+    response = SimpleNamespace(status_code=200, headers=headers, url=SimpleNamespace(host="example.org"))
+    assert client.Answer(response, [], 1).file_size == size
+
+
+def test_an_answer_in_pieces_is_whole(hub: hub_server.Hub) -> None:
+    text = json.dumps({"sha": COMMIT, "siblings": []}).encode()
+    head = OK + f"Content-Length: {len(text)}\r\n\r\n".encode()
+
+    def answer(send: Send) -> None:
+        for piece in (head, text[:9], text[9:20], text[20:]):
+            send(piece)
+            time.sleep(0.05)
+
+    hub.raw[""] = answer
+    assert client.listing(REPO, None)["sha"] == COMMIT
+
+
 # Waits
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 
 from moecli.errors import NetworkError
 from moecli.hub.failures import HubBusy
-from moecli.hub.retry import RetryPolicy, retry
+from moecli.hub.retry import RetryPolicy, Stopped, retry
 
 QUICK = RetryPolicy(attempts=3, first_wait=0)
 
@@ -39,6 +40,23 @@ def test_what_makes_progress_has_not_failed(gained: int, tries: int) -> None:
         with pytest.raises(HubBusy):
             retry(action, QUICK, lambda: made * gained)
     assert made == tries
+
+
+@pytest.mark.parametrize(("seconds", "asked", "told"), [(2.9, None, False), (3.0, None, True), (0.1, 0.2, True)])
+def test_waits_that_can_be_noticed_are_told(seconds: float, asked: float | None, told: bool, monkeypatch) -> None:
+    """And whatever the Hub asks for."""
+    monkeypatch.setattr(random, "random", lambda: 0.5)
+    waits: list[tuple[str, float]] = []
+    stop = threading.Event()
+    stop.set()
+
+    def action() -> None:
+        raise HubBusy("busy", wait=asked)
+
+    with pytest.raises(Stopped):
+        retry(action, RetryPolicy(first_wait=seconds), tell=lambda *each: waits.append(each), stop=stop)
+    expected = seconds if asked is None else asked + seconds / 2
+    assert waits == ([("busy", pytest.approx(expected))] if told else [])
 
 
 @pytest.mark.parametrize(("asked", "borne"), [(600.0, True), (600.1, False)])
