@@ -208,8 +208,9 @@ class Writer:
 
     def _copy(self, path: Path) -> FileChecksums:
         copy = self.folder / path.name
-        copy.write_bytes(path.read_bytes())
-        _sync(copy)
+        if path != copy:  # else it was fetched to its place, and a cut while it is written again could spoil it
+            copy.write_bytes(path.read_bytes())
+            _sync(copy)
         return file_checksums(copy)
 
 

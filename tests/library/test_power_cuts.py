@@ -174,6 +174,7 @@ def check_order(recording: Recording, name: str) -> None:
             assert disk.unsynced(partial) == set(), call
         elif path.parent == partial:
             loose = disk.unsynced(partial)
+            assert call.op != "truncate" or path.name.startswith(_PACKED), f"{call}: what was whole is written again"
             if path.name == journal.FILE and call.op == "unlink":
                 assert loose == set() and manifest.FILE in made, call
             elif path.name == journal.FILE and call.op == "write":
