@@ -71,8 +71,8 @@ ROOMS = {
         ("experts/arena", "experts/copies", "experts/disk", "experts/gpu_offloaded", "experts/offloaded",
          "experts/pieces", "experts/policies", "experts/rates", "experts/readers", "experts/resident",
          "experts/slot_map", "experts/store"),
-        ("tests/experts/test_arena.py", "tests/experts/test_failed_reads.py", "tests/experts/test_policies.py",
-         "tests/experts/test_gpu_offloaded.py", "tests/experts/test_offloaded.py"),
+        ("tests/experts/test_arena.py", "tests/experts/test_resident.py", "tests/experts/test_failed_reads.py",
+         "tests/experts/test_policies.py", "tests/experts/test_gpu_offloaded.py", "tests/experts/test_offloaded.py"),
         skipped="int8 or nf4 or fp16 or qwen2 or each_trace",
     ),
     "planning": Room(
