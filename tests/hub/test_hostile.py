@@ -316,6 +316,12 @@ def test_another_range_than_was_asked_for(hub: hub_server.Hub, range_: str) -> N
         assert "another part of model.safetensors" in guarded(action).message or "99-0" in range_
 
 
+def test_of_weights_only_the_beginning_is_asked_for(hub: hub_server.Hub) -> None:
+    assert read_remote(REPO).tensors
+    assert [each.get("range") for each in hub.requests(CONFIG)] == [None]
+    assert [each["range"][:8] for each in hub.requests(WEIGHTS)] == ["bytes=0-"]
+
+
 def test_a_server_that_gives_all_instead_of_a_part(hub: hub_server.Hub) -> None:
     hub.ranges = False
     assert read_remote(REPO).tensors and pull()
