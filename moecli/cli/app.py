@@ -11,7 +11,7 @@ from typer.main import get_command
 from moecli import __version__, settings
 from moecli.cli import bench, completion, doctor, help, inspect, list, memory, pack, program, pull, rm, run, verify
 from moecli.errors import MoecliError
-from moecli.output import log, terminal
+from moecli.output import terminal
 
 PROGRAM = "moecli"
 EXAMPLES = """
@@ -84,6 +84,8 @@ def main() -> None:
         return
     terminal.prepare_streams()
     settings.let_threads_sleep()
+    from moecli.output import log
+
     try:
         log.start()
         app(prog_name=PROGRAM)

@@ -12,7 +12,6 @@ import typer
 from moecli.cli import options, running
 from moecli.errors import UsageError, printable
 from moecli.experts.policies import DEFAULT
-from moecli.library.resolve import Kind
 from moecli.output import loading, terminal
 from moecli.units import parse_size
 
@@ -123,6 +122,7 @@ def run(
     text = _read_prompt(model, prompt, prompt_option, file)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
+    from moecli.library.resolve import Kind
     from moecli.output.memory import beyond
 
     ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet)
