@@ -26,7 +26,7 @@ def screen(found: Examination, wrong: Sequence[Problem], quiet: bool, no_color: 
     if not quiet:
         software = found.software
         head = tables.title(f"moecli {software.moecli}", f"Python {software.python}, {software.system}")
-        tables.show(to, head, tables.facts(list(_rows(found))))
+        tables.show(to, head, tables.Facts(list(_rows(found))))
         to.print()
     for problem in wrong:
         line = Text.assemble(("problem:", "bold red"), f" {problem.what}; ", ("hint:", "bold"), f" {problem.hint}")

@@ -31,7 +31,7 @@ def screen(to: Console, report: Report, advice: Advice, look: Look | None) -> No
     ]
     now = [("now", "moecli inspect tiny --routing"), ("", "of the built-in model, at once")]
     title = tables.title(report.model, "its router, by its configuration alone")
-    tables.show(to, title, tables.facts(rows), tables.facts([*_look(advice, look), *now]))
+    tables.show(to, title, tables.Facts(rows), tables.Facts([*_look(advice, look), *now]))
 
 
 def _look(advice: Advice, look: Look | None) -> list[tuple[str, str]]:
