@@ -87,7 +87,7 @@ def main() -> None:
     from moecli.output import log
 
     try:
-        log.start()
+        log.start(settings.log_level())
         app(prog_name=PROGRAM)
     except MoecliError as error:
         sys.exit(terminal.report(error))

@@ -109,7 +109,7 @@ def _show(shown: pages.Page) -> NoReturn:
 def page(command: Command | Group, ctx: Any) -> pages.Page:
     """The help of a command, from its docstring and options; of the program, from its commands and variables too."""
     about = tuple(" ".join(part.split()) for part in (command.help or "").split("\n\n") if part.strip())
-    panels: dict[str, list[tuple[str, str]]] = {}
+    panels: dict[str, list[tuple[str, str]]] = {} if isinstance(command, Group) else {"Arguments": [], "Options": []}
     if isinstance(command, Group):
         for heading, name, summary in command.summaries():
             panels.setdefault(heading, []).append((name, summary))
@@ -130,7 +130,7 @@ def page(command: Command | Group, ctx: Any) -> pages.Page:
     return pages.Page(
         usage=" ".join(pieces),
         about=about,
-        sections=tuple(pages.Section(heading, tuple(rows)) for heading, rows in panels.items()),
+        sections=tuple(pages.Section(heading, tuple(rows)) for heading, rows in panels.items() if rows),
         examples=tuple(line for line in lines if line and line != "Examples:"),
     )
 

@@ -64,7 +64,9 @@ class Model(Protocol):
         rates: Rates | None = None,
         native: bool = True,
     ) -> Decoder:
-        """Read the weights as planned; `device` is the plan's, and its `rates` are measured unless they are given.
+        """Read the weights as planned; `progress` is told bytes of experts done, of how many.
+
+        `device` is the plan's, and its `rates` are measured unless they are given.
 
         Unless `native`, decode steps are computed by torch as prompts are.
         """
@@ -116,7 +118,7 @@ class CheckpointModel:
             offloaded.fill(lambda *place: write_record(self.weights, records, *place), progress)
             experts = offloaded
         elif self.weights.experts_are(dtype):
-            experts = checkpoint_experts(self.weights, budget)
+            experts = checkpoint_experts(self.weights, budget, progress)
         else:
             experts = packed_experts(self.weights, dtype, budget, progress)
             settings.return_freed_memory()
@@ -165,7 +167,7 @@ class StoreModel:
                 self.spec, records, _capacity(plan, dense), policy, store=self.store, rates=rates
             )
         elif plan.fits:
-            experts = store_experts(self.store, plan.ram.expert_bytes)
+            experts = store_experts(self.store, plan.ram.expert_bytes, progress)
         else:
             experts = OffloadedExperts(self.store, plan.ram.experts, policy)
         return Decoder(self.spec, dense, experts, plan.memory.context, native)

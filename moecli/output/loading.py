@@ -70,10 +70,10 @@ def introduce(name: str) -> None:
 
 @contextmanager
 def progress(name: str, quiet: bool) -> Iterator[Progress]:
-    """A line that stands on a terminal while weights are read or packed, and is gone after."""
+    """A line that stands on a terminal while weights are read, or packed on the way, and is gone after."""
     with terminal.Line(quiet) as line:
         line.show("loading ...")
-        yield _Meter(line, f"packing {name}", "experts")
+        yield _Meter(line, f"loading {name}", "bytes")
 
 
 @contextmanager
@@ -99,11 +99,13 @@ class _Meter:
             return
         self._shown = now
         spent = now - self._began
-        said = f"{self._what}: {done:,} of {total:,} {self._unit}"
+        in_bytes = self._unit == "bytes"
+        some, all_ = (format_bytes(done), format_bytes(total)) if in_bytes else (f"{done:,}", f"{total:,} {self._unit}")
+        said = f"{self._what}: {some} of {all_}"
         if done and spent > _KNOWN:
             rate = done / spent
             left = f"{format_duration((total - done) / rate)} left"
-            pace = f"{figure(rate)} {self._unit}/s"
+            pace = f"{format_bytes(rate) if in_bytes else f'{figure(rate)} {self._unit}'}/s"
             self._line.show(f"{said}, {pace}, {left}", f"{said}, {left}", f"{self._what}: {left}")
         else:
             self._line.show(said)
