@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from typer.main import get_command
 
 from moecli import __version__, settings
 from moecli.cli import bench, completion, doctor, help, inspect, list, memory, pack, program, pull, rm, run, verify
-from moecli.errors import MoecliError
+from moecli.errors import MoecliError, UsageError
 from moecli.output import terminal
 
 PROGRAM = "moecli"
@@ -86,8 +87,14 @@ def main() -> None:
     settings.let_threads_sleep()
     from moecli.output import log
 
+    preset: list[str] = []
     try:
         log.start(settings.log_level())
+        if sys.argv[1:] and not sys.argv[1].startswith("-"):
+            preset = settings.preset(program.name_of(sys.argv[1]))
+            sys.argv[2:2] = preset  # where everybody looks for what was typed
         app(prog_name=PROGRAM)
     except MoecliError as error:
+        if preset and isinstance(error, UsageError):
+            terminal.say(f"note: {settings.config()} adds {shlex.join(preset)}")
         sys.exit(terminal.report(error))

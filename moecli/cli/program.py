@@ -63,7 +63,7 @@ class Group(TyperGroup):
         return list(self.table)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        name = _SYNONYMS.get(cmd_name, cmd_name)
+        name = name_of(cmd_name)
         if name not in self.commands and name in self.table:
             _, function, examples = self.table[name]
             alone = typer.Typer(
@@ -91,6 +91,11 @@ class Group(TyperGroup):
         if self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
             raise _no_such_command(args, list(self.table))
         return super().resolve_command(ctx, args)
+
+
+def name_of(typed: str) -> str:
+    """The command that a word means."""
+    return _SYNONYMS.get(typed, typed)
 
 
 def _light(help_option: Any) -> Any:
