@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -87,7 +88,7 @@ def main() -> None:
     settings.let_threads_sleep()
     from moecli.output import log
 
-    preset: list[str] = []
+    preset: Sequence[str] = ()
     try:
         log.start(settings.log_level())
         if sys.argv[1:] and not sys.argv[1].startswith("-"):

@@ -43,16 +43,18 @@ def _look(advice: Advice, look: Look | None) -> list[tuple[str, str]]:
         return [("a real look", advice.obstacle), *instead]
     if way is None or look is None:
         return [("a real look", "takes more memory than is free here")]
-    kept = f", keeps {format_bytes(way.keep)} in {way.dtype}" if way.packed else f" in {way.dtype}"
-    room = f"; {format_bytes(way.room)} at most meanwhile, {format_bytes(way.free)} are free"
-    return [
-        ("a real look", f"reads {look.prompts} short passages, about {look.tokens:,} tokens, each layer once for all"),
-        ("disk", f"fetches {format_bytes(way.fetch)}{kept}{room}"),
+    guess = "" if look.counted else "about "
+    rows = [
+        ("a real look", f"reads {look.prompts} short passages, {guess}{look.tokens:,} tokens, each layer once for all"),
         ("memory", f"{format_bytes(least_ram(way.plan))} at least; here {place(way.plan)}"),
         ("time", f"{_duration(look)}, {evidence(look.time)}"),
-        ("then", f"{advice.command}"),
-        ("", f"moecli inspect {advice.ref.typed} --routing"),
     ]
+    if advice.command is None:  # its weights are nowhere that is known
+        return rows
+    kept = f", keeps {format_bytes(way.keep)} in {way.dtype}" if way.packed else f" in {way.dtype}"
+    room = f"; {format_bytes(way.room)} at most meanwhile, {format_bytes(way.free)} are free"
+    rows.insert(1, ("disk", f"fetches {format_bytes(way.fetch)}{kept}{room}"))
+    return [*rows, ("then", advice.command), ("", f"moecli inspect {advice.ref.typed} --routing")]
 
 
 def _duration(look: Look) -> str:
