@@ -152,7 +152,7 @@ def run(
     if verbose:
         if unread := opened.spec.unread_keys:
             terminal.say(f"config.json: nothing reads {', '.join(printable(key, 60) for key in unread)}")
-        terminal.say(f"{opened.name}: {config.sampling}, seed {config.seed}")
+        terminal.say(f"{opened.name}: {loading.sampled(config)}")
         terminal.say(loading.explain(plan))
     if not plan.fits:
         speed = opened.estimate_throughput(plan)

@@ -12,6 +12,7 @@ from moecli.store.progress import Progress
 from moecli.units import figure, format_bytes, format_duration
 
 if TYPE_CHECKING:
+    from moecli.engine.chat import GenerationConfig
     from moecli.planning.placement import Plan, Tier
     from moecli.planning.speed import Throughput
 
@@ -46,6 +47,19 @@ def _tier(plan: Plan, tier: Tier) -> str:
     if tier.experts:
         held.append(f"{tier.experts:,} of {plan.memory.expert_count:,} experts {format_bytes(tier.expert_bytes)}")
     return f"{format_bytes(tier.total)} = {' + '.join(held)}"
+
+
+def sampled(config: GenerationConfig) -> str:
+    """How tokens are chosen: what is switched off is left out."""
+    how = config.sampling
+    chance = how.temperature > 0
+    settings = (
+        ("top-k", how.top_k, chance and how.top_k > 0), ("top-p", how.top_p, chance and how.top_p < 1),
+        ("min-p", how.min_p, chance and how.min_p > 0), ("repeat penalty", how.repeat_penalty, how.repeat_penalty != 1),
+        ("seed", config.seed, chance),
+    )  # fmt: skip
+    first = f"temperature {how.temperature:g}" if chance else "greedy"
+    return ", ".join([first, *(f"{name} {value}" for name, value, counts in settings if counts)])
 
 
 def expectation(plan: Plan, speed: Throughput) -> str:

@@ -186,7 +186,11 @@ def _formats(to: Console, subject: Subject) -> RenderableType:
 
 def _explanation(one: Estimate) -> RenderableType:
     return tables.Facts(
-        [(term.name, f"{term.bytes:,} = {term.formula}  [from {term.keys}]") for term in one.memory.terms if term.bytes]
+        [
+            (term.name, f"{term.bytes:,} = {term.formula}" + (f"  [from {term.keys}]" if term.keys != "-" else ""))
+            for term in one.memory.terms
+            if term.bytes
+        ]
     )
 
 
