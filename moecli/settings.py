@@ -163,8 +163,8 @@ def config() -> Path:
     return _folder("MOECLI_CONFIG") or home() / "config"
 
 
-def preset(command: str) -> list[str]:
-    """What the user's file adds to a command, before what is typed, which therefore counts more.
+def presets() -> list[tuple[str, list[str]]]:
+    """What the user's file adds to commands, before what is typed, which therefore counts more.
 
     A line of it is a command and its options, quoted as in a shell; `#` begins a comment. UsageError for any other.
     """
@@ -178,13 +178,13 @@ def preset(command: str) -> list[str]:
         raise UsageError(f"{shown} cannot be read: {error}", "mend it, or set MOECLI_CONFIG=/dev/null") from error
     for number, line in enumerate(lines, 1):
         try:
-            name, *options = shlex.split(line, comments=True) or ("", "-")
+            words = shlex.split(line, comments=True)
         except ValueError as error:
             raise UsageError(f"line {number} of {shown}: {error}", "quote it as in a shell") from error
-        if not options or not options[0].startswith("-"):
+        if words and not (words[1:] and words[1].startswith("-")):
             raise UsageError(f"line {number} of {shown} is no command with options", "write: run --ram 12GiB")
-        if name == command:
-            found += options
+        if words:
+            found.append((words[0], words[1:]))
     return found
 
 

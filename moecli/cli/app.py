@@ -92,7 +92,8 @@ def main() -> None:
     try:
         log.start(settings.log_level())
         if sys.argv[1:] and not sys.argv[1].startswith("-"):
-            preset = settings.preset(program.name_of(sys.argv[1]))
+            name = program.name_of(sys.argv[1])
+            preset = [word for command, options in settings.presets() if command == name for word in options]
             sys.argv[2:2] = preset  # where everybody looks for what was typed
         app(prog_name=PROGRAM)
     except MoecliError as error:

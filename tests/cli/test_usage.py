@@ -79,7 +79,7 @@ def test_a_file_of_options_that_is_none(tmp_path, monkeypatch, content, problem)
     (tmp_path / "mine").write_bytes(content)
     monkeypatch.setenv("MOECLI_CONFIG", str(tmp_path / "mine"))
     with pytest.raises(UsageError, match=problem):
-        settings.preset("memory")
+        settings.presets()
 
 
 def test_with_json_a_failure_is_a_document_too(moecli):
