@@ -125,7 +125,7 @@ def run(
     from moecli.library.resolve import Kind
     from moecli.output.memory import beyond
 
-    ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet)
+    ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet, yes)
     with terminal.status("loading ...", quiet):
         from moecli.engine.chat import ChatSession, GenerationConfig, RecordedSession, plan_for
         from moecli.engine.loaded import LoadOptions, open_for_run

@@ -190,3 +190,5 @@ def test_a_script_that_sizes_machines_is_answered_in_numbers_and_exit_codes(shel
     status, screen = shell.type("moecli run mixtral x --json --offline < /dev/null 2> /dev/null")
     refused = json.loads(CONTROL.sub("", screen).partition("\n")[2].rpartition("}")[0] + "}")
     assert status == 1 and "moecli pull mixtral" in refused["error"]["hint"]
+    assert shell.type('moecli run granite-3.1-1b-a400m:q4 "The sky" -n 2 --yes -q < /dev/null > out.txt')[0] == 0
+    assert (tmp_path / "out.txt").read_text().strip()  # fetched, packed and run without a question

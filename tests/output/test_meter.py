@@ -57,7 +57,7 @@ def test_a_model_that_fits_says_how_much_of_it_is_in_memory() -> None:
     assert told == sorted(told) and told[-1][0] == told[-1][1] > 10e6
     told.clear()
     model.decoder(fit(model.spec, "q4", 64, 2**60), progress=lambda *each: told.append(each))
-    assert len(told) == 7 * 8 and told[-1][0] == told[-1][1] > 2e6
+    assert len(told) > 7 * 8 and told == sorted(told) and told[-1][0] == told[-1][1] > 4e6
 
 
 def test_nothing_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
