@@ -46,6 +46,17 @@ def test_a_product_is_that_of_the_activations_as_they_are_taken(
     assert close(found, samples.product(dtype, samples.rounded(dtype, x), packed, shape))
 
 
+@pytest.mark.parametrize("columns", [1024, 1025, 1088, 2112])
+@pytest.mark.parametrize("dtype", [each for each in samples.FORMATS if each not in native.TILED])
+def test_rows_of_several_spans(dtype: str, columns: int) -> None:
+    """Sums go from span to span: alone and in company, with odd columns and where blocks of scales go across rows."""
+    shape, x = (19, columns), samples.gaussian(5, columns, seed=1)
+    packed = samples.matrix(dtype, *shape)
+    found = on_every_isa(lambda: native.linear(dtype, x, packed, shape))
+    assert close(found, samples.product(dtype, x, packed, shape))
+    assert torch.equal(on_every_isa(lambda: native.linear(dtype, x[2:3], packed, shape)), found[2:3])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", samples.FORMATS)

@@ -17,7 +17,7 @@
 #include "matmul.inc.h"
 #include "pack.inc.h"
 
-#define SPAN 512                  /* columns of a sum, a multiple of NF4_BLOCK */
+#define SPAN 1024                 /* columns of a sum, a multiple of NF4_BLOCK */
 #define SPAN_STRIDE (SPAN + WIDE) /* an odd number of lines, so that rows are in different sets of the cache */
 #define ROWS 4                    /* that meet a token alone: so many streams from memory */
 #define BUFFERED_ROWS 16
