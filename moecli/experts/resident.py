@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from moecli.experts.arena import Arena
 from moecli.experts.pieces import as_expert, mapped_record
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.formats.plain import torch_dtype
-from moecli.kernels.linear import Expert, Packed, pack
+from moecli.kernels.linear import Expert, native_bytes, pack
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import EXPERT_MATRICES
 from moecli.store.expert_record import Record, layer_records
@@ -40,11 +41,11 @@ class ResidentExperts:
         yield [(expert, self._expert(layer, expert)) for expert in counts]
 
     def addresses(self, layer: int) -> Tensor | None:
-        """Where packed gate, up and down of every expert of a layer lie, int64 [E, 3]; None if they are not packed."""
+        """Where gate, up and down of every expert of a layer lie, int64 [E, 3]; None if one serves no kernel."""
         found = [self._expert(layer, expert) for expert in range(self._experts[layer])]
-        matrices = [matrix for expert in found if isinstance(expert, tuple) for matrix in expert]
-        places = [matrix.data.data_ptr() for matrix in matrices if isinstance(matrix, Packed)]
-        return torch.tensor(places).view(-1, 3) if len(places) == 3 * len(found) else None
+        whole = [expert for expert in found if isinstance(expert, tuple)]
+        matrices = native_bytes(self.dtype, chain.from_iterable(whole)) if len(whole) == len(found) else None
+        return torch.tensor([each.data_ptr() for each in matrices]).view(-1, 3) if matrices else None
 
     def _expert(self, layer: int, expert: int) -> Expert | Streamed:
         key = layer, expert

@@ -81,20 +81,19 @@ def _kernels(kernels: Kernels) -> Iterator[_Row]:
     label = "kernels"
     for device, formats in kernels.formats.items():
         for kernel in dict.fromkeys(formats.values()):
-            served = ", ".join(dtype for dtype, each in formats.items() if each == kernel)
-            yield label, f"{served}: {_kernel(kernels, kernel, served)}{'' if device == 'cpu' else ' on the GPU'}"
+            served = [dtype for dtype, each in formats.items() if each == kernel]
+            names = "all formats" if len(served) == len(formats) else ", ".join(served)
+            yield label, f"{names}: {_kernel(kernels, kernel)}{'' if device == 'cpu' else ' on the GPU'}"
             label = ""
 
 
-def _kernel(kernels: Kernels, kernel: str, served: str) -> str:
+def _kernel(kernels: Kernels, kernel: str) -> str:
     """The kernel's name, and why it is this one."""
     if kernels.asked:
         return f"{kernel} (MOECLI_KERNEL={kernels.asked})"
     if kernel == "native":
         others = [name for name in kernels.isas if name != kernels.isa]
         return f"native, by {kernels.isa}" + (f" (here too: {', '.join(others)})" if others else "")
-    if kernel == "torch" and "nf4" in served:
-        return "torch (MOECLI_KERNEL=bnb gives nf4 and int8 to bitsandbytes)"
     return "bitsandbytes" if kernel == "bnb" else kernel
 
 
