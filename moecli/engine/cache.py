@@ -34,10 +34,14 @@ class LayerCache:
             buffer[:, end - added : end] = rows_added.transpose(0, 1)
         return self.buffers
 
-    def extend(self) -> range:
-        """Make room for one more token: the rows that it sees, its own, to be filled, last."""
-        end = self._grow(1)
-        return range(0 if self._window is None else max(0, end - self._window), end)
+    def extend(self, added: int) -> list[tuple[int, range]]:
+        """Make room for more tokens: of each its position and the rows that it sees, its own, to be filled, last."""
+        start = self.length
+        end = self._grow(added) - added
+        return [
+            (start + i, range(0 if self._window is None else max(0, end + i + 1 - self._window), end + i + 1))
+            for i in range(added)
+        ]
 
     def _grow(self, added: int) -> int:
         """The end of the rows in use, with room for `added` before it."""

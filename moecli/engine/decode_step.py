@@ -1,4 +1,4 @@
-"""A decode step by native calls: all layers in one where every expert is resident, else sublayer by sublayer."""
+"""A step of a few tokens by native calls: all layers in one where experts are resident, else sublayer by sublayer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from moecli.engine.router import Routing
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, each_output
 from moecli.kernels.decode_step import (
+    MAX_TOKENS,
     AttentionSublayer,
     DecodeStepCall,
     LatentSublayer,
     MoeSublayer,
+    Place,
     Sublayer,
     can_cut,
     serves,
@@ -50,76 +52,89 @@ class NativeLayer:
         """Whether native code alone can take a token through all of it."""
         return self.attention is not None and self.moe is not None and self.moe.resident
 
-    def attend(self, x: Tensor, cache: LayerCache) -> Tensor:
-        """x [1, D] -> [1, D], perhaps the same tensor; the token is appended to `cache`."""
+    def attend(self, x: Tensor, caches: Sequence[LayerCache]) -> Tensor:
+        """x [T, D] -> [T, D], perhaps the same tensor: as many tokens of each text, appended to the texts' `caches`."""
         if self.attention is None:
-            return self._block.attend(x, cache)
-        self.reserve(cache)
+            return self._block.attend(x, caches[0])  # one token of one text
+        self.reserve(len(x), caches)
         return self._attention_call(x)
 
     def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> Tensor:
-        """x [1, D] -> [1, D], perhaps the same tensor."""
+        """x [T, D] -> [T, D], perhaps the same tensor."""
         if self.moe is None:
             return self._block.feed_forward(x, observer)
         if self.moe.resident:
             self._moe_call(x)
-            self.record_resident(observer)
+            self.record_resident(len(x), observer)
         else:
             self.route(self.moe, x, observer)
             self.moe_forward(self.moe, x)
         return x
 
     def route(self, moe: MoeSublayer, x: Tensor, observer: RoutingObserver | None) -> None:
-        """Let the router select experts for the hidden state x [1, D], and show them to the observer."""
+        """Let the router select experts for the hidden states x [T, D], and show them to the observer."""
         moe.route(x)
-        self._record(moe, observer)
+        self._record(moe, len(x), observer)
 
     def moe_forward(self, moe: MoeSublayer, x: Tensor) -> None:
-        """Add to x [1, D] what the store's selected experts, and the shared one, make of it."""
+        """Add to x [T, D] what the store's selected experts, and the shared one, make of each token."""
         assert self._mixture is not None, "a plain feed-forward is resident"
-        activation = self._mixture.expert.activation
-        each_output(self._experts, self._index, activation, moe.normed, moe.topk_ids, moe.outputs)
+        activation, top_k = self._mixture.expert.activation, self._mixture.router.top_k
+        for token, (normed, topk_ids) in enumerate(zip(moe.normed[: len(x)], moe.topk_ids, strict=False)):
+            outputs = moe.outputs[token * top_k : (token + 1) * top_k]
+            each_output(self._experts, self._index, activation, normed[None], topk_ids[None], outputs)
         moe.combine(x)
 
-    def reserve(self, cache: LayerCache) -> None:
-        """Make room in `cache` for the token that comes next."""
+    def reserve(self, tokens: int, caches: Sequence[LayerCache]) -> None:
+        """Make room in the texts' `caches` for the tokens that come next, in equal parts."""
         assert self.attention is not None
-        self.attention.reserve(self._rotary.tables, cache.length, cache.buffers, cache.extend())
+        places = [
+            Place(position, cache.buffers, seen)
+            for cache in caches
+            for position, seen in cache.extend(tokens // len(caches))
+        ]
+        self.attention.reserve(self._rotary.tables, places)
 
-    def record_resident(self, observer: RoutingObserver | None) -> None:
-        """A native call has taken a token through resident experts: count and show which."""
+    def record_resident(self, tokens: int, observer: RoutingObserver | None) -> None:
+        """A native call has taken tokens through resident experts: count and show which."""
         if self._mixture is not None and self.moe is not None:
-            self._experts.statistics.hits += self.moe.topk_ids.shape[1]
-            self._record(self.moe, observer)
+            self._experts.statistics.hits += len(self.moe.topk_ids[:tokens].unique())
+            self._record(self.moe, tokens, observer)
 
-    def _record(self, moe: MoeSublayer, observer: RoutingObserver | None) -> None:
+    def _record(self, moe: MoeSublayer, tokens: int, observer: RoutingObserver | None) -> None:
         if observer is not None:
-            observer.record(self._index, Routing(moe.topk_ids.clone(), moe.topk_weights.clone(), moe.logits.clone()))
+            routing = Routing(*(each[:tokens].clone() for each in (moe.topk_ids, moe.topk_weights, moe.logits)))
+            observer.record(self._index, routing)
 
 
 class DecodeStep:
-    """Takes up to `max_tokens` tokens of one text through all layers, a single native call where that can be."""
+    """Takes up to `max_tokens` tokens through all layers, a single native call where that can be.
 
-    max_tokens = 1
+    What a token becomes does not depend, to the last bit, on the tokens beside it.
+    """
 
     def __init__(self, layers: Sequence[NativeLayer], single_call: bool = True) -> None:
         self._layers = layers
+        native = all(layer.attention and layer.moe for layer in layers)
+        self.max_tokens = MAX_TOKENS if native else 1
         resident = single_call and all(layer.resident for layer in layers)
         self._call = DecodeStepCall([(layer.attention, layer.moe) for layer in layers]) if resident else None
 
-    def forward(self, x: Tensor, caches: Sequence[LayerCache], observer: RoutingObserver | None) -> Tensor:
-        """x [T, D] -> [T, D], perhaps the same tensor; the tokens are appended to each layer's cache."""
-        assert x.shape[0] <= self.max_tokens
-        layers = list(zip(self._layers, caches, strict=True))
+    def forward(
+        self, x: Tensor, texts: Sequence[Sequence[LayerCache]], observer: RoutingObserver | None = None
+    ) -> Tensor:
+        """x [T, D] -> [T, D], perhaps the same tensor: as many tokens of each text, appended to its layers' caches."""
+        assert x.shape[0] <= self.max_tokens and x.shape[0] % len(texts) == 0
+        layers = list(zip(self._layers, zip(*texts, strict=True), strict=True))
         if self._call is None:
-            for layer, cache in layers:
-                x = layer.feed_forward(layer.attend(x, cache), observer)
+            for layer, caches in layers:
+                x = layer.feed_forward(layer.attend(x, caches), observer)
             return x
-        for layer, cache in layers:
-            layer.reserve(cache)
+        for layer, caches in layers:
+            layer.reserve(len(x), caches)
         self._call(x)
         for layer, _ in layers:
-            layer.record_resident(observer)
+            layer.record_resident(len(x), observer)
         return x
 
 

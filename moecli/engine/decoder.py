@@ -95,6 +95,28 @@ class Decoder:
                 states[-1:] if last_only else states, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps
             )
 
+    def forward_texts(self, ids: Tensor, caches: Sequence[Cache]) -> Tensor:
+        """One more token of each of several texts, ids [N]: their normed states [N, D], to the bit as for each alone.
+
+        Weights are read once for up to `decode_step.max_tokens` texts.
+        """
+        if not self.decode_step or self.decode_step.max_tokens == 1:
+            return torch.cat([self.forward(token, cache) for token, cache in zip(ids.split(1), caches, strict=True)])
+        with torch.inference_mode():
+            for rotary in self._rotary.values():
+                rotary.prepare(max(cache.length for cache in caches) + 1)
+            self._adjust_threads()
+            some = self.decode_step.max_tokens
+            states = torch.cat(
+                [
+                    self.decode_step.forward(
+                        self._embed(part), [cache.layers for cache in caches[start : start + some]]
+                    )
+                    for start, part in zip(range(0, len(ids), some), ids.to(self.device).split(some), strict=True)
+                ]
+            )
+            return normalise(states, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps)
+
     def first_not_finite(self, ids: Tensor) -> str:
         """Where the states of a text [T] are first infinite or no numbers, in words: for an error that is certain."""
         with torch.inference_mode():
@@ -153,7 +175,7 @@ class Decoder:
         self._adjust_threads()
         x = self._embed(ids)
         if self.decode_step and wanted and len(ids) <= self.decode_step.max_tokens:
-            return self.decode_step.forward(x, cache.layers, observer)
+            return self.decode_step.forward(x, [cache.layers], observer)
         *blocks, last_block = zip(self._blocks, cache.layers, strict=True)
         for number, (block, layer_cache) in enumerate(blocks):
             count(len(ids) * number / len(self._blocks))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -104,11 +104,11 @@ class ProfiledLayer(NativeLayer):
         super().__init__(*layer)
         self._profile = profile
 
-    def attend(self, x: Tensor, cache: LayerCache) -> Tensor:
+    def attend(self, x: Tensor, caches: Sequence[LayerCache]) -> Tensor:
         if self.attention is None:
-            return super().attend(x, cache)
+            return super().attend(x, caches)
         with self._profile.time(self._index, "attention"):
-            return super().attend(x, cache)
+            return super().attend(x, caches)
 
     def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> Tensor:
         if self.moe is None:

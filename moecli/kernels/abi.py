@@ -80,6 +80,7 @@ class Sublayer(ctypes.Structure):
         ("after", c_void_p),
         ("x", c_void_p),
         ("hidden_size", c_int64),
+        ("tokens", c_int64),
     )
 
 
@@ -99,7 +100,7 @@ class Place(ctypes.Structure):
 
 
 class Attention(ctypes.Structure):
-    """Grouped-query attention of one token, and its layer's cache."""
+    """Grouped-query attention of a few tokens, and where they stand in their caches."""
 
     _fields_ = (
         ("sublayer", Sublayer),
@@ -118,12 +119,12 @@ class Attention(ctypes.Structure):
         ("clip", c_float),
         ("softcap", c_float),
         ("scale", c_float),
-        ("place", Place),
+        ("places", c_void_p),
     )
 
 
 class LatentAttention(ctypes.Structure):
-    """Multi-head latent attention of one token, and its layer's cache."""
+    """Multi-head latent attention of a few tokens, and where they stand in their caches."""
 
     _fields_ = (
         ("sublayer", Sublayer),
@@ -146,7 +147,7 @@ class LatentAttention(ctypes.Structure):
         ("interleaved", c_int32),
         ("norm_eps", c_float),
         ("scale", c_float),
-        ("place", Place),
+        ("places", c_void_p),
     )
 
 
@@ -197,7 +198,7 @@ class Router(ctypes.Structure):
 
 
 class Moe(ctypes.Structure):
-    """Router, routed experts and shared expert of one token, and what is told of them."""
+    """Router, routed experts and shared expert of a few tokens, and what is told of them."""
 
     _fields_ = (
         ("sublayer", Sublayer),
@@ -225,9 +226,15 @@ class Block(ctypes.Structure):
 
 
 class DecodeStep(ctypes.Structure):
-    """One token's hidden state, and the blocks it goes through."""
+    """A few tokens' hidden states, and the blocks they go through."""
 
-    _fields_ = (("x", c_void_p), ("blocks", c_void_p), ("count", c_int64), ("threads", c_int32))
+    _fields_ = (
+        ("x", c_void_p),
+        ("blocks", c_void_p),
+        ("count", c_int64),
+        ("tokens", c_int64),
+        ("threads", c_int32),
+    )
 
 
 STRUCTURES: dict[str, type[ctypes.Structure]] = {

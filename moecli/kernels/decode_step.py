@@ -1,4 +1,4 @@
-"""The native decode step: one token through attention and mixtures of experts of many blocks, in place."""
+"""The native decode step: a few tokens through attention and mixtures of experts of many blocks, in place."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1}
 _QK_NORMS = {QkNorm.NONE: 0, QkNorm.FULL: 1, QkNorm.HEAD: 2}
 _SCORINGS = {Scoring.SOFTMAX: 0, Scoring.SIGMOID: 1, Scoring.SOFTMAX_OF_CHOSEN: 2}
 _GROUP_SCORES = {GroupScore.MAX: 0, GroupScore.TOP2_SUM: 1}
+MAX_TOKENS = 8  # that go through a step together
 _PANEL_ROWS = 16  # that lie together: where a stacked matrix may be cut
 
 
@@ -59,8 +60,47 @@ def can_cut(dtype: str, intermediate_size: int) -> bool:
     return dtype not in TILED or intermediate_size % _PANEL_ROWS == 0
 
 
-class AttentionSublayer:
-    """Grouped-query attention of one token: norm, projections, rotation, cache, attention, output, residual."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a token goes: its position, its layer's cache, and the rows of it that the token sees.
+
+    `cache` is keys and values [K, rows, d], or latents [1, rows, kv_rank + rope_dim]. The token's own go to the last
+    row of `seen`.
+    """
+
+    position: int
+    cache: Sequence[Tensor]
+    seen: range
+
+
+class _CachedAttention:
+    """What attentions have in common: each token's place in a cache."""
+
+    call: abi.Attention | abi.LatentAttention
+
+    def reserve(self, tables: tuple[Tensor, Tensor], places: Sequence[Place]) -> None:
+        """Say where the next tokens go. `tables` are the cosines and sines of all positions [P, rotary_dim]."""
+        cosines, sines = (table.data_ptr() for table in tables)
+        self._places = (abi.Place * len(places))(
+            *(
+                abi.Place(
+                    cosines=cosines,
+                    sines=sines,
+                    position=place.position,
+                    keys=place.cache[0].data_ptr(),
+                    values=place.cache[-1].data_ptr(),
+                    rows=place.cache[0].shape[1],
+                    first=place.seen.start,
+                    last=place.seen.stop - 1,
+                )
+                for place in places
+            )
+        )
+        self.call.places = ctypes.addressof(self._places)
+
+
+class AttentionSublayer(_CachedAttention):
+    """Grouped-query attention of a few tokens: norm, projections, rotation, cache, attention, output, residual."""
 
     def __init__(self, sublayer: Sublayer, spec: GroupedQuery, weights: Weights) -> None:
         self.call = abi.Attention(
@@ -83,17 +123,9 @@ class AttentionSublayer:
         )
         self._held = weights  # as long as their addresses
 
-    def reserve(self, tables: tuple[Tensor, Tensor], position: int, cache: Sequence[Tensor], seen: range) -> None:
-        """Say where the next token goes: its position, and the rows of the cache that it sees.
 
-        `tables` are the cosines and sines of all positions [P, rotary_dim], `cache` is the layer's keys and values
-        [K, rows, d]. The token's own go to the last row of `seen`.
-        """
-        self.call.place = _place(tables, position, cache, seen)
-
-
-class LatentSublayer:
-    """Latent attention of one token: norm, projections, rotation, cache, attention, output, residual."""
+class LatentSublayer(_CachedAttention):
+    """Latent attention of a few tokens: norm, projections, rotation, cache, attention, output, residual."""
 
     def __init__(self, sublayer: Sublayer, spec: MLA, weights: Weights) -> None:
         dtype = sublayer.dtype
@@ -121,17 +153,15 @@ class LatentSublayer:
         )
         self._held = weights  # as long as their addresses
 
-    def reserve(self, tables: tuple[Tensor, Tensor], position: int, cache: Sequence[Tensor], seen: range) -> None:
-        """As for `AttentionSublayer`; `cache` is the layer's latents [1, rows, kv_rank + rope_dim]."""
-        self.call.place = _place(tables, position, cache, seen)
-
 
 class MoeSublayer:
-    """Mixture of experts of one token: norm, router, routed experts, shared expert, residual.
+    """Mixture of experts of a few tokens: norm, router, routed experts, shared expert, residual.
 
     A plain feed-forward is a shared expert without routed ones. `experts` has the addresses of gate, up and down of
     every expert, int64 [E, 3]. Without them the sublayer is not `resident` and cannot be part of a `DecodeStepCall`:
-    it takes `route`, somebody who computes the experts into `outputs`, and `combine`. The bits are the same.
+    it takes `route`, somebody who computes the experts into `outputs`, and `combine`. The bits are the same. The first
+    rows of `normed` [., D], `logits` [., E], `topk_ids` and `topk_weights` [., A], best first, are of the last tokens;
+    `outputs` [., D] has A rows for each, and room for their sums.
     """
 
     def __init__(
@@ -141,11 +171,11 @@ class MoeSublayer:
         shared = ffn.shared if isinstance(ffn, Mixture) else ffn
         top_k, count = (mixture.router.top_k, mixture.router.experts) if mixture else (0, 0)
         hidden_size = sublayer.before.shape[0]
-        self.normed = torch.empty(1, hidden_size)
-        self.logits = torch.empty(1, count)
-        self.topk_weights = torch.empty(1, top_k)  # best first, as the ids
-        self.topk_ids = torch.empty(1, top_k, dtype=torch.int64)
-        self.outputs = torch.empty(top_k + 1, hidden_size)  # of the selected experts, and room for their sum
+        self.normed = torch.empty(MAX_TOKENS, hidden_size)
+        self.logits = torch.empty(MAX_TOKENS, count)
+        self.topk_weights = torch.empty(MAX_TOKENS, top_k)
+        self.topk_ids = torch.empty(MAX_TOKENS, top_k, dtype=torch.int64)
+        self.outputs = torch.empty(MAX_TOKENS * (top_k + 1), hidden_size)  # and room for their sums
         self.call = call = abi.Moe(
             sublayer=_sublayer(sublayer),
             normed=self.normed.data_ptr(),
@@ -171,21 +201,21 @@ class MoeSublayer:
         self._held = weights, experts
 
     def route(self, x: Tensor) -> None:
-        """Fill `normed`, `logits`, `topk_ids` and `topk_weights` from the hidden state x [1, D]."""
+        """Fill `normed`, `logits`, `topk_ids` and `topk_weights` from the hidden states x [T, D]."""
         self._run("route", x)
 
     def combine(self, x: Tensor) -> None:
-        """Add to the hidden state x [1, D], in place, the weighted `outputs` and what the shared expert makes of it."""
+        """Add to the hidden states x [T, D], in place, weighted `outputs` and what the shared expert makes of them."""
         self._run("combine", x)
 
     def _run(self, function: str, x: Tensor) -> None:
         sublayer = self.call.sublayer
-        sublayer.pool.threads, sublayer.x = torch.get_num_threads(), x.data_ptr()
+        sublayer.pool.threads, sublayer.x, sublayer.tokens = torch.get_num_threads(), x.data_ptr(), len(x)
         loaded().call(function, self.call)
 
 
 class DecodeStepCall:
-    """One token through blocks, or sublayers of one, in a single native call."""
+    """A few tokens through blocks, or sublayers of one, in a single native call."""
 
     def __init__(self, blocks: Sequence[tuple[AttentionSublayer | LatentSublayer | None, MoeSublayer | None]]) -> None:
         self._held = blocks  # as long as their addresses
@@ -193,8 +223,9 @@ class DecodeStepCall:
         self._call = abi.DecodeStep(blocks=ctypes.addressof(self._blocks), count=len(blocks))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [1, D], changed in place. Every attention must know its place in the cache by `reserve`."""
-        self._call.x, self._call.threads = x.data_ptr(), torch.get_num_threads()
+        """x [T, D], at most MAX_TOKENS, changed in place. Every attention must know their places by `reserve`."""
+        assert x.is_contiguous() and len(x) <= MAX_TOKENS
+        self._call.x, self._call.tokens, self._call.threads = x.data_ptr(), len(x), torch.get_num_threads()
         loaded().call("decode_step", self._call)
         return x
 
@@ -207,21 +238,6 @@ def _block(attention: AttentionSublayer | LatentSublayer | None, moe: MoeSublaye
     if moe is not None:
         block.moe = ctypes.addressof(moe.call)
     return block
-
-
-def _place(tables: tuple[Tensor, Tensor], position: int, cache: Sequence[Tensor], seen: range) -> abi.Place:
-    keys, values = cache[0], cache[-1]
-    cosines, sines = tables
-    return abi.Place(
-        cosines=cosines.data_ptr(),
-        sines=sines.data_ptr(),
-        position=position,
-        keys=keys.data_ptr(),
-        values=values.data_ptr(),
-        rows=keys.shape[1],
-        first=seen.start,
-        last=seen.stop - 1,
-    )
 
 
 def _sublayer(sublayer: Sublayer) -> abi.Sublayer:

@@ -13,6 +13,7 @@ from moecli.engine.router import Routing
 from moecli.engine.weights import checkpoint_weights
 from moecli.experts.resident import packed_experts
 from moecli.kernels import library, prompt_attention
+from moecli.kernels.decode_step import MAX_TOKENS
 from moecli.store.source import open_source
 from tests.support.checkpoints import FAMILIES, make, prompt, write
 
@@ -98,3 +99,56 @@ def test_in_every_format(family: str, dtype: str, compute: str, error: float, tm
     found = one_by_one(model, ids, Seen())
     expected = one_by_one(decoder(folder, False, dtype, compute), ids, Seen())
     assert (found - expected).norm() / expected.norm() < error
+
+
+def together(model: Decoder, ids: torch.Tensor, size: int) -> torch.Tensor:
+    """States [T, D] of all ids but the first 20, `size` of them at a time."""
+    cache = model.new_cache(len(ids), 32)
+    model.forward(ids[:20], cache)
+    return torch.cat([model.forward(part, cache) for part in ids[20:].split(size)])
+
+
+# Stacked gates and ups of packed formats can be told apart at every 16th row.
+WHOLE_PANELS = {
+    "llama": {"intermediate_size": 64},
+    "mistral": {"intermediate_size": 64},
+    "qwen2_moe": {"shared_expert_intermediate_size": 32},
+    "deepseek_v2": {"moe_intermediate_size": 32, "intermediate_size": 64},
+    "deepseek_v3": {"moe_intermediate_size": 32, "intermediate_size": 64},
+}
+
+
+@pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=lambda value: "-".join(value) if value else "plain")
+def test_a_token_is_the_same_in_company(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    ids = torch.tensor(prompt(60))
+    model = decoder(write(make(family, **WHOLE_PANELS.get(family, {}) | changes), tmp_path / "model"), native=True)
+    assert model.decode_step is not None and model.decode_step.max_tokens == MAX_TOKENS
+    alone = together(model, ids, 1)
+    assert all(torch.equal(together(model, ids, size), alone) for size in (2, 3, 8))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8", "nf4", "q4"])
+@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3"])
+def test_a_token_is_the_same_in_company_in_every_format(family: str, dtype: str, tmp_path: Path) -> None:
+    compute = dtype if dtype in ("fp32", "fp16") else "bf16"
+    model = decoder(write(make(family, **WHOLE_PANELS[family]), tmp_path), True, dtype, compute)
+    ids = torch.tensor(prompt(60))
+    assert torch.equal(together(model, ids, 5), together(model, ids, 1))
+
+
+def test_texts_side_by_side_are_as_each_alone(tmp_path: Path) -> None:
+    """Of different lengths, and with a window that has moved on in one of them."""
+    model = decoder(write(make("mixtral", sliding_window=16), tmp_path), native=True)
+    assert model.decode_step is not None
+    texts = [torch.tensor(prompt(length)) for length in (5, 40, 23)]
+    following = torch.tensor(prompt(63)[-36:]).view(12, 3)
+    alone = []
+    for text, tokens in zip(texts, following.t(), strict=True):
+        cache = model.new_cache(len(text) + 12, 8)
+        model.forward(text, cache)
+        alone.append(torch.cat([model.forward(token, cache) for token in tokens.split(1)]))
+    caches = [model.new_cache(len(text) + 12, 8) for text in texts]
+    for text, cache in zip(texts, caches, strict=True):
+        model.forward(text, cache)
+    beside = torch.stack([model.forward_texts(tokens, caches) for tokens in following])
+    assert torch.equal(beside, torch.stack(alone, 1))

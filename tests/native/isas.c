@@ -141,7 +141,7 @@ static void try(int last, int format, size_t intermediate_size, size_t hidden_si
 }
 
 static void step(int isa, void *x, struct block block) {
-    struct decode_step call = {.x = x, .blocks = &block, .count = 1};
+    struct decode_step call = {.x = x, .blocks = &block, .count = 1, .tokens = 1};
     moecli_decode_step(isa, &call);
 }
 
@@ -178,8 +178,9 @@ static void try_attention(int last, int format, int type, int variant) {
         call.qk_norm = variant % 3, call.q_norm = norm, call.k_norm = norm, call.interleaved = variant & 1;
         call.clip = variant & 1 ? 0.5f : 0, call.softcap = variant & 4 ? 3 : 0;
         call.rotary_dim = (int64_t)rotary_dim;
-        call.place = (struct place){cosines, sines, 8, own_keys, own_values, (int64_t)rows, variant & 1 ? 7 : 0, 200};
-        call.place.last = variant & 2 ? (int64_t)rows - 1 : 200;
+        struct place place = {cosines, sines, 8, own_keys, own_values, (int64_t)rows, variant & 1 ? 7 : 0, 200};
+        place.last = variant & 2 ? (int64_t)rows - 1 : 200;
+        call.places = &place;
         step(isa, own, (struct block){.attention = &call});
         check("attention", isa, format, own, &expected_x, hidden_size * size);
         check("keys", isa, format, own_keys, &expected_keys, shared * rows * dim * size);
@@ -213,8 +214,9 @@ static void try_latent(int last, int format, int type, int variant) {
         call.heads = (int64_t)heads, call.query_rank = (int64_t)low_rank, call.rank = (int64_t)rank;
         call.nope_dim = (int64_t)nope_dim, call.rotary_dim = (int64_t)rotary_dim, call.value_dim = (int64_t)value_dim;
         call.interleaved = variant & 1, call.norm_eps = 1e-6f, call.scale = 0.2f;
-        call.place = (struct place){cosines, sines, 8, own_latents, own_latents, (int64_t)rows, variant & 1 ? 7 : 0, 5};
-        call.place.last = variant & 2 ? (int64_t)rows - 1 : 7 + variant;
+        struct place place = {cosines, sines, 8, own_latents, own_latents, (int64_t)rows, variant & 1 ? 7 : 0, 5};
+        place.last = variant & 2 ? (int64_t)rows - 1 : 7 + variant;
+        call.places = &place;
         step(isa, own, (struct block){.latent_attention = &call});
         check("latent attention", isa, format, own, &expected_x, hidden_size * size);
         check("latents", isa, format, own_latents, &expected_latents, rows * width * size);
@@ -278,7 +280,7 @@ static void try_moe(int last, int format, int type, int variant) {
             continue;
         for (int steps = 0; steps < 2; steps++) {
             void *own = copy(x, hidden_size * size);
-            struct sublayer sublayer = {{0}, type, format, RMS, 1e-5f, 1, before, NULL, own, (int64_t)hidden_size};
+            struct sublayer sublayer = {{0}, type, format, RMS, 1e-5f, 1, before, NULL, own, (int64_t)hidden_size, 1};
             struct moe call = {.sublayer = sublayer,
                                .intermediate_size = (int64_t)intermediate_size,
                                .shared_intermediate_size = (int64_t)shared,

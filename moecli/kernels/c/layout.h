@@ -61,6 +61,7 @@ static const struct layout layouts[] = {
     FIELD(sublayer, after),
     FIELD(sublayer, x),
     FIELD(sublayer, hidden_size),
+    FIELD(sublayer, tokens),
     WHOLE(place),
     FIELD(place, cosines),
     FIELD(place, sines),
@@ -87,7 +88,7 @@ static const struct layout layouts[] = {
     FIELD(attention, clip),
     FIELD(attention, softcap),
     FIELD(attention, scale),
-    FIELD(attention, place),
+    FIELD(attention, places),
     WHOLE(latent_attention),
     FIELD(latent_attention, sublayer),
     FIELD(latent_attention, query),
@@ -109,7 +110,7 @@ static const struct layout layouts[] = {
     FIELD(latent_attention, interleaved),
     FIELD(latent_attention, norm_eps),
     FIELD(latent_attention, scale),
-    FIELD(latent_attention, place),
+    FIELD(latent_attention, places),
     WHOLE(prompt_attention),
     FIELD(prompt_attention, pool),
     FIELD(prompt_attention, type),
@@ -168,6 +169,7 @@ static const struct layout layouts[] = {
     FIELD(decode_step, x),
     FIELD(decode_step, blocks),
     FIELD(decode_step, count),
+    FIELD(decode_step, tokens),
     FIELD(decode_step, threads),
 };
 

@@ -86,15 +86,16 @@ enum qk_norm { NO_NORM, ALL_HEADS, EACH_HEAD };
 enum scoring { SOFTMAX, SIGMOID, SOFTMAX_OF_TOPK };
 enum group_score { LARGEST, SUM_OF_TWO };
 
-/* Attention or feed-forward of a block for one token: x += multiplier * after(something(before(x))). `type` is that of
-   x and of all weights that are not multiplied with; `after` may be NULL. */
+/* Attention or feed-forward of a block for a few tokens, each for itself: x += multiplier *
+   after(something(before(x))). x [tokens, hidden_size]; `type` is that of x and of all weights that are not multiplied
+   with; `after` may be NULL. */
 struct sublayer {
     struct thread_pool pool;
     int32_t type, format, norm;
     float eps, multiplier;
     const void *before, *after;
     void *x;
-    int64_t hidden_size;
+    int64_t hidden_size, tokens;
 };
 
 /* Where a token stands: its row of the tables [positions, rotary_dim], with the signs of a rotation, and of the cache
@@ -114,7 +115,7 @@ struct attention {
     int32_t qk_norm, interleaved;
     const void *q_norm, *k_norm;
     float clip, softcap, scale;
-    struct place place;
+    const struct place *places; /* of each token, of one text or of several */
 };
 
 /* Attention whose cache has no values, but latents of `rank` numbers and one rotating key that all heads share, as
@@ -127,7 +128,7 @@ struct latent_attention {
     int64_t heads, query_rank, rank, nope_dim, rotary_dim, value_dim;
     int32_t interleaved;
     float norm_eps, scale;
-    struct place place;
+    const struct place *places;
 };
 
 /* output [tokens, heads, value_dim]: queries [tokens, heads, head_dim] over keys [kv_heads, rows, head_dim] and values
@@ -166,7 +167,8 @@ struct moe {
     int32_t activation, shared_activation;
     const void *shared_gate_up, *shared_down; /* gate and up stacked */
     const void *shared_gate;                  /* of the shared expert as a whole; may be NULL */
-    /* To be filled: [hidden_size], [experts], [top_k] best first, [top_k + 1, hidden_size], [top_k] */
+    /* To be filled for each token: [hidden_size], [experts], [top_k] best first, [top_k, hidden_size] and then the sums
+       of all tokens [hidden_size], [top_k] */
     float *normed, *logits, *topk_weights, *outputs;
     int64_t *topk_ids;
 };
@@ -178,11 +180,11 @@ struct block {
     struct moe *moe;
 };
 
-/* A token through blocks, one after another. x and threads replace those of the sublayers. */
+/* A few tokens through blocks, one after another. x, tokens and threads replace those of the sublayers. */
 struct decode_step {
     void *x;
     const struct block *blocks;
-    int64_t count;
+    int64_t count, tokens;
     int32_t threads;
 };
 

@@ -1,4 +1,4 @@
-/* Attention of one token, from its hidden state and back to it. */
+/* Attention of a few tokens, from their hidden states and back to them. */
 #ifndef MOECLI_ATTENTION_H
 #define MOECLI_ATTENTION_H
 
@@ -6,28 +6,34 @@
 
 #define KEY_BLOCK 256 /* keys of a task */
 
-/* A task is a block of keys for all heads that share them. It leaves, for each head, the largest score, the sum of
-   exp(score - largest), and the values so weighted. */
+/* A task is a block of one token's keys for all heads that share them. It leaves, for each head, the largest score, the
+   sum of exp(score - largest), and the values so weighted. */
 struct attention_job {
     const struct attention *call;
     const struct thread_pool *pool;
-    const float *queries;
-    float *partials; /* [kv_heads, blocks, heads / kv_heads, head_dim + 2] */
-    size_t seen, blocks, workers;
+    const float *queries; /* [tokens, query_stride] */
+    float *partials;      /* [tokens, kv_heads, blocks, heads / kv_heads, head_dim + 2] */
+    size_t query_stride, blocks, workers;
     struct tasks tasks;
 };
 
 static size_t partial_size(const struct attention *call) { return (size_t)call->head_dim + 2; }
 
+static size_t seen_from(const struct place *place) { return (size_t)(place->last - place->first) + 1; }
+
 static void attend_task(const struct attention_job *job, size_t task) {
     const struct attention *call = job->call;
     int32_t type = call->sublayer.type;
-    size_t dim = (size_t)call->head_dim, group = (size_t)(call->heads / call->kv_heads), size = type == FP32 ? 4 : 2;
-    size_t head = task / job->blocks, from = task % job->blocks * KEY_BLOCK;
-    size_t count = minimum(KEY_BLOCK, job->seen - from);
-    size_t offset = (head * (size_t)call->place.rows + (size_t)call->place.first + from) * dim * size;
-    const char *keys = (const char *)call->place.keys + offset, *values = (const char *)call->place.values + offset;
-    const float *query = job->queries + head * group * dim;
+    size_t dim = (size_t)call->head_dim, group = (size_t)(call->heads / call->kv_heads), size = number_size(type);
+    size_t head = task / job->blocks % (size_t)call->kv_heads, from = task % job->blocks * KEY_BLOCK;
+    size_t token = task / job->blocks / (size_t)call->kv_heads;
+    const struct place *place = call->places + token;
+    if (from >= seen_from(place))
+        return;
+    size_t count = minimum(KEY_BLOCK, seen_from(place) - from);
+    size_t offset = (head * (size_t)place->rows + (size_t)place->first + from) * dim * size;
+    const char *keys = (const char *)place->keys + offset, *values = (const char *)place->values + offset;
+    const float *query = job->queries + token * job->query_stride + head * group * dim;
     float *partial = job->partials + task * group * partial_size(call), scores[KEY_BLOCK];
     for (size_t each = 0; each < group; each++, query += dim, partial += partial_size(call)) {
         float largest = -INFINITY, sum = 0;
@@ -57,20 +63,21 @@ static void attend(void *argument) {
         attend_task(job, task);
 }
 
-/* mixed [heads, head_dim]: the blocks of each head together. */
-static void merge(const struct attention_job *job, float *mixed) {
+/* mixed [heads, head_dim] of a token: the blocks of each head together. */
+static void merge(const struct attention_job *job, size_t token, float *mixed) {
     const struct attention *call = job->call;
-    size_t dim = (size_t)call->head_dim, group = (size_t)(call->heads / call->kv_heads);
-    for (size_t head = 0; head < (size_t)call->heads; head++, mixed += dim) {
+    size_t dim = (size_t)call->head_dim, heads = (size_t)call->heads, group = heads / (size_t)call->kv_heads;
+    size_t blocks = ceil_div(seen_from(call->places + token), KEY_BLOCK), step = group * partial_size(call);
+    const float *partials = job->partials + token * heads * job->blocks * partial_size(call);
+    for (size_t head = 0; head < heads; head++, mixed += dim) {
         float largest = -INFINITY, sum = 0;
-        size_t step = group * partial_size(call);
-        const float *first = job->partials + (head / group * job->blocks * group + head % group) * partial_size(call);
+        const float *first = partials + (head / group * job->blocks * group + head % group) * partial_size(call);
         const float *partial = first;
-        for (size_t block = 0; block < job->blocks; block++, partial += step)
+        for (size_t block = 0; block < blocks; block++, partial += step)
             largest = partial[dim] > largest ? partial[dim] : largest;
         memset(mixed, 0, dim * sizeof *mixed);
         partial = first;
-        for (size_t block = 0; block < job->blocks; block++, partial += step) {
+        for (size_t block = 0; block < blocks; block++, partial += step) {
             float factor = exponential(partial[dim] - largest);
             sum = fmaf(factor, partial[dim + 1], sum);
             add_to(mixed, factor, partial, FP32, dim);
@@ -86,7 +93,7 @@ static void clip(float *numbers, size_t count, float limit) {
 }
 
 /* Queries and keys, normed and rotated, in place; keys and values to the cache. */
-static void rotate_and_cache(const struct attention *call, float *qkv, float *angles) {
+static void rotate_and_cache(const struct attention *call, const struct place *place, float *qkv, float *angles) {
     const struct sublayer *sublayer = &call->sublayer;
     size_t dim = (size_t)call->head_dim, heads = (size_t)call->heads, kv_heads = (size_t)call->kv_heads;
     size_t size = sublayer->type == FP32 ? 4 : 2, rotary_dim = (size_t)call->rotary_dim;
@@ -104,39 +111,45 @@ static void rotate_and_cache(const struct attention *call, float *qkv, float *an
     }
     if (call->clip > 0 && call->qk_norm != NO_NORM)
         clip(qkv, all, call->clip);
-    load_angles(sublayer, &call->place, rotary_dim, angles);
+    load_angles(sublayer, place, rotary_dim, angles);
     for (size_t head = 0; head < heads + kv_heads; head++)
         rotate(call->interleaved, qkv + head * dim, angles, rotary_dim);
     for (size_t head = 0; head < kv_heads; head++) {
-        size_t row = (head * (size_t)call->place.rows + (size_t)call->place.last) * dim * size;
-        store_numbers((char *)call->place.keys + row, sublayer->type, keys + head * dim, dim);
-        store_numbers((char *)call->place.values + row, sublayer->type, values + head * dim, dim);
+        size_t row = (head * (size_t)place->rows + (size_t)place->last) * dim * size;
+        store_numbers((char *)place->keys + row, sublayer->type, keys + head * dim, dim);
+        store_numbers((char *)place->values + row, sublayer->type, values + head * dim, dim);
     }
 }
 
 static enum status attention_forward(const struct attention *call) {
     const struct sublayer *sublayer = &call->sublayer;
-    size_t hidden_size = (size_t)sublayer->hidden_size, dim = (size_t)call->head_dim, query = (size_t)call->heads * dim;
-    size_t projected = query + 2 * (size_t)call->kv_heads * dim;
-    size_t seen = (size_t)(call->place.last - call->place.first) + 1;
+    size_t hidden_size = (size_t)sublayer->hidden_size, tokens = (size_t)sublayer->tokens, dim = (size_t)call->head_dim;
+    size_t heads = (size_t)call->heads, query = heads * dim, projected = query + 2 * (size_t)call->kv_heads * dim;
+    size_t seen = 0, most = 0;
+    for (const struct place *place = call->places; place < call->places + tokens; place++) {
+        seen += seen_from(place);
+        most = seen_from(place) > most ? seen_from(place) : most;
+    }
     struct thread_pool pool = limit_threads(&sublayer->pool, seen * query * 4);
-    struct attention_job job = {.call = call, .pool = &pool, .seen = seen};
-    job.blocks = ceil_div(job.seen, KEY_BLOCK);
-    job.tasks.count = (size_t)call->kv_heads * job.blocks;
-    size_t angles = 2 * (size_t)call->rotary_dim, all_partials = (size_t)call->heads * job.blocks * partial_size(call);
-    float *hidden = allocate((hidden_size + projected + query + angles + all_partials) * sizeof *hidden);
+    struct attention_job job = {.call = call, .pool = &pool, .query_stride = projected};
+    job.blocks = ceil_div(most, KEY_BLOCK);
+    job.tasks.count = tokens * (size_t)call->kv_heads * job.blocks;
+    size_t angles = 2 * (size_t)call->rotary_dim, partials = tokens * heads * job.blocks * partial_size(call);
+    float *hidden = allocate((tokens * (hidden_size + projected + query) + angles + partials) * sizeof *hidden);
     if (!hidden)
         return NO_MEMORY;
-    float *qkv = hidden + hidden_size, *mixed = qkv + projected;
+    float *qkv = hidden + tokens * hidden_size, *mixed = qkv + tokens * projected, *angle = mixed + tokens * query;
     job.queries = qkv;
-    job.partials = mixed + query + angles;
+    job.partials = angle + angles;
     begin_sublayer(sublayer, hidden);
     enum status status =
         multiply(sublayer, sublayer->format, call->qkv, call->qkv_bias, hidden, hidden_size, qkv, projected);
     if (status == DONE) {
-        rotate_and_cache(call, qkv, mixed + query);
+        for (size_t token = 0; token < tokens; token++)
+            rotate_and_cache(call, call->places + token, qkv + token * projected, angle);
         run(&pool, attend, &job);
-        merge(&job, mixed);
+        for (size_t token = 0; token < tokens; token++)
+            merge(&job, token, mixed + token * query);
         status =
             multiply(sublayer, sublayer->format, call->output, call->output_bias, mixed, query, hidden, hidden_size);
     }

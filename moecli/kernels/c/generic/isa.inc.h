@@ -1,25 +1,26 @@
-/* The last include of an instruction set: a token through whole blocks, and the table of its calls. */
+/* The last include of an instruction set: a few tokens through whole blocks, and the table of its calls. */
 #include "attention.inc.h"
 #include "latent_attention.inc.h"
 #include "moe.inc.h"
 
+static void take(struct sublayer *sublayer, const struct decode_step *call) {
+    sublayer->x = call->x, sublayer->tokens = call->tokens, sublayer->pool.threads = call->threads;
+}
+
 static enum status decode_step(const struct decode_step *call) {
     enum status status = DONE;
-    for (int64_t i = 0; i < call->count && status == DONE; i++) {
-        struct attention *attention = call->blocks[i].attention;
-        struct latent_attention *latent = call->blocks[i].latent_attention;
-        struct moe *moe = call->blocks[i].moe;
-        if (attention) {
-            attention->sublayer.x = call->x, attention->sublayer.pool.threads = call->threads;
-            status = attention_forward(attention);
+    for (const struct block *block = call->blocks; block < call->blocks + call->count && status == DONE; block++) {
+        if (block->attention) {
+            take(&block->attention->sublayer, call);
+            status = attention_forward(block->attention);
         }
-        if (latent) {
-            latent->sublayer.x = call->x, latent->sublayer.pool.threads = call->threads;
-            status = latent_attention_forward(latent);
+        if (block->latent_attention) {
+            take(&block->latent_attention->sublayer, call);
+            status = latent_attention_forward(block->latent_attention);
         }
-        if (moe && status == DONE) {
-            moe->sublayer.x = call->x, moe->sublayer.pool.threads = call->threads;
-            status = moe_forward(moe);
+        if (block->moe && status == DONE) {
+            take(&block->moe->sublayer, call);
+            status = moe_forward(block->moe);
         }
     }
     return status;

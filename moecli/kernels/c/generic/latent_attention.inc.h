@@ -1,9 +1,9 @@
-/* Latent attention of one token, from its hidden state and back to it. */
+/* Latent attention of a few tokens, from their hidden states and back to them. */
 #ifndef MOECLI_LATENT_ATTENTION_H
 #define MOECLI_LATENT_ATTENTION_H
 
+#include "attention.inc.h"
 #include "prompt_attention.inc.h"
-#include "sublayer.inc.h"
 
 #define SPANS 16     /* into which the keys are divided at most, one a task */
 #define SPAN_UNIT 24 /* keys: a multiple of every TILE_ROWS */
@@ -129,18 +129,19 @@ static void latent_work(void *argument) {
         expand_head(job, task, row);
 }
 
-/* mixed [heads, value_dim] from the queries and the cache */
-static enum status meet_latents(const struct latent_attention *call, const float *queries, float *mixed) {
+/* mixed [heads, value_dim] of a token from its queries and the cache */
+static enum status meet_latents(const struct latent_attention *call, const struct place *place, const float *queries,
+                                float *mixed) {
     size_t heads = (size_t)call->heads, rank = (size_t)call->rank, width = rank + (size_t)call->rotary_dim;
-    size_t row = (size_t)call->place.first * width * number_size(call->sublayer.type);
-    struct prompt_attention latents = {.type = call->sublayer.type, .keys = (const char *)call->place.keys + row};
+    size_t row = (size_t)place->first * width * number_size(call->sublayer.type);
+    struct prompt_attention latents = {.type = call->sublayer.type, .keys = (const char *)place->keys + row};
     struct thread_pool pool =
         limit_threads(&call->sublayer.pool, heads * (size_t)(call->nope_dim + call->value_dim) * rank);
     struct latent_job job = {.call = call, .pool = &pool, .queries = queries, .mixed = mixed};
     job.meeting = (struct prompt_job){.call = &latents, .key_dim = width, .value_dim = rank};
     job.meeting.key_stride = job.meeting.value_stride = row_stride(width);
     job.meeting.tiles = ceil_div(heads, WIDTH);
-    job.seen = (size_t)(call->place.last - call->place.first) + 1;
+    job.seen = seen_from(place);
     job.span = rounded_up(ceil_div(job.seen, SPANS), SPAN_UNIT);
     job.spans = ceil_div(job.seen, job.span);
     job.absorb.count = job.expand.count = heads;
@@ -159,61 +160,54 @@ static enum status meet_latents(const struct latent_attention *call, const float
     return DONE;
 }
 
-/* numbers [rows] = a plain matrix times the hidden state; the first `rank` of them normed */
+/* numbers [tokens, rows] = a plain matrix times the hidden states; the first `rank` of each normed */
 static enum status project_down(const struct latent_attention *call, const void *matrix, const void *bias,
                                 const void *norm, const float *hidden, float *numbers, size_t rows, size_t rank) {
     const struct sublayer *sublayer = &call->sublayer;
     size_t columns = (size_t)sublayer->hidden_size;
     enum status status = multiply(sublayer, PLAIN + sublayer->type, matrix, bias, hidden, columns, numbers, rows);
-    normalise(RMS, call->norm_eps, norm, sublayer->type, numbers, rank);
+    for (size_t token = 0; token < (size_t)sublayer->tokens; token++)
+        normalise(RMS, call->norm_eps, norm, sublayer->type, numbers + token * rows, rank);
     return status;
 }
 
-/* The token's latent and its rotating key, to the cache. */
-static enum status cache_latent(const struct latent_attention *call, const float *hidden, float *latent,
-                                const float *angles) {
-    size_t rank = (size_t)call->rank, rotary_dim = (size_t)call->rotary_dim, width = rank + rotary_dim;
-    size_t row = (size_t)call->place.last * width * number_size(call->sublayer.type);
-    enum status status =
-        project_down(call, call->latent_down, call->latent_down_bias, call->latent_norm, hidden, latent, width, rank);
-    rotate(call->interleaved, latent + rank, angles, rotary_dim);
-    store_numbers((char *)call->place.keys + row, call->sublayer.type, latent, width);
-    return status;
-}
-
-/* queries [heads, nope_dim + rotary_dim], rotated; `low` [query_rank] */
-static enum status latent_queries(const struct latent_attention *call, const float *hidden, float *low, float *queries,
-                                  const float *angles) {
-    const struct sublayer *sublayer = &call->sublayer;
-    size_t rank = (size_t)call->query_rank, columns = rank ? rank : (size_t)sublayer->hidden_size;
-    size_t dim = (size_t)(call->nope_dim + call->rotary_dim), rows = (size_t)call->heads * dim;
-    enum status status = DONE;
-    if (rank)
-        status = project_down(call, call->query_down, call->query_down_bias, call->query_norm, hidden, low, rank, rank);
-    if (status == DONE)
-        status = multiply(sublayer, sublayer->format, call->query, NULL, rank ? low : hidden, columns, queries, rows);
+/* A token's queries [heads, nope_dim + rotary_dim] are rotated, and its key; the key goes to the cache with the latent.
+ */
+static void rotate_and_cache_latent(const struct latent_attention *call, const struct place *place, float *queries,
+                                    float *latent, float *angles) {
+    size_t rotary_dim = (size_t)call->rotary_dim, width = (size_t)call->rank + rotary_dim;
+    size_t nope_dim = (size_t)call->nope_dim, row = (size_t)place->last * width * number_size(call->sublayer.type);
+    load_angles(&call->sublayer, place, rotary_dim, angles);
     for (size_t head = 0; head < (size_t)call->heads; head++)
-        rotate(call->interleaved, queries + head * dim + call->nope_dim, angles, (size_t)call->rotary_dim);
-    return status;
+        rotate(call->interleaved, queries + head * (nope_dim + rotary_dim) + nope_dim, angles, rotary_dim);
+    rotate(call->interleaved, latent + call->rank, angles, rotary_dim);
+    store_numbers((char *)place->keys + row, call->sublayer.type, latent, width);
 }
 
 static enum status latent_attention_forward(const struct latent_attention *call) {
     const struct sublayer *sublayer = &call->sublayer;
-    size_t hidden_size = (size_t)sublayer->hidden_size, heads = (size_t)call->heads;
+    size_t hidden_size = (size_t)sublayer->hidden_size, tokens = (size_t)sublayer->tokens, heads = (size_t)call->heads;
     size_t query = heads * (size_t)(call->nope_dim + call->rotary_dim), value = heads * (size_t)call->value_dim;
-    size_t latent = (size_t)(call->rank + call->rotary_dim), angles = 2 * (size_t)call->rotary_dim;
-    float *hidden =
-        allocate((hidden_size + query + value + latent + angles + (size_t)call->query_rank) * sizeof *hidden);
+    size_t width = (size_t)(call->rank + call->rotary_dim), rank = (size_t)call->query_rank;
+    size_t numbers = tokens * (hidden_size + query + value + width + rank) + 2 * (size_t)call->rotary_dim;
+    float *hidden = allocate(numbers * sizeof *hidden);
     if (!hidden)
         return NO_MEMORY;
-    float *queries = hidden + hidden_size, *mixed = queries + query, *own = mixed + value, *angle = own + latent;
+    float *queries = hidden + tokens * hidden_size, *mixed = queries + tokens * query,
+          *latents = mixed + tokens * value;
+    float *low = latents + tokens * width, *angles = low + tokens * rank;
     begin_sublayer(sublayer, hidden);
-    load_angles(sublayer, &call->place, (size_t)call->rotary_dim, angle);
-    enum status status = cache_latent(call, hidden, own, angle);
+    enum status status = project_down(call, call->latent_down, call->latent_down_bias, call->latent_norm, hidden,
+                                      latents, width, (size_t)call->rank);
+    if (status == DONE && rank)
+        status = project_down(call, call->query_down, call->query_down_bias, call->query_norm, hidden, low, rank, rank);
     if (status == DONE)
-        status = latent_queries(call, hidden, angle + angles, queries, angle);
-    if (status == DONE)
-        status = meet_latents(call, queries, mixed);
+        status = multiply(sublayer, sublayer->format, call->query, NULL, rank ? low : hidden, rank ? rank : hidden_size,
+                          queries, query);
+    for (size_t token = 0; status == DONE && token < tokens; token++)
+        rotate_and_cache_latent(call, call->places + token, queries + token * query, latents + token * width, angles);
+    for (size_t token = 0; status == DONE && token < tokens; token++)
+        status = meet_latents(call, call->places + token, queries + token * query, mixed + token * value);
     if (status == DONE)
         status =
             multiply(sublayer, sublayer->format, call->output, call->output_bias, mixed, value, hidden, hidden_size);

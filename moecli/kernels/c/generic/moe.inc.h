@@ -1,4 +1,5 @@
-/* Mixture of experts for one token: routing, what the selected experts and the shared one make of it, their sum. */
+/* Mixture of experts for a few tokens: routing, what the selected experts and the shared one make of them, their sums.
+ */
 #ifndef MOECLI_MOE_H
 #define MOECLI_MOE_H
 
@@ -73,11 +74,13 @@ static void normalise_weights(const struct router *router, float *weights) {
         weights[i] = weights[i] / total * router->scaling;
 }
 
-/* The selected experts and their weights, from the logits. */
-static void select_experts(const struct moe *call, struct router_scratch scratch) {
+/* A token's selected experts and their weights, from its logits. */
+static void select_experts(const struct moe *call, size_t token, struct router_scratch scratch) {
     const struct router *router = &call->router;
     size_t experts = (size_t)router->experts, top_k = (size_t)router->top_k;
-    memcpy(scratch.scores, call->logits, experts * sizeof *scratch.scores);
+    int64_t *topk_ids = call->topk_ids + token * top_k;
+    float *topk_weights = call->topk_weights + token * top_k;
+    memcpy(scratch.scores, call->logits + token * experts, experts * sizeof *scratch.scores);
     if (router->scoring == SOFTMAX)
         softmax(scratch.scores, experts);
     for (size_t i = 0; router->scoring == SIGMOID && i < experts; i++)
@@ -86,10 +89,10 @@ static void select_experts(const struct moe *call, struct router_scratch scratch
         scratch.ranking[i] = router->bias ? scratch.scores[i] + router->bias[i] : scratch.scores[i];
     if (router->n_group > 1)
         keep_groups(router, scratch.ranking, scratch.group_scores, scratch.kept);
-    topk(scratch.ranking, experts, call->topk_ids, top_k);
+    topk(scratch.ranking, experts, topk_ids, top_k);
     for (size_t i = 0; i < top_k; i++)
-        call->topk_weights[i] = scratch.scores[call->topk_ids[i]];
-    normalise_weights(router, call->topk_weights);
+        topk_weights[i] = scratch.scores[topk_ids[i]];
+    normalise_weights(router, topk_weights);
 }
 
 static enum status route(const struct moe *call) {
@@ -103,61 +106,105 @@ static enum status route(const struct moe *call) {
     float *scores = (float *)(kept + n_group);
     enum status status = multiply(&call->sublayer, PLAIN + FP32, call->router.weights, NULL, call->normed,
                                   (size_t)call->sublayer.hidden_size, call->logits, experts);
-    if (status == DONE)
-        select_experts(call, (struct router_scratch){scores, scores + experts, scores + 2 * experts, kept});
+    for (size_t token = 0; status == DONE && token < (size_t)call->sublayer.tokens; token++)
+        select_experts(call, token, (struct router_scratch){scores, scores + experts, scores + 2 * experts, kept});
     free(kept);
     return status;
 }
 
+/* Of `count` tokens: output [experts, count, hidden_size]. */
 static enum status experts_forward(const struct moe *call, const void *const *matrices, int64_t experts,
-                                   int64_t intermediate_size, int32_t activation, int32_t stacked, float *output) {
-    struct feed_forward layer = {.pool = call->sublayer.pool, .format = call->sublayer.format, .stacked = stacked};
-    layer.activation = activation;
-    layer.input = (struct tokens){call->normed, FP32, 1, call->sublayer.hidden_size};
+                                   const float *input, int64_t count, float *output) {
+    struct feed_forward layer = {.pool = call->sublayer.pool, .format = call->sublayer.format};
+    layer.activation = call->activation;
+    layer.input = (struct tokens){input, FP32, count, call->sublayer.hidden_size};
     layer.matrices = matrices;
     layer.experts = experts;
-    layer.intermediate_size = intermediate_size;
+    layer.intermediate_size = call->intermediate_size;
     layer.output = output;
     return feed_forward(&layer);
 }
 
-/* The shared expert, and the sum in order of rank: the same whoever computed the outputs. */
+static enum status shared_forward(const struct moe *call, float *output) {
+    const void *shared[3] = {call->shared_gate_up, call->shared_gate_up, call->shared_down};
+    struct feed_forward layer = {.pool = call->sublayer.pool, .format = call->sublayer.format, .stacked = 1};
+    layer.activation = call->shared_activation;
+    layer.input = (struct tokens){call->normed, FP32, call->sublayer.tokens, call->sublayer.hidden_size};
+    layer.matrices = shared;
+    layer.experts = 1;
+    layer.intermediate_size = call->shared_intermediate_size;
+    layer.output = output;
+    return feed_forward(&layer);
+}
+
+/* The shared expert, and the sums in order of rank: the same whoever computed the outputs. */
 static enum status combine(const struct moe *call) {
     size_t hidden_size = (size_t)call->sublayer.hidden_size, top_k = (size_t)call->router.top_k;
-    float *sums = call->outputs + top_k * hidden_size;
+    size_t tokens = (size_t)call->sublayer.tokens;
+    float *sums = call->outputs + tokens * top_k * hidden_size;
     if (call->shared_intermediate_size) {
-        const void *shared[3] = {call->shared_gate_up, call->shared_gate_up, call->shared_down};
-        enum status status =
-            experts_forward(call, shared, 1, call->shared_intermediate_size, call->shared_activation, 1, sums);
+        enum status status = shared_forward(call, sums);
         if (status != DONE)
             return status;
     } else
-        memset(sums, 0, hidden_size * sizeof *sums);
-    if (call->shared_gate) {
-        float gate = dot_of(call->normed, call->shared_gate, call->sublayer.type, hidden_size);
-        gate = 1 / (1 + exponential(-gate));
-        for (size_t i = 0; i < hidden_size; i++)
-            sums[i] *= gate;
+        memset(sums, 0, tokens * hidden_size * sizeof *sums);
+    for (size_t token = 0; token < tokens; token++) {
+        float *sum = sums + token * hidden_size;
+        if (call->shared_gate) {
+            float gate =
+                dot_of(call->normed + token * hidden_size, call->shared_gate, call->sublayer.type, hidden_size);
+            gate = 1 / (1 + exponential(-gate));
+            for (size_t i = 0; i < hidden_size; i++)
+                sum[i] *= gate;
+        }
+        for (size_t rank = token * top_k; rank < (token + 1) * top_k; rank++)
+            add_to(sum, call->topk_weights[rank], call->outputs + rank * hidden_size, FP32, hidden_size);
     }
-    for (size_t rank = 0; rank < top_k; rank++)
-        add_to(sums, call->topk_weights[rank], call->outputs + rank * hidden_size, FP32, hidden_size);
     end_sublayer(&call->sublayer, sums);
     return DONE;
 }
 
-static enum status moe_forward(const struct moe *call) {
+/* The selected experts of one token, all at once. */
+static enum status token_forward(const struct moe *call) {
     size_t top_k = (size_t)call->router.top_k;
-    enum status status = route(call);
-    if (status == DONE && top_k) {
-        const void **matrices = allocate(3 * top_k * sizeof *matrices);
-        if (!matrices)
-            return NO_MEMORY;
-        for (size_t i = 0; i < 3 * top_k; i++)
-            matrices[i] = call->matrices[3 * call->topk_ids[i / 3] + (int64_t)(i % 3)];
-        status = experts_forward(call, matrices, (int64_t)top_k, call->intermediate_size, call->activation, 0,
-                                 call->outputs);
-        free(matrices);
+    const void **matrices = allocate(3 * top_k * sizeof *matrices);
+    if (!matrices)
+        return NO_MEMORY;
+    for (size_t i = 0; i < 3 * top_k; i++)
+        matrices[i] = call->matrices[3 * call->topk_ids[i / 3] + (int64_t)(i % 3)];
+    enum status status = experts_forward(call, matrices, (int64_t)top_k, call->normed, 1, call->outputs);
+    free(matrices);
+    return status;
+}
+
+/* Expert after expert, each for all tokens that selected it: its weights are read once. */
+static enum status tokens_forward(const struct moe *call) {
+    size_t hidden_size = (size_t)call->sublayer.hidden_size, top_k = (size_t)call->router.top_k;
+    size_t tokens = (size_t)call->sublayer.tokens, bytes = hidden_size * sizeof(float);
+    float *rows = allocate(2 * tokens * bytes), *outputs = rows + tokens * hidden_size;
+    if (!rows)
+        return NO_MEMORY;
+    enum status status = DONE;
+    for (int64_t expert = 0; expert < call->router.experts && status == DONE; expert++) {
+        size_t count = 0;
+        for (size_t rank = 0; rank < tokens * top_k; rank++)
+            if (call->topk_ids[rank] == expert)
+                memcpy(rows + count++ * hidden_size, call->normed + rank / top_k * hidden_size, bytes);
+        if (!count)
+            continue;
+        status = experts_forward(call, call->matrices + 3 * expert, 1, rows, (int64_t)count, outputs);
+        for (size_t rank = tokens * top_k; rank-- > 0;)
+            if (call->topk_ids[rank] == expert)
+                memcpy(call->outputs + rank * hidden_size, outputs + --count * hidden_size, bytes);
     }
+    free(rows);
+    return status;
+}
+
+static enum status moe_forward(const struct moe *call) {
+    enum status status = route(call);
+    if (status == DONE && call->router.top_k)
+        status = call->sublayer.tokens == 1 ? token_forward(call) : tokens_forward(call);
     return status == DONE ? combine(call) : status;
 }
 

@@ -1,33 +1,37 @@
-/* What both sublayers of a block do to one token: read and normalise it, multiply, add to it. */
+/* What both sublayers of a block do to a few tokens: read and normalise them, multiply, add to them. */
 #ifndef MOECLI_SUBLAYER_H
 #define MOECLI_SUBLAYER_H
 
 #include "linear.inc.h"
 #include "vectors.inc.h"
 
+/* normed [tokens, hidden_size] */
 static void begin_sublayer(const struct sublayer *sublayer, float *normed) {
-    load_numbers(normed, sublayer->x, sublayer->type, (size_t)sublayer->hidden_size);
-    normalise(sublayer->norm, sublayer->eps, sublayer->before, sublayer->type, normed, (size_t)sublayer->hidden_size);
+    size_t hidden_size = (size_t)sublayer->hidden_size, tokens = (size_t)sublayer->tokens;
+    load_numbers(normed, sublayer->x, sublayer->type, tokens * hidden_size);
+    for (float *token = normed; token < normed + tokens * hidden_size; token += hidden_size)
+        normalise(sublayer->norm, sublayer->eps, sublayer->before, sublayer->type, token, hidden_size);
 }
 
-/* Adds `out` to the hidden state, and leaves it changed. */
+/* Adds `out` [tokens, hidden_size] to the hidden states, and leaves it changed. */
 static void end_sublayer(const struct sublayer *sublayer, float *out) {
-    size_t hidden_size = (size_t)sublayer->hidden_size;
-    if (sublayer->after)
-        normalise(sublayer->norm, sublayer->eps, sublayer->after, sublayer->type, out, hidden_size);
-    for (size_t i = 0; i < hidden_size; i++)
+    size_t hidden_size = (size_t)sublayer->hidden_size, count = (size_t)sublayer->tokens * hidden_size;
+    for (float *token = out; sublayer->after && token < out + count; token += hidden_size)
+        normalise(sublayer->norm, sublayer->eps, sublayer->after, sublayer->type, token, hidden_size);
+    for (size_t i = 0; i < count; i++)
         out[i] = number(sublayer->x, sublayer->type, i) + sublayer->multiplier * out[i];
-    store_numbers(sublayer->x, sublayer->type, out, hidden_size);
+    store_numbers(sublayer->x, sublayer->type, out, count);
 }
 
-/* out [rows] = a matrix [rows, columns] of a format times numbers, plus a bias if there is one */
+/* out [tokens, rows] = numbers [tokens, columns] times a matrix [rows, columns] of a format, plus a bias if there is
+   one */
 static enum status multiply(const struct sublayer *sublayer, int32_t format, const void *matrix, const void *bias,
                             const float *numbers, size_t columns, float *out, size_t rows) {
-    struct tokens token = {numbers, FP32, 1, (int64_t)columns};
-    struct linear call = {sublayer->pool, format, token, matrix, (int64_t)rows, out};
+    struct tokens tokens = {numbers, FP32, sublayer->tokens, (int64_t)columns};
+    struct linear call = {sublayer->pool, format, tokens, matrix, (int64_t)rows, out};
     enum status status = linear(&call);
-    if (bias)
-        add_to(out, 1, bias, sublayer->type, rows);
+    for (size_t token = 0; bias && token < (size_t)sublayer->tokens; token++)
+        add_to(out + token * rows, 1, bias, sublayer->type, rows);
     return status;
 }
 
