@@ -1,4 +1,4 @@
-"""The kernels: which one multiplies each packed format here, and why there may be no native one."""
+"""The kernels: which one multiplies each format here, and why there may be no native one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from moecli import settings
 from moecli.doctor.problem import Problem
 from moecli.errors import UsageError
-
-_PACKED = ("q4", "q8", "nf4", "int8")
+from moecli.formats import FORMATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ def look() -> Kernels:
     formats, isa, refusal = {}, None, None
     try:
         isa = library.isa()
-        formats = {device: {dtype: choice.chosen(dtype, device) for dtype in _PACKED} for device in devices}
+        formats = {device: {dtype: choice.chosen(dtype, device) for dtype in FORMATS} for device in devices}
     except UsageError as error:
         refusal = Problem.of(error)
     return Kernels(

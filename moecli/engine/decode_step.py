@@ -12,9 +12,17 @@ from moecli.engine.layers import RotaryEmbedding
 from moecli.engine.router import Routing
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, each_output
-from moecli.kernels.decode_step import AttentionSublayer, DecodeStepCall, MoeSublayer, Sublayer, can_cut, serves
-from moecli.kernels.linear import Matrix, Packed
-from moecli.model.spec import GroupedQuery, Mixture, ModelSpec
+from moecli.kernels.decode_step import (
+    AttentionSublayer,
+    DecodeStepCall,
+    LatentSublayer,
+    MoeSublayer,
+    Sublayer,
+    can_cut,
+    serves,
+)
+from moecli.kernels.linear import Matrix, format_of
+from moecli.model.spec import MLA, Mixture, ModelSpec
 
 
 class NativeLayer:
@@ -115,13 +123,14 @@ class DecodeStep:
         return x
 
 
-def attention_sublayer(spec: ModelSpec, index: int, weights: LayerWeights) -> AttentionSublayer | None:
-    """A layer's attention as a native call; None for other attentions, formats and devices."""
+def attention_sublayer(spec: ModelSpec, index: int, weights: LayerWeights) -> AttentionSublayer | LatentSublayer | None:
+    """A layer's attention as a native call; None for other formats and devices."""
     attention = spec.layers[index].attention
     output = weights.matrix("o")
-    if not isinstance(attention, GroupedQuery) or not isinstance(output, Packed):
-        return None
-    sublayer = _sublayer(spec, "attn", weights, output.dtype)
+    sublayer = _sublayer(spec, "attn", weights, format_of(output))
+    if isinstance(attention, MLA):
+        query = weights.matrix("q" if attention.query_rank is None else "q_b")
+        return LatentSublayer(sublayer, attention, weights) if serves(sublayer, [query, output]) else None
     return (
         AttentionSublayer(sublayer, attention, weights) if serves(sublayer, [weights.matrix("qkv"), output]) else None
     )
@@ -135,15 +144,11 @@ def moe_sublayer(spec: ModelSpec, index: int, weights: LayerWeights, experts: Ex
     """
     ffn = spec.layers[index].ffn
     shared, prefix = (ffn.shared, "shared_") if isinstance(ffn, Mixture) else (ffn, "")
-    if shared and not can_cut(shared.intermediate_size):
-        return None
     matrices: list[Matrix] = [weights.matrix(f"{prefix}{role}") for role in ("gate_up", "down")] if shared else []
-    if isinstance(ffn, Mixture):
-        dtype, addresses = experts.dtype, experts.addresses(index)
-    elif isinstance(matrices[0], Packed):
-        dtype, addresses = matrices[0].dtype, None
-    else:
+    dtype = experts.dtype if isinstance(ffn, Mixture) else format_of(matrices[0])
+    if shared and not can_cut(dtype, shared.intermediate_size):
         return None
+    addresses = experts.addresses(index) if isinstance(ffn, Mixture) else None
     sublayer = _sublayer(spec, "ffn", weights, dtype)
     return MoeSublayer(sublayer, ffn, weights, addresses) if serves(sublayer, matrices) else None
 

@@ -152,7 +152,7 @@ class Decoder:
             observer.tokens(ids)
         self._adjust_threads()
         x = self._embed(ids)
-        if self.decode_step and len(ids) <= self.decode_step.max_tokens:
+        if self.decode_step and wanted and len(ids) <= self.decode_step.max_tokens:
             return self.decode_step.forward(x, cache.layers, observer)
         *blocks, last_block = zip(self._blocks, cache.layers, strict=True)
         for number, (block, layer_cache) in enumerate(blocks):

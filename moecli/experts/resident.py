@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from moecli.experts.arena import Arena
 from moecli.experts.pieces import as_expert, mapped_record
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.formats.plain import torch_dtype
-from moecli.kernels.linear import Expert, Packed, pack
+from moecli.kernels.linear import Expert, native_bytes, pack
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import EXPERT_MATRICES
 from moecli.store.expert_record import Record, layer_records
@@ -40,11 +41,11 @@ class ResidentExperts:
         yield [(expert, self._expert(layer, expert)) for expert in counts]
 
     def addresses(self, layer: int) -> Tensor | None:
-        """Where packed gate, up and down of every expert of a layer lie, int64 [E, 3]; None if they are not packed."""
+        """Where gate, up and down of every expert of a layer lie, int64 [E, 3]; None if one serves no kernel."""
         found = [self._expert(layer, expert) for expert in range(self._experts[layer])]
-        matrices = [matrix for expert in found if isinstance(expert, tuple) for matrix in expert]
-        places = [matrix.data.data_ptr() for matrix in matrices if isinstance(matrix, Packed)]
-        return torch.tensor(places).view(-1, 3) if len(places) == 3 * len(found) else None
+        whole = [expert for expert in found if isinstance(expert, tuple)]
+        matrices = native_bytes(self.dtype, chain.from_iterable(whole)) if len(whole) == len(found) else None
+        return torch.tensor([each.data_ptr() for each in matrices]).view(-1, 3) if matrices else None
 
     def _expert(self, layer: int, expert: int) -> Expert | Streamed:
         key = layer, expert
@@ -53,10 +54,10 @@ class ResidentExperts:
         return self._found[key]
 
 
-def checkpoint_experts(weights: Weights, budget: int) -> ResidentExperts:
+def checkpoint_experts(weights: Weights, budget: int, progress: Progress) -> ResidentExperts:
     """The experts of a checkpoint that fits, as they are stored, in place in its mapped files."""
     checkpoint = weights.checkpoint
-    checkpoint.populate(weights.expert_tensors())
+    checkpoint.populate(weights.expert_tensors(), progress)
 
     def locate(layer: int, expert: int) -> Expert:
         gate, up, down = (stored_slice(checkpoint, weights.expert(layer, expert, name)) for name in EXPERT_MATRICES)
@@ -65,9 +66,9 @@ def checkpoint_experts(weights: Weights, budget: int) -> ResidentExperts:
     return ResidentExperts(weights.spec, weights.dtype, locate, budget)
 
 
-def store_experts(store: PackedStore, budget: int) -> ResidentExperts:
+def store_experts(store: PackedStore, budget: int, progress: Progress) -> ResidentExperts:
     """The experts of a packed store that fits, in place in its mapped files."""
-    store.checkpoint.populate(store.experts(layer) for layer, _ in store.spec.mixtures)
+    store.checkpoint.populate((store.experts(layer) for layer, _ in store.spec.mixtures), progress)
     return ResidentExperts(
         store.spec,
         store.dtype,
@@ -81,11 +82,12 @@ def packed_experts(weights: Weights, dtype: str, budget: int, progress: Progress
     spec = weights.spec
     records = layer_records(spec, dtype)
     places = [(layer, expert) for layer, mixture in spec.mixtures for expert in range(mixture.router.experts)]
-    arena = Arena(len(places), max((record.stride for record in records.values()), default=0))
+    stride = max((record.stride for record in records.values()), default=0)
+    arena = Arena(len(places), stride)
     slots = {place: index for index, place in enumerate(places)}
     for (layer, expert), index in slots.items():
         write_record(weights, records, layer, expert, arena.slot(index))
-        progress(index + 1, len(places))
+        progress((index + 1) * stride, len(places) * stride)
     return ResidentExperts(
         spec, dtype, lambda layer, expert: as_expert(records[layer], arena.slot(slots[layer, expert])), budget
     )

@@ -59,7 +59,7 @@ class ExpertStore(Protocol):
         ...
 
     def addresses(self, layer: int) -> Tensor | None:
-        """Where packed gate, up and down of every expert of a layer lie, int64 [E, 3]; None if some may move."""
+        """Where gate, up and down of every expert of a layer lie, int64 [E, 3]; None if some may move."""
         ...
 
 

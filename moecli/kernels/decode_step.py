@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Sequence
-from ctypes import c_void_p
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,9 +14,9 @@ from moecli.formats import bytes_for
 from moecli.kernels import abi
 from moecli.kernels.choice import chosen
 from moecli.kernels.library import loaded
-from moecli.kernels.linear import Matrix, Packed
-from moecli.kernels.native import ACTIVATIONS, FORMATS, NUMBERS, address
-from moecli.model.spec import FeedForward, GroupedQuery, GroupScore, Mixture, NormKind, QkNorm, Router, Scoring
+from moecli.kernels.linear import Matrix, format_of, native_bytes
+from moecli.kernels.native import ACTIVATIONS, FORMATS, NUMBERS, TILED, address
+from moecli.model.spec import MLA, FeedForward, GroupedQuery, GroupScore, Mixture, NormKind, QkNorm, Router, Scoring
 
 # enum norm, qk_norm, scoring and group_score of c/native.h
 _NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1}
@@ -39,8 +38,8 @@ class Weights(Protocol):
 class Sublayer:
     """What attention and feed-forward of a block have in common: x += multiplier * after(something(before(x)))."""
 
-    packed: str  # the format of matrices
-    dtype: torch.dtype  # of x and of all that is not packed
+    format: str  # of matrices
+    dtype: torch.dtype  # of x and of all that is no matrix
     norm: NormKind
     eps: float
     multiplier: float
@@ -49,15 +48,15 @@ class Sublayer:
 
 
 def serves(sublayer: Sublayer, matrices: Iterable[Matrix]) -> bool:
-    """Whether a sublayer with these matrices can be a native call: all on the CPU and in its one packed format."""
-    plain = sublayer.dtype in (torch.float32, torch.bfloat16) and sublayer.before.device.type == "cpu"
-    native = plain and chosen(sublayer.packed, "cpu") == "native"
-    return native and all(isinstance(each, Packed) and each.dtype == sublayer.packed for each in matrices)
+    """Whether a sublayer with these matrices can be a native call: all on the CPU and in its one format."""
+    plain = sublayer.dtype in NUMBERS and sublayer.before.device.type == "cpu"
+    native = plain and chosen(sublayer.format, "cpu") == "native"
+    return native and native_bytes(sublayer.format, matrices) is not None
 
 
-def can_cut(intermediate_size: int) -> bool:
-    """Whether packed gate and up of that many rows each can be told apart where they are stacked, [2I, D]."""
-    return intermediate_size % _PANEL_ROWS == 0
+def can_cut(dtype: str, intermediate_size: int) -> bool:
+    """Whether gate and up of that many rows each can be told apart where they are stacked, [2I, D]."""
+    return dtype not in TILED or intermediate_size % _PANEL_ROWS == 0
 
 
 class AttentionSublayer:
@@ -66,9 +65,9 @@ class AttentionSublayer:
     def __init__(self, sublayer: Sublayer, spec: GroupedQuery, weights: Weights) -> None:
         self.call = abi.Attention(
             sublayer=_sublayer(sublayer),
-            qkv=_packed(weights.matrix("qkv")),
+            qkv=_address_of(weights.matrix("qkv")),
             qkv_bias=_plain(weights.get("qkv_bias"), sublayer.dtype),
-            output=_packed(weights.matrix("o")),
+            output=_address_of(weights.matrix("o")),
             output_bias=_plain(weights.get("o_bias"), sublayer.dtype),
             heads=spec.heads,
             kv_heads=spec.kv_heads,
@@ -90,10 +89,41 @@ class AttentionSublayer:
         `tables` are the cosines and sines of all positions [P, rotary_dim], `cache` is the layer's keys and values
         [K, rows, d]. The token's own go to the last row of `seen`.
         """
-        call, (cosines, sines), (keys, values) = self.call, tables, cache
-        call.cosines, call.sines, call.position = cosines.data_ptr(), sines.data_ptr(), position
-        call.keys, call.values, call.rows = keys.data_ptr(), values.data_ptr(), keys.shape[1]
-        call.first, call.last = seen.start, seen.stop - 1
+        self.call.place = _place(tables, position, cache, seen)
+
+
+class LatentSublayer:
+    """Latent attention of one token: norm, projections, rotation, cache, attention, output, residual."""
+
+    def __init__(self, sublayer: Sublayer, spec: MLA, weights: Weights) -> None:
+        dtype = sublayer.dtype
+        self.call = abi.LatentAttention(
+            sublayer=_sublayer(sublayer),
+            query=_address_of(weights.matrix("q" if spec.query_rank is None else "q_b")),
+            query_down=_plain(weights.get("q_a"), dtype),
+            query_down_bias=_plain(weights.get("q_a_bias"), dtype),
+            query_norm=_plain(weights.get("q_a_norm"), dtype),
+            latent_down=_plain(weights.get("kv_a"), dtype),
+            latent_down_bias=_plain(weights.get("kv_a_bias"), dtype),
+            latent_norm=_plain(weights.get("kv_a_norm"), dtype),
+            expansion=_plain(weights.get("kv_b"), dtype),
+            output=_address_of(weights.matrix("o")),
+            output_bias=_plain(weights.get("o_bias"), dtype),
+            heads=spec.heads,
+            query_rank=spec.query_rank or 0,
+            rank=spec.kv_rank,
+            nope_dim=spec.nope_dim,
+            rotary_dim=spec.rope_dim,
+            value_dim=spec.value_dim,
+            interleaved=spec.rope.interleaved,
+            norm_eps=spec.norm_eps,
+            scale=spec.scale,
+        )
+        self._held = weights  # as long as their addresses
+
+    def reserve(self, tables: tuple[Tensor, Tensor], position: int, cache: Sequence[Tensor], seen: range) -> None:
+        """As for `AttentionSublayer`; `cache` is the layer's latents [1, rows, kv_rank + rope_dim]."""
+        self.call.place = _place(tables, position, cache, seen)
 
 
 class MoeSublayer:
@@ -132,11 +162,11 @@ class MoeSublayer:
             call.activation = ACTIVATIONS[mixture.expert.activation]
         if shared:
             prefix = "shared_" if mixture else ""
-            gate_up, down = (_packed(weights.matrix(prefix + role)) for role in ("gate_up", "down"))
-            up = gate_up + bytes_for(sublayer.packed, (shared.intermediate_size, hidden_size))
             call.shared_intermediate_size = shared.intermediate_size
             call.shared_activation = ACTIVATIONS[shared.activation]
-            call.shared = (c_void_p * 3)(gate_up, up, down)
+            call.shared_gate_up, call.shared_down = (
+                _address_of(weights.matrix(prefix + role)) for role in ("gate_up", "down")
+            )
             call.shared_gate = _plain(weights.get("shared_gate"), sublayer.dtype)
         self._held = weights, experts
 
@@ -157,10 +187,9 @@ class MoeSublayer:
 class DecodeStepCall:
     """One token through blocks, or sublayers of one, in a single native call."""
 
-    def __init__(self, blocks: Sequence[tuple[AttentionSublayer | None, MoeSublayer | None]]) -> None:
+    def __init__(self, blocks: Sequence[tuple[AttentionSublayer | LatentSublayer | None, MoeSublayer | None]]) -> None:
         self._held = blocks  # as long as their addresses
-        pairs = [abi.Block(_address(attention), _address(moe)) for attention, moe in blocks]
-        self._blocks = (abi.Block * len(pairs))(*pairs)
+        self._blocks = (abi.Block * len(blocks))(*(_block(*block) for block in blocks))
         self._call = abi.DecodeStep(blocks=ctypes.addressof(self._blocks), count=len(blocks))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -170,15 +199,36 @@ class DecodeStepCall:
         return x
 
 
-def _address(sublayer: AttentionSublayer | MoeSublayer | None) -> int | None:
-    return None if sublayer is None else ctypes.addressof(sublayer.call)
+def _block(attention: AttentionSublayer | LatentSublayer | None, moe: MoeSublayer | None) -> abi.Block:
+    block = abi.Block()
+    if attention is not None:
+        kind = "attention" if isinstance(attention, AttentionSublayer) else "latent_attention"
+        setattr(block, kind, ctypes.addressof(attention.call))
+    if moe is not None:
+        block.moe = ctypes.addressof(moe.call)
+    return block
+
+
+def _place(tables: tuple[Tensor, Tensor], position: int, cache: Sequence[Tensor], seen: range) -> abi.Place:
+    keys, values = cache[0], cache[-1]
+    cosines, sines = tables
+    return abi.Place(
+        cosines=cosines.data_ptr(),
+        sines=sines.data_ptr(),
+        position=position,
+        keys=keys.data_ptr(),
+        values=values.data_ptr(),
+        rows=keys.shape[1],
+        first=seen.start,
+        last=seen.stop - 1,
+    )
 
 
 def _sublayer(sublayer: Sublayer) -> abi.Sublayer:
     return abi.Sublayer(
         pool=loaded().thread_pool(),
         type=NUMBERS[sublayer.dtype],
-        format=FORMATS[sublayer.packed],
+        format=FORMATS[sublayer.format],
         norm=_NORMS[sublayer.norm],
         eps=sublayer.eps,
         multiplier=sublayer.multiplier,
@@ -212,7 +262,8 @@ def _plain(tensor: Tensor | None, dtype: torch.dtype) -> int | None:
     return tensor.data_ptr()
 
 
-def _packed(matrix: Matrix) -> int:
-    """The address of a packed matrix."""
-    assert isinstance(matrix, Packed)
-    return address(matrix.data, bytes_for(matrix.dtype, matrix.shape))
+def _address_of(matrix: Matrix) -> int:
+    """Where a matrix that native kernels serve lies in memory."""
+    data = native_bytes(format_of(matrix), [matrix])
+    assert data is not None
+    return address(data[0], bytes_for(format_of(matrix), tuple(matrix.shape)))

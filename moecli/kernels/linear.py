@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +35,10 @@ class Packed:
 
 
 _MULTIPLY: dict[Kernel, Callable[[str, Tensor, Tensor, tuple[int, int]], Tensor]] = {
-    "native": native.linear,
     "bnb": bnb.linear,
     "torch": formats.matmul,
 }
+_PLAIN = {torch_dtype(name): name for name in formats.PLAIN}
 Matrix = Tensor | Packed
 Expert = tuple[Matrix, Matrix, Matrix]  # gate [I, D], up [I, D], down [D, I]
 
@@ -61,18 +62,44 @@ def as_matrix(dtype: str, shape: tuple[int, int], data: Tensor) -> Matrix:
     return Packed(dtype, shape, data)
 
 
+def format_of(matrix: Matrix) -> str:
+    """The format of a matrix, such as "q4" or "bf16"; "" for numbers that are no format."""
+    return matrix.dtype if isinstance(matrix, Packed) else _PLAIN.get(matrix.dtype, "")
+
+
+def native_bytes(dtype: str, matrices: Iterable[Matrix]) -> list[Tensor] | None:
+    """The bytes of matrices where they lie, uint8, for native kernels; None if these do not serve all of them.
+
+    They do where all are on the CPU in that one format and each has its rows after one another.
+    """
+    found = []
+    for matrix in matrices:
+        if format_of(matrix) != dtype or not serves("native", dtype, matrix.device):
+            return None
+        if isinstance(matrix, Packed):
+            found.append(matrix.data)
+        elif matrix.is_contiguous():
+            found.append(matrix.view(-1).view(torch.uint8))
+        else:
+            return None
+    return found
+
+
 def pack(dtype: str, weights: Tensor) -> Tensor:
     """`formats.pack`, by the native quantiser where there is one: the same bytes, much sooner."""
-    quantise = native.pack if serves("native", dtype, weights.device) else formats.pack
+    quantise = native.pack if dtype in native.TILED and serves("native", dtype, weights.device) else formats.pack
     return quantise(dtype, weights)
 
 
 def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
     """x [T, in] times a matrix [out, in]: [T, out], in x's precision."""
-    if isinstance(matrix, Tensor):
-        return F.linear(x, matrix, bias)
-    multiply = _MULTIPLY[chosen(matrix.dtype, x.device.type)]
-    product = multiply(matrix.dtype, x, matrix.data, matrix.shape)
+    dtype = format_of(matrix)
+    if data := native_bytes(dtype, [matrix]):
+        product = native.linear(dtype, x, data[0], (matrix.shape[0], matrix.shape[1]))
+    elif isinstance(matrix, Tensor):
+        return F.linear(x.to(matrix.dtype), matrix, bias).to(x.dtype)
+    else:
+        product = _MULTIPLY[chosen(dtype, x.device.type)](dtype, x, matrix.data, matrix.shape)
     return product if bias is None else product.add_(bias)
 
 
@@ -84,24 +111,20 @@ def feed_forward(x: Tensor, gate_up: Matrix, down: Matrix, activation: Activatio
 
 def gated(x: Tensor, gate: Matrix, up: Matrix, activation: Activation) -> Tensor:
     """activation(gate x) * up x for x [T, D] and rows of gate and up: [T, rows], in x's precision or better."""
-    if isinstance(gate, Packed) and isinstance(up, Packed) and serves("native", up.dtype, x.device):
-        return native.gated(up.dtype, x, gate.data, up.data, up.shape[0], activation)
+    if data := native_bytes(format_of(up), [gate, up]):
+        return native.gated(format_of(up), x, data[0], data[1], up.shape[0], activation)
     return ACTIVATIONS[activation](linear(x, gate)).mul_(linear(x, up))
 
 
 def expert_outputs(x: Tensor, experts: Sequence[Expert], activation: Activation) -> Tensor:
     """What each expert makes of all of x [T, D]: [n, T, D], in x's precision or better."""
     up = experts[0][1]
-    if isinstance(up, Packed) and serves("native", up.dtype, x.device):
-        return native.feed_forward(up.dtype, x, [_bytes(expert) for expert in experts], up.shape[0], activation)
+    if data := native_bytes(format_of(up), chain.from_iterable(experts)):
+        each = zip(data[::3], data[1::3], data[2::3], strict=True)
+        return native.feed_forward(format_of(up), x, list(each), up.shape[0], activation)
     rows = _padded(x)
     outputs = [_expert(rows, expert, activation)[: len(x)] for expert in experts]
     return outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)
-
-
-def _bytes(expert: Expert) -> tuple[Tensor, Tensor, Tensor]:
-    gate, up, down = (matrix.data for matrix in expert)
-    return gate, up, down
 
 
 def _expert(x: Tensor, expert: Expert, activation: Activation) -> Tensor:

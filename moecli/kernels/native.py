@@ -1,4 +1,4 @@
-"""The native kernels: q4 and q8 times int8 activations, in C, by the best instructions of this processor."""
+"""The native kernels: weights of every format times activations, in C, by the best instructions of this processor."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from moecli.model.spec import Activation
 Expert = tuple[Tensor, Tensor, Tensor]  # packed gate [I, D], up [I, D], down [D, I]
 
 # enum format, activation, number and status of c/native.h
-FORMATS = {"q4": 0, "q8": 1}
+FORMATS = {"q4": 0, "q8": 1, "fp32": 2, "bf16": 3, "fp16": 4, "int8": 5, "nf4": 6}
+TILED = ("q4", "q8")  # packed natively too; 16 rows lie together, and activations are rounded to int8
 ACTIVATIONS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2, Activation.RELU: 3}
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NOT_FINITE, _TOO_LARGE = 2, 3
 
 
 def available(dtype: str) -> bool:
-    """Whether matrices of a format, such as "q4", can be packed and multiplied natively here.
+    """Whether matrices of a format, such as "q4", can be multiplied natively here.
 
     UsageError if MOECLI_ISA names an instruction set that is not here.
     """
@@ -34,10 +35,10 @@ def available(dtype: str) -> bool:
 
 
 def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
-    """x [T, in] on the CPU times the packed matrix [out, in], `shape`: [T, out], in x's precision.
+    """x [T, in] on the CPU times the matrix [out, in], `shape`, by its bytes: [T, out], in x's precision.
 
-    x is rounded to int8 with a scale per 32 columns. Each result depends on its token and its row alone, to the last
-    bit. ValueError if x or the bytes do not have that shape.
+    For q4 and q8 x is rounded to int8 with a scale per 32 columns; sums are in float32. Each result depends on its
+    token and its row alone, to the last bit. ValueError if x or the bytes do not have that shape.
     """
     found = loaded()
     rows = _rows(x, shape[1])
@@ -53,8 +54,8 @@ def feed_forward(
 ) -> Tensor:
     """Each expert's down(activation(gate x) * up x) for x [T, D] on the CPU: [n, T, D] in fp32.
 
-    gate and up are [I, D] and down is [D, I], where I is `intermediate_size`. x and what is between are rounded to int8
-    with a scale per 32 columns; no result depends on the other tokens or experts. ValueError if shapes do not agree.
+    gate and up are [I, D] and down is [D, I], where I is `intermediate_size`. x and what is between are rounded as by
+    `linear`; no result depends on the other tokens or experts. ValueError if shapes do not agree.
     """
     rows = _rows(x, x.shape[-1])
     hidden_size = rows.shape[1]
@@ -70,7 +71,7 @@ def feed_forward(
 def gated(dtype: str, x: Tensor, gate: Tensor, up: Tensor, intermediate_size: int, activation: Activation) -> Tensor:
     """activation(gate x) * up x for x [T, D] on the CPU, gate and up [`intermediate_size`, D]: [T, I] in fp32.
 
-    This is what `feed_forward` multiplies by down, before it is rounded to int8. ValueError if shapes do not agree.
+    This is what `feed_forward` multiplies by down, before any rounding. ValueError if shapes do not agree.
     """
     rows = _rows(x, x.shape[-1])
     size = bytes_for(dtype, (intermediate_size, rows.shape[1]))
@@ -81,7 +82,7 @@ def gated(dtype: str, x: Tensor, gate: Tensor, up: Tensor, intermediate_size: in
 
 
 def pack(dtype: str, weights: Tensor) -> Tensor:
-    """Quantise a matrix [out, in] on the CPU to a format: its bytes, uint8, the same as `formats.pack` makes, sooner.
+    """Quantise a matrix [out, in] on the CPU to q4 or q8: its bytes, uint8, the same as `formats.pack` makes, sooner.
 
     CheckpointError if a weight is not finite or too large for the scales; ValueError if it is no matrix on the CPU.
     """
@@ -136,6 +137,7 @@ def _call_experts(
             found.thread_pool(),
             FORMATS[dtype],
             ACTIVATIONS[activation],
+            False,
             _tokens(rows),
             addresses.buffer_info()[0],
             experts,
@@ -146,10 +148,10 @@ def _call_experts(
 
 
 def _rows(x: Tensor, columns: int) -> Tensor:
-    """x as the kernels read it: dense rows in fp32 or bf16."""
+    """x as the kernels read it: dense rows."""
     if x.dim() != 2 or x.shape[1] != columns or not x.is_cpu:
         raise ValueError(f"activations {tuple(x.shape)} on {x.device}: not rows of {columns} on the CPU")
-    return x.contiguous() if x.dtype in (torch.float32, torch.bfloat16) else x.float().contiguous()
+    return x.contiguous() if x.dtype in NUMBERS else x.float().contiguous()
 
 
 def _tokens(rows: Tensor) -> abi.Tokens:

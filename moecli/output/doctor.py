@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
+from moecli import settings
 from moecli.doctor.disks import Disk
 from moecli.doctor.examination import Examination
 from moecli.doctor.kernels import Kernels
@@ -26,7 +27,7 @@ def screen(found: Examination, wrong: Sequence[Problem], quiet: bool, no_color: 
     if not quiet:
         software = found.software
         head = tables.title(f"moecli {software.moecli}", f"Python {software.python}, {software.system}")
-        tables.show(to, head, tables.facts(list(_rows(found))))
+        tables.show(to, head, tables.Facts(list(_rows(found))))
         to.print()
     for problem in wrong:
         line = Text.assemble(("problem:", "bold red"), f" {problem.what}; ", ("hint:", "bold"), f" {problem.hint}")
@@ -54,6 +55,8 @@ def _rows(found: Examination) -> Iterator[_Row]:
     yield "", f"packed: {_held(found.packed)}"
     yield "", f"Hub cache: {_held(found.hub_cache)}"
     yield "environment", ", ".join(f"{name}={value}" for name, value in found.environment.items()) or "nothing set"
+    if found.presets:
+        yield "config", "\n".join([f"{settings.config()} adds", *found.presets])
 
 
 def _libraries(software: Software) -> str:
@@ -78,20 +81,19 @@ def _kernels(kernels: Kernels) -> Iterator[_Row]:
     label = "kernels"
     for device, formats in kernels.formats.items():
         for kernel in dict.fromkeys(formats.values()):
-            served = ", ".join(dtype for dtype, each in formats.items() if each == kernel)
-            yield label, f"{served}: {_kernel(kernels, kernel, served)}{'' if device == 'cpu' else ' on the GPU'}"
+            served = [dtype for dtype, each in formats.items() if each == kernel]
+            names = "all formats" if len(served) == len(formats) else ", ".join(served)
+            yield label, f"{names}: {_kernel(kernels, kernel)}{'' if device == 'cpu' else ' on the GPU'}"
             label = ""
 
 
-def _kernel(kernels: Kernels, kernel: str, served: str) -> str:
+def _kernel(kernels: Kernels, kernel: str) -> str:
     """The kernel's name, and why it is this one."""
     if kernels.asked:
         return f"{kernel} (MOECLI_KERNEL={kernels.asked})"
     if kernel == "native":
         others = [name for name in kernels.isas if name != kernels.isa]
         return f"native, by {kernels.isa}" + (f" (here too: {', '.join(others)})" if others else "")
-    if kernel == "torch" and "nf4" in served:
-        return "torch (MOECLI_KERNEL=bnb gives nf4 and int8 to bitsandbytes)"
     return "bitsandbytes" if kernel == "bnb" else kernel
 
 

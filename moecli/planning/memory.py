@@ -18,7 +18,7 @@ from moecli.store.expert_record import STAGING, dense_dtype, mixture_record, sta
 
 # Measured with benchmarks/memory.py (torch 2.13, oneDNN): what no line of ours allocates.
 PROCESS = 272 * 2**20  # interpreter, torch and tokenizer before any weight, and the first product
-FIRST_PRODUCT = 8 * 2**20  # of it, which q4 and q8 never ask the library for
+FIRST_PRODUCT = 8 * 2**20  # of it, which nobody asks the library for beside native kernels
 LIBRARY = 18 * 2**20  # compiled products and freed blocks that the allocator keeps, after a first chunk
 LIBRARY_CHUNK = 3 * 2**20  # the same for each further chunk
 LIBRARY_BESIDE_NATIVE = 3 * 2**20  # as LIBRARY, where attention is native: few shapes are left to compile
@@ -84,7 +84,7 @@ def estimate_memory(spec: ModelSpec, dtype: str, context: int, batch: int = 1, c
         kv=_kv(spec, dtype, context, batch, chunk),
         activations=_activations(spec, dtype, context, batch, chunk, built.expected()),
         device_activations=_activations(spec, dtype, context, batch, chunk, native=False).bytes,
-        process=_process(dtype),
+        process=_process(),
         chunk=min(chunk, context),
         expert_count=sum(layers * mixture.router.experts for mixture, layers in mixtures.items()),
         bytes_per_expert=max(sizes, default=0),
@@ -224,7 +224,7 @@ def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: i
     routers = sum((4 - size) * times * each.count for each, times in counted_tensors(spec) if each.role == "router")
     first, further = (LIBRARY_BESIDE_NATIVE, LIBRARY_CHUNK_BESIDE_NATIVE) if native else (LIBRARY, LIBRARY_CHUNK)
     library = int(min(1, chunks) * first + min(64, chunks) * further)
-    unpacked = UNPACKED[dtype] * _largest_block(spec, dtype) if dtype in UNPACKED else 0
+    unpacked = UNPACKED[dtype] * _largest_block(spec, dtype) if dtype in UNPACKED and not native else 0
     attention = _native_attention if native else _attention
     at_once = (
         named("residual stream", 3 * tokens * spec.hidden_size * size),
@@ -246,8 +246,8 @@ def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: i
     return Term("activations", amount, "hidden size, heads, expert width, vocab_size")
 
 
-def _process(dtype: str) -> Term:
-    size = PROCESS - FIRST_PRODUCT if dtype in ("q4", "q8") and built.expected() else PROCESS
+def _process() -> Term:
+    size = PROCESS - FIRST_PRODUCT if built.expected() else PROCESS
     return Term("process", Amount(size, "interpreter, torch, tokenizer (typical)"), "-")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from moecli.kernels import built
 from moecli.model.spec import Layer, Mixture, ModelSpec, alike
 from moecli.planning.memory import dense_read_bytes, read_bytes_per_token
 from moecli.planning.placement import Plan
@@ -21,9 +22,8 @@ TYPICAL_DEVICE = 400e9
 _REACHED = (1.15, 0.4)  # share of a bandwidth or of a product's speed; measuring itself falls short of the whole
 _DISK_REACHED = (1.5, 0.4)  # share of what a short burst of reads measures, on disks that others use too
 _LOCALITY = (0.3, 1.0)  # share of a uniform router's misses that remain: real routing repeats itself
-_FUSED = ("q4", "q8")  # formats whose layers run in native code
-_FUSED_STEP_S = (20e-6, 2e-3)  # fixed cost of one layer of one pass; the worst is a busy machine, or no C compiler
-_STEP_S = (0.2e-3, 2e-3)
+_NATIVE_STEP_S = (20e-6, 2e-3)  # fixed cost of one layer of one pass in native code; the worst is a busy machine
+_STEP_S = (0.2e-3, 2e-3)  # the same by torch
 _SCORE_BYTES = (0, 80)  # moved for one attention score: none if fused; as torch does it, masked half and all
 _CALL_S = (10e-6, 0.3e-3)  # fixed cost of one expert of a prompt
 
@@ -41,7 +41,7 @@ class LinearThroughput:
 
 
 _TYPICAL_LINEAR = (LinearThroughput(100e9, 600e9), LinearThroughput(100e9, 100e9))
-# Torch unpacks these before each product, in many small steps: bytes per second, measured on two cores.
+# Without native kernels torch unpacks these before each product, in many small steps: bytes per second on two cores.
 _UNPACKING = {"nf4": (2e9, 0.3e9), "int8": (5e9, 0.6e9)}
 
 
@@ -58,7 +58,7 @@ class Bandwidths:
     def multiplying(self, dtype: str, case: int) -> LinearThroughput:
         """What was measured, else what is typical; of many small steps a short measurement says little."""
         typical = _TYPICAL_LINEAR[case]
-        if dtype in _UNPACKING:
+        if dtype in _UNPACKING and not built.expected():
             return replace(typical, bytes_per_s=_UNPACKING[dtype][case])
         return self.linear or typical
 
@@ -144,7 +144,7 @@ def _together(computing: float, reading: float, case: int) -> float:
 
 
 def _step(plan: Plan, case: int) -> float:
-    return (_FUSED_STEP_S if plan.memory.dtype in _FUSED else _STEP_S)[case]
+    return (_NATIVE_STEP_S if built.expected() and not plan.device.dense else _STEP_S)[case]
 
 
 def _chosen(spec: ModelSpec, tokens: int) -> float:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import moecli as package
+from moecli.formats import FORMATS
 from moecli.kernels import library
 from moecli.kernels.library import open_library
 
@@ -38,7 +39,7 @@ def test_this_machine(moecli, tmp_path):
     assert [problem["what"] for problem in found["problems"] if "nearly full" not in problem["what"]] == []
     assert result.returncode == (1 if found["problems"] else 0) and result.stderr == ""
     assert found["software"]["libraries"]["torch"]["version"] == torch.__version__
-    assert found["kernels"]["formats"]["cpu"] == {"q4": "native", "q8": "native", "nf4": "torch", "int8": "torch"}
+    assert found["kernels"]["formats"]["cpu"] == dict.fromkeys(FORMATS, "native")
     assert found["kernels"]["isa"] == library.isas()[0] and found["kernels"]["openmp"]
     assert found["processor"]["threads"] == 1 and found["processor"]["threads_asked"] == "1"
     assert 0 < found["built_in"]["takes_bytes"] < found["memory"]["budget_bytes"] <= found["memory"]["total_bytes"]

@@ -12,7 +12,7 @@ from moecli.doctor.examination import Examination
 from moecli.doctor.verdict import problems
 
 GIB = 2**30
-CPU = {"q4": "native", "q8": "native", "nf4": "torch", "int8": "torch"}
+CPU = {"q4": "native", "bf16": "native", "nf4": "torch"}
 FOLDERS = (
     disks.Folder("packed models", Path("/data/moecli/models"), None),
     disks.Folder("Hub cache", Path("/data/hub"), None),

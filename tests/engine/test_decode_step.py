@@ -52,11 +52,11 @@ def one_by_one(model: Decoder, ids: torch.Tensor, seen: Seen) -> torch.Tensor:
     return model.logits(torch.cat(rows))
 
 
-def in_single_precision(folder: Path, native: bool) -> Decoder:
-    """q8 weights, all else in float32; unless `native` by torch's operators between the native products."""
+def decoder(folder: Path, native: bool, dtype: str = "q8", compute: str = "fp32") -> Decoder:
+    """Weights in `dtype`, all else in `compute`; unless `native` by torch's operators between the native products."""
     weights = open_source(folder)
-    experts = packed_experts(weights, "q8", 0, lambda done, total: None)
-    return Decoder(weights.spec, checkpoint_weights(weights, "q8", "fp32"), experts, 256, native)
+    experts = packed_experts(weights, dtype, 0, lambda done, total: None)
+    return Decoder(weights.spec, checkpoint_weights(weights, dtype, compute), experts, 256, native)
 
 
 @pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=lambda value: "-".join(value) if value else "plain")
@@ -67,11 +67,11 @@ def test_it_is_as_by_operators(
     folder = write(make(family, **changes), tmp_path / "model")
     ids = torch.tensor(prompt(80))
     native, plain = Seen(), Seen()
-    model = in_single_precision(folder, native=True)
+    model = decoder(folder, native=True)
     assert model.decode_step is not None
     logits = one_by_one(model, ids, native)
     monkeypatch.setattr(prompt_attention, "serves", lambda queries: False)
-    expected = one_by_one(in_single_precision(folder, native=False), ids, plain)
+    expected = one_by_one(decoder(folder, native=False), ids, plain)
     assert (logits - expected).norm() / expected.norm() < 0.01
     for a, b in zip(native.routings, plain.routings, strict=True):
         assert (a.logits - b.logits).norm() / b.logits.norm() < 0.01
@@ -80,3 +80,21 @@ def test_it_is_as_by_operators(
     ]
     assert len(alike) >= 0.8 * len(plain.routings)  # the others are torn
     assert all(torch.allclose(a.topk_weights, b.topk_weights, atol=0.02) for a, b in alike)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "compute", "error"),
+    [
+        ("fp32", "fp32", 1e-5), ("int8", "fp32", 1e-5), ("nf4", "fp32", 1e-5),
+        ("bf16", "bf16", 0.03), ("fp16", "fp16", 0.004), ("int8", "fp16", 0.004), ("q4", "fp16", 0.03),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("family", ["qwen2_moe", "llama"])
+def test_in_every_format(family: str, dtype: str, compute: str, error: float, tmp_path: Path) -> None:
+    """All of it in one call, shared expert and biases too; nothing but activations in 16 bits is rounded otherwise."""
+    folder = write(make(family, **({"shared_expert_intermediate_size": 48} if "moe" in family else {})), tmp_path)
+    model, ids = decoder(folder, True, dtype, compute), torch.tensor(prompt(40))
+    assert model.decode_step is not None
+    found = one_by_one(model, ids, Seen())
+    expected = one_by_one(decoder(folder, False, dtype, compute), ids, Seen())
+    assert (found - expected).norm() / expected.norm() < error

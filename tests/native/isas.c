@@ -1,6 +1,6 @@
-/* Every instruction set against the last one, scalar: packing, products and both sublayers of a block must agree in
-   every byte. Buffers have their exact sizes, for a sanitiser; the same program checks other processors in an
-   emulator. */
+/* Every instruction set against the last one, scalar: in every format packing, products and both sublayers of a block
+   must agree in every byte. Buffers have their exact sizes, for a sanitiser; the same program checks other processors
+   in an emulator. */
 #include "native.h"
 
 #include <math.h>
@@ -32,8 +32,15 @@ static float number(void) {
 }
 
 static size_t size_of(int format, size_t rows, size_t columns) {
-    size_t panels = (rows + 15) / 16;
-    return format == Q4 ? panels * ((columns + 127) / 128) * 1088 : panels * ((columns + 31) / 32) * 544;
+    size_t panels = (rows + 15) / 16, weights = rows * columns;
+    switch (format) {
+    case Q4: return panels * ((columns + 127) / 128) * 1088;
+    case Q8: return panels * ((columns + 31) / 32) * 544;
+    case PLAIN + FP32: return weights * 4;
+    case INT8: return weights + rows * 4;
+    case NF4: return (weights + 1) / 2 + (weights + 63) / 64 * 4;
+    default: return weights * 2;
+    }
 }
 
 static float *numbers(size_t count) {
@@ -53,7 +60,38 @@ static void check(const char *what, int isa, int format, const void *found, void
     }
 }
 
+/* As numbers of a type, rounded down to 16 bits or as they are. */
+static void *typed(int type, size_t count) {
+    float *from = numbers(count);
+    if (type == FP32)
+        return from;
+    uint16_t *to = malloc(count * sizeof *to);
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, sizeof bits);
+        to[i] = (uint16_t)(bits >> 16);
+    }
+    free(from);
+    return to;
+}
+
+/* Plain numbers, or codes at random and their scales. */
+static uint8_t *row_major(int format, size_t rows, size_t columns) {
+    if (format < INT8)
+        return typed(format - PLAIN, rows * columns);
+    size_t bytes = size_of(format, rows, columns), codes = format == INT8 ? rows * columns : (rows * columns + 1) / 2;
+    uint8_t *matrix = malloc(bytes);
+    for (size_t i = 0; i < codes; i++)
+        matrix[i] = (uint8_t)(1 + (int)(100 * number()));
+    float *scales = numbers((bytes - codes) / 4);
+    memcpy(matrix + codes, scales, bytes - codes);
+    free(scales);
+    return matrix;
+}
+
 static uint8_t *packed_matrix(int last, int format, size_t rows, size_t columns, int type) {
+    if (format >= PLAIN)
+        return row_major(format, rows, columns);
     float *weights = numbers(rows * columns);
     size_t bytes = size_of(format, rows, columns);
     void *expected = NULL, *packed = malloc(bytes);
@@ -90,7 +128,7 @@ static void try(int last, int format, size_t intermediate_size, size_t hidden_si
         moecli_linear(isa, &linear);
         check("linear", isa, format, out, &one, count * intermediate_size * sizeof *out);
         const void *const *list = (const void *const *)matrices;
-        struct feed_forward feed = {{0}, format, activation, input, list, 2, (int64_t)intermediate_size, out};
+        struct feed_forward feed = {{0}, format, activation, 0, input, list, 2, (int64_t)intermediate_size, out};
         moecli_feed_forward(isa, &feed);
         check("feed_forward", isa, format, out, &layer, 2 * count * hidden_size * sizeof *out);
         feed.experts = 1;
@@ -102,25 +140,8 @@ static void try(int last, int format, size_t intermediate_size, size_t hidden_si
     free(x), free(out), free(one), free(layer), free(hidden);
 }
 
-/* As numbers of a type, rounded down to 16 bits or as they are. */
-static void *typed(int type, size_t count) {
-    float *from = numbers(count);
-    if (type == FP32)
-        return from;
-    uint16_t *to = malloc(count * sizeof *to);
-    for (size_t i = 0; i < count; i++) {
-        uint32_t bits;
-        memcpy(&bits, from + i, sizeof bits);
-        to[i] = (uint16_t)(bits >> 16);
-    }
-    free(from);
-    return to;
-}
-
-static void step(int isa, void *x, struct attention *attention, struct moe *moe) {
-    struct decode_step call = {.x = x, .count = 1};
-    struct block block = {attention, moe};
-    call.blocks = &block;
+static void step(int isa, void *x, struct block block) {
+    struct decode_step call = {.x = x, .blocks = &block, .count = 1};
     moecli_decode_step(isa, &call);
 }
 
@@ -156,10 +177,10 @@ static void try_attention(int last, int format, int type, int variant) {
         call.qkv_bias = variant & 2 ? bias : NULL, call.output_bias = variant & 4 ? after : NULL;
         call.qk_norm = variant % 3, call.q_norm = norm, call.k_norm = norm, call.interleaved = variant & 1;
         call.clip = variant & 1 ? 0.5f : 0, call.softcap = variant & 4 ? 3 : 0;
-        call.cosines = cosines, call.sines = sines, call.rotary_dim = (int64_t)rotary_dim, call.position = 8;
-        call.keys = own_keys, call.values = own_values, call.rows = (int64_t)rows;
-        call.first = variant & 1 ? 7 : 0, call.last = variant & 2 ? (int64_t)rows - 1 : 200;
-        step(isa, own, &call, NULL);
+        call.rotary_dim = (int64_t)rotary_dim;
+        call.place = (struct place){cosines, sines, 8, own_keys, own_values, (int64_t)rows, variant & 1 ? 7 : 0, 200};
+        call.place.last = variant & 2 ? (int64_t)rows - 1 : 200;
+        step(isa, own, (struct block){.attention = &call});
         check("attention", isa, format, own, &expected_x, hidden_size * size);
         check("keys", isa, format, own_keys, &expected_keys, shared * rows * dim * size);
         check("values", isa, format, own_values, &expected_values, shared * rows * dim * size);
@@ -167,6 +188,40 @@ static void try_attention(int last, int format, int type, int variant) {
     }
     free(qkv), free(output), free(before), free(after), free(x), free(bias), free(norm), free(cosines), free(sines);
     free(keys), free(values), free(expected_x), free(expected_keys), free(expected_values);
+}
+
+/* A token's latent attention: few heads and more than a tile of them, few keys and more than one span and block. */
+static void try_latent(int last, int format, int type, int variant) {
+    const size_t hidden_size = 72, heads = variant & 1 ? 35 : 6, low_rank = variant & 2 ? 40 : 0, rank = 29;
+    const size_t nope_dim = 11, rotary_dim = 6, value_dim = 13, width = rank + rotary_dim, rows = 2000;
+    const size_t size = type == FP32 ? 4 : 2, columns = low_rank ? low_rank : hidden_size;
+    uint8_t *query = packed_matrix(last, format, heads * (nope_dim + rotary_dim), columns, FP32);
+    uint8_t *output = packed_matrix(last, format, hidden_size, heads * value_dim, FP32);
+    void *norm = typed(type, hidden_size), *x = typed(type, hidden_size), *bias = typed(type, hidden_size);
+    void *query_down = typed(type, low_rank * hidden_size + 1), *latent_down = typed(type, width * hidden_size);
+    void *expansion = typed(type, heads * (nope_dim + value_dim) * rank), *latents = typed(type, rows * width);
+    void *cosines = typed(type, 9 * rotary_dim), *sines = typed(type, 9 * rotary_dim);
+    void *expected_x = NULL, *expected_latents = NULL;
+    for (int isa = last; isa >= 0; isa--) {
+        if (!*moecli_isa(isa))
+            continue;
+        void *own = copy(x, hidden_size * size), *own_latents = copy(latents, rows * width * size);
+        struct latent_attention call = {.query = query, .query_down = query_down, .latent_down = latent_down};
+        call.sublayer = (struct sublayer){{0}, type, format, RMS, 1e-5f, 0.7f, norm, NULL, own, (int64_t)hidden_size};
+        call.query_norm = call.latent_norm = norm, call.expansion = expansion, call.output = output;
+        call.query_down_bias = call.latent_down_bias = call.output_bias = variant & 4 ? bias : NULL;
+        call.heads = (int64_t)heads, call.query_rank = (int64_t)low_rank, call.rank = (int64_t)rank;
+        call.nope_dim = (int64_t)nope_dim, call.rotary_dim = (int64_t)rotary_dim, call.value_dim = (int64_t)value_dim;
+        call.interleaved = variant & 1, call.norm_eps = 1e-6f, call.scale = 0.2f;
+        call.place = (struct place){cosines, sines, 8, own_latents, own_latents, (int64_t)rows, variant & 1 ? 7 : 0, 5};
+        call.place.last = variant & 2 ? (int64_t)rows - 1 : 7 + variant;
+        step(isa, own, (struct block){.latent_attention = &call});
+        check("latent attention", isa, format, own, &expected_x, hidden_size * size);
+        check("latents", isa, format, own_latents, &expected_latents, rows * width * size);
+        free(own), free(own_latents);
+    }
+    free(query), free(output), free(norm), free(x), free(bias), free(query_down), free(latent_down), free(expansion);
+    free(latents), free(cosines), free(sines), free(expected_x), free(expected_latents);
 }
 
 /* A prompt's attention: over keys and values, over latents as they are, over latents expanded; `type` FP16 too. */
@@ -203,11 +258,11 @@ static void try_prompt(int last, int type, size_t tokens, int variant) {
 static void try_moe(int last, int format, int type, int variant) {
     const size_t hidden_size = 72, intermediate_size = 40, experts = 12, top_k = variant & 1 ? 12 : 3;
     const size_t shared = variant & 2 ? 48 : 0, size = type == FP32 ? 4 : 2;
-    uint8_t *matrices[36], *always[3];
+    uint8_t *matrices[36], *gate_up, *down;
     for (size_t i = 0; i < 36; i++)
         matrices[i] = expert_matrix(last, format, i % 3, intermediate_size, hidden_size);
-    for (size_t i = 0; i < 3; i++)
-        always[i] = expert_matrix(last, format, i, 48, hidden_size);
+    gate_up = expert_matrix(last, format, 0, 2 * 48, hidden_size);
+    down = expert_matrix(last, format, 2, 48, hidden_size);
     void *before = typed(type, hidden_size), *x = typed(type, hidden_size), *gate = typed(type, hidden_size);
     float *router = numbers(experts * hidden_size), *bias = numbers(experts);
     float *topk_weights = malloc(top_k * sizeof *topk_weights);
@@ -240,7 +295,7 @@ static void try_moe(int last, int format, int type, int variant) {
             rule.norm_power = (float)(variant % 3), rule.norm_epsilon = 1e-6f, rule.scaling = 1.5f;
             call.router = rule;
             call.matrices = (const void *const *)matrices;
-            memcpy(call.shared, always, sizeof always);
+            call.shared_gate_up = gate_up, call.shared_down = down;
             call.shared_gate = variant & 4 ? gate : NULL;
             if (steps) {
                 const void *list[36];
@@ -248,12 +303,12 @@ static void try_moe(int last, int format, int type, int variant) {
                 for (size_t i = 0; i < 3 * top_k; i++)
                     list[i] = matrices[3 * (size_t)topk_ids[i / 3] + i % 3];
                 struct tokens input = {normed, FP32, 1, (int64_t)hidden_size};
-                struct feed_forward feed = {{0}, format, call.activation, input, list, 0, 0, outputs};
+                struct feed_forward feed = {{0}, format, call.activation, 0, input, list, 0, 0, outputs};
                 feed.experts = (int64_t)top_k, feed.intermediate_size = (int64_t)intermediate_size;
                 moecli_feed_forward(isa, &feed);
                 moecli_combine(isa, &call);
             } else
-                step(isa, own, NULL, &call);
+                step(isa, own, (struct block){.moe = &call});
             check("moe", isa, format, own, &expected_x, hidden_size * size);
             check("topk_weights", isa, format, topk_weights, &expected_weights, top_k * sizeof *topk_weights);
             check("topk_ids", isa, format, topk_ids, &expected_chosen, top_k * sizeof *topk_ids);
@@ -262,7 +317,7 @@ static void try_moe(int last, int format, int type, int variant) {
     }
     for (int i = 0; i < 36; i++)
         free(matrices[i]);
-    free(always[0]), free(always[1]), free(always[2]), free(before), free(x), free(gate), free(router), free(bias);
+    free(gate_up), free(down), free(before), free(x), free(gate), free(router), free(bias);
     free(topk_weights), free(normed), free(logits), free(outputs), free(topk_ids);
     free(expected_x), free(expected_weights), free(expected_chosen);
 }
@@ -276,14 +331,18 @@ int main(void) {
     printf("\n");
     static const size_t shapes[][2] = {{64, 256}, {5, 7}, {40, 100}, {17, 129}};
     static const size_t counts[] = {1, 2, 3, 4, 5, 6, 19};
-    for (int format = Q4; format <= Q8; format++)
+    static const int types[] = {BF16, FP32, FP16};
+    for (int format = Q4; format <= NF4; format++)
         for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; shape++)
-            for (size_t count = 0; count < sizeof counts / sizeof *counts; count++)
+            for (size_t count = 0; count < sizeof counts / sizeof *counts; count += format < PLAIN ? 1 : 2)
                 try(last, format, shapes[shape][0], shapes[shape][1], counts[count], (int)(count % 4));
-    for (int format = Q4; format <= Q8; format++)
+    for (int format = PLAIN; format <= NF4; format++) /* more columns than are added side by side */
+        try(last, format, 5, 1100, 1, SILU), try(last, format, 5, 1088, 3, SILU);
+    for (int format = Q4; format <= NF4; format++)
         for (int variant = 0; variant < 8; variant++) {
-            try_attention(last, format, variant & 1 ? FP32 : BF16, variant);
-            try_moe(last, format, variant & 2 ? FP32 : BF16, variant);
+            try_attention(last, format, types[variant % 3], variant);
+            try_latent(last, format, types[variant % 3], variant);
+            try_moe(last, format, types[variant / 2 % 3], variant);
         }
     for (int variant = 0; variant < 4; variant++)
         for (int type = FP32; type <= FP16; type++)

@@ -48,10 +48,10 @@ def everything(place: Callable[[Tensor], Tensor]) -> None:
             experts = [tuple(map(place, expert)) for expert in samples.experts(dtype, width, inner, 2)]
             for tokens in (1, 9):
                 x = place(samples.gaussian(tokens, width))
-                for rows in (x, place(x.bfloat16())):
+                for rows in (x, place(x.bfloat16()), place(x.half())):
                     native.linear(dtype, rows, experts[0][0], (inner, width))
                     native.feed_forward(dtype, rows, experts, inner, Activation.SILU)
-            for precision in (torch.float32, torch.bfloat16, torch.float16):
+            for precision in (torch.float32, torch.bfloat16, torch.float16) if dtype in native.TILED else ():
                 native.pack(dtype, place(samples.gaussian(inner, width).to(precision)))
 
 

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moecli import formats
-from moecli.kernels import library
+from moecli.kernels import library, native
 from moecli.kernels.linear import ACTIVATIONS
-from moecli.kernels.native import Expert
+from moecli.kernels.native import TILED, Expert
 from moecli.model.spec import Activation
 
-FORMATS = ("q4", "q8")
+FORMATS = tuple(native.FORMATS)
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -36,8 +36,10 @@ def experts(dtype: str, width: int, inner: int, count: int) -> list[Expert]:
     ]
 
 
-def rounded(x: Tensor) -> Tensor:
-    """x [T, n] as int8 with a scale per 32 has it: what the kernels multiply. In fp64."""
+def rounded(dtype: str, x: Tensor) -> Tensor:
+    """x [T, n] as the kernels multiply it, in fp64: for tiles as int8 with a scale per 32 has it."""
+    if dtype not in TILED:
+        return x.double()
     count = x.shape[1]
     groups = F.pad(x.float(), (0, -count % 32)).view(len(x), -1, 32)
     largest = groups.abs().amax(-1, keepdim=True)
@@ -54,8 +56,8 @@ def product(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Te
 def layer(dtype: str, x: Tensor, expert: Expert, inner: int, activation: Activation) -> Tensor:
     """One expert, rounded where the kernels round."""
     width = x.shape[1]
-    gate, up = (product(dtype, rounded(x), each, (inner, width)) for each in expert[:2])
-    return product(dtype, rounded(ACTIVATIONS[activation](gate) * up), expert[2], (width, inner))
+    gate, up = (product(dtype, rounded(dtype, x), each, (inner, width)) for each in expert[:2])
+    return product(dtype, rounded(dtype, ACTIVATIONS[activation](gate) * up), expert[2], (width, inner))
 
 
 def on_every_isa(call: Callable[[], Tensor]) -> Tensor:

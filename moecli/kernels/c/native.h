@@ -7,12 +7,30 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum format { Q4, Q8, BUFFERED };
-/* The layouts are those of formats/q4.py and q8.py. */
+/* The layouts are those of formats/. Q4 and Q8 lie in tiles, the others row after row; PLAIN + a number: rows of it. */
+enum format { Q4, Q8, PLAIN, INT8 = PLAIN + 3, NF4 };
 #define PANEL_ROWS 16 /* that lie together, tile after tile */
 #define Q4_TILE 1088  /* bytes: 16 rows x 128 columns */
 #define Q8_TILE 544   /* 16 rows x 32 columns */
 #define CODEBOOK {-127, -96, -75, -59, -46, -34, -22, -10, 1, 13, 24, 36, 49, 64, 83, 110}
+#define NF4_BLOCK 64 /* weights that share a scale, row after row */
+#define NORMAL_FLOAT                                                                                                   \
+    {-1.0f,                                                                                                            \
+     -0.6961928009986877f,                                                                                             \
+     -0.5250730514526367f,                                                                                             \
+     -0.39491748809814453f,                                                                                            \
+     -0.28444138169288635f,                                                                                            \
+     -0.18477343022823334f,                                                                                            \
+     -0.09105003625154495f,                                                                                            \
+     0.0f,                                                                                                             \
+     0.07958029955625534f,                                                                                             \
+     0.16093020141124725f,                                                                                             \
+     0.24611230194568634f,                                                                                             \
+     0.33791524171829224f,                                                                                             \
+     0.44070982933044434f,                                                                                             \
+     0.5626170039176941f,                                                                                              \
+     0.7229568362236023f,                                                                                              \
+     1.0f}
 
 enum number { FP32, BF16, FP16 };
 enum activation { SILU, GELU, GELU_TANH, RELU };
@@ -25,7 +43,7 @@ struct thread_pool {
     int32_t threads;
 };
 
-/* Dense rows of numbers, one per token; `type` is FP32 or BF16. */
+/* Dense rows of numbers, one per token. */
 struct tokens {
     const void *data;
     int32_t type;
@@ -43,10 +61,11 @@ struct linear {
 };
 
 /* output [experts, tokens, hidden_size] = down(activation(gate x) * up x); matrices: gate, up, down of each expert in
-   turn. `gated` stops before down: one expert's gate and up, output [tokens, intermediate_size]. */
+   turn; `stacked`: gate and up are both one matrix [2 intermediate_size, hidden_size], its upper and its lower half.
+   `gated` stops before down: one expert's gate and up, output [tokens, intermediate_size]. */
 struct feed_forward {
     struct thread_pool pool;
-    int32_t format, activation;
+    int32_t format, activation, stacked;
     struct tokens input;
     const void *const *matrices;
     int64_t experts, intermediate_size;
@@ -68,7 +87,7 @@ enum scoring { SOFTMAX, SIGMOID, SOFTMAX_OF_TOPK };
 enum group_score { LARGEST, SUM_OF_TWO };
 
 /* Attention or feed-forward of a block for one token: x += multiplier * after(something(before(x))). `type` is that of
-   x and of all weights that are not packed, FP32 or BF16; `after` may be NULL. */
+   x and of all weights that are not multiplied with; `after` may be NULL. */
 struct sublayer {
     struct thread_pool pool;
     int32_t type, format, norm;
@@ -78,18 +97,37 @@ struct sublayer {
     int64_t hidden_size;
 };
 
+/* Where a token stands: its row of the tables [positions, rotary_dim], with the signs of a rotation, and of the cache
+   [heads, rows, numbers]. The token goes to row `last`, and sees `first` to `last`. */
+struct place {
+    const void *cosines, *sines;
+    int64_t position;
+    void *keys, *values;
+    int64_t rows, first, last;
+};
+
 /* Attention of heads that share keys and values in groups. 0: no clip, no softcap; biases and norms may be NULL. */
 struct attention {
     struct sublayer sublayer;
     const void *qkv, *qkv_bias, *output, *output_bias;
-    int64_t heads, kv_heads, head_dim;
+    int64_t heads, kv_heads, head_dim, rotary_dim;
     int32_t qk_norm, interleaved;
     const void *q_norm, *k_norm;
     float clip, softcap, scale;
-    const void *cosines, *sines; /* [positions, rotary_dim], with the signs of a rotation */
-    int64_t rotary_dim, position;
-    void *keys, *values; /* [kv_heads, rows, head_dim]; the token goes to row `last`, and sees `first` to `last` */
-    int64_t rows, first, last;
+    struct place place;
+};
+
+/* Attention whose cache has no values, but latents of `rank` numbers and one rotating key that all heads share, as
+   `keys`. `query` makes [heads, nope_dim + rotary_dim], of the hidden state or, with a query_rank, of `query_down`
+   times it; `latent_down` [rank + rotary_dim, hidden_size]. `expansion` as in prompt_attention. Biases may be NULL. */
+struct latent_attention {
+    struct sublayer sublayer;
+    const void *query, *query_down, *query_down_bias, *query_norm;
+    const void *latent_down, *latent_down_bias, *latent_norm, *expansion, *output, *output_bias;
+    int64_t heads, query_rank, rank, nope_dim, rotary_dim, value_dim;
+    int32_t interleaved;
+    float norm_eps, scale;
+    struct place place;
 };
 
 /* output [tokens, heads, value_dim]: queries [tokens, heads, head_dim] over keys [kv_heads, rows, head_dim] and values
@@ -126,16 +164,17 @@ struct moe {
     const void *const *matrices; /* gate, up, down of every expert */
     int64_t intermediate_size, shared_intermediate_size;
     int32_t activation, shared_activation;
-    const void *shared[3]; /* gate, up, down */
-    const void *shared_gate;
+    const void *shared_gate_up, *shared_down; /* gate and up stacked */
+    const void *shared_gate;                  /* of the shared expert as a whole; may be NULL */
     /* To be filled: [hidden_size], [experts], [top_k] best first, [top_k + 1, hidden_size], [top_k] */
     float *normed, *logits, *topk_weights, *outputs;
     int64_t *topk_ids;
 };
 
-/* Either sublayer may be NULL. */
+/* One kind of attention at most; whatever is missing is NULL. */
 struct block {
     struct attention *attention;
+    struct latent_attention *latent_attention;
     struct moe *moe;
 };
 

@@ -12,12 +12,18 @@
 #define TOKENS 4
 #define TILE_ROWS 6
 #define TILE_VECTORS 2
+#define BUFFER_ROWS 4
 
 typedef __m256i codes; /* with AVX-VNNI plus 128 */
 typedef __m256i ints;
 typedef __m256 floats;
 
+typedef struct {
+    floats low, high;
+} table;
+
 static const int8_t codebook[16] __attribute__((aligned(16))) = CODEBOOK;
+static const float normal[16] __attribute__((aligned(32))) = NORMAL_FLOAT;
 
 INLINE __m256i four_activations(const int8_t *x) {
     int32_t four;
@@ -83,5 +89,37 @@ INLINE floats add_product(floats total, floats numbers, float factor) {
 INLINE floats times(floats a, floats b) { return _mm256_mul_ps(a, b); }
 
 INLINE floats larger(floats a, floats b) { return _mm256_max_ps(a, b); }
+
+INLINE floats fused(floats total, floats a, floats b) { return _mm256_fmadd_ps(a, b, total); }
+
+INLINE float sum_lanes(const floats *sums) {
+    __m256 eight = _mm256_add_ps(sums[0], sums[1]);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+INLINE floats bf16_floats(const uint8_t *numbers) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)numbers));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
+INLINE floats int8_floats(const uint8_t *numbers) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)numbers)));
+}
+
+INLINE table nf4_table(float scale) {
+    __m256 factor = _mm256_set1_ps(scale);
+    return (table){_mm256_mul_ps(_mm256_load_ps(normal), factor), _mm256_mul_ps(_mm256_load_ps(normal + 8), factor)};
+}
+
+/* Each lane's nibble is shifted down; a permutation heeds its 3 lowest bits, and the fourth chooses between two. */
+INLINE floats nf4_floats(table values, const uint8_t *nibbles) {
+    int32_t eight;
+    memcpy(&eight, nibbles, 4);
+    __m256i index = _mm256_srlv_epi32(_mm256_set1_epi32(eight), _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24));
+    __m256 low = _mm256_permutevar8x32_ps(values.low, index), high = _mm256_permutevar8x32_ps(values.high, index);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+}
 
 #include "../generic/isa.inc.h"

@@ -13,12 +13,15 @@
 #define TOKENS 6
 #define TILE_ROWS 8
 #define TILE_VECTORS 2
+#define BUFFER_ROWS 8
 
 typedef __m512i codes; /* plus 128 */
 typedef __m512i ints;
 typedef __m512 floats;
+typedef __m512 table;
 
 static const int8_t codebook[16] __attribute__((aligned(16))) = CODEBOOK;
+static const float normal[16] __attribute__((aligned(64))) = NORMAL_FLOAT;
 
 INLINE ints start(int32_t value) { return _mm512_set1_epi32(value); }
 
@@ -62,6 +65,36 @@ INLINE floats add_product(floats total, floats numbers, float factor) {
 INLINE floats times(floats a, floats b) { return _mm512_mul_ps(a, b); }
 
 INLINE floats larger(floats a, floats b) { return _mm512_max_ps(a, b); }
+
+INLINE floats fused(floats total, floats a, floats b) { return _mm512_fmadd_ps(a, b, total); }
+
+INLINE float sum_lanes(const floats *sums) {
+    __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(*sums), _mm512_extractf32x8_ps(*sums, 1));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+INLINE floats bf16_floats(const uint8_t *numbers) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)numbers));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+INLINE floats int8_floats(const uint8_t *numbers) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)numbers)));
+}
+
+INLINE table nf4_table(float scale) { return _mm512_mul_ps(_mm512_load_ps(normal), _mm512_set1_ps(scale)); }
+
+/* Each lane's nibble is shifted down; a permutation heeds its 4 lowest bits alone. */
+INLINE floats nf4_floats(table values, const uint8_t *nibbles) {
+    int32_t first, second;
+    memcpy(&first, nibbles, 4);
+    memcpy(&second, nibbles + 4, 4);
+    __m512i shifts = _mm512_broadcast_i32x8(_mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24));
+    __m512i both = _mm512_mask_set1_epi32(_mm512_set1_epi32(first), 0xff00, second);
+    return _mm512_permutexvar_ps(_mm512_srlv_epi32(both, shifts), values);
+}
 
 #define VECTOR_SEARCH
 #include "../generic/codebook.inc.h"

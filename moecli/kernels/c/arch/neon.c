@@ -13,12 +13,15 @@
 #define TOKENS 4
 #define TILE_ROWS 6
 #define TILE_VECTORS 4
+#define BUFFER_ROWS 8
 
 typedef int8x16_t codes;
 typedef int32x4_t ints;
 typedef float32x4_t floats;
+typedef uint8x16x4_t table; /* 16 floats, byte after byte */
 
 static const int8_t codebook[16] = CODEBOOK;
+static const float normal[16] = NORMAL_FLOAT;
 
 INLINE ints start(int32_t value) {
     (void)value;
@@ -59,5 +62,40 @@ INLINE floats add_product(floats total, floats numbers, float factor) { return v
 INLINE floats times(floats a, floats b) { return vmulq_f32(a, b); }
 
 INLINE floats larger(floats a, floats b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+
+INLINE floats fused(floats total, floats a, floats b) { return vfmaq_f32(total, a, b); }
+
+INLINE float sum_lanes(const floats *sums) {
+    floats four = vaddq_f32(vaddq_f32(sums[0], sums[2]), vaddq_f32(sums[1], sums[3]));
+    float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+
+INLINE floats bf16_floats(const uint8_t *numbers) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(numbers)), 16));
+}
+
+INLINE floats int8_floats(const uint8_t *numbers) {
+    int32_t four;
+    memcpy(&four, numbers, 4);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8((uint32_t)four)))));
+}
+
+INLINE table nf4_table(float scale) {
+    table values;
+    for (int i = 0; i < 4; i++)
+        values.val[i] = vreinterpretq_u8_f32(vmulq_n_f32(vld1q_f32(normal + 4 * i), scale));
+    return values;
+}
+
+/* Lane by lane the byte of its nibble; 4 times the nibble is where its float begins. */
+INLINE floats nf4_floats(table values, const uint8_t *nibbles) {
+    static const int32_t shifts[4] = {-2, 2, -10, -6};
+    uint16_t four;
+    memcpy(&four, nibbles, 2);
+    uint32x4_t index = vandq_u32(vshlq_u32(vdupq_n_u32(four), vld1q_s32(shifts)), vdupq_n_u32(60));
+    index = vaddq_u32(vmulq_n_u32(index, 0x01010101), vdupq_n_u32(0x03020100));
+    return vreinterpretq_f32_u8(vqtbl4q_u8(values, vreinterpretq_u8_u32(index)));
+}
 
 #include "../generic/isa.inc.h"

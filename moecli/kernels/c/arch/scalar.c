@@ -7,6 +7,7 @@
 #define TOKENS 1
 #define TILE_ROWS 2
 #define TILE_VECTORS 1
+#define BUFFER_ROWS 4
 
 typedef struct {
     int8_t at[4][LANES]; /* a column after the other, as loops like it */
@@ -18,10 +19,13 @@ typedef struct {
     float at[LANES];
 } floats;
 
+typedef floats table;
+
 #define EACH_LANE for (int i = 0; i < LANES; i++)
 #define EACH_COLUMN for (int b = 0; b < 4; b++)
 
 static const int8_t codebook[16] = CODEBOOK;
+static const float normal[16] = NORMAL_FLOAT;
 
 INLINE ints start(int32_t value) {
     (void)value;
@@ -96,6 +100,42 @@ INLINE floats larger(floats a, floats b) {
     EACH_LANE
         a.at[i] = a.at[i] > b.at[i] ? a.at[i] : b.at[i];
     return a;
+}
+
+INLINE floats fused(floats total, floats a, floats b) {
+    EACH_LANE
+        total.at[i] = fmaf(a.at[i], b.at[i], total.at[i]);
+    return total;
+}
+
+INLINE float sum_lanes(const floats *sums) { return sum_of(sums->at); }
+
+INLINE floats bf16_floats(const uint8_t *numbers) {
+    floats result;
+    EACH_LANE
+        result.at[i] = from_bf16((uint16_t)(numbers[2 * i] | numbers[2 * i + 1] << 8));
+    return result;
+}
+
+INLINE floats int8_floats(const uint8_t *numbers) {
+    floats result;
+    EACH_LANE
+        result.at[i] = (float)(int8_t)numbers[i];
+    return result;
+}
+
+INLINE table nf4_table(float scale) {
+    table values;
+    EACH_LANE
+        values.at[i] = normal[i] * scale;
+    return values;
+}
+
+INLINE floats nf4_floats(table values, const uint8_t *nibbles) {
+    floats result;
+    EACH_LANE
+        result.at[i] = values.at[nibbles[i / 2] >> (i % 2 ? 0 : 4) & 15];
+    return result;
 }
 
 #include "../generic/isa.inc.h"

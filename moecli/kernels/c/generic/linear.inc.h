@@ -3,62 +3,88 @@
 #define MOECLI_LINEAR_H
 
 #include "activation.inc.h"
-#include "pack.inc.h"
-#include "matmul.inc.h"
+#include "row_major.inc.h"
+#include "vectors.inc.h"
 
-#define BLOCK 192 /* tokens of a task: a multiple of TOKENS, so that blocks are whole tiles */
+#define BLOCK 192 /* tokens of a task: a multiple of TOKENS and of BUFFER_TOKENS, so that blocks are whole tiles */
 
-/* Quantised tokens of one input: tiles of TOKENS tokens, and a last one of those left over. */
-static size_t quantised_bytes(size_t tokens, size_t groups) { return tokens * groups * GROUP_BYTES; }
-
-static uint8_t *group_at(uint8_t *quantised, size_t groups, size_t tokens, size_t token, size_t group, size_t *width) {
-    size_t first = token / TOKENS * TOKENS;
-    *width = minimum(TOKENS, tokens - first);
-    return quantised + (first * groups + group * *width) * GROUP_BYTES;
+/* Tokens as a matrix takes them. For one in tiles they are quantised, in tiles of TOKENS tokens and a last one of those
+   left over; for rows they are rows of floats. */
+static size_t input_groups(struct shape matrix) {
+    return is_row_major(matrix.format) ? ceil_div(matrix.columns, GROUP) : groups_across(matrix);
 }
 
-static void quantise_token(const struct tokens *input, size_t token, size_t groups, uint8_t *quantised) {
-    size_t columns = (size_t)input->columns, width;
+static size_t input_bytes(struct shape matrix, size_t tokens) {
+    if (is_row_major(matrix.format))
+        return tokens * token_stride(matrix.columns) * sizeof(float);
+    return tokens * groups_across(matrix) * GROUP_BYTES;
+}
+
+static void put_group(struct shape matrix, uint8_t *input, size_t tokens, size_t token, size_t group,
+                      const float *numbers) {
+    size_t first = token / TOKENS * TOKENS, width = minimum(TOKENS, tokens - first);
+    if (is_row_major(matrix.format))
+        memcpy((float *)input + token * token_stride(matrix.columns) + group * GROUP, numbers, GROUP * sizeof *numbers);
+    else
+        quantise(numbers, input + (first * groups_across(matrix) + group * width) * GROUP_BYTES, width, token % TOKENS);
+}
+
+static void put_token(struct shape matrix, const struct tokens *from, size_t token, uint8_t *input) {
+    size_t columns = (size_t)from->columns, groups = input_groups(matrix);
+    const char *row = (const char *)from->data + token * columns * number_size(from->type);
     for (size_t group = 0; group < groups; group++) {
         float numbers[GROUP] = {0};
         size_t first = group * GROUP, count = first < columns ? minimum(GROUP, columns - first) : 0;
-        if (count && input->type == FP32)
-            memcpy(numbers, (const float *)input->data + token * columns + first, count * sizeof *numbers);
-        else
-            for (size_t i = 0; i < count; i++)
-                numbers[i] = from_bf16(((const uint16_t *)input->data)[token * columns + first + i]);
-        uint8_t *place = group_at(quantised, groups, (size_t)input->count, token, group, &width);
-        quantise(numbers, place, width, token % TOKENS);
+        load_numbers(numbers, row + first * number_size(from->type), from->type, count);
+        put_group(matrix, input, (size_t)from->count, token, group, numbers);
     }
 }
 
-/* One call's work: the input is quantised, then the tasks of two phases. One matrix is a layer without the first. */
+static size_t matrix_bytes(struct shape shape) {
+    if (is_row_major(shape.format))
+        return code_bytes((int)shape.format, shape.rows * shape.columns);
+    return ceil_div(shape.rows, PANEL_ROWS) * panel_bytes(shape);
+}
+
+/* One call's work: the input is converted, then the tasks of two phases. One matrix is a layer without the first. */
 struct job {
     const struct thread_pool *pool;
     const struct tokens *input;
     const void *const *matrices; /* gate, up, down of each expert */
     struct shape gate_up, down;
+    size_t intermediate_size, up_row; /* rows of gate, and where those of up begin in their matrix */
     enum activation activation;
-    size_t tokens, experts, input_groups, workers;
-    struct tasks quantise_tasks, gate_up_tasks, down_tasks;
+    size_t tokens, experts, workers;
+    struct tasks input_tasks, gate_up_tasks, down_tasks;
     void *output;
     int32_t output_type;
-    uint8_t *quantised, *hidden, *scratch; /* the input and what is between, quantised; each thread's own memory */
+    uint8_t *converted, *hidden, *scratch; /* the input and what is between as matrices take it; each thread's memory */
 };
 
-/* A thread's own memory: the sums of two tasks, and tiles as codes where there are enough tokens to share them. */
+static struct shape first_matrix(const struct job *job) { return job->gate_up_tasks.count ? job->gate_up : job->down; }
+
+/* A thread's own memory: the sums of two tasks, and weights in a buffer where there are enough tokens to share them. */
 static size_t sums_bytes(size_t tokens) { return minimum(tokens, BLOCK) * TASK_ROWS * sizeof(float); }
 
-static size_t scratch_bytes(size_t tokens) {
-    return 2 * sums_bytes(tokens) + (tokens > TOKENS ? PANELS * CHUNK * UNPACKED : 0);
+static size_t scratch_bytes(const struct job *job) {
+    size_t buffer = job->tokens > TOKENS ? PANELS * CHUNK * UNPACKED : 0;
+    if (is_row_major(job->down.format)) {
+        int alone = job->tokens == 1 && meets_alone(first_matrix(job)) && meets_alone(job->down);
+        buffer = alone ? 0 : BUFFERED_ROWS * SPAN_STRIDE * sizeof(float);
+    }
+    return 2 * sums_bytes(job->tokens) + buffer;
 }
 
 static void write_row(const struct job *job, size_t place, const float *sums, size_t count) {
-    if (job->output_type == FP32)
-        memcpy((float *)job->output + place, sums, count * sizeof *sums);
+    store_numbers((char *)job->output + place * number_size(job->output_type), job->output_type, sums, count);
+}
+
+static void product(struct shape shape, const void *matrix, size_t row, size_t count, const uint8_t *input,
+                    size_t tokens, float *sums, uint8_t *buffer) {
+    if (is_row_major(shape.format))
+        row_major_product(shape, matrix, row, count, (const float *)input, tokens, sums, (float *)buffer);
     else
-        for (size_t i = 0; i < count; i++)
-            ((uint16_t *)job->output)[place + i] = to_bf16(sums[i]);
+        tiled_product(shape, matrix, row, count, input, tokens, sums, buffer);
 }
 
 /* A task is 32 rows of an expert times a block of tokens. Rows change fastest, then experts. */
@@ -79,28 +105,28 @@ static struct task task_at(const struct job *job, size_t rows, size_t index) {
     return task;
 }
 
-/* Hidden numbers of 32 rows, quantised at once: they are one group of columns of the next product. */
+/* Hidden numbers of 32 rows, converted at once: they are one group of columns of the next product. */
 static void gate_up_task(const struct job *job, size_t index, uint8_t *scratch) {
-    struct task task = task_at(job, job->gate_up.rows, index);
-    size_t across = groups_across(job->down), width;
-    size_t end = (task.rows + 1) * TASK_ROWS < job->gate_up.rows ? task.rows + 1 : across;
-    const uint8_t *quantised = job->quantised + quantised_bytes(task.first, job->input_groups);
-    uint8_t *hidden = job->hidden + task.expert * quantised_bytes(job->tokens, across);
+    struct task task = task_at(job, job->intermediate_size, index);
+    size_t row = task.rows * TASK_ROWS;
+    size_t end = row + TASK_ROWS < job->intermediate_size ? task.rows + 1 : input_groups(job->down);
+    const uint8_t *input = job->converted + input_bytes(job->gate_up, task.first);
+    const void *const *matrices = job->matrices + 3 * task.expert;
+    uint8_t *hidden = job->hidden + task.expert * input_bytes(job->down, job->tokens);
     float *gate = (float *)scratch, *up = (float *)(scratch + sums_bytes(job->tokens));
     uint8_t *buffer = scratch + 2 * sums_bytes(job->tokens);
-    product(job->gate_up, job->matrices[3 * task.expert], task.rows, quantised, task.tokens, gate, buffer);
-    product(job->gate_up, job->matrices[3 * task.expert + 1], task.rows, quantised, task.tokens, up, buffer);
+    product(job->gate_up, matrices[0], row, task.valid, input, task.tokens, gate, buffer);
+    product(job->gate_up, matrices[1], job->up_row + row, task.valid, input, task.tokens, up, buffer);
     for (size_t token = task.first; token < task.first + task.tokens; token++, gate += TASK_ROWS, up += TASK_ROWS) {
         float numbers[GROUP];
         activate(job->activation, gate, up, numbers);
         if (!job->down_tasks.count) {
-            write_row(job, token * job->gate_up.rows + task.rows * TASK_ROWS, numbers, task.valid);
+            write_row(job, token * job->intermediate_size + row, numbers, task.valid);
             continue;
         }
         memset(numbers + task.valid, 0, (TASK_ROWS - task.valid) * sizeof *numbers);
         for (size_t group = task.rows; group < end; group++) {
-            uint8_t *place = group_at(hidden, across, job->tokens, token, group, &width);
-            quantise(numbers, place, width, token % TOKENS);
+            put_group(job->down, hidden, job->tokens, token, group, numbers);
             memset(numbers, 0, sizeof numbers); /* columns of padding, after the last */
         }
     }
@@ -108,28 +134,27 @@ static void gate_up_task(const struct job *job, size_t index, uint8_t *scratch) 
 
 static void down_task(const struct job *job, size_t index, uint8_t *scratch) {
     struct task task = task_at(job, job->down.rows, index);
-    size_t across = groups_across(job->down);
-    const uint8_t *quantised = job->hidden + task.expert * quantised_bytes(job->tokens, across);
+    const uint8_t *input = job->hidden + task.expert * input_bytes(job->down, job->tokens);
     float *sums = (float *)scratch;
-    product(job->down, job->matrices[3 * task.expert + 2], task.rows, quantised + quantised_bytes(task.first, across),
-            task.tokens, sums, scratch + 2 * sums_bytes(job->tokens));
+    product(job->down, job->matrices[3 * task.expert + 2], task.rows * TASK_ROWS, task.valid,
+            input + input_bytes(job->down, task.first), task.tokens, sums, scratch + 2 * sums_bytes(job->tokens));
     for (size_t token = 0; token < task.tokens; token++)
         write_row(job, (task.expert * job->tokens + task.first + token) * job->down.rows + task.rows * TASK_ROWS,
                   sums + token * TASK_ROWS, task.valid);
 }
 
-static void quantise_input(struct job *job, size_t worker) {
+static void convert_input(struct job *job, size_t worker) {
     size_t token;
-    while (next_task(&job->quantise_tasks, job->pool, worker, &token))
-        quantise_token(job->input, token, job->input_groups, job->quantised);
+    while (next_task(&job->input_tasks, job->pool, worker, &token))
+        put_token(first_matrix(job), job->input, token, job->converted);
 }
 
 static void work(void *argument) {
     struct job *job = argument;
     size_t worker = __atomic_fetch_add(&job->workers, 1, __ATOMIC_RELAXED), task;
-    uint8_t *scratch = job->scratch + worker * scratch_bytes(job->tokens);
+    uint8_t *scratch = job->scratch + worker * scratch_bytes(job);
     if (job->tokens > TOKENS) {
-        quantise_input(job, worker);
+        convert_input(job, worker);
         barrier(job->pool);
     }
     while (next_task(&job->gate_up_tasks, job->pool, worker, &task))
@@ -141,22 +166,22 @@ static void work(void *argument) {
 }
 
 static enum status run_job(struct job *job) {
-    size_t bytes = job->experts * ceil_div(job->down.rows, PANEL_ROWS) * panel_bytes(job->down);
+    size_t bytes = job->experts * matrix_bytes(job->down);
     struct thread_pool pool = limit_threads(job->pool, bytes * job->tokens);
     job->pool = &pool;
     size_t threads = single_threaded(job->pool) ? 1 : (size_t)job->pool->threads;
-    size_t input = ceil_div(quantised_bytes(job->tokens, job->input_groups), LINE) * LINE;
-    size_t hidden = job->experts * quantised_bytes(job->tokens, groups_across(job->down));
+    size_t input = ceil_div(input_bytes(first_matrix(job), job->tokens), LINE) * LINE;
+    size_t hidden = job->experts * input_bytes(job->down, job->tokens);
     hidden = job->gate_up_tasks.count && job->down_tasks.count ? ceil_div(hidden, LINE) * LINE : 0;
-    uint8_t *memory = allocate(input + hidden + threads * scratch_bytes(job->tokens));
+    uint8_t *memory = allocate(input + hidden + threads * scratch_bytes(job));
     if (!memory)
         return NO_MEMORY;
-    job->quantised = memory;
+    job->converted = memory;
     job->hidden = hidden ? memory + input : memory;
     job->scratch = memory + input + hidden;
-    job->quantise_tasks.count = job->tokens;
+    job->input_tasks.count = job->tokens;
     if (job->tokens <= TOKENS) /* before another thread wakes up */
-        quantise_input(job, 0);
+        convert_input(job, 0);
     run(job->pool, work, job);
     free(memory);
     return DONE;
@@ -167,7 +192,6 @@ static enum status linear(const struct linear *call) {
     struct shape shape = {(enum format)call->format, (size_t)call->rows, (size_t)call->input.columns};
     struct job job = {.pool = &call->pool, .input = &call->input, .matrices = matrices, .down = shape, .experts = 1};
     job.tokens = (size_t)call->input.count;
-    job.input_groups = groups_across(shape);
     job.output = call->output;
     job.output_type = call->input.type;
     job.down_tasks.count = count_tasks(shape.rows, 1, job.tokens);
@@ -177,12 +201,13 @@ static enum status linear(const struct linear *call) {
 static enum status experts_job(const struct feed_forward *call, int all) {
     size_t hidden_size = (size_t)call->input.columns, intermediate_size = (size_t)call->intermediate_size;
     struct job job = {.pool = &call->pool, .input = &call->input, .matrices = call->matrices};
-    job.gate_up = (struct shape){(enum format)call->format, intermediate_size, hidden_size};
+    job.intermediate_size = intermediate_size;
+    job.up_row = call->stacked ? intermediate_size : 0;
+    job.gate_up = (struct shape){(enum format)call->format, intermediate_size + job.up_row, hidden_size};
     job.down = (struct shape){(enum format)call->format, hidden_size, intermediate_size};
     job.activation = (enum activation)call->activation;
     job.tokens = (size_t)call->input.count;
     job.experts = (size_t)call->experts;
-    job.input_groups = groups_across(job.gate_up);
     job.gate_up_tasks.count = count_tasks(intermediate_size, job.experts, job.tokens);
     job.down_tasks.count = all ? count_tasks(hidden_size, job.experts, job.tokens) : 0;
     job.output = call->output;

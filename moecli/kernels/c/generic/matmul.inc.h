@@ -22,6 +22,8 @@
 #define UNPACKED 576 /* bytes of a group of a panel in a buffer: 8 lines and 16 scales */
 #define CHUNK 16     /* groups in a buffer at once */
 
+enum { BUFFERED = Q8 + 1 }; /* a kind of kernel beside Q4 and Q8 */
+
 struct shape {
     enum format format;
     size_t rows, columns;
@@ -212,12 +214,12 @@ KERNELS(6)
 #endif
 static kernel *const kernels[3][TOKENS] = {NAMES(Q4), NAMES(Q8), NAMES(BUFFERED)};
 
-/* sums [tokens, 32] of a task: its rows, as far as there are, times a block of tokens. `buffer` has 2 panels' chunk. */
-static void product(struct shape shape, const uint8_t *packed, size_t task, const uint8_t *quantised, size_t tokens,
-                    float *sums, uint8_t *buffer) {
-    size_t groups = groups_across(shape), stride = panel_bytes(shape);
-    size_t panels = minimum(TASK_ROWS / PANEL_ROWS, ceil_div(shape.rows, PANEL_ROWS) - task * (TASK_ROWS / PANEL_ROWS));
-    packed += task * (TASK_ROWS / PANEL_ROWS) * stride;
+/* sums [tokens, 32] of `count` rows from `row` on, which begins a panel, times a block of tokens. `buffer` has 2
+   panels' chunk. */
+static void tiled_product(struct shape shape, const uint8_t *packed, size_t row, size_t count, const uint8_t *quantised,
+                          size_t tokens, float *sums, uint8_t *buffer) {
+    size_t groups = groups_across(shape), stride = panel_bytes(shape), panels = ceil_div(count, PANEL_ROWS);
+    packed += row / PANEL_ROWS * stride;
     memset(sums, 0, tokens * TASK_ROWS * sizeof *sums);
     for (size_t panel = 0; panel < panels && tokens <= TOKENS; panel++)
         kernels[shape.format][tokens - 1](packed + panel * stride, 0, groups, quantised, sums + panel * PANEL_ROWS);
@@ -225,13 +227,13 @@ static void product(struct shape shape, const uint8_t *packed, size_t task, cons
         /* the last panel may be taken twice at once: the second result is in rows that nobody reads */
         size_t between = panel + PANELS <= panels ? CHUNK * UNPACKED : 0;
         for (size_t first = 0; first < groups; first += CHUNK) {
-            size_t count = minimum(CHUNK, groups - first);
+            size_t some = minimum(CHUNK, groups - first);
             const uint8_t *from = packed + first / tile_groups(shape.format) * tile_bytes(shape.format);
             for (size_t s = 0; s < PANELS && panel + s < panels; s++)
-                unpack(shape.format, from + (panel + s) * stride, count, buffer + s * CHUNK * UNPACKED);
+                unpack(shape.format, from + (panel + s) * stride, some, buffer + s * CHUNK * UNPACKED);
             for (size_t token = 0; token < tokens; token += TOKENS) {
                 size_t width = minimum(TOKENS, tokens - token);
-                kernels[BUFFERED][width - 1](buffer, between, count,
+                kernels[BUFFERED][width - 1](buffer, between, some,
                                              quantised + (token * groups + first * width) * GROUP_BYTES,
                                              sums + token * TASK_ROWS + panel * PANEL_ROWS);
             }

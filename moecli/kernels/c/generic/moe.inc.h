@@ -6,23 +6,6 @@
 
 #include <float.h>
 
-struct router_job {
-    const struct moe *call;
-    const struct thread_pool *pool;
-    size_t workers;
-    struct tasks tasks;
-};
-
-static void router_logits(void *argument) {
-    struct router_job *job = argument;
-    const struct moe *call = job->call;
-    size_t worker = __atomic_fetch_add(&job->workers, 1, __ATOMIC_RELAXED), expert;
-    size_t hidden_size = (size_t)call->sublayer.hidden_size;
-    while (next_task(&job->tasks, job->pool, worker, &expert))
-        call->logits[expert] =
-            dot_product(call->normed, call->router.weights + expert * hidden_size, FP32, hidden_size);
-}
-
 static void softmax(float *numbers, size_t count) {
     float largest = -INFINITY, sum = 0;
     for (size_t i = 0; i < count; i++)
@@ -114,22 +97,21 @@ static enum status route(const struct moe *call) {
     if (!call->router.top_k)
         return DONE;
     size_t experts = (size_t)call->router.experts, n_group = (size_t)call->router.n_group;
-    size_t bytes = experts * (size_t)call->sublayer.hidden_size * sizeof(float);
-    struct thread_pool pool = limit_threads(&call->sublayer.pool, bytes);
-    struct router_job job = {.call = call, .pool = &pool, .tasks = {.count = experts}};
     int64_t *kept = allocate(n_group * sizeof *kept + (2 * experts + n_group) * sizeof(float));
     if (!kept)
         return NO_MEMORY;
     float *scores = (float *)(kept + n_group);
-    run(&pool, router_logits, &job);
-    select_experts(call, (struct router_scratch){scores, scores + experts, scores + 2 * experts, kept});
+    enum status status = multiply(&call->sublayer, PLAIN + FP32, call->router.weights, NULL, call->normed,
+                                  (size_t)call->sublayer.hidden_size, call->logits, experts);
+    if (status == DONE)
+        select_experts(call, (struct router_scratch){scores, scores + experts, scores + 2 * experts, kept});
     free(kept);
-    return DONE;
+    return status;
 }
 
 static enum status experts_forward(const struct moe *call, const void *const *matrices, int64_t experts,
-                                   int64_t intermediate_size, int32_t activation, float *output) {
-    struct feed_forward layer = {.pool = call->sublayer.pool, .format = call->sublayer.format};
+                                   int64_t intermediate_size, int32_t activation, int32_t stacked, float *output) {
+    struct feed_forward layer = {.pool = call->sublayer.pool, .format = call->sublayer.format, .stacked = stacked};
     layer.activation = activation;
     layer.input = (struct tokens){call->normed, FP32, 1, call->sublayer.hidden_size};
     layer.matrices = matrices;
@@ -144,8 +126,9 @@ static enum status combine(const struct moe *call) {
     size_t hidden_size = (size_t)call->sublayer.hidden_size, top_k = (size_t)call->router.top_k;
     float *sums = call->outputs + top_k * hidden_size;
     if (call->shared_intermediate_size) {
+        const void *shared[3] = {call->shared_gate_up, call->shared_gate_up, call->shared_down};
         enum status status =
-            experts_forward(call, call->shared, 1, call->shared_intermediate_size, call->shared_activation, sums);
+            experts_forward(call, shared, 1, call->shared_intermediate_size, call->shared_activation, 1, sums);
         if (status != DONE)
             return status;
     } else
@@ -171,8 +154,8 @@ static enum status moe_forward(const struct moe *call) {
             return NO_MEMORY;
         for (size_t i = 0; i < 3 * top_k; i++)
             matrices[i] = call->matrices[3 * call->topk_ids[i / 3] + (int64_t)(i % 3)];
-        status =
-            experts_forward(call, matrices, (int64_t)top_k, call->intermediate_size, call->activation, call->outputs);
+        status = experts_forward(call, matrices, (int64_t)top_k, call->intermediate_size, call->activation, 0,
+                                 call->outputs);
         free(matrices);
     }
     return status == DONE ? combine(call) : status;

@@ -1,4 +1,4 @@
-/* Numbers of 16 bits, and int8 activations: a float scale for each 32. */
+/* Numbers of 16 bits, sums of 16 numbers, and int8 activations: a float scale for each 32. */
 #ifndef MOECLI_NUMBERS_H
 #define MOECLI_NUMBERS_H
 
@@ -35,7 +35,7 @@ INLINE float from_fp16(uint16_t bits) {
     return from_bits(bits_of(number) | sign);
 }
 
-/* Of a number that fp16 can hold, to nearest, ties to even. */
+/* To nearest, ties to even, for a number that fp16 can hold. */
 INLINE uint16_t to_fp16(float number) {
     uint32_t bits = bits_of(number), sign = bits >> 16 & 0x8000;
     float magnitude = from_bits(bits & 0x7fffffff);
@@ -43,6 +43,17 @@ INLINE uint16_t to_fp16(float number) {
         return (uint16_t)(sign | (bits_of(magnitude + 0.5f) - bits_of(0.5f)));
     bits &= 0x7fffffff;
     return (uint16_t)(sign | ((bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13));
+}
+
+#define WIDE 16 /* sums side by side */
+
+INLINE float sum_of(const float *sums) {
+    float eight[8], four[4];
+    for (int lane = 0; lane < 8; lane++)
+        eight[lane] = sums[lane] + sums[lane + 8];
+    for (int lane = 0; lane < 4; lane++)
+        four[lane] = eight[lane] + eight[lane + 4];
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 /* Added to a number below 2**22 it leaves the nearest whole one, ties to even, in the lowest bits. */

@@ -6,9 +6,9 @@
 
 #include "codebook.inc.h"
 
-#define LARGEST 65504.0f /* of fp16 */
-#define WIDEST 128       /* columns of a tile */
-#define RUN 8            /* tiles of a task */
+#define LARGEST_SCALE 65504.0f /* of fp16 */
+#define WIDEST 128             /* columns of a tile */
+#define RUN 8                  /* tiles of a task */
 
 #if !defined VECTOR_SEARCH
 INLINE int nearest_code(const struct search *search, int cell) { return (cell + search->steps[cell >> 4]) >> 9; }
@@ -47,7 +47,7 @@ static float q4_best(const struct search *search, const float *weights, float ab
     static const float tried[] = {0.9f, 0.94f, 0.96f, 0.98f, 1.02f, 1.06f, -1.02f, -1.08f, -1.13f, -1.18f};
     float base = (fabsf(absmax) < EPS ? 0 : absmax) / -127, best = INFINITY, chosen = 0;
     for (size_t i = 0; i < sizeof tried / sizeof *tried; i++) {
-        float scale = within(base * tried[i], LARGEST / 128);
+        float scale = within(base * tried[i], LARGEST_SCALE / 128);
         float error = (float)q4_error(search, weights, cells_per(scale)) * (scale * scale);
         if (error < best) {
             best = error;
@@ -72,7 +72,7 @@ static void q4_group(const struct search *search, const float *weights, float ab
     for (int half = 32; half; half /= 2) /* the order of q4._sum */
         for (int i = 0; i < half; i++)
             products[i] += products[i + half];
-    uint16_t scale = to_fp16(within(products[0] / (float)squares * 128, LARGEST));
+    uint16_t scale = to_fp16(within(products[0] / (float)squares * 128, LARGEST_SCALE));
     memcpy(scale_at, &scale, 2);
     q4_nibbles(search, weights, cells_per(from_fp16(scale) / 128), nibbles);
     for (int i = 0; i < 32; i++)
@@ -89,7 +89,7 @@ static void q8_group(const float *weights, float absmax, uint8_t *scale_at, uint
     float base = fabsf(absmax) / 127, best = INFINITY, chosen = base;
     for (int i = 0; i < 9; i++) {
         int step = (i + 1) / 2 * (i % 2 ? -1 : 1); /* 0, -1, 1, -2, 2, ... */
-        float scale = within(base * (float)(1 + step / 400.0), LARGEST / 128), inverse = q8_inverse(scale);
+        float scale = within(base * (float)(1 + step / 400.0), LARGEST_SCALE / 128), inverse = q8_inverse(scale);
         int32_t sum = 0;
         for (int k = 0; k < GROUP; k++) {
             float value = weights[k] * inverse;
@@ -174,7 +174,7 @@ static void pack_tile(struct packing *packing, size_t panel, size_t tile) {
     for (int row = 0; row < PANEL_ROWS; row++)
         for (int first = 0; first < (int)packing->tile_columns; first += group) {
             float absmax = absmax_of(weights[row] + first, group);
-            if (!(fabsf(absmax) <= LARGEST)) {
+            if (!(fabsf(absmax) <= LARGEST_SCALE)) {
                 int *problem = fabsf(absmax) < INFINITY ? &packing->too_large : &packing->not_finite;
                 __atomic_store_n(problem, 1, __ATOMIC_RELAXED);
             } else if (call->format == Q4) {

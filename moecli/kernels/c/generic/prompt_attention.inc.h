@@ -79,31 +79,6 @@ static size_t divide_scratch(const struct prompt_job *job, float *memory, struct
     return used;
 }
 
-static size_t number_size(int32_t type) { return type == FP32 ? 4 : 2; }
-
-static void load_row(float *to, const void *from, int32_t type, size_t count) {
-    size_t i = 0;
-    if (type != FP16) {
-        load_numbers(to, from, type, count);
-        return;
-    }
-    for (; i + LANES <= count; i += LANES)
-        store(to + i, scales((const uint8_t *)from + 2 * i));
-    for (; i < count; i++)
-        to[i] = from_fp16(((const uint16_t *)from)[i]);
-}
-
-static void store_row(void *to, int32_t type, const float *from, size_t count) {
-    if (type != FP16) {
-        store_numbers(to, type, from, count);
-        return;
-    }
-    for (size_t i = 0; i < count; i++) {
-        uint16_t other = isnan(from[i]) ? 0x7e00 : from[i] < 0 ? 0xfc00 : 0x7c00; /* fp16 cannot hold the number */
-        ((uint16_t *)to)[i] = fabsf(from[i]) < 65520 ? to_fp16(from[i]) : other;
-    }
-}
-
 /* out [TILE_ROWS, WIDTH] += over i of a[row * across + i * along] times b [count, WIDTH] */
 INLINE void add_products(float *out, size_t stride, const float *a, size_t across, size_t along, const float *b,
                          size_t count) {
@@ -203,7 +178,7 @@ static size_t query_at(struct some_queries some, size_t query, size_t stride, si
 /* Row `row` of a head's expansion [nope_dim + value_dim, rank], in float. */
 static const float *expansion_row(const struct prompt_attention *call, size_t head, size_t row, float *memory) {
     size_t rank = (size_t)call->rank, from = (head * (size_t)(call->nope_dim + call->value_dim) + row) * rank;
-    load_row(memory, (const char *)call->expansion + from * number_size(call->type), call->type, rank);
+    load_numbers(memory, (const char *)call->expansion + from * number_size(call->type), call->type, rank);
     return memory;
 }
 
@@ -211,7 +186,7 @@ static void query_row(const struct prompt_job *job, const struct prompt_scratch 
                       size_t query) {
     const struct prompt_attention *call = job->call;
     size_t dim = (size_t)call->head_dim, from = query_at(some, query, (size_t)call->query_stride, dim);
-    load_row(own->row, (const char *)call->queries + from * number_size(call->type), call->type, dim);
+    load_numbers(own->row, (const char *)call->queries + from * number_size(call->type), call->type, dim);
 }
 
 static void set_lane(const struct prompt_job *job, const struct prompt_scratch *own, size_t query, size_t column,
@@ -240,7 +215,7 @@ static void absorb_queries(const struct prompt_job *job, const struct prompt_scr
             for (size_t query = head; query < some.count; query += some.group, to += rank) {
                 size_t at = query_at(some, query, (size_t)call->query_stride, (size_t)call->head_dim) + row;
                 float factor;
-                load_row(&factor, (const char *)call->queries + at * number_size(call->type), call->type, 1);
+                load_numbers(&factor, (const char *)call->queries + at * number_size(call->type), call->type, 1);
                 add_scaled(to, factor, expansion, FP32, rank);
             }
         }
@@ -272,7 +247,7 @@ static void store_result(const struct prompt_job *job, struct some_queries some,
                          const float *numbers, size_t count) {
     const struct prompt_attention *call = job->call;
     size_t dim = (size_t)call->value_dim, to = query_at(some, query, (size_t)call->heads * dim, dim) + column;
-    store_row((char *)call->output + to * number_size(call->type), call->type, numbers, count);
+    store_numbers((char *)call->output + to * number_size(call->type), call->type, numbers, count);
 }
 
 /* Sums of latents through the values' expansion. */
@@ -331,7 +306,7 @@ static void load_block(const struct prompt_attention *call, const void *rows, si
                        float *to, size_t stride) {
     const char *from = (const char *)rows + first * dim * number_size(call->type);
     for (size_t row = 0; row < count; row++, to += stride, from += dim * number_size(call->type))
-        load_row(to, from, call->type, dim);
+        load_numbers(to, from, call->type, dim);
 }
 
 static void load_keys(const struct prompt_job *job, const struct prompt_scratch *own, size_t head, size_t first,

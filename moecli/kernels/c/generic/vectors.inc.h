@@ -1,38 +1,36 @@
-/* Sums and norms over the numbers of one token: 16 sums side by side, the same on every instruction set. */
+/* Numbers of a type to floats and back; sums and norms over those of one token, the same on every instruction set. */
 #ifndef MOECLI_VECTORS_H
 #define MOECLI_VECTORS_H
 
 #include "numbers.inc.h"
 
-#define WIDE 16
 #define EACH_WIDE for (int lane = 0; lane < WIDE; lane++)
 
+static size_t number_size(int32_t type) { return type == FP32 ? 4 : 2; }
+
 INLINE float number(const void *numbers, int32_t type, size_t i) {
-    return type == FP32 ? ((const float *)numbers)[i] : from_bf16(((const uint16_t *)numbers)[i]);
-}
-
-INLINE void set_number(void *numbers, int32_t type, size_t i, float value) {
     if (type == FP32)
-        ((float *)numbers)[i] = value;
-    else
-        ((uint16_t *)numbers)[i] = to_bf16(value);
+        return ((const float *)numbers)[i];
+    uint16_t bits = ((const uint16_t *)numbers)[i];
+    return type == BF16 ? from_bf16(bits) : from_fp16(bits);
 }
 
-INLINE float sum_of(const float *sums) {
-    float eight[8], four[4];
-    for (int lane = 0; lane < 8; lane++)
-        eight[lane] = sums[lane] + sums[lane + 8];
-    for (int lane = 0; lane < 4; lane++)
-        four[lane] = eight[lane] + eight[lane + 4];
-    return (four[0] + four[2]) + (four[1] + four[3]);
+INLINE void load_16(float *to, const void *numbers, const int32_t type, size_t i) {
+    for (int lane = 0; type == FP16 && lane < WIDE; lane += LANES)
+        store(to + lane, scales((const uint8_t *)numbers + 2 * (i + (size_t)lane)));
+    for (int lane = 0; type != FP16 && lane < WIDE; lane++)
+        to[lane] = number(numbers, type, i + (size_t)lane);
 }
 
 INLINE float dot_product(const float *a, const void *b, const int32_t type, size_t count) {
     float sums[WIDE] = {0};
     size_t i = 0;
-    for (; i + WIDE <= count; i += WIDE)
+    for (; i + WIDE <= count; i += WIDE) {
+        float factors[WIDE];
+        load_16(factors, b, type, i);
         EACH_WIDE
-            sums[lane] = fmaf(a[i + lane], number(b, type, i + lane), sums[lane]);
+            sums[lane] = fmaf(a[i + lane], factors[lane], sums[lane]);
+    }
     for (int lane = 0; i < count; i++, lane++)
         sums[lane] = fmaf(a[i], number(b, type, i), sums[lane]);
     return sum_of(sums);
@@ -40,35 +38,57 @@ INLINE float dot_product(const float *a, const void *b, const int32_t type, size
 
 /* to += factor * numbers */
 INLINE void add_scaled(float *to, float factor, const void *numbers, const int32_t type, size_t count) {
-    for (size_t i = 0; i < count; i++)
+    size_t i = 0;
+    for (; i + WIDE <= count; i += WIDE) {
+        float some[WIDE];
+        load_16(some, numbers, type, i);
+        EACH_WIDE
+            to[i + lane] = fmaf(factor, some[lane], to[i + lane]);
+    }
+    for (; i < count; i++)
         to[i] = fmaf(factor, number(numbers, type, i), to[i]);
 }
 
+/* A call for each type, which is then known to the loops in it. */
+#define OF_TYPE(type, call) ((type) == FP32 ? call(FP32) : (type) == BF16 ? call(BF16) : call(FP16))
+
 static float dot_of(const float *a, const void *b, int32_t type, size_t count) {
-    return type == FP32 ? dot_product(a, b, FP32, count) : dot_product(a, b, BF16, count);
+#define DOT(type) dot_product(a, b, type, count)
+    return OF_TYPE(type, DOT);
+#undef DOT
 }
 
 static void add_to(float *to, float factor, const void *numbers, int32_t type, size_t count) {
-    if (type == FP32)
-        add_scaled(to, factor, numbers, FP32, count);
-    else
-        add_scaled(to, factor, numbers, BF16, count);
+#define ADD(type) add_scaled(to, factor, numbers, type, count)
+    OF_TYPE(type, ADD);
+#undef ADD
+}
+
+INLINE void load_typed(float *to, const void *numbers, const int32_t type, size_t count) {
+    size_t i = 0;
+    for (; i + WIDE <= count; i += WIDE)
+        load_16(to + i, numbers, type, i);
+    for (; i < count; i++)
+        to[i] = number(numbers, type, i);
 }
 
 static void load_numbers(float *to, const void *numbers, int32_t type, size_t count) {
-    if (type == FP32)
-        memcpy(to, numbers, count * sizeof *to);
-    else
-        for (size_t i = 0; i < count; i++)
-            to[i] = from_bf16(((const uint16_t *)numbers)[i]);
+#define LOAD(type) load_typed(to, numbers, type, count)
+    OF_TYPE(type, LOAD);
+#undef LOAD
 }
 
 static void store_numbers(void *to, int32_t type, const float *numbers, size_t count) {
     if (type == FP32)
         memcpy(to, numbers, count * sizeof *numbers);
-    else
+    else if (type == BF16)
         for (size_t i = 0; i < count; i++)
             ((uint16_t *)to)[i] = to_bf16(numbers[i]);
+    else
+        for (size_t i = 0; i < count; i++) {
+            uint16_t other = isnan(numbers[i]) ? 0x7e00 : numbers[i] < 0 ? 0xfc00 : 0x7c00; /* too large for fp16 */
+            ((uint16_t *)to)[i] = fabsf(numbers[i]) < 65520 ? to_fp16(numbers[i]) : other;
+        }
 }
 
 /* In place, times `weights`, or as they are if that is NULL. */
@@ -86,15 +106,14 @@ static void normalise(int32_t kind, float eps, const void *weights, int32_t type
     }
     float square = dot_product(numbers, numbers, FP32, count) / (float)count;
     float factor = 1 / sqrtf(square + eps);
-    if (!weights)
-        for (size_t i = 0; i < count; i++)
-            numbers[i] *= factor;
-    else if (type == FP32)
-        for (size_t i = 0; i < count; i++)
-            numbers[i] = numbers[i] * factor * ((const float *)weights)[i];
-    else
-        for (size_t i = 0; i < count; i++)
-            numbers[i] = numbers[i] * factor * from_bf16(((const uint16_t *)weights)[i]);
+    for (size_t i = 0; i < count; i += WIDE) {
+        size_t some = minimum(WIDE, count - i);
+        float each[WIDE];
+        if (weights)
+            load_numbers(each, (const char *)weights + i * number_size(type), type, some);
+        for (size_t lane = 0; lane < some; lane++)
+            numbers[i + lane] = weights ? numbers[i + lane] * factor * each[lane] : numbers[i + lane] * factor;
+    }
 }
 
 #endif
