@@ -110,6 +110,11 @@ class Weights:
         """Whether every routed expert is stored in this format."""
         return all(FLOATS[stored.dtype] == dtype for stored in self.expert_tensors())
 
+    def experts_are_rows(self) -> bool:
+        """Whether each row of an expert's matrices [out, in] is stored whole, one behind the other."""
+        parts = (self.expert(layer, 0, name) for layer, _ in self.spec.mixtures for name in EXPERT_MATRICES)
+        return not any(part.transposed or part.columns for part in parts)
+
     def _experts_of(self, layer: int) -> int:
         mixtures = dict(self.spec.mixtures)
         return mixtures[layer].router.experts

@@ -21,6 +21,7 @@ from moecli.experts.policies import DEFAULT
 from moecli.experts.rates import Rates
 from moecli.experts.resident import checkpoint_experts, packed_experts, store_experts, write_record
 from moecli.experts.store import ExpertStore
+from moecli.kernels.choice import serves
 from moecli.model.spec import ModelSpec
 from moecli.planning.placement import Plan
 from moecli.store import manifest
@@ -118,7 +119,9 @@ class CheckpointModel:
             offloaded = GpuOffloadedExperts(self.spec, records, _capacity(plan, dense), policy, rates=rates)
             offloaded.fill(lambda *place: write_record(self.weights, records, *place), progress)
             experts = offloaded
-        elif self.weights.experts_are(dtype):
+        elif self.weights.experts_are(dtype) and (
+            self.weights.experts_are_rows() or not serves("native", dtype, CPU)  # which multiplies nothing but rows
+        ):
             experts = checkpoint_experts(self.weights, budget, progress)
         else:
             experts = packed_experts(self.weights, dtype, budget, progress)
