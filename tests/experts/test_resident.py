@@ -6,13 +6,15 @@ import pytest
 
 from moecli.experts.resident import store_experts
 from moecli.model.tensors import EXPERT_MATRICES
+from moecli.store.progress import silent
 from tests.support.stores import Stores
 
 
 @pytest.mark.slow
-def test_addresses_are_those_of_gate_up_and_down(stores: Stores) -> None:
-    store = stores("mixtral", "q4")
-    experts = store_experts(store, 0)
+@pytest.mark.parametrize("dtype", ["q4", "bf16"])
+def test_addresses_are_those_of_gate_up_and_down(dtype: str, stores: Stores) -> None:
+    store = stores("mixtral", dtype)
+    experts = store_experts(store, 0, silent)
     for layer, mixture in store.spec.mixtures:
         found, record = experts.addresses(layer), store.record(layer)
         assert found is not None and found.shape == (mixture.router.experts, 3)
@@ -20,9 +22,3 @@ def test_addresses_are_those_of_gate_up_and_down(stores: Stores) -> None:
         first = int(found[0, 0])
         for expert, places in enumerate(found.tolist()):
             assert places == [first + expert * record.stride + offset for offset in offsets]
-
-
-@pytest.mark.slow
-def test_what_is_not_packed_has_no_addresses(stores: Stores) -> None:
-    store = stores("mixtral", "bf16")
-    assert store_experts(store, 0).addresses(store.spec.mixtures[0][0]) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from moecli.errors import DiskError
-from moecli.store.filesystem import check_writable, nearest_folder, write
+from moecli.store.filesystem import check_writable, nearest_folder, unwritable, write
 from tests.support.forked import NOBODY
 from tests.support.processes import in_child
 
@@ -319,3 +320,15 @@ def test_the_nearest_folder_is_one_that_can_be_looked_at(tmp_path: Path) -> None
     for below in ("none", "none/deep", "file", "file/below", "x" * 300, f"{'x' * 300}/models", "x/" * 2500):
         assert nearest_folder(tmp_path / below) == tmp_path
     assert nearest_folder(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EROFS, "no writing"), "a/b cannot be written: no writing"),
+        (OSError(errno.EIO, "it fails", "a/b/c"), "a/b/c cannot be written: it fails"),
+        (OSError("of no number"), "a/b cannot be written: of no number"),
+    ],
+)
+def test_what_the_system_says_is_said(error: OSError, words: str) -> None:
+    assert unwritable(Path("a/b"), error).message == words
