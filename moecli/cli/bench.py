@@ -17,6 +17,8 @@ EXAMPLES = """Examples:
 
   moecli bench mixtral --dtype q4 --ram 12GiB --prompt-tokens 128 --max-tokens 32
 
+  moecli bench olmoe --parallel 4
+
   moecli bench olmoe --repeat 5 --json
 """
 
@@ -42,6 +44,10 @@ def bench(
     repeat: Annotated[
         int, options.option(metavar="N", help="Number of repetitions.", default=True, check=options.at_least(1))
     ] = 3,
+    parallel: Annotated[
+        int,
+        options.option(metavar="N", help="Decode N texts side by side, too.", default=True, check=options.at_least(1)),
+    ] = 1,
     seed: running.Seed = 0,
     dtype: options.Dtype = "auto",
     ctx: options.Context = None,
@@ -78,7 +84,7 @@ def bench(
             device=device, vram=None if vram is None else parse_size(vram),
         )  # fmt: skip
         opened = open_for_run(ref, wanted)
-        work = engine.workload(opened, prompt_tokens, max_tokens, repeat, seed or 0)
+        work = engine.workload(opened, prompt_tokens, max_tokens, repeat, seed or 0, parallel)
         expected = engine.expect(opened, work)
     if not quiet:
         terminal.say_notes(opened.notes)

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import median
 
+import torch
+
+from moecli.engine.cache import Cache
 from moecli.engine.generate import Session, Timing
 from moecli.engine.limits import OtherPrograms, measure_bandwidths, sample_bytes
 from moecli.engine.loaded import LoadedModel, OpenedModel
@@ -26,12 +29,14 @@ Watch = Callable[[int, int, int], None]  # repetition (0 warms up), tokens done,
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`repeat` times a random prompt and as many decode steps as there are tokens to generate."""
+    """`repeat` times a random prompt and as many decode steps as there are tokens to generate; then as many of
+    `parallel` texts side by side, each behind a prompt of its own, if they are more than one."""
 
     prompt_tokens: int
     max_tokens: int
     repeat: int
     seed: int = 0
+    parallel: int = 1
 
     @property
     def context(self) -> int:
@@ -84,6 +89,7 @@ class Result:
     peak_rss: int
     ram_per_token: float  # bytes that a decode step reads from RAM
     others: float  # share of the machine's processor time that other programs took meanwhile
+    parallel: Sequence[float] = ()  # tokens per second of all texts side by side, of each repetition
 
     @property
     def prefill(self) -> float:
@@ -148,7 +154,12 @@ def within(rate: float, band: tuple[float, float]) -> bool:
 
 
 def workload(
-    opened: OpenedModel, prompt_tokens: int | None, max_tokens: int | None, repeat: int, seed: int = 0
+    opened: OpenedModel,
+    prompt_tokens: int | None,
+    max_tokens: int | None,
+    repeat: int,
+    seed: int = 0,
+    parallel: int = 1,
 ) -> Workload:
     """What is asked for; what is left open is shorter where the context is. UsageError beyond the context."""
     longest = opened.options.context or opened.spec.context_length
@@ -159,12 +170,12 @@ def workload(
             f"a prompt of {prompt} tokens and {answer} after it are more than the context of {longest}",
             "--prompt-tokens and --max-tokens take fewer; --ctx raises it beyond what the model was trained for",
         )
-    return Workload(prompt, answer, repeat, seed)
+    return Workload(prompt, answer, repeat, seed, parallel)
 
 
 def expect(opened: OpenedModel, work: Workload) -> Expectation:
     """Plan, measure what this machine can do, and forecast; nothing is loaded yet. NotEnoughMemory as the plan says."""
-    plan = opened.plan(opened.options.context or work.context)
+    plan = opened.plan(opened.options.context or work.context, work.parallel)
     sample = sample_bytes(plan)
     bandwidths = measure_bandwidths(opened.model, plan, sample)
     return Expectation(
@@ -185,7 +196,13 @@ def measure(loaded: LoadedModel, work: Workload, expected: Expectation, load_s: 
     others = OtherPrograms()
     repetitions = [_repetition(loaded, work, number, watch) for number in range(1, work.repeat + 1)]
     read = bytes_per_token(loaded.opened.spec, expected.plan, work.held)
-    return Result(work, expected, repetitions, load_s, machine.peak_rss(), read["ram"], others.share())
+    parallel: Sequence[float] = ()
+    if work.parallel > 1:
+        caches = [loaded.cache]
+        while len(caches) < work.parallel:
+            caches.append(loaded.decoder.new_cache(loaded.cache.capacity, loaded.cache.chunk))
+        parallel = [_side_by_side(loaded, work, number, caches, watch) for number in range(1, work.repeat + 1)]
+    return Result(work, expected, repetitions, load_s, machine.peak_rss(), read["ram"], others.share(), parallel)
 
 
 def _repetition(loaded: LoadedModel, work: Workload, number: int, watch: Watch) -> Repetition:
@@ -200,6 +217,22 @@ def _repetition(loaded: LoadedModel, work: Workload, number: int, watch: Watch) 
     for step, _ in enumerate(steps, start=work.prompt_tokens + 1):
         watch(number, step, work.context)
     return Repetition(timing, _since(start, between), _since(between, statistics))
+
+
+def _side_by_side(loaded: LoadedModel, work: Workload, number: int, caches: Sequence[Cache], watch: Watch) -> float:
+    decoder, seed = loaded.decoder, work.seed + number * len(caches)
+    for text, cache in enumerate(caches):
+        cache.rewind(0)
+        prompt = random_prompt(loaded.opened, work.prompt_tokens, seed + text)
+        decoder.forward(torch.tensor(prompt), cache, last_only=True)
+    samplers = [Sampler(Sampling(temperature=1.0), seed + text) for text in range(len(caches))]
+    ids = random_prompt(loaded.opened, len(caches), seed)
+    began = time.perf_counter()
+    for step in range(1, work.max_tokens + 1):
+        logits = decoder.logits(decoder.forward_texts(torch.tensor(ids), caches)).cpu()
+        ids = [sampler.pick(row, ()) for sampler, row in zip(samplers, logits, strict=True)]
+        watch(number, step, work.max_tokens)
+    return len(caches) * work.max_tokens / (time.perf_counter() - began)
 
 
 def random_prompt(opened: OpenedModel, count: int, seed: int) -> list[int]:

@@ -88,9 +88,9 @@ class OpenedModel:
         unpacked = self.options.device == "auto" and dtype in _NO_DEVICE_KERNEL
         return None if unpacked else self.vram
 
-    def plan(self, context: int) -> Plan:
-        """Where everything goes for texts of `context` tokens. NotEnoughMemory if it cannot."""
-        return self.choose(lambda dtype: fit(self.spec, dtype, context, self.ram, self.vram_for(dtype)))
+    def plan(self, context: int, batch: int = 1) -> Plan:
+        """Where everything goes for `batch` texts of `context` tokens. NotEnoughMemory if it cannot."""
+        return self.choose(lambda dtype: fit(self.spec, dtype, context, self.ram, self.vram_for(dtype), batch))
 
     def choose(self, plan_for: Callable[[str], Plan]) -> Plan:
         """The plan of the first format that runs. NotEnoughMemory if none does.

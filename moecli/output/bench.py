@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from statistics import median
 from typing import TYPE_CHECKING
 
 from moecli.kernels.choice import chosen
@@ -59,6 +60,9 @@ def _speeds(result: Result) -> RenderableType:
             ("decode", result.decode, [one.decode_rate for one in result.repetitions], result.decode_band),
         )
     ]
+    if each := result.parallel:
+        name, ratio = f"decode, {result.workload.parallel} texts", median(each) / result.decode
+        rows.append((name, figure(median(each)), _band((min(each), max(each))), "", f"{ratio:.2f} times one text"))
     runs = f"{result.workload.repeat} run{'s' * (result.workload.repeat > 1)}"
     return tables.grid(("tokens/s", "median", runs, "forecast", ""), rows, left=(0, 4))
 

@@ -133,3 +133,13 @@ def test_the_machine_is_measured(resident: bench.Result, store: Path) -> None:
 def test_others_are_counted_as_a_share() -> None:
     others = OtherPrograms()
     assert sum(range(2_000_000)) and 0 <= others.share() <= 1
+
+
+def test_texts_side_by_side(store: Path) -> None:
+    """Planned with a cache for each; a table row and JSON tell the rate of all together."""
+    work = bench.Workload(20, 5, 2, parallel=3)
+    one = opened(store)
+    measured = result(one, work)
+    assert len(measured.parallel) == 2 and min(measured.parallel) > 0
+    alone = bench.expect(one, replace(work, parallel=1))
+    assert measured.expected.plan.memory.kv.bytes == 3 * alone.plan.memory.kv.bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from moecli.kernels.choice import chosen
@@ -39,6 +40,8 @@ def document(loaded: LoadedModel, result: Result) -> dict[str, Any]:
         "load_s": result.load_s,
         "prefill_tokens_per_s": result.prefill,
         "decode_tokens_per_s": result.decode,
+        "parallel": work.parallel,
+        "parallel_tokens_per_s": median(result.parallel) if result.parallel else None,
         "hit_rate": result.hit_rate,
         "bytes_read": result.bytes_read,
         "disk_bytes_per_token": result.disk_bytes_per_token,
