@@ -57,9 +57,10 @@ ROOMS = {
         ("store/checksums", "store/convert", "store/expert_record", "store/filesystem", "store/incremental",
          "store/jobs", "store/layout", "store/manifest", "store/packed", "store/remove", "store/source",
          "store/verify", "store/write"),
-        ("tests/store/test_pack_store.py", "tests/store/test_damage.py", "tests/library/test_stores.py",
-         "tests/store/test_shards.py", "tests/store/test_written_files.py", "tests/store/test_interrupted.py",
-         "tests/library/test_power_cuts.py::test_pack", "tests/library/test_damaged.py"),
+        ("tests/store/test_records.py", "tests/store/test_damage.py", "tests/store/test_pack_store.py",
+         "tests/library/test_stores.py", "tests/library/test_damaged.py", "tests/store/test_written_files.py",
+         "tests/store/test_shards.py", "tests/store/test_interrupted.py",
+         "tests/library/test_power_cuts.py::test_pack"),
     ),
     "journal": Room(
         ("store/journal",),
@@ -70,14 +71,14 @@ ROOMS = {
         ("experts/arena", "experts/copies", "experts/disk", "experts/gpu_offloaded", "experts/offloaded",
          "experts/pieces", "experts/policies", "experts/rates", "experts/readers", "experts/resident",
          "experts/slot_map", "experts/store"),
-        ("tests/experts/test_arena.py", "tests/experts/test_failed_reads.py", "tests/experts/test_policies.py",
-         "tests/experts/test_gpu_offloaded.py", "tests/experts/test_offloaded.py"),
+        ("tests/experts/test_arena.py", "tests/experts/test_resident.py", "tests/experts/test_failed_reads.py",
+         "tests/experts/test_policies.py", "tests/experts/test_gpu_offloaded.py", "tests/experts/test_offloaded.py"),
         skipped="int8 or nf4 or fp16 or qwen2 or each_trace",
     ),
     "planning": Room(
         ("planning/estimate", "planning/gpus", "planning/memory", "planning/placement", "planning/speed",
          "planning/terms"),
-        ("tests/planning", "tests/engine/test_loaded.py", "tests/output/test_screens.py"),
+        ("tests/planning", "tests/engine/test_loaded.py"),
     ),
     "cgroups": Room(
         ("planning/cgroups", "planning/machine"),
@@ -85,8 +86,10 @@ ROOMS = {
     ),
     "transfer": Room(
         ("hub/cache", "hub/client", "hub/download", "hub/headers", "hub/manifest", "hub/retry", "hub/transfer"),
-        ("tests/hub/test_download.py", "tests/library/test_resolve.py", "tests/hub/test_pull_offline.py",
-         "tests/hub/test_hostile.py", "tests/library/test_power_cuts.py::test_pull"),
+        ("tests/hub/test_retry.py", "tests/hub/test_download.py", "tests/library/test_resolve.py",
+         "tests/hub/test_pull_offline.py", "tests/library/test_power_cuts.py::test_pull",
+         "tests/hub/test_hostile.py"),
+        skipped="any_answer_ends and inspect",
     ),
     "generation": Room(
         ("engine/answer", "engine/chat", "engine/generate", "engine/limits", "engine/sampling"),
@@ -104,7 +107,9 @@ class LeaveOutCall(Operator):
             yield (node.children[0].start_pos, node.children[0].end_pos)
 
     def mutate(self, node: NodeOrLeaf, index: int) -> NodeOrLeaf:
+        indentation = node.get_first_leaf().prefix
         node.children[0] = parse("pass").children[0]
+        node.children[0].prefix = indentation
         return node
 
     @classmethod
@@ -237,6 +242,10 @@ def try_mutant(mutant: Mutant, room: Room, seconds: float) -> dict[str, object]:
     path = COPY / "moecli" / f"{mutant.module}.py"
     text = path.read_text()
     changed = mutate_code(text, operators()[mutant.operator], mutant.occurrence)
+    try:
+        compile(changed, path, "exec")
+    except SyntaxError as error:
+        return {"mutant": mutant.name, "outcome": "no program", "seconds": 0, "diff": [], "by": str(error)}
     for cached in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
         cached.unlink()
     path.write_text(changed)
@@ -287,6 +296,7 @@ def main() -> None:
                 if result["outcome"] == "passed":
                     print("survived", mutant.name, *result["diff"], sep="\n    ", flush=True)
         tried = [found[mutant.name] for mutant in chosen if mutant.name in found]
+        tried = [each for each in tried if each["outcome"] != "no program"]
         caught = sum(each["outcome"] != "passed" for each in tried)
         share = f"{100 * caught / max(1, len(tried)):.0f} %"
         print(f"{name}: {caught} of {len(tried)} caught, {share}; {len(chosen)} of {len(known)} sampled", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import locale
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Iterable
@@ -24,6 +25,10 @@ class Variable:
 
 VARIABLES = (
     Variable("MOECLI_HOME", "packed models and traces (default: moecli in the XDG data directory)"),
+    Variable(
+        "MOECLI_CONFIG",
+        "file of options that are always added, a line a command: run --ram 12GiB (default: config in MOECLI_HOME)",
+    ),
     Variable("MOECLI_KERNEL", "native, bnb or torch: who multiplies with weights (default: the fastest)"),
     Variable("MOECLI_ISA", "the instruction set of the native kernels, such as avx2 (default: the best here)"),
     Variable("MOECLI_THREADS", "compute threads (default: one per physical core, fewer while other programs are busy)"),
@@ -151,6 +156,36 @@ def forget_empty(names: Iterable[str]) -> None:
 def home() -> Path:
     """Where this program keeps what it makes."""
     return _folder("MOECLI_HOME") or (_folder("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "moecli"
+
+
+def config() -> Path:
+    """The file of options that the user always wants."""
+    return _folder("MOECLI_CONFIG") or home() / "config"
+
+
+def presets() -> list[tuple[str, list[str]]]:
+    """What the user's file adds to commands, before what is typed, which therefore counts more.
+
+    A line of it is a command and its options, quoted as in a shell; `#` begins a comment. UsageError for any other.
+    """
+    file, found = config(), []
+    shown = printable(str(file), 80)
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"{shown} cannot be read: {error}", "mend it, or set MOECLI_CONFIG=/dev/null") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise UsageError(f"line {number} of {shown}: {error}", "quote it as in a shell") from error
+        if words and not (words[1:] and words[1].startswith("-")):
+            raise UsageError(f"line {number} of {shown} is no command with options", "write: run --ram 12GiB")
+        if words:
+            found.append((words[0], words[1:]))
+    return found
 
 
 def stores() -> Path:

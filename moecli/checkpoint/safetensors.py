@@ -9,7 +9,7 @@ import mmap
 import stat
 import sys
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ ITEM_SIZES = {
 _LARGEST_HEADER = 100_000_000  # the format's own limit
 _LARGEST_INDEX = 256 * 1024**2
 _PIECE = 4 * 1024**2  # bytes compared at once
+_STEP = 1 << 26  # bytes that are brought into memory between two looks at how far that is
 _POPULATE_READ = 22  # Linux's MADV_POPULATE_READ, which the mmap module does not name
 
 
@@ -192,14 +193,21 @@ class Checkpoint:
                 return False
         return True
 
-    def populate(self, tensors: Iterable[StoredTensor]) -> None:
-        """Bring tensors into memory now, in file order, not fault by fault later. Linux only; elsewhere nothing."""
+    def populate(self, tensors: Iterable[StoredTensor], progress: Callable[[int, int], None]) -> None:
+        """Bring tensors into memory now, in file order, not fault by fault later. Linux only; elsewhere nothing.
+
+        `progress` is told bytes done, of how many.
+        """
         if not sys.platform.startswith("linux"):
             return
-        for tensor in sorted(tensors, key=lambda t: (t.path, t.offset)):
-            start = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
-            with contextlib.suppress(OSError):  # a kernel older than 5.14
-                self._map(tensor.path).madvise(_POPULATE_READ, start, tensor.offset + tensor.size - start)
+        wanted = sorted(tensors, key=lambda t: (t.path, t.offset))
+        done, total = 0, sum(tensor.size for tensor in wanted)
+        for tensor in wanted:
+            for begin in range(tensor.offset, tensor.offset + tensor.size, _STEP):
+                start, end = begin // mmap.PAGESIZE * mmap.PAGESIZE, min(begin + _STEP, tensor.offset + tensor.size)
+                with contextlib.suppress(OSError):  # a kernel older than 5.14
+                    self._map(tensor.path).madvise(_POPULATE_READ, start, end - start)
+                progress(done := done + end - begin, total)
 
     def buffer(self, tensor: StoredTensor) -> memoryview:
         """The mapped bytes of `tensor`. Copy-on-write, so that a stray write can never reach the file."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -10,8 +12,8 @@ from typer.main import get_command
 
 from moecli import __version__, settings
 from moecli.cli import bench, completion, doctor, help, inspect, list, memory, pack, program, pull, rm, run, verify
-from moecli.errors import MoecliError
-from moecli.output import log, terminal
+from moecli.errors import MoecliError, UsageError
+from moecli.output import terminal
 
 PROGRAM = "moecli"
 EXAMPLES = """
@@ -84,8 +86,17 @@ def main() -> None:
         return
     terminal.prepare_streams()
     settings.let_threads_sleep()
+    from moecli.output import log
+
+    preset: Sequence[str] = ()
     try:
-        log.start()
+        log.start(settings.log_level())
+        if sys.argv[1:] and not sys.argv[1].startswith("-"):
+            name = program.name_of(sys.argv[1])
+            preset = [word for command, options in settings.presets() if command == name for word in options]
+            sys.argv[2:2] = preset  # where everybody looks for what was typed
         app(prog_name=PROGRAM)
     except MoecliError as error:
+        if preset and isinstance(error, UsageError):
+            terminal.say(f"note: {settings.config()} adds {shlex.join(preset)}")
         sys.exit(terminal.report(error))

@@ -65,7 +65,7 @@ def bench(
     """
     running.check(dtype, policy, device)
     form = options.record_form(format, json, output)
-    ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet)
+    ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet, yes)
     with terminal.status("measuring this machine ...", quiet):
         from moecli.engine import bench as engine
         from moecli.engine.loaded import LoadOptions, open_for_run

@@ -17,7 +17,12 @@ EXAMPLES = """Examples:
 """
 
 
-def doctor(json: options.Json = False, quiet: options.Quiet = False, no_color: options.NoColor = False) -> None:
+def doctor(
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Log = False,
+    no_color: options.NoColor = False,
+) -> None:
     """Show this machine as moecli sees it; measure memory and disks. Exit 1 if something is wrong."""
     from moecli.doctor.examination import examine, remember
     from moecli.doctor.verdict import problems

@@ -102,7 +102,7 @@ def dry_run(ref: ModelRef, dtype: str | None, target: Path | None, keep: bool, t
 
 
 def for_run(
-    ref: ModelRef, known: Advice | None, dtype: str, ram: str | None, context: int | None, quiet: bool
+    ref: ModelRef, known: Advice | None, dtype: str, ram: str | None, context: int | None, quiet: bool, yes: bool
 ) -> ModelRef:
     """Show what it takes to run a model that is not here, ask, and fetch it in the format that runs here.
 
@@ -118,11 +118,12 @@ def for_run(
     assert known.way is not None
     plan = _ask_hub(ref, known.way.dtype if known.way.packed else None, None, False, quiet, budget, context)
     proposal = plan if isinstance(plan, Proposal) else plan.proposal
-    view.screen(plan, on_stderr=True, no_color=False)
+    if not (yes and quiet):
+        view.screen(plan, on_stderr=True, no_color=False)
     for doubt in proposal.doubts:
         terminal.say(f"note: {doubt}")
     try:
-        terminal.confirm(view.question(plan), yes=False, default=not proposal.doubts)
+        terminal.confirm(view.question(plan), yes, default=not proposal.doubts)
     except Declined:
         raise advice.missing(ref, known) from None
     if isinstance(plan, Proposal):

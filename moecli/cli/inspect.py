@@ -45,6 +45,7 @@ def inspect(
     offline: options.Offline = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Log = False,
     no_color: options.NoColor = False,
     with_routing: Annotated[
         bool, options.option("--routing", help="Run the model on prompts and show what its router does.")

@@ -16,6 +16,8 @@ EXAMPLES = """Examples:
 
   moecli list --known qwen
 
+  for model in $(moecli list -q); do moecli verify "$model"; done
+
   moecli list --json
 """
 
@@ -31,6 +33,10 @@ def list_models(
     json: options.Json = False,
     format: options.Form = None,
     output: options.Output = None,
+    quiet: Annotated[
+        bool, options.option("--quiet", "-q", panel=options.OUTPUT, help="Print the names alone, a line each.")
+    ] = False,
+    verbose: options.Log = False,
     no_color: options.NoColor = False,
 ) -> None:
     """Show the models on this machine, or with --known every model that has an alias, smallest first.
@@ -45,13 +51,17 @@ def list_models(
     form = options.record_form(format, json, output)
     if known:
         catalogued = listing.known(word)
-        if form != "table":
+        if quiet and form == "table":
+            view.show_names([model.alias for model in catalogued])
+        elif form != "table":
             records.write(documents.known(catalogued), form, output, array=True)
         else:
             view.show_known(tables.console(no_color), catalogued)
         return
     here = [model for model in listing.here() if word.casefold() in f"{model.name} {model.source}".casefold()]
-    if form != "table":
+    if quiet and form == "table":
+        view.show_names([model.name for model in here])
+    elif form != "table":
         records.write(documents.here(here), form, output, array=True)
     else:
         view.show_here(tables.console(no_color), here)

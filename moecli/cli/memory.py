@@ -86,6 +86,7 @@ def memory(
     format: options.Form = None,
     output: options.Output = None,
     offline: options.Offline = False,
+    verbose: options.Log = False,
     no_color: options.NoColor = False,
 ) -> None:
     """What a model takes, where it goes, how fast it will be; without its weights. Several models: a line each.

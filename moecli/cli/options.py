@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from moecli import settings
 from moecli.errors import UsageError
 from moecli.formats import FORMATS
 from moecli.units import parse_size
@@ -23,7 +24,6 @@ Completer = Callable[[str], Iterable[Choice]]
 
 def complete_local(incomplete: str) -> Iterator[Choice]:
     """What can be deleted here, by the names that `moecli list` shows; nothing is opened."""
-    from moecli import settings
     from moecli.model import catalog
 
     aliases = {entry.repo: entry.alias for entry in catalog.known()}
@@ -125,6 +125,15 @@ def record_form(format: str | None, json: bool, output: Path | None) -> str:
     return found
 
 
+def _log(wanted: bool) -> bool:
+    """As MOECLI_LOG=debug; what that says itself is kept."""
+    if wanted and settings.log_level() is None:
+        from moecli.output import log
+
+        log.start("debug")
+    return wanted
+
+
 def option(
     *names: str, help: str, metavar: str | None = None, panel: str | None = None, default: bool | str = False,
     values: Sequence[str] | None = None, complete: Completer | None = None,
@@ -200,6 +209,9 @@ Output = Annotated[
 ]  # fmt: skip
 Quiet = Annotated[bool, option("--quiet", "-q", panel=OUTPUT, help="Show no progress and no statistics.")]
 Verbose = Annotated[bool, option("--verbose", "-v", panel=OUTPUT, help="Show what is decided, and why.")]
+Log = Annotated[  # of commands that decide nothing
+    bool, option("--verbose", "-v", panel=OUTPUT, help="Log what is found, read and asked to stderr.", check=_log)
+]
 NoColor = Annotated[bool, option("--no-color", panel=OUTPUT, help="Use no colour.")]  # errors see it for themselves
 Offline = Annotated[bool, option("--offline", help="Use no network; what is not on this machine is an error.")]
 Yes = Annotated[bool, option("--yes", "-y", help="Assume yes for all questions.")]

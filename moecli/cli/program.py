@@ -63,7 +63,7 @@ class Group(TyperGroup):
         return list(self.table)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        name = _SYNONYMS.get(cmd_name, cmd_name)
+        name = name_of(cmd_name)
         if name not in self.commands and name in self.table:
             _, function, examples = self.table[name]
             alone = typer.Typer(
@@ -93,6 +93,11 @@ class Group(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+def name_of(typed: str) -> str:
+    """The command that a word means."""
+    return _SYNONYMS.get(typed, typed)
+
+
 def _light(help_option: Any) -> Any:
     """With a default: typer reads None with pydantic, whose import takes longer than all the rest."""
     if help_option is not None:
@@ -109,7 +114,7 @@ def _show(shown: pages.Page) -> NoReturn:
 def page(command: Command | Group, ctx: Any) -> pages.Page:
     """The help of a command, from its docstring and options; of the program, from its commands and variables too."""
     about = tuple(" ".join(part.split()) for part in (command.help or "").split("\n\n") if part.strip())
-    panels: dict[str, list[tuple[str, str]]] = {}
+    panels: dict[str, list[tuple[str, str]]] = {} if isinstance(command, Group) else {"Arguments": [], "Options": []}
     if isinstance(command, Group):
         for heading, name, summary in command.summaries():
             panels.setdefault(heading, []).append((name, summary))
@@ -130,7 +135,7 @@ def page(command: Command | Group, ctx: Any) -> pages.Page:
     return pages.Page(
         usage=" ".join(pieces),
         about=about,
-        sections=tuple(pages.Section(heading, tuple(rows)) for heading, rows in panels.items()),
+        sections=tuple(pages.Section(heading, tuple(rows)) for heading, rows in panels.items() if rows),
         examples=tuple(line for line in lines if line and line != "Examples:"),
     )
 

@@ -45,6 +45,7 @@ def pull(
     yes: options.Yes = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Log = False,
     no_color: options.NoColor = False,
 ) -> None:
     """Download a model from the Hub: safetensors, configuration and tokenizer only.

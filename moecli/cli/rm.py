@@ -31,6 +31,7 @@ def rm(
     yes: options.Yes = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Log = False,
     no_color: options.NoColor = False,
 ) -> None:
     """Delete a model that was pulled or packed; with @revision only that revision. What others share stays."""

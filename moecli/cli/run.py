@@ -12,7 +12,6 @@ import typer
 from moecli.cli import options, running
 from moecli.errors import UsageError, printable
 from moecli.experts.policies import DEFAULT
-from moecli.library.resolve import Kind
 from moecli.output import loading, terminal
 from moecli.units import parse_size
 
@@ -123,9 +122,10 @@ def run(
     text = _read_prompt(model, prompt, prompt_option, file)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
+    from moecli.library.resolve import Kind
     from moecli.output.memory import beyond
 
-    ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet)
+    ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet, yes)
     with terminal.status("loading ...", quiet):
         from moecli.engine.chat import ChatSession, GenerationConfig, RecordedSession, plan_for
         from moecli.engine.loaded import LoadOptions, open_for_run
@@ -152,7 +152,7 @@ def run(
     if verbose:
         if unread := opened.spec.unread_keys:
             terminal.say(f"config.json: nothing reads {', '.join(printable(key, 60) for key in unread)}")
-        terminal.say(f"{opened.name}: {config.sampling}, seed {config.seed}")
+        terminal.say(f"{opened.name}: {loading.sampled(config)}")
         terminal.say(loading.explain(plan))
     if not plan.fits:
         speed = opened.estimate_throughput(plan)

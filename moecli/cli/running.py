@@ -57,20 +57,23 @@ def behind_stdin(typed: str, read: str = "") -> str:
 
 
 def find(
-    model: str, dtype: str, ram: str | None, context: int | None, offline: bool, quiet: bool
+    model: str, dtype: str, ram: str | None, context: int | None, offline: bool, quiet: bool, yes: bool
 ) -> tuple[ModelRef, bool]:
-    """What MODEL means, its weights on this machine, and whether somebody has just agreed to run it."""
+    """What MODEL means, its weights on this machine, and whether somebody has just agreed to run it.
+
+    `yes`: that is agreed to already.
+    """
     from moecli.library.resolve import Kind, resolve
 
     found = resolve(model, dtype=dtype)
-    ref = with_weights(found, found.dtype, ram, context, offline, quiet)
+    ref = with_weights(found, found.dtype, ram, context, offline, quiet, yes)
     if ref.kind is Kind.STORE and not ref.by_path and ref.name.casefold() != model.casefold() and not quiet:
         terminal.say(f"using {ref.name}, packed from {model}")
     return replace(ref, dtype=found.dtype), found.folder is None
 
 
 def with_weights(
-    ref: ModelRef, dtype: str, ram: str | None, context: int | None, offline: bool, quiet: bool
+    ref: ModelRef, dtype: str, ram: str | None, context: int | None, offline: bool, quiet: bool, yes: bool = False
 ) -> ModelRef:
     """The same model, on this machine: fetched, if that is wanted. ModelNotFound if it is not."""
     if ref.folder is not None:
@@ -80,8 +83,8 @@ def with_weights(
     from moecli.library import advice
 
     known = advice.advice_on(ref, dtype, ram, context)
-    if offline or settings.offline() or not terminal.can_ask() or (known is not None and not known.possible):
+    if offline or settings.offline() or not (yes or terminal.can_ask()) or (known is not None and not known.possible):
         raise advice.missing(ref, known)
     from moecli.cli import fetching
 
-    return fetching.for_run(ref, known, dtype, ram, context, quiet)
+    return fetching.for_run(ref, known, dtype, ram, context, quiet, yes)

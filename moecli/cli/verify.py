@@ -34,6 +34,7 @@ def verify(
     ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Log = False,
     no_color: options.NoColor = False,
 ) -> None:
     """Read every file of a model again: is it what was published, or packed? Exit 3 if something differs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ class Examination:
     packed: models.Held
     built_in: models.BuiltIn
     environment: Mapping[str, str]
+    presets: tuple[str, ...] = ()  # options that the user's file adds, a line a command
 
 
 def examine(measure: bool) -> Examination:
@@ -48,6 +50,7 @@ def examine(measure: bool) -> Examination:
         packed=packed,
         built_in=models.built_in(ram.budget_bytes),
         environment=_environment(),
+        presets=tuple(shlex.join([command, *options]) for command, options in settings.presets()),
     )
 
 

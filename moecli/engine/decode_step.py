@@ -12,9 +12,17 @@ from moecli.engine.layers import RotaryEmbedding
 from moecli.engine.router import Routing
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, each_output
-from moecli.kernels.decode_step import AttentionSublayer, DecodeStepCall, MoeSublayer, Sublayer, can_cut, serves
+from moecli.kernels.decode_step import (
+    AttentionSublayer,
+    DecodeStepCall,
+    LatentSublayer,
+    MoeSublayer,
+    Sublayer,
+    can_cut,
+    serves,
+)
 from moecli.kernels.linear import Matrix, format_of
-from moecli.model.spec import GroupedQuery, Mixture, ModelSpec
+from moecli.model.spec import MLA, Mixture, ModelSpec
 
 
 class NativeLayer:
@@ -115,13 +123,14 @@ class DecodeStep:
         return x
 
 
-def attention_sublayer(spec: ModelSpec, index: int, weights: LayerWeights) -> AttentionSublayer | None:
-    """A layer's attention as a native call; None for other attentions, formats and devices."""
+def attention_sublayer(spec: ModelSpec, index: int, weights: LayerWeights) -> AttentionSublayer | LatentSublayer | None:
+    """A layer's attention as a native call; None for other formats and devices."""
     attention = spec.layers[index].attention
     output = weights.matrix("o")
-    if not isinstance(attention, GroupedQuery):
-        return None
     sublayer = _sublayer(spec, "attn", weights, format_of(output))
+    if isinstance(attention, MLA):
+        query = weights.matrix("q" if attention.query_rank is None else "q_b")
+        return LatentSublayer(sublayer, attention, weights) if serves(sublayer, [query, output]) else None
     return (
         AttentionSublayer(sublayer, attention, weights) if serves(sublayer, [weights.matrix("qkv"), output]) else None
     )

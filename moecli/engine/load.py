@@ -65,7 +65,9 @@ class Model(Protocol):
         rates: Rates | None = None,
         native: bool = True,
     ) -> Decoder:
-        """Read the weights as planned; `device` is the plan's, and its `rates` are measured unless they are given.
+        """Read the weights as planned; `progress` is told bytes done, of how many.
+
+        `device` is the plan's, and its `rates` are measured unless they are given.
 
         Unless `native`, decode steps are computed by torch as prompts are.
         """
@@ -108,7 +110,8 @@ class CheckpointModel:
         native: bool = True,
     ) -> Decoder:
         dtype, budget = plan.memory.dtype, plan.ram.expert_bytes
-        dense = checkpoint_weights(self.weights, dtype, compute_dtype(dtype, self.weights.dtype), device)
+        told, progress = _parts(plan, progress)
+        dense = checkpoint_weights(self.weights, dtype, compute_dtype(dtype, self.weights.dtype), device, told)
         settings.return_freed_memory()
         experts: ExpertStore
         if plan.device.dense and self.spec.mixtures:
@@ -119,7 +122,7 @@ class CheckpointModel:
         elif self.weights.experts_are(dtype) and (
             self.weights.experts_are_rows() or not serves("native", dtype, CPU)  # which multiplies nothing but rows
         ):
-            experts = checkpoint_experts(self.weights, budget)
+            experts = checkpoint_experts(self.weights, budget, progress)
         else:
             experts = packed_experts(self.weights, dtype, budget, progress)
             settings.return_freed_memory()
@@ -160,7 +163,8 @@ class StoreModel:
         rates: Rates | None = None,
         native: bool = True,
     ) -> Decoder:
-        dense = store_weights(self.store, device, plan.disk.dense > 0)
+        told, progress = _parts(plan, progress)
+        dense = store_weights(self.store, device, plan.disk.dense > 0, told)
         experts: ExpertStore
         if plan.device.dense and self.spec.mixtures:
             records = self.store.layout.records
@@ -168,10 +172,21 @@ class StoreModel:
                 self.spec, records, _capacity(plan, dense), policy, store=self.store, rates=rates
             )
         elif plan.fits:
-            experts = store_experts(self.store, plan.ram.expert_bytes)
+            experts = store_experts(self.store, plan.ram.expert_bytes, progress)
         else:
             experts = OffloadedExperts(self.store, plan.ram.experts, policy)
         return Decoder(self.spec, dense, experts, plan.memory.context, native)
+
+
+def _parts(plan: Plan, progress: Progress) -> tuple[Progress, Progress]:
+    """Dense weights and then experts as parts of one sum of bytes; experts on disk are read when they are needed."""
+    dense = plan.memory.dense.bytes - plan.disk.dense
+    experts = plan.ram.expert_bytes + plan.device.expert_bytes if plan.fits else 0
+
+    def told(begin: int, size: int) -> Progress:
+        return lambda done, total: progress(begin + size * done // total, dense + experts)
+
+    return told(0, dense), told(dense, experts)
 
 
 def _capacity(plan: Plan, dense: DenseWeights) -> Capacity:

@@ -118,7 +118,7 @@ class OpenedModel:
         return estimate_throughput(self.spec, plan, now)
 
     def decoder(self, plan: Plan, progress: Progress) -> Decoder:
-        """Read the weights as planned; `progress` is told experts done, of how many."""
+        """Read the weights as planned; `progress` is told bytes done, of how many."""
         device = self.asked_device if plan.device.dense else CPU
         decoder = self.model.decoder(plan, self.options.policy, progress, device)
         decoder.team = self.team

@@ -20,6 +20,7 @@ from moecli.model import tensors
 from moecli.model.spec import ModelSpec, Part
 from moecli.store.expert_record import dense_dtype
 from moecli.store.packed import PackedStore
+from moecli.store.progress import Progress, silent
 
 Load = Callable[[tensors.Tensor], Matrix]
 Rows = Callable[[Tensor], Tensor]  # ids [T] -> [T, D]
@@ -53,18 +54,22 @@ class LayerWeights:
 class DenseWeights:
     """Every tensor but the routed experts, on `device`: `outside` the blocks and per layer.
 
-    Activations are in `compute`. With `rows` the input table stays where they are read.
+    Activations are in `compute`. With `rows` the input table stays where they are read. `progress` is told numbers
+    read, of how many.
     """
 
     def __init__(
-        self, spec: ModelSpec, compute: str, load: Load, device: torch.device, rows: Rows | None = None
-    ) -> None:
+        self, spec: ModelSpec, compute: str, load: Load, device: torch.device, progress: Progress,
+        rows: Rows | None = None,
+    ) -> None:  # fmt: skip
         self.dtype, self.device = torch_dtype(compute), device
         self._rows = rows
         by_layer: dict[int | None, dict[str, Matrix]] = defaultdict(dict)
-        for tensor in tensors.dense_tensors(spec):
-            if rows is None or tensor.part is not Part.EMBEDDING:
-                by_layer[tensor.layer][tensor.role] = load(tensor).to(device)
+        wanted = [each for each in tensors.dense_tensors(spec) if rows is None or each.part is not Part.EMBEDDING]
+        done, total = 0, sum(math.prod(tensor.shape) for tensor in wanted)
+        for tensor in wanted:
+            by_layer[tensor.layer][tensor.role] = load(tensor).to(device)
+            progress(done := done + math.prod(tensor.shape), total)
         self.outside = LayerWeights(by_layer[None])
         self.layers = [LayerWeights(by_layer[index]) for index in range(len(spec.layers))]
 
@@ -73,7 +78,9 @@ class DenseWeights:
         return F.embedding(ids, self.outside["embedding"]) if self._rows is None else self._rows(ids)
 
 
-def checkpoint_weights(weights: Weights, dtype: str, compute: str, device: torch.device = CPU) -> DenseWeights:
+def checkpoint_weights(
+    weights: Weights, dtype: str, compute: str, device: torch.device = CPU, progress: Progress = silent
+) -> DenseWeights:
     """The dense weights of a checkpoint; the large matrices are packed where `dtype` is quantised."""
 
     def load(tensor: tensors.Tensor) -> Matrix:
@@ -85,10 +92,12 @@ def checkpoint_weights(weights: Weights, dtype: str, compute: str, device: torch
         stored = parts.pop() if len(parts) == 1 else "fp32"
         return as_matrix(wanted, (rows, columns), pack(wanted, _read(weights, tensor, torch_dtype(stored))))
 
-    return DenseWeights(weights.spec, compute, load, device)
+    return DenseWeights(weights.spec, compute, load, device, progress)
 
 
-def store_weights(store: PackedStore, device: torch.device = CPU, table_on_disk: bool = False) -> DenseWeights:
+def store_weights(
+    store: PackedStore, device: torch.device = CPU, table_on_disk: bool = False, progress: Progress = silent
+) -> DenseWeights:
     """The dense weights of a packed store, in the formats they have there; `table_on_disk`: but the input table."""
 
     def rows(ids: Tensor) -> Tensor:
@@ -109,7 +118,7 @@ def store_weights(store: PackedStore, device: torch.device = CPU, table_on_disk:
         store.checkpoint.read_into(data.numpy().data, stored)
         return as_matrix(dtype, (rows, columns), data)
 
-    return DenseWeights(store.spec, store.compute, load, device, rows if table_on_disk else None)
+    return DenseWeights(store.spec, store.compute, load, device, progress, rows if table_on_disk else None)
 
 
 def _precision(role: str, dtype: str) -> torch.dtype:

@@ -90,18 +90,19 @@ class GpuOffloadedExperts:
         )
 
     def fill(self, write: Write, progress: Callable[[int, int], None]) -> None:
-        """Put every expert in its place now; there is one for each."""
-        passing = Arena(1, self._ram.size).slot(0)
-        done, total = 0, sum(map(len, self._layers.values()))
+        """Put every expert in its place now; there is one for each. `progress` is told bytes done, of how many."""
+        size = self._ram.size
+        passing = Arena(1, size).slot(0)
+        done, total = 0, size * sum(map(len, self._layers.values()))
         for number, layer in self._layers.items():
             found = layer.find(dict.fromkeys(range(len(layer)), 0), 1)
             for expert, index in found.to_ram.items():
                 write(number, expert, self._ram.slot(index))
-                progress(done := done + 1, total)
+                progress(done := done + size, total)
             for expert, index in found.to_device.items():
                 write(number, expert, passing)
                 self._copies.upload_parts(index, [(0, passing)])
-                progress(done := done + 1, total)
+                progress(done := done + size, total)
             for expert in (*found.to_ram, *found.to_device):
                 layer.filled(expert)
 

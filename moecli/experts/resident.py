@@ -54,10 +54,10 @@ class ResidentExperts:
         return self._found[key]
 
 
-def checkpoint_experts(weights: Weights, budget: int) -> ResidentExperts:
+def checkpoint_experts(weights: Weights, budget: int, progress: Progress) -> ResidentExperts:
     """The experts of a checkpoint that fits, as they are stored, in place in its mapped files."""
     checkpoint = weights.checkpoint
-    checkpoint.populate(weights.expert_tensors())
+    checkpoint.populate(weights.expert_tensors(), progress)
 
     def locate(layer: int, expert: int) -> Expert:
         gate, up, down = (stored_slice(checkpoint, weights.expert(layer, expert, name)) for name in EXPERT_MATRICES)
@@ -66,9 +66,9 @@ def checkpoint_experts(weights: Weights, budget: int) -> ResidentExperts:
     return ResidentExperts(weights.spec, weights.dtype, locate, budget)
 
 
-def store_experts(store: PackedStore, budget: int) -> ResidentExperts:
+def store_experts(store: PackedStore, budget: int, progress: Progress) -> ResidentExperts:
     """The experts of a packed store that fits, in place in its mapped files."""
-    store.checkpoint.populate(store.experts(layer) for layer, _ in store.spec.mixtures)
+    store.checkpoint.populate((store.experts(layer) for layer, _ in store.spec.mixtures), progress)
     return ResidentExperts(
         store.spec,
         store.dtype,
@@ -82,11 +82,12 @@ def packed_experts(weights: Weights, dtype: str, budget: int, progress: Progress
     spec = weights.spec
     records = layer_records(spec, dtype)
     places = [(layer, expert) for layer, mixture in spec.mixtures for expert in range(mixture.router.experts)]
-    arena = Arena(len(places), max((record.stride for record in records.values()), default=0))
+    stride = max((record.stride for record in records.values()), default=0)
+    arena = Arena(len(places), stride)
     slots = {place: index for index, place in enumerate(places)}
     for (layer, expert), index in slots.items():
         write_record(weights, records, layer, expert, arena.slot(index))
-        progress(index + 1, len(places))
+        progress((index + 1) * stride, len(places) * stride)
     return ResidentExperts(
         spec, dtype, lambda layer, expert: as_expert(records[layer], arena.slot(slots[layer, expert])), budget
     )

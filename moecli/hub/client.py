@@ -21,6 +21,7 @@ from moecli.hub import bounds, environment, failures
 from moecli.hub.background import within
 
 _LOG = logging.getLogger(__name__)
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Answer:
@@ -230,14 +231,28 @@ def _check_redirect(home: str, target: Any) -> None:
     """No server may send this program into this machine, or to the address at which clouds tell their secrets."""
     if target.scheme not in ("http", "https"):
         raise failures.no_hub(home, f"redirects to a '{target.scheme[:20]}' address")
-    here, there = _numeric(home), _numeric(target.host)
-    if target.host != home and there is not None:
-        inward = there.is_loopback and not (home == "localhost" or (here is not None and here.is_loopback))
-        if there.is_link_local or there.is_unspecified or inward:
-            raise failures.no_hub(home, f"redirects to {there}, which is no host of the network")
+    if target.host == home:
+        return
+    inside = any(each.is_loopback for each in _addresses(home))
+    for each in _addresses(target.host):
+        if each.is_link_local or each.is_unspecified or (each.is_loopback and not inside):
+            raise failures.no_hub(home, f"redirects to {each}, which is no host of the network")
 
 
-def _numeric(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _addresses(host: str) -> list[_Address]:
+    """What a host is, spelled as a number or a name that the system knows; none where only a proxy may know it."""
+    if (numeric := _numeric(host)) is not None:
+        return [numeric]
+    if environment.proxies():
+        return []
+    try:
+        found = {str(place[0]) for *_, place in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):  # whoever connects will say so
+        return []
+    return [each for each in map(_numeric, found) if each is not None]
+
+
+def _numeric(host: str) -> _Address | None:
     """The address a host is spelled as, also where the system alone takes it for one (0xA9FEA9FE)."""
     if host == "localhost":
         return ipaddress.ip_address("127.0.0.1")

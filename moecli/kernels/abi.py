@@ -83,6 +83,21 @@ class Sublayer(ctypes.Structure):
     )
 
 
+class Place(ctypes.Structure):
+    """Where a token stands: its position, and the rows of a layer's cache that it sees."""
+
+    _fields_ = (
+        ("cosines", c_void_p),
+        ("sines", c_void_p),
+        ("position", c_int64),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("rows", c_int64),
+        ("first", c_int64),
+        ("last", c_int64),
+    )
+
+
 class Attention(ctypes.Structure):
     """Grouped-query attention of one token, and its layer's cache."""
 
@@ -95,6 +110,7 @@ class Attention(ctypes.Structure):
         ("heads", c_int64),
         ("kv_heads", c_int64),
         ("head_dim", c_int64),
+        ("rotary_dim", c_int64),
         ("qk_norm", c_int32),
         ("interleaved", c_int32),
         ("q_norm", c_void_p),
@@ -102,15 +118,35 @@ class Attention(ctypes.Structure):
         ("clip", c_float),
         ("softcap", c_float),
         ("scale", c_float),
-        ("cosines", c_void_p),
-        ("sines", c_void_p),
+        ("place", Place),
+    )
+
+
+class LatentAttention(ctypes.Structure):
+    """Multi-head latent attention of one token, and its layer's cache."""
+
+    _fields_ = (
+        ("sublayer", Sublayer),
+        ("query", c_void_p),
+        ("query_down", c_void_p),
+        ("query_down_bias", c_void_p),
+        ("query_norm", c_void_p),
+        ("latent_down", c_void_p),
+        ("latent_down_bias", c_void_p),
+        ("latent_norm", c_void_p),
+        ("expansion", c_void_p),
+        ("output", c_void_p),
+        ("output_bias", c_void_p),
+        ("heads", c_int64),
+        ("query_rank", c_int64),
+        ("rank", c_int64),
+        ("nope_dim", c_int64),
         ("rotary_dim", c_int64),
-        ("position", c_int64),
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("rows", c_int64),
-        ("first", c_int64),
-        ("last", c_int64),
+        ("value_dim", c_int64),
+        ("interleaved", c_int32),
+        ("norm_eps", c_float),
+        ("scale", c_float),
+        ("place", Place),
     )
 
 
@@ -183,9 +219,9 @@ class Moe(ctypes.Structure):
 
 
 class Block(ctypes.Structure):
-    """The addresses of two sublayers, either of which may be missing."""
+    """The addresses of sublayers, any of which may be missing."""
 
-    _fields_ = (("attention", c_void_p), ("moe", c_void_p))
+    _fields_ = (("attention", c_void_p), ("latent_attention", c_void_p), ("moe", c_void_p))
 
 
 class DecodeStep(ctypes.Structure):
@@ -201,7 +237,9 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "feed_forward": FeedForward,
     "pack": Pack,
     "sublayer": Sublayer,
+    "place": Place,
     "attention": Attention,
+    "latent_attention": LatentAttention,
     "prompt_attention": PromptAttention,
     "router": Router,
     "moe": Moe,

@@ -16,7 +16,7 @@ from moecli.kernels.choice import chosen
 from moecli.kernels.library import loaded
 from moecli.kernels.linear import Matrix, format_of, native_bytes
 from moecli.kernels.native import ACTIVATIONS, FORMATS, NUMBERS, TILED, address
-from moecli.model.spec import FeedForward, GroupedQuery, GroupScore, Mixture, NormKind, QkNorm, Router, Scoring
+from moecli.model.spec import MLA, FeedForward, GroupedQuery, GroupScore, Mixture, NormKind, QkNorm, Router, Scoring
 
 # enum norm, qk_norm, scoring and group_score of c/native.h
 _NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1}
@@ -89,10 +89,41 @@ class AttentionSublayer:
         `tables` are the cosines and sines of all positions [P, rotary_dim], `cache` is the layer's keys and values
         [K, rows, d]. The token's own go to the last row of `seen`.
         """
-        call, (cosines, sines), (keys, values) = self.call, tables, cache
-        call.cosines, call.sines, call.position = cosines.data_ptr(), sines.data_ptr(), position
-        call.keys, call.values, call.rows = keys.data_ptr(), values.data_ptr(), keys.shape[1]
-        call.first, call.last = seen.start, seen.stop - 1
+        self.call.place = _place(tables, position, cache, seen)
+
+
+class LatentSublayer:
+    """Latent attention of one token: norm, projections, rotation, cache, attention, output, residual."""
+
+    def __init__(self, sublayer: Sublayer, spec: MLA, weights: Weights) -> None:
+        dtype = sublayer.dtype
+        self.call = abi.LatentAttention(
+            sublayer=_sublayer(sublayer),
+            query=_address_of(weights.matrix("q" if spec.query_rank is None else "q_b")),
+            query_down=_plain(weights.get("q_a"), dtype),
+            query_down_bias=_plain(weights.get("q_a_bias"), dtype),
+            query_norm=_plain(weights.get("q_a_norm"), dtype),
+            latent_down=_plain(weights.get("kv_a"), dtype),
+            latent_down_bias=_plain(weights.get("kv_a_bias"), dtype),
+            latent_norm=_plain(weights.get("kv_a_norm"), dtype),
+            expansion=_plain(weights.get("kv_b"), dtype),
+            output=_address_of(weights.matrix("o")),
+            output_bias=_plain(weights.get("o_bias"), dtype),
+            heads=spec.heads,
+            query_rank=spec.query_rank or 0,
+            rank=spec.kv_rank,
+            nope_dim=spec.nope_dim,
+            rotary_dim=spec.rope_dim,
+            value_dim=spec.value_dim,
+            interleaved=spec.rope.interleaved,
+            norm_eps=spec.norm_eps,
+            scale=spec.scale,
+        )
+        self._held = weights  # as long as their addresses
+
+    def reserve(self, tables: tuple[Tensor, Tensor], position: int, cache: Sequence[Tensor], seen: range) -> None:
+        """As for `AttentionSublayer`; `cache` is the layer's latents [1, rows, kv_rank + rope_dim]."""
+        self.call.place = _place(tables, position, cache, seen)
 
 
 class MoeSublayer:
@@ -156,10 +187,9 @@ class MoeSublayer:
 class DecodeStepCall:
     """One token through blocks, or sublayers of one, in a single native call."""
 
-    def __init__(self, blocks: Sequence[tuple[AttentionSublayer | None, MoeSublayer | None]]) -> None:
+    def __init__(self, blocks: Sequence[tuple[AttentionSublayer | LatentSublayer | None, MoeSublayer | None]]) -> None:
         self._held = blocks  # as long as their addresses
-        pairs = [abi.Block(_address(attention), _address(moe)) for attention, moe in blocks]
-        self._blocks = (abi.Block * len(pairs))(*pairs)
+        self._blocks = (abi.Block * len(blocks))(*(_block(*block) for block in blocks))
         self._call = abi.DecodeStep(blocks=ctypes.addressof(self._blocks), count=len(blocks))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -169,8 +199,29 @@ class DecodeStepCall:
         return x
 
 
-def _address(sublayer: AttentionSublayer | MoeSublayer | None) -> int | None:
-    return None if sublayer is None else ctypes.addressof(sublayer.call)
+def _block(attention: AttentionSublayer | LatentSublayer | None, moe: MoeSublayer | None) -> abi.Block:
+    block = abi.Block()
+    if attention is not None:
+        kind = "attention" if isinstance(attention, AttentionSublayer) else "latent_attention"
+        setattr(block, kind, ctypes.addressof(attention.call))
+    if moe is not None:
+        block.moe = ctypes.addressof(moe.call)
+    return block
+
+
+def _place(tables: tuple[Tensor, Tensor], position: int, cache: Sequence[Tensor], seen: range) -> abi.Place:
+    keys, values = cache[0], cache[-1]
+    cosines, sines = tables
+    return abi.Place(
+        cosines=cosines.data_ptr(),
+        sines=sines.data_ptr(),
+        position=position,
+        keys=keys.data_ptr(),
+        values=values.data_ptr(),
+        rows=keys.shape[1],
+        first=seen.start,
+        last=seen.stop - 1,
+    )
 
 
 def _sublayer(sublayer: Sublayer) -> abi.Sublayer:

@@ -30,15 +30,12 @@ def statistics(loaded: LoadedModel, answer: Answer) -> tuple[str, ...]:
     timing = answer.timing
     cached = f" ({timing.cached_tokens} cached)" if timing.cached_tokens else ""
     prompt = f"prompt {timing.prompt_tokens} tokens{cached}{_rate(timing.prefill_rate)}"
-    team = loaded.opened.team
-    fewer = f"; at times {team.fewest} of {team.most} threads, as other programs take the processors"
     said = f"answer {len(answer.token_ids)} tokens{_rate(timing.decode_rate)}"
     peak, planned = format_bytes(machine.peak_rss()), format_bytes(loaded.plan.ram.total)
-    slowed = fewer if team.fewest < team.most else ""
     return (
-        f"{prompt}; {said}; peak memory {peak} (planned {planned}){slowed}",
-        f"{prompt}; {said}; {peak} of {planned}{slowed}",
-        f"{prompt}; {said}{slowed}",
+        f"{prompt}; {said}; peak memory {peak} (planned {planned})",
+        f"{prompt}; {said}; {peak} of {planned}",
+        f"{prompt}; {said}",
         said,
     )
 

@@ -39,7 +39,7 @@ def progress(repeat: int, quiet: bool) -> Iterator[Callable[[int, int, int], Non
 def screen(loaded: LoadedModel, result: Result, no_color: bool) -> None:
     """Print the measurement beside its forecast, and what the machine gives, on stdout."""
     to = tables.console(no_color)
-    tables.show(to, _title(loaded, result), _speeds(result), tables.facts(_facts(loaded, result)))
+    tables.show(to, _title(loaded, result), _speeds(result), tables.Facts(_facts(loaded, result)))
 
 
 def _title(loaded: LoadedModel, result: Result) -> RenderableType:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
+from moecli import settings
 from moecli.doctor.disks import Disk
 from moecli.doctor.examination import Examination
 from moecli.doctor.kernels import Kernels
@@ -26,7 +27,7 @@ def screen(found: Examination, wrong: Sequence[Problem], quiet: bool, no_color: 
     if not quiet:
         software = found.software
         head = tables.title(f"moecli {software.moecli}", f"Python {software.python}, {software.system}")
-        tables.show(to, head, tables.facts(list(_rows(found))))
+        tables.show(to, head, tables.Facts(list(_rows(found))))
         to.print()
     for problem in wrong:
         line = Text.assemble(("problem:", "bold red"), f" {problem.what}; ", ("hint:", "bold"), f" {problem.hint}")
@@ -54,6 +55,8 @@ def _rows(found: Examination) -> Iterator[_Row]:
     yield "", f"packed: {_held(found.packed)}"
     yield "", f"Hub cache: {_held(found.hub_cache)}"
     yield "environment", ", ".join(f"{name}={value}" for name, value in found.environment.items()) or "nothing set"
+    if found.presets:
+        yield "config", "\n".join([f"{settings.config()} adds", *found.presets])
 
 
 def _libraries(software: Software) -> str:

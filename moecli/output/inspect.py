@@ -15,7 +15,7 @@ from moecli.model.params import Counts
 from moecli.model.spec import Mixture, ModelSpec, Part
 from moecli.output import tables, words
 from moecli.output.comparison import billions
-from moecli.output.memory import FITS_HERE
+from moecli.output.memory import fits_here, next_step
 from moecli.planning.memory import default_context, estimate_memory
 from moecli.units import format_bytes
 
@@ -46,10 +46,10 @@ def card(to: Console, report: Report, advice: Advice) -> None:
     """All that is known of one model, on one screen; the last lines are about this machine."""
     parts: list[RenderableType] = [
         tables.Group(tables.title(report.model, _subtitle(report)), _wrapped(_provenance(report))),
-        tables.facts(_architecture(report)),
+        tables.Facts(_architecture(report)),
         _breakdown(to, report.counts),
-        tables.facts(_conventions(report)),
-        tables.facts([*_costs(report), *_here(report, advice)]),
+        tables.Facts(_conventions(report)),
+        tables.Facts([*_costs(report), *_here(report, advice)]),
     ]
     tables.show(to, *parts)
 
@@ -138,7 +138,10 @@ def _breakdown(to: Console, counts: Counts) -> Table:
     ]
     rows.append(("all", counts.total, counts.active))
     numbers = len(f"{counts.total:,}{counts.active:,}")
-    width = min(max((to.width - numbers - 37) // 2, 3), 20)  # 37: names, percentages and gaps
+    width = min((to.width - numbers - 37) // 2, 20)  # 37: names, percentages and gaps
+    if width < 3:  # a narrow screen
+        short = [(name, billions(all_), billions(active)) for name, all_, active in rows]
+        return tables.grid(("parameters", "total", "active"), short, total=True)
     cells: list[list[str | Text]] = [
         [name, *_share(to, all_, counts.total, width), *_share(to, active, counts.active, width, "yellow")]
         for name, all_, active in rows
@@ -165,7 +168,7 @@ def _conventions(report: Report) -> list[tuple[str, str | Text]]:
     if report.explanation is not None:
         rows.append(("", Text(report.explanation.text, style="" if report.explanation.complete else "yellow")))
     if entry is not None and entry.published is not None and entry.published.note:
-        rows.append(("", entry.published.note))
+        rows.append(("", f"{entry.published.note[0].upper()}{entry.published.note[1:].rstrip('.')}."))
     return rows
 
 
@@ -188,11 +191,9 @@ def _here(report: Report, advice: Advice) -> list[tuple[str, str | Text]]:
         ("sizes", ", ".join(f"{format_bytes(m.weights)} in {m.dtype}" for m in sizes))
     ]
     plan = advice.way.plan if advice.way else None
-    where = f", in {plan.memory.dtype}" if plan else ""
-    rows.append(("fits here", FITS_HERE[plan.runs_from if plan else None] + where))
-    if advice.command:
-        rows.append(("next", advice.command))
-    return rows
+    where = f", in {plan.memory.dtype}" if plan and not advice.obstacle else ""
+    rows.append(("fits here", fits_here(plan, not advice.obstacle) + where))
+    return [*rows, *next_step(advice)]
 
 
 def _files(report: Report, inventory: Inventory) -> list[tuple[str, str | Text]]:

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from moecli.errors import printable
 from moecli.library.listing import Here, Known
-from moecli.output import tables
+from moecli.output import tables, terminal
 from moecli.output.comparison import billions
-from moecli.output.memory import FITS_HERE
+from moecli.output.memory import fits_here
 from moecli.units import format_bytes
 
 
@@ -35,6 +35,11 @@ def show_here(to: Console, models: Sequence[Here]) -> None:
         for model in meant
     ]
     tables.show(to, table, *(["\n".join(notes)] if notes else []))
+
+
+def show_names(names: Sequence[str]) -> None:
+    """Print names as a shell loop wants them."""
+    terminal.write("".join(f"{printable(name)}\n" for name in names))
 
 
 def _revision(model: Here) -> str:
@@ -62,10 +67,12 @@ def show_known(to: Console, models: Sequence[Known]) -> None:
     header: tuple[str, ...] = ("alias", "total", "active", "q4", "fits here", "engine", "repository", "licence")
     rows = [_known_row(model) for model in models]
     shown = tables.columns_that_fit(to, header, rows) + 1
+    engine, fits = "engine", "fits here: in the format to take on this machine; "
     if shown < 6:  # a narrow screen
-        header, rows, shown = ("alias", "q4", "engine"), [(row[0], row[3], row[5]) for row in rows], 3
+        engine, fits = "runs", ""
+        header, rows, shown = ("alias", "q4", engine), [(row[0], row[3], row[5]) for row in rows], 3
     left = tuple(column for column in (0, 4, 5, 6, 7) if column < shown)
-    note = "fits here: in the format to take on this machine; engine: whether this version can run it"
+    note = f"{fits}{engine}: whether this version can run it"
     tables.show(to, tables.grid(header[:shown], [row[:shown] for row in rows], left=left), note)
 
 
@@ -73,7 +80,7 @@ def _known_row(model: Known) -> tuple[str, ...]:
     entry = model.entry
     licence = (entry.licence or "no licence named") if entry else "as moecli"
     repository = (entry.repo or "no weights published") if entry else "built in"
-    fits = FITS_HERE[model.best.runs_from if model.best else None]
+    fits = fits_here(model.best, not model.lacks)
     engine = "no" if model.lacks else "yes"
     size = format_bytes(model.q4_bytes)
     return model.alias, billions(model.total), billions(model.active), size, fits, engine, repository, licence

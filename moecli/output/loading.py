@@ -12,6 +12,7 @@ from moecli.store.progress import Progress
 from moecli.units import figure, format_bytes, format_duration
 
 if TYPE_CHECKING:
+    from moecli.engine.chat import GenerationConfig
     from moecli.planning.placement import Plan, Tier
     from moecli.planning.speed import Throughput
 
@@ -48,6 +49,19 @@ def _tier(plan: Plan, tier: Tier) -> str:
     return f"{format_bytes(tier.total)} = {' + '.join(held)}"
 
 
+def sampled(config: GenerationConfig) -> str:
+    """How tokens are chosen: what is switched off is left out."""
+    how = config.sampling
+    chance = how.temperature > 0
+    settings = (
+        ("top-k", how.top_k, chance and how.top_k > 0), ("top-p", how.top_p, chance and how.top_p < 1),
+        ("min-p", how.min_p, chance and how.min_p > 0), ("repeat penalty", how.repeat_penalty, how.repeat_penalty != 1),
+        ("seed", config.seed, chance),
+    )  # fmt: skip
+    first = f"temperature {how.temperature:g}" if chance else "greedy"
+    return ", ".join([first, *(f"{name} {value}" for name, value, counts in settings if counts)])
+
+
 def expectation(plan: Plan, speed: Throughput) -> str:
     """One line: what is read from disk, and how fast that will be."""
     return (
@@ -70,10 +84,10 @@ def introduce(name: str) -> None:
 
 @contextmanager
 def progress(name: str, quiet: bool) -> Iterator[Progress]:
-    """A line that stands on a terminal while weights are read or packed, and is gone after."""
+    """A line that stands on a terminal while weights are read, or packed on the way, and is gone after."""
     with terminal.Line(quiet) as line:
         line.show("loading ...")
-        yield _Meter(line, f"packing {name}", "experts")
+        yield _Meter(line, f"loading {name}", "bytes")
 
 
 @contextmanager
@@ -99,11 +113,13 @@ class _Meter:
             return
         self._shown = now
         spent = now - self._began
-        said = f"{self._what}: {done:,} of {total:,} {self._unit}"
+        in_bytes = self._unit == "bytes"
+        some, all_ = (format_bytes(done), format_bytes(total)) if in_bytes else (f"{done:,}", f"{total:,} {self._unit}")
+        said = f"{self._what}: {some} of {all_}"
         if done and spent > _KNOWN:
             rate = done / spent
             left = f"{format_duration((total - done) / rate)} left"
-            pace = f"{figure(rate)} {self._unit}/s"
+            pace = f"{format_bytes(rate) if in_bytes else f'{figure(rate)} {self._unit}'}/s"
             self._line.show(f"{said}, {pace}, {left}", f"{said}, {left}", f"{self._what}: {left}")
         else:
             self._line.show(said)

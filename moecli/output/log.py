@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 
-from moecli import settings
 
-
-def start() -> None:
-    """Show the package's records from the level of MOECLI_LOG on; nothing if it is unset. UsageError if unknown."""
-    level = settings.log_level()
+def start(level: str | None) -> None:
+    """Show the package's records from this level on; without one, nothing."""
     if level is None:
         return
     handler = logging.StreamHandler(sys.stderr)

@@ -23,7 +23,7 @@ from moecli.planning.placement import Plan, Tier
 from moecli.planning.speed import Throughput
 from moecli.units import figure, format_bytes, round_up
 
-FITS_HERE = {"vram": "yes, in VRAM", "ram": "yes, in RAM", "disk": "yes, from disk", None: "no"}
+_FROM = {"vram": "in VRAM", "ram": "in RAM", "disk": "from disk", None: "no"}
 _NARROW, _WIDE = 60, 90  # columns below which a table leaves out what can be spared
 
 
@@ -41,15 +41,15 @@ def screen(subject: Subject, explain: bool, no_color: bool) -> None:
     to, result = tables.console(no_color), subject.result
     parts: list[RenderableType] = [_title(result)]
     if result.asked:
-        parts += [tables.facts([*_verdict(result), *_ending(subject)]), _sum(to, result.chosen)]
+        parts += [tables.Facts([*_verdict(subject), *_ending(subject)]), _sum(to, result.chosen)]
     else:
-        parts.append(_formats(to, result))
+        parts.append(_formats(to, subject))
     if explain:
         parts.append(_explanation(result.chosen))
     if result.asked:
         parts.append(_placement(result))
     else:
-        parts.append(tables.facts([("for", _machine(result)), *_recommendation(subject), *_ending(subject)]))
+        parts.append(tables.Facts([("for", _machine(result)), *_recommendation(subject), *_ending(subject)]))
     tables.show(to, *parts)
 
 
@@ -60,16 +60,17 @@ def comparison(subjects: Sequence[Subject], no_color: bool) -> None:
     rows = []
     for each in subjects:
         one = each.result.best or _smallest_of(each.result)
+        runs = one.plan.runs and not each.advice.obstacle
         rows.append(
             (
                 each.result.model, one.memory.dtype, format_bytes(one.memory.peak), format_bytes(least_ram(one.plan)),
-                FITS_HERE[one.plan.runs_from], figure(one.speed.middle) if one.plan.runs else "-",
+                fits_here(one.plan, not each.advice.obstacle), figure(one.speed.middle) if runs else "-",
                 "no" if each.report.lacks else "yes",
             )
         )  # fmt: skip
     left: tuple[int, ...] = (0, 1, 4)
     if to.width < _NARROW:
-        header, rows, left = *_without(header, rows, 1, 3, 5, 6), (0, 2)
+        header, rows, left = *_without(header, rows, 1, 2, 3, 5, 6), (0, 1)
     elif to.width < _WIDE:
         header, rows, left = *_without(header, rows, 3), (0, 1, 3)
     tables.show(to, tables.grid(header, rows, left=left), Text(_machine(subjects[0].result)))
@@ -99,6 +100,11 @@ def beyond(spec: ModelSpec, context: int | None) -> str | None:
 def least_ram(plan: Plan) -> int:
     """The smallest RAM budget that it runs in, with experts read from disk if need be."""
     return min(plan.least_ram, plan.full_ram)
+
+
+def fits_here(plan: Plan | None, runnable: bool = True) -> str:
+    """Whether a model runs on this machine, and from where; no, where it runs nowhere."""
+    return f"yes, {_FROM[plan.runs_from]}" if plan is not None and plan.runs and runnable else "no"
 
 
 def place(plan: Plan) -> str:
@@ -154,8 +160,10 @@ def _sum(to: Console, one: Estimate) -> RenderableType:
     return tables.grid(("part", "bytes", "share"), [*rows, ("together", format_bytes(peak), "")], left=(0, 2))
 
 
-def _formats(to: Console, result: Result) -> RenderableType:
-    header: tuple[str, ...] = ("format", "weights", "an expert", "in all", "least RAM", "fits here", "tokens/s")
+def _formats(to: Console, subject: Subject) -> RenderableType:
+    result, obstacle = subject.result, subject.advice.obstacle
+    fits = "would fit" if obstacle else "fits here"
+    header: tuple[str, ...] = ("format", "weights", "an expert", "in all", "least RAM", fits, "tokens/s")
     rows = [
         (
             one.memory.dtype,
@@ -163,7 +171,7 @@ def _formats(to: Console, result: Result) -> RenderableType:
             format_bytes(one.memory.bytes_per_expert) if one.memory.expert_count else "-",
             format_bytes(one.memory.peak),
             format_bytes(least_ram(one.plan)),
-            FITS_HERE[one.plan.runs_from],
+            _FROM[one.plan.runs_from] if obstacle else fits_here(one.plan),
             _middle_first(one.speed) if one.plan.runs else "-",
         )
         for one in result.every
@@ -177,8 +185,12 @@ def _formats(to: Console, result: Result) -> RenderableType:
 
 
 def _explanation(one: Estimate) -> RenderableType:
-    return tables.facts(
-        [(term.name, f"{term.bytes:,} = {term.formula}  [from {term.keys}]") for term in one.memory.terms if term.bytes]
+    return tables.Facts(
+        [
+            (term.name, f"{term.bytes:,} = {term.formula}" + (f"  [from {term.keys}]" if term.keys != "-" else ""))
+            for term in one.memory.terms
+            if term.bytes
+        ]
     )
 
 
@@ -193,17 +205,20 @@ def _placement(result: Result) -> RenderableType:
             held.append(f"{tier.experts:,} of {total:,} experts")
         if tier.total:
             rows.append((names[name], f"{format_bytes(tier.total)}: {', '.join(held) or 'the process'}"))
-    return tables.facts(rows)
+    return tables.Facts(rows)
 
 
-def _verdict(result: Result) -> list[tuple[str, str]]:
-    """Whether it fits, from how much RAM on, how fast it will be: first of all."""
+def _verdict(subject: Subject) -> list[tuple[str, str]]:
+    """Whether it can be run at all and fits, from how much RAM on, how fast it will be: first of all."""
+    result, obstacle = subject.result, subject.advice.obstacle
     one, plan = result.chosen, result.chosen.plan
     short = f", {format_bytes(least_ram(plan) - plan.ram_budget)} short" if not plan.runs else ""
     where = f": {place(plan).removeprefix('with ')}" if plan.runs_from == "disk" else ""
     streams = f"{round_up(plan.least_ram)} with experts read from disk, " if plan.least_ram < plan.full_ram else ""
+    fits = _FROM[plan.runs_from] if obstacle else fits_here(plan)
     rows = [
-        ("fits here", f"{FITS_HERE[plan.runs_from]}{short}, on {_machine(result)}{where}"),
+        *([("engine", obstacle)] if obstacle else []),
+        ("would fit" if obstacle else "fits here", f"{fits}{short}, on {_machine(result)}{where}"),
         (
             "least RAM",
             f"{streams}{round_up(plan.full_ram)} with all of it in {'memory' if plan.device.dense else 'RAM'}",
@@ -244,13 +259,16 @@ def _ending(subject: Subject) -> list[tuple[str, str]]:
         size = f", {report.stored.bytes:,} bytes ({format_bytes(report.stored.bytes)})" if report.stored else ""
         rows.append(("files", f"published in {report.quantised}{size}"))
     if advice.obstacle:
-        rows.append(("engine", advice.obstacle))
+        rows += [("engine", advice.obstacle)] * (not result.asked)  # else it is said first
+    return rows + next_step(advice)
+
+
+def next_step(advice: Advice) -> list[tuple[str, str]]:
+    """What to type next, and what that takes of network and disk; of what cannot be run, the nearest that can."""
+    if advice.obstacle:
         other = nearest(advice)
-        if other is not None:
-            rows += [("next", other.command or ""), ("", "the nearest model that runs here")]
-    elif advice.command:
-        rows += [("next", advice.command), *_cost(advice)]
-    return rows
+        return [] if other is None else [("next", f"{other.command}"), ("", "the nearest model that runs here")]
+    return [("next", advice.command), *_cost(advice)] if advice.command else []
 
 
 def _smallest(result: Result) -> int:

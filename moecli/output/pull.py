@@ -49,7 +49,7 @@ def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool, doubts:
         *([("doubt", doubt) for doubt in proposal.doubts] if doubts else []),
     ]
     to = tables.console(no_color, terminal.styled(sys.stderr if on_stderr else sys.stdout))
-    tables.show(to, tables.title(proposal.name, f"{manifest.repo} at {manifest.commit[:12]}"), tables.facts(rows))
+    tables.show(to, tables.title(proposal.name, f"{manifest.repo} at {manifest.commit[:12]}"), tables.Facts(rows))
 
 
 def estimate(guess: Advice, why: str, no_color: bool) -> None:
@@ -59,14 +59,14 @@ def estimate(guess: Advice, why: str, no_color: bool) -> None:
     store = [("store", f"about {format_bytes(way.keep)} in {way.dtype}")] if way.packed else []
     entry = guess.ref.entry
     rows = [
-        ("estimate", f"by the catalog, for the Hub was not asked: {why}"),
+        ("estimate", f"from the catalog; the Hub was not asked: {why}"),
         ("to fetch", f"about {format_bytes(way.fetch)}"),
         *store,
         ("disk", f"{format_bytes(way.free)} free now, about {format_bytes(way.room)} needed at most{short}"),
         ("licence", (entry.licence if entry else None) or "not named"),
         *_running(way.estimate, way.runs, guess.lacks),
     ]
-    tables.show(tables.console(no_color), tables.title(guess.ref.name, guess.ref.repo or ""), tables.facts(rows))
+    tables.show(tables.console(no_color), tables.title(guess.ref.name, guess.ref.repo or ""), tables.Facts(rows))
 
 
 def question(pull: Proposal | PackedPull) -> str:

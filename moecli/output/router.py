@@ -31,7 +31,7 @@ def screen(to: Console, report: Report, advice: Advice, look: Look | None) -> No
     ]
     now = [("now", "moecli inspect tiny --routing"), ("", "of the built-in model, at once")]
     title = tables.title(report.model, "its router, by its configuration alone")
-    tables.show(to, title, tables.facts(rows), tables.facts([*_look(advice, look), *now]))
+    tables.show(to, title, tables.Facts(rows), tables.Facts([*_look(advice, look), *now]))
 
 
 def _look(advice: Advice, look: Look | None) -> list[tuple[str, str]]:
@@ -43,16 +43,18 @@ def _look(advice: Advice, look: Look | None) -> list[tuple[str, str]]:
         return [("a real look", advice.obstacle), *instead]
     if way is None or look is None:
         return [("a real look", "takes more memory than is free here")]
-    kept = f", keeps {format_bytes(way.keep)} in {way.dtype}" if way.packed else f" in {way.dtype}"
-    room = f"; {format_bytes(way.room)} at most meanwhile, {format_bytes(way.free)} are free"
-    return [
-        ("a real look", f"reads {look.prompts} short passages, about {look.tokens:,} tokens, each layer once for all"),
-        ("disk", f"fetches {format_bytes(way.fetch)}{kept}{room}"),
+    guess = "" if look.counted else "about "
+    rows = [
+        ("a real look", f"reads {look.prompts} short passages, {guess}{look.tokens:,} tokens, each layer once for all"),
         ("memory", f"{format_bytes(least_ram(way.plan))} at least; here {place(way.plan)}"),
         ("time", f"{_duration(look)}, {evidence(look.time)}"),
-        ("then", f"{advice.command}"),
-        ("", f"moecli inspect {advice.ref.typed} --routing"),
     ]
+    if advice.command is None:  # its weights are nowhere that is known
+        return rows
+    kept = f", keeps {format_bytes(way.keep)} in {way.dtype}" if way.packed else f" in {way.dtype}"
+    room = f"; {format_bytes(way.room)} at most meanwhile, {format_bytes(way.free)} are free"
+    rows.insert(1, ("disk", f"fetches {format_bytes(way.fetch)}{kept}{room}"))
+    return [*rows, ("then", advice.command), ("", f"moecli inspect {advice.ref.typed} --routing")]
 
 
 def _duration(look: Look) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from typing import IO, Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, Literal
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
@@ -15,12 +16,12 @@ from moecli.errors import lines_printable
 from moecli.output import terminal
 
 __all__ = [
+    "Facts",
     "Group",
     "bar",
     "blocks",
     "columns_that_fit",
     "console",
-    "facts",
     "grid",
     "percent",
     "show",
@@ -89,14 +90,21 @@ def title(text: str, rest: str = "") -> Text:
     return Text.assemble((lines_printable(text), "bold"), lines_printable(f"  {rest}" if rest else ""))
 
 
-def facts(rows: Sequence[tuple[str, str | Text]]) -> Table:
-    """Label and value, one pair a line; long values wrap under themselves."""
-    table = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
-    table.add_column(no_wrap=True, style="cyan", min_width=_LABEL)
-    table.add_column()
-    for label, value in rows:
-        table.add_row(label, value)
-    return table
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Label and value, one pair a line: long values wrap under themselves; a command to paste has no line ends."""
+
+    rows: Sequence[tuple[str, str | Text]]
+
+    def __rich_console__(self, to: Console, options: ConsoleOptions) -> Iterator[Text]:
+        indent = max(_LABEL, *(len(label) for label, _ in self.rows), 0) + _GAP
+        for label, value in self.rows:
+            text = value if isinstance(value, Text) else Text(lines_printable(value))
+            whole = text.plain.startswith("moecli ")
+            lines = [text] if whole else text.wrap(to, max(options.max_width - indent, 1), overflow="fold")
+            for number, line in enumerate(lines):
+                begin = Text((label if number == 0 else "").ljust(indent), "cyan")
+                yield Text.assemble(begin, line, no_wrap=True, overflow="ignore")
 
 
 def grid(
@@ -104,9 +112,9 @@ def grid(
 ) -> Table:
     """A table without lines: columns in `left` are text, the others numbers, right-aligned; the last may be a sum."""
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
-    for index, (name, *cells) in enumerate(zip(header, *rows, strict=True)):
-        widest = max(map(len, cells), default=0)
-        table.add_column(name, justify="left" if index in left else "right", no_wrap=True, min_width=widest)
+    for index, cells in enumerate(zip(header, *rows, strict=True)):
+        justify: Literal["left", "right"] = "left" if index in left else "right"
+        table.add_column(cells[0], justify=justify, no_wrap=True, min_width=max(map(len, cells)))
     for index, row in enumerate(rows):
         table.add_row(*row, style="bold" if total and index == len(rows) - 1 else None)
     return table
@@ -114,7 +122,7 @@ def grid(
 
 def columns_that_fit(to: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
     """How many columns after the first stand side by side on this console; at least one."""
-    widths = [max(len(text) for text in column) for column in zip(header, *rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     left = to.width - widths[0]
     for count, width in enumerate(widths[1:]):
         left -= width + _GAP
@@ -125,11 +133,12 @@ def columns_that_fit(to: Console, header: Sequence[str], rows: Sequence[Sequence
 
 def blocks(to: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Table]:
     """A table in parts as wide as the console, each with the first column."""
-    count = columns_that_fit(to, header, rows)
-    parts = []
-    for start in range(1, len(header), count):
-        kept = [0, *range(start, min(start + count, len(header)))]
-        parts.append(grid([header[i] for i in kept], [[row[i] for i in kept] for row in rows]))
+    parts, start = [], 1
+    while start < len(header):
+        cells = [[row[0], *row[start:]] for row in (header, *rows)]
+        count = columns_that_fit(to, cells[0], cells[1:]) + 1
+        parts.append(grid(cells[0][:count], [row[:count] for row in cells[1:]]))
+        start += count - 1
     return parts
 
 

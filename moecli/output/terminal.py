@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -229,7 +230,8 @@ def confirm(question: str, yes: bool, default: bool = False) -> None:
         return
     if not can_ask():
         raise UsageError(f"cannot ask '{question}': no terminal", "add --yes to go on without being asked")
-    sys.stderr.write(f"{printable(question)} {'[Y/n]' if default else '[y/N]'} ")
+    asked = f"{printable(question)} {'[Y/n]' if default else '[y/N]'}"
+    sys.stderr.write(textwrap.fill(asked, shutil.get_terminal_size().columns - 1, break_long_words=False) + " ")
     sys.stderr.flush()
     answer = sys.stdin.readline()
     if answer.strip().casefold() not in ({"y", "yes", ""} if default and answer else {"y", "yes"}):

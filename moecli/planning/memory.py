@@ -291,11 +291,11 @@ def _attention(attention: Attention, tokens: int, context: int, size: int) -> in
 
 
 def _feed_forwards(spec: ModelSpec, tokens: int, size: int) -> Amount:
-    """The largest mixture; of a dense model gate and up beside their float32 sums, or activation and product."""
+    """The largest mixture; of a dense model gate and up beside their float32 sums."""
     if mixtures := _mixtures(spec):
         return named("experts", max(_mixture(spec, mixture, tokens, size) for mixture in mixtures))
     widths = [layer.ffn.intermediate_size for layer, _ in alike(spec.layers) if isinstance(layer.ffn, FeedForward)]
-    return named("feed-forward", tokens * max(widths, default=0) * max(4 * size, 2 * (size + 4)))
+    return named("feed-forward", tokens * max(widths, default=0) * 2 * (size + 4))
 
 
 def _mixture(spec: ModelSpec, mixture: Mixture, tokens: int, size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -19,8 +20,12 @@ _MOST_LINKS = 40  # as the kernel follows
 
 
 def nearest_folder(path: Path) -> Path:
-    """The folder itself, or the closest above it that is there."""
-    return next((each for each in (path, *path.absolute().parents) if each.is_dir()), Path())
+    """The folder itself, or the closest above it that is there; what cannot be looked at is not."""
+    for each in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            if each.is_dir():
+                return each
+    return Path()
 
 
 def free_space(path: Path) -> int:

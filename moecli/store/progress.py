@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Progress = Callable[[int, int], None]  # done, of how many: bytes or experts
+Progress = Callable[[int, int], None]  # done, of how many: bytes, tokens or layers
 
 
 def silent(done: int, total: int) -> None:

@@ -171,7 +171,6 @@ class Writer:
         )
         whole.write(self.folder / manifest.FILE)
         _sync(self.folder / manifest.FILE)
-        sync_folder(self.folder)
         kept = {manifest.FILE, journal.FILE, journal.LOCK, *checksums}
         for file in [file for file in self.folder.iterdir() if file.name not in kept]:
             file.unlink()
@@ -209,8 +208,9 @@ class Writer:
 
     def _copy(self, path: Path) -> FileChecksums:
         copy = self.folder / path.name
-        copy.write_bytes(path.read_bytes())
-        _sync(copy)
+        if path != copy:  # else it was fetched to its place, and a cut while it is written again could spoil it
+            copy.write_bytes(path.read_bytes())
+            _sync(copy)
         return file_checksums(copy)
 
 

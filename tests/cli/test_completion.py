@@ -145,9 +145,13 @@ def test_fish(program, tmp_path):
     assert found.splitlines() == ["nf4", "mixtral-8x22b-base\tmistralai/Mixtral-8x22B-v0.1", "notes.txt"]
 
 
-def test_a_tab_is_quick(moecli):
-    moecli("__complete", "zsh", "run", "mixt")  # compiled
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert "mixtral" in moecli("__complete", "zsh", "run", "mixt").stdout
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.6  # 0.25 s beside other work
+def test_a_tab_is_quick(moecli, tmp_path):
+    """Processor time, the least of three, with the byte code that an installed program has."""
+    compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path / "compiled")}
+    spent = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert "mixtral" in moecli("__complete", "zsh", "run", "mixt", **compiled).stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent[1:]) < 0.3, spent

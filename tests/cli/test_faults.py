@@ -1,6 +1,6 @@
 """Real system calls that fail one after another under a model's files, and removals killed before each of theirs.
 
-The gate takes a part of the places; FAULTS_STRIDE=1 takes all.
+The gate takes a part of the places; FAULTS_STRIDE=1 takes all, and with FAULTS_PART=2/4 the second quarter of them.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def test_a_read_that_fails_explains_itself(arguments: tuple[str, ...], places: i
     whole = home.run(*command)
     assert whole.code == 0 and whole.calls > 10, whole.talk
     stride = int(os.environ.get("FAULTS_STRIDE", max(1, whole.calls // places)))
-    for turn, at in enumerate(range(1, whole.calls + 1, stride)):
+    part, parts = map(int, os.environ.get("FAULTS_PART", "1/1").split("/"))
+    for turn, at in enumerate(range(1, whole.calls + 1, stride)[part - 1 :: parts]):
         for error in ERRORS if stride == 1 else ERRORS[turn % len(ERRORS) :][:1]:
             found = home.run(*command, at=at, error=error)
             where = f"{found.struck}: {errno.errorcode[error]}\n{found.talk}"

@@ -34,6 +34,7 @@ def test_stays_light(argv, environment):
     assert bool(result.stdout) == ("mixtrl" not in argv)
     help_or_tab = {"-h", "--help", "__complete"} & set(argv)
     assert not {name.split(".")[0] for name in loaded} & (HEAVY | SLOW if help_or_tab else HEAVY)
+    assert not (help_or_tab and [name for name in loaded if name.startswith(("moecli.library", "moecli.checkpoint"))])
 
 
 def test_version_names_the_program_and_torch(moecli):

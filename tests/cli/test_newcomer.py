@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import moecli as moecli_package
 from moecli.model import catalog
 from tests.support import headers, hub_server
 from tests.support.stores import random_mixtral
@@ -39,8 +40,8 @@ def test_the_first_line_of_all_ends_in_an_answer(on_a_terminal, moecli, laptop, 
     assert not any(name.endswith(".safetensors") and count > 1e5 for name, count in laptop.sent_of.items())
     status, output, shown = on_a_terminal(*run, typed="\n")
     assert status == 0 and output, shown
-    question = next(line for line in shown.splitlines() if "[Y/n]" in line)
-    assert all(word in question for word in ("Download", "keep", "q4", "run it", "tokens/s"))
+    question = " ".join(shown[shown.index("Download ") : shown.index("[Y/n]")].split())
+    assert all(word in question for word in ("keep", "q4", "run it", "tokens/s"))
     for fact in ("to fetch", "store", "disk", "memory", "speed"):
         assert shown.index(fact) < shown.index("[Y/n]")
     assert (tmp_path / "moecli/models/mixtral-q4/manifest.json").is_file()
@@ -111,11 +112,17 @@ def test_several_models_and_gpus_in_one_table(moecli):
     assert "rtx4090" in moecli("memory", "--gpu", "list").stdout
 
 
-def test_a_router_is_shown_without_its_weights(moecli, hub):
+def test_a_router_is_shown_without_its_weights(moecli, hub, tmp_path):
     result = moecli("inspect", "dbrx", "--routing")
     assert result.returncode == 1 and "moecli pull dbrx --dtype q4" in result.stderr and not hub.seen
     for words in ("best 4 of 16", "160 of 640 experts", "fetches 245 GiB", "minutes", "moecli inspect tiny --routing"):
         assert words in " ".join(result.stdout.split()) or (words == "minutes" and "hours" in result.stdout)
+    tiny = Path(moecli_package.__file__).with_name("tiny")
+    (tmp_path / "own").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(tiny / name, tmp_path / "own")
+    own = moecli("inspect", str(tmp_path / "own/config.json"), "--routing").stdout
+    assert " 7,355 tokens" in own and "about 7,355" not in own and "\nthen" not in own  # by its own tokenizer
     refused = json.loads(moecli("inspect", "dbrx", "--routing", "--json").stdout)
     assert refused["error"]["kind"] == "ModelNotFound" and "pull dbrx" in refused["error"]["hint"]
 

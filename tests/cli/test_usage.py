@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from moecli import settings
 from moecli.cli import run
 from moecli.cli.app import PROGRAM, app
 from moecli.errors import UsageError
@@ -47,6 +48,38 @@ def test_wrong_usage_is_told_in_one_style(tmp_path, monkeypatch, typed, error, h
     with pytest.raises(UsageError) as refused:
         app(args=typed.split(), prog_name=PROGRAM)
     assert error in refused.value.message and hint in str(refused.value.hint)
+
+
+def test_options_that_the_user_always_wants(moecli, tmp_path):
+    """A line a command, before what is typed."""
+    file = tmp_path / "moecli/config"
+    file.parent.mkdir()
+    file.write_text("# mine\n\nmemory --dtype q4 --ram '12 GiB'  # of 16\nlist --quiet\n")
+    assert moecli("ls").stdout == "tiny\n"
+    found = json.loads(moecli("memory", "mixtral", "--json").stdout)
+    assert (found["dtype"], found["ram_budget_bytes"]) == ("q4", 12 << 30)
+    assert json.loads(moecli("memory", "mixtral", "--ram", "4GiB", "--json").stdout)["ram_budget_bytes"] == 4 << 30
+    assert moecli("ls", MOECLI_CONFIG="/dev/null").stdout.startswith("name")
+    file.write_text("list --quite")
+    refused = moecli("ls")
+    assert refused.returncode == 2 and refused.stderr.splitlines() == [
+        f"note: {file} adds --quite", "error: there is no option --quite", "hint: did you mean --quiet?",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"run --system 'Be brief", "line 1 of .*: No closing quotation"),
+        (b"\nrun tiny", "line 2 of .* is no command with options"),
+        (b"run --system \xff", "cannot be read"),
+    ],
+)
+def test_a_file_of_options_that_is_none(tmp_path, monkeypatch, content, problem):
+    (tmp_path / "mine").write_bytes(content)
+    monkeypatch.setenv("MOECLI_CONFIG", str(tmp_path / "mine"))
+    with pytest.raises(UsageError, match=problem):
+        settings.presets()
 
 
 def test_with_json_a_failure_is_a_document_too(moecli):

@@ -149,6 +149,11 @@ def test_the_ends_of_every_range_are_in_it(options: dict[str, float]) -> None:
         assert getattr(Sampling(**options), name) == value
 
 
+def test_what_was_found_in_range_stays_so() -> None:
+    with pytest.raises(AttributeError):
+        Sampling().temperature = 200.0  # type: ignore[misc]
+
+
 def test_nothing_asked_for_is_greedy_without_filters() -> None:
     assert Sampling() == Sampling(0.0, 0, 1.0, 0.0, 1.0)
 

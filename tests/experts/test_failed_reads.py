@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,23 @@ class Interrupted(Readers):
         if self._asked in self._numbers:
             raise KeyboardInterrupt
         return super().read(ranges, arrived)
+
+
+class Slow(Readers):
+    """Each segment takes longer than the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[PendingRead] = []
+        self._turn = count()
+
+    def read(self, ranges: Iterable[Range], arrived: Callable[[PendingRead], None] | None = None) -> PendingRead:
+        self.begun.append(super().read(ranges, arrived))
+        return self.begun[-1]
+
+    def _read(self, segment: Range, pending: PendingRead) -> None:
+        time.sleep(0.1 * next(self._turn))
+        super()._read(segment, pending)
 
 
 def in_ram(store: PackedStore) -> OffloadedExperts:
@@ -164,3 +183,15 @@ def test_ctrl_c_between_two_that_arrive(store: PackedStore) -> None:
         with pytest.raises(KeyboardInterrupt):
             ready.throw(KeyboardInterrupt)
         assert read(experts, WANTED) == stored(store, WANTED)
+
+
+@pytest.mark.parametrize("make", [in_ram, on_both, nowhere])
+def test_nothing_is_on_its_way_once_a_pass_was_left(make: Make, store: PackedStore, monkeypatch) -> None:
+    """Bytes that come late would be written over those of the next pass."""
+    readers = Slow()
+    for room in ("offloaded", "gpu_offloaded"):
+        monkeypatch.setattr(f"moecli.experts.{room}.Readers", lambda: readers)
+    ready = make(store).iter_ready(LAYER, WANTED, 1)
+    next(ready)
+    ready.close()
+    assert len(readers.begun) == len(WANTED) and all(each.done.is_set() for each in readers.begun)

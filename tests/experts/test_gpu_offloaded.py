@@ -20,8 +20,9 @@ from moecli.experts.arena import CPU, Arena
 from moecli.experts.copies import Copies, Parts, copies_for
 from moecli.experts.gpu_offloaded import Capacity, GpuOffloadedExperts
 from moecli.experts.policies import POLICIES
-from moecli.experts.rates import Pace, Rates, cheaper, split
+from moecli.experts.rates import Pace, Rates, cheaper, measure, split
 from moecli.experts.slot_map import Place, SlotMap
+from moecli.model.spec import Activation
 from moecli.store import expert_record
 from moecli.store.packed import PackedStore
 from tests.support.checkpoints import make, prompt, write
@@ -237,6 +238,19 @@ def test_copies_and_the_processor_end_together() -> None:
     assert len(split(dict.fromkeys(range(9), 1), 10, Rates(20.0, Pace(10.0, 0.0), Pace(1e9, 0.0)))) == 6
     assert split({0: 1, 1: 500, 2: 2}, 10, Rates(10.0, Pace(11.0, 1.0), Pace(1e9, 0.0))) == [1, 0]
     assert split({}, 10, rates) == []
+    assert split({3: 1, 1: 1, 2: 1, 0: 1}, 10, rates) == [1, 3]  # of equal ones the lower number chooses first
+
+
+def test_rates_by_hand(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What 31 tokens more take, as a share of what the first takes."""
+    record = stores("mixtral", "q4").record(0)
+    slots, ram = Arena(1, record.stride), Arena(2, record.stride)
+    for many, further in ((0.56, 0.1), (0.1, 0.0)):
+        seconds = [0.5, 0.14, many]
+        monkeypatch.setattr("moecli.experts.rates._fastest", lambda work, seconds=seconds: seconds.pop(0))
+        pace = Pace(record.size / 0.14, pytest.approx(further * 3 / 3.1 if further else 0.0))
+        found = measure(record, Activation.SILU, torch.float32, slots, ram, Copies(slots))
+        assert found == Rates(ram.size / 0.5, pace, pace)
 
 
 @given(

@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=2000, help="of all targets together")
     parser.add_argument("--seed", default="0")
     parser.add_argument("--target", choices=list(TARGETS), action="append")
+    parser.add_argument("--first", type=int, default=0, help="of each target, to go on from there")
     parser.add_argument("--case", type=int, help="this one alone, with what it shows")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--findings", type=int, default=20, help="a target stops after so many")
@@ -48,7 +49,7 @@ def main() -> int:
     if wanted.case is not None:
         return _repeat(wanted.target[0], wanted.seed, wanted.case)
     shares = {name: share for name, (_, share) in TARGETS.items() if name in (wanted.target or TARGETS)}
-    work = [(name, round(wanted.cases * share / sum(shares.values()))) for name, share in shares.items()]
+    work = [(name, wanted.first, round(wanted.cases * share / sum(shares.values()))) for name, share in shares.items()]
     found = 0
     print(f"| target | cases | answered | refused | slowest | most memory | findings |\n|---|{'--:|' * 6}")
     with multiprocessing.pool.ThreadPool(wanted.jobs) as pool:
@@ -64,9 +65,9 @@ def main() -> int:
     return 1 if found else 0
 
 
-def _watch(name: str, count: int, seed: str, most: int) -> tuple[str, int, Tally]:
-    """All cases of a target; a process that dies or hangs costs the case it was at."""
-    tally, number = Tally(), 0
+def _watch(name: str, first: int, count: int, seed: str, most: int) -> tuple[str, int, Tally]:
+    """The cases of a target up to `count`; a process that dies or hangs costs the case it was at."""
+    tally, number = Tally(), first
     spawn = multiprocessing.get_context("spawn")
     while number < count and len(tally.findings) < most:
         ours, theirs = spawn.Pipe(duplex=False)
@@ -89,7 +90,7 @@ def _watch(name: str, count: int, seed: str, most: int) -> tuple[str, int, Tally
             number += 1
         process.kill()
         process.join()
-    return name, number, tally
+    return name, number - first, tally
 
 
 def _repeat(name: str, seed: str, number: int) -> int:

@@ -227,6 +227,17 @@ def test_a_spoilt_beginning_is_noticed_and_replaced(hub: hub_server.Hub) -> None
     assert hub.sent_of[FIRST] == 500_000
 
 
+def test_a_beginning_that_is_longer_than_the_file_is_none(hub: hub_server.Hub) -> None:
+    manifest = read_manifest(REPO)
+    blob = manifest.blob(manifest.weights[0])
+    blob.parent.mkdir(parents=True)
+    blob.with_name(blob.name + ".incomplete").write_bytes(weights(0) + b"x")
+    watcher = Seen()
+    assert (pull(watcher=watcher) / FIRST).read_bytes() == weights(0)
+    assert watcher.arrived[FIRST] == hub.sent_of[FIRST] == 300_000 and not watcher.earlier
+    assert [sent["range"] for sent in hub.requests(FIRST)] == ["bytes=0-"]
+
+
 def test_a_blob_of_the_wrong_size_is_replaced(hub: hub_server.Hub) -> None:
     folder = pull()
     (folder / FIRST).resolve().write_bytes(b"short")
@@ -277,9 +288,33 @@ def test_more_bytes_than_announced_stop_the_stream(hub: hub_server.Hub) -> None:
 )
 def test_names_that_lead_outside_are_refused(hub: hub_server.Hub, name: str) -> None:
     hub.listed = [{"rfilename": name, "size": 4, "blobId": "a" * 40}]
-    with pytest.raises(CheckpointError, match="outside its folder"):
+    with pytest.raises(CheckpointError, match="outside its folder") as refused:
         pull()
+    assert refused.value.message.startswith(f"{REPO} names the file {name!a}, which")
     assert not hub_cache.repository(REPO).exists()
+
+
+@pytest.mark.parametrize(("length", "there"), [(254, True), (255, True), (256, False)])
+def test_names_as_long_as_disks_hold_them(hub: hub_server.Hub, length: int, there: bool) -> None:
+    hub.listed = [{"rfilename": "\xe9" * 100 + "x" * (length - 200), "size": 4, "blobId": "a" * 40}]
+    if there:
+        assert len(read_manifest(REPO).weights) == 2
+    else:
+        with pytest.raises(CheckpointError, match=r"names the file '\xe9+\.\.\.', which no disk can hold"):
+            read_manifest(REPO)
+    hub.listed = [{"rfilename": "../" + "x" * 200, "size": 4, "blobId": "a" * 40}]
+    with pytest.raises(CheckpointError, match=f"names the file '../{'x' * 77}', which"):
+        read_manifest(REPO)
+
+
+def test_a_size_that_is_none_is_refused(hub: hub_server.Hub) -> None:
+    for size in (-1, 2**50, True, 1.0, "4", None):
+        hub.listed = [{"rfilename": "x.bin", "size": size, "blobId": "a" * 40}]
+        with pytest.raises(CheckpointError, match=r"tells no size or no hash of x.bin"):
+            read_manifest(REPO)
+    for size in (0, 2**50 - 1):
+        hub.listed = [{"rfilename": "x.bin", "size": size, "blobId": "a" * 40}]
+        assert len(read_manifest(REPO).weights) == 2
 
 
 @pytest.mark.parametrize("blob", ["../../evil", "", None, "A" * 40, "a" * 41, 7])

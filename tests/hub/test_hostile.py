@@ -7,17 +7,20 @@ import gzip
 import itertools
 import json
 import resource
+import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import moecli as package
-from moecli.errors import MoecliError
+from moecli.errors import MoecliError, NetworkError
 from moecli.hub import bounds, client
 from moecli.hub.download import fetch_all
 from moecli.hub.headers import read_remote
@@ -192,6 +195,48 @@ def test_a_redirect_that_goes_on_is_followed(hub: hub_server.Hub) -> None:
     assert read_manifest(REPO, None, ONCE).commit == COMMIT
 
 
+NAMES_OF_HOSTS = {
+    "huggingface.co": ["192.0.2.7", "2001:db8::7"], "cdn.example.org": ["192.0.2.8"],
+    "mirror.example.org": ["127.0.0.1"],
+    "metadata.example.org": ["192.0.2.9", "169.254.169.254"], "inner.example.org": ["127.0.0.2"],
+    "six.example.org": ["fe80::1%2"], "mapped.example.org": ["::ffff:169.254.0.1"], "none.example.org": ["0.0.0.0"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("home", "target", "refused"),
+    [
+        ("huggingface.co", "cdn.example.org", None), ("huggingface.co", "unknown.example.org", None),
+        ("huggingface.co", "192.0.2.8", None), ("huggingface.co", "metadata.example.org", "169.254.169.254"),
+        ("huggingface.co", "six.example.org", "fe80::1"), ("huggingface.co", "mapped.example.org", "169.254.0.1"),
+        ("huggingface.co", "none.example.org", "0.0.0.0"), ("huggingface.co", "inner.example.org", "127.0.0.2"),
+        ("huggingface.co", "localhost", "127.0.0.1"), ("huggingface.co", "127.1", "127.0.0.1"),
+        ("huggingface.co", "[::1]", "::1"), ("127.0.0.1", "localhost", None), ("localhost", "127.0.0.1", None),
+        ("mirror.example.org", "inner.example.org", None), ("mirror.example.org", "127.0.0.9", None),
+        ("mirror.example.org", "metadata.example.org", "169.254.169.254"), ("127.0.0.1", "169.254.1.1", "169.254.1.1"),
+        ("169.254.1.1", "169.254.1.1", None), ("none.example.org", "none.example.org", None),
+    ],
+)  # fmt: skip
+def test_redirects_stay_in_the_network(home: str, target: str, refused: str | None, monkeypatch) -> None:
+    """What a name leads to counts, too; the Hub's own host is the user's choice."""
+
+    def getaddrinfo(name: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        if name not in NAMES_OF_HOSTS:
+            raise socket.gaierror("no such name")
+        return [(None, None, None, "", (address, 0)) for address in NAMES_OF_HOSTS[name]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    url = SimpleNamespace(scheme="https", host=target)
+    with pytest.raises(NetworkError, match=f"redirects to {refused}, which") if refused else nullcontext():
+        client._check_redirect(home, url)
+
+
+def test_where_a_proxy_is_asked_no_name_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.org:3128")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("looked up"))
+    client._check_redirect("huggingface.co", SimpleNamespace(scheme="https", host="cdn.example.org"))
+
+
 # Lies in a listing
 
 
@@ -271,9 +316,43 @@ def test_another_range_than_was_asked_for(hub: hub_server.Hub, range_: str) -> N
         assert "another part of model.safetensors" in guarded(action).message or "99-0" in range_
 
 
+def test_of_weights_only_the_beginning_is_asked_for(hub: hub_server.Hub) -> None:
+    assert read_remote(REPO).tensors
+    assert [each.get("range") for each in hub.requests(CONFIG)] == [None]
+    assert [each["range"][:8] for each in hub.requests(WEIGHTS)] == ["bytes=0-"]
+
+
 def test_a_server_that_gives_all_instead_of_a_part(hub: hub_server.Hub) -> None:
     hub.ranges = False
     assert read_remote(REPO).tensors and pull()
+
+
+@pytest.mark.parametrize(
+    ("headers", "size"),
+    [
+        ({"content-range": "bytes 0-9/100", "content-length": "10"}, 100), ({"content-range": "bytes 0-9/*"}, None),
+        ({"content-length": "12"}, 12), ({}, None), ({"content-length": "many"}, None),
+        ({"content-length": "\u0663"}, None),
+        ({"content-length": "9" * 19}, 10**19 - 1), ({"content-length": "9" * 20}, None),
+        ({"content-length": "-1"}, None),
+    ],
+)  # fmt: skip
+def test_sizes_that_an_answer_tells(headers: dict[str, str], size: int | None) -> None:
+    response = SimpleNamespace(status_code=200, headers=headers, url=SimpleNamespace(host="example.org"))
+    assert client.Answer(response, [], 1).file_size == size
+
+
+def test_an_answer_in_pieces_is_whole(hub: hub_server.Hub) -> None:
+    text = json.dumps({"sha": COMMIT, "siblings": []}).encode()
+    head = OK + f"Content-Length: {len(text)}\r\n\r\n".encode()
+
+    def answer(send: Send) -> None:
+        for piece in (head, text[:9], text[9:20], text[20:]):
+            send(piece)
+            time.sleep(0.05)
+
+    hub.raw[""] = answer
+    assert client.listing(REPO, None)["sha"] == COMMIT
 
 
 # Waits

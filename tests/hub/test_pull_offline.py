@@ -15,6 +15,7 @@ import moecli as package
 from moecli.errors import NetworkError
 from moecli.hub import cache as hub_cache
 from moecli.hub.download import fetch_all
+from moecli.hub.headers import read_remote
 from moecli.hub.manifest import read_manifest
 from moecli.library.pull import propose
 from moecli.library.resolve import resolve
@@ -58,6 +59,14 @@ def test_offline_without_it_is_an_error(hub: hub_server.Hub, monkeypatch: pytest
     (hub_cache.snapshot(REPO) / "model.safetensors").unlink()
     with pytest.raises(NetworkError, match=f"'{REPO}' is on the Hub, and the network is not to be used"):
         again()
+    assert not hub.seen
+
+
+def test_offline_nothing_is_asked_of_the_hub(hub: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for ask in (lambda: read_remote(REPO), lambda: read_manifest(REPO)):
+        with pytest.raises(NetworkError, match="the network is not to be used"):
+            ask()
     assert not hub.seen
 
 

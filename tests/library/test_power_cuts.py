@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +30,8 @@ from tests.support.stores import contents, deal, random_mixtral
 pytestmark = pytest.mark.slow
 
 REPO = "somebody/two-layers"
-SAMPLE = 25  # cuts of each command; with --every-cut all
+_PACKED = ("dense", "experts", "left-over")  # begin the names of files whose bytes the journal tells of
+SAMPLE = 25  # cuts of each command; with --every-cut all, and with CUTS_PART=2/4 the second quarter of them
 
 
 def moecli(*arguments: str) -> None:
@@ -102,6 +105,7 @@ def recorded(tmp_path: Path, at: Callable[[Path], None]) -> Callable[..., Record
         assert result.returncode == 0, result.stderr
         disk = Disk(before, root)
         for call in calls:
+            assert call.op != "rename" or disk.is_written(call.path), f"{call}: a name before its bytes are safe"
             disk.apply(call)
         disk.lay_out(tmp_path / "again", "all")
         assert tree(tmp_path / "again") == tree(root), "a change was not recorded"
@@ -121,6 +125,8 @@ def cuts(tmp_path: Path, at: Callable[[Path], None], every_cut: bool) -> Callabl
             telling = [each for each in moments if each[0] and calls[each[0] - 1].op != "write"][: -len(FATES)]
             chosen = random.Random(1).sample(telling, min(SAMPLE, len(telling)))
             moments = sorted(chosen) + moments[-len(FATES) :]
+        part, parts = map(int, os.environ.get("CUTS_PART", "1/1").split("/"))
+        moments = moments[len(moments) * (part - 1) // parts : len(moments) * part // parts]
         disk, done = Disk(recording.before, recording.root), 0
         for number, fate in moments:
             for call in calls[done:number]:
@@ -152,9 +158,35 @@ def promised(calls: list[Call]) -> bytes:
             return b""
         if name == journal.FILE and call.op == "write":
             written += call.data
-        elif call.op == "unlink" or name.startswith(("dense", "experts", "left-over", manifest.FILE)):
+        elif call.op == "unlink" or name.startswith((*_PACKED, manifest.FILE)):
             safe = written
     return safe
+
+
+def check_order(recording: Recording, name: str) -> None:
+    """At every call: what the journal says is synced before its line is written, the line before the next step."""
+    disk = Disk(recording.before, recording.root)
+    partial = recording.root / "home/models" / f"{name}{PARTIAL}"
+    lines, made = list[dict[str, Any]](), set()
+    for call in recording.calls:
+        path = Path(call.path)
+        if path == partial and call.op == "rename":
+            assert disk.unsynced(partial) == set(), call
+        elif path.parent == partial:
+            loose = disk.unsynced(partial)
+            assert call.op != "truncate" or path.name.startswith(_PACKED), f"{call}: what was whole is written again"
+            if path.name == journal.FILE and call.op == "unlink":
+                assert loose == set() and manifest.FILE in made, call
+            elif path.name == journal.FILE and call.op == "write":
+                assert not lines or not [each for each in loose if each.startswith(_PACKED)], call
+                lines.append(json.loads(call.data))
+            elif path.name.startswith(_PACKED) or (call.op == "unlink" and path.name != journal.LOCK):
+                assert journal.FILE not in loose, call
+        made.add(path.name)
+        disk.apply(call)
+    assert disk.unsynced(partial.parent) == set() and len(lines) > 3
+    done = [name for line in lines for name in line.get("done", ())]
+    assert len(done) == len(set(done)) > 10, "work was done twice"
 
 
 def check_packing(cut: Cut, name: str, command: tuple[str, ...], reference: dict[str, bytes]) -> None:
@@ -183,6 +215,7 @@ def after_a_kill() -> None:
 def test_pack(recorded, source, cuts):
     recording = recorded("pack", str(source), prepare=after_a_kill)
     reference = contents(recording.root / "home/models/two-layers-q4")
+    check_order(recording, "two-layers-q4")
     for cut in cuts(recording):
         check_packing(cut, "two-layers-q4", ("pack", str(source)), reference)
 
@@ -192,6 +225,7 @@ def test_pull_into_a_packed_model(recorded, source, server, cuts):
     recording = recorded("pull", REPO, "--dtype", "q4", HF_ENDPOINT=server.url)
     reference = contents(recording.root / "home/models" / name)
     assert reference["config.json"] == (source / "config.json").read_bytes()
+    check_order(recording, name)
     for cut in cuts(recording):
         check_packing(cut, name, ("pull", REPO, "--dtype", "q4"), reference)
 

@@ -380,6 +380,17 @@ def test_a_hostile_revision_finds_nothing(cache: Path, revision: str) -> None:
     assert hub_cache.snapshot(REPO, revision) is None
 
 
+def test_revisions_and_commits_as_long_as_they_may_be(cache: Path) -> None:
+    assert hub_cache.is_revision("x" * 200) and not hub_cache.is_revision("x" * 201)
+    assert hub_cache.is_revision("refs/pr/7") and not hub_cache.is_revision("a b")
+    for commit in ("c" * 64, "c" * 65):
+        download(cache, commit=commit, ref=None)
+        root = hub_cache.repository(REPO)
+        (root / "refs").mkdir(exist_ok=True)
+        (root / "refs/long").write_text(f"{commit}\n")
+        assert hub_cache.commit(root, "long") == (commit if len(commit) == 64 else None)
+
+
 @pytest.mark.parametrize("commit", ["../../../x", "../../x", "/etc", "", "a b", "\0", "x" * 1000, "ü" * 40])
 def test_a_hostile_ref_file_leads_nowhere(cache: Path, commit: str) -> None:
     folder = download(cache)

@@ -140,10 +140,8 @@ static void try(int last, int format, size_t intermediate_size, size_t hidden_si
     free(x), free(out), free(one), free(layer), free(hidden);
 }
 
-static void step(int isa, void *x, struct attention *attention, struct moe *moe) {
-    struct decode_step call = {.x = x, .count = 1};
-    struct block block = {attention, moe};
-    call.blocks = &block;
+static void step(int isa, void *x, struct block block) {
+    struct decode_step call = {.x = x, .blocks = &block, .count = 1};
     moecli_decode_step(isa, &call);
 }
 
@@ -179,10 +177,10 @@ static void try_attention(int last, int format, int type, int variant) {
         call.qkv_bias = variant & 2 ? bias : NULL, call.output_bias = variant & 4 ? after : NULL;
         call.qk_norm = variant % 3, call.q_norm = norm, call.k_norm = norm, call.interleaved = variant & 1;
         call.clip = variant & 1 ? 0.5f : 0, call.softcap = variant & 4 ? 3 : 0;
-        call.cosines = cosines, call.sines = sines, call.rotary_dim = (int64_t)rotary_dim, call.position = 8;
-        call.keys = own_keys, call.values = own_values, call.rows = (int64_t)rows;
-        call.first = variant & 1 ? 7 : 0, call.last = variant & 2 ? (int64_t)rows - 1 : 200;
-        step(isa, own, &call, NULL);
+        call.rotary_dim = (int64_t)rotary_dim;
+        call.place = (struct place){cosines, sines, 8, own_keys, own_values, (int64_t)rows, variant & 1 ? 7 : 0, 200};
+        call.place.last = variant & 2 ? (int64_t)rows - 1 : 200;
+        step(isa, own, (struct block){.attention = &call});
         check("attention", isa, format, own, &expected_x, hidden_size * size);
         check("keys", isa, format, own_keys, &expected_keys, shared * rows * dim * size);
         check("values", isa, format, own_values, &expected_values, shared * rows * dim * size);
@@ -190,6 +188,40 @@ static void try_attention(int last, int format, int type, int variant) {
     }
     free(qkv), free(output), free(before), free(after), free(x), free(bias), free(norm), free(cosines), free(sines);
     free(keys), free(values), free(expected_x), free(expected_keys), free(expected_values);
+}
+
+/* A token's latent attention: few heads and more than a tile of them, few keys and more than one span and block. */
+static void try_latent(int last, int format, int type, int variant) {
+    const size_t hidden_size = 72, heads = variant & 1 ? 35 : 6, low_rank = variant & 2 ? 40 : 0, rank = 29;
+    const size_t nope_dim = 11, rotary_dim = 6, value_dim = 13, width = rank + rotary_dim, rows = 2000;
+    const size_t size = type == FP32 ? 4 : 2, columns = low_rank ? low_rank : hidden_size;
+    uint8_t *query = packed_matrix(last, format, heads * (nope_dim + rotary_dim), columns, FP32);
+    uint8_t *output = packed_matrix(last, format, hidden_size, heads * value_dim, FP32);
+    void *norm = typed(type, hidden_size), *x = typed(type, hidden_size), *bias = typed(type, hidden_size);
+    void *query_down = typed(type, low_rank * hidden_size + 1), *latent_down = typed(type, width * hidden_size);
+    void *expansion = typed(type, heads * (nope_dim + value_dim) * rank), *latents = typed(type, rows * width);
+    void *cosines = typed(type, 9 * rotary_dim), *sines = typed(type, 9 * rotary_dim);
+    void *expected_x = NULL, *expected_latents = NULL;
+    for (int isa = last; isa >= 0; isa--) {
+        if (!*moecli_isa(isa))
+            continue;
+        void *own = copy(x, hidden_size * size), *own_latents = copy(latents, rows * width * size);
+        struct latent_attention call = {.query = query, .query_down = query_down, .latent_down = latent_down};
+        call.sublayer = (struct sublayer){{0}, type, format, RMS, 1e-5f, 0.7f, norm, NULL, own, (int64_t)hidden_size};
+        call.query_norm = call.latent_norm = norm, call.expansion = expansion, call.output = output;
+        call.query_down_bias = call.latent_down_bias = call.output_bias = variant & 4 ? bias : NULL;
+        call.heads = (int64_t)heads, call.query_rank = (int64_t)low_rank, call.rank = (int64_t)rank;
+        call.nope_dim = (int64_t)nope_dim, call.rotary_dim = (int64_t)rotary_dim, call.value_dim = (int64_t)value_dim;
+        call.interleaved = variant & 1, call.norm_eps = 1e-6f, call.scale = 0.2f;
+        call.place = (struct place){cosines, sines, 8, own_latents, own_latents, (int64_t)rows, variant & 1 ? 7 : 0, 5};
+        call.place.last = variant & 2 ? (int64_t)rows - 1 : 7 + variant;
+        step(isa, own, (struct block){.latent_attention = &call});
+        check("latent attention", isa, format, own, &expected_x, hidden_size * size);
+        check("latents", isa, format, own_latents, &expected_latents, rows * width * size);
+        free(own), free(own_latents);
+    }
+    free(query), free(output), free(norm), free(x), free(bias), free(query_down), free(latent_down), free(expansion);
+    free(latents), free(cosines), free(sines), free(expected_x), free(expected_latents);
 }
 
 /* A prompt's attention: over keys and values, over latents as they are, over latents expanded; `type` FP16 too. */
@@ -276,7 +308,7 @@ static void try_moe(int last, int format, int type, int variant) {
                 moecli_feed_forward(isa, &feed);
                 moecli_combine(isa, &call);
             } else
-                step(isa, own, NULL, &call);
+                step(isa, own, (struct block){.moe = &call});
             check("moe", isa, format, own, &expected_x, hidden_size * size);
             check("topk_weights", isa, format, topk_weights, &expected_weights, top_k * sizeof *topk_weights);
             check("topk_ids", isa, format, topk_ids, &expected_chosen, top_k * sizeof *topk_ids);
@@ -309,6 +341,7 @@ int main(void) {
     for (int format = Q4; format <= NF4; format++)
         for (int variant = 0; variant < 8; variant++) {
             try_attention(last, format, types[variant % 3], variant);
+            try_latent(last, format, types[variant % 3], variant);
             try_moe(last, format, types[variant / 2 % 3], variant);
         }
     for (int variant = 0; variant < 4; variant++)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 
+import moecli
+from moecli.engine.load import open_model
 from moecli.output import loading, terminal
 from moecli.output.bars import byte_bars
+from moecli.planning.placement import fit
 
 
 class Terminal(io.StringIO):
@@ -34,6 +38,26 @@ def test_it_says_how_much_how_fast_and_how_long(
     with loading.meter("tiny reads", "tokens", quiet=False) as watch:
         watch(done, 7_355)
     assert shown.getvalue().split("\r")[1:2] == ([] if says is None else [says])
+
+
+def test_weights_are_told_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((100.0, 104.0))
+    monkeypatch.setattr(loading.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("sys.stderr", shown := Terminal())
+    with loading.progress("mixtral-q4", quiet=False) as progress:
+        progress(4 * 2**30, 23 * 2**30)
+    assert shown.getvalue().split("\r")[2].rstrip() == "loading mixtral-q4: 4 GiB of 23 GiB, 1 GiB/s, 19 s left"
+
+
+def test_a_model_that_fits_says_how_much_of_it_is_in_memory() -> None:
+    folder = Path(moecli.__file__).with_name("tiny")
+    told: list[tuple[int, int]] = []
+    model = open_model(folder)
+    model.decoder(fit(model.spec, "bf16", 64, 2**60), progress=lambda *each: told.append(each))
+    assert told == sorted(told) and told[-1][0] == told[-1][1] > 10e6
+    told.clear()
+    model.decoder(fit(model.spec, "q4", 64, 2**60), progress=lambda *each: told.append(each))
+    assert len(told) > 7 * 8 and told == sorted(told) and told[-1][0] == told[-1][1] > 4e6
 
 
 def test_nothing_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,19 @@ def test_what_is_no_gpu_is_refused(text: str, said: str, hint: str) -> None:
     assert refused.value.message.startswith(f"--gpu {text}: ")
 
 
+# GiB, bits of the bus, and Gbit/s of each: what boards with GDDR are made of.
+BOARDS = {
+    "t4": (16, 256, 10), "l4": (24, 192, 12.5), "a10": (24, 384, 12.5), "l40s": (48, 384, 18),
+    "rtx3060": (12, 192, 15), "rtx3090": (24, 384, 19.5), "rtx4060": (8, 128, 17), "rtx4070": (12, 192, 21),
+    "rtx4080": (16, 256, 22.4), "rtx4090": (24, 384, 21), "rtx5070": (12, 192, 28), "rtx5080": (16, 256, 30),
+    "rtx5090": (32, 512, 28), "rtx6000ada": (48, 384, 20),
+}  # fmt: skip
+STACKED = {  # GiB and GB/s, where memory is stacked on the chip
+    "v100": (32, 900), "a100-40": (40, 1555), "a100-80": (80, 2039), "h100": (80, 3350), "h200": (141, 4800),
+    "b200": (180, 8000), "mi300x": (192, 5300),
+}  # fmt: skip
+
+
 def test_what_their_makers_print() -> None:
-    assert GPUS["h100"] == Gpu("h100", 80 * 2**30, 3350e9)
-    assert GPUS["rtx4090"] == Gpu("rtx4090", 24 * 2**30, 1008e9)
-    assert all(8 <= gpu.memory / 2**30 <= 192 and 200e9 < gpu.bandwidth < 9e12 for gpu in GPUS.values())
+    printed = STACKED | {name: (gib, round(bits * rate / 8)) for name, (gib, bits, rate) in BOARDS.items()}
+    assert {name: Gpu(name, gib * 2**30, speed * 1e9) for name, (gib, speed) in printed.items()} == GPUS

@@ -15,12 +15,13 @@ import moecli
 from moecli.engine.cache import Cache
 from moecli.errors import UsageError
 from moecli.formats import FORMATS, bytes_for
+from moecli.kernels import built
 from moecli.kernels.blocking import CHUNK
 from moecli.model import catalog, families, params
 from moecli.model.spec import FeedForward, Mixture
 from moecli.model.tensors import counted_tensors, dense_tensors
-from moecli.planning.memory import estimate_memory, kv_bytes_per_token, read_bytes_per_token
-from moecli.planning.placement import largest_context
+from moecli.planning.memory import default_context, estimate_memory, kv_bytes_per_token, read_bytes_per_token
+from moecli.planning.placement import largest_context, place
 from moecli.store.expert_record import expert_record
 from moecli.units import parse_size
 from tests.support.specs import spec_of
@@ -72,6 +73,91 @@ def test_the_cache_holds_what_the_plan_says(window):
         cache = Cache(spec, capacity, min(CHUNK, capacity), torch.bfloat16)
         held = sum(b.nbytes for layer in cache.layers for b in layer.buffers)
         assert held == estimate_memory(spec, "bf16", capacity).kv.bytes
+
+
+MIB = 2**20
+
+
+@pytest.fixture(params=[True, False], ids=["native", "torch"])
+def native(request, monkeypatch) -> bool:
+    """Whether attention is native here."""
+    monkeypatch.setattr(built, "expected", lambda: request.param)
+    return request.param
+
+
+def library(native: bool, context: int) -> int:
+    """What was measured to stay: after a first chunk of 512 tokens, and after each further one, at most 64 of them."""
+    first, further = (3 * MIB, MIB // 2) if native else (18 * MIB, 3 * MIB)
+    return int(min(1, context / 512) * first + min(64, context / 512) * further)
+
+
+@pytest.mark.parametrize("context", [100, 512, 2048, 200_000])
+@pytest.mark.parametrize(("dtype", "size", "unpacked"), [
+    ("bf16", 2, 0), ("fp32", 4, 0), ("q4", 2, 0), ("nf4", 2, 32 * 256 * 4096), ("int8", 2, 64 * 256 * 4096)
+])  # fmt: skip
+def test_buffers_by_hand(dtype, size, unpacked, context, native):
+    """Mixtral: 32 heads of 128, 8 key/value heads, 8 experts of which 2, 14,336 wide; 32,000 words."""
+    need = estimate_memory(spec_of("mixtral"), dtype, context)
+    tokens, keys = min(512, context), -(-context // 64) * 64
+    rows = 3 * tokens * (4096 + 2048) * size
+    at_once = {
+        True: 4 * 16 * (128 + 96) * 2 * 128 + rows,
+        False: max(min(4_000_000, 32 * tokens * keys), 32 * keys) * (size + 8) + 28 * 1024 * keys + rows,
+    }
+    always = 2 * context * 128 * size + (4 - size) * 32 * 8 * 4096 + unpacked + 3 * tokens * 4096 * size
+    experts = 3 * tokens * 2 * 4096 * size + 2 * tokens * 4096 * 4 + tokens * (2 * 4096 + 2 * 14336) * size
+    expected = {each: always + experts + at_once[each] + library(each, context) for each in at_once}
+    assert need.activations.bytes == expected[native]
+    assert need.device_activations == expected[False]
+    assert need.chunk == tokens and need.kv.bytes == 32 * context * 2048 * size
+
+
+@pytest.mark.parametrize("context", [100, 512, 4096])
+def test_buffers_of_latent_attention_by_hand(context, native):
+    """DeepSeek-V2-Lite: 16 heads of 128 + 64, values of 128, latents of 512 + 64; 64 experts of which 6, 1,408 wide."""
+    need = estimate_memory(spec_of("deepseek-v2-lite"), "bf16", context)
+    tokens, keys = min(512, context), -(-context // 64) * 64
+    absorbed = (128 + 96) * (576 + 512)
+    expanded = tokens * (192 + 128) + 512 * (128 + 128) + 96 * (192 + 128 + 576)
+    scores = max(min(4_000_000, 16 * tokens * keys), 16 * keys) * 10
+    at_once = {
+        True: 4 * 16 * max(absorbed, expanded) + (4 * 16 * 192 + 2 * 576) * tokens * 2,
+        False: scores + min(4_000_000, keys * 16 * (192 + 128)) * (2 + 14) + 3 * tokens * 16 * 192 * 2,
+    }
+    always = 2 * context * 64 * 2 + 2 * 26 * 64 * 2048 + 3 * tokens * 2048 * 2
+    experts = 3 * tokens * 6 * 2048 * 2 + 2 * tokens * 2048 * 4 + tokens * (2 * 2048 + 2 * 1408) * 2
+    expected = {each: always + experts + at_once[each] + library(each, context) for each in at_once}
+    assert need.activations.bytes == expected[native]
+    assert need.device_activations == expected[False]
+
+
+@pytest.mark.parametrize(("dtype", "size", "each"), [("bf16", 2, 12), ("fp32", 4, 16)])
+def test_buffers_without_experts_by_hand(dtype, size, each):
+    """Llama 2 70B: 64 heads of 128, 8 key/value heads, 28,672 wide. Gate and up, and their sums in float32."""
+    need = estimate_memory(spec_of("llama-2-70b"), dtype, 512)
+    scores = 4_000_000 * (size + 8) + 28 * 1024 * 512 + 3 * 512 * (8192 + 2048) * size
+    always = 2 * 512 * 128 * size + 3 * 512 * 8192 * size + library(False, 512)
+    assert need.device_activations == always + scores + 512 * 28672 * each
+
+
+def test_a_process_weighs_what_was_measured(native):
+    spec = spec_of("mixtral")
+    for dtype in FORMATS:
+        less = 8 * MIB if native and dtype in ("q4", "q8") else 0
+        assert estimate_memory(spec, dtype, 512).process.bytes == 272 * MIB - less
+    need = estimate_memory(spec, "q4", 512)
+    plan = place(need, 1 << 40, 1 << 40)
+    assert (plan.device.process, plan.ram.total) == (800 * MIB, need.process.bytes + 1070 * MIB)
+
+
+def test_a_table_that_is_the_head_too_is_not_left_on_disk():
+    assert estimate_memory(spec_of("mixtral"), "bf16", 512).table == 2 * 32000 * 4096
+    assert estimate_memory(spec_of("mixtral", tie_word_embeddings=True), "bf16", 512).table == 0
+
+
+def test_the_context_nobody_asked_for():
+    assert default_context(spec_of("mixtral")) == 8192
+    assert default_context(spec_of("mixtral", max_position_embeddings=8191)) == 8191
 
 
 @given(rows=st.integers(1, 500), columns=st.integers(1, 500))

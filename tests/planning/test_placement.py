@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from moecli.kernels.blocking import STAGED
 from moecli.model.spec import Mixture
-from moecli.planning.memory import estimate_memory, read_bytes_per_token
-from moecli.planning.placement import Tier, largest_context, least_device, place
+from moecli.planning.memory import estimate_memory, layerwise_memory, read_bytes_per_token
+from moecli.planning.placement import Tier, fit_layerwise, largest_context, least_device, place
 from moecli.planning.speed import bytes_per_token
 from moecli.store.expert_record import STAGING, mixture_record, staging_size
 from tests.support.specs import spec_of
@@ -85,3 +85,32 @@ def test_the_largest_context_fits_and_the_next_does_not():
     assert not place(estimate_memory(spec, "q4", longest + 1), budget).fits
     assert largest_context(spec, "bf16", 1, 1 << 30) == 0
     assert largest_context(spec, "bf16", 1, 1 << 50) == spec.context_length
+
+
+def test_the_slowest_place_that_anything_is_read_from():
+    need = estimate_memory(spec_of("mixtral"), "q4", 1000)
+    least = least_device(need)
+    assert place(need, 1 << 40).runs_from == "ram"
+    assert place(need, 1 << 40, 1 << 40).runs_from == "vram"
+    assert place(need, 1 << 40, least).runs_from == "ram"
+    assert place(need, place(need, 0, least).least_ram, least).runs_from == "disk"
+    assert place(need, place(need, 0, least).least_ram - 1, least).runs_from is None
+
+
+def test_a_model_without_experts_goes_to_a_device_as_a_whole():
+    need = estimate_memory(spec_of("llama-2-70b"), "q4", 1000)
+    plan = place(need, 1 << 40, least_device(need))
+    assert plan.runs_from == "vram" and plan.device.dense == need.dense.bytes and plan.device.experts == 0
+
+
+def test_texts_are_read_layer_by_layer_as_many_at_once_as_fit():
+    spec = spec_of("mixtral")
+
+    def tokens(ram: int, streams: bool = False) -> int:
+        return fit_layerwise(spec, "q4", 300, 10_000, ram, streams).memory.chunk
+
+    whole = place(layerwise_memory(spec, "q4", 300, 10_000), 0)
+    half = place(layerwise_memory(spec, "q4", 300, 5_000), 0)
+    assert (tokens(whole.full_ram), tokens(whole.full_ram - 1), tokens(half.full_ram)) == (10_000, 5_000, 5_000)
+    assert (tokens(whole.least_ram, True), tokens(whole.least_ram - 1, True)) == (10_000, 5_000)
+    assert tokens(whole.least_ram) == tokens(0) == 300

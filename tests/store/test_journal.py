@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from moecli.store import journal
 from moecli.store.filesystem import FULL
 from moecli.store.journal import Journal, explained, locked, make_folder, occupied, read_plan, sync_folder
 from moecli.store.manifest import FileChecksums, Origin
+from tests.support.power import Disk, record
 from tests.support.processes import in_child
 
 PLAN = {"dtype": "q4", "schema": 1, "origin": asdict(Origin("name", None, None, "/somewhere", "f" * 64))}
@@ -116,6 +118,15 @@ def test_no_plan_where_nothing_can_be_read(tmp_path: Path) -> None:
         Journal(tmp_path, PLAN)
 
 
+def test_a_plan_of_any_length_is_not_read(tmp_path: Path) -> None:
+    path, most = tmp_path / journal.FILE, 2**20
+    line = json.dumps(PLAN)[:-1] + ', "more": "'
+    path.write_text(line + "x" * (most - len(line) - 3) + '"}\n')
+    assert path.stat().st_size == most and read_plan(tmp_path) is not None
+    path.write_text(line + "x" * (most - len(line) - 2) + '"}\n')
+    assert read_plan(tmp_path) is None
+
+
 def test_room_on_disk_is_counted_without_holes(tmp_path: Path) -> None:
     assert occupied(tmp_path / "none") == 0
     (tmp_path / "small").write_bytes(b"x" * 10)
@@ -192,3 +203,32 @@ def test_folders_are_made_with_those_above(tmp_path: Path) -> None:
     sync_folder(tmp_path / "a")
     with pytest.raises(FileNotFoundError):
         sync_folder(tmp_path / "none")
+
+
+def test_a_folder_that_is_synced_is_not_held_open(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208
+    sync_folder(tmp_path)
+    assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
+
+
+@pytest.mark.slow
+def test_the_names_of_folders_that_are_made_are_safe(tmp_path: Path) -> None:
+    root, before = tmp_path / "recorded", tmp_path / "before"
+    root.mkdir()
+    before.mkdir()
+    make = "import sys, pathlib; from moecli.store.journal import make_folder; make_folder(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", make, str(root / "a" / "b" / "c")]
+    result, calls = record(command, root, tmp_path, os.environ)
+    assert result.returncode == 0, result.stderr
+    disk = Disk(before, root)
+    for call in calls:
+        disk.apply(call)
+    for folder in (root, root / "a", root / "a" / "b"):
+        assert (folder / ("a", "b", "c")[len(folder.relative_to(root).parts)]).is_dir() and not disk.unsynced(folder)
+
+
+def test_where_the_system_locks_nothing_work_goes_on(tmp_path: Path) -> None:
+    """No file system without locks is at hand: a descriptor that only names a folder cannot be locked either."""
+    descriptor = os.open(tmp_path, os.O_PATH)
+    assert journal._try_lock(descriptor)
+    os.close(descriptor)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from moecli.errors import DiskError
-from moecli.store.filesystem import check_writable, write
+from moecli.store.filesystem import check_writable, nearest_folder, write
 from tests.support.forked import NOBODY
 from tests.support.processes import in_child
 
@@ -312,3 +312,10 @@ def test_a_file_that_is_mounted_by_itself_is_written_into(full_disk: Path) -> No
     finally:
         subprocess.run(["umount", path], check=True)
     assert full_disk.read_bytes() == WHOLE and path.read_bytes() == b""
+
+
+def test_the_nearest_folder_is_one_that_can_be_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for below in ("none", "none/deep", "file", "file/below", "x" * 300, f"{'x' * 300}/models", "x/" * 2500):
+        assert nearest_folder(tmp_path / below) == tmp_path
+    assert nearest_folder(tmp_path) == tmp_path

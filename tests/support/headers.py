@@ -70,6 +70,27 @@ def mixtral(layers: int = 32, width: int = 4096, expert: int = 14336, experts: i
     return shapes | {"model.norm.weight": (width,), "lm_head.weight": (32000, width)}
 
 
+def granite(config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
+    """Every matrix and vector of a Granite-MoE with this configuration."""
+    layers, width, inner, experts, heads, kv_heads, words = (
+        int(str(config[key]))
+        for key in (
+            "num_hidden_layers", "hidden_size", "intermediate_size", "num_local_experts", "num_attention_heads",
+            "num_key_value_heads", "vocab_size",
+        )
+    )  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (words, width), "model.norm.weight": (width,)}
+    for layer in range(layers):
+        at = f"model.layers.{layer}."
+        shapes |= {f"{at}self_attn.{name}_proj.weight": (width, width) for name in ("q", "o")}
+        shapes |= {f"{at}self_attn.{name}_proj.weight": (width // heads * kv_heads, width) for name in ("k", "v")}
+        shapes |= {f"{at}{norm}.weight": (width,) for norm in ("input_layernorm", "post_attention_layernorm")}
+        shapes[f"{at}block_sparse_moe.router.layer.weight"] = (experts, width)
+        shapes[f"{at}block_sparse_moe.input_linear.weight"] = (experts, 2 * inner, width)
+        shapes[f"{at}block_sparse_moe.output_linear.weight"] = (experts, width, inner)
+    return shapes
+
+
 def plain(shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16") -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (dtype, shape) for name, shape in shapes.items()}
 

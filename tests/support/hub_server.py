@@ -117,6 +117,9 @@ def serve_library(monkeypatch: pytest.MonkeyPatch, timeout: float = 5) -> Iterat
         monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", timeout)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
         yield hub
+        for thread in threading.enumerate():  # what a failure left under way would ask the next test's server again
+            if thread.name.endswith("(work)"):
+                thread.join(2)
 
 
 @cache

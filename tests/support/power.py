@@ -177,6 +177,19 @@ class Disk:
                     _set(names.setdefault(place, dict(place.safe)), name, node)
         self._write(self._root, folder, names, fate, chance)
 
+    def is_written(self, path: str) -> bool:
+        """Whether no cut could take bytes of a file."""
+        node = self._node(path)
+        return not (isinstance(node, _File) and node.since)
+
+    def unsynced(self, folder: Path) -> set[str]:
+        """The names in a folder that a cut could still take back, or the bytes behind them."""
+        place = self._node(os.fspath(folder))
+        assert isinstance(place, _Folder)
+        names = place.now.keys() | place.safe.keys()
+        loose = {name for name in names if place.now.get(name) is not place.safe.get(name)}
+        return loose | {name for name, node in place.now.items() if isinstance(node, _File) and node.since}
+
     def _write(
         self, place: _Folder, path: Path, names: dict[_Folder, dict[str, _Node]], fate: str, chance: random.Random
     ) -> None:

@@ -97,18 +97,37 @@ struct sublayer {
     int64_t hidden_size;
 };
 
+/* Where a token stands: its row of the tables [positions, rotary_dim], with the signs of a rotation, and of the cache
+   [heads, rows, numbers]. The token goes to row `last`, and sees `first` to `last`. */
+struct place {
+    const void *cosines, *sines;
+    int64_t position;
+    void *keys, *values;
+    int64_t rows, first, last;
+};
+
 /* Attention of heads that share keys and values in groups. 0: no clip, no softcap; biases and norms may be NULL. */
 struct attention {
     struct sublayer sublayer;
     const void *qkv, *qkv_bias, *output, *output_bias;
-    int64_t heads, kv_heads, head_dim;
+    int64_t heads, kv_heads, head_dim, rotary_dim;
     int32_t qk_norm, interleaved;
     const void *q_norm, *k_norm;
     float clip, softcap, scale;
-    const void *cosines, *sines; /* [positions, rotary_dim], with the signs of a rotation */
-    int64_t rotary_dim, position;
-    void *keys, *values; /* [kv_heads, rows, head_dim]; the token goes to row `last`, and sees `first` to `last` */
-    int64_t rows, first, last;
+    struct place place;
+};
+
+/* Attention whose cache has no values, but latents of `rank` numbers and one rotating key that all heads share, as
+   `keys`. `query` makes [heads, nope_dim + rotary_dim], of the hidden state or, with a query_rank, of `query_down`
+   times it; `latent_down` [rank + rotary_dim, hidden_size]. `expansion` as in prompt_attention. Biases may be NULL. */
+struct latent_attention {
+    struct sublayer sublayer;
+    const void *query, *query_down, *query_down_bias, *query_norm;
+    const void *latent_down, *latent_down_bias, *latent_norm, *expansion, *output, *output_bias;
+    int64_t heads, query_rank, rank, nope_dim, rotary_dim, value_dim;
+    int32_t interleaved;
+    float norm_eps, scale;
+    struct place place;
 };
 
 /* output [tokens, heads, value_dim]: queries [tokens, heads, head_dim] over keys [kv_heads, rows, head_dim] and values
@@ -152,9 +171,10 @@ struct moe {
     int64_t *topk_ids;
 };
 
-/* Either sublayer may be NULL. */
+/* One kind of attention at most; whatever is missing is NULL. */
 struct block {
     struct attention *attention;
+    struct latent_attention *latent_attention;
     struct moe *moe;
 };
 

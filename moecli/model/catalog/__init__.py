@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -123,10 +124,7 @@ def _entry(row: dict[str, Any]) -> Entry:
 
 
 def _read(*path: str) -> str:
-    """A data file of this room, from a folder or from inside a zip."""
-    from importlib.resources import files
-
-    resource = files(__name__)
-    for part in path:
-        resource = resource / part
-    return resource.read_text(encoding="utf-8")
+    """A data file of this room, from a folder or from inside a zip; importlib.resources takes long to import."""
+    data = pkgutil.get_data(__name__, "/".join(path))
+    assert data is not None
+    return data.decode()

@@ -25,8 +25,8 @@ static void attend_task(const struct attention_job *job, size_t task) {
     size_t dim = (size_t)call->head_dim, group = (size_t)(call->heads / call->kv_heads), size = type == FP32 ? 4 : 2;
     size_t head = task / job->blocks, from = task % job->blocks * KEY_BLOCK;
     size_t count = minimum(KEY_BLOCK, job->seen - from);
-    size_t offset = (head * (size_t)call->rows + (size_t)call->first + from) * dim * size;
-    const char *keys = (const char *)call->keys + offset, *values = (const char *)call->values + offset;
+    size_t offset = (head * (size_t)call->place.rows + (size_t)call->place.first + from) * dim * size;
+    const char *keys = (const char *)call->place.keys + offset, *values = (const char *)call->place.values + offset;
     const float *query = job->queries + head * group * dim;
     float *partial = job->partials + task * group * partial_size(call), scores[KEY_BLOCK];
     for (size_t each = 0; each < group; each++, query += dim, partial += partial_size(call)) {
@@ -85,25 +85,6 @@ static void clip(float *numbers, size_t count, float limit) {
         numbers[i] = numbers[i] > limit ? limit : numbers[i] < -limit ? -limit : numbers[i];
 }
 
-/* Pairs of numbers, neighbours or half of them apart. */
-static void rotate(const struct attention *call, float *restrict head, const float *restrict cosines,
-                   const float *restrict sines) {
-    size_t rotary_dim = (size_t)call->rotary_dim, half = rotary_dim / 2;
-    float *restrict second = head + half;
-    if (call->interleaved)
-        for (size_t i = 0; i < rotary_dim; i += 2) {
-            float a = head[i], b = head[i + 1];
-            head[i] = fmaf(b, sines[i], a * cosines[i]);
-            head[i + 1] = fmaf(a, sines[i + 1], b * cosines[i + 1]);
-        }
-    else
-        for (size_t i = 0; i < half; i++) {
-            float a = head[i], b = second[i];
-            head[i] = fmaf(b, sines[i], a * cosines[i]);
-            second[i] = fmaf(a, sines[half + i], b * cosines[half + i]);
-        }
-}
-
 /* Queries and keys, normed and rotated, in place; keys and values to the cache. */
 static void rotate_and_cache(const struct attention *call, float *qkv, float *angles) {
     const struct sublayer *sublayer = &call->sublayer;
@@ -123,15 +104,13 @@ static void rotate_and_cache(const struct attention *call, float *qkv, float *an
     }
     if (call->clip > 0 && call->qk_norm != NO_NORM)
         clip(qkv, all, call->clip);
-    size_t row = (size_t)call->position * rotary_dim * size;
-    load_numbers(angles, (const char *)call->cosines + row, sublayer->type, rotary_dim);
-    load_numbers(angles + rotary_dim, (const char *)call->sines + row, sublayer->type, rotary_dim);
+    load_angles(sublayer, &call->place, rotary_dim, angles);
     for (size_t head = 0; head < heads + kv_heads; head++)
-        rotate(call, qkv + head * dim, angles, angles + rotary_dim);
+        rotate(call->interleaved, qkv + head * dim, angles, rotary_dim);
     for (size_t head = 0; head < kv_heads; head++) {
-        row = (head * (size_t)call->rows + (size_t)call->last) * dim * size;
-        store_numbers((char *)call->keys + row, sublayer->type, keys + head * dim, dim);
-        store_numbers((char *)call->values + row, sublayer->type, values + head * dim, dim);
+        size_t row = (head * (size_t)call->place.rows + (size_t)call->place.last) * dim * size;
+        store_numbers((char *)call->place.keys + row, sublayer->type, keys + head * dim, dim);
+        store_numbers((char *)call->place.values + row, sublayer->type, values + head * dim, dim);
     }
 }
 
@@ -139,7 +118,7 @@ static enum status attention_forward(const struct attention *call) {
     const struct sublayer *sublayer = &call->sublayer;
     size_t hidden_size = (size_t)sublayer->hidden_size, dim = (size_t)call->head_dim, query = (size_t)call->heads * dim;
     size_t projected = query + 2 * (size_t)call->kv_heads * dim;
-    size_t seen = (size_t)(call->last - call->first) + 1;
+    size_t seen = (size_t)(call->place.last - call->place.first) + 1;
     struct thread_pool pool = limit_threads(&sublayer->pool, seen * query * 4);
     struct attention_job job = {.call = call, .pool = &pool, .seen = seen};
     job.blocks = ceil_div(job.seen, KEY_BLOCK);
@@ -152,12 +131,14 @@ static enum status attention_forward(const struct attention *call) {
     job.queries = qkv;
     job.partials = mixed + query + angles;
     begin_sublayer(sublayer, hidden);
-    enum status status = multiply(sublayer, call->qkv, call->qkv_bias, hidden, hidden_size, qkv, projected);
+    enum status status =
+        multiply(sublayer, sublayer->format, call->qkv, call->qkv_bias, hidden, hidden_size, qkv, projected);
     if (status == DONE) {
         rotate_and_cache(call, qkv, mixed + query);
         run(&pool, attend, &job);
         merge(&job, mixed);
-        status = multiply(sublayer, call->output, call->output_bias, mixed, query, hidden, hidden_size);
+        status =
+            multiply(sublayer, sublayer->format, call->output, call->output_bias, mixed, query, hidden, hidden_size);
     }
     if (status == DONE)
         end_sublayer(sublayer, hidden);

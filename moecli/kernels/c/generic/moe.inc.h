@@ -6,23 +6,6 @@
 
 #include <float.h>
 
-struct router_job {
-    const struct moe *call;
-    const struct thread_pool *pool;
-    size_t workers;
-    struct tasks tasks;
-};
-
-static void router_logits(void *argument) {
-    struct router_job *job = argument;
-    const struct moe *call = job->call;
-    size_t worker = __atomic_fetch_add(&job->workers, 1, __ATOMIC_RELAXED), expert;
-    size_t hidden_size = (size_t)call->sublayer.hidden_size;
-    while (next_task(&job->tasks, job->pool, worker, &expert))
-        call->logits[expert] =
-            dot_product(call->normed, call->router.weights + expert * hidden_size, FP32, hidden_size);
-}
-
 static void softmax(float *numbers, size_t count) {
     float largest = -INFINITY, sum = 0;
     for (size_t i = 0; i < count; i++)
@@ -114,17 +97,16 @@ static enum status route(const struct moe *call) {
     if (!call->router.top_k)
         return DONE;
     size_t experts = (size_t)call->router.experts, n_group = (size_t)call->router.n_group;
-    size_t bytes = experts * (size_t)call->sublayer.hidden_size * sizeof(float);
-    struct thread_pool pool = limit_threads(&call->sublayer.pool, bytes);
-    struct router_job job = {.call = call, .pool = &pool, .tasks = {.count = experts}};
     int64_t *kept = allocate(n_group * sizeof *kept + (2 * experts + n_group) * sizeof(float));
     if (!kept)
         return NO_MEMORY;
     float *scores = (float *)(kept + n_group);
-    run(&pool, router_logits, &job);
-    select_experts(call, (struct router_scratch){scores, scores + experts, scores + 2 * experts, kept});
+    enum status status = multiply(&call->sublayer, PLAIN + FP32, call->router.weights, NULL, call->normed,
+                                  (size_t)call->sublayer.hidden_size, call->logits, experts);
+    if (status == DONE)
+        select_experts(call, (struct router_scratch){scores, scores + experts, scores + 2 * experts, kept});
     free(kept);
-    return DONE;
+    return status;
 }
 
 static enum status experts_forward(const struct moe *call, const void *const *matrices, int64_t experts,

@@ -20,15 +20,41 @@ static void end_sublayer(const struct sublayer *sublayer, float *out) {
     store_numbers(sublayer->x, sublayer->type, out, hidden_size);
 }
 
-/* out [rows] = packed [rows, columns] times numbers, plus a bias if there is one */
-static enum status multiply(const struct sublayer *sublayer, const void *packed, const void *bias, const float *numbers,
-                            size_t columns, float *out, size_t rows) {
+/* out [rows] = a matrix [rows, columns] of a format times numbers, plus a bias if there is one */
+static enum status multiply(const struct sublayer *sublayer, int32_t format, const void *matrix, const void *bias,
+                            const float *numbers, size_t columns, float *out, size_t rows) {
     struct tokens token = {numbers, FP32, 1, (int64_t)columns};
-    struct linear call = {sublayer->pool, sublayer->format, token, packed, (int64_t)rows, out};
+    struct linear call = {sublayer->pool, format, token, matrix, (int64_t)rows, out};
     enum status status = linear(&call);
     if (bias)
         add_to(out, 1, bias, sublayer->type, rows);
     return status;
+}
+
+/* The cosines and sines of a place: angles [2, rotary_dim]. */
+static void load_angles(const struct sublayer *sublayer, const struct place *place, size_t rotary_dim, float *angles) {
+    size_t row = (size_t)place->position * rotary_dim * number_size(sublayer->type);
+    load_numbers(angles, (const char *)place->cosines + row, sublayer->type, rotary_dim);
+    load_numbers(angles + rotary_dim, (const char *)place->sines + row, sublayer->type, rotary_dim);
+}
+
+/* Pairs of a head's first numbers, neighbours or half of them apart. */
+static void rotate(int32_t interleaved, float *restrict head, const float *restrict angles, size_t rotary_dim) {
+    size_t half = rotary_dim / 2;
+    const float *restrict cosines = angles, *restrict sines = angles + rotary_dim;
+    float *restrict second = head + half;
+    if (interleaved)
+        for (size_t i = 0; i < rotary_dim; i += 2) {
+            float a = head[i], b = head[i + 1];
+            head[i] = fmaf(b, sines[i], a * cosines[i]);
+            head[i + 1] = fmaf(a, sines[i + 1], b * cosines[i + 1]);
+        }
+    else
+        for (size_t i = 0; i < half; i++) {
+            float a = head[i], b = second[i];
+            head[i] = fmaf(b, sines[i], a * cosines[i]);
+            second[i] = fmaf(a, sines[half + i], b * cosines[half + i]);
+        }
 }
 
 #endif

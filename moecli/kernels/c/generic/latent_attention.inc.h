@@ -1,0 +1,226 @@
+/* Latent attention of one token, from its hidden state and back to it. */
+#ifndef MOECLI_LATENT_ATTENTION_H
+#define MOECLI_LATENT_ATTENTION_H
+
+#include "prompt_attention.inc.h"
+#include "sublayer.inc.h"
+
+#define SPANS 16     /* into which the keys are divided at most, one a task */
+#define SPAN_UNIT 24 /* keys: a multiple of every TILE_ROWS */
+
+/* Queries meet latents as in a prompt, all heads side by side in lanes. Four phases, the tasks of each: heads, whose
+   queries go through the keys' expansion; spans of keys, which leave what prompt_attention keeps of a tile; tiles of
+   heads, whose spans become one; heads, whose latents go through the values' expansion. */
+struct latent_job {
+    const struct latent_attention *call;
+    const struct thread_pool *pool;
+    struct prompt_job meeting; /* widths and strides */
+    size_t seen, span, spans, workers;
+    const float *queries; /* [heads, nope_dim + rotary_dim] */
+    float *lanes;         /* [tiles, rank + rotary_dim, WIDTH], the queries */
+    float *partials;      /* [spans, tiles, sums, largest and total, WIDTH] */
+    float *mixed;         /* [heads, value_dim] */
+    float *scratch;       /* of each thread: keys, scores, a row */
+    struct tasks absorb, meet, merge, expand;
+};
+
+static size_t latent_partial(const struct latent_job *job) { return (value_rows(&job->meeting) + 2) * WIDTH; }
+
+static size_t latent_scratch(const struct latent_job *job) {
+    return KEYS * (job->meeting.key_stride + WIDTH) + rounded_up(job->meeting.key_dim, 16);
+}
+
+static const void *expansion_at(const struct latent_attention *call, size_t head, size_t row) {
+    size_t at = (head * (size_t)(call->nope_dim + call->value_dim) + row) * (size_t)call->rank;
+    return (const char *)call->expansion + at * number_size(call->sublayer.type);
+}
+
+static void absorb_head(const struct latent_job *job, size_t head, float *row) {
+    const struct latent_attention *call = job->call;
+    size_t rank = (size_t)call->rank, nope_dim = (size_t)call->nope_dim, rotary_dim = (size_t)call->rotary_dim;
+    const float *query = job->queries + head * (nope_dim + rotary_dim);
+    float *to = job->lanes + head / WIDTH * WIDTH * job->meeting.key_dim + head % WIDTH;
+    memset(row, 0, rank * sizeof *row);
+    for (size_t i = 0; i < nope_dim; i++)
+        add_to(row, query[i], expansion_at(call, head, i), call->sublayer.type, rank);
+    memcpy(row + rank, query + nope_dim, rotary_dim * sizeof *row);
+    for (size_t i = 0; i < rank + rotary_dim; i++)
+        to[i * WIDTH] = row[i] * call->scale;
+}
+
+static void meet_span(const struct latent_job *job, size_t span, const struct prompt_scratch *own) {
+    const struct prompt_job *meeting = &job->meeting;
+    size_t rows = value_rows(meeting), end = minimum((span + 1) * job->span, job->seen);
+    float *partials = job->partials + span * meeting->tiles * latent_partial(job);
+    for (size_t tile = 0; tile < meeting->tiles; tile++) {
+        float *sums = partials + tile * latent_partial(job), *largest = sums + rows * WIDTH;
+        memset(sums, 0, latent_partial(job) * sizeof *sums);
+        EACH_QUERY
+        largest[lane] = -INFINITY;
+    }
+    for (size_t key = span * job->span; key < end; key += KEYS) {
+        size_t count = minimum(KEYS, end - key);
+        load_block(meeting->call, meeting->call->keys, key, count, meeting->key_dim, own->keys, meeting->key_stride);
+        for (size_t tile = 0; tile < meeting->tiles; tile++) {
+            float *sums = partials + tile * latent_partial(job), *largest = sums + rows * WIDTH;
+            score_keys(meeting, own, job->lanes + tile * WIDTH * meeting->key_dim, count);
+            soften(own->scores, count, largest, largest + WIDTH, sums, rows);
+            add_values(meeting, own, sums, count);
+        }
+    }
+}
+
+/* Into the first span. */
+static void merge_tile(const struct latent_job *job, size_t tile) {
+    size_t rows = value_rows(&job->meeting), step = job->meeting.tiles * latent_partial(job);
+    float *first = job->partials + tile * latent_partial(job), *last = first + job->spans * step;
+    float *total = first + (rows + 1) * WIDTH, most[WIDTH], factor[WIDTH];
+    memcpy(most, first + rows * WIDTH, sizeof most);
+    for (const float *span = first; span < last; span += step)
+        EACH_QUERY
+    most[lane] = span[rows * WIDTH + (size_t)lane] > most[lane] ? span[rows * WIDTH + (size_t)lane] : most[lane];
+    for (float *span = first; span < last; span += step) {
+        EACH_QUERY
+        factor[lane] = weight(span[rows * WIDTH + (size_t)lane] - most[lane]);
+        for (size_t row = 0; row < rows + 2; row++) {
+            if (row == rows)
+                continue;
+            EACH_QUERY {
+                float part = span[row * WIDTH + (size_t)lane] * factor[lane];
+                first[row * WIDTH + (size_t)lane] = span == first ? part : first[row * WIDTH + (size_t)lane] + part;
+            }
+        }
+    }
+    EACH_QUERY
+    factor[lane] = 1 / total[lane];
+    for (size_t row = 0; row < rows; row++)
+        EACH_QUERY
+    first[row * WIDTH + (size_t)lane] *= factor[lane];
+}
+
+static void expand_head(const struct latent_job *job, size_t head, float *row) {
+    const struct latent_attention *call = job->call;
+    size_t rank = (size_t)call->rank, value_dim = (size_t)call->value_dim;
+    const float *from = job->partials + head / WIDTH * latent_partial(job) + head % WIDTH;
+    for (size_t i = 0; i < rank; i++)
+        row[i] = from[i * WIDTH];
+    for (size_t i = 0; i < value_dim; i++)
+        job->mixed[head * value_dim + i] =
+            dot_of(row, expansion_at(call, head, (size_t)call->nope_dim + i), call->sublayer.type, rank);
+}
+
+static void latent_work(void *argument) {
+    struct latent_job *job = argument;
+    size_t worker = __atomic_fetch_add(&job->workers, 1, __ATOMIC_RELAXED), task;
+    float *keys = job->scratch + worker * latent_scratch(job), *scores = keys + KEYS * job->meeting.key_stride;
+    float *row = scores + KEYS * WIDTH;
+    struct prompt_scratch own = {.keys = keys, .values = keys, .scores = scores};
+    memset(keys, 0, KEYS * job->meeting.key_stride * sizeof *keys); /* what is behind the last key is multiplied too */
+    while (next_task(&job->absorb, job->pool, worker, &task))
+        absorb_head(job, task, row);
+    barrier(job->pool);
+    while (next_task(&job->meet, job->pool, worker, &task))
+        meet_span(job, task, &own);
+    barrier(job->pool);
+    while (next_task(&job->merge, job->pool, worker, &task))
+        merge_tile(job, task);
+    barrier(job->pool);
+    while (next_task(&job->expand, job->pool, worker, &task))
+        expand_head(job, task, row);
+}
+
+/* mixed [heads, value_dim] from the queries and the cache */
+static enum status meet_latents(const struct latent_attention *call, const float *queries, float *mixed) {
+    size_t heads = (size_t)call->heads, rank = (size_t)call->rank, width = rank + (size_t)call->rotary_dim;
+    size_t row = (size_t)call->place.first * width * number_size(call->sublayer.type);
+    struct prompt_attention latents = {.type = call->sublayer.type, .keys = (const char *)call->place.keys + row};
+    struct thread_pool pool =
+        limit_threads(&call->sublayer.pool, heads * (size_t)(call->nope_dim + call->value_dim) * rank);
+    struct latent_job job = {.call = call, .pool = &pool, .queries = queries, .mixed = mixed};
+    job.meeting = (struct prompt_job){.call = &latents, .key_dim = width, .value_dim = rank};
+    job.meeting.key_stride = job.meeting.value_stride = row_stride(width);
+    job.meeting.tiles = ceil_div(heads, WIDTH);
+    job.seen = (size_t)(call->place.last - call->place.first) + 1;
+    job.span = rounded_up(ceil_div(job.seen, SPANS), SPAN_UNIT);
+    job.spans = ceil_div(job.seen, job.span);
+    job.absorb.count = job.expand.count = heads;
+    job.meet.count = job.spans;
+    job.merge.count = job.meeting.tiles;
+    size_t lanes = job.meeting.tiles * WIDTH * width, partials = job.spans * job.meeting.tiles * latent_partial(&job);
+    size_t threads = single_threaded(&pool) ? 1 : (size_t)pool.threads;
+    job.lanes = allocate((lanes + partials + threads * latent_scratch(&job)) * sizeof(float));
+    if (!job.lanes)
+        return NO_MEMORY;
+    memset(job.lanes, 0, lanes * sizeof(float)); /* lanes without a head */
+    job.partials = job.lanes + lanes;
+    job.scratch = job.partials + partials;
+    run(&pool, latent_work, &job);
+    free(job.lanes);
+    return DONE;
+}
+
+/* numbers [rows] = a plain matrix times the hidden state; the first `rank` of them normed */
+static enum status project_down(const struct latent_attention *call, const void *matrix, const void *bias,
+                                const void *norm, const float *hidden, float *numbers, size_t rows, size_t rank) {
+    const struct sublayer *sublayer = &call->sublayer;
+    size_t columns = (size_t)sublayer->hidden_size;
+    enum status status = multiply(sublayer, PLAIN + sublayer->type, matrix, bias, hidden, columns, numbers, rows);
+    normalise(RMS, call->norm_eps, norm, sublayer->type, numbers, rank);
+    return status;
+}
+
+/* The token's latent and its rotating key, to the cache. */
+static enum status cache_latent(const struct latent_attention *call, const float *hidden, float *latent,
+                                const float *angles) {
+    size_t rank = (size_t)call->rank, rotary_dim = (size_t)call->rotary_dim, width = rank + rotary_dim;
+    size_t row = (size_t)call->place.last * width * number_size(call->sublayer.type);
+    enum status status =
+        project_down(call, call->latent_down, call->latent_down_bias, call->latent_norm, hidden, latent, width, rank);
+    rotate(call->interleaved, latent + rank, angles, rotary_dim);
+    store_numbers((char *)call->place.keys + row, call->sublayer.type, latent, width);
+    return status;
+}
+
+/* queries [heads, nope_dim + rotary_dim], rotated; `low` [query_rank] */
+static enum status latent_queries(const struct latent_attention *call, const float *hidden, float *low, float *queries,
+                                  const float *angles) {
+    const struct sublayer *sublayer = &call->sublayer;
+    size_t rank = (size_t)call->query_rank, columns = rank ? rank : (size_t)sublayer->hidden_size;
+    size_t dim = (size_t)(call->nope_dim + call->rotary_dim), rows = (size_t)call->heads * dim;
+    enum status status = DONE;
+    if (rank)
+        status = project_down(call, call->query_down, call->query_down_bias, call->query_norm, hidden, low, rank, rank);
+    if (status == DONE)
+        status = multiply(sublayer, sublayer->format, call->query, NULL, rank ? low : hidden, columns, queries, rows);
+    for (size_t head = 0; head < (size_t)call->heads; head++)
+        rotate(call->interleaved, queries + head * dim + call->nope_dim, angles, (size_t)call->rotary_dim);
+    return status;
+}
+
+static enum status latent_attention_forward(const struct latent_attention *call) {
+    const struct sublayer *sublayer = &call->sublayer;
+    size_t hidden_size = (size_t)sublayer->hidden_size, heads = (size_t)call->heads;
+    size_t query = heads * (size_t)(call->nope_dim + call->rotary_dim), value = heads * (size_t)call->value_dim;
+    size_t latent = (size_t)(call->rank + call->rotary_dim), angles = 2 * (size_t)call->rotary_dim;
+    float *hidden =
+        allocate((hidden_size + query + value + latent + angles + (size_t)call->query_rank) * sizeof *hidden);
+    if (!hidden)
+        return NO_MEMORY;
+    float *queries = hidden + hidden_size, *mixed = queries + query, *own = mixed + value, *angle = own + latent;
+    begin_sublayer(sublayer, hidden);
+    load_angles(sublayer, &call->place, (size_t)call->rotary_dim, angle);
+    enum status status = cache_latent(call, hidden, own, angle);
+    if (status == DONE)
+        status = latent_queries(call, hidden, angle + angles, queries, angle);
+    if (status == DONE)
+        status = meet_latents(call, queries, mixed);
+    if (status == DONE)
+        status =
+            multiply(sublayer, sublayer->format, call->output, call->output_bias, mixed, value, hidden, hidden_size);
+    if (status == DONE)
+        end_sublayer(sublayer, hidden);
+    free(hidden);
+    return status;
+}
+
+#endif
