@@ -59,7 +59,7 @@ def test_rows_of_several_spans(dtype: str, columns: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", samples.FORMATS)
+@pytest.mark.parametrize("dtype", native.TILED)
 @pytest.mark.parametrize(("width", "inner"), [(256, 64), (100, 40), (7, 129), (130, 200)])
 @pytest.mark.parametrize("tokens", [1, 4, 9, 200])
 def test_experts(dtype: str, activation: Activation, width: int, inner: int, tokens: int) -> None:
@@ -70,6 +70,15 @@ def test_experts(dtype: str, activation: Activation, width: int, inner: int, tok
         wanted = samples.layer(dtype, x, expert, inner, activation)
         errors = (output - wanted).abs().amax(1) / wanted.abs().amax()
         assert errors.median() < 1e-5 and errors.max() < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [each for each in samples.FORMATS if each not in native.TILED])
+@pytest.mark.parametrize(("width", "inner", "tokens"), [(128, 64, 1), (100, 40, 9), (7, 129, 1), (192, 200, 4)])
+def test_experts_of_rows(dtype: str, width: int, inner: int, tokens: int) -> None:
+    experts, x = samples.experts(dtype, width, inner, 2), samples.gaussian(tokens, width, seed=9)
+    found = on_every_isa(lambda: native.feed_forward(dtype, x, experts, inner, Activation.SILU))
+    for expert, output in zip(experts, found, strict=True):
+        assert close(output, samples.layer(dtype, x, expert, inner, Activation.SILU))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

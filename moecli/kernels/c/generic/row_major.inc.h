@@ -19,7 +19,7 @@
 
 #define SPAN 1024                 /* columns of a sum, a multiple of NF4_BLOCK */
 #define SPAN_STRIDE (SPAN + WIDE) /* an odd number of lines, so that rows are in different sets of the cache */
-#define ROWS 4                    /* that meet a token alone: so many streams from memory */
+#define ROWS 4                    /* of 16 bits and more that meet a token alone: so many streams from memory */
 #define BUFFERED_ROWS 16
 #define BUFFER_TOKENS 3
 #define EACH_STREAM _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++)
@@ -95,7 +95,7 @@ static int meets_alone(struct shape shape) { return shape.columns % (shape.forma
 /* sums [count] of rows from `row` on times one token */
 INLINE void one_token(const int format, struct shape shape, const uint8_t *matrix, size_t row, size_t count,
                       const float *x, float *sums) {
-    const int rows = format == NF4 ? 1 : ROWS;
+    const int rows = format == NF4 || format == INT8 ? 1 : ROWS; /* few bytes of much arithmetic: measured */
     const size_t columns = shape.columns;
     for (size_t first = 0; first < count; first += (size_t)rows) {
         float total[ROWS] = {0};
