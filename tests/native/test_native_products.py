@@ -130,7 +130,11 @@ def test_strange_activations(dtype: str) -> None:
     x[1, 5], x[2, 40], x[3, 0] = torch.nan, torch.inf, -torch.inf
     x[4], x[5], x[6], x[7] = 0, x[5] * 1e-28, x[6] * 1e30, 1e-38
     found = on_every_isa(lambda: native.linear(dtype, x, packed, (20, 96)).nan_to_num(nan=1e38))
-    assert bool((found[1:4].abs() >= 1e38).all()) and bool((found[4] == 0).all()) and bool((found[7] < 1e-37).all())
+    if dtype in native.TILED:
+        assert bool((found[1:4] == 1e38).all()) and bool((found[[4, 7]] == 0).all())
+    else:  # whose activations are not rounded: an infinity stays one, and a small number small
+        assert bool((found[1:4].abs() >= 1e38).all()) and bool((found[4] == 0).all())
+        assert bool((found[7].abs() < 1e-37).all())
     for row in (0, 5, 6, 8):
         assert close(found[row], samples.product(dtype, samples.rounded(dtype, x[row : row + 1]), packed, (20, 96))[0])
 
