@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from moecli.errors import UsageError, printable
+from moecli.errors import MoecliError, UsageError, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +167,21 @@ def presets() -> list[tuple[str, list[str]]]:
     """What the user's file adds to commands, before what is typed, which therefore counts more.
 
     A line of it is a command and its options, quoted as in a shell; `#` begins a comment. UsageError for any other.
+    MoecliError if it cannot be read; one in a folder that is closed to the user is none.
     """
     file, found = config(), []
     shown = printable(str(file), 80)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, NotADirectoryError):
+        file.stat()
+    except OSError:
         return []
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"{shown} cannot be read: {error}", "mend it, or set MOECLI_CONFIG=/dev/null") from error
+    hint = "mend it, or set MOECLI_CONFIG=/dev/null"
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise MoecliError(f"{shown} cannot be read: {error.strerror}", hint) from error
+    except UnicodeError as error:
+        raise UsageError(f"{shown} cannot be read: it is not UTF-8", hint) from error
     for number, line in enumerate(lines, 1):
         try:
             words = shlex.split(line, comments=True)

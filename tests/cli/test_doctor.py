@@ -22,7 +22,7 @@ KERNEL = "_native.so"
 TOKEN = "hf_thisMustNeverBeSeen"
 SECTIONS = {
     "schema_version", "software", "processor", "kernels", "memory", "graphics", "disks", "hub_cache", "packed",
-    "built_in", "environment", "problems",
+    "built_in", "environment", "presets", "problems",
 }  # fmt: skip
 
 

@@ -205,7 +205,10 @@ def test_a_checkpoint_is_converted_into_both_arenas(dtype: str, tmp_path: Path) 
     assert (plan.device.experts, plan.ram.experts) == (4, count - 4)
     progress: list[tuple[int, int]] = []
     found = model.decoder(plan, progress=lambda *done: progress.append(done))
-    assert progress == [(done + 1, count) for done in range(count)]
+    dense, size = plan.memory.dense.bytes, plan.memory.slot_bytes
+    assert {total for _, total in progress} == {dense + count * size} and progress[0][0] > 0
+    assert [done for done, _ in progress if done > dense] == [dense + (done + 1) * size for done in range(count)]
+    assert progress == sorted(progress)
     assert torch.equal(score(found, IDS), score(load(tmp_path, dtype), IDS))
     assert greedy(found, IDS, 8) == greedy(load(tmp_path, dtype), IDS, 8)
     assert found.experts.statistics.budget_bytes == plan.device.expert_bytes + plan.ram.expert_bytes

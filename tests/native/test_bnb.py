@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from moecli import formats
 from moecli.formats import bnb as module
-from moecli.kernels import bnb, choice
+from moecli.kernels import bnb, choice, native
 from tests.support.checkpoints import make, prompt, write
 from tests.support.running import load, score
 
@@ -70,7 +70,7 @@ def test_without_outliers_a_product_is_as_good() -> None:
 def test_it_serves_a_gpu_and_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     choice.chosen.cache_clear()
     assert [choice.chosen(dtype, "cuda") for dtype in ("nf4", "int8", "q4", "q8")] == ["bnb", "bnb", "torch", "torch"]
-    assert choice.chosen("nf4", "cpu") == "torch"
+    assert choice.chosen("nf4", "cpu") == ("native" if native.available("nf4") else "torch")
     choice.chosen.cache_clear()
     monkeypatch.setenv("MOECLI_KERNEL", "bnb")
     assert [choice.chosen(dtype, "cpu") for dtype in ("nf4", "int8", "q4")] == ["bnb", "bnb", "torch"]
