@@ -15,6 +15,7 @@ from moecli.experts.resident import packed_experts
 from moecli.kernels import library, prompt_attention
 from moecli.kernels.decode_step import MAX_TOKENS
 from moecli.store.source import open_source
+from tests.support import stores
 from tests.support.checkpoints import FAMILIES, make, prompt, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")]
@@ -101,11 +102,11 @@ def test_in_every_format(family: str, dtype: str, compute: str, error: float, tm
     assert (found - expected).norm() / expected.norm() < error
 
 
-def together(model: Decoder, ids: torch.Tensor, size: int) -> torch.Tensor:
+def together(model: Decoder, ids: torch.Tensor, size: int, seen: Seen | None = None) -> torch.Tensor:
     """States [T, D] of all ids but the first 20, `size` of them at a time."""
     cache = model.new_cache(len(ids), 32)
     model.forward(ids[:20], cache)
-    return torch.cat([model.forward(part, cache) for part in ids[20:].split(size)])
+    return torch.cat([model.forward(part, cache, seen) for part in ids[20:].split(size)])
 
 
 # Stacked gates and ups of packed formats can be told apart at every 16th row.
@@ -134,6 +135,18 @@ def test_a_token_is_the_same_in_company_in_every_format(family: str, dtype: str,
     model = decoder(write(make(family, **WHOLE_PANELS[family]), tmp_path), True, dtype, compute)
     ids = torch.tensor(prompt(60))
     assert torch.equal(together(model, ids, 5), together(model, ids, 1))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_a_token_is_the_same_in_company_where_experts_come_from_disk(family: str, tmp_path: Path) -> None:
+    folder = write(make(family, **WHOLE_PANELS.get(family, {})), tmp_path / "model")
+    store, ids = stores.packed(folder, tmp_path / "q8", "q8"), torch.tensor(prompt(60))
+    streamed, resident = Seen(), Seen()
+    found = together(stores.decoder(store, 3), ids, 5, streamed)
+    assert torch.equal(found, together(stores.decoder(store, None), ids, 1, resident))
+    assert sum(len(each.topk_ids) for each in streamed.routings) == sum(
+        len(each.topk_ids) for each in resident.routings
+    )
 
 
 def test_texts_side_by_side_are_as_each_alone(tmp_path: Path) -> None:
