@@ -44,6 +44,8 @@ VARIABLES = (
 
 HUB_FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH")  # $NAMES in them count
 
+_LARGEST_CONFIG = 1 << 16  # bytes
+
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -177,7 +179,11 @@ def presets() -> list[tuple[str, list[str]]]:
         return []
     hint = "mend it, or set MOECLI_CONFIG=/dev/null"
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        with file.open("rb") as opened:
+            content = opened.read(_LARGEST_CONFIG + 1)
+        if len(content) > _LARGEST_CONFIG:
+            raise UsageError(f"{shown} is larger than {_LARGEST_CONFIG >> 10} KiB: no file of options", hint)
+        lines = content.decode("utf-8").splitlines()
     except OSError as error:
         raise MoecliError(f"{shown} cannot be read: {error.strerror}", hint) from error
     except UnicodeError as error:

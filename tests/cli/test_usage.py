@@ -80,6 +80,9 @@ def test_a_file_of_options_that_is_none(tmp_path, monkeypatch, content, problem)
     monkeypatch.setenv("MOECLI_CONFIG", str(tmp_path / "mine"))
     with pytest.raises(UsageError, match=problem):
         settings.presets()
+    monkeypatch.setenv("MOECLI_CONFIG", "/dev/zero")
+    with pytest.raises(UsageError, match="larger than 64 KiB"):
+        settings.presets()
 
 
 def test_with_json_a_failure_is_a_document_too(moecli):
