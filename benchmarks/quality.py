@@ -25,7 +25,7 @@ from moecli.routing.agreement import agreement
 from moecli.routing.trace import RoutingTrace
 from moecli.text.tokenizer import Tokenizer
 
-FORMATS = ("bf16", "q8", "int8", "q4", "nf4")
+FORMATS = ("bf16", "q8", "int8", "q4", "nf4", "q3")
 WINDOW = 512  # tokens, each window read from an empty cache
 TINY = Path(moecli.__file__).parent / "tiny"
 HELD_OUT = Path(__file__).parents[1] / "training" / "heldout"

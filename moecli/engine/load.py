@@ -21,6 +21,7 @@ from moecli.experts.policies import DEFAULT
 from moecli.experts.rates import Rates
 from moecli.experts.resident import checkpoint_experts, packed_experts, store_experts, write_record
 from moecli.experts.store import ExpertStore
+from moecli.formats import FORMATS
 from moecli.kernels.choice import serves
 from moecli.model.spec import ModelSpec
 from moecli.planning.placement import Plan
@@ -91,7 +92,7 @@ class CheckpointModel:
     @property
     def dtypes(self) -> tuple[str, ...]:
         stored = self.weights.dtype
-        return (stored, *(dtype for dtype in ("fp32", "bf16", "fp16", "q8", "int8", "nf4", "q4") if dtype != stored))
+        return stored, *(dtype for dtype in FORMATS if dtype != stored)
 
     @property
     def streams(self) -> bool:

@@ -27,7 +27,7 @@ from moecli.text.defaults import GenerationDefaults, read_generation_defaults
 from moecli.text.tokenizer import Tokenizer
 from moecli.units import format_bytes
 
-_NO_DEVICE_KERNEL = ("q8", "q4")
+_NO_DEVICE_KERNEL = ("q8", "q4", "q3")
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,16 @@ def _tiles(tile_rows: int, tile_columns: int, size: int) -> Callable[[int, int],
     return lambda rows, columns: -(-rows // tile_rows) * -(-columns // tile_columns) * size
 
 
+def _codebook(index_bytes: int) -> Callable[[int, int], int]:
+    """Strips of 16 rows: of each 32 columns indices and 16 bytes of multiples, of each 256 16 scales."""
+
+    def matrix_bytes(rows: int, columns: int) -> int:
+        groups = -(-columns // 32)
+        return -(-rows // 16) * (groups * (16 + index_bytes) + -(-columns // 256) * 32)
+
+    return matrix_bytes
+
+
 def _nf4(rows: int, columns: int) -> int:
     """Half a byte per weight and one float32 per block of 64 along the flattened matrix."""
     weights = rows * columns
@@ -105,12 +115,19 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             Format("int8", "bitsandbytes LLM.int8 rows", 8, _int8, _module("int8")),
             Format(
                 "q4",
-                "4-bit codebook, a scale per 64",
-                4.25,
-                _tiles(16, 128, 16 * 64 + 32 * 2),
+                "4-bit codebook, a multiple of a scale per 16",
+                4.3125,
+                _codebook(256),
                 _module("q4"),
             ),
             Format("nf4", "bitsandbytes NormalFloat, blocks of 64", 4.5, _nf4, _module("nf4")),
+            Format(
+                "q3",
+                "3-bit codebook, a multiple of a scale per 16",
+                3.3125,
+                _codebook(192),
+                _module("q3"),
+            ),
         )
     }
 )
@@ -134,7 +151,8 @@ def nearest(word: str) -> str | None:
     found = plain if plain in FORMATS else words.get(plain)
     if found is None and (digits := re.search(r"\d+", plain)):
         bits = int(digits[0][:3])
-        found = "q4" if bits <= 5 else "q8" if bits <= 8 else "bf16" if bits == 16 else "fp32" if bits == 32 else None
+        below = {3: "q3", 5: "q4", 8: "q8"}  # 6 bits and 7 lose least in 8
+        found = next((name for most, name in below.items() if bits <= most), {16: "bf16", 32: "fp32"}.get(bits))
     return found
 
 
@@ -150,7 +168,7 @@ def pack(dtype: str, weights: Tensor) -> Tensor:
     """The bytes of a matrix [out, in]: a flat uint8 tensor of `bytes_for(dtype, weights.shape)`.
 
     They depend on the weights alone: not on threads, strides or machine. CheckpointError where a weight is not finite
-    or, for q4 and q8, beyond fp16.
+    or, for q8, q4 and q3, beyond fp16.
     """
     return FORMATS[dtype].codec().pack(weights)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moecli.formats.tiles import LARGEST, ROWS, Tiling, extremes
+from moecli.formats.tiles import LARGEST, ROWS, Tiling, check_range
 
 if TYPE_CHECKING:
     import torch
@@ -47,9 +47,10 @@ def unpack_rows(packed: Tensor, shape: tuple[int, int], dtype: torch.dtype, firs
     return _TILING.unpack_rows(packed, shape, dtype, first, last)
 
 
-def _encode(weights: Tensor) -> Tensor:
+def _encode(weights: Tensor, columns: int) -> Tensor:
     import torch
 
+    check_range(weights)
     strips, tiles = weights.shape[0] // ROWS, weights.shape[1] // GROUP
     groups = weights.reshape(-1, GROUP)
     scales = _scales(groups)
@@ -58,14 +59,14 @@ def _encode(weights: Tensor) -> Tensor:
     packed[..., :_SCALES].view(torch.float16).copy_(scales.view(strips, ROWS, tiles).transpose(1, 2))
     lanes = codes.view(torch.int32).view(strips, ROWS, tiles, 8).permute(0, 2, 3, 1)
     packed[..., _SCALES:].view(torch.int32).view(strips, tiles, 8, ROWS).copy_(lanes)
-    return packed
+    return packed.view(strips, -1)
 
 
 def _scales(groups: Tensor) -> Tensor:
     """The fp16 scale of each group [groups, 32] that leaves the least squared error; the first tried of equals."""
     import torch
 
-    base = extremes(groups, 1).abs() / 127
+    base = groups.abs().amax(1) / 127
     best, chosen = torch.full_like(base, torch.inf), base
     for factor in _TRIED:
         scale = (base * factor).clamp_(max=LARGEST / 128)
@@ -85,9 +86,10 @@ def _codes(values: Tensor) -> Tensor:
     return values.round().clamp_(-127, 127)
 
 
-def _decode(tiles: Tensor) -> Tensor:
+def _decode(strips_of_bytes: Tensor, columns: int) -> Tensor:
     import torch
 
+    tiles = strips_of_bytes.view(strips_of_bytes.shape[0], -1, TILE)
     strips, count, _ = tiles.shape
     lanes = tiles[..., _SCALES:].contiguous().view(torch.int32).view(strips, count, 8, ROWS)
     codes = lanes.permute(0, 3, 1, 2).contiguous().view(torch.int8).view(strips, ROWS, count, GROUP)
@@ -95,4 +97,4 @@ def _decode(tiles: Tensor) -> Tensor:
     return codes.float().mul_(scales.float().div_(128).unsqueeze(-1)).view(strips * ROWS, count * GROUP)
 
 
-_TILING = Tiling(GROUP, TILE, _encode, _decode)
+_TILING = Tiling(GROUP, lambda columns: -(-columns // GROUP) * TILE, _encode, _decode)

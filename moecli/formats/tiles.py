@@ -1,12 +1,12 @@
-"""Matrices cut into tiles of 16 rows, packed and unpacked block by block.
+"""Matrices cut into strips of 16 rows, packed and unpacked strip by strip.
 
-A matrix [out, in] is a grid of tiles in row-major order: all tiles of the first 16 rows from left to right, then those
-of the next 16. So every strip of 16 rows is one run of bytes. The matrix is padded with zeros to whole tiles.
+A strip is one run of bytes, from left to right; the strips of a matrix [out, in] follow one another. The matrix is
+padded with zeros to whole strips and tiles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,69 +25,49 @@ _DECODED = 2**20  # weights unpacked at once
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """One tile format: its size and how it is written and read."""
+    """One format of tiles: its size and how it is written and read."""
 
-    columns: int
-    bytes: int
-    encode: Callable[[Tensor], Tensor]  # fp32 [16 a, columns b] -> uint8 [a, b, bytes]
-    decode: Callable[[Tensor], Tensor]  # uint8 [a, b, bytes] -> fp32 [16 a, columns b]
+    columns: int  # that `encode` takes at once
+    strip_bytes: Callable[[int], int]  # of so many columns
+    encode: Callable[[Tensor, int], Tensor]  # fp32 [16 a, whole tiles], columns -> uint8 [a, strip_bytes(columns)]
+    decode: Callable[[Tensor, int], Tensor]  # uint8 [a, strip_bytes(columns)], columns -> fp32 [16 a, columns or more]
 
     def pack(self, weights: Tensor) -> Tensor:
         """The bytes of a matrix. They depend on the weights alone: not on threads, blocks or strides."""
         import torch
+        import torch.nn.functional as F
 
         rows, columns = weights.shape
-        packed = torch.empty(self._grid(rows, columns), dtype=torch.uint8)
-        for block in _blocks(packed.shape[0], packed.shape[1], max(1, _BLOCK // (ROWS * self.columns))):
-            self._fill(packed, weights.detach(), block)
+        strips, missing = -(-rows // ROWS), -columns % self.columns
+        packed = torch.empty(strips, self.strip_bytes(columns), dtype=torch.uint8)
+        step = max(1, _BLOCK // (ROWS * max(1, columns)))
+        for first in range(0, strips if columns else 0, step):
+            part = weights.detach()[first * ROWS : (first + step) * ROWS].float()
+            part = F.pad(part, (0, missing, 0, -part.shape[0] % ROWS)) if missing or part.shape[0] % ROWS else part
+            packed[first : first + step] = self.encode(part, columns)
         return packed.view(-1)
 
     def unpack_rows(self, packed: Tensor, shape: tuple[int, int], dtype: torch.dtype, first: int, last: int) -> Tensor:
         """Rows first to last of the matrix; `first` is a multiple of 16."""
         import torch
 
-        strips = packed.view(self._grid(*shape))[first // ROWS : -(-last // ROWS)]
-        weights = torch.empty(last - first, shape[1], dtype=dtype, device=packed.device)
+        rows, columns = shape
+        strips = packed.view(-(-rows // ROWS), self.strip_bytes(columns))[first // ROWS : -(-last // ROWS)]
+        weights = torch.empty(last - first, columns, dtype=dtype, device=packed.device)
         if not weights.numel():
             return weights
-        step = max(1, _DECODED // (ROWS * self.columns * strips.shape[1]))
+        step = max(1, _DECODED // (ROWS * columns))
         for start in range(0, strips.shape[0], step):
             part = weights[start * ROWS : (start + step) * ROWS]
-            part.copy_(self.decode(strips[start : start + step])[: part.shape[0], : shape[1]])
+            part.copy_(self.decode(strips[start : start + step], columns)[: part.shape[0], :columns])
         return weights
 
-    def _grid(self, rows: int, columns: int) -> tuple[int, int, int]:
-        return -(-rows // ROWS), -(-columns // self.columns), self.bytes
 
-    def _fill(self, packed: Tensor, weights: Tensor, block: tuple[slice, slice]) -> None:
-        import torch.nn.functional as F
-
-        strips, tiles = block
-        rows = slice(strips.start * ROWS, strips.stop * ROWS)
-        columns = slice(tiles.start * self.columns, tiles.stop * self.columns)
-        part = weights[rows, columns].float()
-        missing = columns.stop - columns.start - part.shape[1], rows.stop - rows.start - part.shape[0]
-        packed[strips, tiles] = self.encode(F.pad(part, (0, missing[0], 0, missing[1])) if any(missing) else part)
-
-
-def extremes(weights: Tensor, dim: int) -> Tensor:
-    """Of each group the weight farthest from zero, with its sign. CheckpointError if a scale cannot reach it."""
+def check_range(weights: Tensor) -> None:
+    """CheckpointError where a weight is not finite, or no scale can reach it."""
     import torch
 
-    low, high = torch.aminmax(weights, dim=dim)
-    extreme = torch.where(high > -low, high, low)
-    check_finite(extreme)
-    if bool((extreme.abs() > LARGEST).any()):
+    low, high = torch.aminmax(weights)
+    check_finite(torch.stack((low, high)))
+    if max(float(high), -float(low)) > LARGEST:
         raise CheckpointError(f"a weight is larger than {LARGEST:.0f}: too large for fp16 scales")
-    return extreme
-
-
-def _blocks(strips: int, tiles: int, limit: int) -> Iterator[tuple[slice, slice]]:
-    """A grid of strips x tiles in rectangles of at most `limit` tiles."""
-    if not strips or not tiles:
-        return
-    wide = min(range(1, min(tiles, limit) + 1), key=lambda wide: -(-tiles // wide) * -(-strips // (limit // wide)))
-    high = limit // wide
-    for strip in range(0, strips, high):
-        for tile in range(0, tiles, wide):
-            yield slice(strip, min(strip + high, strips)), slice(tile, min(tile + wide, tiles))

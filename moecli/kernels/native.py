@@ -19,8 +19,8 @@ from moecli.model.spec import Activation
 Expert = tuple[Tensor, Tensor, Tensor]  # packed gate [I, D], up [I, D], down [D, I]
 
 # enum format, activation, number and status of c/native.h
-FORMATS = {"q4": 0, "q8": 1, "fp32": 2, "bf16": 3, "fp16": 4, "int8": 5, "nf4": 6}
-TILED = ("q4", "q8")  # packed natively too; 16 rows lie together, and activations are rounded to int8
+FORMATS = {"q4": 0, "q3": 1, "q8": 2, "fp32": 3, "bf16": 4, "fp16": 5, "int8": 6, "nf4": 7}
+TILED = ("q4", "q3", "q8")  # packed natively too; 16 rows lie together, and activations are rounded to int8
 ACTIVATIONS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2, Activation.RELU: 3}
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NOT_FINITE, _TOO_LARGE = 2, 3

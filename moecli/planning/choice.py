@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from moecli.formats import FORMATS
 from moecli.planning.placement import Plan
 
-SMALLEST = "q4"
+SMALLEST = "q4"  # of those chosen for somebody: what q3 loses is for its user to weigh
 _FALLBACKS = ("bf16", "q8", SMALLEST)  # the most precise first; the other formats are chosen by name
 
 

@@ -14,7 +14,7 @@ from moecli.errors import CheckpointError, json_object, unreadable
 from moecli.store.expert_record import Record
 
 FILE = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2  # 1: q4 had a scale per 64 weights and no multiples of it
 _LARGEST = 256 * 2**20
 
 
@@ -72,19 +72,32 @@ def describe(record: Record, experts: int) -> dict[str, Any]:
 
 
 def read(folder: Path) -> StoreManifest:
-    """The manifest of a store. CheckpointError if it is absent, damaged, or of a newer moecli."""
+    """The manifest of a store. CheckpointError if it is absent, damaged, or of an older or a newer moecli."""
     document = _load(folder / FILE)
     schema = document.get("schema_version")
     if type(schema) is int and schema > SCHEMA:
         raise CheckpointError(
             f"{folder} was packed by a newer moecli (schema {schema}; this one reads {SCHEMA})", "upgrade moecli"
         )
-    if type(schema) is not int or schema != SCHEMA or document.pop("digest", None) != _digest(document):
+    if type(schema) is not int or document.pop("digest", None) != _digest(document):
         raise damaged(folder, f"its {FILE} does not match its own checksum")
+    if schema != SCHEMA:
+        raise _outdated(folder, document)
     try:
         return _parse(document)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(folder, f"its {FILE} does not describe a store") from error
+
+
+def _outdated(folder: Path, document: Mapping[str, Any]) -> CheckpointError:
+    """Weights are packed otherwise now."""
+    origin = document.get("origin")
+    model = origin.get("model") if isinstance(origin, dict) else None
+    again = f"moecli pack {model} --dtype {document.get('dtype')}" if model else "pack it"
+    return CheckpointError(
+        f"{folder} was packed by an older moecli, whose formats this one does not read",
+        f"moecli rm {folder}, then {again} again",
+    )
 
 
 def damaged(folder: Path, problem: str) -> CheckpointError:

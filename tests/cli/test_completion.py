@@ -30,7 +30,7 @@ def words(*typed: str) -> list[str]:
 def test_every_enumerated_option_offers_its_values(monkeypatch, tmp_path):
     monkeypatch.setenv("MOECLI_HOME", str(tmp_path / "moecli"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    formats = ["fp32", "bf16", "fp16", "q8", "int8", "q4", "nf4"]
+    formats = ["fp32", "bf16", "fp16", "q8", "int8", "q4", "nf4", "q3"]
     assert words("run", "tiny", "--dtype", "") == ["auto", *formats]
     assert words("memory", "tiny", "--quant=") == [f"--quant={each}" for each in formats]
     assert words("bench", "tiny", "--policy", "l") == ["lru", "lfu"]

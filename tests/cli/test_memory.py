@@ -43,7 +43,7 @@ def test_json_holds_the_contract_and_adds_up(moecli):
 
 def test_every_format_without_dtype(moecli):
     found = document(moecli, "mixtral", "--ram", "64GiB")
-    assert [each["dtype"] for each in found["formats"]] == ["fp32", "bf16", "fp16", "q8", "int8", "q4", "nf4"]
+    assert [each["dtype"] for each in found["formats"]] == ["fp32", "bf16", "fp16", "q8", "int8", "q4", "nf4", "q3"]
     screen = moecli("memory", "mixtral", "--ram", "64GiB")
     assert all(dtype in screen.stdout for dtype in ("fp32", "bf16", "q4", "nf4"))
     assert max(map(len, screen.stdout.splitlines())) <= 80

@@ -128,7 +128,7 @@ def test_a_token_is_the_same_in_company(family: str, changes: dict[str, Any], tm
     assert all(torch.equal(together(model, ids, size), alone) for size in (2, 3, 8))
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8", "nf4", "q4"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8", "nf4", "q4", "q3"])
 @pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3"])
 def test_a_token_is_the_same_in_company_in_every_format(family: str, dtype: str, tmp_path: Path) -> None:
     compute = dtype if dtype in ("fp32", "fp16") else "bf16"

@@ -54,7 +54,7 @@ def test_native_and_torch_say_the_same(dtype: str, use: Callable[[str], None]) -
 
 
 @pytest.mark.parametrize("kernel", ["native", "bnb", "torch"])
-@pytest.mark.parametrize("dtype", ["bf16", "fp16", "q4", "q8", "nf4", "int8"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "q4", "q3", "q8", "nf4", "int8"])
 def test_with_every_kernel_placement_changes_no_bit(
     dtype: str, kernel: str, use: Callable[[str], None], tmp_path: Path
 ) -> None:

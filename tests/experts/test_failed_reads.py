@@ -22,7 +22,8 @@ from moecli.experts.store import ExpertStore
 from moecli.kernels.linear import Packed
 from moecli.store.expert_record import PAGE
 from moecli.store.packed import PackedStore
-from tests.support.stores import Stores, experts_in
+from tests.support.checkpoints import make, write
+from tests.support.stores import experts_in, packed
 
 LAYER = 1
 WANTED = {0: 1, 2: 1, 3: 1}
@@ -81,10 +82,18 @@ def nowhere(store: PackedStore) -> OffloadedExperts:
     return OffloadedExperts(store, 0, "lru")
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its records take several pages."""
+    folder = tmp_path_factory.mktemp("wide")
+    write(make("mixtral", intermediate_size=200), folder / "model")
+    return packed(folder / "model", folder / "store", "q4").folder
+
+
 @pytest.fixture
-def store(stores: Stores, tmp_path: Path) -> PackedStore:
+def store(tmp_path: Path, whole: Path) -> PackedStore:
     """One that may be damaged."""
-    return PackedStore.open(shutil.copytree(stores("mixtral", "q4").folder, tmp_path / "store"))
+    return PackedStore.open(shutil.copytree(whole, tmp_path / "store"))
 
 
 def read(experts: ExpertStore, wanted: dict[int, int]) -> dict[int, list[bytes]]:
@@ -176,8 +185,8 @@ def test_a_slot_that_changed_hands_in_vain_is_nobodys(make: Make, store: PackedS
 
 
 def test_ctrl_c_between_two_that_arrive(store: PackedStore) -> None:
-    for make in (in_ram, on_both):
-        experts = make(store)
+    for way in (in_ram, on_both):
+        experts = way(store)
         ready = experts.iter_ready(LAYER, WANTED, 1)
         next(ready)
         with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""The bytes of q4 and q8 tiles, by hand and by decoders in plain Python that know only the description."""
+"""The bytes of q4, q3 and q8 tiles, by hand and by decoders in plain Python that know only the description."""
 
 from __future__ import annotations
 
@@ -7,27 +7,55 @@ import struct
 import pytest
 import torch
 
-from moecli.formats import pack, q4, unpack
+from moecli.formats import bytes_for, codebook, pack, q3, q4, unpack
 from tests.support.weight_samples import gaussian, heavy
 
-CODES = (-127, -96, -75, -59, -46, -34, -22, -10, 1, 13, 24, 36, 49, 64, 83, 110)
+CODES = {
+    "q4": (-31, -25, -20, -15, -11, -8, -5, -2, 0, 3, 6, 9, 12, 16, 21, 28),
+    "q3": (-31, -19, -11, -5, 0, 6, 13, 22),
+}
+MULTIPLES = (2, 3, 5, 6, 7, 8, 9, 10)
 
 
-def read_q4(data: bytes, rows: int, columns: int) -> list[list[float]]:
+def index_in_q4(lines: bytes, r: int, k: int) -> int:
+    """Of row r and column k in the 256 bytes of a group."""
+    half, j, b = k // 16, k % 16 // 4, k % 4
+    return lines[64 * j + 4 * r + b] >> 4 * half & 15
+
+
+def index_in_q3(lines: bytes, r: int, k: int) -> int:
+    half, j, b = k // 16, k % 16 // 4, k % 4
+    low = lines[64 * (j // 2) + 4 * r + b] >> 4 * (j % 2) + 2 * half & 3
+    return low + 4 * (lines[128 + 4 * r + b] >> 2 * j + half & 1)
+
+
+def read_codebook(name: str, data: bytes, rows: int, columns: int) -> list[list[float]]:
     """One weight at a time."""
-    tiles = -(-columns // 128)
+    size, index = {"q4": (256, index_in_q4), "q3": (192, index_in_q3)}[name]
+    strip = -(-columns // 32) * (16 + size) + -(-columns // 256) * 32
     matrix = []
     for row in range(rows):
         line = []
         for column in range(columns):
-            tile = data[((row // 16) * tiles + column // 128) * 1088 :][:1088]
-            r, group, k = row % 16, column % 128 // 64, column % 64
-            (scale,) = struct.unpack_from("<e", tile, 2 * (16 * group + r))
-            high, j, b = k // 32, k % 32 // 4, k % 4
-            byte = tile[64 * (1 + 8 * group + j) + 4 * r + b]
-            line.append(CODES[byte >> 4 if high else byte & 15] * scale / 128)
+            width = min(512, columns - column // 512 * 512)
+            groups, scales = -(-width // 32), -(-width // 256)
+            tile = data[row // 16 * strip + column // 512 * (16 * (16 + size) + 64) :]
+            r, place = row % 16, column % 512
+            (scale,) = struct.unpack_from("<e", tile, 32 * (place // 256) + 2 * r)
+            choice = tile[32 * scales + 16 * (place // 32) + r] >> 4 * (place % 32 // 16) & 15
+            multiple = MULTIPLES[choice & 7] * (-1 if choice & 8 else 1)
+            lines = tile[32 * scales + 16 * groups + size * (place // 32) :][:size]
+            line.append(CODES[name][index(lines, r, place % 32)] * multiple * scale / 128)
         matrix.append(line)
     return matrix
+
+
+def read_q4(data: bytes, rows: int, columns: int) -> list[list[float]]:
+    return read_codebook("q4", data, rows, columns)
+
+
+def read_q3(data: bytes, rows: int, columns: int) -> list[list[float]]:
+    return read_codebook("q3", data, rows, columns)
 
 
 def read_q8(data: bytes, rows: int, columns: int) -> list[list[float]]:
@@ -45,34 +73,50 @@ def read_q8(data: bytes, rows: int, columns: int) -> list[list[float]]:
     return matrix
 
 
-@pytest.mark.parametrize("shape", [(16, 128), (33, 300), (1, 5), (18, 2880)])
-@pytest.mark.parametrize(("name", "read"), [("q4", read_q4), ("q8", read_q8)])
+READERS = [("q4", read_q4), ("q3", read_q3), ("q8", read_q8)]
+
+
+@pytest.mark.parametrize("shape", [(16, 128), (33, 300), (1, 5), (18, 1440), (16, 1024), (3, 513)])
+@pytest.mark.parametrize(("name", "read"), READERS)
 def test_an_independent_reader_sees_the_same_weights(name: str, read: object, shape: tuple[int, int]) -> None:
     packed = pack(name, heavy(*shape))
     assert callable(read)
     assert torch.equal(torch.tensor(read(packed.numpy().tobytes(), *shape)), unpack(name, packed, shape, torch.float32))
 
 
-@pytest.mark.parametrize(("name", "size", "read"), [("q4", 1088, read_q4), ("q8", 544, read_q8)])
-def test_any_bytes_mean_the_same_to_both(name: str, size: int, read: object) -> None:
+@pytest.mark.parametrize(("name", "read"), READERS)
+def test_any_bytes_mean_the_same_to_both(name: str, read: object) -> None:
     """Also codes and scales that packing never writes."""
-    packed = (gaussian(4 * size).mul(1000).long() % 256).to(torch.uint8)
-    scales = packed.view(-1, size)[:, : 64 if name == "q4" else 32]
+    shape = (32, 256)
+    packed = (gaussian(bytes_for(name, shape)).mul(1000).long() % 256).to(torch.uint8)
+    scales = packed.view(8 * 2 if name == "q8" else 2, -1)[:, :32]
     scales[:, 1::2] &= 0xBF  # keeps every scale finite
-    shape = (32, 256 if name == "q4" else 64)
     assert callable(read)
     assert torch.equal(torch.tensor(read(packed.numpy().tobytes(), *shape)), unpack(name, packed, shape, torch.float32))
 
 
 def test_a_q4_tile_by_hand() -> None:
-    tile = bytearray(1088)
-    tile[38:40] = bytes((0x00, 0xBC))  # row 3, second half: -1.0
-    tile[64 * 10 + 13] = 0x5E  # line 9 + 1; row 3, byte 1: columns 64 + 5 and 64 + 37
-    found = unpack("q4", torch.tensor(list(tile), dtype=torch.uint8), (16, 128), torch.float32)
-    assert float(found[3, 64 + 5]) == -83 / 128
-    assert float(found[3, 64 + 37]) == 34 / 128
-    assert (found[3, 64:] == 127 / 128).sum() == 62
-    assert found.count_nonzero() == 64
+    tile = bytearray(4416)  # 512 columns: 64 bytes of scales, 256 of multiples
+    tile[32 + 6 : 32 + 8] = bytes((0x00, 0xBC))  # row 3, the second 256 columns: -1.0
+    tile[64 + 16 * 9 + 3] = 0xB1  # of them the second 32: 3, and -6 for the last 16
+    tile[320 + 256 * 9 + 64 * 1 + 4 * 3 + 1] = 0x5E  # line 1, byte 1: columns 288 + 5 and 288 + 21
+    found = unpack("q4", torch.tensor(list(tile), dtype=torch.uint8), (16, 512), torch.float32)
+    assert float(found[3, 288 + 5]) == -21 * 3 / 128
+    assert float(found[3, 288 + 21]) == 8 * -6 / 128
+    assert (found[3, 256:288] == 31 * 2 / 128).all()
+    assert found.count_nonzero() == 256
+
+
+def test_a_q3_tile_by_hand() -> None:
+    tile = bytearray(2 * 208 + 32)  # 64 columns: 32 bytes of scales, 32 of multiples, twice 192 of indices
+    tile[30:32] = bytes((0x00, 0x3C))  # row 15: 1.0
+    tile[32 + 16 + 15] = 0x80  # the second 32 columns: 2, and -2 for the last 16
+    tile[64 + 192 + 64 + 4 * 15 + 2] = 0b01_11_10_00  # line 1, byte 2: columns 10, 26, 14 and 30 of the second 32
+    tile[64 + 192 + 128 + 4 * 15 + 2] = 0b1010_0000  # their highest bits: 4, 5, 6 and 7
+    found = unpack("q3", torch.tensor(list(tile), dtype=torch.uint8), (16, 64), torch.float32)
+    assert [float(found[15, 32 + k]) for k in (10, 26, 14, 30)] == [
+        code * multiple / 128 for code, multiple in ((-31, 2), (13, -2), (-5, 2), (6, -2))
+    ]
 
 
 def test_a_q8_tile_by_hand() -> None:
@@ -84,22 +128,23 @@ def test_a_q8_tile_by_hand() -> None:
     assert found.count_nonzero() == 1
 
 
-def test_codes_times_a_scale_are_packed_as_they_are() -> None:
-    """Each group of a row has all codes four times, on scales of either sign."""
-    codes = torch.tensor(CODES, dtype=torch.float32).repeat(4)
-    weights = torch.cat([codes / 128, codes.flip(0) * (-3 / 128)]).repeat(16, 1)
-    tile = bytes(pack("q4", weights).tolist())
-    assert tile[:64] == struct.pack("<e", 1.0) * 16 + struct.pack("<e", -3.0) * 16
-    assert tile[64:80] == bytes((0x00, 0x11, 0x22, 0x33)) * 4  # columns 0 to 3 and 32 to 35 of four rows
-    assert tile[64 * 9 : 64 * 9 + 4] == bytes((0xFF, 0xEE, 0xDD, 0xCC))
-    assert torch.equal(unpack("q4", pack("q4", weights), (16, 128), torch.float32), weights)
+@pytest.mark.parametrize("name", CODES)
+def test_codes_times_multiples_are_packed_as_they_are(name: str) -> None:
+    """Every 16 weights of a row have all codes, on another multiple of one scale."""
+    codes = torch.tensor(CODES[name], dtype=torch.float32).repeat(16 // len(CODES[name]))
+    multiples = torch.tensor([sign * each for each in MULTIPLES for sign in (1, -1)], dtype=torch.float32)
+    weights = (multiples[:, None] * codes / 128).view(1, 256).repeat(16, 1)
+    tile = bytes(pack(name, weights).tolist())
+    assert tile[:32] == struct.pack("<e", 1.0) * 16
+    assert tile[32 : 32 + 128] == b"".join(bytes([choice * 17 + 128]) * 16 for choice in range(8))
+    assert torch.equal(unpack(name, pack(name, weights), (16, 256), torch.float32), weights)
 
 
-def test_padding_is_index_8_and_scale_0() -> None:
-    tile = bytes(pack("q4", torch.ones(1, 10)).tolist())
-    assert tile[2:64] == bytes(62) and tile[:2] != bytes(2)
-    assert set(tile[64 * 9 :]) == {0x88} and tile[68:128] == bytes((0x88,)) * 60
-    assert {tile[64 * j + b] & 15 for j in (1, 2) for b in range(4)} == {tile[64] & 15}  # columns 0 to 7
-    assert q4.CODEBOOK == CODES and CODES[8] == 1
+def test_padding_is_the_index_of_code_0() -> None:
+    for name, columns in (("q4", 33), ("q3", 33), ("q4", 512)):
+        whole = torch.zeros(16, -(-columns // 32) * 32)
+        whole[0, :columns] = 1
+        assert torch.equal(pack(name, whole[:1, :columns]), pack(name, whole))
+    assert CODES["q4"] == q4.CODES and CODES["q3"] == q3.CODES and MULTIPLES == codebook.MULTIPLES
     q8 = bytes(pack("q8", torch.ones(1, 10)).tolist())
     assert q8[2:32] == bytes(30) and sum(q8[32:]) == 10 * 127

@@ -33,8 +33,10 @@ static float number(void) {
 
 static size_t size_of(int format, size_t rows, size_t columns) {
     size_t panels = (rows + 15) / 16, weights = rows * columns;
+    size_t scales = (columns + 255) / 256 * 32, groups = (columns + 31) / 32;
     switch (format) {
-    case Q4: return panels * ((columns + 127) / 128) * 1088;
+    case Q4: return panels * (scales + groups * 272);
+    case Q3: return panels * (scales + groups * 208);
     case Q8: return panels * ((columns + 31) / 32) * 544;
     case PLAIN + FP32: return weights * 4;
     case INT8: return weights + rows * 4;
@@ -331,7 +333,7 @@ int main(void) {
     for (int isa = 0; isa <= last; isa++)
         printf("%s ", moecli_isa(isa));
     printf("\n");
-    static const size_t shapes[][2] = {{64, 256}, {5, 7}, {40, 100}, {17, 129}};
+    static const size_t shapes[][2] = {{64, 256}, {5, 7}, {40, 100}, {17, 129}, {33, 800}};
     static const size_t counts[] = {1, 2, 3, 4, 5, 6, 19};
     static const int types[] = {BF16, FP32, FP16};
     for (int format = Q4; format <= NF4; format++)

@@ -44,7 +44,7 @@ def test_options_stand_under_headings_with_the_kind_of_their_values():
     assert list(sections) == ["Arguments", "Options", "Sampling", "Memory and processors", "Output"]
     assert "--temperature X" in sections["Sampling"] and "-n, --max-tokens N" in sections["Sampling"]
     formats = sections["Memory and processors"]["--dtype, --quant FORMAT"]
-    assert all(word in formats for word in ("auto", "fp32", "bf16", "fp16", "q8", "int8", "q4", "nf4"))
+    assert all(word in formats for word in ("auto", "fp32", "bf16", "fp16", "q8", "int8", "q4", "nf4", "q3"))
     assert not any("<" in term for rows in sections.values() for term in rows)
 
 

@@ -41,7 +41,7 @@ def test_markdown_of_many_columns_lies_on_its_side(capsysbinary):
     ("typed", "columns", "rows"),
     [
         ("inspect tiny mixtral", {"model", "router.top_k", "parameters.total"}, 2),
-        ("memory mixtral --ram 16GiB", {"model", "dtype", "fits", "speed.low"}, 7),
+        ("memory mixtral --ram 16GiB", {"model", "dtype", "fits", "speed.low"}, 8),
         ("memory mixtral olmoe --dtype q4", {"model", "dtype", "total_bytes"}, 2),
         ("list", {"name", "bytes", "source"}, 1),
     ],

@@ -41,10 +41,10 @@ def test_check_and_context_answer_for_the_format_that_does_best():
     entry = catalog.find("mixtral")
     assert entry is not None
     spec = families.read_spec(entry.config())
-    whole = estimate("mixtral", spec, Budget.of("28GiB"), None, None, 1, find_context=True)
+    whole = estimate("mixtral", spec, Budget.of("29GiB"), None, None, 1, find_context=True)
     assert whole.fits and (whole.max_dtype, whole.max_context) == ("q4", 32768)
     assert whole.best is not None and whole.best.memory.dtype == "q4"
-    asked = estimate("mixtral", spec, Budget.of("28GiB"), "bf16", None, 1, find_context=True)
+    asked = estimate("mixtral", spec, Budget.of("29GiB"), "bf16", None, 1, find_context=True)
     assert not asked.fits and (asked.max_dtype, asked.max_context) == ("bf16", 0)
 
 

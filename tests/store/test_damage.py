@@ -191,10 +191,18 @@ def test_a_manifest_that_is_none_is_one_clear_error(text, copy):
 
 
 def test_a_store_of_a_newer_moecli_says_so(copy):
-    rewrite(copy, lambda d: d.update(schema_version=2))
+    rewrite(copy, lambda d: d.update(schema_version=manifest.SCHEMA + 1))
     with pytest.raises(CheckpointError, match="newer moecli") as refused:
         PackedStore.open(copy)
     assert refused.value.hint == "upgrade moecli"
+
+
+def test_a_store_of_an_older_moecli_names_the_commands_that_make_it_anew(copy):
+    rewrite(copy, lambda d: d.update(schema_version=1))
+    with pytest.raises(CheckpointError, match="older moecli") as refused:
+        PackedStore.open(copy)
+    origin = json.loads((copy / manifest.FILE).read_text())["origin"]
+    assert refused.value.hint == f"moecli rm {copy}, then moecli pack {origin['model']} --dtype q4 again"
 
 
 def test_a_config_that_was_swapped_is_refused(copy):

@@ -104,7 +104,7 @@ def test_these_formats_may_be_packed_rows_by_rows(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["q4", "q8", "bf16", "int8", "nf4"])
+@pytest.mark.parametrize("dtype", ["q4", "q3", "q8", "bf16", "int8", "nf4"])
 def test_strips_do_not_show(dtype, checkpoint, tmp_path, monkeypatch):
     whole = contents(packed(checkpoint, tmp_path / "whole", dtype).folder)
     monkeypatch.setattr("moecli.store.convert._STRIP", 64 * 128)

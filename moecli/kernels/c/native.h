@@ -7,12 +7,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The layouts are those of formats/. Q4 and Q8 lie in tiles, the others row after row; PLAIN + a number: rows of it. */
-enum format { Q4, Q8, PLAIN, INT8 = PLAIN + 3, NF4 };
+/* The layouts are those of formats/. Q4, Q3 and Q8 lie in tiles, the others row after row; PLAIN + a number: rows of
+   it. Q4 and Q3 are codebooks, of 16 and 8 codes. */
+enum format { Q4, Q3, Q8, PLAIN, INT8 = PLAIN + 3, NF4 };
 #define PANEL_ROWS 16 /* that lie together, tile after tile */
-#define Q4_TILE 1088  /* bytes: 16 rows x 128 columns */
-#define Q8_TILE 544   /* 16 rows x 32 columns */
-#define CODEBOOK {-127, -96, -75, -59, -46, -34, -22, -10, 1, 13, 24, 36, 49, 64, 83, 110}
+#define Q8_TILE 544   /* bytes: 16 rows x 32 columns */
+#define SCALED 256    /* columns of a codebook that share an fp16 scale */
+#define Q4_CODES {-31, -25, -20, -15, -11, -8, -5, -2, 0, 3, 6, 9, 12, 16, 21, 28}
+#define Q3_CODES {-31, -19, -11, -5, 0, 6, 13, 22, -31, -19, -11, -5, 0, 6, 13, 22} /* a fourth bit does not matter */
+#define MULTIPLES {2, 3, 5, 6, 7, 8, 9, 10, -2, -3, -5, -6, -7, -8, -9, -10}
 #define NF4_BLOCK 64 /* weights that share a scale, row after row */
 #define NORMAL_FLOAT                                                                                                   \
     {-1.0f,                                                                                                            \

@@ -1,4 +1,4 @@
-/* x86-64 with AVX2, 8 rows in a register: signed codes; with AVX-VNNI unsigned ones, one instruction a line. */
+/* x86-64 with AVX2, 8 rows in a register: signed codes of q8; with AVX-VNNI unsigned ones, one instruction a line. */
 #include "../generic/numbers.inc.h"
 
 #if !defined __AVX2__
@@ -14,7 +14,7 @@
 #define TILE_VECTORS 2
 #define BUFFER_ROWS 4
 
-typedef __m256i codes; /* with AVX-VNNI plus 128 */
+typedef __m256i codes; /* of a codebook plus 32; of q8 with AVX-VNNI plus 128 */
 typedef __m256i ints;
 typedef __m256 floats;
 
@@ -22,8 +22,10 @@ typedef struct {
     floats low, high;
 } table;
 
-static const int8_t codebook[16] __attribute__((aligned(16))) = CODEBOOK;
+static const int8_t q4_table[16] __attribute__((aligned(16))) = Q4_CODES;
+static const int8_t q3_table[16] __attribute__((aligned(16))) = Q3_CODES;
 static const float normal[16] __attribute__((aligned(32))) = NORMAL_FLOAT;
+static const int8_t multiple[16] __attribute__((aligned(16))) = MULTIPLES;
 
 INLINE __m256i four_activations(const int8_t *x) {
     int32_t four;
@@ -31,30 +33,43 @@ INLINE __m256i four_activations(const int8_t *x) {
     return _mm256_set1_epi32(four);
 }
 
+INLINE ints book_start(int32_t value) { return _mm256_set1_epi32(value); }
+
 #if defined __AVXVNNI__
 #define ISA avxvnni
 
 INLINE codes shift_up(codes line) { return _mm256_xor_si256(line, _mm256_set1_epi8((char)128)); }
 
-INLINE ints start(int32_t value) { return _mm256_set1_epi32(value); }
+INLINE ints q8_start(int32_t value) { return _mm256_set1_epi32(value); }
 
-INLINE ints dot(ints sum, codes line, const int8_t *x) {
+INLINE ints q8_dot(ints sum, codes line, const int8_t *x) {
     return _mm256_dpbusd_avx_epi32(sum, line, four_activations(x));
+}
+
+INLINE ints book_dot(ints sum, codes first, codes second, const int8_t *x) {
+    return q8_dot(q8_dot(sum, first, x), second, x + 4);
 }
 #else
 #define ISA avx2
 
 INLINE codes shift_up(codes line) { return line; }
 
-INLINE ints start(int32_t value) {
+INLINE ints q8_start(int32_t value) {
     (void)value;
     return _mm256_setzero_si256();
 }
 
 /* |code| times the activation with the code's sign. Two such products are at most 32258: they fit 16 bits. */
-INLINE ints dot(ints sum, codes line, const int8_t *x) {
+INLINE ints q8_dot(ints sum, codes line, const int8_t *x) {
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(line), _mm256_sign_epi8(four_activations(x), line));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+/* Codes are 1 to 60: four products are at most 30480. */
+INLINE ints book_dot(ints sum, codes first, codes second, const int8_t *x) {
+    __m256i fours = _mm256_add_epi16(_mm256_maddubs_epi16(first, four_activations(x)),
+                                     _mm256_maddubs_epi16(second, four_activations(x + 4)));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(fours, _mm256_set1_epi16(1)));
 }
 #endif
 
@@ -64,14 +79,41 @@ INLINE void store_codes(uint8_t *bytes, codes line) { _mm256_storeu_si256((__m25
 
 INLINE codes q8_codes(const uint8_t *line) { return shift_up(load_codes(line)); }
 
+INLINE __m256i book(const int8_t *table) {
+    __m256i codes = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)table));
+    return _mm256_add_epi8(codes, _mm256_set1_epi8(OFFSET));
+}
+
 INLINE void q4_codes(const uint8_t *line, codes *low, codes *high) {
-    __m256i table = shift_up(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)codebook)));
-    __m256i mask = _mm256_set1_epi8(15), both = load_codes(line);
+    __m256i table = book(q4_table), mask = _mm256_set1_epi8(15), both = load_codes(line);
     *low = _mm256_shuffle_epi8(table, _mm256_and_si256(both, mask));
     *high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(both, 4), mask));
 }
 
+/* Two bits of one line and one of another. */
+INLINE codes q3_codes(const uint8_t *two, const uint8_t *one, const int place) {
+    __m256i low = _mm256_srli_epi16(load_codes(two), 2 * (place & 3)), high = load_codes(one);
+    high = place < 2 ? _mm256_slli_epi16(high, 2 - place) : _mm256_srli_epi16(high, place - 2);
+    low = _mm256_and_si256(low, _mm256_set1_epi8(3));
+    high = _mm256_and_si256(high, _mm256_set1_epi8(4));
+    return _mm256_shuffle_epi8(book(q3_table), _mm256_or_si256(low, high));
+}
+
 INLINE floats scales(const uint8_t *line) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)line)); }
+
+/* Bytes of a table, by the low nibbles and by the high ones. */
+INLINE void multiples(const uint8_t *bytes, floats *low, floats *high) {
+    __m128i table = _mm_load_si128((const __m128i *)multiple), mask = _mm_set1_epi8(15);
+    __m128i both = _mm_loadu_si128((const __m128i *)bytes);
+    __m128i lows = _mm_shuffle_epi8(table, _mm_and_si128(both, mask));
+    __m128i highs = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(both, 4), mask));
+    low[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(lows));
+    low[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(lows, lows)));
+    high[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(highs));
+    high[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(highs, highs)));
+}
+
+INLINE floats to_floats(ints numbers) { return _mm256_cvtepi32_ps(numbers); }
 
 INLINE floats load(const float *numbers) { return _mm256_loadu_ps(numbers); }
 

@@ -15,32 +15,51 @@
 #define TILE_VECTORS 2
 #define BUFFER_ROWS 8
 
-typedef __m512i codes; /* plus 128 */
+typedef __m512i codes; /* of q8 plus 128, of a codebook plus 32 */
 typedef __m512i ints;
 typedef __m512 floats;
 typedef __m512 table;
 
-static const int8_t codebook[16] __attribute__((aligned(16))) = CODEBOOK;
+static const int8_t q4_table[16] __attribute__((aligned(16))) = Q4_CODES;
+static const int8_t q3_table[16] __attribute__((aligned(16))) = Q3_CODES;
 static const float normal[16] __attribute__((aligned(64))) = NORMAL_FLOAT;
+static const int8_t multiple[16] __attribute__((aligned(16))) = MULTIPLES;
 
-INLINE ints start(int32_t value) { return _mm512_set1_epi32(value); }
+INLINE ints q8_start(int32_t value) { return _mm512_set1_epi32(value); }
 
-INLINE ints dot(ints sum, codes line, const int8_t *x) {
+INLINE ints book_start(int32_t value) { return _mm512_set1_epi32(value); }
+
+INLINE ints q8_dot(ints sum, codes line, const int8_t *x) {
     int32_t four;
     memcpy(&four, x, 4);
     return _mm512_dpbusd_epi32(sum, line, _mm512_set1_epi32(four));
+}
+
+INLINE ints book_dot(ints sum, codes first, codes second, const int8_t *x) {
+    return q8_dot(q8_dot(sum, first, x), second, x + 4);
 }
 
 INLINE codes q8_codes(const uint8_t *line) {
     return _mm512_xor_si512(_mm512_loadu_si512(line), _mm512_set1_epi8((char)128));
 }
 
+INLINE __m512i book(const int8_t *table) {
+    __m512i codes = _mm512_broadcast_i32x4(_mm_load_si128((const __m128i *)table));
+    return _mm512_add_epi8(codes, _mm512_set1_epi8(OFFSET));
+}
+
 INLINE void q4_codes(const uint8_t *line, codes *low, codes *high) {
-    __m512i table = _mm512_broadcast_i32x4(_mm_load_si128((const __m128i *)codebook));
-    __m512i mask = _mm512_set1_epi8(15), both = _mm512_loadu_si512(line);
-    table = _mm512_xor_si512(table, _mm512_set1_epi8((char)128));
+    __m512i table = book(q4_table), mask = _mm512_set1_epi8(15), both = _mm512_loadu_si512(line);
     *low = _mm512_shuffle_epi8(table, _mm512_and_si512(both, mask));
     *high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(both, 4), mask));
+}
+
+/* Two bits of one line and one of another: where the third operand is set the first, else the second. */
+INLINE codes q3_codes(const uint8_t *two, const uint8_t *one, const int place) {
+    __m512i low = _mm512_srli_epi16(_mm512_loadu_si512(two), 2 * (place & 3)), high = _mm512_loadu_si512(one);
+    high = place < 2 ? _mm512_slli_epi16(high, 2 - place) : _mm512_srli_epi16(high, place - 2);
+    __m512i both = _mm512_ternarylogic_epi32(low, high, _mm512_set1_epi8(3), 0xe4);
+    return _mm512_shuffle_epi8(book(q3_table), _mm512_and_si512(both, _mm512_set1_epi8(7)));
 }
 
 INLINE codes load_codes(const uint8_t *bytes) { return _mm512_loadu_si512(bytes); }
@@ -48,6 +67,16 @@ INLINE codes load_codes(const uint8_t *bytes) { return _mm512_loadu_si512(bytes)
 INLINE void store_codes(uint8_t *bytes, codes line) { _mm512_storeu_si512(bytes, line); }
 
 INLINE floats scales(const uint8_t *line) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)line)); }
+
+/* A permutation heeds the 4 lowest bits of each lane. */
+INLINE void multiples(const uint8_t *bytes, floats *low, floats *high) {
+    __m512 table = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128((const __m128i *)multiple)));
+    __m512i nibbles = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)bytes));
+    *low = _mm512_permutexvar_ps(nibbles, table);
+    *high = _mm512_permutexvar_ps(_mm512_srli_epi32(nibbles, 4), table);
+}
+
+INLINE floats to_floats(ints numbers) { return _mm512_cvtepi32_ps(numbers); }
 
 INLINE floats load(const float *numbers) { return _mm512_loadu_ps(numbers); }
 
@@ -94,47 +123,6 @@ INLINE floats nf4_floats(table values, const uint8_t *nibbles) {
     __m512i shifts = _mm512_broadcast_i32x8(_mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24));
     __m512i both = _mm512_mask_set1_epi32(_mm512_set1_epi32(first), 0xff00, second);
     return _mm512_permutexvar_ps(_mm512_srlv_epi32(both, shifts), values);
-}
-
-#define VECTOR_SEARCH
-#include "../generic/codebook.inc.h"
-
-/* 32 cells each, as 16-bit numbers; the lower half of the group first. */
-INLINE void cells_of(const float *weights, float inverse, __m512i cells[2]) {
-    __m512 middle = _mm512_set1_ps(CELLS / 2), factor = _mm512_set1_ps(inverse), last = _mm512_set1_ps(CELLS - 1);
-    __m256i parts[4];
-    for (int i = 0; i < 4; i++) {
-        __m512 cell = _mm512_add_ps(_mm512_mul_ps(_mm512_loadu_ps(weights + 16 * i), factor), middle);
-        cell = _mm512_min_ps(_mm512_max_ps(cell, _mm512_setzero_ps()), last);
-        parts[i] = _mm512_cvtepi32_epi16(_mm512_cvttps_epi32(cell));
-    }
-    for (int i = 0; i < 2; i++)
-        cells[i] = _mm512_inserti64x4(_mm512_castsi256_si512(parts[2 * i]), parts[2 * i + 1], 1);
-}
-
-INLINE __m512i nearest_codes(const struct search *search, __m512i cells) {
-    __m512i step = _mm512_permutex2var_epi16(_mm512_loadu_si512(search->steps), _mm512_srli_epi16(cells, 4),
-                                             _mm512_loadu_si512(search->steps + 32));
-    return _mm512_srli_epi16(_mm512_add_epi16(cells, step), 9);
-}
-
-INLINE int32_t q4_error(const struct search *search, const float *weights, float inverse) {
-    __m512i cells[2], sum = _mm512_setzero_si512();
-    __m512i edges = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)search->edges));
-    cells_of(weights, inverse, cells);
-    for (int i = 0; i < 2; i++) {
-        __m512i edge = _mm512_permutexvar_epi16(nearest_codes(search, cells[i]), edges);
-        __m512i distance = _mm512_sub_epi16(_mm512_add_epi16(cells[i], cells[i]), edge);
-        sum = _mm512_dpwssd_epi32(sum, distance, distance);
-    }
-    return _mm512_reduce_add_epi32(sum);
-}
-
-INLINE void q4_nibbles(const struct search *search, const float *weights, float inverse, uint8_t *nibbles) {
-    __m512i cells[2];
-    cells_of(weights, inverse, cells);
-    for (int i = 0; i < 2; i++)
-        _mm256_storeu_si256((__m256i *)(nibbles + 32 * i), _mm512_cvtepi16_epi8(nearest_codes(search, cells[i])));
 }
 
 #include "../generic/isa.inc.h"

@@ -20,18 +20,26 @@ typedef int32x4_t ints;
 typedef float32x4_t floats;
 typedef uint8x16x4_t table; /* 16 floats, byte after byte */
 
-static const int8_t codebook[16] = CODEBOOK;
+static const int8_t q4_table[16] __attribute__((aligned(16))) = Q4_CODES;
+static const int8_t q3_table[16] __attribute__((aligned(16))) = Q3_CODES;
 static const float normal[16] = NORMAL_FLOAT;
+static const int8_t multiple[16] __attribute__((aligned(16))) = MULTIPLES;
 
-INLINE ints start(int32_t value) {
+INLINE ints q8_start(int32_t value) {
     (void)value;
     return vdupq_n_s32(0);
 }
 
-INLINE ints dot(ints sum, codes line, const int8_t *x) {
+INLINE ints book_start(int32_t value) { return q8_start(value); }
+
+INLINE ints q8_dot(ints sum, codes line, const int8_t *x) {
     int32_t four;
     memcpy(&four, x, 4);
     return vdotq_s32(sum, line, vreinterpretq_s8_s32(vdupq_n_s32(four)));
+}
+
+INLINE ints book_dot(ints sum, codes first, codes second, const int8_t *x) {
+    return q8_dot(q8_dot(sum, first, x), second, x + 4);
 }
 
 INLINE codes load_codes(const uint8_t *bytes) { return vld1q_s8((const int8_t *)bytes); }
@@ -41,13 +49,37 @@ INLINE void store_codes(uint8_t *bytes, codes line) { vst1q_s8((int8_t *)bytes, 
 INLINE codes q8_codes(const uint8_t *line) { return load_codes(line); }
 
 INLINE void q4_codes(const uint8_t *line, codes *low, codes *high) {
-    int8x16_t table = vld1q_s8(codebook);
+    int8x16_t table = vld1q_s8(q4_table);
     uint8x16_t both = vld1q_u8(line);
     *low = vqtbl1q_s8(table, vandq_u8(both, vdupq_n_u8(15)));
     *high = vqtbl1q_s8(table, vshrq_n_u8(both, 4));
 }
 
+/* Two bits of one line and one of another. */
+INLINE codes q3_codes(const uint8_t *two, const uint8_t *one, const int place) {
+    uint8x16_t low = vshlq_u8(vld1q_u8(two), vdupq_n_s8((int8_t)(-2 * (place & 3))));
+    uint8x16_t high = vshlq_u8(vld1q_u8(one), vdupq_n_s8((int8_t)(2 - place)));
+    return vqtbl1q_s8(vld1q_s8(q3_table), vbslq_u8(vdupq_n_u8(3), low, vandq_u8(high, vdupq_n_u8(4))));
+}
+
 INLINE floats scales(const uint8_t *line) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(line))); }
+
+INLINE void four_each(int8x16_t bytes, floats *numbers) {
+    int16x8_t halves[2] = {vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes))};
+    for (int i = 0; i < 4; i++) {
+        int16x4_t four = i % 2 ? vget_high_s16(halves[i / 2]) : vget_low_s16(halves[i / 2]);
+        numbers[i] = vcvtq_f32_s32(vmovl_s16(four));
+    }
+}
+
+INLINE void multiples(const uint8_t *bytes, floats *low, floats *high) {
+    int8x16_t table = vld1q_s8(multiple);
+    uint8x16_t both = vld1q_u8(bytes);
+    four_each(vqtbl1q_s8(table, vandq_u8(both, vdupq_n_u8(15))), low);
+    four_each(vqtbl1q_s8(table, vshrq_n_u8(both, 4)), high);
+}
+
+INLINE floats to_floats(ints numbers) { return vcvtq_f32_s32(numbers); }
 
 INLINE floats load(const float *numbers) { return vld1q_f32(numbers); }
 

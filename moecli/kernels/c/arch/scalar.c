@@ -24,27 +24,45 @@ typedef floats table;
 #define EACH_LANE for (int i = 0; i < LANES; i++)
 #define EACH_COLUMN for (int b = 0; b < 4; b++)
 
-static const int8_t codebook[16] = CODEBOOK;
+static const int8_t q4_table[16] __attribute__((aligned(16))) = Q4_CODES;
+static const int8_t q3_table[16] __attribute__((aligned(16))) = Q3_CODES;
 static const float normal[16] = NORMAL_FLOAT;
+static const int8_t multiple[16] __attribute__((aligned(16))) = MULTIPLES;
 
-INLINE ints start(int32_t value) {
+INLINE ints q8_start(int32_t value) {
     (void)value;
     return (ints){{0}};
 }
 
-INLINE ints dot(ints sum, codes line, const int8_t *x) {
+INLINE ints book_start(int32_t value) { return q8_start(value); }
+
+INLINE ints q8_dot(ints sum, codes line, const int8_t *x) {
     EACH_COLUMN
         EACH_LANE
             sum.at[i] += (int16_t)line.at[b][i] * (int16_t)x[b];
     return sum;
 }
 
+INLINE ints book_dot(ints sum, codes first, codes second, const int8_t *x) {
+    return q8_dot(q8_dot(sum, first, x), second, x + 4);
+}
+
 INLINE void q4_codes(const uint8_t *line, codes *low, codes *high) {
     EACH_LANE
         EACH_COLUMN {
-            low->at[b][i] = codebook[line[4 * i + b] & 15];
-            high->at[b][i] = codebook[line[4 * i + b] >> 4];
+            low->at[b][i] = q4_table[line[4 * i + b] & 15];
+            high->at[b][i] = q4_table[line[4 * i + b] >> 4];
         }
+}
+
+INLINE codes q3_codes(const uint8_t *two, const uint8_t *one, const int place) {
+    codes result;
+    EACH_LANE
+        EACH_COLUMN {
+            int low = two[4 * i + b] >> 2 * (place & 3) & 3, high = one[4 * i + b] >> place & 1;
+            result.at[b][i] = q3_table[4 * high + low];
+        }
+    return result;
 }
 
 INLINE codes q8_codes(const uint8_t *line) {
@@ -67,6 +85,20 @@ INLINE floats scales(const uint8_t *line) {
     floats result;
     EACH_LANE
         result.at[i] = from_fp16((uint16_t)(line[2 * i] | line[2 * i + 1] << 8));
+    return result;
+}
+
+INLINE void multiples(const uint8_t *bytes, floats *low, floats *high) {
+    EACH_LANE {
+        low->at[i] = multiple[bytes[i] & 15];
+        high->at[i] = multiple[bytes[i] >> 4];
+    }
+}
+
+INLINE floats to_floats(ints numbers) {
+    floats result;
+    EACH_LANE
+        result.at[i] = (float)numbers.at[i];
     return result;
 }
 

@@ -1,29 +1,32 @@
-/* The nearest code of q4's codebook, by one small table. */
+/* The nearest code of a codebook to a number, by a table of cells a quarter of a code wide around 0. */
 #ifndef MOECLI_CODEBOOK_H
 #define MOECLI_CODEBOOK_H
 
 #include "numbers.inc.h"
 
-#define CELLS 1024 /* half a code wide, around 0: every boundary between two codes is an edge */
+#define CELLS 512
+#define CELLS_PER_CODE 4
 
-/* Cell to index of the nearest code: (cell + steps[cell / 16]) / 512, for no 16 cells hold two boundaries. */
 struct search {
-    int16_t steps[CELLS / 16];
-    int16_t edges[16]; /* 4 code + 1023: twice a cell less that is 4 times the distance from its middle to the code */
+    const int8_t *codes;
+    int count;
+    uint8_t nearest[CELLS];  /* the index of the nearest code, the lower one of two */
+    uint16_t squares[CELLS]; /* the squared distance to it, in cells */
 };
 
-static struct search new_search(void) {
-    static const int8_t codes[16] = CODEBOOK;
-    struct search search;
-    for (int block = 0; block < CELLS / 16; block++) {
-        int first = 16 * block, index = 0;
-        while (index < 15 && codes[index] + codes[index + 1] + CELLS / 2 <= first)
-            index++;
-        int boundary = index < 15 ? codes[index] + codes[index + 1] + CELLS / 2 : CELLS;
-        search.steps[block] = (int16_t)(boundary < first + 16 ? (index + 1) * 512 - boundary : index * 512 - first);
+static struct search new_search(enum format format) {
+    struct search search = {format == Q4 ? q4_table : q3_table, format == Q4 ? 16 : 8, {0}, {0}};
+    for (int cell = 0; cell < CELLS; cell++) {
+        int least = CELLS, place = cell - CELLS / 2;
+        for (int index = 0; index < search.count; index++) {
+            int distance = abs(place - CELLS_PER_CODE * search.codes[index]);
+            if (distance < least) {
+                least = distance;
+                search.nearest[cell] = (uint8_t)index;
+            }
+        }
+        search.squares[cell] = (uint16_t)(least * least);
     }
-    for (int index = 0; index < 16; index++)
-        search.edges[index] = (int16_t)(4 * codes[index] + CELLS - 1);
     return search;
 }
 

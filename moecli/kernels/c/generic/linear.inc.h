@@ -67,7 +67,7 @@ static struct shape first_matrix(const struct job *job) { return job->gate_up_ta
 static size_t sums_bytes(size_t tokens) { return minimum(tokens, BLOCK) * TASK_ROWS * sizeof(float); }
 
 static size_t scratch_bytes(const struct job *job) {
-    size_t buffer = job->tokens > TOKENS ? PANELS * CHUNK * UNPACKED : 0;
+    size_t buffer = job->tokens > TOKENS ? PANELS * PANEL_CHUNK : 0;
     if (is_row_major(job->down.format)) {
         int alone = job->tokens == 1 && meets_alone(first_matrix(job)) && meets_alone(job->down);
         buffer = alone ? 0 : BUFFERED_ROWS * SPAN_STRIDE * sizeof(float);

@@ -3,188 +3,353 @@
    Before this an instruction set defines a vector of LANES rows (a divisor of 16):
 
        codes    4 columns of each row, a byte each; `ints` and `floats`, one number a row
-       start    the accumulator before the first product, given the group's start: that, or 0 if codes are signed
-       dot      adds 4 products a row to it, exactly
-       q4_codes, q8_codes    the codes of a line; load_codes, store_codes    those codes in a buffer
+       q4_codes, q3_codes, q8_codes    the codes of a line; load_codes, store_codes    those codes in a buffer
+       q8_start, book_start    the sum before the first product, given the start of the activations: that, or 0 if
+                               codes are signed
+       q8_dot   adds 4 products a row to it, exactly; book_dot    8 products, of two lines of a codebook
        scales, load, store    floats from fp16 and from floats, and to floats
+       multiples    of a panel for two halves of a group, by a byte a row
        add      sum + (dot * activation scale) * scale, the last two in one rounding
+       to_floats, times, add_product, fused    of integers; a product; a sum and a product in one rounding
 
    and PANELS and TOKENS (1, 4 or 6), how many are taken at once: panels only from a buffer that tokens share, since a
    thread reads memory fastest as one stream, without prefetching by hand. Each sum adds the groups of 32 from left to
-   right whatever the number of tokens and rows, and so is the same on every instruction set. */
+   right whatever the number of tokens and rows, and so is the same on every instruction set: in q8 times their scale,
+   in q4 those of a tile first, which have one scale. There 16 products, an integer below 2**17, times a multiple are
+   exact. */
 #ifndef MOECLI_MATMUL_H
 #define MOECLI_MATMUL_H
 
 #include "numbers.inc.h"
 
 #define TASK_ROWS 32 /* rows of a task: two panels, and one group of the next matrix */
-#define LINE 64      /* bytes of 4 columns of a panel */
-#define UNPACKED 576 /* bytes of a group of a panel in a buffer: 8 lines and 16 scales */
-#define CHUNK 16     /* groups in a buffer at once */
+#define LINE 64      /* bytes of 4 columns of a panel, or of 16 floats */
+#define UNPACKED 640 /* bytes of a group of a panel in a buffer: 8 lines, then 16 scales or twice 16 multiples */
+#define CHUNK 16     /* groups in a buffer at once: a tile of a codebook, whose scales lie behind them */
+#define SCALED_GROUPS (SCALED / GROUP)
+#define PANEL_CHUNK (CHUNK * UNPACKED + CHUNK / SCALED_GROUPS * LINE)
 
-enum { BUFFERED = Q8 + 1 }; /* a kind of kernel beside Q4 and Q8 */
+/* Kinds of kernels beside Q4, Q3 and Q8. */
+enum { BUFFERED_BOOK = Q8 + 1, BUFFERED_Q8, KINDS };
 
 struct shape {
     enum format format;
     size_t rows, columns;
 };
 
-static size_t tile_bytes(enum format format) { return format == Q4 ? Q4_TILE : Q8_TILE; }
+static size_t groups_across(struct shape shape) { return ceil_div(shape.columns, GROUP); }
 
-static size_t tile_groups(enum format format) { return format == Q4 ? 4 : 1; }
+/* Of a group of a codebook: 4 lines of two nibbles a byte; 2 of four lower bits, then 1 of eight higher ones. */
+INLINE size_t index_bytes(const int format) { return format == Q4 ? 4 * LINE : 3 * LINE; }
 
-static size_t tiles_across(struct shape shape) { return ceil_div(shape.columns, GROUP * tile_groups(shape.format)); }
+/* Bytes of the first groups of a panel: whole tiles, or all of them. */
+static size_t groups_bytes(enum format format, size_t groups) {
+    size_t scales = ceil_div(groups, SCALED_GROUPS) * 2 * PANEL_ROWS;
+    return format == Q8 ? groups * Q8_TILE : groups * (index_bytes((int)format) + PANEL_ROWS) + scales;
+}
 
-static size_t groups_across(struct shape shape) { return tiles_across(shape) * tile_groups(shape.format); }
+/* A tile of a codebook: an fp16 scale a row for each 8 groups, then a byte of multiples a row and lines of indices for
+   each group. */
+struct tile {
+    const uint8_t *scales, *multiples, *lines;
+};
 
-static size_t panel_bytes(struct shape shape) { return tiles_across(shape) * tile_bytes(shape.format); }
+static struct tile tile_of(const uint8_t *packed, size_t groups) {
+    const uint8_t *multiples = packed + ceil_div(groups, SCALED_GROUPS) * 2 * PANEL_ROWS;
+    return (struct tile){packed, multiples, multiples + groups * PANEL_ROWS};
+}
+
+static size_t panel_bytes(struct shape shape) { return groups_bytes(shape.format, groups_across(shape)); }
 
 #define VECTORS (PANEL_ROWS / LANES) /* of a panel */
 #define EACH_VECTOR _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)
 #define EACH_TOKEN _Pragma("GCC unroll 6") for (int t = 0; t < tokens; t++)
 
+#define EACH_PAIR _Pragma("GCC unroll 2") for (int j = 0; j < 4; j += 2) /* of 4 lines of codes, for 16 columns */
+
 typedef ints counts[PANELS * VECTORS][TOKENS];
 typedef floats totals[PANELS * VECTORS][TOKENS];
 
-INLINE void begin(counts sums, const uint8_t *group, const int vectors, const int tokens) {
+INLINE const int8_t *activations(const uint8_t *group, int token, int line) {
+    return (const int8_t *)group + token * GROUP + 4 * line;
+}
+
+INLINE float activation_scale(const uint8_t *group, const int tokens, int token) {
+    float scale;
+    memcpy(&scale, group + tokens * GROUP + token * 4, 4);
+    return scale;
+}
+
+INLINE int32_t start_of(const uint8_t *group, const int tokens, int token, int half) {
+    int32_t start;
+    memcpy(&start, group + tokens * (GROUP + 4) + (half * tokens + token) * 4, 4);
+    return start;
+}
+
+INLINE void q8_begin(counts sums, const uint8_t *group, const int vectors, const int tokens) {
     EACH_TOKEN {
-        int32_t value;
-        memcpy(&value, group + tokens * (GROUP + 4) + t * 4, 4);
+        int32_t start = 4 * (start_of(group, tokens, t, 0) + start_of(group, tokens, t, 1));
         EACH_VECTOR
-            sums[v][t] = start(value);
+            sums[v][t] = q8_start(start);
     }
 }
 
-INLINE void finish(totals sums, counts group_sums, const uint8_t *group, const floats *scale, const int vectors,
-                   const int tokens) {
+INLINE void q8_finish(totals sums, counts group_sums, const uint8_t *group, const floats *scale, const int vectors,
+                      const int tokens) {
     EACH_TOKEN {
-        float value;
-        memcpy(&value, group + tokens * GROUP + t * 4, 4);
+        float factor = activation_scale(group, tokens, t);
         EACH_VECTOR
-            sums[v][t] = add(sums[v][t], group_sums[v][t], value, scale[v]);
+            sums[v][t] = add(sums[v][t], group_sums[v][t], factor, scale[v]);
     }
 }
 
-/* 64 columns of a panel: the low nibbles are the first group, the high nibbles the second. */
-INLINE void q4_pair(const uint8_t *scale_line, const uint8_t *lines, const uint8_t *group, totals sums,
-                    const int tokens) {
-    const int vectors = VECTORS;
-    const uint8_t *second = group + tokens * GROUP_BYTES;
-    counts low, high;
-    floats scale[VECTORS];
-    begin(low, group, vectors, tokens);
-    begin(high, second, vectors, tokens);
-    for (int j = 0; j < 8; j++)
-        EACH_VECTOR {
-            codes first, last;
-            q4_codes(lines + j * LINE + v * LANES * 4, &first, &last);
-            EACH_TOKEN {
-                low[v][t] = dot(low[v][t], first, (const int8_t *)group + t * GROUP + 4 * j);
-                high[v][t] = dot(high[v][t], last, (const int8_t *)second + t * GROUP + 4 * j);
-            }
-        }
-    EACH_VECTOR
-        scale[v] = scales(scale_line + v * LANES * 2);
-    finish(sums, low, group, scale, vectors, tokens);
-    finish(sums, high, second, scale, vectors, tokens);
+INLINE void book_begin(counts sums, const uint8_t *group, int half, const int vectors, const int tokens) {
+    EACH_TOKEN {
+        ints start = book_start(start_of(group, tokens, t, half));
+        EACH_VECTOR
+            sums[v][t] = start;
+    }
+}
+
+INLINE void book_finish(totals sums, counts products, const uint8_t *group, const floats *multiple, const int vectors,
+                        const int tokens) {
+    EACH_TOKEN {
+        float factor = activation_scale(group, tokens, t);
+        EACH_VECTOR
+            sums[v][t] = add_product(sums[v][t], times(to_floats(products[v][t]), multiple[v]), factor);
+    }
+}
+
+/* Lines j of the codes of either half of a group's columns. */
+INLINE void book_codes(const int format, const uint8_t *lines, int v, const int j, codes *low, codes *high) {
+    const uint8_t *line = lines + v * LANES * 4;
+    if (format == Q4) {
+        q4_codes(line + j * LINE, low, high);
+    } else {
+        *low = q3_codes(line + j / 2 * LINE, line + 2 * LINE, 2 * j);
+        *high = q3_codes(line + j / 2 * LINE, line + 2 * LINE, 2 * j + 1);
+    }
 }
 
 /* 32 columns of a panel. */
-INLINE void q8_group_sums(const uint8_t *tile, const uint8_t *group, totals sums, const int tokens) {
+INLINE void book_group(const int format, const uint8_t *lines, const uint8_t *bytes, const uint8_t *group, totals sums,
+                       const int tokens) {
+    const int vectors = VECTORS;
+    counts low, high;
+    floats first[VECTORS], second[VECTORS];
+    book_begin(low, group, 0, vectors, tokens);
+    book_begin(high, group, 1, vectors, tokens);
+    EACH_PAIR
+    EACH_VECTOR {
+        codes lows[2], highs[2];
+        book_codes(format, lines, v, j, &lows[0], &highs[0]);
+        book_codes(format, lines, v, j + 1, &lows[1], &highs[1]);
+        EACH_TOKEN {
+            low[v][t] = book_dot(low[v][t], lows[0], lows[1], activations(group, t, j));
+            high[v][t] = book_dot(high[v][t], highs[0], highs[1], activations(group, t, j + 4));
+        }
+    }
+    multiples(bytes, first, second);
+    book_finish(sums, low, group, first, vectors, tokens);
+    book_finish(sums, high, group, second, vectors, tokens);
+}
+
+/* 32 columns of a panel. */
+INLINE void q8_group(const uint8_t *tile, const uint8_t *group, totals sums, const int tokens) {
     const int vectors = VECTORS;
     counts group_sums;
     floats scale[VECTORS];
-    begin(group_sums, group, vectors, tokens);
-    for (int j = 0; j < 8; j++)
-        EACH_VECTOR {
-            codes line = q8_codes(tile + 32 + j * LINE + v * LANES * 4);
-            EACH_TOKEN
-                group_sums[v][t] = dot(group_sums[v][t], line, (const int8_t *)group + t * GROUP + 4 * j);
-        }
+    q8_begin(group_sums, group, vectors, tokens);
+    _Pragma("GCC unroll 8") for (int j = 0; j < 8; j++) EACH_VECTOR {
+        codes line = q8_codes(tile + 32 + j * LINE + v * LANES * 4);
+        EACH_TOKEN
+            group_sums[v][t] = q8_dot(group_sums[v][t], line, activations(group, t, j));
+    }
     EACH_VECTOR
         scale[v] = scales(tile + v * LANES * 2);
-    finish(sums, group_sums, group, scale, vectors, tokens);
+    q8_finish(sums, group_sums, group, scale, vectors, tokens);
+}
+
+/* Of PANELS panels in a buffer, `stride` from one to the next: a line, or numbers behind all lines. */
+INLINE codes buffered_line(const uint8_t *buffer, size_t stride, int v, int line) {
+    return load_codes(buffer + v / VECTORS * stride + line * LINE + v % VECTORS * LANES * 4);
+}
+
+INLINE void buffered_numbers(floats *numbers, const uint8_t *buffer, size_t stride) {
+    const int vectors = PANELS * VECTORS;
+    EACH_VECTOR
+        numbers[v] = load((const float *)(buffer + v / VECTORS * stride) + v % VECTORS * LANES);
 }
 
 /* 32 columns of PANELS panels in a buffer. */
-INLINE void buffered_group(const uint8_t *buffer, size_t stride, const uint8_t *group, totals sums, const int tokens) {
+INLINE void buffered_book_group(const uint8_t *buffer, size_t stride, const uint8_t *group, totals sums,
+                                const int tokens) {
+    const int vectors = PANELS * VECTORS;
+    _Pragma("GCC unroll 2") for (int half = 0; half < 2; half++) {
+        counts products;
+        floats multiple[PANELS * VECTORS];
+        book_begin(products, group, half, vectors, tokens);
+        EACH_PAIR {
+            const int line = half * 4 + j;
+            codes first[PANELS * VECTORS], second[PANELS * VECTORS];
+            EACH_VECTOR {
+                first[v] = buffered_line(buffer, stride, v, line);
+                second[v] = buffered_line(buffer, stride, v, line + 1);
+            }
+            EACH_TOKEN
+                EACH_VECTOR
+                    products[v][t] = book_dot(products[v][t], first[v], second[v], activations(group, t, line));
+        }
+        buffered_numbers(multiple, buffer + (8 + half) * LINE, stride);
+        book_finish(sums, products, group, multiple, vectors, tokens);
+    }
+}
+
+INLINE void buffered_q8_group(const uint8_t *buffer, size_t stride, const uint8_t *group, totals sums,
+                              const int tokens) {
     const int vectors = PANELS * VECTORS;
     counts group_sums;
     floats scale[PANELS * VECTORS];
-    begin(group_sums, group, vectors, tokens);
-    for (int j = 0; j < 8; j++) {
+    q8_begin(group_sums, group, vectors, tokens);
+    _Pragma("GCC unroll 8") for (int j = 0; j < 8; j++) {
         codes line[PANELS * VECTORS];
         EACH_VECTOR
-            line[v] = load_codes(buffer + v / VECTORS * stride + j * LINE + v % VECTORS * LANES * 4);
+            line[v] = buffered_line(buffer, stride, v, j);
         EACH_TOKEN
             EACH_VECTOR
-                group_sums[v][t] = dot(group_sums[v][t], line[v], (const int8_t *)group + t * GROUP + 4 * j);
+                group_sums[v][t] = q8_dot(group_sums[v][t], line[v], activations(group, t, j));
     }
-    EACH_VECTOR
-        scale[v] = load((const float *)(buffer + v / VECTORS * stride + 8 * LINE) + v % VECTORS * LANES);
-    finish(sums, group_sums, group, scale, vectors, tokens);
+    buffered_numbers(scale, buffer + 8 * LINE, stride);
+    q8_finish(sums, group_sums, group, scale, vectors, tokens);
+}
+
+/* Up to 8 groups that share a scale: sums += their products. */
+INLINE void book_scaled(const int format, struct tile tile, size_t groups, const uint8_t *group, totals sums,
+                        const int tokens) {
+    const int vectors = VECTORS;
+    totals group_sums;
+    EACH_TOKEN
+        EACH_VECTOR
+            group_sums[v][t] = load(zeros);
+    for (; groups; groups--, group += (size_t)tokens * GROUP_BYTES) {
+        book_group(format, tile.lines, tile.multiples, group, group_sums, tokens);
+        tile.lines += index_bytes(format);
+        tile.multiples += PANEL_ROWS;
+    }
+    EACH_VECTOR {
+        floats scale = scales(tile.scales + v * LANES * 2);
+        EACH_TOKEN
+            sums[v][t] = fused(sums[v][t], group_sums[v][t], scale);
+    }
+}
+
+INLINE void buffered_book_scaled(const uint8_t *buffer, const uint8_t *scale_line, size_t stride, size_t groups,
+                                 const uint8_t *group, totals sums, const int tokens) {
+    const int vectors = PANELS * VECTORS;
+    totals group_sums;
+    EACH_TOKEN
+        EACH_VECTOR
+            group_sums[v][t] = load(zeros);
+    floats scale[PANELS * VECTORS];
+    for (; groups; groups--, buffer += UNPACKED, group += (size_t)tokens * GROUP_BYTES)
+        buffered_book_group(buffer, stride, group, group_sums, tokens);
+    buffered_numbers(scale, scale_line, stride);
+    EACH_TOKEN
+        EACH_VECTOR
+            sums[v][t] = fused(sums[v][t], group_sums[v][t], scale[v]);
+}
+
+/* A tile, or a buffer of it: the groups of two scales at most. */
+INLINE void book_tile(const int kind, const uint8_t *packed, size_t stride, size_t groups, const uint8_t *group,
+                      totals sums, const int tokens) {
+    struct tile tile = tile_of(packed, groups);
+    for (size_t first = 0; first < groups; first += SCALED_GROUPS) {
+        size_t some = minimum(SCALED_GROUPS, groups - first);
+        if (kind == BUFFERED_BOOK)
+            buffered_book_scaled(packed + first * UNPACKED, packed + CHUNK * UNPACKED + first / SCALED_GROUPS * LINE,
+                                 stride, some, group, sums, tokens);
+        else
+            book_scaled(kind, tile, some, group, sums, tokens);
+        tile.scales += 2 * PANEL_ROWS;
+        tile.multiples += SCALED_GROUPS * PANEL_ROWS;
+        tile.lines += SCALED_GROUPS * index_bytes(kind);
+        group += (size_t)tokens * SCALED_GROUPS * GROUP_BYTES;
+    }
 }
 
 /* out [tokens, 32] += groups of a panel, or of PANELS panels in a buffer. `stride` is from panel to panel there. */
 INLINE void sweep(const int kind, const uint8_t *packed, size_t stride, size_t groups, const uint8_t *group, float *out,
                   const int tokens) {
-    const int vectors = kind == BUFFERED ? PANELS * VECTORS : VECTORS;
+    const int vectors = kind >= BUFFERED_BOOK ? PANELS * VECTORS : VECTORS;
     const size_t step = (size_t)tokens * GROUP_BYTES;
     totals sums;
     EACH_TOKEN
         EACH_VECTOR
             sums[v][t] = load(out + t * TASK_ROWS + v * LANES);
-    if (kind == Q4) {
-        for (; groups; groups -= 4, packed += Q4_TILE, group += 4 * step) {
-            q4_pair(packed, packed + 64, group, sums, tokens);
-            q4_pair(packed + 32, packed + 576, group + 2 * step, sums, tokens);
-        }
-    } else if (kind == Q8) {
+    if (kind == Q8)
         for (; groups; groups--, packed += Q8_TILE, group += step)
-            q8_group_sums(packed, group, sums, tokens);
-    } else {
+            q8_group(packed, group, sums, tokens);
+    else if (kind == BUFFERED_Q8)
         for (; groups; groups--, packed += UNPACKED, group += step)
-            buffered_group(packed, stride, group, sums, tokens);
-    }
+            buffered_q8_group(packed, stride, group, sums, tokens);
+    else if (kind == BUFFERED_BOOK)
+        book_tile(kind, packed, stride, groups, group, sums, tokens);
+    else
+        for (; groups; groups -= minimum(groups, CHUNK)) {
+            book_tile(kind, packed, stride, minimum(groups, CHUNK), group, sums, tokens);
+            packed += groups_bytes((enum format)kind, CHUNK);
+            group += CHUNK * step;
+        }
     EACH_TOKEN
         EACH_VECTOR
             store(out + t * TASK_ROWS + v * LANES, sums[v][t]);
 }
 
-INLINE void unpack_scales(const uint8_t *scale_line, uint8_t *buffer) {
+INLINE void unpack_scales(const uint8_t *scale_line, uint8_t *line) {
     for (int row = 0; row < PANEL_ROWS; row += LANES)
-        store((float *)(buffer + 8 * LINE) + row, scales(scale_line + 2 * row));
+        store((float *)line + row, scales(scale_line + 2 * row));
 }
 
-INLINE void unpack_q4(const uint8_t *scale_line, const uint8_t *lines, uint8_t *buffer) {
-    for (int byte = 0; byte < 8 * LINE; byte += 4 * LANES) {
-        codes first, last;
-        q4_codes(lines + byte, &first, &last);
-        store_codes(buffer + byte, first);
-        store_codes(buffer + UNPACKED + byte, last);
+INLINE void unpack_group(const int format, const uint8_t *lines, const uint8_t *bytes, uint8_t *buffer) {
+    const int vectors = VECTORS;
+    floats numbers[2][VECTORS];
+    multiples(bytes, numbers[0], numbers[1]);
+    EACH_VECTOR {
+        _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {
+            codes low, high;
+            book_codes(format, lines, v, j, &low, &high);
+            store_codes(buffer + j * LINE + v * LANES * 4, low);
+            store_codes(buffer + (4 + j) * LINE + v * LANES * 4, high);
+        }
+        for (int half = 0; half < 2; half++)
+            store((float *)(buffer + (8 + half) * LINE) + v * LANES, numbers[half][v]);
     }
-    unpack_scales(scale_line, buffer);
-    unpack_scales(scale_line, buffer + UNPACKED);
+}
+
+INLINE void unpack_book(const int format, const uint8_t *packed, size_t groups, uint8_t *buffer) {
+    struct tile tile = tile_of(packed, groups);
+    for (size_t i = 0; i < ceil_div(groups, SCALED_GROUPS); i++)
+        unpack_scales(tile.scales + i * 2 * PANEL_ROWS, buffer + CHUNK * UNPACKED + i * LINE);
+    for (size_t i = 0; i < groups; i++)
+        unpack_group(format, tile.lines + i * index_bytes(format), tile.multiples + i * PANEL_ROWS,
+                     buffer + i * UNPACKED);
 }
 
 INLINE void unpack_q8(const uint8_t *tile, uint8_t *buffer) {
     for (int byte = 0; byte < 8 * LINE; byte += 4 * LANES)
         store_codes(buffer + byte, q8_codes(tile + 32 + byte));
-    unpack_scales(tile, buffer);
+    unpack_scales(tile, buffer + 8 * LINE);
 }
 
-/* Tiles of a panel in a buffer: each group's lines as codes, then its scales as floats. */
+/* Groups of a panel in a buffer: lines as codes, then what they are multiplied by as floats. */
 static void unpack(enum format format, const uint8_t *packed, size_t groups, uint8_t *buffer) {
-    for (; groups; groups -= format == Q4 ? 4 : 1, packed += tile_bytes(format)) {
-        if (format == Q8) {
+    if (format == Q4)
+        unpack_book(Q4, packed, groups, buffer);
+    else if (format == Q3)
+        unpack_book(Q3, packed, groups, buffer);
+    else
+        for (; groups; groups--, packed += Q8_TILE, buffer += UNPACKED)
             unpack_q8(packed, buffer);
-            buffer += UNPACKED;
-        } else {
-            unpack_q4(packed, packed + 64, buffer);
-            unpack_q4(packed + 32, packed + 576, buffer + 2 * UNPACKED);
-            buffer += 4 * UNPACKED;
-        }
-    }
 }
 
 typedef void kernel(const uint8_t *packed, size_t stride, size_t groups, const uint8_t *group, float *sums);
@@ -194,7 +359,8 @@ typedef void kernel(const uint8_t *packed, size_t stride, size_t groups, const u
                                         float *sums) {                                                                 \
         sweep(kind, packed, stride, groups, group, sums, tokens);                                                      \
     }
-#define KERNELS(tokens) KERNEL(Q4, tokens) KERNEL(Q8, tokens) KERNEL(BUFFERED, tokens)
+#define KERNELS(tokens)                                                                                                \
+    KERNEL(Q4, tokens) KERNEL(Q3, tokens) KERNEL(Q8, tokens) KERNEL(BUFFERED_BOOK, tokens) KERNEL(BUFFERED_Q8, tokens)
 #define NAME(kind, tokens) sweep_##kind##_##tokens
 KERNELS(1)
 #if TOKENS == 1
@@ -212,7 +378,8 @@ KERNELS(6)
 #define NAMES(kind) {FOUR(kind), NAME(kind, 5), NAME(kind, 6)}
 #endif
 #endif
-static kernel *const kernels[3][TOKENS] = {NAMES(Q4), NAMES(Q8), NAMES(BUFFERED)};
+static kernel *const kernels[KINDS][TOKENS] = {NAMES(Q4), NAMES(Q3), NAMES(Q8), NAMES(BUFFERED_BOOK),
+                                               NAMES(BUFFERED_Q8)};
 
 /* sums [tokens, 32] of `count` rows from `row` on, which begins a panel, times a block of tokens. `buffer` has 2
    panels' chunk. */
@@ -225,17 +392,17 @@ static void tiled_product(struct shape shape, const uint8_t *packed, size_t row,
         kernels[shape.format][tokens - 1](packed + panel * stride, 0, groups, quantised, sums + panel * PANEL_ROWS);
     for (size_t panel = 0; panel < panels && tokens > TOKENS; panel += PANELS) {
         /* the last panel may be taken twice at once: the second result is in rows that nobody reads */
-        size_t between = panel + PANELS <= panels ? CHUNK * UNPACKED : 0;
+        size_t between = panel + PANELS <= panels ? PANEL_CHUNK : 0;
         for (size_t first = 0; first < groups; first += CHUNK) {
             size_t some = minimum(CHUNK, groups - first);
-            const uint8_t *from = packed + first / tile_groups(shape.format) * tile_bytes(shape.format);
+            const uint8_t *from = packed + groups_bytes(shape.format, first);
             for (size_t s = 0; s < PANELS && panel + s < panels; s++)
-                unpack(shape.format, from + (panel + s) * stride, some, buffer + s * CHUNK * UNPACKED);
+                unpack(shape.format, from + (panel + s) * stride, some, buffer + s * PANEL_CHUNK);
             for (size_t token = 0; token < tokens; token += TOKENS) {
                 size_t width = minimum(TOKENS, tokens - token);
-                kernels[BUFFERED][width - 1](buffer, between, some,
-                                             quantised + (token * groups + first * width) * GROUP_BYTES,
-                                             sums + token * TASK_ROWS + panel * PANEL_ROWS);
+                kernels[shape.format == Q8 ? BUFFERED_Q8 : BUFFERED_BOOK][width - 1](
+                    buffer, between, some, quantised + (token * groups + first * width) * GROUP_BYTES,
+                    sums + token * TASK_ROWS + panel * PANEL_ROWS);
             }
         }
     }

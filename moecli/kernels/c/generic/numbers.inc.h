@@ -47,6 +47,8 @@ INLINE uint16_t to_fp16(float number) {
 
 #define WIDE 16 /* sums side by side */
 
+static const float zeros[WIDE];
+
 INLINE float sum_of(const float *sums) {
     float eight[8], four[4];
     for (int lane = 0; lane < 8; lane++)
@@ -60,11 +62,13 @@ INLINE float sum_of(const float *sums) {
 #define ROUND_MAGIC 0x1.8p23f
 
 #define GROUP 32       /* columns that share the scale of an activation */
-#define GROUP_BYTES 40 /* bytes of such a group: 32 codes, their scale / 128, -128 times their sum */
+#define HALF 16        /* columns of q4 that share a multiple of their scale */
+#define OFFSET 32      /* added to q4's codes where the instruction set wants them unsigned; to q8's 4 times as much */
+#define GROUP_BYTES 44 /* bytes of such a group: 32 codes, their scale / 128, -OFFSET times the sum of each half */
 #define EPS 1e-30f
 
 /* Activations of a few tokens, side by side, group after group:
-   [group][token][32 codes], [group][token] scale, [group][token] start. */
+   [group][token][32 codes], [group][token] scale, [group][half][token] start. */
 static void quantise(const float *numbers, uint8_t *group, size_t tokens, size_t token) {
     int8_t *codes = (int8_t *)group + token * GROUP;
     uint32_t largest = 0;
@@ -73,19 +77,23 @@ static void quantise(const float *numbers, uint8_t *group, size_t tokens, size_t
         largest = magnitude > largest ? magnitude : largest;
     }
     float absmax = from_bits(largest), scale = absmax / 127 / 128, inverse = 127 / absmax;
-    int32_t sum = 0;
+    int32_t sums[GROUP / HALF] = {0};
     if (absmax >= EPS && largest < 0x7f800000) {
-        for (int i = 0; i < GROUP; i++) {
-            codes[i] = (int8_t)bits_of(numbers[i] * inverse + ROUND_MAGIC);
-            sum += codes[i];
+        for (int half = 0; half < GROUP / HALF; half++) {
+            int32_t sum = 0;
+            for (int i = half * HALF; i < (half + 1) * HALF; i++) {
+                codes[i] = (int8_t)bits_of(numbers[i] * inverse + ROUND_MAGIC);
+                sum += codes[i];
+            }
+            sums[half] = -OFFSET * sum;
         }
     } else {
         memset(codes, 0, GROUP);
         scale = absmax < EPS ? 0 : NAN; /* what is not finite stays visible */
     }
-    sum *= -128;
     memcpy(group + tokens * GROUP + token * 4, &scale, 4);
-    memcpy(group + tokens * (GROUP + 4) + token * 4, &sum, 4);
+    for (size_t half = 0; half < GROUP / HALF; half++)
+        memcpy(group + tokens * (GROUP + 4) + (half * tokens + token) * 4, &sums[half], 4);
 }
 
 #endif

@@ -1,82 +1,142 @@
-/* Quantising: the arithmetic of formats/q4.py and q8.py, rounding by rounding, so that the bytes are theirs.
-
-   An instruction set may bring its own q4_error and q4_nibbles (and say so by VECTOR_SEARCH). */
+/* Quantising: the arithmetic of formats/codebook.py and q8.py, rounding by rounding, so that the bytes are theirs. */
 #ifndef MOECLI_PACK_H
 #define MOECLI_PACK_H
 
 #include "codebook.inc.h"
 
 #define LARGEST_SCALE 65504.0f /* of fp16 */
-#define WIDEST 128             /* columns of a tile */
-#define RUN 8                  /* tiles of a task */
-
-#if !defined VECTOR_SEARCH
-INLINE int nearest_code(const struct search *search, int cell) { return (cell + search->steps[cell >> 4]) >> 9; }
-
-/* 16 times the squared distances from the cells' middles to their codes. */
-static int32_t q4_error(const struct search *search, const float *weights, float inverse) {
-    int32_t cells[64], sum = 0;
-    for (int i = 0; i < 64; i++)
-        cells[i] = (int32_t)(weights[i] * inverse + CELLS / 2);
-    for (int i = 0; i < 64; i++) {
-        int32_t distance = 2 * cells[i] - search->edges[nearest_code(search, cells[i])];
-        sum += distance * distance;
-    }
-    return sum;
-}
-
-/* The index of each weight's code. */
-static void q4_nibbles(const struct search *search, const float *weights, float inverse, uint8_t *nibbles) {
-    int32_t cells[64];
-    for (int i = 0; i < 64; i++) {
-        float cell = weights[i] * inverse + CELLS / 2;
-        cells[i] = (int32_t)(cell < 0 ? 0 : cell > CELLS - 1 ? CELLS - 1 : cell);
-    }
-    for (int i = 0; i < 64; i++)
-        nibbles[i] = (uint8_t)nearest_code(search, cells[i]);
-}
-#endif
-
-/* Cells per weight. */
-static float cells_per(float scale) { return scale == 0 ? 0 : 2 / scale; }
+#define WIDEST SCALED          /* columns that are quantised at once */
+#define HALVES (SCALED / HALF)
+#define RUN 4 /* times as many are a task */
 
 static float within(float number, float limit) { return number < -limit ? -limit : number > limit ? limit : number; }
 
-/* The scale tried that leaves the least error, the first of equals. */
-static float q4_best(const struct search *search, const float *weights, float absmax) {
-    static const float tried[] = {0.9f, 0.94f, 0.96f, 0.98f, 1.02f, 1.06f, -1.02f, -1.08f, -1.13f, -1.18f};
-    float base = (fabsf(absmax) < EPS ? 0 : absmax) / -127, best = INFINITY, chosen = 0;
+static float larger_of(float a, float b) { return a > b ? a : b; }
+
+/* The cells of 16 weights, of which there are `inverse` to 1. */
+static void cells_of(const float *weights, float inverse, int32_t *cells) {
+    _Pragma("GCC unroll 1") for (int i = 0; i < HALF; i++) { /* else it is unrolled, and no longer vectorised */
+        float cell = weights[i] * inverse + ROUND_MAGIC - ROUND_MAGIC + CELLS / 2;
+        cell = cell > CELLS - 1 ? CELLS - 1 : cell;
+        cells[i] = (int32_t)(cell < 0 ? 0 : cell);
+    }
+}
+
+static float cells_per(float scale, int nibble) { return scale == 0 ? 0 : CELLS_PER_CODE / (scale * multiple[nibble]); }
+
+/* The scale without which neither the highest nor the lowest of 16 weights is cut off, under a multiple of 1: above 0,
+   below 0. */
+struct reach {
+    float up, down;
+};
+
+static struct reach reach_of(const struct search *search, const float *weights) {
+    float high = 0, low = 0, above = search->codes[search->count - 1], below = -search->codes[0];
+    for (int i = 0; i < HALF; i++) {
+        high = larger_of(weights[i], high);
+        low = larger_of(-weights[i], low);
+    }
+    return (struct reach){larger_of(high / above, low / below), larger_of(high / below, low / above)};
+}
+
+/* Of the multiples that nearly reach all of 16 weights, the two least of either sign, the one that leaves the least
+   error, the first of equals; adds that error, in squares of quarters of `scale`. */
+static int best_multiple(const struct search *search, const float *weights, struct reach reach, float scale,
+                         float *error) {
+    float least = INFINITY;
+    int best = 0;
+    for (int sign = 0; sign < 16; sign += 8) {
+        float wanted = (sign ? reach.down : reach.up) / scale * 0.85f;
+        int first = 0;
+        while (first < 7 && multiple[first] <= wanted)
+            first++;
+        for (int nibble = first; nibble <= first + 1 && nibble < 8; nibble++) {
+            int32_t cells[HALF], sum = 0;
+            cells_of(weights, cells_per(scale, sign + nibble), cells);
+            for (int i = 0; i < HALF; i++)
+                sum += search->squares[cells[i]];
+            float found = (float)(sum * multiple[nibble] * multiple[nibble]);
+            if (found < least) {
+                least = found;
+                best = sign + nibble;
+            }
+        }
+    }
+    *error += least;
+    return best;
+}
+
+/* The scale and the multiples of 256 weights: the best of four scales, then fitted to the codes that it gives. */
+static float book_scale(const struct search *search, const float *weights, int *choices) {
+    static const float tried[] = {0.95f, 1, 1.05f, 1.1f};
+    struct reach reach[HALVES];
+    float base = 0, best = INFINITY, chosen = 0, products[SCALED];
+    int32_t squares = 0;
+    for (int half = 0; half < HALVES; half++) {
+        reach[half] = reach_of(search, weights + half * HALF);
+        base = larger_of(reach[half].up < reach[half].down ? reach[half].up : reach[half].down, base);
+    }
+    base /= multiple[7];
+    if (base < EPS) {
+        memset(choices, 0, HALVES * sizeof *choices);
+        return 0;
+    }
     for (size_t i = 0; i < sizeof tried / sizeof *tried; i++) {
-        float scale = within(base * tried[i], LARGEST_SCALE / 128);
-        float error = (float)q4_error(search, weights, cells_per(scale)) * (scale * scale);
+        int found[HALVES];
+        float scale = base * tried[i], error = 0;
+        for (int half = 0; half < HALVES; half++)
+            found[half] = best_multiple(search, weights + half * HALF, reach[half], scale, &error);
+        error *= scale * scale;
         if (error < best) {
             best = error;
             chosen = scale;
+            memcpy(choices, found, sizeof found);
         }
     }
-    return chosen;
-}
-
-/* A group of 64 in a row of a tile: its scale, and a byte of two nibbles at every place of 8 lines. */
-static void q4_group(const struct search *search, const float *weights, float absmax, uint8_t *scale_at,
-                     uint8_t *lines) {
-    static const int8_t codes[16] = CODEBOOK;
-    uint8_t nibbles[64];
-    float products[64];
-    int32_t squares = 0;
-    q4_nibbles(search, weights, cells_per(q4_best(search, weights, absmax)), nibbles);
-    for (int i = 0; i < 64; i++) {
-        products[i] = (float)codes[nibbles[i]] * weights[i];
-        squares += codes[nibbles[i]] * codes[nibbles[i]];
+    for (int half = 0; half < HALVES; half++) {
+        int32_t cells[HALF];
+        cells_of(weights + half * HALF, cells_per(chosen, choices[half]), cells);
+        for (int i = 0; i < HALF; i++) {
+            int32_t number = search->codes[search->nearest[cells[i]]] * multiple[choices[half]];
+            products[half * HALF + i] = (float)number * weights[half * HALF + i];
+            squares += number * number;
+        }
     }
-    for (int half = 32; half; half /= 2) /* the order of q4._sum */
+    for (int half = SCALED / 2; half; half /= 2) /* the order of codebook._sum */
         for (int i = 0; i < half; i++)
             products[i] += products[i + half];
-    uint16_t scale = to_fp16(within(products[0] / (float)squares * 128, LARGEST_SCALE));
-    memcpy(scale_at, &scale, 2);
-    q4_nibbles(search, weights, cells_per(from_fp16(scale) / 128), nibbles);
-    for (int i = 0; i < 32; i++)
-        lines[i / 4 * 64 + i % 4] = (uint8_t)(nibbles[i] | nibbles[32 + i] << 4);
+    return products[0] / (float)squares;
+}
+
+/* Indices of line j of either half, at their byte of the lines of a group, after those of the lines before. */
+static void put_indices(enum format format, uint8_t *at, int j, int low, int high) {
+    if (format == Q4) {
+        at[j * LINE] = (uint8_t)(low | high << 4);
+        return;
+    }
+    uint8_t *two = at + j / 2 * LINE, *one = at + 2 * LINE;
+    int pairs = (low & 3) | (high & 3) << 2, bits = low >> 2 | high >> 2 << 1;
+    *two = (uint8_t)(j % 2 ? *two | pairs << 4 : pairs);
+    *one = (uint8_t)(j ? *one | bits << 2 * j : bits);
+}
+
+/* Columns of a row that share a scale: that, and for each group its multiples and the indices at its places of the
+   lines. `tile` is where these columns begin in it. */
+static void book_row(const struct search *search, enum format format, const float *weights, size_t groups,
+                     struct tile tile, int row) {
+    int choices[HALVES];
+    uint16_t bits = to_fp16(within(book_scale(search, weights, choices) * 128, LARGEST_SCALE));
+    memcpy((uint8_t *)tile.scales + 2 * row, &bits, 2);
+    float scale = from_fp16(bits) / 128;
+    for (size_t g = 0; g < groups; g++, weights += GROUP) {
+        int32_t cells[2][HALF];
+        uint8_t *lines = (uint8_t *)tile.lines + g * index_bytes((int)format) + 4 * row;
+        ((uint8_t *)tile.multiples)[g * PANEL_ROWS + row] = (uint8_t)(choices[2 * g] | choices[2 * g + 1] << 4);
+        for (int half = 0; half < 2; half++)
+            cells_of(weights + half * HALF, cells_per(scale, choices[2 * g + half]), cells[half]);
+        for (int i = 0; i < HALF; i++)
+            put_indices(format, lines + i % 4, i / 4, search->nearest[cells[0][i]], search->nearest[cells[1][i]]);
+    }
 }
 
 /* Weights per scale, rounded to whole codes. */
@@ -85,7 +145,7 @@ INLINE float q8_code(float weight, float inverse) { return within(weight * inver
 static float q8_inverse(float scale) { return scale < EPS ? 0 : 1 / scale; }
 
 /* A group of 32 in a row of a tile: its scale, and 4 bytes in each of 8 lines. */
-static void q8_group(const float *weights, float absmax, uint8_t *scale_at, uint8_t *lines) {
+static void q8_row(const float *weights, float absmax, uint8_t *scale_at, uint8_t *lines) {
     float base = fabsf(absmax) / 127, best = INFINITY, chosen = base;
     for (int i = 0; i < 9; i++) {
         int step = (i + 1) / 2 * (i % 2 ? -1 : 1); /* 0, -1, 1, -2, 2, ... */
@@ -125,7 +185,7 @@ struct packing {
     const struct pack *call;
     struct search search;
     struct tasks tasks;
-    size_t tile_columns, tiles, workers;
+    size_t columns, parts, workers;
     int not_finite, too_large;
 };
 
@@ -164,44 +224,58 @@ static void read_tile(const struct pack *call, size_t row, size_t column, size_t
     }
 }
 
-static void pack_tile(struct packing *packing, size_t panel, size_t tile) {
+/* A fault of the weights is noted. */
+static int can_be_packed(struct packing *packing, float absmax) {
+    if (fabsf(absmax) <= LARGEST_SCALE)
+        return 1;
+    __atomic_store_n(fabsf(absmax) < INFINITY ? &packing->too_large : &packing->not_finite, 1, __ATOMIC_RELAXED);
+    return 0;
+}
+
+/* Columns of a panel from a group on, those that share a scale. */
+static struct tile tile_at(struct shape shape, const uint8_t *panel, size_t group) {
+    size_t first = group / CHUNK * CHUNK, within = group - first;
+    struct tile tile = tile_of(panel + groups_bytes(shape.format, first), minimum(CHUNK, groups_across(shape) - first));
+    tile.scales += within / SCALED_GROUPS * 2 * PANEL_ROWS;
+    tile.multiples += within * PANEL_ROWS;
+    tile.lines += within * index_bytes((int)shape.format);
+    return tile;
+}
+
+static void pack_columns(struct packing *packing, size_t panel, size_t column) {
     const struct pack *call = packing->call;
     float weights[PANEL_ROWS][WIDEST];
-    size_t size = call->format == Q4 ? Q4_TILE : Q8_TILE;
-    uint8_t *bytes = (uint8_t *)call->packed + (panel * packing->tiles + tile) * size;
-    int group = call->format == Q4 ? 64 : 32;
-    read_tile(call, panel * PANEL_ROWS, tile * packing->tile_columns, packing->tile_columns, weights);
-    for (int row = 0; row < PANEL_ROWS; row++)
-        for (int first = 0; first < (int)packing->tile_columns; first += group) {
-            float absmax = absmax_of(weights[row] + first, group);
-            if (!(fabsf(absmax) <= LARGEST_SCALE)) {
-                int *problem = fabsf(absmax) < INFINITY ? &packing->too_large : &packing->not_finite;
-                __atomic_store_n(problem, 1, __ATOMIC_RELAXED);
-            } else if (call->format == Q4) {
-                q4_group(&packing->search, weights[row] + first, absmax, bytes + first / 2 + 2 * row,
-                         bytes + 64 + 8 * first + 4 * row);
-            } else {
-                q8_group(weights[row], absmax, bytes + 2 * row, bytes + 32 + 4 * row);
-            }
-        }
+    struct shape shape = {(enum format)call->format, (size_t)call->rows, (size_t)call->columns};
+    uint8_t *bytes = (uint8_t *)call->packed + panel * panel_bytes(shape);
+    size_t group = column / GROUP, groups = minimum(packing->columns / GROUP, groups_across(shape) - group);
+    read_tile(call, panel * PANEL_ROWS, column, packing->columns, weights);
+    for (int row = 0; row < PANEL_ROWS; row++) {
+        float absmax = absmax_of(weights[row], (int)packing->columns);
+        if (!can_be_packed(packing, absmax))
+            continue;
+        if (shape.format != Q8)
+            book_row(&packing->search, shape.format, weights[row], groups, tile_at(shape, bytes, group), row);
+        else
+            q8_row(weights[row], absmax, bytes + group * Q8_TILE + 2 * row, bytes + group * Q8_TILE + 32 + 4 * row);
+    }
 }
 
 static void pack_tasks(void *argument) {
     struct packing *packing = argument;
     size_t worker = __atomic_fetch_add(&packing->workers, 1, __ATOMIC_RELAXED);
-    size_t runs = ceil_div(packing->tiles, RUN), task;
+    size_t runs = ceil_div(packing->parts, RUN), task;
     while (next_task(&packing->tasks, &packing->call->pool, worker, &task)) {
         size_t panel = task / runs, first = task % runs * RUN;
-        for (size_t tile = first; tile < minimum(first + RUN, packing->tiles); tile++)
-            pack_tile(packing, panel, tile);
+        for (size_t part = first; part < minimum(first + RUN, packing->parts); part++)
+            pack_columns(packing, panel, part * packing->columns);
     }
 }
 
 static enum status pack(const struct pack *call) {
-    struct packing packing = {.call = call, .search = new_search()};
-    packing.tile_columns = call->format == Q4 ? 128 : 32;
-    packing.tiles = ceil_div((size_t)call->columns, packing.tile_columns);
-    packing.tasks.count = ceil_div((size_t)call->rows, PANEL_ROWS) * ceil_div(packing.tiles, RUN);
+    struct packing packing = {.call = call, .search = new_search((enum format)call->format)};
+    packing.columns = call->format == Q8 ? GROUP : SCALED;
+    packing.parts = ceil_div((size_t)call->columns, packing.columns);
+    packing.tasks.count = ceil_div((size_t)call->rows, PANEL_ROWS) * ceil_div(packing.parts, RUN);
     run(&call->pool, pack_tasks, &packing);
     return packing.not_finite ? NOT_FINITE : packing.too_large ? TOO_LARGE : DONE;
 }

@@ -26,8 +26,6 @@
 #define EACH_PART _Pragma("GCC unroll 4") for (int v = 0; v < VECTORS; v++)
 #define EACH_BUFFERED _Pragma("GCC unroll 8") for (int r = 0; r < BUFFER_ROWS; r++)
 
-static const float zeros[WIDE];
-
 static int is_row_major(enum format format) { return format >= PLAIN; }
 
 /* Bytes to a weight, without scales: in nf4 to the one whose nibble comes first. */
