@@ -1,13 +1,17 @@
-"""What each format costs in quality: python -m benchmarks.quality
+"""What each format costs in quality: python -m benchmarks.quality [--ggml LIBGGML-BASE]
 
 The built-in model on the held-out texts of training/: perplexity, how often a token takes the same experts as in
-bf16, and the relative error of the quantised matrices beside GGUF's Q4_0 on the same ones. A Markdown table.
+bf16, and the relative error of the quantised matrices beside GGUF's types on the same ones. A Markdown table. Those
+types are made by llama.cpp's own quantiser, a shared library that is built with llama-bench; without it only Q4_0 is
+shown, made by the package `gguf`.
 """
 
 from __future__ import annotations
 
+import argparse
+import ctypes
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -26,6 +30,8 @@ from moecli.routing.trace import RoutingTrace
 from moecli.text.tokenizer import Tokenizer
 
 FORMATS = ("bf16", "q8", "int8", "q4", "nf4", "q3")
+GGUF_TYPES = ("Q4_K", "Q4_0", "IQ4_XS", "Q3_K")
+RoundTrip = Callable[[Tensor], Tensor]
 WINDOW = 512  # tokens, each window read from an empty cache
 TINY = Path(moecli.__file__).parent / "tiny"
 HELD_OUT = Path(__file__).parents[1] / "training" / "heldout"
@@ -63,26 +69,53 @@ def matrices(model: CheckpointModel) -> Iterator[Tensor]:
                 ).float()
 
 
-def error(model: CheckpointModel, dtype: str) -> float:
-    """Root of the squared error over the squares, all expert matrices together; "Q4_0" is GGUF's."""
+def error(model: CheckpointModel, round_trip: RoundTrip) -> float:
+    """Root of the squared error over the squares, all expert matrices together."""
     wrong = total = 0.0
     for matrix in matrices(model):
-        wrong += float((_round_trip(matrix, dtype) - matrix).square().sum())
+        wrong += float((round_trip(matrix) - matrix).square().sum())
         total += float(matrix.square().sum())
     return math.sqrt(wrong / total)
 
 
-def _round_trip(matrix: Tensor, dtype: str) -> Tensor:
-    if dtype != "Q4_0":
+def in_format(dtype: str) -> RoundTrip:
+    def round_trip(matrix: Tensor) -> Tensor:
         rows, columns = matrix.shape
         return formats.unpack(dtype, formats.pack(dtype, matrix), (rows, columns), torch.float32)
-    from gguf import GGMLQuantizationType, dequantize, quantize
 
-    kind = GGMLQuantizationType.Q4_0
-    return torch.from_numpy(dequantize(quantize(matrix.numpy(), kind), kind))
+    return round_trip
 
 
-def rows() -> Iterator[tuple[str, ...]]:
+def in_gguf(name: str, library: Path | None) -> RoundTrip:
+    """Rows of 256 numbers, of which some types have one scale: two rows of a narrow matrix are one."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize, quantize
+
+    kind = GGMLQuantizationType[name]
+    block, size = GGML_QUANT_SIZES[kind]
+
+    def round_trip(matrix: Tensor) -> Tensor:
+        numbers = matrix.reshape(-1, 256).contiguous()
+        if library is None:
+            return torch.from_numpy(dequantize(quantize(numbers.numpy(), kind), kind)).view_as(matrix)
+        rows, columns = numbers.shape
+        packed = torch.empty(rows, columns // block * size, dtype=torch.uint8)
+        call = ctypes.CDLL(str(library)).ggml_quantize_chunk
+        call.argtypes = (ctypes.c_int, *(ctypes.c_void_p,) * 2, *(ctypes.c_int64,) * 3, ctypes.c_void_p)
+        call(int(kind), numbers.data_ptr(), packed.data_ptr(), 0, rows, columns, None)
+        return torch.from_numpy(dequantize(packed.numpy(), kind)).view_as(matrix)
+
+    return round_trip
+
+
+def gguf_rows(model: CheckpointModel, library: Path | None) -> Iterator[tuple[str, ...]]:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    for name in GGUF_TYPES if library else ("Q4_0",):
+        block, size = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
+        yield f"GGUF {name}", f"{8 * size / block:g}", f"{error(model, in_gguf(name, library)):.4f}", "", "", "", ""
+
+
+def rows(library: Path | None) -> Iterator[tuple[str, ...]]:
     """Format, bits per weight, error, perplexity and by how much it grows, equal expert sets, shared experts."""
     model = open_model(TINY)
     assert isinstance(model, CheckpointModel)
@@ -94,19 +127,22 @@ def rows() -> Iterator[tuple[str, ...]]:
         yield (
             dtype,
             f"{formats.FORMATS[dtype].bits:g}",
-            f"{error(model, dtype):.4f}",
+            f"{error(model, in_format(dtype)):.4f}",
             f"{perplexity:.3f}",
             f"{perplexity / reference - 1:+.2%}",
             f"{same.equal_sets:.1%}",
             f"{same.overlap:.1%}",
         )
-    yield "GGUF Q4_0", "4.5", f"{error(model, 'Q4_0'):.4f}", "", "", "", ""
+    yield from gguf_rows(model, library)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality")
+    parser.add_argument("--ggml", type=Path, help="libggml-base of llama.cpp")
+    library = parser.parse_args().ggml
     print("| format | bits/weight | error | perplexity | change | same experts as bf16 | experts shared |")
     print("|---|---|---|---|---|---|---|")
-    for row in rows():
+    for row in rows(library):
         print("|", " | ".join(row), "|", flush=True)
 
 
