@@ -37,7 +37,7 @@ def available(dtype: str) -> bool:
 def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
     """x [T, in] on the CPU times the matrix [out, in], `shape`, by its bytes: [T, out], in x's precision.
 
-    For q4 and q8 x is rounded to int8 with a scale per 32 columns; sums are in float32. Each result depends on its
+    For q8, q4 and q3 x is rounded to int8 with a scale per 32 columns; sums are in float32. Each result depends on its
     token and its row alone, to the last bit. ValueError if x or the bytes do not have that shape.
     """
     found = loaded()
@@ -82,7 +82,7 @@ def gated(dtype: str, x: Tensor, gate: Tensor, up: Tensor, intermediate_size: in
 
 
 def pack(dtype: str, weights: Tensor) -> Tensor:
-    """Quantise a matrix [out, in] on the CPU to q4 or q8: its bytes, uint8, the same as `formats.pack` makes, sooner.
+    """Quantise a matrix [out, in] on the CPU to q8, q4 or q3: its bytes, uint8, the same as `formats.pack` makes, sooner.
 
     CheckpointError if a weight is not finite or too large for the scales; ValueError if it is no matrix on the CPU.
     """
