@@ -82,7 +82,7 @@ def gated(dtype: str, x: Tensor, gate: Tensor, up: Tensor, intermediate_size: in
 
 
 def pack(dtype: str, weights: Tensor) -> Tensor:
-    """Quantise a matrix [out, in] on the CPU to q8, q4 or q3: its bytes, uint8, those that `formats.pack` makes, sooner.
+    """Quantise a matrix [out, in] on the CPU to q8, q4 or q3: its bytes, uint8, those of `formats.pack`, sooner.
 
     CheckpointError if a weight is not finite or too large for the scales; ValueError if it is no matrix on the CPU.
     """
