@@ -12,8 +12,8 @@ LANGUAGES = ("de", "fr", "es", "it")
 STORIES = ("r-cran-janeaustenr", "wordnet-base", "freeorion-data", "crossfire-maps", "fillets-ng-data")
 """English stories and plain prose that came with the second training."""
 
-SDISTS = {"brotli": "1.1.0", "markovify": "0.9.4"}
-"""Python source packages whose tests carry whole books."""
+SDISTS = {"brotli": "1.1.0"}
+"""A Python source package whose tests carry books: Alice in Wonderland, Shakespeare, Milton, plain lectures."""
 
 GAMES = (
     *("wesnoth-1.16-data", "cataclysm-dda-data", "freeciv-data", "crawl-common", "endless-sky-data"),
