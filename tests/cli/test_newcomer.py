@@ -144,7 +144,6 @@ def test_a_dry_run_of_what_only_runs_packed_names_the_command_that_packs(moecli)
         assert ("moecli pull qwen3-coder-480b --dtype q4" in shown) is named, shown
 
 
-
 def test_after_packing_the_list_says_what_a_name_means(moecli):
     assert moecli("pack", "tiny", "--quiet").returncode == 0
     screen = moecli("list").stdout
