@@ -83,7 +83,8 @@ def test_no_screen_is_cut_or_too_wide(columns: int, folder: Path, monkeypatch: p
     assert not faults, "\n".join(map(str, faults))
 
 
-FIRST_TO_LAST = (  # of a packed model, and what is refused
+FIRST_TO_LAST = (  # of packed models, and what is refused
+    "pack tiny --dtype q8 --output {home}/models/a-name-that-takes-half-of-a-line -q",
     "pack tiny --dtype q4 -v", "list", "verify tiny-q4", "run tiny Sea -n 4 -v --temperature 0",
     "bench tiny-q4 -n 2 --prompt-tokens 8", "rm tiny-q4", "rm tiny-q4 --yes", "rm tiny", "verify tiny", "pack mixtral",
     "pull nonsense", "run tiny The sea is blue", "memory mixtral --ram 6",
@@ -98,7 +99,7 @@ def test_what_computes_and_what_is_refused_breaks_no_word(columns: int, tmp_path
     faults = []
     for command in FIRST_TO_LAST:
         _, shown = forked.moecli_on_terminal(
-            *command.split(), environment=own | {"TERM": "xterm"}, before=ascii_streams, typed=b"n\n"
+            *command.format(home=tmp_path).split(), environment=own | {"TERM": "xterm"}, before=ascii_streams, typed=b"n\n"
         )
         assert not re.search(r"\x1b\[[0-9;]*[349][0-9]", shown), shown  # no colour
         plain = CURSOR.sub("", SGR.sub("", shown))
