@@ -108,6 +108,11 @@ def test_a_file_of_options_that_is_none(tmp_path, monkeypatch, content, problem)
         settings.presets()
 
 
+def test_what_has_no_hash_cannot_be_verified_and_the_hint_names_what_can(moecli):
+    refused = moecli("verify", "tiny")
+    assert refused.returncode == 1 and refused.stderr.splitlines()[1].startswith("hint: moecli list ")
+
+
 def test_with_json_a_failure_is_a_document_too(moecli):
     for arguments, kind, code in (
         (("run", "nothing-like-it", "x", "--json"), "ModelNotFound", 1),
