@@ -99,7 +99,10 @@ def test_what_computes_and_what_is_refused_breaks_no_word(columns: int, tmp_path
     faults = []
     for command in FIRST_TO_LAST:
         _, shown = forked.moecli_on_terminal(
-            *command.format(home=tmp_path).split(), environment=own | {"TERM": "xterm"}, before=ascii_streams, typed=b"n\n"
+            *command.format(home=tmp_path).split(),
+            environment=own | {"TERM": "xterm"},
+            before=ascii_streams,
+            typed=b"n\n",
         )
         assert not re.search(r"\x1b\[[0-9;]*[349][0-9]", shown), shown  # no colour
         plain = CURSOR.sub("", SGR.sub("", shown))
