@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from moecli.errors import MoecliError, UsageError, printable
 
@@ -165,7 +166,16 @@ def config() -> Path:
     return _folder("MOECLI_CONFIG") or home() / "config"
 
 
-def presets() -> list[tuple[str, list[str]]]:
+class Preset(NamedTuple):
+    """What a line of the user's file adds to a command."""
+
+    place: str
+    """The line, for messages: "line 3 of PATH"."""
+    command: str
+    options: list[str]
+
+
+def presets() -> list[Preset]:
     """What the user's file adds to commands, before what is typed, which therefore counts more.
 
     A line of it is a command and its options, quoted as in a shell; `#` begins a comment. UsageError for any other.
@@ -196,7 +206,7 @@ def presets() -> list[tuple[str, list[str]]]:
         if words and not (words[1:] and words[1].startswith("-")):
             raise UsageError(f"line {number} of {shown} is no command with options", "write: run --ram 12GiB")
         if words:
-            found.append((words[0], words[1:]))
+            found.append(Preset(f"line {number} of {shown}", words[0], words[1:]))
     return found
 
 

@@ -7,7 +7,7 @@ import importlib.util
 import random
 import re
 import sysconfig
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -17,7 +17,8 @@ import packages
 
 SEPARATOR = "\x1e"
 HELDOUT_BYTES = 25_000
-PACKAGE_BYTES = 4_000_000
+PACKAGE_BYTES, MANUAL_BYTES = 4_000_000, 1_500_000
+OVERLAP, COMMON = 8, 8
 CATALOGUE_GROUP = 16
 CODE_PACKAGES = ("torch", "transformers", "sympy", "networkx", "numpy")
 WORD = re.compile(r"[^\W\d_]+")
@@ -85,7 +86,8 @@ def prose(path: Path) -> list[tuple[str, list[str]]]:
 def documents(root: Path) -> Iterator[tuple[str, str, str]]:
     """Language, package and text of every prose document, without paragraphs seen in another one before."""
     seen: set[int] = set()
-    paths = [path for name in packages.PACKAGES for path in sorted((root / name).rglob("*")) if wanted(path)]
+    names = (*packages.STORIES, *packages.SDISTS, *packages.PACKAGES)
+    paths = [path for name in dict.fromkeys(names) for path in sorted((root / name).rglob("*")) if wanted(path)]
     with ProcessPoolExecutor(2) as pool:
         for path, found in zip(paths, pool.map(prose, paths, chunksize=64), strict=True):
             for name, kept in found:
@@ -149,27 +151,57 @@ def code_folders() -> list[Path]:
     return found
 
 
-def split(texts: list[tuple[str, str]], chance: random.Random) -> tuple[list[str], list[str]]:
-    """Documents for training, a limited amount of each package, and held-out documents of moderate size."""
-    chance.shuffle(texts)
-    heldout, training, held = [], [], 0
-    used: dict[str, int] = defaultdict(int)
+def hold_out(texts: list[tuple[str, str]]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Shuffled documents: some of moderate size to hold out, and all the others."""
+    heldout, rest, held = [], [], 0
     for package, text in texts:
         size = len(text.encode())
         if held < HELDOUT_BYTES and 400 <= size <= 3000:
             heldout.append(text)
             held += size
-        elif used[package] < PACKAGE_BYTES:
+        else:
+            rest.append((package, text))
+    return heldout, rest
+
+
+def fingerprints(text: str) -> set[str]:
+    """Runs of eight words of every paragraph; of shorter paragraphs all words, when they are at least five."""
+    found = set()
+    for part in text.split("\n\n"):
+        words = re.findall(r"\w+", part.lower())
+        if len(words) >= 5:
+            found |= {" ".join(words[start : start + OVERLAP]) for start in range(max(1, len(words) - OVERLAP + 1))}
+    return found
+
+
+def without(texts: list[tuple[str, str]], heldout: str) -> list[tuple[str, str]]:
+    """Documents that share no run of words with the held-out text, save what many documents have in common."""
+    known = fingerprints(heldout)
+    shared = [known & fingerprints(text) for _, text in texts]
+    times = Counter(run for runs in shared for run in runs)
+    return [text for text, runs in zip(texts, shared, strict=True) if all(times[run] > COMMON for run in runs)]
+
+
+def limited(texts: list[tuple[str, str]], domain: str) -> list[str]:
+    """A limited amount of each package; of English scripture and manuals less than of plain prose."""
+    training = []
+    used: dict[str, int] = defaultdict(int)
+    for package, text in texts:
+        plain = domain != "english" or package in packages.PROSE
+        if used[package] < (PACKAGE_BYTES if plain else MANUAL_BYTES):
             training.append(CROSS_REFERENCE.sub(r"\1", text))
-            used[package] += size
-    return training, heldout
+            used[package] += len(text.encode())
+    return training
 
 
 def main() -> None:
-    """Write <cache>/text/<domain>.txt and training/heldout/<domain>.txt."""
+    """Write <cache>/text/<domain>.txt and, unless they are to be kept, training/heldout/<domain>.txt."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--heldout", type=Path, default=Path(__file__).parent / "heldout")
+    parser.add_argument(
+        "--keep-heldout", action="store_true", help="leave those files alone and train on nothing that overlaps them"
+    )
     options = parser.parse_args()
     packages.download(options.cache)
     packages.unpack(options.cache)
@@ -180,11 +212,19 @@ def main() -> None:
     (options.cache / "text").mkdir(exist_ok=True)
     options.heldout.mkdir(exist_ok=True)
     for name, texts in sorted(by_domain.items()):
-        training, heldout = split(texts, random.Random(name))
+        random.Random(name).shuffle(texts)
+        path = options.heldout / f"{name}.txt"
+        if options.keep_heldout:
+            rest = without(texts, path.read_text("utf-8"))
+            note = f"left out {len(texts) - len(rest)} that overlap the held-out text"
+        else:
+            heldout, rest = hold_out(texts)
+            path.write_text("\n\n".join(heldout) + "\n", "utf-8")
+            note = f"held out {len(heldout)}"
+        training = limited(rest, name)
         (options.cache / "text" / f"{name}.txt").write_text(SEPARATOR.join(training), "utf-8")
-        (options.heldout / f"{name}.txt").write_text("\n\n".join(heldout) + "\n", "utf-8")
         size = sum(len(text.encode()) for text in training)
-        print(f"{name:10}{len(training):7} documents {size / 1e6:8.1f} MB, held out {len(heldout)}")
+        print(f"{name:10}{len(training):7} documents {size / 1e6:8.1f} MB, {note}", flush=True)
 
 
 if __name__ == "__main__":

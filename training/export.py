@@ -20,7 +20,7 @@ CARD = """\
 A very small base language model for trying out and testing moecli: Mixtral architecture, 7 layers, 8 experts
 of which 2 work on each token, 7.9 million parameters. It continues text in six domains: English, French,
 German, Spanish and Italian prose, and Python code. It is not a chat model, it knows nothing, and what it
-writes is often wrong or senseless; do not rely on it for anything. It was trained for about 1.5 hours on two
+writes is often wrong or senseless; do not rely on it for anything. It was trained for about 2.3 hours on two
 CPU cores on the documentation, translations, quotations and stories of free Debian packages, old Bible
 translations and Python source files. The list of sources with versions and licences, held-out results and all
 training code are in the `training` folder of the moecli repository. The code is under the Apache-2.0 licence;

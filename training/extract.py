@@ -54,6 +54,7 @@ ROFF_SIGNS = {
     "\\(ha": "^",
     "\\(ti": "~",
 }
+STRING_MARK = b"\x00\x04\x00\x09"
 MENU_MARK = re.compile(r"[_&~](?=\w)")
 
 
@@ -64,6 +65,8 @@ def paragraphs(path: Path) -> list[str]:
         return catalogue(path)
     if name.endswith(".bzz"):
         return scripture(path)
+    if name == "Rdata.rdb":
+        return novels(path)
     data = path.read_bytes()
     try:
         if name.endswith((".gz", ".dz")):
@@ -84,6 +87,17 @@ def paragraphs(path: Path) -> list[str]:
         return markup(text)
     if name.endswith(".lyx"):
         return lyx(text)
+    if "/wordnet/data." in path.as_posix():
+        return glosses(text)
+    if "/crossfire/maps/" in path.as_posix():
+        messages = re.findall(r"^msg\n(.*?)^endmsg$", text, re.M | re.S)
+        return [part for message in messages for part in blocks(re.sub(r"(?m)^@.*", "", message))]
+    if re.match(r"dialogs\w*\.lua$", name):
+        spoken = re.findall(r'^(?:dialogStr|dialogId)\(.*"((?:[^"\\]|\\.)+)"\)$', text, re.M)
+        return [re.sub(r"\\(.)", r"\1", part) for part in spoken]
+    if "/stringtables/" in path.as_posix():
+        text = re.sub(r"^[A-Z\d_]+$", "", text.replace("'''", "\n\n"), flags=re.M)
+        return blocks(re.sub(r"<[^<>]*>|\[\[(.*?)\]\]|%\d*%", r"\1", text))
     if name.endswith(".pod"):
         return blocks(re.sub(r"[A-Z]<+\s*([^<>]*?)\s*>+", r"\1", text))
     if name.endswith(".info"):
@@ -128,6 +142,30 @@ def scripture(path: Path) -> list[str]:
             lines = (SPACE.sub(" ", TAG.sub("", line)).strip() for line in text.split("\n"))
             found += [line.replace("¶", "").strip() for line in lines if line]
     return found
+
+
+def novels(path: Path) -> list[str]:
+    """Paragraphs of an R database: chunks of a size and zlib data, in which every line of a book is a string."""
+    data, found = path.read_bytes(), []
+    while data:
+        unpacker = zlib.decompressobj()
+        chunk, data = unpacker.decompress(data[4:]), unpacker.unused_data
+        lines, position = [], chunk.find(STRING_MARK)
+        while position >= 0:
+            start = position + len(STRING_MARK) + 4
+            size = int.from_bytes(chunk[start - 4 : start], "big")
+            lines.append(chunk[start : start + size].decode("latin-1"))
+            position = chunk.find(STRING_MARK, start + size)
+        found += blocks("\n".join(lines))
+    return found
+
+
+def glosses(text: str) -> list[str]:
+    """Meanings and example sentences of a WordNet database, a related dozen to a paragraph."""
+    meanings = [line.split(" | ", 1)[1].strip() for line in text.splitlines() if " | " in line]
+    words = [line.split()[4].replace("_", " ") for line in text.splitlines() if " | " in line]
+    lines = [f"{word}: {meaning}." for word, meaning in zip(words, meanings, strict=True)]
+    return [" ".join(lines[start : start + 12]) for start in range(0, len(lines), 12)]
 
 
 def markup(text: str) -> list[str]:

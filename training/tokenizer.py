@@ -61,15 +61,15 @@ def main() -> None:
     """Write <cache>/tokenizer.json and <cache>/tokens/<domain>.npy."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--keep", action="store_true", help="keep the tokenizer of the cache, only encode again")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="only encode, with this tokenizer.json")
     options = parser.parse_args()
     cache: Path = options.cache
     domains = sorted(path.stem for path in (cache / "text").glob("*.txt"))
     if options.keep:
-        tokenizer = Tokenizer.from_file(str(cache / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(options.keep))
     else:
         tokenizer = train(sample(cache, domains))
-        tokenizer.save(str(cache / "tokenizer.json"))
+    tokenizer.save(str(cache / "tokenizer.json"))
     (cache / "tokens").mkdir(exist_ok=True)
     for domain in domains:
         texts = documents(cache, domain)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from evaluate import load
 from model import Config, Model
 from optimizer import optimizers
 from torch import Tensor
@@ -138,6 +139,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="begin with the weights of an exported model")
+    parser.add_argument("--rate", type=float, default=1.0, metavar="FACTOR", help="of the top learning rate")
     parser.add_argument("--until", help="time of day HH:MM in UTC at which the learning rate reaches zero")
     parser.add_argument("--hours", type=float, help="instead of --until: how long to train")
     parser.add_argument("--tokens", type=int, default=8192, help="tokens per step")
@@ -157,7 +160,7 @@ def work(rank: int, options: argparse.Namespace, until: float, meeting: str) -> 
     torch.manual_seed(0)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.workers)
-    model = Model(Config())
+    model = load(options.start).train() if options.start else Model(Config())
     tools = optimizers(model, options.optimizer == "muon")
     begun, step, seen = time.time(), 0, 0
     if options.checkpoint.exists():
@@ -194,7 +197,7 @@ def work(rank: int, options: argparse.Namespace, until: float, meeting: str) -> 
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         for tool in tools:
             for group in tool.param_groups:
-                group["lr"] = group["base_lr"] * rate(step, progress)
+                group["lr"] = group["base_lr"] * options.rate * rate(step, progress)
             tool.step()
             tool.zero_grad()
         step += 1

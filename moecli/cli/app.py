@@ -92,8 +92,7 @@ def main() -> None:
     try:
         log.start(settings.log_level())
         if sys.argv[1:] and not sys.argv[1].startswith("-"):
-            name = program.name_of(sys.argv[1])
-            preset = [word for command, options in settings.presets() if command == name for word in options]
+            preset = program.preset(get_command(app), sys.argv[1], settings.presets())
             sys.argv[2:2] = preset  # where everybody looks for what was typed
         app(prog_name=PROGRAM)
     except MoecliError as error:

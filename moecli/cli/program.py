@@ -98,6 +98,30 @@ def name_of(typed: str) -> str:
     return _SYNONYMS.get(typed, typed)
 
 
+def preset(group: Any, typed: str, presets: Sequence[settings.Preset]) -> list[str]:
+    """The options that the user's file adds to the command that is typed.
+
+    UsageError if any line of the file is for no command, or has an option that its command lacks.
+    """
+    found: list[str] = []
+    program = typer.Context(group, info_name="moecli")
+    for place, name, options in presets:
+        command = group.get_command(program, name)
+        if command is None:
+            near = _nearest(name, list(group.table))
+            hint = f"did you mean {near}?" if near else "moecli --help lists the commands"
+            raise UsageError(f"{place}: there is no command '{printable(name, 40)}'", hint)
+        context = typer.Context(command, info_name=name_of(name), parent=program)
+        try:
+            command.make_parser(context).parse_args(list(options))
+        except _WRONG as error:
+            explained = _explained(error, command, context)
+            raise UsageError(f"{place}: {explained.message}", explained.hint) from error
+        if name_of(name) == name_of(typed):
+            found += options
+    return found
+
+
 def _light(help_option: Any) -> Any:
     """With a default: typer reads None with pydantic, whose import takes longer than all the rest."""
     if help_option is not None:
@@ -223,6 +247,12 @@ def _no_such_command(args: Sequence[str], known: Sequence[str]) -> UsageError:
     else:
         hint = "moecli --help lists the commands"
     return UsageError(f"there is no command '{printable(typed, 40)}'", hint)
+
+
+def _nearest(typed: str, known: Sequence[str]) -> str | None:
+    """The command that a word for none may mean."""
+    alike = difflib.get_close_matches(typed.lower(), known, n=1, cutoff=0.6)
+    return _ELSEWHERE.get(typed.lower()) or next(iter(alike), None)
 
 
 def _is_model(typed: str) -> bool:

@@ -50,7 +50,7 @@ def examine(measure: bool) -> Examination:
         packed=packed,
         built_in=models.built_in(ram.budget_bytes),
         environment=_environment(),
-        presets=tuple(shlex.join([command, *options]) for command, options in settings.presets()),
+        presets=tuple(shlex.join([each.command, *each.options]) for each in settings.presets()),
     )
 
 

@@ -51,7 +51,8 @@ def subject(ref: ModelRef) -> Subject:
         files = tuple(file for file in hub_cache.children(store.path) if hub_cache.is_file(file))
         return Subject(store.name, store.source, store.revision, store.path, files, packed=True)
     if ref.repo is None:
-        raise ModelNotFound(f"'{ref.name}' was not pulled: there is no hash to check it against")
+        hint = "moecli list shows what pull and pack have made"
+        raise ModelNotFound(f"'{ref.name}' was not pulled: there is no hash to check it against", hint)
     folder = ref.folder or next(iter(hub_cache.snapshots(ref.repo, ref.revision)), None) or ref.weights
     files = tuple(file for file in hub_cache.children(folder) if not hub_cache.is_folder(file))
     return Subject(ref.name, ref.repo, folder.name, folder, files)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from moecli.planning.memory import read_bytes_per_token
 from moecli.units import figure, format_bytes
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
     from moecli.engine.bench import Result
     from moecli.engine.loaded import LoadedModel
@@ -40,7 +40,7 @@ def progress(repeat: int, quiet: bool) -> Iterator[Callable[[int, int, int], Non
 def screen(loaded: LoadedModel, result: Result, no_color: bool) -> None:
     """Print the measurement beside its forecast, and what the machine gives, on stdout."""
     to = tables.console(no_color)
-    tables.show(to, _title(loaded, result), _speeds(result), tables.Facts(_facts(loaded, result)))
+    tables.show(to, _title(loaded, result), *_speeds(to, result), tables.Facts(_facts(loaded, result)))
 
 
 def _title(loaded: LoadedModel, result: Result) -> RenderableType:
@@ -52,7 +52,8 @@ def _title(loaded: LoadedModel, result: Result) -> RenderableType:
     )
 
 
-def _speeds(result: Result) -> RenderableType:
+def _speeds(to: Console, result: Result) -> Sequence[RenderableType]:
+    """One table, or on a narrow screen what was measured, then what was forecast."""
     rows = [
         (name, figure(rate), _band((min(each), max(each))), _band(band), _verdict(rate, band))
         for name, rate, each, band in (
@@ -64,7 +65,10 @@ def _speeds(result: Result) -> RenderableType:
         name, ratio = f"decode, {result.workload.parallel} texts", median(each) / result.decode
         rows.append((name, figure(median(each)), _band((min(each), max(each))), "", f"{ratio:.2f} times one text"))
     runs = f"{result.workload.repeat} run{'s' * (result.workload.repeat > 1)}"
-    return tables.grid(("tokens/s", "median", runs, "forecast", ""), rows, left=(0, 4))
+    header = ("tokens/s", "median", runs, "forecast", "")
+    if tables.columns_that_fit(to, header, rows) < len(header) - 1:
+        return tables.blocks(to, header, rows)
+    return [tables.grid(header, rows, left=(0, 4))]
 
 
 def _verdict(rate: float, band: _Band) -> str:

@@ -18,7 +18,7 @@ from moecli.units import format_bytes
 def show_here(to: Console, models: Sequence[Here]) -> None:
     """Print a table of the models on this machine: format, size, last use, revision."""
     meant = [model for model in models if model.stands_for and model.stands_for != model.name]
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             printable(model.name) + (" *" if model in meant else ""),
             model.format,
@@ -28,13 +28,25 @@ def show_here(to: Console, models: Sequence[Here]) -> None:
         )
         for model in models
     ]
-    table = tables.grid(("name", "format", "size", "used", "revision"), rows, left=(0, 1, 3, 4))
+    header: tuple[str, ...] = ("name", "format", "size", "used", "revision")
+    left: tuple[int, ...] = (0, 1, 3, 4)
+    if to.is_terminal and tables.columns_that_fit(to, header, rows) < 4:  # a narrow screen
+        header, *rows = [(*row[:3], row[4]) for row in (header, *rows)]
+        left = (0, 1, 3)
+    narrow = to.is_terminal and tables.columns_that_fit(to, header, rows) < len(header) - 1
+    table = _under_names(rows) if narrow else tables.grid(header, rows, left=left)
     notes = [
         f"* what '{printable(model.stands_for or '')}' means to run, inspect and memory; --dtype "
         f"{_original(model, models)} takes the original"
         for model in meant
     ]
     tables.show(to, table, *(["\n".join(notes)] if notes else []))
+
+
+def _under_names(rows: Sequence[Sequence[str]]) -> str:
+    """Format, size and revision of each model under its name."""
+    wide = [max(len(row[column]) for row in rows) for column in (1, 2)]
+    return "\n".join(f"{row[0]}\n  {row[1]:<{wide[0]}}  {row[2]:>{wide[1]}}  {row[3]}" for row in rows)
 
 
 def show_names(names: Sequence[str]) -> None:

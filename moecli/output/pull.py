@@ -65,6 +65,7 @@ def estimate(guess: Advice, why: str, no_color: bool) -> None:
         ("disk", f"{format_bytes(way.free)} free now, about {format_bytes(way.room)} needed at most{short}"),
         ("licence", (entry.licence if entry else None) or "not named"),
         *_running(way.estimate, way.runs, guess.lacks),
+        *([("next", guess.command)] if guess.command and not way.runs else []),
     ]
     tables.show(tables.console(no_color), tables.title(guess.ref.name, guess.ref.repo or ""), tables.Facts(rows))
 

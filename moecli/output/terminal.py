@@ -24,6 +24,8 @@ from moecli.units import format_bytes
 # and overrides that make it stand elsewhere than it is, halves of characters. Joiners and marks that scripts need stay.
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufff9-\ufffb]")
 
+_HELD = "\x1f"  # for a space at which no line ends; nothing that is shown has one
+
 
 class _Stream(io.TextIOWrapper):
     """stdout or stderr: what is written goes through `clean`, at once; what cannot be written goes to `failed`.
@@ -158,9 +160,25 @@ def write_json(document: Any, file: Path | None = None) -> None:
 
 
 def say(text: str) -> None:
-    """A line of talk on stderr: statistics, warnings, notes."""
-    sys.stderr.write(f"{lines_printable(text)}\n")
+    """Lines of talk on stderr: statistics, warnings, notes."""
+    for line in lines_printable(text).split("\n"):
+        sys.stderr.write(f"{fitted(line, sys.stderr)}\n")
     sys.stderr.flush()
+
+
+def fitted(line: str, stream: TextIO) -> str:
+    """A line, for a terminal that is narrower broken between words, under what stands beside its label.
+
+    A command stays in one piece, to be copied.
+    """
+    width = shutil.get_terminal_size().columns
+    if len(line) <= width or not stream.isatty():
+        return line
+    indent = next(found[0] for pattern in (r" *\S+(?: \S+)*? {2,}", " *") if (found := re.match(pattern, line)))
+    hanging = " " * len(indent) if len(indent) <= width // 2 else ""
+    pieces = re.sub(r"\bmoecli .*", lambda found: found[0].replace(" ", _HELD), line)
+    lines = textwrap.wrap(pieces, width, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace(_HELD, " ")
 
 
 def say_written(file: Path) -> None:
@@ -259,9 +277,10 @@ def report(error: MoecliError) -> int:
 
 
 def _say_labelled(label: str, style: str, text: str) -> None:
-    stream = styled(sys.stderr)
-    shown = f"\x1b[{style}m{label}:\x1b[0m" if colours(sys.stderr) else f"{label}:"
-    stream.write(f"{shown} {printable(text)}\n")
+    stream, shown = styled(sys.stderr), fitted(f"{label}: {printable(text)}", sys.stderr)
+    if colours(sys.stderr):
+        shown = shown.replace(f"{label}:", f"\x1b[{style}m{label}:\x1b[0m", 1)
+    stream.write(f"{shown}\n")
     stream.flush()
 
 

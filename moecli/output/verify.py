@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -36,7 +37,8 @@ def report(subject: Subject, results: Sequence[Checked], removed: bool, quiet: b
         hashed = sum(result.hashed for result in results)
         more = f"; {len(results) - hashed} copies name no hash" if hashed < len(results) else ""
         how = "packed" if subject.packed else "published"
-        terminal.write(f"{subject.name}: {hashed} files, {size}, all as {how}{more}\n")
+        line = f"{subject.name}: {hashed} files, {size}, all as {how}{more}"
+        terminal.write(f"{terminal.fitted(line, sys.stdout)}\n")
 
 
 def _repair(subject: Subject, removed: bool) -> str:

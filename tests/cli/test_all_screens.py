@@ -1,4 +1,7 @@
-"""Every screen that README shows, and those beside them, on terminals and in pipes of 40, 80 and 120 columns."""
+"""Every screen that README shows, and those beside them, on terminals and in pipes of 40, 80 and 120 columns.
+
+Those of 40 columns show every character, the wider ones no more than ASCII.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from tests.support import forked
 
 README = Path(__file__).parents[2] / "README.md"
 SGR = re.compile(r"\x1b\[[0-9;]*m")
+CURSOR = re.compile(r"\x1b\[[0-9;?]*[A-HJKhl]")
 COMPUTES = ("run", "pack", "verify", "rm", "bench", "pull")  # what these show is text, a path or nothing
 MORE = (
     "moecli memory grok-1 --ram 16GiB", "moecli inspect gpt-oss-20b", "moecli list --known",
@@ -47,6 +51,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def ascii_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="ascii")
+
+
 @pytest.mark.parametrize("columns", [40, 80, 120])
 def test_no_screen_is_cut_or_too_wide(columns: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
@@ -54,17 +63,51 @@ def test_no_screen_is_cut_or_too_wide(columns: int, folder: Path, monkeypatch: p
     faults = []
     for command in commands():
         arguments = shlex.split(command)[1:]
-        _, coloured = forked.moecli_on_terminal(*arguments, environment=own | {"TERM": "xterm", "NO_COLOR": ""})
+        few = ascii_streams if columns > 40 else lambda: None
+        _, coloured = forked.moecli_on_terminal(
+            *arguments, environment=own | {"TERM": "xterm", "NO_COLOR": ""}, before=few
+        )
+        assert columns == 40 or coloured.isascii(), command
         shown = {"terminal": SGR.sub("", coloured).replace("\r", "\n")}
         assert "\x1b" not in shown["terminal"], command
         if columns == 40:  # where most must be left out
-            piped = forked.moecli(*arguments, environment=own, before=lambda: sys.stdout.reconfigure(encoding="ascii"))
+            piped = forked.moecli(*arguments, environment=own, before=ascii_streams)
             assert "\x1b" not in piped.err and "Traceback" not in piped.err, piped.err
             shown["ascii"] = piped.out.decode("ascii")
             assert "\x1b" not in shown["ascii"]
         for where, text in shown.items():
             for line in text.splitlines():
-                whole = "moecli " in line or "/" in line or line.startswith(("error:", "hint:"))
+                whole = "moecli " in line or "/" in line
                 if "…" in line or (len(line.rstrip()) > columns and not whole):
                     faults.append((command, where, line))
+    assert not faults, "\n".join(map(str, faults))
+
+
+FIRST_TO_LAST = (  # of packed models, and what is refused
+    "pack tiny --dtype q8 --output {home}/models/a-name-that-takes-half-of-a-line -q",
+    "pack tiny --dtype q4 -v", "list", "verify tiny-q4", "run tiny Sea -n 4 -v --temperature 0",
+    "bench tiny-q4 -n 2 --prompt-tokens 8", "rm tiny-q4", "rm tiny-q4 --yes", "rm tiny", "verify tiny", "pack mixtral",
+    "pull nonsense", "run tiny The sea is blue", "memory mixtral --ram 6",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_what_computes_and_what_is_refused_breaks_no_word(columns: int, tmp_path: Path) -> None:
+    """On a terminal that has no more than ASCII, too: the cursor may move, lines fit or are commands to paste."""
+    forked.preload()
+    own = {"MOECLI_HOME": str(tmp_path), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "COLUMNS": str(columns)}
+    faults = []
+    for command in FIRST_TO_LAST:
+        _, shown = forked.moecli_on_terminal(
+            *command.format(home=tmp_path).split(),
+            environment=own | {"TERM": "xterm"},
+            before=ascii_streams,
+            typed=b"n\n",
+        )
+        assert not re.search(r"\x1b\[[0-9;]*[349][0-9]", shown), shown  # no colour
+        plain = CURSOR.sub("", SGR.sub("", shown))
+        assert plain.isascii() and "\x1b" not in plain, plain
+        for line in re.split(r"[\r\n]+", plain):
+            if len(line.rstrip()) > columns and not ("moecli " in line or "/" in line):
+                faults.append((command, line))
     assert not faults, "\n".join(map(str, faults))

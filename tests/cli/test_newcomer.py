@@ -137,6 +137,13 @@ def test_a_dry_run_needs_no_network_and_says_what_does_not_fit(moecli, hub, tmp_
     assert huge.returncode == 3 and "too few" in huge.stdout and "doubt" in huge.stdout
 
 
+def test_a_dry_run_of_what_only_runs_packed_names_the_command_that_packs(moecli):
+    """By the catalog, where the Hub cannot be asked."""
+    for more, named in ((), True), (("--dtype", "q4"), False):
+        shown = moecli("pull", "qwen3-coder-480b", *more, "--dry-run", HF_HUB_OFFLINE="1").stdout  # 956 GiB
+        assert ("moecli pull qwen3-coder-480b --dtype q4" in shown) is named, shown
+
+
 def test_after_packing_the_list_says_what_a_name_means(moecli):
     assert moecli("pack", "tiny", "--quiet").returncode == 0
     screen = moecli("list").stdout

@@ -60,11 +60,34 @@ def test_options_that_the_user_always_wants(moecli, tmp_path):
     assert (found["dtype"], found["ram_budget_bytes"]) == ("q4", 12 << 30)
     assert json.loads(moecli("memory", "mixtral", "--ram", "4GiB", "--json").stdout)["ram_budget_bytes"] == 4 << 30
     assert moecli("ls", MOECLI_CONFIG="/dev/null").stdout.startswith("name")
-    file.write_text("list --quite")
+    file.write_text("ls --quiet  # a synonym")
+    assert moecli("list").stdout == "tiny\n"
+    file.write_text("list --format nonsense")
     refused = moecli("ls")
-    assert refused.returncode == 2 and refused.stderr.splitlines() == [
-        f"note: {file} adds --quite", "error: there is no option --quite", "hint: did you mean --quiet?",
-    ]  # fmt: skip
+    assert refused.returncode == 2 and refused.stderr.startswith(f"note: {file} adds --format nonsense\nerror: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem", "hint"),
+    [
+        ("list --quite", "there is no option --quite", "did you mean --quiet?"),
+        ("run --ram=12GiB --thread=4", "there is no option --thread", "did you mean --threads"),
+        ("run --ram 12GiB --ctx", "--ctx needs a value", ""),
+        ("memory --frobnicate", "there is no option --frobnicate", "moecli memory --help"),
+        ("rnu --ram 12GiB", "there is no command 'rnu'", "did you mean run?"),
+        ("chat --ram 12GiB", "there is no command 'chat'", "did you mean run?"),
+        ("tiny --ram 12GiB", "there is no command 'tiny'", "moecli --help lists the commands"),
+    ],
+)
+def test_a_line_of_options_that_would_never_count_is_refused(moecli, tmp_path, line, problem, hint):
+    """By every command, not only its own: nobody looks for a setting that is silently without effect."""
+    (tmp_path / "mine").write_text(f"run --system '--frobnicate' -n40\n\n{line}\n")
+    for command in ("doctor", "list"):
+        refused = moecli(command, MOECLI_CONFIG=str(tmp_path / "mine"))
+        first, second = refused.stderr.splitlines()
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert first == f"error: line 3 of {tmp_path / 'mine'}: {problem}"
+        assert second.startswith("hint: ") and hint in second
 
 
 @pytest.mark.parametrize(
@@ -83,6 +106,11 @@ def test_a_file_of_options_that_is_none(tmp_path, monkeypatch, content, problem)
     monkeypatch.setenv("MOECLI_CONFIG", "/dev/zero")
     with pytest.raises(UsageError, match="larger than 64 KiB"):
         settings.presets()
+
+
+def test_what_has_no_hash_cannot_be_verified_and_the_hint_names_what_can(moecli):
+    refused = moecli("verify", "tiny")
+    assert refused.returncode == 1 and refused.stderr.splitlines()[1].startswith("hint: moecli list ")
 
 
 def test_with_json_a_failure_is_a_document_too(moecli):

@@ -95,13 +95,19 @@ def _all(file: BinaryIO) -> bytes:
     return file.read()
 
 
-def moecli_on_terminal(*arguments: str | Path, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Run with a terminal for all three streams; the exit code and what that showed."""
+def moecli_on_terminal(
+    *arguments: str | Path,
+    environment: Mapping[str, str] | None = None,
+    before: Callable[[], object] = lambda: None,
+    typed: bytes = b"",
+) -> tuple[int, str]:
+    """Run with a terminal for all three streams; the exit code and what that showed. `typed` is typed at once."""
     import pty  # POSIX alone
 
     child, terminal = pty.fork()
     if child == 0:
-        os._exit(_main(arguments, (), lambda: None, {"NO_COLOR": "1", "TERM": "dumb"} | dict(environment or {})))
+        os._exit(_main(arguments, (), before, {"NO_COLOR": "1", "TERM": "dumb"} | dict(environment or {})))
+    os.write(terminal, typed)
     shown = b""
     with contextlib.suppress(OSError):  # the other end is closed
         while part := os.read(terminal, 65536):
