@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
+from moecli.checkpoint.folder import Checkpoint
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 from moecli.model.families import Family, Layout, NamedSlice
 from moecli.model.spec import Mixture, ModelSpec
@@ -26,6 +27,20 @@ class Slice:
     shape: tuple[int, ...]
     transposed: bool  # stored [in, out]
     columns: tuple[int, int] | None = None  # first and last of those that are the matrix, where another lies beside it
+
+    @classmethod
+    def whole(cls, stored: StoredTensor, transposed: bool = False) -> Slice:
+        """All of a tensor; `transposed`: the matrix is the transpose of what the tensor is."""
+        shape = stored.shape[::-1] if stored.transposed else stored.shape
+        return cls(stored, 0, stored.size, shape, transposed != stored.transposed)
+
+    @property
+    def matrix_shape(self) -> tuple[int, ...]:
+        """[out, in] of a matrix, [n] of a vector."""
+        if not self.transposed:
+            return self.shape
+        first, last = self.columns or (0, self.shape[-1])
+        return (last - first, *self.shape[-2::-1])
 
 
 # What training puts beside a language model and generation never asks: value, reward and classification heads.
@@ -86,7 +101,9 @@ class Weights:
         named: NamedSlice = getattr(self._layout.experts, matrix)
         stored = self.checkpoint[named.name.format(layer=layer, expert=expert)]
         if not named.stacked:
-            return Slice(stored, 0, stored.size, stored.shape, named.transposed)
+            return Slice.whole(stored, named.transposed)
+        if stored.transposed:
+            raise CheckpointError(f"{stored.name} is a stack of experts stored by columns, which is not supported")
         experts = self._experts_of(layer)
         rows, columns = _stack_shape(stored, experts)
         size, offset = stored.size // experts, expert * (stored.size // experts)
@@ -212,11 +229,7 @@ def _stack_shape(stored: StoredTensor, experts: int) -> tuple[int, int]:
 
 def _check_expert(found: Slice, shape: tuple[int, int]) -> None:
     _check_float(found.stored)
-    actual = found.shape
-    if found.transposed:
-        first, last = found.columns or (0, found.shape[-1])
-        actual = (last - first, *found.shape[-2::-1])
-    if actual != shape:
+    if found.matrix_shape != shape:
         raise CheckpointError(
             f"{found.stored.name} is {list(found.stored.shape)}, which does not hold experts of {list(shape)}"
         )

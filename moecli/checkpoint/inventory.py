@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from moecli.checkpoint.binding import BUFFERS, FLOATS, HEADS, Weights
+from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.prequantized import TrueTensor, main_format, quantised_among, true_tensors
-from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
+from moecli.checkpoint.stored import StoredTensor
 from moecli.checkpoint.towers import split_towers
 from moecli.errors import CheckpointError, printable
 from moecli.model.families import Family

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from moecli.checkpoint.safetensors import StoredTensor
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 
 Sidecars = Mapping[str, StoredTensor]  # by suffix

@@ -13,7 +13,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from moecli.checkpoint.safetensors import StoredTensor, read_header
+from moecli.checkpoint.headers import read_header
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError, DiskError
 from moecli.hub import client
 from moecli.hub.background import each_in_background, in_background
@@ -94,7 +95,9 @@ def headers(manifest: DownloadManifest, tell: Tell | None) -> Iterator[dict[str,
 
     def read(file: RemoteFile) -> dict[str, StoredTensor]:
         if (path := cached(manifest, file)) is not None:
-            return {name: replace(stored, path=Path(file.name)) for name, stored in read_header(path).items()}
+            return {
+                name: replace(stored, path=Path(file.name)) for name, stored in read_header(path, file.name).items()
+            }
         header = retry(lambda: hub.header(file.name, 0), RetryPolicy(attempts=4), tell=tell)
         if header is None:
             raise CheckpointError(f"{manifest.repo} lists '{file.name}' and does not hold it", "try again later")

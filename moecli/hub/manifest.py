@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint.files import INDEX, SINGLE, choose, no_weights
+from moecli.checkpoint.files import CONTAINERS, choose, container, no_weights
 from moecli.errors import CheckpointError, NetworkError
 from moecli.hub import bounds, client
 from moecli.hub.cache import BLOB_NAME, blob_hash, repository, status
 from moecli.hub.headers import Repository, json_on_hub, read_index, shards
 from moecli.hub.retry import RetryPolicy, Tell, retry
 
+_INDICES = tuple(each.index for each in CONTAINERS)
 _TEXTS = (
-    "config.json", "generation_config.json", INDEX, "tokenizer.json", "tokenizer_config.json",
+    "config.json", "generation_config.json", *_INDICES, "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 _OTHER_TOKENIZERS = ("vocab.json", "merges.txt", "tokenizer.model", "tiktoken.model", "tekken.json")
-_WEIGHTS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.safetensors")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -91,19 +92,22 @@ def read_manifest(
             raise CheckpointError(f"{name} of {repo} is not the file that the Hub lists", "try again later")
         return piece.data if piece else None
 
+    kind = container(listed)
+
     def in_single() -> Collection[str]:
-        header = retry(lambda: source.header(SINGLE, 0), policy, tell=tell)
+        header = retry(lambda: source.header(kind.single, 0), policy, tell=tell)
         return header[0].keys() if header else ()
 
-    content = read(INDEX, bounds.LARGEST_INDEX)
+    content = read(kind.index, bounds.LARGEST_INDEX)
     index = None if content is None else read_index(repo, content)
     weights = _weights(repo, listed.keys(), index, in_single)
-    if weights == [SINGLE]:
+    if weights == [kind.single]:
         index = None
     config = read("config.json", bounds.LARGEST_CONFIG)
     if config is None:
         raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be used")
-    texts = [name for name in _texts(listed) if name != INDEX or index is not None]
+    needless = set(_INDICES).difference([kind.index] if index is not None else [])
+    texts = [name for name in _texts(listed) if name not in needless]
     if large := next((name for name in texts if listed[name].size > bounds.LARGEST_TEXT), None):
         raise CheckpointError(f"{large} of {repo} has {listed[large].size} bytes, which cannot be right")
     tags = info.get("tags")
@@ -136,7 +140,7 @@ def cached_manifest(repo: str, snapshot: Path) -> DownloadManifest:
         raise CheckpointError(f"{snapshot} cannot be read: {error.strerror}") from error
     return DownloadManifest(
         repo, snapshot.name, snapshot.name, tuple(held[name] for name in _texts(held)),
-        tuple(file for file in held.values() if _WEIGHTS.fullmatch(file.name)), json_on_hub(config, "config.json"),
+        tuple(map(held.__getitem__, sorted(_held(held)))), json_on_hub(config, "config.json"),
         None, False,
     )  # fmt: skip
 
@@ -182,13 +186,19 @@ def _weights(
     """The files that hold the model, by the rule that opens a folder."""
     if index is not None:
         shards(repo, index)
-    held = {name for name in names if _WEIGHTS.fullmatch(name)}
+    held = _held(names)
     chosen = choose(held, index, in_single)
     if not chosen:
         raise no_weights(names, repo)
     if lost := next((name for name in chosen if name not in held), None):
-        raise CheckpointError(f"{INDEX} of {repo} names '{lost[:80]}', which it does not hold")
+        raise CheckpointError(f"the index of {repo} names '{lost[:80]}', which it does not hold")
     return chosen
+
+
+def _held(names: Iterable[str]) -> set[str]:
+    """The files of weights among these."""
+    kind = container(names := list(names))
+    return {name for name in names if kind.holds(name) and _PLAIN_NAME.fullmatch(name)}
 
 
 def _plain(text: str) -> str | None:

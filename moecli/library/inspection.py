@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from moecli.checkpoint.files import container
+from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.inventory import Inventory, take_inventory
-from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import NetworkError, reading
 from moecli.formats import stored_as
 from moecli.library.resolve import Kind, ModelRef, known
@@ -48,8 +50,7 @@ class Report:
     @property
     def lacks(self) -> tuple[str, ...]:
         """What the engine lacks to run this model as it is stored."""
-        pickled = self.entry is not None and self.entry.pickled and self.source is Kind.CATALOG
-        return lacks(self.spec, self.quantised, pickled)
+        return lacks(self.spec, self.quantised)
 
     @property
     def runnable(self) -> bool:
@@ -110,7 +111,8 @@ def _from_folder(ref: ModelRef, folder: Path) -> Report:
         return _from_store(ref, PackedStore.open(folder))
     config = families.load_config(folder / "config.json")
     with reading(folder):
-        tensors = Checkpoint.open(folder).tensors if any(folder.glob("*.safetensors")) else None
+        names = [path.name for path in folder.iterdir()]
+        tensors = Checkpoint.open(folder).tensors if any(map(container(names).holds, names)) else None
     if tensors is None:
         return _report(ref, Kind.CONFIG, str(folder / "config.json"), None, config)
     return _report(ref, ref.kind, str(folder), ref.commit, config, tensors)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from moecli import settings
+from moecli.checkpoint.files import TORCH
 from moecli.checkpoint.prequantized import quantised_among, true_tensors
-from moecli.checkpoint.safetensors import StoredTensor
+from moecli.checkpoint.stored import StoredTensor
 from moecli.checkpoint.towers import split_towers
 from moecli.errors import DiskError, ModelNotFound, MoecliError
 from moecli.formats import stored_as
@@ -124,6 +126,8 @@ def propose(
     estimates = [estimate_one(spec, budget, name, context) for name in names]
     chosen = best_of(estimates, streams=packed) or estimates[0]
     here = sum(present(manifest, file) for file in manifest.files)
+    if any(TORCH.holds(file.name) for file in manifest.weights):
+        deque(headers(manifest, tell), maxlen=0)  # refuses what is no state dict before it is fetched
     quantised = _quantised(manifest, spec, tell)
     proposal = Proposal(
         ref.name, manifest, here, manifest.bytes - here, free_space(manifest.root), spec, chosen, packed, None,

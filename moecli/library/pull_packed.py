@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moecli.checkpoint.binding import Weights
-from moecli.checkpoint.safetensors import StoredTensor, merged
+from moecli.checkpoint.folder import merged
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 from moecli.hub import download
 from moecli.hub.cache import UNFINISHED

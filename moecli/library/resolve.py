@@ -21,7 +21,7 @@ from moecli.store.packed import PARTIAL, REMOVED, is_partial
 _LOG = logging.getLogger(__name__)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _WEIGHT_FILES = (".gguf",)  # single files that hold a whole model
-_NAME_FOLDER = "name the folder that holds config.json and its .safetensors files"
+_NAME_FOLDER = "name the folder that holds config.json and the weights"
 _NAME_MODEL = "type an alias such as mixtral, a folder as ./name, or a Hub id as org/name"
 
 

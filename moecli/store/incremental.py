@@ -9,7 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from moecli.checkpoint.binding import Weights
-from moecli.checkpoint.safetensors import Checkpoint, StoredTensor, read_header
+from moecli.checkpoint.files import SAFETENSORS
+from moecli.checkpoint.folder import Checkpoint
+from moecli.checkpoint.headers import read_header
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 from moecli.store.jobs import Job, jobs
 from moecli.store.journal import explained
@@ -85,7 +88,7 @@ class ShardPacker:
 
     def _announced(self, shard: str, path: Path) -> dict[str, StoredTensor]:
         """The tensors of a shard that are still to come, where they really lie."""
-        header = read_header(path)
+        header = read_header(path, shard)
         found: dict[str, StoredTensor] = {}
         for stored in self._missing():
             if stored.path.name == shard:
@@ -123,7 +126,8 @@ class ShardPacker:
         self._aside = kept
 
     def _left_over(self, shard: str) -> Path:
-        return self._writer.folder / f"{_LEFT_OVER}{shard}"
+        suffix = "" if SAFETENSORS.holds(shard) else SAFETENSORS.suffixes[0]
+        return self._writer.folder / f"{_LEFT_OVER}{shard}{suffix}"
 
 
 def _needs(job: Job) -> set[str]:
@@ -131,4 +135,10 @@ def _needs(job: Job) -> set[str]:
 
 
 def _located(job: Job, at_hand: Mapping[str, StoredTensor]) -> Job:
-    return replace(job, sources=tuple(replace(each, stored=at_hand[each.stored.name]) for each in job.sources))
+    """The job with its sources where they lie now."""
+
+    def moved(stored: StoredTensor) -> StoredTensor:
+        here = at_hand[stored.name]
+        return replace(stored, path=here.path, offset=here.offset)
+
+    return replace(job, sources=tuple(replace(each, stored=moved(each.stored)) for each in job.sources))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from moecli.checkpoint.binding import FLOATS, Weights
-from moecli.checkpoint.safetensors import ITEM_SIZES
+from moecli.checkpoint.stored import ITEM_SIZES
 from moecli.formats import PLAIN, bytes_for
 from moecli.model.spec import ModelSpec, Part
 from moecli.model.tensors import Tensor, dense_tensors

@@ -98,7 +98,7 @@ def test_a_repository_without_the_files(ask, hub):
     hub.put(f"{REPO}/README.md", b"nothing else")
     assert f"{REPO} holds no config.json" in ask(REPO).stderr
     hub.put(f"{REPO}/config.json", json.dumps(config()).encode())
-    assert f"{REPO} holds no safetensors weights" in ask(REPO).stderr
+    assert f"{REPO} holds no weights: no *.safetensors" in ask(REPO).stderr
     shards = headers.split(headers.plain(headers.mixtral()), 2)
     hub.add(REPO, config(), *shards)
     del hub.files[f"{REPO}/model-00002-of-00002.safetensors"]

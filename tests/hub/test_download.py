@@ -350,10 +350,14 @@ def test_an_index_of_files_that_are_not_there(hub: hub_server.Hub) -> None:
         read_manifest(REPO)
 
 
-def test_only_pickles(hub: hub_server.Hub) -> None:
+def test_files_of_torch_for_want_of_safetensors(hub: hub_server.Hub) -> None:
+    """And no pickle that is no state dict of torch."""
     for name in (FIRST, SECOND, "model.safetensors.index.json", "consolidated.safetensors"):
         del hub.files[f"{REPO}/{name}"]
-    with pytest.raises(CheckpointError, match="only pickled weights") as caught:
+    assert [file.name for file in read_manifest(REPO).weights] == ["pytorch_model.bin"]
+    del hub.files[f"{REPO}/pytorch_model.bin"]
+    hub.put(f"{REPO}/weights.pkl", b"pickle")
+    with pytest.raises(CheckpointError, match=r"holds no weights that can be read, only weights.pkl") as caught:
         read_manifest(REPO)
     assert "safetensors" in (caught.value.hint or "")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from moecli.checkpoint.safetensors import StoredTensor, read_header
+from moecli.checkpoint.headers import read_header
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 from moecli.model.families import load_config
 from moecli.store.incremental import ShardPacker, packing_shards

@@ -1,0 +1,17 @@
+"""The tensors of one file of weights, by the format that its name tells; nothing but headers is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moecli.checkpoint import safetensors, torch_file
+from moecli.checkpoint.files import TORCH
+from moecli.checkpoint.stored import StoredTensor
+
+
+def read_header(path: Path, name: str | None = None) -> dict[str, StoredTensor]:
+    """The tensors of a file, by name. CheckpointError for one that is damaged or in a format that is refused.
+
+    `name` is what the file is called where it comes from, if not so here.
+    """
+    return torch_file.read_header(path) if TORCH.holds(name or path.name) else safetensors.read_header(path)
