@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zipfile
 from collections import OrderedDict
@@ -21,7 +20,7 @@ from moecli.errors import CheckpointError
 from tests.support.checkpoints import make, prompt
 from tests.support.checkpoints import write as write_model
 from tests.support.running import load, score
-from tests.support.torch_files import rewrite
+from tests.support.torch_files import rewrite, rezipped
 
 BASE = torch.arange(60, dtype=torch.float32).view(5, 12)
 NAMES = {
@@ -80,32 +79,19 @@ def values(content: bytes, stored: StoredTensor) -> torch.Tensor:
     return flat.view(stored.shape[::-1]).T.contiguous().view(-1) if stored.transposed else flat
 
 
-Change = Callable[[str, bytes], tuple[str, bytes] | None]
-
-
-def rezipped(content: bytes, change: Change, method: int = zipfile.ZIP_STORED) -> bytes:
-    """The archive with every entry changed, as another program would write it."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(out, "w", method) as target:
-        for entry in source.infolist():
-            if (changed := change(entry.filename, source.read(entry))) is not None:
-                target.writestr(*changed)
-    return out.getvalue()
-
-
 def without(name: str) -> Callable[[bytes], bytes]:
-    return lambda content: rezipped(content, lambda entry, data: None if entry.endswith(name) else (entry, data))
+    return lambda content: rezipped(content, lambda entry, data: None if entry == name else data)
 
 
 def with_bytes(name: str, data: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
-    return lambda content: rezipped(content, lambda entry, old: (entry, data(old) if entry.endswith(name) else old))
+    return lambda content: rezipped(content, lambda entry, old: data(old) if entry == name else old)
 
 
 def patched(place: int, data: bytes) -> Callable[[bytes], bytes]:
     """Some bytes of the last 22, the record that ends an archive as Python writes it, replaced."""
 
     def change(content: bytes) -> bytes:
-        content = rezipped(content, lambda *entry: entry)
+        content = rezipped(content)
         at = len(content) - place
         return content[:at] + data + content[at + len(data) :]
 
@@ -114,7 +100,7 @@ def patched(place: int, data: bytes) -> Callable[[bytes], bytes]:
 
 def with_an_alias(content: bytes) -> bytes:
     """Two rows of the directory for the same bytes."""
-    content = rezipped(content, lambda *entry: entry)
+    content = rezipped(content)
     start, length = struct.unpack("<2I", content[-10:-2][4:] + content[-10:-2][:4])
     directory = content[start : start + length]
     row = directory[: 46 + sum(struct.unpack_from("<3H", directory, 28))]
@@ -124,8 +110,8 @@ def with_an_alias(content: bytes) -> bytes:
 
 
 BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "compressed": (lambda c: rezipped(c, lambda *entry: entry, zipfile.ZIP_DEFLATED), "compressed or encrypted"),
-    "a bomb": (lambda c: rezipped(c, lambda n, d: (n, bytes(10**7)), zipfile.ZIP_BZIP2), "compressed or encrypted"),
+    "compressed": (lambda c: rezipped(c, method=zipfile.ZIP_DEFLATED), "compressed or encrypted"),
+    "a bomb": (lambda c: rezipped(c, lambda name, data: bytes(10**7), zipfile.ZIP_BZIP2), "compressed or encrypted"),
     "cut short": (lambda c: c[:-100], "no directory at its end"),
     "only its beginning": (lambda c: c[:200], "no directory at its end"),
     "another zip": (without("data.pkl"), "without a data.pkl"),
@@ -182,7 +168,7 @@ def test_what_is_no_model_is_refused(case: str, tmp_path: Path) -> None:
 def test_a_python_zip_of_the_same_entries_is_read(tmp_path: Path) -> None:
     """Other programs write the layout too, without torch's padding."""
     torch.save({"a": BASE}, tmp_path / "x.bin")
-    content = rezipped((tmp_path / "x.bin").read_bytes(), lambda *entry: entry)
+    content = rezipped((tmp_path / "x.bin").read_bytes())
     (tmp_path / "x.bin").write_bytes(content)
     assert torch.equal(values(content, read_header(tmp_path / "x.bin")["a"]).view(5, 12), BASE)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 import moecli as package
 from tests.support import hub_server
 from tests.support.stores import packed
-from tests.support.torch_files import rewrite
+from tests.support.torch_files import rewrite, saved
 
 pytestmark = pytest.mark.slow
 
@@ -93,15 +92,8 @@ def test_packed_on_the_way(moecli, repo, store, tmp_path):
 
 def test_what_is_no_state_dict_is_refused_before_it_is_fetched(moecli, repo):
     for file in [name for name in repo.files if name.endswith(".bin")]:
-        repo.put(file, pickled_module())
+        repo.put(file, saved(torch.nn.Linear(2, 3)))
     for command in (("pull", REPO), ("pull", REPO, "--dtype", "q4"), ("inspect", REPO)):
         result = moecli(*command)
         assert result.returncode == 1 and "names torch.nn.modules.linear.Linear" in result.stderr
         assert "hint: nothing of it was run" in result.stderr
-
-
-def pickled_module() -> bytes:
-    """A file whose pickle would import a class."""
-    out = io.BytesIO()
-    torch.save(torch.nn.Linear(2, 3), out)
-    return out.getvalue()

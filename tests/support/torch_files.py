@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,28 @@ from safetensors.torch import load_file
 from moecli.checkpoint.files import TORCH
 
 State = dict[str, torch.Tensor]
+Change = Callable[[str, bytes], bytes | None]
+
+
+def saved(content: Any) -> bytes:
+    """What torch.save writes."""
+    out = io.BytesIO()
+    torch.save(content, out)
+    return out.getvalue()
+
+
+def rezipped(content: bytes, change: Change | None = None, method: int = zipfile.ZIP_STORED) -> bytes:
+    """The archive as another program would write it. `change` is given an entry's name, without the first folder, and
+    its bytes; it returns others, or None to leave the entry out."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(out, "w", method) as target:
+        for entry in source.infolist():
+            data: bytes | None = source.read(entry)
+            if change is not None and data is not None:
+                data = change(entry.filename.partition("/")[2], data)
+            if data is not None:
+                target.writestr(entry.filename, data)
+    return out.getvalue()
 
 
 def load_folder(folder: Path) -> State:
