@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +16,11 @@ from moecli.model.spec import Mixture, ModelSpec
 from moecli.model.tensors import EXPERT_MATRICES, Tensor, dense_tensors, expert_shapes
 
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+
+
+def format_of(stored: StoredTensor) -> str:
+    """The plain format that a tensor is read in; what has scales is computed in bf16, as by those who made it."""
+    return "bf16" if stored.scales else FLOATS[stored.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +85,11 @@ class Weights:
     @cached_property
     def dtype(self) -> str:
         """The format that most bytes are in: fp32, bf16 or fp16."""
-        sizes = dict.fromkeys(FLOATS, 0)
+        sizes = dict.fromkeys(FLOATS.values(), 0)
         for tensor in self.checkpoint.tensors.values():
-            if tensor.dtype in FLOATS:
-                sizes[tensor.dtype] += tensor.size
-        return FLOATS[max(sizes, key=sizes.__getitem__)]
+            if tensor.scales or tensor.dtype in FLOATS:
+                sizes[format_of(tensor)] += math.prod(tensor.shape) * (4 if tensor.dtype == "F32" else 2)
+        return max(sizes, key=sizes.__getitem__)
 
     def dense(self, tensor: Tensor) -> list[StoredTensor]:
         """The stored tensors that, stacked by rows, are `tensor`."""
@@ -125,7 +131,7 @@ class Weights:
 
     def experts_are(self, dtype: str) -> bool:
         """Whether every routed expert is stored in this format."""
-        return all(FLOATS[stored.dtype] == dtype for stored in self.expert_tensors())
+        return all(FLOATS.get(stored.dtype) == dtype for stored in self.expert_tensors())
 
     def experts_are_rows(self) -> bool:
         """Whether each row of an expert's matrices [out, in] is stored whole, one behind the other."""
@@ -186,6 +192,7 @@ def _choose_layout(spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> L
         names = (*layout.dense["router"], layout.experts.gate.name, layout.experts.down.name)
         if all(name.format(layer=layer, expert=0) in checkpoint for name in names):
             found.append(layout)
+    found.sort(key=lambda each: each.dense["final_norm"][0] not in checkpoint)  # where only norms are called otherwise
     fitting = (each for each in found if _fits(each, spec, checkpoint, layer, mixture))
     if found:
         return next(fitting, found[0])
@@ -236,7 +243,7 @@ def _check_expert(found: Slice, shape: tuple[int, int]) -> None:
 
 
 def _check_float(stored: StoredTensor) -> None:
-    if stored.dtype not in FLOATS:
+    if stored.dtype not in FLOATS and not stored.scales:
         raise CheckpointError(
             f"{stored.name} is stored as {stored.dtype}; only F32, BF16 and F16 weights can be run",
             "use an unquantised revision of the model",

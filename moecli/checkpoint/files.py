@@ -5,27 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from moecli.errors import CheckpointError, json_object, printable
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """How the files of one format are called: by suffix, one for all, and the index of several."""
+    """How the files of one format are called: by their endings, one for all, and the index of several."""
 
-    suffixes: tuple[str, ...]
+    endings: str  # a regular expression
     single: str
     index: str
 
     def holds(self, name: str) -> bool:
         """Whether a file of this name is of this format."""
-        return name.endswith(self.suffixes)
+        return re.search(rf"(?:{self.endings})\Z", name) is not None
 
 
-SAFETENSORS = Container((".safetensors",), "model.safetensors", "model.safetensors.index.json")
-TORCH = Container((".bin", ".pt", ".pth"), "pytorch_model.bin", "pytorch_model.bin.index.json")
-CONTAINERS = (SAFETENSORS, TORCH)  # the first of which there are weights counts
-_PICKLES = (*TORCH.suffixes, ".ckpt", ".pkl")
+RELEASE_FOLDER = "ckpt-0"  # of Grok-1, as xAI released it: the one folder of weights inside another
+SAFETENSORS = Container(r"\.safetensors", "model.safetensors", "model.safetensors.index.json")
+TORCH = Container(r"\.bin|\.pt|\.pth", "pytorch_model.bin", "pytorch_model.bin.index.json")
+RELEASE = Container(rf"^{RELEASE_FOLDER}/tensor[0-9]{{5}}_000", "", "")
+CONTAINERS = (SAFETENSORS, TORCH, RELEASE)  # the first of which there are weights counts
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MOST_FILES = 10_000
 _NUMBERED = re.compile(r"(.+)-([0-9]{1,9})-of-([0-9]{1,9})(\.(?:safetensors|bin|pt|pth))")
 # What trainers and other formats leave beside a model: Mistral's own copy of the weights, adapters, heads, states.
@@ -96,6 +99,8 @@ def missing(chosen: Collection[str], names: Collection[str]) -> list[str]:
     """Which of the chosen files are not among `names`; `x-00001-of-00003` tells what there must be without an index."""
     if gone := sorted(set(chosen).difference(names)):
         return gone
+    if chosen and all(map(RELEASE.holds, chosen)):
+        return sorted(_release_files(max(chosen)).difference(names))
     groups: dict[tuple[str, str, str], set[str]] = {}
     for match in filter(None, map(_NUMBERED.fullmatch, chosen)):
         groups.setdefault((match[1], match[3], match[4]), set()).add(match[2])
@@ -105,6 +110,20 @@ def missing(chosen: Collection[str], names: Collection[str]) -> list[str]:
             gone = [f"{stem}-{number}-of-{total}{suffix}" for number in wanted if number not in numbers]
             return gone
     return []
+
+
+def _release_files(last: str) -> set[str]:
+    """Every file of a release of Grok-1 whose last one is this: two, and twelve for each layer."""
+    layers = -(-(int(last[-9:-4]) - 1) // 12)
+    return {f"{RELEASE_FOLDER}/tensor{number:05}_000" for number in range(2 + 12 * layers)}
+
+
+def names_in(folder: Path) -> set[str]:
+    """Everything at the top of a folder, and the weights of a release by their path. OSError if it cannot be read."""
+    names = {path.name for path in folder.iterdir()}
+    if RELEASE_FOLDER in names and (folder / RELEASE_FOLDER).is_dir():
+        names |= {f"{RELEASE_FOLDER}/{path.name}" for path in (folder / RELEASE_FOLDER).iterdir()}
+    return names
 
 
 def no_weights(names: Iterable[str], where: str) -> CheckpointError:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from moecli.checkpoint import files
 from moecli.checkpoint.files import weight_map
+from moecli.checkpoint.grok_release import with_tree_names
 from moecli.checkpoint.headers import read_header
 from moecli.checkpoint.stored import StoredTensor, damaged
 from moecli.errors import CheckpointError, unreadable
@@ -35,7 +36,7 @@ def merged(headers: Iterable[Mapping[str, StoredTensor]], index: Mapping[str, st
         found |= {name: it for name, it in header.items() if name not in copies or index.get(name) == it.path.name}
     if clash := min((name for name in copies if index.get(name) != found[name].path.name), default=None):
         raise CheckpointError(f"'{clash}' is in {found[clash].path.name} and in {copies[clash].path.name}")
-    return found
+    return with_tree_names(found)
 
 
 class Checkpoint:
@@ -54,7 +55,7 @@ class Checkpoint:
         Where two of them hold a tensor, the index decides. CheckpointError if one is missing or damaged.
         """
         try:
-            names = {path.name for path in folder.iterdir()}
+            names = files.names_in(folder)
         except OSError as error:
             raise unreadable(folder, error) from error
         kind = files.container(names)
@@ -70,7 +71,7 @@ class Checkpoint:
                 + (more if gone[1:] else ""),
                 "fetch the model again",
             )
-        return cls(merged((read_header(folder / name) for name in chosen), index or {}), index)
+        return cls(merged((read_header(folder / name, name) for name in chosen), index or {}), index)
 
     def __contains__(self, name: object) -> bool:
         return name in self.tensors

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moecli.checkpoint import safetensors, torch_file
-from moecli.checkpoint.files import TORCH
+from moecli.checkpoint import grok_release, safetensors, torch_file
+from moecli.checkpoint.files import RELEASE, TORCH
 from moecli.checkpoint.stored import StoredTensor
 
 
@@ -14,4 +14,7 @@ def read_header(path: Path, name: str | None = None) -> dict[str, StoredTensor]:
 
     `name` is what the file is called where it comes from, if not so here.
     """
-    return torch_file.read_header(path) if TORCH.holds(name or path.name) else safetensors.read_header(path)
+    name = name or path.name
+    if RELEASE.holds(name):
+        return grok_release.read_header(path, name)
+    return torch_file.read_header(path) if TORCH.holds(name) else safetensors.read_header(path)

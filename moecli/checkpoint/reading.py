@@ -12,7 +12,7 @@ from moecli.checkpoint.stored import StoredTensor
 if TYPE_CHECKING:
     import torch
 
-_TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I8": "int8"}
 
 
 def read_into(target: torch.Tensor, checkpoint: Checkpoint, stored: StoredTensor, offset: int = 0) -> None:
@@ -35,10 +35,14 @@ def read_rows(target: torch.Tensor, checkpoint: Checkpoint, part: Slice, first: 
     """
     import torch
 
+    stored = part.stored
     if part.transposed:
         columns = first + (part.columns[0] if part.columns else 0), len(target)
-        dtype = getattr(torch, _TORCH_NAMES[part.stored.dtype])
-        target.copy_(_read_columns(checkpoint, part.stored, part.offset, part.shape, *columns, dtype).T)
+        dtype = getattr(torch, _TORCH_NAMES[stored.dtype])
+        found = _read_columns(checkpoint, stored, part.offset, part.shape, *columns, dtype)
+        if stored.scales is not None:
+            found = _scaled(found, checkpoint, stored, part, columns)
+        target.copy_(found.T)
     else:
         numbers = math.prod(part.shape)
         skipped = first * math.prod(target.shape[1:]) * part.size // numbers if numbers else 0
@@ -73,6 +77,22 @@ def _read_columns(
     if found.numel():
         checkpoint.read_strided(_bytes(found), stored, offset + first * item, count * item, shape[1] * item)
     return found
+
+
+def _scaled(
+    codes: torch.Tensor, checkpoint: Checkpoint, stored: StoredTensor, part: Slice, columns: tuple[int, int]
+) -> torch.Tensor:
+    """int8 [in, count] times the scales of its outputs and groups of inputs, rounded to bf16 once."""
+    import torch
+
+    scales = stored.scales
+    assert scales is not None, "only what has scales is scaled"
+    groups = scales.shape[-2]
+    offset = part.offset * scales.size // stored.size
+    dtype = getattr(torch, _TORCH_NAMES[scales.dtype])
+    beside = _read_columns(checkpoint, scales, offset, (groups, part.shape[1]), *columns, dtype)
+    numbers = codes.view(groups, len(codes) // groups, columns[1]).float() * beside.float()[:, None]
+    return numbers.view(codes.shape).bfloat16()
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moecli.errors import CheckpointError
@@ -17,7 +17,10 @@ ITEM_SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where one tensor lies: `size` bytes at `offset` of `path`, row by row; a `transposed` matrix column by column."""
+    """Where one tensor lies: `size` bytes at `offset` of `path`, row by row; a `transposed` matrix column by column.
+
+    With `scales` its numbers are int8, to be multiplied by those of its output and group of inputs: [.., groups, out].
+    """
 
     name: str
     dtype: str
@@ -26,6 +29,16 @@ class StoredTensor:
     offset: int
     size: int
     transposed: bool = False
+    scales: StoredTensor | None = None
+
+    @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        """What lies in the file under a name of its own: the numbers, and their scales."""
+        return (self,) if self.scales is None else (self, self.scales)
+
+    def at(self, path: Path) -> StoredTensor:
+        """The same in a file of another name."""
+        return replace(self, path=path, scales=self.scales and self.scales.at(path))
 
 
 def regular_size(path: Path) -> int:

@@ -20,22 +20,19 @@ from moecli.checkpoint.stored import ITEM_SIZES, StoredTensor, damaged, regular_
 from moecli.errors import unreadable
 
 _LOG = logging.getLogger(__name__)
-_STORAGES = {
+_TYPED = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
     "BoolStorage": "BOOL",
 }  # fmt: skip
+_STORAGES = {f"torch.{name}": dtype for name, dtype in _TYPED.items()} | {"torch.storage.UntypedStorage": "U8"}
 _DTYPES = {
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
-    "uint16": "U16", "uint32": "U32", "uint64": "U64",
+    "torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2", "torch.float8_e8m0fnu": "F8_E8M0",
+    "torch.uint16": "U16", "torch.uint32": "U32", "torch.uint64": "U64",
 }  # fmt: skip
-_UNTYPED = "torch.storage.UntypedStorage"
 _TENSOR, _TENSOR_OF_DTYPE = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"
 _PARAMETER = "torch._utils._rebuild_parameter"
-_ALLOWED = frozenset(
-    {ORDERED_DICT, _TENSOR, _TENSOR_OF_DTYPE, _PARAMETER, _UNTYPED}
-    | {f"torch.{name}" for name in (*_STORAGES, *_DTYPES)}
-)
+_ALLOWED = frozenset({ORDERED_DICT, _TENSOR, _TENSOR_OF_DTYPE, _PARAMETER, *_STORAGES, *_DTYPES})
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # under which trainers keep the tensors
 _MOST_AXES = 8
 
@@ -116,19 +113,17 @@ class _Reader:
                     return self._located(name, dtype, entry, first, shape, strides)
                 if name_ == _TENSOR_OF_DTYPE and len(rest) > 2 and isinstance(rest[2], Global):
                     _, entry = self._storage(name, storage)
-                    if dtype := _DTYPES.get(rest[2].name.removeprefix("torch.")):
-                        return self._located(name, dtype, entry, first, shape, strides)
+                    dtype = _DTYPES.get(rest[2].name, "") or self._refuse(name)
+                    return self._located(name, dtype, entry, first, shape, strides)
         return self._refuse(name)
 
     def _storage(self, name: str, storage: Persistent) -> tuple[str, Entry]:
         """The dtype and the bytes of a storage; the size that it claims is that of its entry."""
         match storage.about:
             case ("storage", Global(name=kind), str(key), str(), int(count)):
-                dtype = "U8" if kind == _UNTYPED else _STORAGES.get(kind.removeprefix("torch."))
+                dtype = _STORAGES.get(kind, "") or self._refuse(name)
             case _:
-                dtype = None
-        if dtype is None:
-            self._refuse(name)
+                self._refuse(name)
         entry = self._entries.get(self._folder + key)
         if entry is None:
             raise damaged(self._path, f"the storage of '{name[:80]}' is missing")

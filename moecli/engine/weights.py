@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moecli import formats
-from moecli.checkpoint.binding import FLOATS, Slice, Weights
+from moecli.checkpoint.binding import Slice, Weights, format_of
 from moecli.checkpoint.reading import read_into, read_rows
 from moecli.experts.arena import CPU
 from moecli.formats.plain import torch_dtype
@@ -88,7 +88,7 @@ def checkpoint_weights(
         if wanted in formats.PLAIN:
             return _read(weights, tensor, _precision(tensor.role, wanted))
         rows, columns = tensor.shape
-        parts = {FLOATS[part.dtype] for part in weights.dense(tensor)}
+        parts = {format_of(part) for part in weights.dense(tensor)}
         stored = parts.pop() if len(parts) == 1 else "fp32"
         return as_matrix(wanted, (rows, columns), pack(wanted, _read(weights, tensor, torch_dtype(stored))))
 

@@ -120,7 +120,7 @@ def lack(folder: Path) -> str | None:
     """What a snapshot still needs before it can run, in words; None when it looks whole."""
     if not is_file(folder / "config.json"):
         return "its config.json is missing"
-    names = {file.name for file in children(folder) if is_file(file)}
+    names = {file.relative_to(folder).as_posix() for file in model_files(folder)}
     kind = files.container(names)
     present = set(filter(kind.holds, names))
     if not present:
@@ -164,6 +164,12 @@ def children(folder: Path) -> list[Path]:
     except OSError as error:
         found = unreadable(folder, error)
         raise ModelNotFound(found.message, found.hint) from error
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a snapshot: those at its top, and the weights of a release inside it."""
+    files_ = [*children(folder), *children(folder / files.RELEASE_FOLDER)]
+    return [file for file in files_ if is_file(file)]
 
 
 def is_repo(name: str) -> bool:

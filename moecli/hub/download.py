@@ -9,7 +9,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -95,9 +94,8 @@ def headers(manifest: DownloadManifest, tell: Tell | None) -> Iterator[dict[str,
 
     def read(file: RemoteFile) -> dict[str, StoredTensor]:
         if (path := cached(manifest, file)) is not None:
-            return {
-                name: replace(stored, path=Path(file.name)) for name, stored in read_header(path, file.name).items()
-            }
+            here = read_header(path, file.name)
+            return {name: stored.at(Path(file.name)) for name, stored in here.items()}
         header = retry(lambda: hub.header(file.name, 0), RetryPolicy(attempts=4), tell=tell)
         if header is None:
             raise CheckpointError(f"{manifest.repo} lists '{file.name}' and does not hold it", "try again later")

@@ -61,7 +61,7 @@ def read_remote(
     if not here and not files:  # another container, or shards without an index: only a listing tells
         names = list(listed(config.commit))
         kind = container(names)
-        if kind is not SAFETENSORS and (index := pinned.fetch(kind.index, bounds.LARGEST_INDEX)):
+        if kind is TORCH and (index := pinned.fetch(kind.index, bounds.LARGEST_INDEX)):
             files = read_index(repo, index.data)
         here = pinned.headers(dict.fromkeys(choose(names, files, tuple), 0))
         if not here:

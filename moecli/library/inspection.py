@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint.files import container
+from moecli.checkpoint.files import container, names_in
 from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.inventory import Inventory, take_inventory
 from moecli.checkpoint.stored import StoredTensor
@@ -111,7 +111,7 @@ def _from_folder(ref: ModelRef, folder: Path) -> Report:
         return _from_store(ref, PackedStore.open(folder))
     config = families.load_config(folder / "config.json")
     with reading(folder):
-        names = [path.name for path in folder.iterdir()]
+        names = names_in(folder)
         tensors = Checkpoint.open(folder).tensors if any(map(container(names).holds, names)) else None
     if tensors is None:
         return _report(ref, Kind.CONFIG, str(folder / "config.json"), None, config)

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moecli.checkpoint.binding import FLOATS
+from moecli.checkpoint.binding import format_of
 from moecli.checkpoint.folder import Checkpoint
 from moecli.errors import CheckpointError
 from moecli.formats import bytes_for
@@ -88,7 +88,7 @@ def _read(strip: Strip, checkpoint: Checkpoint) -> Tensor:
     from moecli.formats.plain import torch_dtype
 
     job = strip.job
-    stored = {FLOATS[source.stored.dtype] for source in job.sources}
+    stored = {format_of(source.stored) for source in job.sources}
     dtype = torch_dtype(stored.pop() if len(stored) == 1 else "fp32")
     rows = torch.empty((strip.last - strip.first, *job.shape[1:]), dtype=dtype)
     start = 0  # of the source, in rows of the stack

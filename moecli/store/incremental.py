@@ -51,7 +51,7 @@ class ShardPacker:
     @property
     def pending(self) -> list[str]:
         """The shards still to come, in the order that leaves least waiting: by the first layer that needs them."""
-        return list(dict.fromkeys(stored.path.name for stored in self._missing()))
+        return list(dict.fromkeys(stored.path.as_posix() for stored in self._missing()))
 
     @property
     def packed(self) -> tuple[int, int]:
@@ -91,18 +91,18 @@ class ShardPacker:
         header = read_header(path, shard)
         found: dict[str, StoredTensor] = {}
         for stored in self._missing():
-            if stored.path.name == shard:
+            if stored.path.as_posix() == shard:
                 here = header.get(stored.name)
-                if here is None or replace(here, path=stored.path) != stored:
+                if here is None or here.at(stored.path) != stored:
                     raise CheckpointError(f"{path} does not hold '{stored.name}' as was announced", "fetch it again")
-                found[stored.name] = here
+                found |= {part.name: part for part in here.parts}
         return found
 
     def _put_aside(self, shard: str, here: Mapping[str, StoredTensor]) -> None:
         waiting = {stored.name for stored in self._missing()} & here.keys()
         if not waiting:
             return
-        tensors = [here[name] for name in sorted(waiting)]
+        tensors = [part for name in sorted(waiting) for part in here[name].parts]
         path = self._left_over(shard)
         growing = path.with_suffix(GROWING)
         checkpoint = Checkpoint(here)
@@ -126,12 +126,12 @@ class ShardPacker:
         self._aside = kept
 
     def _left_over(self, shard: str) -> Path:
-        suffix = "" if SAFETENSORS.holds(shard) else SAFETENSORS.suffixes[0]
-        return self._writer.folder / f"{_LEFT_OVER}{shard}{suffix}"
+        suffix = "" if SAFETENSORS.holds(shard) else ".safetensors"
+        return self._writer.folder / f"{_LEFT_OVER}{shard.replace('/', '-')}{suffix}"
 
 
 def _needs(job: Job) -> set[str]:
-    return {source.stored.name for source in job.sources}
+    return {part.name for source in job.sources for part in source.stored.parts}
 
 
 def _located(job: Job, at_hand: Mapping[str, StoredTensor]) -> Job:
@@ -139,6 +139,7 @@ def _located(job: Job, at_hand: Mapping[str, StoredTensor]) -> Job:
 
     def moved(stored: StoredTensor) -> StoredTensor:
         here = at_hand[stored.name]
-        return replace(stored, path=here.path, offset=here.offset)
+        scales = None if stored.scales is None else moved(stored.scales)
+        return replace(stored, path=here.path, offset=here.offset, scales=scales)
 
     return replace(job, sources=tuple(replace(each, stored=moved(each.stored)) for each in job.sources))

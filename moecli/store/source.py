@@ -37,9 +37,9 @@ def open_source(folder: Path) -> Weights:
         return _bind(str(folder), config, lambda: Checkpoint.open(folder)).with_true_ties()
 
 
-def announced(name: str, config: Mapping[str, Any], tensors: Iterable[StoredTensor]) -> Weights:
+def announced(name: str, config: Mapping[str, Any], tensors: Callable[[], Mapping[str, StoredTensor]]) -> Weights:
     """A checkpoint that is not here yet. `tensors`, what its headers say, is asked once the config is fit."""
-    return _bind(name, config, lambda: Checkpoint({tensor.name: tensor for tensor in tensors}))
+    return _bind(name, config, lambda: Checkpoint(tensors()))
 
 
 def text_files(folder: Path) -> list[Path]:
