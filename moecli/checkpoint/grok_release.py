@@ -25,6 +25,7 @@ _QUANTISED = "__main__.QuantizedWeight8bit"
 _ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 _ALLOWED = frozenset({_QUANTISED, *_ARRAYS, "numpy.ndarray", "numpy.dtype", "ml_dtypes.bfloat16"})
 _DTYPES = {"i1": "I8", "f4": "F32", "f2": "F16", "ml_dtypes.bfloat16": "BF16"}
+CHUNK = 2**12  # bytes read at once: what describes a leaf is shorter, and from the Hub each costs
 _NUMBER = re.compile(r"tensor([0-9]{5})")
 _OUTSIDE = ("language_model/in_out_embed/embeddings", "language_model/rms_norm/scale")
 _LAYER = (
@@ -73,7 +74,7 @@ def _header(source: Source, path: Path, name: str, size: int) -> dict[str, Store
     called = _NUMBER.search(name)
     assert called is not None, "files are told by their names"
     _LOG.debug("reads the pickle of %s", path)
-    value = read_pickle(source, 0, size, _ALLOWED, path.name)
+    value = read_pickle(source, 0, size, _ALLOWED, path.name, CHUNK)
     return {called[0]: _Reader(path, called[0]).tensor(value)}
 
 

@@ -61,13 +61,14 @@ def refused(where: str, problem: str) -> CheckpointError:
     return CheckpointError(f"{where} is not read: {problem}", "nothing of it was run; look for another copy of it")
 
 
-def read_pickle(source: Source, begin: int, end: int, allowed: Collection[str], where: str) -> Any:
+def read_pickle(source: Source, begin: int, end: int, allowed: Collection[str], where: str, chunk: int = _CHUNK) -> Any:
     """What the pickle between two offsets of `source` describes. CheckpointError, which says `where`, for any other.
 
     Made of None, bool, int, float, str, tuple, list, dict, and the records above. `allowed` are names as
     "collections.OrderedDict", whose calls without arguments are dicts here. Never recurses; a value may hold itself.
+    `source` is asked for `chunk` bytes at least.
     """
-    return _Machine(source, begin, end, allowed, where).run()
+    return _Machine(source, begin, end, allowed, where, chunk).run()
 
 
 class _Mark:
@@ -78,8 +79,8 @@ _MARK = _Mark()
 
 
 class _Machine:
-    def __init__(self, source: Source, begin: int, end: int, allowed: Collection[str], where: str) -> None:
-        self._source, self._at, self._end = source, begin, end
+    def __init__(self, source: Source, begin: int, end: int, allowed: Collection[str], where: str, size: int) -> None:
+        self._source, self._at, self._end, self._size = source, begin, end, size
         self._allowed, self._where = allowed, where
         self._chunk, self._next = b"", 0  # bytes that were read, and how far they are used
         self._read = 0
@@ -114,7 +115,7 @@ class _Machine:
         end = self._next + size
         if end > len(self._chunk):
             wanted = size - (len(self._chunk) - self._next)
-            more = self._source(self._at, min(max(wanted, _CHUNK), self._end - self._at))
+            more = self._source(self._at, min(max(wanted, self._size), self._end - self._at))
             self._read += len(more)
             if len(more) < wanted or self._read > _MOST_BYTES:
                 self._refuse("it is cut short" if len(more) < wanted else f"it is longer than {_MOST_BYTES} bytes")

@@ -21,6 +21,7 @@ from moecli.hub.cache import UNFINISHED, commit, lock_folder, status
 from moecli.hub.headers import Repository
 from moecli.hub.manifest import DownloadManifest, RemoteFile
 from moecli.hub.retry import RetryPolicy, Tell, retry
+from moecli.hub.supplement import supply
 from moecli.hub.transfer import Transfer, Watcher
 from moecli.store.filesystem import FULL, free_space, nearest_folder, unwritable
 from moecli.store.journal import make_folder, sync_folder
@@ -36,6 +37,8 @@ def fetch_all(manifest: DownloadManifest, watcher: Watcher, policy: RetryPolicy 
     The ref moves last, so that an update that was cut leaves the earlier revision in use.
     """
     for files in (manifest.texts, manifest.weights):  # a snapshot with all weights has everything
+        if files is manifest.weights:
+            supply(manifest, manifest.snapshot)
         for _ in each(manifest, files, watcher, ahead=_AT_ONCE - 1, policy=policy):
             pass
     write_ref(manifest)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint import torch_file
-from moecli.checkpoint.files import SAFETENSORS, TORCH, choose, container, no_weights, weight_map
+from moecli.checkpoint import grok_release, torch_file
+from moecli.checkpoint.files import RELEASE, SAFETENSORS, TORCH, choose, container, no_weights, weight_map
 from moecli.checkpoint.folder import merged
+from moecli.checkpoint.pickles import Source
 from moecli.checkpoint.safetensors import header_tensors
 from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError, ConfigError, NetworkError, json_object
@@ -97,11 +98,15 @@ class Repository:
 
     def header(self, name: str, guess: int) -> tuple[dict[str, StoredTensor], int] | None:
         """The tensors of a file of weights and the bytes read for them; None if there is no such file."""
+        if RELEASE.holds(name):  # hundreds of files: little is asked of each
+            guess = grok_release.CHUNK
         first = self._read(name, 0, guess or _FIRST_GUESS)
         if first is None:
             return None
+        if RELEASE.holds(name):
+            return self._pickled_header(name, first, grok_release.remote_header, 0)
         if TORCH.holds(name):
-            return self._torch_header(name, first)
+            return self._pickled_header(name, first, torch_file.remote_header, _NEXT_GUESS)
         length = int.from_bytes(first.data[:8], "little")
         with self._lock:
             if len(first.data) < 8 or not 2 <= length <= min(self._headers_left, first.file_size - 8):
@@ -114,8 +119,10 @@ class Repository:
         bounds.check_values(data, f"the header of {name} of {self._repo}")
         return header_tensors(Path(name), data, first.file_size), max(len(first.data), 8 + len(data))
 
-    def _torch_header(self, name: str, first: _Piece) -> tuple[dict[str, StoredTensor], int]:
-        """Its beginning, its directory at the end and the rest of its pickle, each asked for once."""
+    def _pickled_header(
+        self, name: str, first: _Piece, read: Callable[[Source, str, int], dict[str, StoredTensor]], guess: int
+    ) -> tuple[dict[str, StoredTensor], int]:
+        """What `read` makes of the parts that it asks for, each fetched once; of `guess` bytes at least."""
         size, pieces = first.file_size, {0: first.data}
 
         def source(offset: int, count: int) -> bytes:
@@ -123,7 +130,7 @@ class Repository:
             for start, data in pieces.items():
                 if start <= offset and end <= start + len(data):
                     return data[offset - start : end - start]
-            wanted = min(max(end - offset, _NEXT_GUESS), size - offset)
+            wanted = min(max(end - offset, guess), size - offset)
             with self._lock:
                 self._headers_left -= wanted
                 if self._headers_left < 0:
@@ -132,7 +139,7 @@ class Repository:
             pieces[offset] = piece.data if piece else b""
             return pieces[offset][: end - offset]
 
-        return torch_file.remote_header(source, name, size), sum(map(len, pieces.values()))
+        return read(source, name, size), sum(map(len, pieces.values()))
 
     def _read(self, name: str, start: int, size: int, ranged: bool = True) -> _Piece | None:
         """At most `size` bytes from `start`, even where a server ignores the range; None if there is no such file."""

@@ -20,6 +20,7 @@ from moecli.hub import download
 from moecli.hub.cache import UNFINISHED
 from moecli.hub.manifest import DownloadManifest, RemoteFile
 from moecli.hub.retry import RetryPolicy, Tell
+from moecli.hub.supplement import supply
 from moecli.hub.transfer import Transfer, Watcher
 from moecli.library import stores
 from moecli.library.pull import Proposal, propose
@@ -119,7 +120,9 @@ def pull_packed(
                     path.unlink()
         if keep:
             download.write_ref(manifest)
-        return packer.finish(manifest.snapshot if keep else folder)
+        texts = manifest.snapshot if keep else folder
+        supply(manifest, texts)
+        return packer.finish(texts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -141,6 +142,65 @@ class _Pickler(pickle._Pickler):
         self.memoize(obj)
 
     dispatch = pickle._Pickler.dispatch | {type: save_global, type(_RECONSTRUCT): save_global}
+
+
+class _Hole:
+    """Zeros that nobody writes."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
+_Pickler.dispatch[_Hole] = pickle._Pickler.save_bytes
+
+
+class _Sink(io.BytesIO):
+    """Where the one hole begins, and its size."""
+
+    hole: tuple[int, int] | None = None
+
+    def write(self, data: Any) -> int:
+        if not isinstance(data, _Hole):
+            return super().write(data)
+        self.hole = self.tell(), len(data)
+        return len(data)
+
+
+class _Zeros:
+    """A numpy array of any size."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self.shape, self.dtype = shape, dtype
+
+    def __reduce__(self) -> Any:
+        size = math.prod(self.shape) * (2 if isinstance(self.dtype, _BFloat16Type) else self.dtype.itemsize)
+        state = (1, self.shape, self.dtype, False, bytes(size) if size < 2**20 else _Hole(size))
+        return _RECONSTRUCT, (np.ndarray, (0 * size,), b"b"), state  # a tuple of its own, as numpy makes each
+
+
+def zeros(shape: tuple[int, ...], scales: tuple[int, ...] | None = None) -> tuple[bytes, int, bytes]:
+    """A leaf in float32, or in int8 with scales in bf16, as (its first bytes, the size of its file, its last bytes)."""
+    leaf: Any = _Zeros(shape, np.dtype(np.float32))
+    if scales is not None:
+        leaf = _Quantised(_Zeros(shape, np.dtype(np.int8)), _Zeros(scales, _BFloat16Type()))
+    out = _Sink()
+    _Pickler(out, 4).dump(leaf)
+    content = out.getvalue()
+    place, size = out.hole or (len(content), 0)
+    return content[:place], len(content) + size, content[place:]
+
+
+def real_release() -> Iterator[tuple[str, tuple[bytes, int, bytes]]]:
+    """The 770 files of the real release, by name, their numbers zeros."""
+    table, norm, router = zeros((131072, 6144)), zeros((6144,)), zeros((6144, 8))
+    up, down = zeros((8, 6144, 32768), (8, 1, 32768)), zeros((8, 32768, 6144), (8, 8, 6144))
+    narrow, wide, out = (zeros((6144, each), (rows, each)) for each, rows in ((1024, 1), (6144, 1), (6144, 8)))
+    layer = [up, down, up, narrow, out, wide, narrow, norm, norm, norm, norm, router]
+    for number, file in enumerate([table, norm, *layer * 64]):
+        yield f"ckpt-0/tensor{number:05}_000", file
 
 
 # What the ports call the parts of a layer, the experts' matrices and the norms, and how those are stored.
