@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moecli.checkpoint import grok_release, safetensors, torch_file
+from moecli.checkpoint import grok_release, safetensors, state_dict
 from moecli.checkpoint.files import RELEASE, TORCH
 from moecli.checkpoint.stored import StoredTensor
 
@@ -17,4 +17,4 @@ def read_header(path: Path, name: str | None = None) -> dict[str, StoredTensor]:
     name = name or path.name
     if RELEASE.holds(name):
         return grok_release.read_header(path, name)
-    return torch_file.read_header(path) if TORCH.holds(name) else safetensors.read_header(path)
+    return state_dict.read_header(path) if TORCH.holds(name) else safetensors.read_header(path)

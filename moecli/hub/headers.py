@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint import grok_release, torch_file
+from moecli.checkpoint import grok_release, state_dict
 from moecli.checkpoint.files import RELEASE, SAFETENSORS, TORCH, choose, container, no_weights, weight_map
 from moecli.checkpoint.folder import merged
 from moecli.checkpoint.pickles import Source
@@ -106,7 +106,7 @@ class Repository:
         if RELEASE.holds(name):
             return self._pickled_header(name, first, grok_release.remote_header, 0)
         if TORCH.holds(name):
-            return self._pickled_header(name, first, torch_file.remote_header, _NEXT_GUESS)
+            return self._pickled_header(name, first, state_dict.remote_header, _NEXT_GUESS)
         length = int.from_bytes(first.data[:8], "little")
         with self._lock:
             if len(first.data) < 8 or not 2 <= length <= min(self._headers_left, first.file_size - 8):

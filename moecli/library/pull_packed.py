@@ -110,7 +110,8 @@ def pull_packed(
         pending = packer.pending
         _delete_packed(folder, [] if keep else pending)
         progress(*packer.packed)
-        files = _files(manifest, pending, keep)
+        files, texts = _files(manifest, pending, keep), manifest.snapshot if keep else folder
+        supply(manifest, texts)
         place = None if keep else _Place(folder)
         with closing(download.each(manifest, files, watcher, 1, policy, place)) as arriving:
             for file, path in arriving:
@@ -120,8 +121,6 @@ def pull_packed(
                     path.unlink()
         if keep:
             download.write_ref(manifest)
-        texts = manifest.snapshot if keep else folder
-        supply(manifest, texts)
         return packer.finish(texts)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from moecli.checkpoint.torch_file import read_header
+from moecli.checkpoint.state_dict import read_header
 from moecli.errors import CheckpointError
 from tests.fuzz.judge import judge
 from tests.support.hostile_pickles import entry, pickles, tensor

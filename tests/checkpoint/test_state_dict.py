@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from moecli.checkpoint.folder import Checkpoint
+from moecli.checkpoint.state_dict import read_header, remote_header
 from moecli.checkpoint.stored import StoredTensor
-from moecli.checkpoint.torch_file import read_header, remote_header
 from moecli.errors import CheckpointError
 from tests.support.checkpoints import make, prompt
 from tests.support.checkpoints import write as write_model
