@@ -31,6 +31,8 @@ CONTAINERS = (SAFETENSORS, TORCH, RELEASE)  # the first of which there are weigh
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MOST_FILES = 10_000
 _NUMBERED = re.compile(r"(.+)-([0-9]{1,9})-of-([0-9]{1,9})(\.(?:safetensors|bin|pt|pth))")
+# Shards that each hold a part of every matrix: pytorch_model-00003-TP-007.safetensors, pytorch_model-00003-007.bin.
+PARALLEL = re.compile(r".*-[0-9]+-(TP-[0-9]+|[0-9]{3})\.(?:safetensors|bin)")
 # What trainers and other formats leave beside a model: Mistral's own copy of the weights, adapters, heads, states.
 _STRANGER = re.compile(
     r"(consolidated|adapter|optimi[sz]er|optim_|scheduler|random_states|rng_state|train(er|ing)_|v(alue)?_head|ggml"

@@ -201,3 +201,14 @@ def test_safetensors_come_first(tmp_path: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"never opened")
     (folder / "consolidated.00.pth").write_bytes(b"never opened")
     assert {stored.path.name for stored in Checkpoint.open(folder).tensors.values()} == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("suffix", ["-000.bin", "-TP-000.bin"])
+def test_shards_cut_for_tensor_parallelism(suffix: str, tmp_path: Path) -> None:
+    """Each file holds a part of every matrix, under one name."""
+    for part in range(2):
+        torch.save(
+            {"a": BASE[part : part + 2]}, tmp_path / f"pytorch_model-00001{suffix}".replace("000.bin", f"00{part}.bin")
+        )
+    with pytest.raises(CheckpointError, match=r"cut for tensor parallelism: .*0\.bin and .*1\.bin each"):
+        Checkpoint.open(tmp_path)
