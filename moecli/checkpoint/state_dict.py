@@ -71,9 +71,10 @@ def _entries(source: Source, path: Path, size: int) -> dict[str, Entry]:
 
 
 def _tensors(source: Source, path: Path, entries: dict[str, Entry]) -> dict[str, StoredTensor]:
-    pickle = next((each for name, each in entries.items() if name.endswith("/data.pkl")), None)
-    if pickle is None:
-        raise damaged(path, "it is a zip without a data.pkl, as torch writes none")
+    pickles = [each for name, each in entries.items() if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise damaged(path, "it is a zip without a data.pkl, or of several, as torch writes none")
+    (pickle,) = pickles
     root = pickle.name.removesuffix("data.pkl")
     order = entries.get(f"{root}byteorder")
     if order is not None and source(order.offset, min(order.size, 8)) != b"little":

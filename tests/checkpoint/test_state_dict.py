@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zipfile
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from moecli.errors import CheckpointError
 from tests.support.checkpoints import make, prompt
 from tests.support.checkpoints import write as write_model
 from tests.support.running import load, score
+from tests.support.stores import packed
 from tests.support.torch_files import rewrite, rezipped
 
 BASE = torch.arange(60, dtype=torch.float32).view(5, 12)
@@ -98,6 +100,13 @@ def patched(place: int, data: bytes) -> Callable[[bytes], bytes]:
     return change
 
 
+def with_two_pickles(content: bytes) -> bytes:
+    out = io.BytesIO(rezipped(content))
+    with zipfile.ZipFile(out, "a") as archive:
+        archive.writestr("b/data.pkl", b"\x80\x02}.")
+    return out.getvalue()
+
+
 def with_an_alias(content: bytes) -> bytes:
     """Two rows of the directory for the same bytes."""
     content = rezipped(content)
@@ -115,6 +124,7 @@ BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut short": (lambda c: c[:-100], "no directory at its end"),
     "only its beginning": (lambda c: c[:200], "no directory at its end"),
     "another zip": (without("data.pkl"), "without a data.pkl"),
+    "two pickles": (with_two_pickles, "without a data.pkl, or of several"),
     "a storage missing": (without("data/0"), "storage of 'a' is missing"),
     "a storage too short": (with_bytes("data/0", lambda d: d[:-4]), "not as large as it claims"),
     "a storage too long": (with_bytes("data/0", lambda d: d + bytes(4)), "not as large as it claims"),
@@ -187,6 +197,25 @@ def test_a_model_scores_the_same_to_the_bit(shards: int, tmp_path: Path) -> None
     folder = write_model(make("mixtral"), tmp_path / "safetensors")
     ids = prompt(40)
     assert torch.equal(score(load(rewrite(folder, tmp_path / "torch", shards)), ids), score(load(folder), ids))
+
+
+@pytest.mark.slow
+def test_matrices_stored_by_columns(tmp_path: Path) -> None:
+    """They run, and are packed in strips to the same bytes."""
+    folder = write_model(make("mixtral", hidden_size=64, intermediate_size=96), tmp_path / "safetensors")
+    turned = rewrite(folder, tmp_path / "torch")
+    tensors = torch.load(turned / "pytorch_model.bin", weights_only=True)
+    torch.save(
+        {name: each.T.contiguous().T if each.dim() == 2 else each for name, each in tensors.items()},
+        turned / "pytorch_model.bin",
+    )
+    assert all(each.transposed for each in Checkpoint.open(turned).tensors.values() if len(each.shape) == 2)
+    ids = prompt(40)
+    for dtype in ("fp32", "bf16", "q4"):
+        assert torch.equal(score(load(turned, dtype), ids), score(load(folder, dtype), ids))
+        one, other = (packed(each, tmp_path / f"{each.name}-{dtype}", dtype).folder for each in (turned, folder))
+        for path in other.glob("*.safetensors"):
+            assert (one / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_shard_that_is_missing(tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ def test_pulled_and_run(moecli, repo, folder, tmp_path):
         assert (snapshot / "ckpt-0" / file.name).read_bytes() == file.read_bytes()
     assert told(moecli, "run", REPO, *RUN)["token_ids"] == told(moecli, "run", str(folder), *RUN)["token_ids"]
     assert moecli("verify", REPO).returncode == 0
+    again = told(moecli, "pull", REPO, "--offline", "--json")
+    assert again["path"] == str(snapshot) and again["downloaded_bytes"] == 0
     (snapshot / "ckpt-0" / "tensor00004_000").unlink()
     assert moecli("verify", REPO).returncode == 3
     missing = moecli("run", REPO, "x")
