@@ -26,7 +26,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
 
 @pytest.mark.parametrize(("count", "requests"), [(1, 1), (400, 3), (6000, 5)])
 def test_a_few_requests_tell_all_names(hub: hub_server.Hub, tmp_path, count: int, requests: int) -> None:
-    """A small file comes whole; of others the beginning, the end and the rest of the pickle, more of very many names."""
+    """A small file comes whole; of others the beginning, the end and the rest of the pickle."""
     content = saved({f"layers.{n}.weight": torch.full((300,), float(n)) for n in range(count)})
     (tmp_path / FILE).write_bytes(content)
     hub.put(f"{REPO}/{FILE}", content)
