@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moecli.checkpoint import grok_release, state_dict
-from moecli.checkpoint.files import RELEASE, SAFETENSORS, TORCH, choose, container, no_weights, weight_map
+from moecli.checkpoint.files import PARALLEL, RELEASE, SAFETENSORS, TORCH, choose, container, no_weights, weight_map
 from moecli.checkpoint.folder import merged
 from moecli.checkpoint.pickles import Source
 from moecli.checkpoint.safetensors import header_tensors
@@ -26,12 +26,16 @@ _CONNECTIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """What a repository says of itself at one commit; `bytes_read` is what it took to learn it."""
+    """What a repository says of itself at one commit; `bytes_read` is what it took to learn it.
+
+    `unread` says why nothing is known of its tensors, where its weights are none that can be read.
+    """
 
     config: dict[str, Any]
     tensors: Mapping[str, StoredTensor]
     commit: str | None
     bytes_read: int
+    unread: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ def read_remote(
     config = Repository(repo, revision).fetch("config.json", bounds.LARGEST_CONFIG)
     if config is None:
         raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be inspected")
+    facts = json_on_hub(config.data, "config.json")
     pinned = Repository(repo, config.commit or revision)
     index, single = pinned.fetch(SAFETENSORS.index, bounds.LARGEST_INDEX), SAFETENSORS.single
     files = None if index is None else read_index(repo, index.data)
@@ -64,15 +69,18 @@ def read_remote(
         kind = container(names)
         if kind is TORCH and (index := pinned.fetch(kind.index, bounds.LARGEST_INDEX)):
             files = read_index(repo, index.data)
-        here = pinned.headers(dict.fromkeys(choose(names, files, tuple), 0))
-        if not here:
-            raise no_weights(names, repo)
+        chosen = choose(names, files, tuple)
+        if not chosen:
+            return Remote(facts, {}, config.commit, len(config.data), no_weights(names, repo).message)
+        if cut := next(filter(PARALLEL.fullmatch, chosen), None):
+            return Remote(facts, {}, config.commit, len(config.data), f"{cut} is cut for tensor parallelism")
+        here = pinned.headers(dict.fromkeys(chosen, 0))
     chosen = choose(here, files, lambda: here[single][0])
     if lost := next((name for name in chosen if name not in here), None):
         raise NetworkError(f"{repo} names the file '{lost}' and does not hold it")
     tensors = merged((here[name][0] for name in chosen), files or {})
     read = sum(len(piece.data) for piece in (config, index) if piece) + sum(header[1] for header in here.values())
-    return Remote(json_on_hub(config.data, "config.json"), tensors, config.commit, read)
+    return Remote(facts, tensors, config.commit, read)
 
 
 class Repository:

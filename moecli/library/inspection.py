@@ -41,6 +41,7 @@ class Report:
     explanation: Explanation | None = None
     inventory: Inventory | None = None
     fallback: str | None = None  # why the Hub's answer is not what is shown, where it was asked
+    unread: str | None = None  # why its weights cannot be read, where only config.json could
 
     @property
     def quantised(self) -> str | None:
@@ -50,7 +51,8 @@ class Report:
     @property
     def lacks(self) -> tuple[str, ...]:
         """What the engine lacks to run this model as it is stored."""
-        return lacks(self.spec, self.quantised)
+        found = lacks(self.spec, self.quantised)
+        return (*found, "a reader of its weights") if self.unread else found
 
     @property
     def runnable(self) -> bool:
@@ -59,6 +61,8 @@ class Report:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the counts should know."""
+        if self.unread:
+            return (*self.spec.notes, f"{self.unread}: counted from config.json")
         plain = self.inventory is not None and self.source is not Kind.STORE and self.inventory.quantised is None
         if plain and self.spec.quantization is not None:
             leftover = f"config.json says that the weights are {self.spec.quantization}, but none is"
@@ -132,7 +136,8 @@ def _from_hub(ref: ModelRef, repo: str) -> Report:
     from moecli.hub.manifest import list_files
 
     remote = read_remote(repo, ref.revision, partial(list_files, repo))
-    return _report(ref, Kind.HUB, repo, remote.commit or ref.revision, remote.config, remote.tensors)
+    found = _report(ref, Kind.HUB, repo, remote.commit or ref.revision, remote.config, remote.tensors)
+    return replace(found, unread=remote.unread)
 
 
 def _report(
