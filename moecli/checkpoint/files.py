@@ -32,7 +32,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MOST_FILES = 10_000
 _NUMBERED = re.compile(r"(.+)-([0-9]{1,9})-of-([0-9]{1,9})(\.(?:safetensors|bin|pt|pth))")
 # Shards that each hold a part of every matrix: pytorch_model-00003-TP-007.safetensors, pytorch_model-00003-007.bin.
-PARALLEL = re.compile(r".*-[0-9]+-(TP-[0-9]+|[0-9]{3})\.(?:safetensors|bin)")
+_PARALLEL = re.compile(r".*-[0-9]+-(TP-[0-9]+|[0-9]{3})\.(?:safetensors|bin)")
 # What trainers and other formats leave beside a model: Mistral's own copy of the weights, adapters, heads, states.
 _STRANGER = re.compile(
     r"(consolidated|adapter|optimi[sz]er|optim_|scheduler|random_states|rng_state|train(er|ing)_|v(alue)?_head|ggml"
@@ -126,6 +126,17 @@ def names_in(folder: Path) -> set[str]:
     if RELEASE_FOLDER in names and (folder / RELEASE_FOLDER).is_dir():
         names |= {f"{RELEASE_FOLDER}/{path.name}" for path in (folder / RELEASE_FOLDER).iterdir()}
     return names
+
+
+def cut_apart(chosen: Iterable[str]) -> CheckpointError | None:
+    """Why these shards hold no whole tensors; None where nothing in their names says so."""
+    cut = next(filter(_PARALLEL.fullmatch, chosen), None)
+    if cut is None:
+        return None
+    return CheckpointError(
+        f"the shards are cut for tensor parallelism: {printable(cut, 80)} holds a part of each tensor",
+        "look for a release whose shards hold whole tensors",
+    )
 
 
 def no_weights(names: Iterable[str], where: str) -> CheckpointError:

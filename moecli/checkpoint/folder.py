@@ -36,12 +36,7 @@ def merged(headers: Iterable[Mapping[str, StoredTensor]], index: Mapping[str, st
         found |= {name: it for name, it in header.items() if name not in copies or index.get(name) == it.path.name}
     if clash := min((name for name in copies if index.get(name) != found[name].path.name), default=None):
         one, other = found[clash].path.name, copies[clash].path.name
-        if files.PARALLEL.fullmatch(one) and files.PARALLEL.fullmatch(other):
-            raise CheckpointError(
-                f"the shards are cut for tensor parallelism: {one} and {other} each hold a part of '{clash}'",
-                "look for a release whose shards hold whole tensors",
-            )
-        raise CheckpointError(f"'{clash}' is in {one} and in {other}")
+        raise files.cut_apart((one, other)) or CheckpointError(f"'{clash}' is in {one} and in {other}")
     return with_tree_names(found)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moecli.checkpoint import grok_release, state_dict
-from moecli.checkpoint.files import PARALLEL, RELEASE, SAFETENSORS, TORCH, choose, container, no_weights, weight_map
+from moecli.checkpoint.files import RELEASE, SAFETENSORS, TORCH, choose, container, cut_apart, no_weights, weight_map
 from moecli.checkpoint.folder import merged
 from moecli.checkpoint.pickles import Source
 from moecli.checkpoint.safetensors import header_tensors
@@ -72,8 +72,8 @@ def read_remote(
         chosen = choose(names, files, tuple)
         if not chosen:
             return Remote(facts, {}, config.commit, len(config.data), no_weights(names, repo).message)
-        if cut := next(filter(PARALLEL.fullmatch, chosen), None):
-            return Remote(facts, {}, config.commit, len(config.data), f"{cut} is cut for tensor parallelism")
+        if files is None and (cut := cut_apart(chosen)):
+            return Remote(facts, {}, config.commit, len(config.data), cut.message)
         here = pinned.headers(dict.fromkeys(chosen, 0))
     chosen = choose(here, files, lambda: here[single][0])
     if lost := next((name for name in chosen if name not in here), None):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint.files import CONTAINERS, RELEASE, choose, container, names_in, no_weights
+from moecli.checkpoint.files import CONTAINERS, RELEASE, choose, container, cut_apart, names_in, no_weights
 from moecli.errors import CheckpointError, NetworkError
 from moecli.hub import bounds, client
 from moecli.hub.cache import BLOB_NAME, blob_hash, repository, status
@@ -210,6 +210,8 @@ def _weights(
     chosen = choose(held, index, in_single)
     if not chosen:
         raise no_weights(names, repo)
+    if index is None and (cut := cut_apart(chosen)):
+        raise cut
     if lost := next((name for name in chosen if name not in held), None):
         raise CheckpointError(f"the index of {repo} names '{lost[:80]}', which it does not hold")
     return chosen

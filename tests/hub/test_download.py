@@ -362,6 +362,16 @@ def test_files_of_torch_for_want_of_safetensors(hub: hub_server.Hub) -> None:
     assert "safetensors" in (caught.value.hint or "")
 
 
+def test_shards_cut_for_tensor_parallelism(hub: hub_server.Hub) -> None:
+    for name in (FIRST, SECOND, "model.safetensors.index.json"):
+        del hub.files[f"{REPO}/{name}"]
+    for part in range(2):
+        hub.put(f"{REPO}/pytorch_model-00001-TP-{part:03}.safetensors", weights(part))
+    with pytest.raises(CheckpointError, match="cut for tensor parallelism") as caught:
+        read_manifest(REPO)
+    assert caught.value.hint
+
+
 def test_without_an_index_one_file_or_every_shard(hub: hub_server.Hub) -> None:
     del hub.files[f"{REPO}/model.safetensors.index.json"]
     assert [file.name for file in read_manifest(REPO).weights] == [FIRST, SECOND]

@@ -37,7 +37,9 @@ class File:
     def part(self, first: int, end: int) -> bytes:
         found = self.start[first:end].ljust(end - first, b"\0")
         last = self.size - len(self.end)
-        return found if end <= last else found[: max(0, last - first)] + self.end[max(0, first - last) : end - last]
+        if not self.end or end <= last:
+            return found
+        return found[: max(0, last - first)] + self.end[max(0, first - last) : end - last]
 
 
 @dataclass(frozen=True)
