@@ -110,9 +110,12 @@ def read_manifest(
         index = None
     text = read("config.json", bounds.LARGEST_CONFIG)
     entry = catalog.find(repo) if text is None and kind is RELEASE else None
-    if text is None and entry is None:
+    if text is not None:
+        config = json_on_hub(text, "config.json")
+    elif entry is not None:
+        config = entry.config()
+    else:
         raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be used")
-    config = json_on_hub(text, "config.json") if text is not None else entry.config() if entry is not None else {}
     needless = set(_INDICES).difference([kind.index] if index is not None else [])
     texts = [name for name in _texts(listed) if name not in needless]
     if large := next((name for name in texts if listed[name].size > bounds.LARGEST_TEXT), None):
