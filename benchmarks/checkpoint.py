@@ -19,7 +19,8 @@ from zlib import crc32
 import torch
 
 import moecli
-from moecli.checkpoint.safetensors import StoredTensor, header_tensors
+from moecli.checkpoint.safetensors import header_tensors
+from moecli.checkpoint.stored import StoredTensor
 from moecli.model import families
 from moecli.model.families import Layout, NamedSlice
 from moecli.model.spec import GroupedQuery, ModelSpec

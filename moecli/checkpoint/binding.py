@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
+from moecli.checkpoint.folder import Checkpoint
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 from moecli.model.families import Family, Layout, NamedSlice
 from moecli.model.spec import Mixture, ModelSpec
 from moecli.model.tensors import EXPERT_MATRICES, Tensor, dense_tensors, expert_shapes
 
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+
+
+def format_of(stored: StoredTensor) -> str:
+    """The plain format that a tensor is read in; what has scales is computed in bf16, as by those who made it."""
+    return "bf16" if stored.scales else FLOATS[stored.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,20 @@ class Slice:
     shape: tuple[int, ...]
     transposed: bool  # stored [in, out]
     columns: tuple[int, int] | None = None  # first and last of those that are the matrix, where another lies beside it
+
+    @classmethod
+    def whole(cls, stored: StoredTensor, transposed: bool = False) -> Slice:
+        """All of a tensor; `transposed`: the matrix is the transpose of what the tensor is."""
+        shape = stored.shape[::-1] if stored.transposed else stored.shape
+        return cls(stored, 0, stored.size, shape, transposed != stored.transposed)
+
+    @property
+    def matrix_shape(self) -> tuple[int, ...]:
+        """[out, in] of a matrix, [n] of a vector."""
+        if not self.transposed:
+            return self.shape
+        first, last = self.columns or (0, self.shape[-1])
+        return (last - first, *self.shape[-2::-1])
 
 
 # What training puts beside a language model and generation never asks: value, reward and classification heads.
@@ -64,11 +85,11 @@ class Weights:
     @cached_property
     def dtype(self) -> str:
         """The format that most bytes are in: fp32, bf16 or fp16."""
-        sizes = dict.fromkeys(FLOATS, 0)
+        sizes = dict.fromkeys(FLOATS.values(), 0)
         for tensor in self.checkpoint.tensors.values():
-            if tensor.dtype in FLOATS:
-                sizes[tensor.dtype] += tensor.size
-        return FLOATS[max(sizes, key=sizes.__getitem__)]
+            if tensor.scales or tensor.dtype in FLOATS:
+                sizes[format_of(tensor)] += math.prod(tensor.shape) * (4 if tensor.dtype == "F32" else 2)
+        return max(sizes, key=sizes.__getitem__)
 
     def dense(self, tensor: Tensor) -> list[StoredTensor]:
         """The stored tensors that, stacked by rows, are `tensor`."""
@@ -86,7 +107,9 @@ class Weights:
         named: NamedSlice = getattr(self._layout.experts, matrix)
         stored = self.checkpoint[named.name.format(layer=layer, expert=expert)]
         if not named.stacked:
-            return Slice(stored, 0, stored.size, stored.shape, named.transposed)
+            return Slice.whole(stored, named.transposed)
+        if stored.transposed:
+            raise CheckpointError(f"{stored.name} is a stack of experts stored by columns, which is not supported")
         experts = self._experts_of(layer)
         rows, columns = _stack_shape(stored, experts)
         size, offset = stored.size // experts, expert * (stored.size // experts)
@@ -108,7 +131,7 @@ class Weights:
 
     def experts_are(self, dtype: str) -> bool:
         """Whether every routed expert is stored in this format."""
-        return all(FLOATS[stored.dtype] == dtype for stored in self.expert_tensors())
+        return all(FLOATS.get(stored.dtype) == dtype for stored in self.expert_tensors())
 
     def experts_are_rows(self) -> bool:
         """Whether each row of an expert's matrices [out, in] is stored whole, one behind the other."""
@@ -169,6 +192,7 @@ def _choose_layout(spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> L
         names = (*layout.dense["router"], layout.experts.gate.name, layout.experts.down.name)
         if all(name.format(layer=layer, expert=0) in checkpoint for name in names):
             found.append(layout)
+    found.sort(key=lambda each: each.dense["final_norm"][0] not in checkpoint)  # where only norms are called otherwise
     fitting = (each for each in found if _fits(each, spec, checkpoint, layer, mixture))
     if found:
         return next(fitting, found[0])
@@ -212,18 +236,14 @@ def _stack_shape(stored: StoredTensor, experts: int) -> tuple[int, int]:
 
 def _check_expert(found: Slice, shape: tuple[int, int]) -> None:
     _check_float(found.stored)
-    actual = found.shape
-    if found.transposed:
-        first, last = found.columns or (0, found.shape[-1])
-        actual = (last - first, *found.shape[-2::-1])
-    if actual != shape:
+    if found.matrix_shape != shape:
         raise CheckpointError(
             f"{found.stored.name} is {list(found.stored.shape)}, which does not hold experts of {list(shape)}"
         )
 
 
 def _check_float(stored: StoredTensor) -> None:
-    if stored.dtype not in FLOATS:
+    if stored.dtype not in FLOATS and not stored.scales:
         raise CheckpointError(
             f"{stored.name} is stored as {stored.dtype}; only F32, BF16 and F16 weights can be run",
             "use an unquantised revision of the model",

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from moecli.checkpoint.binding import BUFFERS, FLOATS, HEADS, Weights
+from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.prequantized import TrueTensor, main_format, quantised_among, true_tensors
-from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
+from moecli.checkpoint.stored import StoredTensor
 from moecli.checkpoint.towers import split_towers
 from moecli.errors import CheckpointError, printable
 from moecli.model.families import Family
@@ -55,7 +56,7 @@ def take_inventory(
         (kept if reason is None else excluded.setdefault(reason, [])).append(tensor)
     return Inventory(
         parameters=sum(tensor.numbers for tensor in kept),
-        bytes=sum(stored.size for stored in header.values()),
+        bytes=sum(part.size for stored in header.values() for part in stored.parts),
         format=main_format(kept),
         read_bytes_per_token=_read_bytes(kept, spec, counts),
         excluded=tuple(_sum(reason, tensors) for reason, tensors in excluded.items()),
@@ -105,7 +106,7 @@ def _differences(
     if found != counts.total:
         more = f"{abs(found - counts.total):,} {'more' if found > counts.total else 'fewer'}"
         yield f"the files hold {found:,} parameters and config.json implies {counts.total:,}: {more}"
-    plain = all(stored.dtype in FLOATS for stored in header.values())
+    plain = all(stored.scales or stored.dtype in FLOATS for stored in header.values())
     if family.layouts and plain:  # then every name and shape can be checked, not the sum alone
         try:
             Weights(spec, family, Checkpoint(header))
@@ -113,8 +114,13 @@ def _differences(
             yield printable(error.message)
 
 
-_EXPERT = re.compile(r"(.*\.)?experts?\..+|.*block_sparse_moe\.(input|output)_linear\.weight")
-_TABLE = re.compile(r"(.*\.)?(embed_tokens|wte|word_embeddings|in_out_embed|shared|embeddings|tok_embeddings)\.weight")
+_EXPERT = re.compile(
+    r"(.*\.)?experts?\..+|.*block_sparse_moe\.(input|output)_linear\.weight|.*decoder_layer[._]\d+[./]moe[./].+"
+)
+_TABLE = re.compile(
+    r"(.*\.)?(embed_tokens|wte|word_embeddings|in_out_embed|shared|embeddings|tok_embeddings)\.weight"
+    r"|language_model/in_out_embed/embeddings"
+)
 
 
 def _read_bytes(kept: list[TrueTensor], spec: ModelSpec, counts: Counts) -> int | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from moecli.checkpoint.safetensors import StoredTensor
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 
 Sidecars = Mapping[str, StoredTensor]  # by suffix
@@ -44,7 +44,12 @@ def true_tensors(header: Mapping[str, StoredTensor], group: int | None = None) -
     """
     packed, taken = _packed(header, group)
     plain = (s for s in header.values() if s.name not in taken)
-    return packed + [TrueTensor(s.name, math.prod(s.shape), s.size, _PLAIN.get(s.dtype, s.dtype)) for s in plain]
+    return packed + [_as_it_is(stored) for stored in plain]
+
+
+def _as_it_is(stored: StoredTensor) -> TrueTensor:
+    format_ = _SCALED if stored.scales else _PLAIN.get(stored.dtype, stored.dtype)
+    return TrueTensor(stored.name, math.prod(stored.shape), sum(part.size for part in stored.parts), format_)
 
 
 def _packed(header: Mapping[str, StoredTensor], group: int | None) -> tuple[list[TrueTensor], set[str]]:
@@ -176,7 +181,8 @@ def _four_bit_words(stored: StoredTensor, _: Sidecars) -> int | None:
 
 _PLAIN = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 # Not codes of weights: numbers as they are, and integers, which are tables.
-_PLAIN_FORMATS = frozenset({"fp64", "fp32", "fp16", "bf16", "I64", "I32", "I16", "BOOL", "U64", "U16"})
+_SCALED = "scaled int8"  # of Grok-1's release, which is read as bf16
+_PLAIN_FORMATS = frozenset({_SCALED, "fp64", "fp32", "fp16", "bf16", "I64", "I32", "I16", "BOOL", "U64", "U16"})
 _MLX_BITS = (2, 3, 4, 5, 6, 8)
 _FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = (r"\.weight_scale(?:_\w+)?", r"\.input_scale", r"\.output_scale")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from moecli.checkpoint.safetensors import StoredTensor
+from moecli.checkpoint.stored import StoredTensor
 
 # Where models that also see or hear keep their text model; alone, its names begin with `model.`
 _INSIDE = re.compile(r"(?:model\.language_model|language_model\.model|language\.model)\.(.+)")

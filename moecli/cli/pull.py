@@ -48,7 +48,7 @@ def pull(
     verbose: options.Log = False,
     no_color: options.NoColor = False,
 ) -> None:
-    """Download a model from the Hub: safetensors, configuration and tokenizer only.
+    """Download a model from the Hub: weights, configuration and tokenizer only.
 
     With --dtype each shard is packed when it arrives, and deleted: the disk never holds more than the packed model and
     two shards. Interrupted, it goes on where it stopped when repeated. It asks only where something speaks against it.

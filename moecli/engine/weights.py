@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moecli import formats
-from moecli.checkpoint.binding import FLOATS, Weights
-from moecli.checkpoint.reading import read_into
+from moecli.checkpoint.binding import Slice, Weights, format_of
+from moecli.checkpoint.reading import read_into, read_rows
 from moecli.experts.arena import CPU
 from moecli.formats.plain import torch_dtype
 from moecli.kernels.linear import Matrix, as_matrix, pack
@@ -88,7 +88,7 @@ def checkpoint_weights(
         if wanted in formats.PLAIN:
             return _read(weights, tensor, _precision(tensor.role, wanted))
         rows, columns = tensor.shape
-        parts = {FLOATS[part.dtype] for part in weights.dense(tensor)}
+        parts = {format_of(part) for part in weights.dense(tensor)}
         stored = parts.pop() if len(parts) == 1 else "fp32"
         return as_matrix(wanted, (rows, columns), pack(wanted, _read(weights, tensor, torch_dtype(stored))))
 
@@ -130,6 +130,6 @@ def _read(weights: Weights, tensor: tensors.Tensor, dtype: torch.dtype) -> Tenso
     start = 0
     for stored in weights.dense(tensor):
         rows = math.prod(stored.shape) // math.prod(tensor.shape[1:])
-        read_into(loaded[start : start + rows], weights.checkpoint, stored)
+        read_rows(loaded[start : start + rows], weights.checkpoint, Slice.whole(stored))
         start += rows
     return loaded

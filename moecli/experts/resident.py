@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from moecli.checkpoint.binding import FLOATS, Weights
+from moecli.checkpoint.binding import Weights, format_of
 from moecli.checkpoint.reading import read_slice, stored_slice
 from moecli.errors import CheckpointError
 from moecli.experts.arena import Arena
@@ -98,7 +98,7 @@ def write_record(weights: Weights, records: Mapping[int, Record], layer: int, ex
     record = records[layer]
     for name, field in record.fields.items():
         part = weights.expert(layer, expert, name)
-        matrix = read_slice(weights.checkpoint, part, torch_dtype(FLOATS[part.stored.dtype]))
+        matrix = read_slice(weights.checkpoint, part, torch_dtype(format_of(part.stored)))
         try:
             target[field.offset : field.offset + field.size] = pack(record.dtype, matrix)
         except CheckpointError as error:

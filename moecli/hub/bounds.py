@@ -11,6 +11,7 @@ LARGEST_LISTING = 16 * MIB  # some sixty thousand files
 LARGEST_CONFIG = 16 * MIB
 LARGEST_INDEX = 64 * MIB
 LARGEST_TEXT = 512 * MIB  # a tokenizer
+LARGEST_TOKENIZER = 64 * MIB  # of another repository, held in memory
 LARGEST_HEADERS = 64 * MIB  # of all weight files of one model together
 
 # Numbers

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from moecli import settings
 from moecli.checkpoint import files
-from moecli.checkpoint.files import INDEX, PICKLES, weight_map
+from moecli.checkpoint.files import weight_map
 from moecli.errors import CheckpointError, ModelNotFound, MoecliError, unreadable
 from moecli.model import catalog
 
@@ -120,11 +120,13 @@ def lack(folder: Path) -> str | None:
     """What a snapshot still needs before it can run, in words; None when it looks whole."""
     if not is_file(folder / "config.json"):
         return "its config.json is missing"
-    present = {file.name for file in children(folder) if file.suffix == ".safetensors" and is_file(file)}
+    names = {file.relative_to(folder).as_posix() for file in model_files(folder)}
+    kind = files.container(names)
+    present = set(filter(kind.holds, names))
     if not present:
         return "its weights are missing"
-    numbered = files.SINGLE not in present and any("-of-" in name for name in present)
-    index = None if numbered else _index(folder / INDEX)  # a large file, which numbers make needless
+    numbered = kind.single not in present and any("-of-" in name for name in present)
+    index = None if numbered else _index(folder / kind.index)  # a large file, which numbers make needless
     chosen = files.choose(present, index, lambda: index or ())
     if not chosen:
         return "its weights are missing"
@@ -137,14 +139,9 @@ def lack(folder: Path) -> str | None:
 def _index(path: Path) -> dict[str, str] | None:
     """None also for one that cannot be read: whoever opens the weights reports that."""
     try:
-        return weight_map(path.read_bytes(), INDEX)
+        return weight_map(path.read_bytes(), path.name)
     except (OSError, CheckpointError):
         return None
-
-
-def holds_pickles(folder: Path) -> bool:
-    files = {file.suffix for file in children(folder)}
-    return ".safetensors" not in files and not files.isdisjoint(PICKLES)
 
 
 def blob_hash(blob: str, size: int) -> _Hash:
@@ -167,6 +164,12 @@ def children(folder: Path) -> list[Path]:
     except OSError as error:
         found = unreadable(folder, error)
         raise ModelNotFound(found.message, found.hint) from error
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a snapshot: those at its top, and the weights of a release inside it."""
+    files_ = [*children(folder), *children(folder / files.RELEASE_FOLDER)]
+    return [file for file in files_ if is_file(file)]
 
 
 def is_repo(name: str) -> bool:

@@ -9,11 +9,11 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from moecli.checkpoint.safetensors import StoredTensor, read_header
+from moecli.checkpoint.headers import read_header
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError, DiskError
 from moecli.hub import client
 from moecli.hub.background import each_in_background, in_background
@@ -21,6 +21,7 @@ from moecli.hub.cache import UNFINISHED, commit, lock_folder, status
 from moecli.hub.headers import Repository
 from moecli.hub.manifest import DownloadManifest, RemoteFile
 from moecli.hub.retry import RetryPolicy, Tell, retry
+from moecli.hub.supplement import supply
 from moecli.hub.transfer import Transfer, Watcher
 from moecli.store.filesystem import FULL, free_space, nearest_folder, unwritable
 from moecli.store.journal import make_folder, sync_folder
@@ -36,6 +37,8 @@ def fetch_all(manifest: DownloadManifest, watcher: Watcher, policy: RetryPolicy 
     The ref moves last, so that an update that was cut leaves the earlier revision in use.
     """
     for files in (manifest.texts, manifest.weights):  # a snapshot with all weights has everything
+        if files is manifest.weights:
+            supply(manifest, manifest.snapshot)
         for _ in each(manifest, files, watcher, ahead=_AT_ONCE - 1, policy=policy):
             pass
     write_ref(manifest)
@@ -94,7 +97,8 @@ def headers(manifest: DownloadManifest, tell: Tell | None) -> Iterator[dict[str,
 
     def read(file: RemoteFile) -> dict[str, StoredTensor]:
         if (path := cached(manifest, file)) is not None:
-            return {name: replace(stored, path=Path(file.name)) for name, stored in read_header(path).items()}
+            here = read_header(path, file.name)
+            return {name: stored.at(Path(file.name)) for name, stored in here.items()}
         header = retry(lambda: hub.header(file.name, 0), RetryPolicy(attempts=4), tell=tell)
         if header is None:
             raise CheckpointError(f"{manifest.repo} lists '{file.name}' and does not hold it", "try again later")

@@ -1,4 +1,4 @@
-"""A model on the Hub, known without its weights: config.json and safetensors headers, read by range request."""
+"""A model on the Hub, known without its weights: config.json and the headers of its files, read by range request."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint.files import INDEX, SINGLE, choose, weight_map
-from moecli.checkpoint.safetensors import StoredTensor, header_tensors, merged
+from moecli.checkpoint import grok_release, state_dict
+from moecli.checkpoint.files import RELEASE, SAFETENSORS, TORCH, choose, container, cut_apart, no_weights, weight_map
+from moecli.checkpoint.folder import merged
+from moecli.checkpoint.pickles import Source
+from moecli.checkpoint.safetensors import header_tensors
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError, ConfigError, NetworkError, json_object
 from moecli.hub import bounds, client
 from moecli.hub.background import each_in_background
 
 _FIRST_GUESS = 64 * 1024
+_NEXT_GUESS = 1024 * 1024
 _CONNECTIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """What a repository says of itself at one commit; `bytes_read` is what it took to learn it."""
+    """What a repository says of itself at one commit; `bytes_read` is what it took to learn it.
+
+    `unread` says why nothing is known of its tensors, where its weights are none that can be read.
+    """
 
     config: dict[str, Any]
     tensors: Mapping[str, StoredTensor]
     commit: str | None
     bytes_read: int
+    unread: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +57,30 @@ def read_remote(
     config = Repository(repo, revision).fetch("config.json", bounds.LARGEST_CONFIG)
     if config is None:
         raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be inspected")
+    facts = json_on_hub(config.data, "config.json")
     pinned = Repository(repo, config.commit or revision)
-    index = pinned.fetch(INDEX, bounds.LARGEST_INDEX)
+    index, single = pinned.fetch(SAFETENSORS.index, bounds.LARGEST_INDEX), SAFETENSORS.single
     files = None if index is None else read_index(repo, index.data)
     here = pinned.headers(shards(repo, files)) if files else {}
     if not files or here.keys() != set(files.values()):
-        here |= pinned.headers({SINGLE: 0})
-    if not here and not files:  # shards without an index, whose names only a listing tells
-        here = pinned.headers(dict.fromkeys(choose(listed(config.commit), None, tuple), 0))
-    if not here:
-        raise NetworkError(f"{repo} holds no safetensors weights", "look for a release in safetensors format")
-    chosen = choose(here, files, lambda: here[SINGLE][0])
+        here |= pinned.headers({single: 0})
+    if not here and not files:  # another container, or shards without an index: only a listing tells
+        names = list(listed(config.commit))
+        kind = container(names)
+        if kind is TORCH and (index := pinned.fetch(kind.index, bounds.LARGEST_INDEX)):
+            files = read_index(repo, index.data)
+        chosen = choose(names, files, tuple)
+        if not chosen:
+            return Remote(facts, {}, config.commit, len(config.data), no_weights(names, repo).message)
+        if files is None and (cut := cut_apart(chosen)):
+            return Remote(facts, {}, config.commit, len(config.data), cut.message)
+        here = pinned.headers(dict.fromkeys(chosen, 0))
+    chosen = choose(here, files, lambda: here[single][0])
     if lost := next((name for name in chosen if name not in here), None):
         raise NetworkError(f"{repo} names the file '{lost}' and does not hold it")
     tensors = merged((here[name][0] for name in chosen), files or {})
     read = sum(len(piece.data) for piece in (config, index) if piece) + sum(header[1] for header in here.values())
-    return Remote(json_on_hub(config.data, "config.json"), tensors, config.commit, read)
+    return Remote(facts, tensors, config.commit, read)
 
 
 class Repository:
@@ -88,10 +105,16 @@ class Repository:
         return {name: header for name, header in zip(guesses, found, strict=True) if header is not None}
 
     def header(self, name: str, guess: int) -> tuple[dict[str, StoredTensor], int] | None:
-        """The tensors of a safetensors file and the bytes read for them; None if there is no such file."""
+        """The tensors of a file of weights and the bytes read for them; None if there is no such file."""
+        if RELEASE.holds(name):  # hundreds of files: little is asked of each
+            guess = grok_release.CHUNK
         first = self._read(name, 0, guess or _FIRST_GUESS)
         if first is None:
             return None
+        if RELEASE.holds(name):
+            return self._pickled_header(name, first, grok_release.remote_header, 0)
+        if TORCH.holds(name):
+            return self._pickled_header(name, first, state_dict.remote_header, _NEXT_GUESS)
         length = int.from_bytes(first.data[:8], "little")
         with self._lock:
             if len(first.data) < 8 or not 2 <= length <= min(self._headers_left, first.file_size - 8):
@@ -104,6 +127,28 @@ class Repository:
         bounds.check_values(data, f"the header of {name} of {self._repo}")
         return header_tensors(Path(name), data, first.file_size), max(len(first.data), 8 + len(data))
 
+    def _pickled_header(
+        self, name: str, first: _Piece, read: Callable[[Source, str, int], dict[str, StoredTensor]], guess: int
+    ) -> tuple[dict[str, StoredTensor], int]:
+        """What `read` makes of the parts that it asks for, each fetched once; of `guess` bytes at least."""
+        size, pieces = first.file_size, {0: first.data}
+
+        def source(offset: int, count: int) -> bytes:
+            end = min(offset + count, size)
+            for start, data in pieces.items():
+                if start <= offset and end <= start + len(data):
+                    return data[offset - start : end - start]
+            wanted = min(max(end - offset, guess), size - offset)
+            with self._lock:
+                self._headers_left -= wanted
+                if self._headers_left < 0:
+                    raise CheckpointError(f"{name} of {self._repo} describes its tensors at too great a length")
+            piece = self._read(name, offset, wanted)
+            pieces[offset] = piece.data if piece else b""
+            return pieces[offset][: end - offset]
+
+        return read(source, name, size), sum(map(len, pieces.values()))
+
     def _read(self, name: str, start: int, size: int, ranged: bool = True) -> _Piece | None:
         """At most `size` bytes from `start`, even where a server ignores the range; None if there is no such file."""
         range_ = (start, start + size - 1) if ranged else None
@@ -114,14 +159,16 @@ class Repository:
             if answer.status not in (200, 206):
                 raise client.refusal(answer, self._repo, self._revision, name)
             skipped = start if answer.status == 200 else 0
+            if skipped > bounds.LARGEST_HEADERS:
+                raise NetworkError(f"the server sends no part of {name}, only all of it", "is HF_ENDPOINT right?")
             data = answer.read(skipped + size)[skipped:]
             return _Piece(data, answer.file_size or len(data), answer.commit)
 
 
 def read_index(repo: str, content: bytes) -> dict[str, str]:
     """The file of each tensor, as the index of a repository says. CheckpointError or NetworkError if it is unfit."""
-    bounds.check_values(content, f"{INDEX} of {repo}")
-    return weight_map(content, f"{INDEX} of {repo}")
+    bounds.check_values(content, f"the index of {repo}")
+    return weight_map(content, f"the index of {repo}")
 
 
 def shards(repo: str, files: Mapping[str, str]) -> Counter[str]:
@@ -130,7 +177,7 @@ def shards(repo: str, files: Mapping[str, str]) -> Counter[str]:
     for tensor, name in files.items():
         lengths[name] += len(tensor) + 100
     if len(lengths) > bounds.MOST_SHARDS:
-        raise CheckpointError(f"{INDEX} of {repo} names {len(lengths)} files, which cannot be right")
+        raise CheckpointError(f"the index of {repo} names {len(lengths)} files, which cannot be right")
     return Counter({name: length + 1024 for name, length in sorted(lengths.items())})
 
 

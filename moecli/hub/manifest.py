@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint.files import INDEX, SINGLE, choose, no_weights
+from moecli.checkpoint.files import CONTAINERS, RELEASE, choose, container, cut_apart, names_in, no_weights
 from moecli.errors import CheckpointError, NetworkError
 from moecli.hub import bounds, client
 from moecli.hub.cache import BLOB_NAME, blob_hash, repository, status
 from moecli.hub.headers import Repository, json_on_hub, read_index, shards
 from moecli.hub.retry import RetryPolicy, Tell, retry
+from moecli.model import catalog
+from moecli.model.catalog import Entry
 
+_INDICES = tuple(each.index for each in CONTAINERS)
 _TEXTS = (
-    "config.json", "generation_config.json", INDEX, "tokenizer.json", "tokenizer_config.json",
+    "config.json", "generation_config.json", *_INDICES, "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 _OTHER_TOKENIZERS = ("vocab.json", "merges.txt", "tokenizer.model", "tiktoken.model", "tekken.json")
-_WEIGHTS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.safetensors")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -31,6 +34,12 @@ class RemoteFile:
     name: str
     size: int
     hash: str
+
+    def is_of(self, data: bytes) -> bool:
+        """Whether these are the bytes that were listed."""
+        digest = blob_hash(self.hash, self.size)
+        digest.update(data)
+        return len(data) == self.size and digest.hexdigest() == self.hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,7 @@ class DownloadManifest:
     licence: str | None
     gated: bool
     index: Mapping[str, str] | None = None  # which file holds a tensor, where that must be said
+    supplied_by: Entry | None = None  # the entry whose configuration and tokenizer the repository does without
 
     @property
     def files(self) -> tuple[RemoteFile, ...]:
@@ -72,11 +82,7 @@ def read_manifest(
 ) -> DownloadManifest:
     """Ask the Hub; nothing is written. NetworkError if it says no, CheckpointError if the answer cannot be right."""
     policy = policy or RetryPolicy(attempts=4)
-    info = retry(lambda: client.listing(repo, revision), policy, tell=tell)
-    listed = {file.name: file for file in _listed(repo, info)}
-    commit = info.get("sha")
-    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
-        raise CheckpointError(f"the Hub names no commit of {repo}")
+    info, commit, listed = _listing(repo, revision, policy, tell)
     source = Repository(repo, commit)
 
     def read(name: str, largest: int) -> bytes | None:
@@ -87,32 +93,57 @@ def read_manifest(
         if here is not None and here.st_size == listed[name].size <= largest:
             return (repository(repo) / "blobs" / listed[name].hash).read_bytes()
         piece = retry(lambda: source.fetch(name, largest), policy, tell=tell)
-        if piece is not None and not _is(listed[name], piece.data):
+        if piece is not None and not listed[name].is_of(piece.data):
             raise CheckpointError(f"{name} of {repo} is not the file that the Hub lists", "try again later")
         return piece.data if piece else None
 
+    kind = container(listed)
+
     def in_single() -> Collection[str]:
-        header = retry(lambda: source.header(SINGLE, 0), policy, tell=tell)
+        header = retry(lambda: source.header(kind.single, 0), policy, tell=tell)
         return header[0].keys() if header else ()
 
-    content = read(INDEX, bounds.LARGEST_INDEX)
+    content = read(kind.index, bounds.LARGEST_INDEX)
     index = None if content is None else read_index(repo, content)
     weights = _weights(repo, listed.keys(), index, in_single)
-    if weights == [SINGLE]:
+    if weights == [kind.single]:
         index = None
-    config = read("config.json", bounds.LARGEST_CONFIG)
-    if config is None:
+    text = read("config.json", bounds.LARGEST_CONFIG)
+    entry = catalog.find(repo) if text is None and kind is RELEASE else None
+    if text is not None:
+        config = json_on_hub(text, "config.json")
+    elif entry is not None:
+        config = entry.config()
+    else:
         raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be used")
-    texts = [name for name in _texts(listed) if name != INDEX or index is not None]
+    needless = set(_INDICES).difference([kind.index] if index is not None else [])
+    texts = [name for name in _texts(listed) if name not in needless]
     if large := next((name for name in texts if listed[name].size > bounds.LARGEST_TEXT), None):
         raise CheckpointError(f"{large} of {repo} has {listed[large].size} bytes, which cannot be right")
     tags = info.get("tags")
     licences = (str(tag)[8:] for tag in (tags if isinstance(tags, list) else ()) if str(tag).startswith("license:"))
     return DownloadManifest(
         repo, revision or "main", commit, tuple(map(listed.__getitem__, texts)),
-        tuple(map(listed.__getitem__, weights)), json_on_hub(config, "config.json"), _plain(next(licences, "")),
-        bool(info.get("gated")), index,
+        tuple(map(listed.__getitem__, weights)), config, _plain(next(licences, "")),
+        bool(info.get("gated")), index, entry,
     )  # fmt: skip
+
+
+def read_texts(repo: str, policy: RetryPolicy) -> tuple[str, dict[str, RemoteFile]]:
+    """The commit that a repository is at, and its files by name, none of which has to be of weights."""
+    _, commit, listed = _listing(repo, None, policy, None)
+    return commit, listed
+
+
+def _listing(
+    repo: str, revision: str | None, policy: RetryPolicy, tell: Tell | None
+) -> tuple[dict[str, Any], str, dict[str, RemoteFile]]:
+    info = retry(lambda: client.listing(repo, revision), policy, tell=tell)
+    listed = {file.name: file for file in _listed(repo, info)}
+    commit = info.get("sha")
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise CheckpointError(f"the Hub names no commit of {repo}")
+    return info, commit, listed
 
 
 def list_files(repo: str, commit: str | None) -> list[str]:
@@ -127,16 +158,16 @@ def cached_manifest(repo: str, snapshot: Path) -> DownloadManifest:
     """
     try:
         held = {
-            path.name: RemoteFile(path.name, path.stat().st_size, path.readlink().name if path.is_symlink() else "")
-            for path in sorted(snapshot.iterdir())
-            if path.is_file()
+            name: RemoteFile(name, path.stat().st_size, path.readlink().name if path.is_symlink() else "")
+            for name in sorted(names_in(snapshot))
+            if (path := snapshot / name).is_file()
         }
         config = (snapshot / "config.json").read_bytes()
     except OSError as error:
         raise CheckpointError(f"{snapshot} cannot be read: {error.strerror}") from error
     return DownloadManifest(
         repo, snapshot.name, snapshot.name, tuple(held[name] for name in _texts(held)),
-        tuple(file for file in held.values() if _WEIGHTS.fullmatch(file.name)), json_on_hub(config, "config.json"),
+        tuple(map(held.__getitem__, sorted(_held(held)))), json_on_hub(config, "config.json"),
         None, False,
     )  # fmt: skip
 
@@ -148,7 +179,10 @@ def _texts(names: Collection[str]) -> list[str]:
 
 
 def _listed(repo: str, info: Mapping[str, Any]) -> list[RemoteFile]:
-    """Every file at the top of the repository. A name that git cannot hold proves that the server lies."""
+    """Every file at the top of the repository, and the weights of a release in their folder.
+
+    A name that git cannot hold proves that the server lies.
+    """
     siblings = info.get("siblings")
     if not isinstance(siblings, list) or not all(isinstance(each, dict) for each in siblings):
         raise CheckpointError(f"the Hub lists no files of {repo}", "is HF_ENDPOINT right?")
@@ -160,7 +194,7 @@ def _listed(repo: str, info: Mapping[str, Any]) -> list[RemoteFile]:
             raise CheckpointError(f"{repo} names the file {str(name)[:80]!a}, which is outside its folder")
         if max(len(part.encode()) for part in parts) > bounds.LONGEST_NAME:
             raise CheckpointError(f"{repo} names the file '{name[:80]}...', which no disk can hold")
-        if len(parts) > 1:
+        if len(parts) > 1 and not RELEASE.holds(name):
             continue
         blob = str((lfs.get("sha256") if isinstance(lfs, dict) else None) or each.get("blobId"))
         if type(size) is not int or not 0 <= size < 2**50 or not BLOB_NAME.fullmatch(blob):
@@ -169,26 +203,27 @@ def _listed(repo: str, info: Mapping[str, Any]) -> list[RemoteFile]:
     return files
 
 
-def _is(file: RemoteFile, data: bytes) -> bool:
-    """Whether these are the bytes that were listed."""
-    digest = blob_hash(file.hash, file.size)
-    digest.update(data)
-    return len(data) == file.size and digest.hexdigest() == file.hash
-
-
 def _weights(
     repo: str, names: Collection[str], index: Mapping[str, str] | None, in_single: Callable[[], Collection[str]]
 ) -> list[str]:
     """The files that hold the model, by the rule that opens a folder."""
     if index is not None:
         shards(repo, index)
-    held = {name for name in names if _WEIGHTS.fullmatch(name)}
+    held = _held(names)
     chosen = choose(held, index, in_single)
     if not chosen:
         raise no_weights(names, repo)
+    if index is None and (cut := cut_apart(chosen)):
+        raise cut
     if lost := next((name for name in chosen if name not in held), None):
-        raise CheckpointError(f"{INDEX} of {repo} names '{lost[:80]}', which it does not hold")
+        raise CheckpointError(f"the index of {repo} names '{lost[:80]}', which it does not hold")
     return chosen
+
+
+def _held(names: Iterable[str]) -> set[str]:
+    """The files of weights among these."""
+    kind = container(names := list(names))
+    return {name for name in names if kind.holds(name) and (kind is RELEASE or _PLAIN_NAME.fullmatch(name))}
 
 
 def _plain(text: str) -> str | None:

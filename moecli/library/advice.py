@@ -166,10 +166,6 @@ def fetching(ref: ModelRef, way: Way | None) -> str:
 
 def missing(ref: ModelRef, advice: Advice | None) -> ModelNotFound:
     """Why there is nothing to run, and the command that would work here; without advice, the plain one."""
-    pickled = next(iter(hub_cache.snapshots(ref.repo, ref.revision)), None) if ref.repo else None
-    if pickled is not None and hub_cache.holds_pickles(pickled):
-        hint = "look for a release in safetensors format"
-        return ModelNotFound(f"{_label(ref)} is here only as pickle files, which are never loaded", hint)
     if advice is not None and advice.obstacle:
         return ModelNotFound(advice.obstacle, _instead(advice))
     absence = _absence(ref)

@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from moecli.checkpoint.files import container, names_in
+from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.inventory import Inventory, take_inventory
-from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import NetworkError, reading
 from moecli.formats import stored_as
 from moecli.library.resolve import Kind, ModelRef, known
@@ -39,6 +41,7 @@ class Report:
     explanation: Explanation | None = None
     inventory: Inventory | None = None
     fallback: str | None = None  # why the Hub's answer is not what is shown, where it was asked
+    unread: str | None = None  # why its weights cannot be read, where only config.json could
 
     @property
     def quantised(self) -> str | None:
@@ -48,8 +51,8 @@ class Report:
     @property
     def lacks(self) -> tuple[str, ...]:
         """What the engine lacks to run this model as it is stored."""
-        pickled = self.entry is not None and self.entry.pickled and self.source is Kind.CATALOG
-        return lacks(self.spec, self.quantised, pickled)
+        found = lacks(self.spec, self.quantised)
+        return (*found, "a reader of its weights") if self.unread else found
 
     @property
     def runnable(self) -> bool:
@@ -58,6 +61,8 @@ class Report:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the counts should know."""
+        if self.unread:
+            return (*self.spec.notes, f"{self.unread}: counted from config.json")
         plain = self.inventory is not None and self.source is not Kind.STORE and self.inventory.quantised is None
         if plain and self.spec.quantization is not None:
             leftover = f"config.json says that the weights are {self.spec.quantization}, but none is"
@@ -110,7 +115,8 @@ def _from_folder(ref: ModelRef, folder: Path) -> Report:
         return _from_store(ref, PackedStore.open(folder))
     config = families.load_config(folder / "config.json")
     with reading(folder):
-        tensors = Checkpoint.open(folder).tensors if any(folder.glob("*.safetensors")) else None
+        names = names_in(folder)
+        tensors = Checkpoint.open(folder).tensors if any(map(container(names).holds, names)) else None
     if tensors is None:
         return _report(ref, Kind.CONFIG, str(folder / "config.json"), None, config)
     return _report(ref, ref.kind, str(folder), ref.commit, config, tensors)
@@ -130,7 +136,8 @@ def _from_hub(ref: ModelRef, repo: str) -> Report:
     from moecli.hub.manifest import list_files
 
     remote = read_remote(repo, ref.revision, partial(list_files, repo))
-    return _report(ref, Kind.HUB, repo, remote.commit or ref.revision, remote.config, remote.tensors)
+    found = _report(ref, Kind.HUB, repo, remote.commit or ref.revision, remote.config, remote.tensors)
+    return replace(found, unread=remote.unread)
 
 
 def _report(

@@ -76,13 +76,12 @@ def _is_called(model: Known, word: str) -> bool:
 def _known(alias: str, entry: catalog.Entry | None, config: Mapping[str, Any], ram: int) -> Known:
     spec = families.read_spec(config)
     counts = params.count(spec)
-    pickled = entry is not None and entry.pickled
     plans = [
         place(estimate_memory(spec, name, default_context(spec)), ram)
         for name in choice.automatic(stored_as(spec.stored_dtype))
     ]
     return Known(
-        alias, entry, spec.family, counts.total, counts.active, lacks(spec, spec.quantization, pickled),
+        alias, entry, spec.family, counts.total, counts.active, lacks(spec, spec.quantization),
         plans[-1].memory.weights, choice.best(plans, plans),
     )  # fmt: skip
 

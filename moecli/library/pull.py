@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from moecli import settings
+from moecli.checkpoint.files import RELEASE, SAFETENSORS
 from moecli.checkpoint.prequantized import quantised_among, true_tensors
-from moecli.checkpoint.safetensors import StoredTensor
+from moecli.checkpoint.stored import StoredTensor
 from moecli.checkpoint.towers import split_towers
 from moecli.errors import DiskError, ModelNotFound, MoecliError
 from moecli.formats import stored_as
@@ -86,7 +88,8 @@ class Proposal:
             )
         if self.instead:
             doubts.append(f"packed on the way it runs here: {self.instead}")
-        if lack := lacks_tokenizer(file.name for file in self.manifest.texts):
+        supplied = self.manifest.supplied_by is not None and self.manifest.supplied_by.tokenizer is not None
+        if not supplied and (lack := lacks_tokenizer(file.name for file in self.manifest.texts)):
             doubts.append(lack)
         if self.lacks:
             doubts.append(f"this version cannot run it: it lacks {', '.join(self.lacks)}")
@@ -124,6 +127,8 @@ def propose(
     estimates = [estimate_one(spec, budget, name, context) for name in names]
     chosen = best_of(estimates, streams=packed) or estimates[0]
     here = sum(present(manifest, file) for file in manifest.files)
+    if not packed and not all(SAFETENSORS.holds(file.name) for file in manifest.weights):
+        deque(headers(manifest, tell), maxlen=0)  # refuses a pickle of anything else before it is fetched
     quantised = _quantised(manifest, spec, tell)
     proposal = Proposal(
         ref.name, manifest, here, manifest.bytes - here, free_space(manifest.root), spec, chosen, packed, None,
@@ -151,7 +156,8 @@ def _quantised(manifest: DownloadManifest, spec: ModelSpec, tell: Tell | None) -
     Their headers decide; if those cannot be had, config.json's word does.
     """
     small = sum(file.size for file in manifest.weights) < _LEAST_BYTES * params.count(spec).total
-    if spec.unsupported or (spec.quantization is None and not small):
+    released = all(RELEASE.holds(file.name) for file in manifest.weights)
+    if spec.unsupported or released or (spec.quantization is None and not small):
         return spec.quantization
     tensors: dict[str, StoredTensor] = {}
     with suppress(MoecliError):

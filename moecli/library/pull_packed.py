@@ -7,18 +7,20 @@ can be deleted, also by the run after one that was killed. A shard that the cach
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from moecli.checkpoint.binding import Weights
-from moecli.checkpoint.safetensors import StoredTensor, merged
+from moecli.checkpoint.folder import merged
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 from moecli.hub import download
 from moecli.hub.cache import UNFINISHED
 from moecli.hub.manifest import DownloadManifest, RemoteFile
 from moecli.hub.retry import RetryPolicy, Tell
+from moecli.hub.supplement import supply
 from moecli.hub.transfer import Transfer, Watcher
 from moecli.library import stores
 from moecli.library.pull import Proposal, propose
@@ -70,7 +72,7 @@ def propose_packed(
     manifest = proposal.manifest
     if not keep:
         manifest = replace(manifest, texts=tuple(file for file in manifest.texts if file.name in TEXTS))
-    weights = announced(ref.name, manifest.config, _tensors(manifest, tell))
+    weights = announced(ref.name, manifest.config, partial(_tensors, manifest, tell))
     layout = choose_layout(weights, weights.dtype if dtype == "auto" else dtype)
     target = target or stores.default_folder(ref.name, layout.dtype)
     fingerprint = header_fingerprint(weights.checkpoint.tensors.values())
@@ -108,7 +110,8 @@ def pull_packed(
         pending = packer.pending
         _delete_packed(folder, [] if keep else pending)
         progress(*packer.packed)
-        files = _files(manifest, pending, keep)
+        files, texts = _files(manifest, pending, keep), manifest.snapshot if keep else folder
+        supply(manifest, texts)
         place = None if keep else _Place(folder)
         with closing(download.each(manifest, files, watcher, 1, policy, place)) as arriving:
             for file, path in arriving:
@@ -118,7 +121,7 @@ def pull_packed(
                     path.unlink()
         if keep:
             download.write_ref(manifest)
-        return packer.finish(manifest.snapshot if keep else folder)
+        return packer.finish(texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +142,9 @@ class _Place:
         return Path(shutil.copyfile(cached, path)) if file in manifest.texts else cached
 
 
-def _tensors(manifest: DownloadManifest, tell: Tell | None) -> Iterator[StoredTensor]:
+def _tensors(manifest: DownloadManifest, tell: Tell | None) -> dict[str, StoredTensor]:
     """What all shards hold. Of a name that two of them hold the index says which copy counts."""
-    yield from merged(download.headers(manifest, tell), manifest.index or {}).values()
+    return merged(download.headers(manifest, tell), manifest.index or {})
 
 
 def _refuse_another_revision(target: Path, origin: Origin) -> None:
@@ -159,7 +162,7 @@ def _pending(target: Path, weights: Weights, layout: StoreLayout, origin: Origin
     """The shards that are still to be packed. Nothing is begun for that."""
     if journal.read_plan(partial_folder(target)) is None:
         sources = (source for job in jobs(weights, layout) for source in job.sources)
-        return list(dict.fromkeys(source.stored.path.name for source in sources))
+        return list(dict.fromkeys(source.stored.path.as_posix() for source in sources))
     with packing_shards(target, weights, layout, origin) as packer:
         return packer.pending
 
@@ -189,11 +192,17 @@ def _shards_room(manifest: DownloadManifest, target: Path, keep: bool, missing: 
 
 def _delete_packed(folder: Path, pending: list[str]) -> None:
     """The shards that a killed run had packed and did not come to delete."""
+    kept = set(map(_arriving, pending))
     for path in folder.glob(f"{_ARRIVING}*"):
-        if path.name.removeprefix(_ARRIVING).removesuffix(UNFINISHED) not in pending:
+        if path.name.removesuffix(UNFINISHED) not in kept:
             path.unlink()
 
 
 def _arrival(folder: Path, file: RemoteFile) -> Path:
     """Small files have the name that they will keep."""
-    return folder / (file.name if file.name in TEXTS else f"{_ARRIVING}{file.name}")
+    return folder / (file.name if file.name in TEXTS else _arriving(file.name))
+
+
+def _arriving(name: str) -> str:
+    """What a shard is called until it is packed."""
+    return f"{_ARRIVING}{name.replace('/', '-')}"

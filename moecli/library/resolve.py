@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
+from moecli.checkpoint.files import RELEASE_FOLDER
 from moecli.errors import ModelNotFound, UsageError, printable
 from moecli.formats import FORMATS, nearest
 from moecli.hub import cache as hub_cache
@@ -21,7 +22,8 @@ from moecli.store.packed import PARTIAL, REMOVED, is_partial
 _LOG = logging.getLogger(__name__)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _WEIGHT_FILES = (".gguf",)  # single files that hold a whole model
-_NAME_FOLDER = "name the folder that holds config.json and its .safetensors files"
+_NAME_FOLDER = "name the folder that holds config.json and the weights"
+_NAME_RELEASE = "lay config.json and tokenizer.json of hpcai-tech/grok-1 beside ckpt-0, or type moecli pull grok-1"
 _NAME_MODEL = "type an alias such as mixtral, a folder as ./name, or a Hub id as org/name"
 
 
@@ -190,7 +192,8 @@ def _from_path(model: str) -> ModelRef:
     if hub_cache.is_file(path / "config.json"):
         return ModelRef(model, _folder_name(path), Kind.FOLDER, path)
     if hub_cache.is_folder(path):
-        raise ModelNotFound(f"the folder '{shown}' holds no config.json", _NAME_FOLDER)
+        hint = _NAME_RELEASE if hub_cache.is_folder(path / RELEASE_FOLDER) else _NAME_FOLDER
+        raise ModelNotFound(f"the folder '{shown}' holds no config.json", hint)
     if not hub_cache.is_file(path):
         raise ModelNotFound(f"there is no folder '{shown}'")
     if path.suffix in _WEIGHT_FILES:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from moecli.checkpoint.files import RELEASE_FOLDER
 from moecli.errors import ModelNotFound
 from moecli.hub import cache as hub_cache
 from moecli.library.resolve import ModelRef
@@ -54,7 +55,8 @@ def subject(ref: ModelRef) -> Subject:
         hint = "moecli list shows what pull and pack have made"
         raise ModelNotFound(f"'{ref.name}' was not pulled: there is no hash to check it against", hint)
     folder = ref.folder or next(iter(hub_cache.snapshots(ref.repo, ref.revision)), None) or ref.weights
-    files = tuple(file for file in hub_cache.children(folder) if not hub_cache.is_folder(file))
+    inside = hub_cache.children(folder / RELEASE_FOLDER)
+    files = tuple(file for file in (*hub_cache.children(folder), *inside) if not hub_cache.is_folder(file))
     return Subject(ref.name, ref.repo, folder.name, folder, files)
 
 

@@ -229,7 +229,6 @@ class FeedForward:
     bias: bool = False
 
 
-PICKLED = "a reader of pickle files, the only weights published"
 NO_FFN = FeedForward(intermediate_size=0)
 
 
@@ -303,13 +302,9 @@ class ModelSpec:
         return tuple((index, layer.ffn) for index, layer in enumerate(self.layers) if isinstance(layer.ffn, Mixture))
 
 
-def lacks(spec: ModelSpec, quantised: str | None, pickled: bool = False) -> tuple[str, ...]:
-    """What the engine lacks for a model whose weights are stored so: mathematics first, then the format.
-
-    `pickled`: only pickle files of it are published.
-    """
-    formats = (f"{quantised} weights" if quantised else "", PICKLED if pickled else "")
-    return (*spec.lacks, *filter(None, formats))
+def lacks(spec: ModelSpec, quantised: str | None) -> tuple[str, ...]:
+    """What the engine lacks for a model whose weights are stored so: mathematics first, then the format."""
+    return (*spec.lacks, f"{quantised} weights") if quantised else spec.lacks
 
 
 def alike(layers: Sequence[Layer]) -> list[tuple[Layer, int]]:

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moecli.checkpoint.binding import FLOATS, Slice
-from moecli.checkpoint.safetensors import ITEM_SIZES, Checkpoint
+from moecli.checkpoint.binding import format_of
+from moecli.checkpoint.folder import Checkpoint
 from moecli.errors import CheckpointError
 from moecli.formats import bytes_for
 from moecli.formats.blocks import ROWS
@@ -64,7 +64,7 @@ def packed_strips(todo: Iterable[Job], checkpoint: Checkpoint) -> Iterator[tuple
 
 def _strips(job: Job) -> Iterator[Strip]:
     rows = job.shape[0]
-    by_rows = len(job.shape) == 2 and job.dtype not in WHOLE and not any(each.transposed for each in job.sources)
+    by_rows = len(job.shape) == 2 and job.dtype not in WHOLE
     step = max(ROWS, _STRIP // max(1, job.shape[-1]) // ROWS * ROWS) if by_rows else rows
     for first in range(0, rows, step):
         yield Strip(job, first, min(first + step, rows))
@@ -84,26 +84,18 @@ def _read(strip: Strip, checkpoint: Checkpoint) -> Tensor:
     """Rows of the stacked sources as [out, in], in the stored precision; float32 where the sources differ."""
     import torch
 
-    from moecli.checkpoint.reading import read_into, read_slice
+    from moecli.checkpoint.reading import read_rows
     from moecli.formats.plain import torch_dtype
 
     job = strip.job
-    stored = {FLOATS[source.stored.dtype] for source in job.sources}
+    stored = {format_of(source.stored) for source in job.sources}
     dtype = torch_dtype(stored.pop() if len(stored) == 1 else "fp32")
-    if any(source.transposed for source in job.sources):
-        return torch.cat([read_slice(checkpoint, source, dtype) for source in job.sources])
     rows = torch.empty((strip.last - strip.first, *job.shape[1:]), dtype=dtype)
     start = 0  # of the source, in rows of the stack
     for source in job.sources:
-        end = start + _rows(source, job)
+        end = start + math.prod(source.matrix_shape) // math.prod(job.shape[1:])
         first, last = max(start, strip.first), min(end, strip.last)
         if first < last:
-            skipped = (first - start) * math.prod(job.shape[1:]) * ITEM_SIZES[source.stored.dtype]
-            part = rows[first - strip.first : last - strip.first]
-            read_into(part, checkpoint, source.stored, source.offset + skipped)
+            read_rows(rows[first - strip.first : last - strip.first], checkpoint, source, first - start)
         start = end
     return rows
-
-
-def _rows(source: Slice, job: Job) -> int:
-    return math.prod(source.shape) // math.prod(job.shape[1:])

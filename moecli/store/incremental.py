@@ -9,7 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from moecli.checkpoint.binding import Weights
-from moecli.checkpoint.safetensors import Checkpoint, StoredTensor, read_header
+from moecli.checkpoint.files import SAFETENSORS
+from moecli.checkpoint.folder import Checkpoint
+from moecli.checkpoint.headers import read_header
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 from moecli.store.jobs import Job, jobs
 from moecli.store.journal import explained
@@ -48,7 +51,7 @@ class ShardPacker:
     @property
     def pending(self) -> list[str]:
         """The shards still to come, in the order that leaves least waiting: by the first layer that needs them."""
-        return list(dict.fromkeys(stored.path.name for stored in self._missing()))
+        return list(dict.fromkeys(stored.path.as_posix() for stored in self._missing()))
 
     @property
     def packed(self) -> tuple[int, int]:
@@ -85,21 +88,21 @@ class ShardPacker:
 
     def _announced(self, shard: str, path: Path) -> dict[str, StoredTensor]:
         """The tensors of a shard that are still to come, where they really lie."""
-        header = read_header(path)
+        header = read_header(path, shard)
         found: dict[str, StoredTensor] = {}
         for stored in self._missing():
-            if stored.path.name == shard:
+            if stored.path.as_posix() == shard:
                 here = header.get(stored.name)
-                if here is None or replace(here, path=stored.path) != stored:
+                if here is None or here.at(stored.path) != stored:
                     raise CheckpointError(f"{path} does not hold '{stored.name}' as was announced", "fetch it again")
-                found[stored.name] = here
+                found |= {part.name: part for part in here.parts}
         return found
 
     def _put_aside(self, shard: str, here: Mapping[str, StoredTensor]) -> None:
         waiting = {stored.name for stored in self._missing()} & here.keys()
         if not waiting:
             return
-        tensors = [here[name] for name in sorted(waiting)]
+        tensors = [part for name in sorted(waiting) for part in here[name].parts]
         path = self._left_over(shard)
         growing = path.with_suffix(GROWING)
         checkpoint = Checkpoint(here)
@@ -123,12 +126,20 @@ class ShardPacker:
         self._aside = kept
 
     def _left_over(self, shard: str) -> Path:
-        return self._writer.folder / f"{_LEFT_OVER}{shard}"
+        suffix = "" if SAFETENSORS.holds(shard) else ".safetensors"
+        return self._writer.folder / f"{_LEFT_OVER}{shard.replace('/', '-')}{suffix}"
 
 
 def _needs(job: Job) -> set[str]:
-    return {source.stored.name for source in job.sources}
+    return {part.name for source in job.sources for part in source.stored.parts}
 
 
 def _located(job: Job, at_hand: Mapping[str, StoredTensor]) -> Job:
-    return replace(job, sources=tuple(replace(each, stored=at_hand[each.stored.name]) for each in job.sources))
+    """The job with its sources where they lie now."""
+
+    def moved(stored: StoredTensor) -> StoredTensor:
+        here = at_hand[stored.name]
+        scales = None if stored.scales is None else moved(stored.scales)
+        return replace(stored, path=here.path, offset=here.offset, scales=scales)
+
+    return replace(job, sources=tuple(replace(each, stored=moved(each.stored)) for each in job.sources))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from moecli.checkpoint.binding import Slice, Weights
-from moecli.checkpoint.safetensors import StoredTensor
 from moecli.model.tensors import EXPERT_MATRICES
 from moecli.store.layout import DENSE, EXPERTS, StoreLayout, experts_file
 
@@ -43,7 +42,7 @@ def by_layer(todo: Iterable[Job]) -> Iterator[list[Job]]:
 def _dense(weights: Weights, layout: StoreLayout) -> Iterator[Job]:
     for place in layout.dense:
         tensor = place.tensor
-        sources = tuple(_whole(stored) for stored in weights.dense(tensor))
+        sources = tuple(Slice.whole(stored) for stored in weights.dense(tensor))
         layer = -1 if tensor.layer is None else tensor.layer
         yield Job(place.name, layer, DENSE, place.offset, place.dtype, tensor.shape, sources)
 
@@ -58,7 +57,3 @@ def _experts(weights: Weights, layout: StoreLayout) -> Iterator[Job]:
                 source = weights.expert(layer, expert, matrix)
                 offset = start + field.offset
                 yield Job(name, layer, experts_file(layer), offset, record.dtype, field.shape, (source,))
-
-
-def _whole(stored: StoredTensor) -> Slice:
-    return Slice(stored, 0, stored.size, stored.shape, transposed=False)

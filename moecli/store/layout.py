@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from moecli.checkpoint.binding import FLOATS, Weights
-from moecli.checkpoint.safetensors import ITEM_SIZES
+from moecli.checkpoint.binding import FLOATS, Weights, format_of
+from moecli.checkpoint.stored import ITEM_SIZES
 from moecli.formats import PLAIN, bytes_for
 from moecli.model.spec import ModelSpec, Part
 from moecli.model.tensors import Tensor, dense_tensors
@@ -115,7 +115,7 @@ def choose_layout(weights: Weights, dtype: str) -> StoreLayout:
     roles = {EXPERTS: dtype} if weights.spec.mixtures else {}
     for tensor in dense_tensors(weights.spec):
         if tensor.part is Part.ROUTER:
-            stored = {FLOATS[part.dtype] for part in weights.dense(tensor)}
+            stored = {format_of(part) for part in weights.dense(tensor)}
             stored |= {roles[tensor.role]} if tensor.role in roles else set()
             roles[tensor.role] = stored.pop() if len(stored) == 1 else "fp32"
         else:

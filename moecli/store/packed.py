@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moecli.checkpoint.safetensors import Checkpoint, StoredTensor, read_header
+from moecli.checkpoint.folder import Checkpoint
+from moecli.checkpoint.headers import read_header
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError, reading, unreadable
 from moecli.formats import FORMATS, PLAIN
 from moecli.model import families

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from moecli.checkpoint.binding import Weights
+from moecli.checkpoint.files import SAFETENSORS
+from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.prequantized import packed_format
-from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
+from moecli.checkpoint.stored import StoredTensor
 from moecli.checkpoint.towers import split_towers
 from moecli.errors import CheckpointError, ConfigError, reading
 from moecli.model import families
@@ -35,9 +37,9 @@ def open_source(folder: Path) -> Weights:
         return _bind(str(folder), config, lambda: Checkpoint.open(folder)).with_true_ties()
 
 
-def announced(name: str, config: Mapping[str, Any], tensors: Iterable[StoredTensor]) -> Weights:
+def announced(name: str, config: Mapping[str, Any], tensors: Callable[[], Mapping[str, StoredTensor]]) -> Weights:
     """A checkpoint that is not here yet. `tensors`, what its headers say, is asked once the config is fit."""
-    return _bind(name, config, lambda: Checkpoint({tensor.name: tensor for tensor in tensors}))
+    return _bind(name, config, lambda: Checkpoint(tensors()))
 
 
 def text_files(folder: Path) -> list[Path]:
@@ -61,11 +63,16 @@ def _text(name: str) -> str:
 def fingerprint(folder: Path, weights: Weights) -> str:
     """Changes when a file of a checkpoint does: names, sizes, times and headers of its weights, and all its texts."""
     found = hashlib.sha256()
-    paths = sorted({tensor.path for tensor in weights.checkpoint.tensors.values()})
+    tensors: dict[Path, list[StoredTensor]] = {}
+    for tensor in weights.checkpoint.tensors.values():
+        tensors.setdefault(tensor.path, []).append(tensor)
     with reading(folder):
-        for path in paths:
+        for path in sorted(tensors):
             status = path.stat()
             found.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+            if not SAFETENSORS.holds(path.name):
+                found.update(header_fingerprint(tensors[path]).encode())
+                continue
             with path.open("rb") as file:
                 found.update(file.read(int.from_bytes(file.read(8), "little")))
         for path in text_files(folder):

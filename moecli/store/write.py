@@ -14,7 +14,7 @@ from typing import Any
 
 from moecli import __version__
 from moecli.checkpoint.binding import Weights
-from moecli.checkpoint.safetensors import Checkpoint
+from moecli.checkpoint.folder import Checkpoint
 from moecli.errors import CheckpointError, DiskError
 from moecli.store import journal, manifest
 from moecli.store.checksums import file_checksums

@@ -11,14 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moecli.checkpoint.files import INDEX, SINGLE, choose, missing, weight_map
-from moecli.checkpoint.safetensors import Checkpoint
+from moecli.checkpoint.files import SAFETENSORS, choose, missing, weight_map
+from moecli.checkpoint.folder import Checkpoint
 from moecli.engine.load import open_model
 from moecli.errors import CheckpointError
 from moecli.hub import cache
 from tests.support.checkpoints import make, prompt, write
 from tests.support.running import load, score
 
+SINGLE, INDEX = SAFETENSORS.single, SAFETENSORS.index
 ONE, TWO, THREE = (f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3))
 OTHER = "model-00001-of-00007.safetensors"
 SHARDS = {"a": ONE, "b": TWO, "c": THREE}

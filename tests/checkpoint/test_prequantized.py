@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.inventory import Inventory, take_inventory
 from moecli.checkpoint.prequantized import main_format, true_tensors
-from moecli.checkpoint.safetensors import Checkpoint, StoredTensor
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 from moecli.model import catalog, families, params
 from tests.support import headers

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from moecli.checkpoint.safetensors import Checkpoint, read_header
+from moecli.checkpoint.folder import Checkpoint
+from moecli.checkpoint.headers import read_header
 from moecli.engine.load import open_model
 from moecli.errors import CheckpointError, MoecliError
 from moecli.planning.placement import fit
@@ -241,13 +242,13 @@ def test_shard_numbers_are_counted_under_any_name(stem: str, tmp_path: Path) -> 
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    assert "holds no *.safetensors files" in refusal(lambda: Checkpoint.open(tmp_path))
+    assert "holds no weights: no *.safetensors and no pytorch_model.bin" in refusal(lambda: Checkpoint.open(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "x.ckpt", "x.pkl"])
-def test_pickles_are_refused_unopened(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["consolidated.00.pth", "optimizer.pt", "x.ckpt", "x.pkl"])
+def test_other_pickles_are_refused_unopened(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
-    with pytest.raises(CheckpointError, match=r"only pickled weights \(.*\), which can run code") as caught:
+    with pytest.raises(CheckpointError, match=f"holds no weights that can be read, only {name}$") as caught:
         Checkpoint.open(tmp_path)
     assert caught.value.hint is not None and "safetensors" in caught.value.hint
 

@@ -98,7 +98,15 @@ def test_a_repository_without_the_files(ask, hub):
     hub.put(f"{REPO}/README.md", b"nothing else")
     assert f"{REPO} holds no config.json" in ask(REPO).stderr
     hub.put(f"{REPO}/config.json", json.dumps(config()).encode())
-    assert f"{REPO} holds no safetensors weights" in ask(REPO).stderr
+    shown = ask(REPO)
+    assert (
+        shown.returncode == 0 and "46,702,792,704" in shown.stdout and "lacks a reader of its weights" in shown.stdout
+    )
+    assert "holds no weights: no *.safetensors" in " ".join(shown.stdout.split())
+    hub.put(f"{REPO}/pytorch_model-00001-TP-000.safetensors", b"never opened")
+    shown = ask(REPO)
+    assert shown.returncode == 0 and "holds a part of each tensor: counted from" in " ".join(shown.stdout.split())
+    del hub.files[f"{REPO}/pytorch_model-00001-TP-000.safetensors"]
     shards = headers.split(headers.plain(headers.mixtral()), 2)
     hub.add(REPO, config(), *shards)
     del hub.files[f"{REPO}/model-00002-of-00002.safetensors"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 import moecli
 from moecli.output import messages
@@ -205,7 +206,8 @@ def _not_json(folder: Path) -> None:
 
 
 def _pickle(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    torch.save(torch.nn.Linear(2, 3), folder / "pytorch_model.bin")
 
 
 def _no_tokenizer(folder: Path) -> None:
@@ -225,7 +227,7 @@ def _hostile_template(folder: Path) -> None:
         (_lie, "damaged"),
         (_bias, "attention_bias"),
         (_not_json, "not readable JSON"),
-        (_pickle, "pickle"),
+        (_pickle, "names torch.nn.modules.linear.Linear"),
         (_no_tokenizer, "tokenizer.json"),
         (_hostile_template, "template"),
     ],

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save
 
 import moecli
-from moecli.checkpoint.safetensors import ITEM_SIZES
+from moecli.checkpoint.stored import ITEM_SIZES
 from moecli.model import catalog
 from tests.support import headers, hub_server
 

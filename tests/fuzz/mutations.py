@@ -70,6 +70,13 @@ class Mutator:
                     content = content[:at] + self.random.randbytes(self.random.randrange(1, 20)) + content[at:]
         return content
 
+    def nudged(self, content: bytes) -> bytes:
+        """The same number of bytes, a few of them others: what a byte means in one place it is given in another."""
+        changed = bytearray(content)
+        for _ in range(self.some() if changed else 0):
+            changed[self.random.randrange(len(changed))] = self.random.choice([self.random.choice(content), 0, 255])
+        return bytes(changed)
+
     def value(self) -> Any:
         return copy.deepcopy(self.random.choice(VALUES))
 

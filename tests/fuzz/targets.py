@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from moecli.model import catalog
 from moecli.routing import files
@@ -21,6 +22,7 @@ from moecli.routing.trace import LayerTrace, RoutingTrace
 from tests.fuzz.mutations import Mutator
 from tests.support import headers, hub_server, toy_tokenizers
 from tests.support.stores import packed, random_mixtral
+from tests.support.torch_files import rezipped, saved
 from tests.support.traces import drifting
 
 Command = list[str]
@@ -73,6 +75,35 @@ def shards(folder: Path) -> Target:
             written.truncate(
                 8 + len(text) + data if chance.random() < 0.8 else chance.choice([0, 7, 8, 9, size - 1, size + 1])
             )
+        return [*mutator.random.choice([*_LOOK, ["verify"]]), str(model)]
+
+    return case
+
+
+def pickles(folder: Path) -> Target:
+    """A file of torch.save: its pickle, its directory, or any byte of it."""
+    model = headers.write(folder / "model", _config(), {})
+    (model / "model.safetensors").unlink()
+    shapes = {name: torch.ones(shape, dtype=torch.bfloat16) for name, (_, shape) in _small_tensors().items()}
+    tied = shapes | {"lm_head.weight": shapes["model.embed_tokens.weight"]}
+    views = {name: each.T.contiguous().T if each.dim() == 2 else each[:] for name, each in shapes.items()}
+    parameters = {name: torch.nn.Parameter(each) for name, each in shapes.items()}
+    wrapped = {"epoch": 3, "model": parameters, "loss": 0.5}
+    small = {"a": shapes["lm_head.weight"].to(torch.float8_e5m2)}
+    seeds = [saved(each) for each in (shapes, tied, views, wrapped, small)]
+    file = model / "pytorch_model.bin"
+
+    def case(mutator: Mutator) -> Command:
+        content = mutator.random.choice(seeds)
+        match mutator.random.randrange(8):
+            case 0:
+                content = mutator.damaged(content)
+            case 1:  # the directory and what ends it
+                content = content[:-400] + mutator.damaged(content[-400:])
+            case _:
+                change = mutator.random.choice([mutator.damaged, mutator.nudged, mutator.nudged])
+                content = rezipped(content, lambda name, data: change(data) if name == "data.pkl" else data)
+        file.write_bytes(content)
         return [*mutator.random.choice([*_LOOK, ["verify"]]), str(model)]
 
     return case
@@ -296,6 +327,10 @@ def _config() -> dict[str, object]:
     }  # fmt: skip
 
 
+def _small_tensors() -> headers.Tensors:
+    return headers.plain(headers.mixtral(1, 128, 8, 2))
+
+
 def _tensors() -> headers.Tensors:
     return headers.plain(headers.mixtral(2, 512, 64, 4))
 
@@ -305,6 +340,7 @@ TARGETS: dict[str, tuple[Callable[[Path], Target], float]] = {
     "configs": (configs, 0.35),
     "indexes": (indexes, 0.15),
     "headers": (shards, 0.2),
+    "pickles": (pickles, 0.1),
     "tokenizers": (tokenizers, 0.08),
     "hub": (hub, 0.1),
     "traces": (traces, 0.05),

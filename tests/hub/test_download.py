@@ -350,12 +350,26 @@ def test_an_index_of_files_that_are_not_there(hub: hub_server.Hub) -> None:
         read_manifest(REPO)
 
 
-def test_only_pickles(hub: hub_server.Hub) -> None:
+def test_files_of_torch_for_want_of_safetensors(hub: hub_server.Hub) -> None:
+    """And no pickle that is no state dict of torch."""
     for name in (FIRST, SECOND, "model.safetensors.index.json", "consolidated.safetensors"):
         del hub.files[f"{REPO}/{name}"]
-    with pytest.raises(CheckpointError, match="only pickled weights") as caught:
+    assert [file.name for file in read_manifest(REPO).weights] == ["pytorch_model.bin"]
+    del hub.files[f"{REPO}/pytorch_model.bin"]
+    hub.put(f"{REPO}/weights.pkl", b"pickle")
+    with pytest.raises(CheckpointError, match=r"holds no weights that can be read, only weights.pkl") as caught:
         read_manifest(REPO)
     assert "safetensors" in (caught.value.hint or "")
+
+
+def test_shards_cut_for_tensor_parallelism(hub: hub_server.Hub) -> None:
+    for name in (FIRST, SECOND, "model.safetensors.index.json"):
+        del hub.files[f"{REPO}/{name}"]
+    for part in range(2):
+        hub.put(f"{REPO}/pytorch_model-00001-TP-{part:03}.safetensors", weights(part))
+    with pytest.raises(CheckpointError, match="cut for tensor parallelism") as caught:
+        read_manifest(REPO)
+    assert caught.value.hint
 
 
 def test_without_an_index_one_file_or_every_shard(hub: hub_server.Hub) -> None:

@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from moecli import settings
+from moecli.checkpoint.files import SAFETENSORS
 from moecli.errors import CheckpointError, ConfigError, DiskError, MoecliError, NetworkError
 from moecli.hub import cache as hub_cache
 from moecli.hub.download import fetch_all
@@ -327,9 +328,9 @@ def test_a_damaged_shard_is_refused_and_packed_when_it_is_whole(server, checkpoi
 )
 def test_an_index_that_lies_of_files_is_explained(server, checkpoint, change, words):
     publish(server, checkpoint)
-    index = json.loads((checkpoint / hub_cache.INDEX).read_text())
+    index = json.loads((checkpoint / SAFETENSORS.index).read_text())
     change(index["weight_map"], sorted(set(index["weight_map"].values())))
-    server.put(f"{REPO}/{hub_cache.INDEX}", json.dumps(index).encode())
+    server.put(f"{REPO}/{SAFETENSORS.index}", json.dumps(index).encode())
     with pytest.raises(MoecliError, match=words):
         pull()
     assert not settings.home().exists()

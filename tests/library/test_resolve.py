@@ -231,11 +231,17 @@ def test_a_download_that_has_just_begun(cache: Path) -> None:
     assert refusal("mixtral")[0].endswith("is only partly on this machine: its download was not finished")
 
 
-def test_pickle_weights_are_never_loaded(cache: Path) -> None:
-    download(cache, ("config.json", "pytorch_model-00001-of-00002.bin"), repo="hpcai-tech/grok-1")
-    message, hint = refusal("grok-1")
-    assert message == "model 'grok-1' (hpcai-tech/grok-1) is here only as pickle files, which are never loaded"
-    assert hint == "look for a release in safetensors format"
+def test_a_release_of_grok_without_its_configuration(tmp_path: Path) -> None:
+    (tmp_path / "ckpt-0").mkdir()
+    message, hint = refusal(str(tmp_path))
+    assert "holds no config.json" in message and "beside ckpt-0" in hint
+
+
+def test_files_of_torch_are_weights(cache: Path) -> None:
+    download(cache, ("config.json", "pytorch_model-00001-of-00002.bin"), repo="somebody/torch")
+    assert "is only partly on this machine: 1 of its 2 weight files are missing" in refusal("somebody/torch")[0]
+    folder = download(cache, ("config.json", "pytorch_model.bin"), repo="somebody/torch", commit="f" * 40)
+    assert resolve("somebody/torch").folder == folder
 
 
 def test_a_cache_that_cannot_be_read_is_not_an_empty_one(cache: Path) -> None:

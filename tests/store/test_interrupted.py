@@ -148,7 +148,7 @@ def test_a_read_error_is_named(checkpoint, tmp_path):
     bad = "model.layers.2.block_sparse_moe.experts.1.w1.weight"
     tensors = weights.checkpoint.tensors
     unreadable = replace(tensors[bad], path=Path("/proc/self/mem"), offset=0)
-    failing = announced("x", load_config(checkpoint / "config.json"), [*tensors.values(), unreadable])
+    failing = announced("x", load_config(checkpoint / "config.json"), lambda: tensors | {bad: unreadable})
     with pytest.raises(CheckpointError, match="Input/output error"):
         pack(failing, checkpoint, tmp_path / "store", "q4", origin)
     assert partial_folder(tmp_path / "store").is_dir()

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from moecli.checkpoint.safetensors import StoredTensor, read_header
+from moecli.checkpoint.headers import read_header
+from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 from moecli.model.families import load_config
 from moecli.store.incremental import ShardPacker, packing_shards
@@ -55,7 +56,7 @@ class Hub:
 def pull(hub: Hub, target: Path, dtype: str = "q4", watch=lambda packer: None) -> PackedStore:
     """Shard in, records out, shard deleted."""
     headers = hub.headers()
-    weights = announced("five-layers", load_config(hub.cache / "config.json"), headers)
+    weights = announced("five-layers", load_config(hub.cache / "config.json"), lambda: by_name(headers))
     origin = Origin(ORIGIN.model, ORIGIN.repo, ORIGIN.revision, None, header_fingerprint(headers))
     with packing_shards(target, weights, choose_layout(weights, dtype), origin) as packer:
         for shard in packer.pending:
@@ -64,6 +65,10 @@ def pull(hub: Hub, target: Path, dtype: str = "q4", watch=lambda packer: None) -
             watch(packer)
             path.unlink()
         return packer.finish(hub.folder)
+
+
+def by_name(tensors: list[StoredTensor]) -> dict[str, StoredTensor]:
+    return {each.name: each for each in tensors}
 
 
 def same_weights(one: PackedStore, other: PackedStore) -> bool:
@@ -143,7 +148,7 @@ def test_a_shard_that_is_not_the_announced_one_is_refused(checkpoint, tmp_path):
 
 def test_a_store_is_not_finished_early(checkpoint, tmp_path):
     hub = Hub(checkpoint, tmp_path / "cache")
-    weights = announced("five-layers", load_config(hub.cache / "config.json"), hub.headers())
+    weights = announced("five-layers", load_config(hub.cache / "config.json"), lambda: by_name(hub.headers()))
     with packing_shards(tmp_path / "store", weights, choose_layout(weights, "q4"), ORIGIN) as packer:
         packer.take(packer.pending[0], hub.fetch(packer.pending[0]))
         with pytest.raises(CheckpointError, match="5 shards were not packed"):

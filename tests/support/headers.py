@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 
-from moecli.checkpoint.safetensors import ITEM_SIZES
+from moecli.checkpoint.stored import ITEM_SIZES
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> dtype, shape
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import moecli
 from benchmarks import checkpoint as random_checkpoint
-from moecli.checkpoint.files import INDEX
+from moecli.checkpoint.files import SAFETENSORS
 from moecli.experts.policies import DEFAULT
 from moecli.model import families
 from moecli.model.spec import ModelSpec
@@ -73,7 +73,7 @@ def deal(source: Path, folder: Path, shards: int, seed: int = 0) -> Path:
     for file in text_files(source):
         shutil.copy(file, folder)
     lies = {name: chance.choice(list(parts)) for name in tensors}
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": lies}))
+    (folder / SAFETENSORS.index).write_text(json.dumps({"metadata": {}, "weight_map": lies}))
     return folder
 
 

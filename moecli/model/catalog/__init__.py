@@ -53,7 +53,7 @@ class Entry:
     provenance: str
     published: Published | None
     kind: Kind
-    pickled: bool = False  # only pickle files are published, which are never loaded
+    tokenizer: str | None = None  # a repository that has one, where the model's own has none
     stored: Stored | None = None  # where the files are quantised, so that config.json does not imply their size
 
     def config(self) -> dict[str, object]:

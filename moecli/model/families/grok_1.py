@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BUFFERS, Family, Layout, names, per_expert
+from moecli.model.families._layout import BUFFERS, ExpertNames, Family, Layout, NamedSlice, names, per_expert
 from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, Router
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The hpcai-tech and SGLang ports. Constants without a key are those of the released JAX code."""
+    """The ports of hpcai-tech, SGLang and keyfan. Constants without a key are those of the released JAX code."""
     c = ConfigReader(config, "grok-1")
     hidden_size, context = c.count("hidden_size"), c.count("max_position_embeddings")
     attention = grouped_query(
@@ -39,13 +39,47 @@ _NORMS = {
     "post_ffn_norm": "post_moe_norm",
 }
 _TABLES = names("model.", embedding="embed_tokens") | names(lm_head="lm_head")
-_HPCAI = Layout(
-    _TABLES
-    | names("model.", ".scale", final_norm="norm")
-    | names(_LAYER, ".scale", **_NORMS)
-    | names(_LAYER, qkv="attn.q_proj attn.k_proj attn.v_proj", o="attn.o_proj", router="moe_block.gate"),
-    per_expert("moe_block.experts", "linear", "linear_v", "linear_1"),
-    BUFFERS,
+_BLOCK, _LEAF = "transformer.decoder_layer.{layer}.", "transformer/decoder_layer_{layer}/"
+_TREE_NORMS = {
+    "attn_norm": "rms_norm",
+    "post_attn_norm": "rms_norm_1",
+    "ffn_norm": "rms_norm_2",
+    "post_ffn_norm": "rms_norm_3",
+}
+
+
+def _hpcai(norm: str) -> Layout:
+    return Layout(
+        _TABLES
+        | names("model.", norm, final_norm="norm")
+        | names(_LAYER, norm, **_NORMS)
+        | names(_LAYER, qkv="attn.q_proj attn.k_proj attn.v_proj", o="attn.o_proj", router="moe_block.gate"),
+        per_expert("moe_block.experts", "linear", "linear_v", "linear_1"),
+        BUFFERS,
+    )
+
+
+def _keyfan(norm: str) -> Layout:
+    """Also v2ray's."""
+    return Layout(
+        names("transformer.", embedding="in_out_embed")
+        | names(lm_head="lm_head")
+        | names("transformer.", norm, final_norm="rms_norm")
+        | names(_BLOCK, norm, **_TREE_NORMS)
+        | names(_BLOCK + "multi_head_attention.", qkv="query key value", o="linear")
+        | names(_BLOCK, router="router"),
+        ExpertNames(*(NamedSlice(f"{_BLOCK}moe.{{expert}}.{name}.weight") for name in _MOE)),
+        BUFFERS,
+    )
+
+
+_MOE = ("linear", "linear_v", "linear_1")
+_RELEASE = Layout(
+    names("language_model/", "", embedding="in_out_embed/embeddings", final_norm="rms_norm/scale")
+    | names(_LEAF, "/scale", **_TREE_NORMS)
+    | names(_LEAF + "multi_head_attention/", "/w", qkv="query key value", o="linear")
+    | names(_LEAF, "/w", router="router"),
+    ExpertNames(*(NamedSlice(f"{_LEAF}moe/{name}/w", stacked=True, transposed=True) for name in _MOE)),
 )
 _SGLANG = Layout(
     _TABLES
@@ -57,9 +91,9 @@ _SGLANG = Layout(
     BUFFERS,
 )
 FAMILY = Family(
-    architectures=("Grok1ModelForCausalLM",),
-    model_types=("grok-1",),
+    architectures=("Grok1ModelForCausalLM", "GrokForCausalLM"),
+    model_types=("grok-1", "grok"),
     read=read,
-    layouts=(_HPCAI, _SGLANG),
+    layouts=(_hpcai(".scale"), _hpcai(".weight"), _SGLANG, _keyfan(".weight"), _keyfan(".scale"), _RELEASE),
     signature="embedding_multiplier_scale",
 )
