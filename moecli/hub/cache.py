@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -90,10 +91,10 @@ def snapshots(repo: str, revision: str | None) -> list[Path]:
         return []
     root = repository(repo)
     named = commit(root, revision or "main")
-    chosen = [root / "snapshots" / named] if named and is_folder(root / "snapshots" / named) else []
+    chosen = [root / "snapshots" / named] if named and stat.S_ISDIR(_mode(root / "snapshots" / named)) else []
     if revision is not None:
         return chosen
-    others = [folder for folder in children(root / "snapshots") if is_file(folder / "config.json")]
+    others = [folder for folder in children(root / "snapshots") if _holds(folder / "config.json")]
     return chosen + sorted(set(others).difference(chosen), key=_changed, reverse=True)
 
 
@@ -117,10 +118,13 @@ def commit(root: Path, revision: str) -> str | None:
 
 
 def lack(folder: Path) -> str | None:
-    """What a snapshot still needs before it can run, in words; None when it looks whole."""
-    if not is_file(folder / "config.json"):
+    """What a snapshot still needs before it can run, in words; None when it looks whole.
+
+    ModelNotFound where that cannot be told: `pull` would not help.
+    """
+    if not _holds(folder / "config.json"):
         return "its config.json is missing"
-    present = {file.name for file in children(folder) if file.suffix == ".safetensors" and is_file(file)}
+    present = {file.name for file in children(folder) if file.suffix == ".safetensors" and _holds(file)}
     if not present:
         return "its weights are missing"
     numbered = files.SINGLE not in present and any("-of-" in name for name in present)
@@ -165,8 +169,28 @@ def children(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        found = unreadable(folder, error)
-        raise ModelNotFound(found.message, found.hint) from error
+        raise _hidden(folder, error) from error
+
+
+def _holds(file: Path) -> bool:
+    return stat.S_ISREG(_mode(file))
+
+
+def _mode(path: Path) -> int:
+    """0 for what is not there. ModelNotFound for what may be there and cannot be looked at."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return 0
+        raise _hidden(path, error) from error
+
+
+def _hidden(path: Path, error: OSError) -> ModelNotFound:
+    found = unreadable(path, error)
+    return ModelNotFound(found.message, found.hint)
 
 
 def is_repo(name: str) -> bool:

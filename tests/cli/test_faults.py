@@ -132,6 +132,18 @@ def test_a_read_that_fails_explains_itself(arguments: tuple[str, ...], places: i
                 assert found.output == whole.output, where
 
 
+def test_what_cannot_be_looked_at_is_not_called_missing(whole_home: Home) -> None:
+    """At the end `verify` looks for what a snapshot lacks."""
+    calls = whole_home.run("verify", REPO).calls
+    looked = set()
+    for at in range(calls - 16, calls + 1):
+        found = whole_home.run("verify", REPO, at=at, error=errno.EIO)
+        looked.add(found.struck.rpartition("/")[2])
+        assert "missing" not in found.output + found.talk, found.struck
+        assert found.code == 0 or "cannot be read: Input/output error" in found.output + found.talk, found.struck
+    assert {"config.json", "model.safetensors"} <= looked
+
+
 def kill_everywhere(home: Home, command: tuple[str, ...], prepare: Callable[[], None]) -> Iterator[str]:
     """Where it was killed, each time on what was prepared anew; ends when the command has come to its end."""
     for at in count(1):
