@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from huggingface_hub import snapshot_download, try_to_load_from_cache
 
 from moecli.errors import CheckpointError, MoecliError, NetworkError
 from moecli.hub import cache as hub_cache
-from moecli.hub.download import each, fetch_all
+from moecli.hub.download import _link, each, fetch_all
 from moecli.hub.manifest import DownloadManifest, RemoteFile, read_manifest
 from moecli.hub.retry import RetryPolicy
 from moecli.library.pull import lacks_tokenizer
@@ -421,6 +422,28 @@ def test_a_repository_without_a_tokenizer_is_known_before(
 def test_an_older_tokenizer_is_taken_where_there_is_no_other(hub: hub_server.Hub) -> None:
     del hub.files[f"{REPO}/tokenizer.json"]
     assert "vocab.json" in [file.name for file in read_manifest(REPO).texts]
+
+
+# Links
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the longest paths are of another length")
+def test_where_no_link_can_be_made_the_file_itself_lies(tmp_path: Path) -> None:
+    """So deep that the way to its blob is longer than a link may be; some file systems have no links at all."""
+    (blob := tmp_path / "blob").write_bytes(b"whole")
+    folder = tmp_path
+    try:
+        for _ in range(1400):
+            folder /= "d"
+            folder.mkdir()
+        pointer = folder / "config.json"
+        _link(blob, pointer)
+        assert not pointer.is_symlink() and pointer.read_bytes() == b"whole" and not blob.exists()
+        pointer.unlink()
+    finally:
+        while folder != tmp_path:
+            folder.rmdir()
+            folder = folder.parent
 
 
 # The token

@@ -22,6 +22,7 @@ import pytest
 from huggingface_hub import close_session, constants
 
 import moecli as package
+from moecli.checkpoint.files import INDEX
 from moecli.errors import MoecliError, NetworkError
 from moecli.hub import bounds, client
 from moecli.hub.download import fetch_all
@@ -346,6 +347,16 @@ def test_a_config_that_changes_after_the_listing(hub: hub_server.Hub) -> None:
 
 
 # Lies about weights
+
+
+def test_an_index_of_shards_that_are_not_there(hub: hub_server.Hub) -> None:
+    """It was left behind: the single file is whole."""
+    expected = read_remote(REPO).tensors
+    hub.put(
+        f"{REPO}/{INDEX}",
+        json.dumps({"weight_map": dict.fromkeys(expected, "model-00001-of-00001.safetensors")}).encode(),
+    )
+    assert read_remote(REPO).tensors == expected
 
 
 @pytest.mark.parametrize("length", [0, 1, 2**63, 2**64 - 1, 10**9, bounds.LARGEST_HEADERS + 1])
