@@ -61,7 +61,8 @@ ROOMS = {
         ("tests/store/test_records.py", "tests/store/test_damage.py", "tests/store/test_pack_store.py",
          "tests/library/test_stores.py", "tests/library/test_damaged.py", "tests/store/test_written_files.py",
          "tests/store/test_shards.py", "tests/store/test_interrupted.py",
-         "tests/library/test_power_cuts.py::test_pack"),
+         "tests/library/test_power_cuts.py::test_pack",
+         "tests/library/test_power_cuts.py::test_pull_into_a_packed_model"),
     ),
     "journal": Room(
         ("store/journal",),
