@@ -76,6 +76,11 @@ def on_both(store: PackedStore) -> GpuOffloadedExperts:
     return on_device(store, half, experts_in(store) - half)
 
 
+def beside_device(store: PackedStore) -> GpuOffloadedExperts:
+    """All of them have their place in RAM."""
+    return on_device(store, 0, experts_in(store))
+
+
 def nowhere(store: PackedStore) -> OffloadedExperts:
     """No slot: all of them pass through staging."""
     return OffloadedExperts(store, 0, "lru")
@@ -185,7 +190,7 @@ def test_ctrl_c_between_two_that_arrive(store: PackedStore) -> None:
         assert read(experts, WANTED) == stored(store, WANTED)
 
 
-@pytest.mark.parametrize("make", [in_ram, on_both, nowhere])
+@pytest.mark.parametrize("make", [in_ram, on_both, beside_device, nowhere])
 def test_nothing_is_on_its_way_once_a_pass_was_left(make: Make, store: PackedStore, monkeypatch) -> None:
     """Bytes that come late would be written over those of the next pass."""
     readers = Slow()
