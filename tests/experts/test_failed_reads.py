@@ -200,3 +200,11 @@ def test_nothing_is_on_its_way_once_a_pass_was_left(make: Make, store: PackedSto
     next(ready)
     ready.close()
     assert len(readers.begun) == len(WANTED) and all(each.done.is_set() for each in readers.begun)
+
+
+def test_seconds_of_reading_count_once_however_many_read(store: PackedStore) -> None:
+    experts = OffloadedExperts(store, 0, "lru", Slow())
+    for slowest in (0.2, 0.5):
+        before, began = experts.statistics.read_s, time.perf_counter()
+        read(experts, WANTED)
+        assert slowest <= experts.statistics.read_s - before <= time.perf_counter() - began
