@@ -14,9 +14,9 @@ import pytest
 import safetensors.numpy
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 
-from moecli.errors import CheckpointError, MoecliError, NetworkError
+from moecli.errors import CheckpointError, DiskError, MoecliError, NetworkError
 from moecli.hub import cache as hub_cache
-from moecli.hub.download import _link, each, fetch_all
+from moecli.hub.download import _link, each, fetch_all, write_ref
 from moecli.hub.manifest import DownloadManifest, RemoteFile, read_manifest
 from moecli.hub.retry import RetryPolicy
 from moecli.library.pull import lacks_tokenizer
@@ -276,6 +276,17 @@ def test_a_lying_size_is_refused_before_its_bytes(hub: hub_server.Hub, size: int
     assert not (manifest.snapshot / FIRST).exists()
 
 
+def test_a_file_that_ends_where_more_was_announced(hub: hub_server.Hub) -> None:
+    """All there is has come already: the server has no such range."""
+    hub.sizes[FIRST] = 300_001
+    manifest = read_manifest(REPO)
+    blob = manifest.blob(manifest.weights[0])
+    blob.parent.mkdir(parents=True)
+    blob.with_name(f"{blob.name}.incomplete").write_bytes(weights(0))
+    with pytest.raises(CheckpointError, match="ends before the 300,001 bytes that the Hub announced"):
+        list(each(manifest, manifest.weights[:1], Seen(), policy=QUICK))
+
+
 def test_more_bytes_than_announced_stop_the_stream(hub: hub_server.Hub) -> None:
     hub.faults[FIRST] = [Fault(longer=1 << 30)] * 9
     with pytest.raises(CheckpointError, match="goes on after the 300,000 bytes"):
@@ -424,7 +435,16 @@ def test_an_older_tokenizer_is_taken_where_there_is_no_other(hub: hub_server.Hub
     assert "vocab.json" in [file.name for file in read_manifest(REPO).texts]
 
 
-# Links
+# Names
+
+
+def test_a_ref_that_cannot_be_written_leaves_nothing_beside_it(hub: hub_server.Hub) -> None:
+    manifest = read_manifest(REPO)
+    refs = manifest.root / "refs"
+    (refs / "main" / "a folder").mkdir(parents=True)
+    with pytest.raises(DiskError):
+        write_ref(manifest)
+    assert [each.name for each in refs.iterdir()] == ["main"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the longest paths are of another length")
