@@ -510,7 +510,7 @@ def test_leaving_early_stops_the_transfers(hub: hub_server.Hub) -> None:
     hub.faults[SECOND] = [Fault(pace=(1000, 0.02))]
     files = each(manifest, manifest.weights, Seen())
     next(files)
-    (transfer,) = [thread for thread in threading.enumerate() if thread.name.endswith("(work)")]
+    *_, transfer = [thread for thread in threading.enumerate() if thread.name.endswith("(work)")]
     files.close()
     transfer.join(5)
     assert not transfer.is_alive()
