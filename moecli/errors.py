@@ -159,6 +159,12 @@ def unreadable(path: Path | str, error: OSError, hint: str | None = None) -> Che
     return CheckpointError(f"{path} cannot be read: {error.strerror or error}", advice)
 
 
+def remedy(path: Path | str, error: OSError) -> str | None:
+    """The hint where a failed read says nothing of the file, which may be whole; None where it may be damaged."""
+    elsewhere = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return unreadable(path, error).hint if error.errno in elsewhere else None
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """What the system says of a file or folder that is read in the block, as CheckpointError."""

@@ -21,6 +21,13 @@ _STEMS = ({re.match("[a-z]+", name)[0] for name in families()} | {"qwen", "glm",
 FAMILY_NAMES = re.compile(f"({'|'.join(sorted(_STEMS))})(?!3$)", re.IGNORECASE)  # llama3 is a way to stretch a rope
 
 
+# Classes of data that change: they count, collect or are filled.
+CHANGING = {
+    "Access", "Answer", "DeviceStatistics", "Library", "Lookup", "PendingRead", "Phase", "Session", "Statistics",
+    "Timing", "_Layer", "_Pass",
+}  # fmt: skip
+
+
 @cache
 def parse(name: str) -> ast.Module:
     return ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
@@ -96,6 +103,21 @@ def test_behind_the_front_door_nobody_takes_the_name_of_a_model(name: str) -> No
     functions = [n for n in ast.walk(parse(name)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     arguments = [a for f in functions for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs)]
     assert not [a.lineno for a in arguments if a.arg == "model" and a.annotation and ast.unparse(a.annotation) == "str"]
+
+
+def test_data_is_frozen_and_has_slots() -> None:
+    """What many hold changes under none of them, and a misspelt field is an error."""
+    decorators = [
+        (node.name, {each.arg for each in decorator.keywords if ast.unparse(each.value) == "True"})
+        for name in MODULES
+        for node in ast.walk(parse(name))
+        if isinstance(node, ast.ClassDef)
+        for decorator in node.decorator_list
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "dataclass"
+    ]
+    assert {name for name, given in decorators if "frozen" not in given} == CHANGING
+    assert {name for name, given in decorators if "slots" not in given} == {"StoreLayout"}, "it keeps what it computed"
+    assert not [name for name in MODULES if re.search(r"^\s*@dataclass$", (PACKAGE / name).read_text(), re.MULTILINE)]
 
 
 def test_the_house_is_rooms_and_few_loose_modules() -> None:

@@ -51,13 +51,12 @@ def verify(
         results = list(verification.check(subject, advance))
         if other is not None:
             results += verification.compare(subject, other, advance)
-    damaged = [result for result in results if result.problem]
-    for result in damaged:
-        if remove and not subject.packed and result.path.is_file():
+    for result in results:
+        if remove and result.damaged and not subject.packed and result.path.is_file():
             result.path.unlink()
     if json:
         terminal.write_json(document(subject, results, remove))
     else:
         view.report(subject, results, remove, quiet)
-    if damaged:
+    if any(result.problem for result in results):
         raise typer.Exit(3)

@@ -113,16 +113,14 @@ class GpuOffloadedExperts:
         """Those on the device and in RAM first, then those from disk as they arrive."""
         found = self._layers[layer].find(counts, tokens)
         self._count(found)
-        finished = False
         try:
             if self._disk is None:
                 yield from self._resident(layer, found, counts)
             else:
                 yield from self._with_disk(self._disk, layer, found, counts)
-            finished = True
-        finally:
-            if not finished:  # nothing stays on its way
-                self._copies.synchronize()
+        except BaseException:  # nothing stays on its way
+            self._copies.synchronize()
+            raise
 
     def _with_disk(self, disk: Disk, layer: int, found: Lookup, counts: Mapping[int, int]) -> Iterator[Group]:
         """What is at hand while the rest is read."""

@@ -108,6 +108,7 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()
         self._direct = getattr(os, "O_DIRECT", 0)
         try:
             self._descriptor = os.open(path, os.O_RDONLY | self._direct)
@@ -121,13 +122,12 @@ class _File:
         """Fill `target`. A file that ends early is an error, but for the last page's padding."""
         done = 0
         while done < len(target):
+            descriptor = self._descriptor
             try:
-                count = os.preadv(self._descriptor, [target[done:]], offset + done)
+                count = os.preadv(descriptor, [target[done:]], offset + done)
             except OSError as error:
-                if not self._direct or error.errno != errno.EINVAL:
+                if error.errno != errno.EINVAL or not self._gives_up(descriptor):
                     raise
-                self._direct = 0
-                self._descriptor = os.open(self._path, os.O_RDONLY)
                 continue
             if count == 0:
                 if len(target) - done < PAGE:
@@ -136,3 +136,10 @@ class _File:
             done += count
         if not self._direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, offset, len(target), os.POSIX_FADV_DONTNEED)
+
+    def _gives_up(self, refused: int) -> bool:
+        """Whether another descriptor can be tried: one without direct reads, which another thread may have opened."""
+        with self._lock:
+            if self._descriptor == refused and self._direct:
+                self._descriptor, self._direct = os.open(self._path, os.O_RDONLY), 0
+            return self._descriptor != refused

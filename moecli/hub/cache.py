@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -90,10 +91,10 @@ def snapshots(repo: str, revision: str | None) -> list[Path]:
         return []
     root = repository(repo)
     named = commit(root, revision or "main")
-    chosen = [root / "snapshots" / named] if named and is_folder(root / "snapshots" / named) else []
+    chosen = [root / "snapshots" / named] if named and stat.S_ISDIR(_mode(root / "snapshots" / named)) else []
     if revision is not None:
         return chosen
-    others = [folder for folder in children(root / "snapshots") if is_file(folder / "config.json")]
+    others = [folder for folder in children(root / "snapshots") if _holds(folder / "config.json")]
     return chosen + sorted(set(others).difference(chosen), key=_changed, reverse=True)
 
 
@@ -117,8 +118,11 @@ def commit(root: Path, revision: str) -> str | None:
 
 
 def lack(folder: Path) -> str | None:
-    """What a snapshot still needs before it can run, in words; None when it looks whole."""
-    if not is_file(folder / "config.json"):
+    """What a snapshot still needs before it can run, in words; None when it looks whole.
+
+    ModelNotFound where that cannot be told: `pull` would not help.
+    """
+    if not _holds(folder / "config.json"):
         return "its config.json is missing"
     names = {file.relative_to(folder).as_posix() for file in model_files(folder)}
     kind = files.container(names)
@@ -162,14 +166,34 @@ def children(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        found = unreadable(folder, error)
-        raise ModelNotFound(found.message, found.hint) from error
+        raise _hidden(folder, error) from error
+
+
+def _holds(file: Path) -> bool:
+    return stat.S_ISREG(_mode(file))
+
+
+def _mode(path: Path) -> int:
+    """0 for what is not there. ModelNotFound for what may be there and cannot be looked at."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return 0
+        raise _hidden(path, error) from error
+
+
+def _hidden(path: Path, error: OSError) -> ModelNotFound:
+    found = unreadable(path, error)
+    return ModelNotFound(found.message, found.hint)
 
 
 def model_files(folder: Path) -> list[Path]:
     """The files of a snapshot: those at its top, and the weights of a release inside it."""
     files_ = [*children(folder), *children(folder / files.RELEASE_FOLDER)]
-    return [file for file in files_ if is_file(file)]
+    return [file for file in files_ if _holds(file)]
 
 
 def is_repo(name: str) -> bool:

@@ -9,7 +9,7 @@ import re
 import socket
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -222,6 +222,7 @@ def _follow(url: str, headers: Mapping[str, str], silence: float) -> Answer:
             _check_redirect(home, request.url)
             if request.url.host != home:
                 request.headers.pop("authorization", None)
+                request.extensions["trace"] = _watch(home, request.url)
     except _transport_failures() as error:
         _LOG.debug("GET %s fails: %s", failures.address(url), type(error).__name__)
         raise failures.unreachable(_endpoint(), error) from error
@@ -233,10 +234,37 @@ def _check_redirect(home: str, target: Any) -> None:
         raise failures.no_hub(home, f"redirects to a '{target.scheme[:20]}' address")
     if target.host == home:
         return
-    inside = any(each.is_loopback for each in _addresses(home))
     for each in _addresses(target.host):
-        if each.is_link_local or each.is_unspecified or (each.is_loopback and not inside):
-            raise failures.no_hub(home, f"redirects to {each}, which is no host of the network")
+        _check_address(home, each)
+
+
+def _check_address(home: str, found: _Address) -> None:
+    inside = found.is_loopback and any(each.is_loopback for each in _addresses(home))
+    if found.is_link_local or found.is_unspecified or (found.is_loopback and not inside):
+        raise failures.no_hub(home, f"redirects to {found}, which is no host of the network")
+
+
+def _watch(home: str, target: Any) -> Callable[[str, Mapping[str, Any]], None]:
+    """Looks at the address that was connected to, before anything is sent: a name may mean another one by then.
+
+    httpcore tells of its events through the extension "trace"; the address of a proxy is not ours to judge.
+    """
+    ours = False
+
+    def see(event: str, about: Mapping[str, Any]) -> None:
+        nonlocal ours
+        if event == "connection.connect_tcp.started":
+            ours = about["host"] == target.raw_host.decode("ascii")
+        elif event == "connection.connect_tcp.complete" and ours:
+            connection = about["return_value"]
+            try:
+                for each in _addresses(connection.get_extra_info("server_addr")[0]):
+                    _check_address(home, each)
+            except NetworkError:
+                connection.close()
+                raise
+
+    return see
 
 
 def _addresses(host: str) -> list[_Address]:

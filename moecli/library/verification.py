@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moecli.checkpoint.files import RELEASE_FOLDER
-from moecli.errors import ModelNotFound
+from moecli.errors import ModelNotFound, remedy
 from moecli.hub import cache as hub_cache
 from moecli.library.resolve import ModelRef
 from moecli.store import verify
@@ -20,13 +20,22 @@ Advance = Callable[[str, int], None]  # file, bytes read of it
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One file after its check; `problem` is None if nothing differs. A copy without a hash cannot be `hashed`."""
+    """One file after its check; `problem` is None if nothing differs. A copy without a hash cannot be `hashed`.
+
+    `hint` is what helps where a file was not read and the reason lies elsewhere: it may be whole.
+    """
 
     name: str
     path: Path
     bytes: int
     problem: str | None
     hashed: bool = True
+    hint: str | None = None
+
+    @property
+    def damaged(self) -> bool:
+        """Whether it is known that another one is needed."""
+        return self.problem is not None and self.hint is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +90,19 @@ def compare(subject: Subject, original: ModelRef, advance: Advance) -> Iterator[
 def _check_store(subject: Subject, advance: Advance) -> Iterator[Checked]:
     problems = verify.verify(subject.path, _steps(subject.name, advance))
     damaged = {problem.file for problem in problems}
-    yield from (Checked(problem.file, subject.path / problem.file, 0, problem.what) for problem in problems)
+    for problem in problems:
+        yield Checked(problem.file, subject.path / problem.file, 0, problem.what, hint=problem.hint)
     for file in subject.files:
         if file.name not in damaged:
-            status = hub_cache.status(file)
-            yield Checked(file.name, file, status.st_size if status else 0, None if status else "it cannot be read")
+            yield _size(file)
+
+
+def _size(file: Path) -> Checked:
+    """One whose bytes are right."""
+    try:
+        return Checked(file.name, file, file.stat().st_size, None)
+    except OSError as error:
+        return _unread(file.name, file, 0, error)
 
 
 def _steps(name: str, advance: Advance) -> Callable[[int, int], None]:
@@ -104,7 +121,7 @@ def _check(file: Path, advance: Advance) -> Checked:
     try:
         blob = file.parent / file.readlink() if file.is_symlink() else file  # one hop: blobs may be links themselves
     except OSError as error:
-        return Checked(file.name, file, 0, f"it cannot be read: {error.strerror}")
+        return _unread(file.name, file, 0, error)
     if not hub_cache.BLOB_NAME.fullmatch(blob.name):
         return Checked(file.name, blob, 0, None, hashed=False)
     read = 0
@@ -118,6 +135,10 @@ def _check(file: Path, advance: Advance) -> Checked:
     except FileNotFoundError:
         return Checked(file.name, blob, 0, "its blob is gone")
     except OSError as error:
-        return Checked(file.name, blob, read, f"it cannot be read: {error.strerror}")
+        return _unread(file.name, blob, read, error)
     problem = None if digest.hexdigest() == blob.name else "its bytes are not those that were published"
     return Checked(file.name, blob, read, problem)
+
+
+def _unread(name: str, path: Path, read: int, error: OSError) -> Checked:
+    return Checked(name, path, read, f"it cannot be read: {error.strerror}", hint=remedy(path, error))

@@ -27,11 +27,12 @@ def bar(subject: Subject, quiet: bool) -> Iterator[Callable[[str, int], None]]:
 
 def report(subject: Subject, results: Sequence[Checked], removed: bool, quiet: bool) -> None:
     """Print one line for each problem on stdout, and the verdict."""
-    damaged = [result for result in results if result.problem]
-    for result in damaged:
+    problems = [result for result in results if result.problem]
+    for result in problems:
         terminal.write(f"{result.name or subject.name}: {result.problem}\n")
-    if damaged and not quiet:
-        terminal.say(f"hint: {_repair(subject, removed)}")
+    if problems and not quiet:
+        other = next((result.hint for result in problems if result.hint), None)
+        terminal.say(f"hint: {other or _repair(subject, removed)}")
     elif not quiet:
         size = format_bytes(sum(result.bytes for result in results))
         hashed = sum(result.hashed for result in results)

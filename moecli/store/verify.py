@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from moecli.checkpoint.binding import Weights
-from moecli.errors import CheckpointError, ConfigError, reading
+from moecli.errors import CheckpointError, ConfigError, reading, remedy
 from moecli.store import manifest
 from moecli.store.checksums import file_checksums
 from moecli.store.convert import packed_strips
@@ -21,10 +21,11 @@ from moecli.store.progress import Progress
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What differs: a file, or a part of it in words."""
+    """What differs: a file, or a part of it in words; `hint` where it may be whole and could not be read."""
 
     file: str
     what: str
+    hint: str | None = None
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}"
@@ -37,7 +38,9 @@ def verify(folder: Path, progress: Progress) -> list[Problem]:
     try:
         layout = read_layout(folder, found)
     except (CheckpointError, ConfigError) as error:
-        return [Problem("config.json", error.message)]
+        unread = error.__cause__
+        hint = remedy(folder / "config.json", unread) if isinstance(unread, OSError) else None
+        return [Problem("config.json", error.message, hint)]
     problems: list[Problem] = []
     total, done = sum(checksums.bytes for checksums in found.files.values()), 0
 
@@ -51,7 +54,8 @@ def verify(folder: Path, progress: Progress) -> list[Problem]:
         try:
             checksums = file_checksums(folder / name, [(offset, size) for _, offset, size in parts], seen)
         except OSError as error:
-            problems.append(Problem(name, f"cannot be read: {error.strerror or error}"))
+            what = f"cannot be read: {error.strerror or error}"
+            problems.append(Problem(name, what, remedy(folder / name, error)))
         else:
             problems += (Problem(name, what) for what in _differences(expected, checksums, [part[0] for part in parts]))
     return problems

@@ -132,6 +132,36 @@ def test_a_read_that_fails_explains_itself(arguments: tuple[str, ...], places: i
                 assert found.output == whole.output, where
 
 
+def test_what_cannot_be_looked_at_is_not_called_missing(whole_home: Home) -> None:
+    """At the end `verify` looks for what a snapshot lacks."""
+    calls = whole_home.run("verify", REPO).calls
+    looked = set()
+    for at in range(calls - 16, calls + 1):
+        found = whole_home.run("verify", REPO, at=at, error=errno.EIO)
+        looked.add(found.struck.rpartition("/")[2])
+        assert "missing" not in found.output + found.talk, found.struck
+        assert found.code == 0 or "cannot be read: Input/output error" in found.output + found.talk, found.struck
+    assert {"config.json", "model.safetensors"} <= looked
+
+
+def test_what_could_not_be_read_for_another_reason_is_not_removed_as_damaged(home: Home) -> None:
+    home.fill_cache(COMMIT, files=FEW)
+    before, said = home.left(), set()
+    for at in range(1, home.run("verify", REPO).calls + 1):
+        found = home.run("verify", REPO, "--remove", at=at, error=(errno.EACCES, errno.EMFILE, errno.ENOMEM)[at % 3])
+        assert home.left() == before, found.struck
+        said.update(found.talk.splitlines() if found.code == 3 else ())
+    assert said and not any("pull" in hint for hint in said)
+
+
+def test_nobody_is_told_to_remove_a_store_that_could_not_be_read(whole_home: Home) -> None:
+    calls, said = whole_home.run("verify", "tiny-q4").calls, set()
+    for at in range(calls // 3, calls + 1, 8):
+        found = whole_home.run("verify", "tiny-q4", at=at, error=errno.EMFILE)
+        said.update(found.talk.splitlines() if found.code == 3 else ())
+    assert said == {"hint: raise the limit of open files: ulimit -n 4096"}
+
+
 def kill_everywhere(home: Home, command: tuple[str, ...], prepare: Callable[[], None]) -> Iterator[str]:
     """Where it was killed, each time on what was prepared anew; ends when the command has come to its end."""
     for at in count(1):

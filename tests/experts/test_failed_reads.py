@@ -77,6 +77,11 @@ def on_both(store: PackedStore) -> GpuOffloadedExperts:
     return on_device(store, half, experts_in(store) - half)
 
 
+def beside_device(store: PackedStore) -> GpuOffloadedExperts:
+    """All of them have their place in RAM."""
+    return on_device(store, 0, experts_in(store))
+
+
 def nowhere(store: PackedStore) -> OffloadedExperts:
     """No slot: all of them pass through staging."""
     return OffloadedExperts(store, 0, "lru")
@@ -194,7 +199,7 @@ def test_ctrl_c_between_two_that_arrive(store: PackedStore) -> None:
         assert read(experts, WANTED) == stored(store, WANTED)
 
 
-@pytest.mark.parametrize("make", [in_ram, on_both, nowhere])
+@pytest.mark.parametrize("make", [in_ram, on_both, beside_device, nowhere])
 def test_nothing_is_on_its_way_once_a_pass_was_left(make: Make, store: PackedStore, monkeypatch) -> None:
     """Bytes that come late would be written over those of the next pass."""
     readers = Slow()
@@ -204,3 +209,11 @@ def test_nothing_is_on_its_way_once_a_pass_was_left(make: Make, store: PackedSto
     next(ready)
     ready.close()
     assert len(readers.begun) == len(WANTED) and all(each.done.is_set() for each in readers.begun)
+
+
+def test_seconds_of_reading_count_once_however_many_read(store: PackedStore) -> None:
+    experts = OffloadedExperts(store, 0, "lru", Slow())
+    for slowest in (0.2, 0.5):
+        before, began = experts.statistics.read_s, time.perf_counter()
+        read(experts, WANTED)
+        assert slowest <= experts.statistics.read_s - before <= time.perf_counter() - began

@@ -48,6 +48,13 @@ def test_lfu_lets_a_rarer_expert_pass_by() -> None:
     assert slots.access(one(2), 1).misses == [(2, 0)], "worth as much now"
 
 
+def test_lfu_is_worth_the_number_of_uses() -> None:
+    policy = Lfu()
+    policy.used({1: 3, 2: 1}, 4)
+    policy.used(one(1), 1)
+    assert [policy.value(expert) for expert in range(3)] == [0, 4, 1]
+
+
 def test_what_a_pass_asks_for_is_never_evicted_by_it() -> None:
     slots = Slots(2, Lru())
     slots.access(one(0, 1), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,9 @@ import pytest
 import safetensors.numpy
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 
-from moecli.errors import CheckpointError, MoecliError, NetworkError
+from moecli.errors import CheckpointError, DiskError, MoecliError, NetworkError
 from moecli.hub import cache as hub_cache
-from moecli.hub.download import each, fetch_all
+from moecli.hub.download import _link, each, fetch_all, write_ref
 from moecli.hub.manifest import DownloadManifest, RemoteFile, read_manifest
 from moecli.hub.retry import RetryPolicy
 from moecli.library.pull import lacks_tokenizer
@@ -275,6 +276,17 @@ def test_a_lying_size_is_refused_before_its_bytes(hub: hub_server.Hub, size: int
     assert not (manifest.snapshot / FIRST).exists()
 
 
+def test_a_file_that_ends_where_more_was_announced(hub: hub_server.Hub) -> None:
+    """All there is has come already: the server has no such range."""
+    hub.sizes[FIRST] = 300_001
+    manifest = read_manifest(REPO)
+    blob = manifest.blob(manifest.weights[0])
+    blob.parent.mkdir(parents=True)
+    blob.with_name(f"{blob.name}.incomplete").write_bytes(weights(0))
+    with pytest.raises(CheckpointError, match="ends before the 300,001 bytes that the Hub announced"):
+        list(each(manifest, manifest.weights[:1], Seen(), policy=QUICK))
+
+
 def test_more_bytes_than_announced_stop_the_stream(hub: hub_server.Hub) -> None:
     hub.faults[FIRST] = [Fault(longer=1 << 30)] * 9
     with pytest.raises(CheckpointError, match="goes on after the 300,000 bytes"):
@@ -437,6 +449,37 @@ def test_an_older_tokenizer_is_taken_where_there_is_no_other(hub: hub_server.Hub
     assert "vocab.json" in [file.name for file in read_manifest(REPO).texts]
 
 
+# Names
+
+
+def test_a_ref_that_cannot_be_written_leaves_nothing_beside_it(hub: hub_server.Hub) -> None:
+    manifest = read_manifest(REPO)
+    refs = manifest.root / "refs"
+    (refs / "main" / "a folder").mkdir(parents=True)
+    with pytest.raises(DiskError):
+        write_ref(manifest)
+    assert [each.name for each in refs.iterdir()] == ["main"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the longest paths are of another length")
+def test_where_no_link_can_be_made_the_file_itself_lies(tmp_path: Path) -> None:
+    """So deep that the way to its blob is longer than a link may be; some file systems have no links at all."""
+    (blob := tmp_path / "blob").write_bytes(b"whole")
+    folder = tmp_path
+    try:
+        for _ in range(1400):
+            folder /= "d"
+            folder.mkdir()
+        pointer = folder / "config.json"
+        _link(blob, pointer)
+        assert not pointer.is_symlink() and pointer.read_bytes() == b"whole" and not blob.exists()
+        pointer.unlink()
+    finally:
+        while folder != tmp_path:
+            folder.rmdir()
+            folder = folder.parent
+
+
 # The token
 
 
@@ -481,7 +524,7 @@ def test_leaving_early_stops_the_transfers(hub: hub_server.Hub) -> None:
     hub.faults[SECOND] = [Fault(pace=(1000, 0.02))]
     files = each(manifest, manifest.weights, Seen())
     next(files)
-    (transfer,) = [thread for thread in threading.enumerate() if thread.name.endswith("(work)")]
+    *_, transfer = [thread for thread in threading.enumerate() if thread.name.endswith("(work)")]
     files.close()
     transfer.join(5)
     assert not transfer.is_alive()

@@ -16,10 +16,13 @@ from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from huggingface_hub import close_session, constants
 
 import moecli as package
+from moecli.checkpoint.files import INDEX
 from moecli.errors import MoecliError, NetworkError
 from moecli.hub import bounds, client
 from moecli.hub.download import fetch_all
@@ -97,8 +100,10 @@ def body(data: bytes, *headers: str) -> Callable[[Send], object]:
 
 
 def bomb(size: int) -> bytes:
+    """It ends without a checksum; compressed once, as a block after a full flush knows nothing of those before it."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-    return b"".join(packer.compress(b"[" * MIB) for _ in range(size // MIB)) + packer.flush()
+    first, again = (packer.compress(b"[" * MIB) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    return first + again * (size // MIB - 1)
 
 
 # What any request may be answered with
@@ -237,6 +242,58 @@ def test_where_a_proxy_is_asked_no_name_is_looked_up(monkeypatch: pytest.MonkeyP
     client._check_redirect("huggingface.co", SimpleNamespace(scheme="https", host="cdn.example.org"))
 
 
+@pytest.fixture
+def two_answers(hub: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> hub_server.Hub:
+    """A name service that tells who looks first of a host of the network, and who connects of this machine."""
+    asked = socket.getaddrinfo
+
+    def getaddrinfo(name: str, port: int | None, *rest: object, **more: Any) -> list[Any]:
+        if name.endswith(".example.org"):
+            name = "192.0.2.7" if port is None else "127.0.0.1"
+        return asked(name, port, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    url = hub.url.replace("127.0.0.1", "hub.example.org")
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    return hub
+
+
+def test_where_a_redirect_leads_is_seen_once_it_is_connected_to(two_answers: hub_server.Hub) -> None:
+    """What was looked up before may have changed; not a byte is sent."""
+    with socket.create_server(("127.0.0.1", 0)) as inner:
+        two_answers.redirect = f"http://cdn.example.org:{inner.getsockname()[1]}"
+        assert "redirects to 127.0.0.1, which is no host of the network" in guarded(pull).message
+        inner.settimeout(5)
+        connection, _ = inner.accept()
+        with connection:
+            connection.settimeout(5)
+            assert connection.recv(1) == b""
+
+
+def test_a_proxy_may_be_on_this_machine(two_answers: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the user's choice, also for what a Hub redirects to; another service of this machine is not."""
+    monkeypatch.setenv("HTTP_PROXY", two_answers.url)
+    close_session()
+    cdn = f"http://cdn.example.org/{REPO}/resolve/{COMMIT}/{WEIGHTS}"
+    two_answers.raw[WEIGHTS] = lambda send: (two_answers.raw.pop(WEIGHTS), redirect(cdn)(send))
+    try:
+        pull()
+        assert [path for path, _ in two_answers.seen].count(cdn) == 1
+        two_answers.raw[WEIGHTS] = redirect("http://127.0.0.1/")
+        assert "redirects to 127.0.0.1, which" in guarded(inspect).message
+    finally:
+        close_session()
+
+
+def test_a_hub_on_this_machine_may_redirect_within_it(hub: hub_server.Hub) -> None:
+    with hub_server.serve() as elsewhere:
+        elsewhere.files = hub.files
+        hub.redirect = elsewhere.url.replace("127.0.0.1", "localhost")
+        pull()
+        assert elsewhere.sent_of[WEIGHTS] == len((TINY / WEIGHTS).read_bytes())
+
+
 # Lies in a listing
 
 
@@ -290,6 +347,16 @@ def test_a_config_that_changes_after_the_listing(hub: hub_server.Hub) -> None:
 
 
 # Lies about weights
+
+
+def test_an_index_of_shards_that_are_not_there(hub: hub_server.Hub) -> None:
+    """It was left behind: the single file is whole."""
+    expected = read_remote(REPO).tensors
+    hub.put(
+        f"{REPO}/{INDEX}",
+        json.dumps({"weight_map": dict.fromkeys(expected, "model-00001-of-00001.safetensors")}).encode(),
+    )
+    assert read_remote(REPO).tensors == expected
 
 
 @pytest.mark.parametrize("length", [0, 1, 2**63, 2**64 - 1, 10**9, bounds.LARGEST_HEADERS + 1])

@@ -8,6 +8,7 @@ import resource
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import pytest
 from moecli.errors import DiskError
 from moecli.store.filesystem import check_writable, nearest_folder, unwritable, write
 from tests.support.forked import NOBODY
+from tests.support.power import FATES, Disk, record
 from tests.support.processes import in_child
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="devices, pipes and owners are POSIX")
@@ -332,3 +334,23 @@ def test_the_nearest_folder_is_one_that_can_be_looked_at(tmp_path: Path) -> None
 )
 def test_what_the_system_says_is_said(error: OSError, words: str) -> None:
     assert unwritable(Path("a/b"), error).message == words
+
+
+def test_a_power_cut_leaves_the_old_or_the_new(tmp_path: Path) -> None:
+    """Whatever of the new file is on the disk by then, it has no name before all of it is."""
+    before, root = tmp_path / "before", tmp_path / "root"
+    for each in (before, root):
+        each.mkdir()
+        (each / "file").write_bytes(b"old")
+    program = (
+        "import pathlib, sys; from moecli.store import filesystem as f; f.write(pathlib.Path(sys.argv[1]), [b'new'])"
+    )
+    result, calls = record([sys.executable, "-c", program, str(root / "file")], root, tmp_path, os.environ)
+    assert result.returncode == 0 and (root / "file").read_bytes() == b"new", result.stderr
+    disk, found = Disk(before, root), set()
+    for number, call in enumerate(calls):
+        disk.apply(call)
+        for fate in FATES:
+            disk.lay_out(left := tmp_path / f"{fate}-{number}", fate, number)
+            found.add((left / "file").read_bytes())
+    assert found == {b"old", b"new"}
