@@ -22,7 +22,7 @@ import pytest
 from huggingface_hub import close_session, constants
 
 import moecli as package
-from moecli.checkpoint.files import INDEX
+from moecli.checkpoint.files import SAFETENSORS
 from moecli.errors import MoecliError, NetworkError
 from moecli.hub import bounds, client
 from moecli.hub.download import fetch_all
@@ -353,7 +353,7 @@ def test_an_index_of_shards_that_are_not_there(hub: hub_server.Hub) -> None:
     """It was left behind: the single file is whole."""
     expected = read_remote(REPO).tensors
     hub.put(
-        f"{REPO}/{INDEX}",
+        f"{REPO}/{SAFETENSORS.index}",
         json.dumps({"weight_map": dict.fromkeys(expected, "model-00001-of-00001.safetensors")}).encode(),
     )
     assert read_remote(REPO).tensors == expected
