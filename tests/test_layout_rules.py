@@ -23,8 +23,8 @@ FAMILY_NAMES = re.compile(f"({'|'.join(sorted(_STEMS))})(?!3$)", re.IGNORECASE) 
 
 # Classes of data that change: they count, collect or are filled.
 CHANGING = {
-    "Access", "Answer", "DeviceStatistics", "Library", "Lookup", "PendingRead", "Phase", "Session", "Statistics",
-    "Timing", "_Layer", "_Pass",
+    "Access", "Answer", "Call", "DeviceStatistics", "Library", "Lookup", "PendingRead", "Phase", "Session",
+    "Statistics", "Timing", "_Layer", "_Pass",
 }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ _PER_CODE = 4
 _FAINT = 1e-30  # weights below it are zeros: far under the least scale, and their inverse would overflow
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Codebook:
     """One such format. Indices are uint8 [strips, groups, 32 columns, 16 rows]."""
 

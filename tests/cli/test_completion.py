@@ -38,7 +38,7 @@ def test_every_enumerated_option_offers_its_values(monkeypatch, tmp_path):
     assert words("memory", "--gpu", "h") == ["h100", "h200"]
     assert {"csv", "md", "html"} < set(words("inspect", "tiny", "--format", ""))
     assert words("inspect", "tiny", "--by", "") == ["domain"]
-    assert words("inspect", "--against", "dtype=q") == ["dtype=q8", "dtype=q4"]
+    assert words("inspect", "--against", "dtype=q") == ["dtype=q8", "dtype=q4", "dtype=q3"]
     assert words("completion", "") == ["bash", "zsh", "fish"]
     assert words("help", "v") == words("v") == ["verify"]
     assert words("run", "tiny", "--te") == ["--temperature"]

@@ -90,7 +90,7 @@ def test_the_catalog_for_people(moecli):
         lines = screen.partition("\n\n")[0].splitlines()
         assert len(lines) == len(catalog.known()) + 2 and lines[1].startswith("tiny ")
     row = next(line for line in wide.splitlines() if line.startswith("dbrx "))
-    assert row.split()[:7] == ["dbrx", "131.60", "B", "36.47", "B", "66.0", "GiB"]
+    assert row.split()[:7] == ["dbrx", "131.60", "B", "36.47", "B", "66.9", "GiB"]
     assert "databricks/dbrx-instruct  " in row and row.endswith("  Databricks Open Model License")
     some = moecli("list", "--known", "qwen", "--json").stdout
     assert all("qwen" in model["name"] for model in json.loads(some))

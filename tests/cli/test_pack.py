@@ -57,15 +57,15 @@ def test_json_quiet_and_output(moecli, tmp_path):
 
 def test_verbose_says_what_will_be_written(moecli):
     first, dense, experts, *_ = moecli("pack", "tiny", "-v").stderr.splitlines()
-    assert first.endswith("models/tiny-q4: 5.61 MiB")
-    assert dense == "  2.74 MiB of dense tensors, computed with in bf16"
+    assert first.endswith("models/tiny-q4: 5.62 MiB")
+    assert dense == "  2.75 MiB of dense tensors, computed with in bf16"
     assert experts == "  56 experts in 7 layers, 52 KiB each"
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message", "hint"),
     [
-        (["tiny", "--dtype", "q3"], 2, "unknown --dtype 'q3'", "the nearest is q4; it takes auto, fp32,"),
+        (["tiny", "--dtype", "q5"], 2, "unknown --dtype 'q5'", "the nearest is q4; it takes auto, fp32,"),
         (["tinny"], 1, "no model is called 'tinny'", "did you mean tiny?"),
         (["mixtral"], 1, "is not on this machine", "moecli pull mixtral"),
         (["tiny", "-o", "."], 1, "is not a packed model", "name another folder with -o"),

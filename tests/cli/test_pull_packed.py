@@ -197,7 +197,7 @@ def test_what_is_unfinished_is_listed_refused_and_removed(start, moecli, hub, ta
         ((REPO, "--dtype", "q4"), {"status": 404}, 1, ("knows no model", "spelling")),
         ((f"{REPO}@v9", "--dtype", "q4"), {}, 1, ("has no revision 'v9'",)),
         (("tiny", "--dtype", "q4"), {}, 1, ("on this machine already",)),
-        ((REPO, "--dtype", "q3"), {}, 2, ("unknown --dtype 'q3'", "it takes auto")),
+        ((REPO, "--dtype", "q2"), {}, 2, ("unknown --dtype 'q2'", "it takes auto")),
         ((REPO, "--keep-original"), {}, 2, ("--keep-original goes with --dtype",)),
         ((REPO, "-o", "x"), {}, 2, ("-o goes with --dtype",)),
         ((REPO, "--dtype", "q4", "-o", "."), {}, 1, ("is not a packed model", "name another folder")),
