@@ -105,7 +105,7 @@ def pack(shape: str, target: Path, dtype: str = "q4", seed: int = 0) -> None:
     """The store that packing the same checkpoint gives; no shard lies on disk longer than it takes to pack it."""
     shards = _shards(shape)
     stored = [tensor for name, tensors in shards.items() for tensor in _announce(name, tensors)]
-    weights = announced(shape, SHAPES[shape], stored)
+    weights = announced(shape, SHAPES[shape], lambda: {tensor.name: tensor for tensor in stored})
     origin = Origin(shape, None, None, None, header_fingerprint(stored))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:

@@ -157,7 +157,8 @@ def _random(tensor: Stored, random: np.random.Generator) -> NDArray[np.uint8] | 
     low, high = random.integers(1, 16, (2, tensor.size // _BLOCK_BYTES, _BLOCK_BYTES), np.uint8)
     blocks = low | high << 4
     blocks[:, :2] = np.frombuffer(np.float16(spread / _SPREAD).tobytes(), np.uint8)
-    return blocks.reshape(*tensor.shape[:-1], _row_bytes(tensor))
+    packed: NDArray[np.uint8] = blocks.reshape(*tensor.shape[:-1], _row_bytes(tensor))
+    return packed
 
 
 def _row_bytes(tensor: Stored) -> int:

@@ -140,10 +140,14 @@ def decoding(card: Card, folder: Path) -> Iterator[Row]:
     for dtype, path in (("q4", model.store()), ("bf16", model.checkpoint())):
         need = estimate_memory(model.spec, dtype, PROMPT + ANSWER)
         least, count = least_device(need), need.expert_count
-        budgets = {"all": (count, None), "half": (count // 2, None), "few": (count // 8, None)}
+        budgets: dict[str, tuple[int, int | None]] = {
+            "all": (count, None),
+            "half": (count // 2, None),
+            "few": (count // 8, None),
+        }
         if dtype == "q4":
-            ram = place(need, 0, least).least_ram + count // 4 * need.slot_bytes
-            budgets["few, 1/4 in RAM"] = count // 8, ram
+            some = place(need, 0, least).least_ram + count // 4 * need.slot_bytes
+            budgets["few, 1/4 in RAM"] = count // 8, some
         for name, (experts, ram) in budgets.items():
             vram = least + experts * need.slot_bytes
             try:

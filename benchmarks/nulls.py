@@ -146,14 +146,15 @@ def pairs(trace: RoutingTrace, random: Random, tokens: bool) -> Called:
     for layer in trace.layers:
         mixed = LayerTrace(layer.layer, layer.experts, _repaired(layer.chosen, known.of_token, random))
         found = coactivation(mixed, known.of_token, top=1)
-        called |= bool(found.top[0].beyond_chance) and found.top[0].p_value * len(trace.layers) <= LEVEL
+        chance = found.top[0].p_value
+        called |= bool(found.top[0].beyond_chance) and chance is not None and chance * len(trace.layers) <= LEVEL
         by_tokens |= found.top[0].share > found.limit
     return called, by_tokens
 
 
 def _repaired(chosen: np.ndarray, prompt: np.ndarray, random: Random) -> np.ndarray:
     """Tokens next to each other in a random order of each prompt exchange one expert, often."""
-    mixed = chosen.copy()
+    mixed: np.ndarray = chosen.copy()
     for _ in range(12):
         order = np.argsort(prompt + random.random(len(prompt)))
         one, two = order[:-1:2], order[1::2]
