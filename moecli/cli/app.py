@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -81,6 +84,27 @@ def main() -> None:
 
     Typer itself answers Ctrl-C (130) and a reader that has gone (quietly, 1).
     """
+    try:
+        _main()
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code:
+            _abandon_threads(end.code)
+        raise
+
+
+def _abandon_threads(code: int) -> None:
+    """Ends a program that failed at once where threads still read or write for it, which nobody waits for.
+
+    Python would take its libraries apart under them; a `pull` that was interrupted was seen to abort then.
+    """
+    if any(thread.daemon for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+
+
+def _main() -> None:
     if sys.argv[1:2] == ["__complete"]:
         completion.answer(get_command(app), sys.argv[2:])
         return

@@ -136,7 +136,7 @@ def test_ctrl_c_stops_at_once_and_the_next_goes_on(start, pull, hub, target, who
     begin = time.monotonic()
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=20)
-    assert (process.returncode, output) == (130, "") and time.monotonic() - begin < 2
+    assert (process.returncode, output) == (130, "") and time.monotonic() - begin < 2, errors
     assert errors.splitlines()[-1] == "interrupted; the same command goes on from here" and "Traceback" not in errors
     before = hub.sent_of.copy()
     dry = json.loads(pull("--dry-run", "--json").stdout)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,3 +160,14 @@ def test_a_prompt_comes_from_an_option_a_file_or_stdin(tmp_path, monkeypatch):
         with piped.open() as stdin:
             monkeypatch.setattr("sys.stdin", stdin)
             assert run._read_prompt("tiny", *given) == expected
+
+
+def test_a_failure_beside_a_thread_still_shows_all_that_was_written():
+    code = (
+        "import sys, threading, time; from moecli.cli import app; from moecli.errors import UsageError\n"
+        "def end(**_): sys.stdout.write('half an answer'); raise UsageError('no')\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start(); app.app = end; del sys.argv[1:]\n"
+        "app.main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "half an answer", "error: no\n")
