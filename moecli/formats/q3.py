@@ -24,21 +24,6 @@ if TYPE_CHECKING:
 CODES = (-31, -19, -11, -5, 0, 6, 13, 22)
 
 
-def pack(weights: Tensor) -> Tensor:
-    """The bytes of a matrix [out, in]."""
-    return _TILING.pack(weights)
-
-
-def unpack(packed: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The matrix [out, in] again."""
-    return unpack_rows(packed, shape, dtype, 0, shape[0])
-
-
-def unpack_rows(packed: Tensor, shape: tuple[int, int], dtype: torch.dtype, first: int, last: int) -> Tensor:
-    """Some rows of it; `first` is a multiple of 16."""
-    return _TILING.unpack_rows(packed, shape, dtype, first, last)
-
-
 def _write(indices: Tensor) -> Tensor:
     import torch
 
@@ -67,3 +52,4 @@ def _shifts(bits: int, count: int, device: torch.device) -> Tensor:
 
 _CODEBOOK = Codebook(CODES, 192, _write, _read)
 _TILING = Tiling(SCALED, _CODEBOOK.strip_bytes, _CODEBOOK.encode, _CODEBOOK.decode)
+pack, unpack, unpack_rows = _TILING.pack, _TILING.unpack, _TILING.unpack_rows

@@ -21,25 +21,9 @@ from moecli.formats.codebook import SCALED, Codebook
 from moecli.formats.tiles import ROWS, Tiling
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 CODES = (-31, -25, -20, -15, -11, -8, -5, -2, 0, 3, 6, 9, 12, 16, 21, 28)
-
-
-def pack(weights: Tensor) -> Tensor:
-    """The bytes of a matrix [out, in]."""
-    return _TILING.pack(weights)
-
-
-def unpack(packed: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The matrix [out, in] again."""
-    return unpack_rows(packed, shape, dtype, 0, shape[0])
-
-
-def unpack_rows(packed: Tensor, shape: tuple[int, int], dtype: torch.dtype, first: int, last: int) -> Tensor:
-    """Some rows of it; `first` is a multiple of 16."""
-    return _TILING.unpack_rows(packed, shape, dtype, first, last)
 
 
 def _write(indices: Tensor) -> Tensor:
@@ -58,3 +42,4 @@ def _read(lines: Tensor) -> Tensor:
 
 _CODEBOOK = Codebook(CODES, 256, _write, _read)
 _TILING = Tiling(SCALED, _CODEBOOK.strip_bytes, _CODEBOOK.encode, _CODEBOOK.decode)
+pack, unpack, unpack_rows = _TILING.pack, _TILING.unpack, _TILING.unpack_rows

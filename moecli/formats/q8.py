@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 from moecli.formats.tiles import LARGEST, ROWS, Tiling, check_range
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 GROUP = 32
@@ -30,21 +29,6 @@ TILE = 544
 _SCALES = 2 * ROWS
 _TRIED = tuple(1 + step / 400 for step in (0, -1, 1, -2, 2, -3, 3, -4, 4))  # times largest weight / 127
 _FAINT = 1e-30  # a scale below it is 0: far under the least fp16, and its inverse would overflow
-
-
-def pack(weights: Tensor) -> Tensor:
-    """The bytes of a matrix [out, in]."""
-    return _TILING.pack(weights)
-
-
-def unpack(packed: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The matrix [out, in] again."""
-    return unpack_rows(packed, shape, dtype, 0, shape[0])
-
-
-def unpack_rows(packed: Tensor, shape: tuple[int, int], dtype: torch.dtype, first: int, last: int) -> Tensor:
-    """Some rows of it; `first` is a multiple of 16."""
-    return _TILING.unpack_rows(packed, shape, dtype, first, last)
 
 
 def _encode(weights: Tensor, columns: int) -> Tensor:
@@ -98,3 +82,4 @@ def _decode(strips_of_bytes: Tensor, columns: int) -> Tensor:
 
 
 _TILING = Tiling(GROUP, lambda columns: -(-columns // GROUP) * TILE, _encode, _decode)
+pack, unpack, unpack_rows = _TILING.pack, _TILING.unpack, _TILING.unpack_rows

@@ -47,6 +47,10 @@ class Tiling:
             packed[first : first + step] = self.encode(part, columns)
         return packed.view(-1)
 
+    def unpack(self, packed: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """The matrix [out, in] again."""
+        return self.unpack_rows(packed, shape, dtype, 0, shape[0])
+
     def unpack_rows(self, packed: Tensor, shape: tuple[int, int], dtype: torch.dtype, first: int, last: int) -> Tensor:
         """Rows first to last of the matrix; `first` is a multiple of 16."""
         import torch

@@ -15,7 +15,7 @@
    and PANELS and TOKENS (1, 4 or 6), how many are taken at once: panels only from a buffer that tokens share, since a
    thread reads memory fastest as one stream, without prefetching by hand. Each sum adds the groups of 32 from left to
    right whatever the number of tokens and rows, and so is the same on every instruction set: in q8 times their scale,
-   in q4 those of a tile first, which have one scale. There 16 products, an integer below 2**17, times a multiple are
+   of a codebook those that share one first. There 16 products, an integer below 2**17, times a multiple are
    exact. */
 #ifndef MOECLI_MATMUL_H
 #define MOECLI_MATMUL_H
