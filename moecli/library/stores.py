@@ -68,7 +68,7 @@ def describe(folder: Path) -> LocalStore | None:
         os.scandir(folder).close()
     complete = False
     try:
-        found: Mapping[str, Any] | None = asdict(manifest.read(folder))
+        found: Mapping[str, Any] | None = asdict(_manifest(folder))
         complete = not is_partial(folder) and not is_removed(folder)
     except MoecliError:
         found = journal.read_plan(folder)
@@ -85,6 +85,14 @@ def describe(folder: Path) -> LocalStore | None:
         revision=origin.revision,
         complete=complete,
     )
+
+
+def _manifest(folder: Path) -> manifest.StoreManifest:
+    """Of a store of an older moecli too: it is refused when it is opened, but can be listed and deleted."""
+    try:
+        return manifest.read(folder)
+    except manifest.OutdatedStore as old:
+        return old.manifest
 
 
 def remove(folder: Path) -> int:

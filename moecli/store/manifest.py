@@ -18,6 +18,17 @@ SCHEMA = 2  # 1: q4 had a scale per 64 weights and no multiples of it
 _LARGEST = 256 * 2**20
 
 
+class OutdatedStore(CheckpointError):
+    """A whole store of an older moecli, whose weights are packed otherwise; its `manifest` says what it is."""
+
+    def __init__(self, folder: Path, found: StoreManifest) -> None:
+        super().__init__(
+            f"{folder} was packed by an older moecli, whose formats this one does not read",
+            f"moecli rm {folder}, then moecli pack {found.origin.model} --dtype {found.dtype} again",
+        )
+        self.manifest = found
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """The checkpoint a store was packed from. `fingerprint` changes when any of its files does."""
@@ -72,7 +83,7 @@ def describe(record: Record, experts: int) -> dict[str, Any]:
 
 
 def read(folder: Path) -> StoreManifest:
-    """The manifest of a store. CheckpointError if it is absent, damaged, or of an older or a newer moecli."""
+    """The manifest of a store. CheckpointError if it is absent, damaged, or of a newer moecli; OutdatedStore."""
     document = _load(folder / FILE)
     schema = document.get("schema_version")
     if type(schema) is int and schema > SCHEMA:
@@ -81,23 +92,13 @@ def read(folder: Path) -> StoreManifest:
         )
     if type(schema) is not int or document.pop("digest", None) != _digest(document):
         raise damaged(folder, f"its {FILE} does not match its own checksum")
-    if schema != SCHEMA:
-        raise _outdated(folder, document)
     try:
-        return _parse(document)
+        found = _parse(document)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(folder, f"its {FILE} does not describe a store") from error
-
-
-def _outdated(folder: Path, document: Mapping[str, Any]) -> CheckpointError:
-    """Weights are packed otherwise now."""
-    origin = document.get("origin")
-    model = origin.get("model") if isinstance(origin, dict) else None
-    again = f"moecli pack {model} --dtype {document.get('dtype')}" if model else "pack it"
-    return CheckpointError(
-        f"{folder} was packed by an older moecli, whose formats this one does not read",
-        f"moecli rm {folder}, then {again} again",
-    )
+    if schema != SCHEMA:
+        raise OutdatedStore(folder, found)
+    return found
 
 
 def damaged(folder: Path, problem: str) -> CheckpointError:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from moecli.errors import CheckpointError, ConfigError
+from moecli.library import stores
 from moecli.store import manifest
 from moecli.store.packed import PackedStore
 from moecli.store.source import open_source
@@ -203,6 +204,9 @@ def test_a_store_of_an_older_moecli_names_the_commands_that_make_it_anew(copy):
         PackedStore.open(copy)
     origin = json.loads((copy / manifest.FILE).read_text())["origin"]
     assert refused.value.hint == f"moecli rm {copy}, then moecli pack {origin['model']} --dtype q4 again"
+    listed = stores.describe(copy)  # what the hint tells to delete is known for a store, wherever it lies
+    assert listed is not None and (listed.dtype, listed.complete, listed.damaged) == ("q4", True, False)
+    assert stores.remove(copy) == listed.bytes and not copy.exists()
 
 
 def test_a_config_that_was_swapped_is_refused(copy):
