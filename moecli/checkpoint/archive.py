@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from moecli.checkpoint.pickles import Source
+from moecli.checkpoint.stored import Source
 from moecli.errors import CheckpointError
 
 MAGIC = b"PK\x03\x04"

@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from moecli.checkpoint.pickles import Call, Global, Payload, Source, read_pickle, refused
-from moecli.checkpoint.stored import ITEM_SIZES, StoredTensor, damaged, regular_size
-from moecli.errors import CheckpointError, unreadable
+from moecli.checkpoint.pickles import Call, Global, Payload, read_pickle, refused
+from moecli.checkpoint.stored import ITEM_SIZES, Source, StoredTensor, damaged, local_source
+from moecli.errors import CheckpointError
 
 _LOG = logging.getLogger(__name__)
 _QUANTISED = "__main__.QuantizedWeight8bit"
@@ -37,17 +37,8 @@ _LAYER = (
 
 def read_header(path: Path, name: str) -> dict[str, StoredTensor]:
     """The one tensor of a file, called by its number; `name` is that of the file. Bytes are only located."""
-    try:
-        size = regular_size(path)
-        with path.open("rb", buffering=0) as file:
-
-            def source(offset: int, count: int) -> bytes:
-                file.seek(offset)
-                return file.read(count)
-
-            return _header(source, path, name, size)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with local_source(path) as (source, size):
+        return _header(source, path, name, size)
 
 
 def remote_header(source: Source, name: str, size: int) -> dict[str, StoredTensor]:

@@ -12,9 +12,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from moecli.checkpoint.stored import Source
 from moecli.errors import CheckpointError, printable
-
-Source = Callable[[int, int], bytes]  # offset, size -> that many bytes; fewer only where the file ends
 
 ORDERED_DICT = "collections.OrderedDict"
 _MOST_OPCODES = 300_000  # some 9,000 tensors, and a fraction of a second

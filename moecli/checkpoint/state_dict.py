@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from moecli.checkpoint.archive import MAGIC, Entry, check_headers, read_directory
-from moecli.checkpoint.pickles import ORDERED_DICT, Call, Global, Persistent, Source, read_pickle, refused
-from moecli.checkpoint.stored import ITEM_SIZES, StoredTensor, damaged, regular_size
-from moecli.errors import unreadable
+from moecli.checkpoint.pickles import ORDERED_DICT, Call, Global, Persistent, read_pickle, refused
+from moecli.checkpoint.stored import ITEM_SIZES, Source, StoredTensor, damaged, local_source
 
 _LOG = logging.getLogger(__name__)
 _TYPED = {
@@ -42,19 +41,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
     CheckpointError for a file that is damaged, of another kind, or whose pickle holds more than tensors.
     """
-    try:
-        size = regular_size(path)
-        with path.open("rb", buffering=0) as file:
-
-            def source(offset: int, count: int) -> bytes:
-                file.seek(offset)
-                return file.read(count)
-
-            entries = _entries(source, path, size)
-            check_headers(source, entries, path.name)
-            return _tensors(source, path, entries)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with local_source(path) as (source, size):
+        entries = _entries(source, path, size)
+        check_headers(source, entries, path.name)
+        return _tensors(source, path, entries)
 
 
 def remote_header(source: Source, name: str, size: int) -> dict[str, StoredTensor]:

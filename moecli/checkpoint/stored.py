@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moecli.errors import CheckpointError
+from moecli.errors import CheckpointError, unreadable
+
+Source = Callable[[int, int], bytes]  # offset, size -> that many bytes; fewer only where the file ends
 
 # Bytes per number of the safetensors dtypes; sub-byte types are left out and refused.
 ITEM_SIZES = {
@@ -47,6 +51,22 @@ def regular_size(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path} cannot be read: it is no regular file")
     return status.st_size
+
+
+@contextmanager
+def local_source(path: Path) -> Iterator[tuple[Source, int]]:
+    """A file on this machine, and its size. CheckpointError where it cannot be read."""
+    try:
+        size = regular_size(path)
+        with path.open("rb", buffering=0) as file:
+
+            def source(offset: int, count: int) -> bytes:
+                file.seek(offset)
+                return file.read(count)
+
+            yield source, size
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def damaged(path: Path, problem: str) -> CheckpointError:

@@ -85,7 +85,7 @@ def main() -> None:
     Typer itself answers Ctrl-C (130) and a reader that has gone (quietly, 1).
     """
     try:
-        _main()
+        dispatch()
     except SystemExit as end:
         if isinstance(end.code, int) and end.code:
             _abandon_threads(end.code)
@@ -104,7 +104,8 @@ def _abandon_threads(code: int) -> None:
         os._exit(code)
 
 
-def _main() -> None:
+def dispatch() -> None:
+    """One command as it was typed; SystemExit where it fails."""
     if sys.argv[1:2] == ["__complete"]:
         completion.answer(get_command(app), sys.argv[2:])
         return

@@ -12,9 +12,8 @@ from typing import Any
 from moecli.checkpoint import grok_release, state_dict
 from moecli.checkpoint.files import RELEASE, SAFETENSORS, TORCH, choose, container, cut_apart, no_weights, weight_map
 from moecli.checkpoint.folder import merged
-from moecli.checkpoint.pickles import Source
 from moecli.checkpoint.safetensors import header_tensors
-from moecli.checkpoint.stored import StoredTensor
+from moecli.checkpoint.stored import Source, StoredTensor
 from moecli.errors import CheckpointError, ConfigError, NetworkError, json_object
 from moecli.hub import bounds, client
 from moecli.hub.background import each_in_background

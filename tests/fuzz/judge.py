@@ -62,7 +62,7 @@ def judge(arguments: Sequence[str], seconds: float = SECONDS) -> Verdict:
     alarm = signal.signal(signal.SIGALRM, _hang)
     signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)  # again and again: somebody may catch the first
     try:
-        app.main()
+        app.dispatch()
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1 if ended.code else 0

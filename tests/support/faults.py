@@ -110,7 +110,7 @@ def _serve(library: ctypes.CDLL) -> None:
 
 
 def _carry_out(job: Job, library: ctypes.CDLL, output: int, talk: int) -> None:
-    from moecli.cli.app import main
+    from moecli.cli.app import dispatch
 
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1), os.dup2(talk, 2)
@@ -120,7 +120,7 @@ def _carry_out(job: Job, library: ctypes.CDLL, output: int, talk: int) -> None:
         sys.argv = ["moecli", *job.arguments]
         sys.stdin = os.fdopen(0, encoding="utf-8")
         library.fault_arm(job.folder.encode(), job.kinds, ctypes.c_long(job.at), job.error)
-        main()
+        dispatch()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
