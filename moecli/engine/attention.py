@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moecli.engine.cache import LayerCache
@@ -116,8 +115,8 @@ class GroupedQueryAttention:
             q, k = weights["q_norm"], weights["k_norm"]
             self._head_norm = torch.cat((q.expand(spec.heads, -1), k.expand(spec.kv_heads, -1)))  # [H + K, d]
 
-    def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:
-        """x [T, D] -> [T, D]; the tokens are appended to `cache`."""
+    def __call__(self, x: Tensor, cache: LayerCache, prompt: int) -> Tensor:
+        """x [T, D] -> [T, D]; the tokens are appended to `cache`. Of how long a `prompt` they are does not matter."""
         spec, start = self._spec, cache.length
         qk, v = self._project(x)
         qk = self._rotary.rotate(qk.unflatten(-1, (-1, spec.head_dim)), start)  # [T, H + K, d]
@@ -151,7 +150,10 @@ class GroupedQueryAttention:
 
 class LatentAttention:
     """Keys and values live as one latent per token. Few queries meet the latents as they are (the expansion is
-    absorbed into the query and the output); many queries expand them first, a few heads at a time."""
+    absorbed into the query and the output); many queries expand them first, a few heads at a time.
+
+    Which way is for a prompt as a whole: results of both differ by roundings, and may not depend on its chunks.
+    """
 
     def __init__(self, spec: MLA, weights: LayerWeights, rotary: RotaryEmbedding, scratch: Scratch) -> None:
         self._spec = spec
@@ -161,36 +163,36 @@ class LatentAttention:
         self._expansion = weights["kv_b"].view(spec.heads, spec.nope_dim + spec.value_dim, spec.kv_rank)
         self._expand_key, self._expand_value = self._expansion.split((spec.nope_dim, spec.value_dim), dim=1)
 
-    def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:
-        """x [T, D] -> [T, D]; the tokens' latents are appended to `cache`."""
+    def __call__(self, x: Tensor, cache: LayerCache, prompt: int) -> Tensor:
+        """x [T, D] -> [T, D], of a prompt of so many tokens; their latents are appended to `cache`."""
         start = cache.length
         q = self._queries(x).unflatten(-1, (self._spec.heads, -1))  # [T, H, nope + rope]
         q_nope, q_rope = q.split((self._spec.nope_dim, self._spec.rope_dim), dim=-1)
         q_rope = self._rotary.rotate(q_rope, start)
         (latents,) = cache.append(self._latents(x, start))  # [1, rows, rank + rope]
-        mixed = self._attend(q_nope, q_rope, latents[0], start, cache.first)
+        mixed = self._attend(q_nope, q_rope, latents[0], start, cache.first, prompt)
         return linear(mixed, self._weights.matrix("o"), self._weights.get("o_bias"))
 
-    def _attend(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, start: int, first: int) -> Tensor:
+    def _attend(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, start: int, first: int, prompt: int) -> Tensor:
         """q [T, H, nope] and [T, H, rope] over latents [rows, rank + rope]: [T, H * w]."""
         if not prompt_attention.serves(q_nope):
-            attention = self._absorbed if len(q_nope) <= _ABSORB else self._expanded
+            attention = self._absorbed if prompt <= _ABSORB else self._expanded
             return attention(q_nope, q_rope, latents, start - first)
         return prompt_attention.latent(
             torch.cat((q_nope, q_rope), -1), latents, self._expansion, nope_dim=self._spec.nope_dim,
-            scale=self._spec.scale, start=start, first=first, window=self._spec.window,
+            scale=self._spec.scale, start=start, first=first, window=self._spec.window, prompt=prompt,
         )  # fmt: skip
 
     def _queries(self, x: Tensor) -> Tensor:
         w = self._weights
         if self._spec.query_rank is None:
             return linear(x, w.matrix("q"))
-        low = F.linear(x, w["q_a"], w.get("q_a_bias"))
+        low = linear(x, w["q_a"], w.get("q_a_bias"))
         return linear(rms_norm(low, w["q_a_norm"], self._spec.norm_eps), w.matrix("q_b"))
 
     def _latents(self, x: Tensor, start: int) -> Tensor:
         """[T, 1, rank + rope]: the normed latent, and the one rotary key that all heads share."""
-        low = F.linear(x, self._weights["kv_a"], self._weights.get("kv_a_bias"))
+        low = linear(x, self._weights["kv_a"], self._weights.get("kv_a_bias"))
         latent, key = low.split((self._spec.kv_rank, self._spec.rope_dim), dim=-1)
         latent = rms_norm(latent, self._weights["kv_a_norm"], self._spec.norm_eps)
         return torch.cat((latent[:, None], self._rotary.rotate(key[:, None], start)), -1)

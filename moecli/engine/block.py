@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from moecli.engine.attention import GroupedQueryAttention, LatentAttention, Scratch
 from moecli.engine.cache import LayerCache
 from moecli.engine.layers import RotaryEmbedding, normalise
-from moecli.engine.router import Routing, route
+from moecli.engine.router import Routing, route, sigmoid
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, moe_forward
 from moecli.kernels.blocking import CHUNK
-from moecli.kernels.linear import feed_forward
+from moecli.kernels.linear import feed_forward, linear
 from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec
 
 
@@ -52,41 +52,48 @@ class Block:
             else LatentAttention(attention, weights, rotary, scratch)
         )
 
-    def forward(self, x: Tensor, cache: LayerCache, observer: RoutingObserver | None) -> Tensor:
-        """x [T, D] -> [T, D]; the tokens are appended to `cache`."""
-        return self.feed_forward(self.attend(x, cache), observer)
+    def attend(self, x: Tensor, cache: LayerCache, prompt: int) -> Tensor:
+        """x [T, D] -> [T, D]: each token sees itself and those before it, in `cache` too, where it is put.
 
-    def attend(self, x: Tensor, cache: LayerCache) -> Tensor:
-        """x [T, D] -> [T, D]: each token sees itself and those before it, in `cache` too."""
-        return x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache))
+        `prompt`: the tokens that are read now, of which these are some.
+        """
+        return x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache, prompt))
 
-    def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> Tensor:
-        """x [T, D] -> [T, D]: each token by itself."""
-        normed = self._norm("ffn_norm", x)
+    def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> None:
+        """x [T, D], changed in place: each token by itself, and only routed experts see more than CHUNK at once."""
         if not isinstance(self._ffn, Mixture):
-            return x + self._branch("ffn", self._mlp("", normed, self._ffn))
+            for part in x.split(CHUNK):
+                part.add_(self._branch("ffn", self._mlp("", self._norm("ffn_norm", part), self._ffn)))
+            return
+        normed = torch.empty_like(x)
+        for part, out in zip(x.split(CHUNK), normed.split(CHUNK), strict=True):
+            out.copy_(self._norm("ffn_norm", part))
         routing = self.route(normed, self._ffn)
         if observer is not None:
             observer.record(self._index, routing)
-        return x + self._branch("ffn", self.moe_forward(normed, self._ffn, routing))
+        sums = self.moe_forward(normed, self._ffn, routing)
+        for part, tokens, routed in zip(x.split(CHUNK), normed.split(CHUNK), sums.split(CHUNK), strict=True):
+            out = routed.to(x.dtype)
+            if self._ffn.shared is not None:
+                out += self.shared_forward(tokens, self._ffn, self._ffn.shared)
+            part.add_(self._branch("ffn", out))
 
     def route(self, x: Tensor, mixture: Mixture) -> Routing:
         """The experts that each token of the normed x [T, D] takes, and their weights."""
         return route(x, self._weights["router"], self._weights.get("router_bias"), mixture.router)
 
     def moe_forward(self, x: Tensor, mixture: Mixture, routing: Routing) -> Tensor:
-        """What the selected experts, and the shared one, make of normed x [T, D]: [T, D]."""
-        out = moe_forward(
+        """What the selected experts make of normed x [T, D]: [T, D] in float32."""
+        return moe_forward(
             self._experts, self._index, mixture.expert.activation, x, routing.topk_ids, routing.topk_weights
         )
-        if mixture.shared is None:
+
+    def shared_forward(self, x: Tensor, mixture: Mixture, shared: FeedForward) -> Tensor:
+        """What the shared expert makes of normed x [T, D]: [T, D]."""
+        out = self._mlp("shared_", x, shared)
+        if not mixture.shared_gate:
             return out
-        for tokens, sums in zip(x.split(CHUNK), out.split(CHUNK), strict=True):
-            shared = self._mlp("shared_", tokens, mixture.shared)
-            if mixture.shared_gate:
-                shared = shared * F.linear(tokens, self._weights["shared_gate"]).sigmoid()
-            sums += shared
-        return out
+        return out * sigmoid(linear(x, self._weights["shared_gate"]))
 
     def _mlp(self, prefix: str, x: Tensor, ffn: FeedForward) -> Tensor:
         w = self._weights

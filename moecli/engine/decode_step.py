@@ -20,10 +20,10 @@ from moecli.kernels.decode_step import (
     MoeSublayer,
     Place,
     Sublayer,
-    can_cut,
     serves,
 )
 from moecli.kernels.linear import Matrix, format_of
+from moecli.kernels.native import can_cut
 from moecli.model.spec import MLA, Mixture, ModelSpec
 
 
@@ -55,15 +55,15 @@ class NativeLayer:
     def attend(self, x: Tensor, caches: Sequence[LayerCache]) -> Tensor:
         """x [T, D] -> [T, D], perhaps the same tensor: as many tokens of each text, appended to the texts' `caches`."""
         if self.attention is None:
-            return self._block.attend(x, caches[0])  # one token of one text
+            return self._block.attend(x, caches[0], 1)  # one token of one text
         self.reserve(len(x), caches)
         return self._attention_call(x)
 
     def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> Tensor:
         """x [T, D] -> [T, D], perhaps the same tensor."""
         if self.moe is None:
-            return self._block.feed_forward(x, observer)
-        if self.moe.resident:
+            self._block.feed_forward(x, observer)
+        elif self.moe.resident:
             self._moe_call(x)
             self.record_resident(len(x), observer)
         else:

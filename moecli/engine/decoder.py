@@ -21,10 +21,10 @@ from moecli.engine.team import Team
 from moecli.engine.weights import DenseWeights
 from moecli.experts.store import ExpertStore
 from moecli.formats import PLAIN
-from moecli.kernels.blocking import BUCKET
+from moecli.kernels.blocking import BLOCK, BUCKET
 from moecli.kernels.choice import serves
 from moecli.kernels.linear import linear
-from moecli.model.spec import Mixture, ModelSpec, Rope
+from moecli.model.spec import ModelSpec, Rope
 from moecli.planning.memory import cache_rows
 from moecli.store.progress import Progress, silent
 
@@ -54,7 +54,7 @@ class Decoder:
         if self.profile:
             new_block = partial(ProfiledBlock, profile=self.profile)
             new_step = partial(ProfiledLayer, profile=self.profile)
-        self._blocks = [new_block(spec, *layer, scratch, experts) for layer in layers]
+        self._blocks: list[Block] = [new_block(spec, *layer, scratch, experts) for layer in layers]
         self.team: Team | None = None
         self.decode_step: DecodeStep | None = None
         if native:
@@ -77,19 +77,25 @@ class Decoder:
         last_only: bool = False,
         watch: Progress = silent,
     ) -> Tensor:
-        """Feed `ids` [T] after what `cache` holds, chunk by chunk; returns the last chunk's normed states [t, D].
+        """Feed `ids` [T] after what `cache` holds; returns the normed states [t, D] of the last BLOCK of tokens.
 
+        A few tokens are one decode step. Of more, a block at a time passes layer after layer, so that each expert is
+        asked for once a block; what a token becomes depends neither on blocks nor on the cache's chunks.
         `last_only`: only the last token's [1, D]; the last layer's feed-forward is left out for the others, unless an
         observer wants to see their routing. `watch` is told of tokens.
         """
         with torch.inference_mode():
             for rotary in self._rotary.values():
                 rotary.prepare(cache.length + len(ids))
-            parts = ids.to(self.device).split(cache.chunk)
-            for index, part in enumerate(parts):
-                wanted = len(part) if not last_only or observer is not None else int(index == len(parts) - 1)
-                count = partial(_count, watch, index * cache.chunk, len(ids))
-                states = self._chunk(part, cache, observer, wanted, count)
+            ids = ids.to(self.device)
+            if self.decode_step and len(ids) <= self.decode_step.max_tokens:
+                states = self._step(ids, cache, observer)
+            else:
+                for start, part in zip(range(0, len(ids), BLOCK), ids.split(BLOCK), strict=True):
+                    last = start + len(part) == len(ids)
+                    wanted = len(part) if observer is not None or not last_only else int(last)
+                    count = partial(_count, watch, start, len(ids))
+                    states = self._block(part, cache, len(ids), observer, wanted, count)
             watch(len(ids), len(ids))
             return normalise(
                 states[-1:] if last_only else states, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps
@@ -124,10 +130,10 @@ class Decoder:
             if not is_finite(x):
                 return "in the embeddings"
             for index, (block, cache) in enumerate(zip(self._blocks, caches, strict=True)):
-                x = block.attend(x, cache)
+                x = block.attend(x, cache, len(ids))
                 if not is_finite(x):
                     return f"in the attention of layer {index}"
-                x = block.feed_forward(x, None)
+                block.feed_forward(x, None)
                 if not is_finite(x):
                     return f"in the feed-forward of layer {index}"
         return "in the logits"
@@ -154,10 +160,9 @@ class Decoder:
                         self._adjust_threads()
                         # As many rows for many lengths: the library compiles and keeps a product for each shape.
                         padded = F.pad(part, (0, 0, 0, -len(part) % bucket))
-                        part.copy_(block.attend(padded, cache)[: len(part)])
+                        part.copy_(block.attend(padded, cache, len(text))[: len(part)])
                 watch(2 * number + 1, 2 * len(self._blocks))
-                for part in x.split(len(x) if isinstance(layer.ffn, Mixture) else chunk):
-                    part.copy_(block.feed_forward(part, observer))
+                block.feed_forward(x, observer)
                 watch(2 * number + 2, 2 * len(self._blocks))
             if not is_finite(x):
                 raise not_finite("after the last layer", self.dtype)
@@ -166,26 +171,40 @@ class Decoder:
         x = self._embedding(ids)  # [t, D]
         return x if self.spec.embedding_multiplier == 1 else x * self.spec.embedding_multiplier
 
-    def _chunk(
-        self, ids: Tensor, cache: Cache, observer: RoutingObserver | None, wanted: int, count: Callable[[float], None]
+    def _step(self, ids: Tensor, cache: Cache, observer: RoutingObserver | None) -> Tensor:
+        assert self.decode_step
+        if observer is not None:
+            observer.tokens(ids)
+        self._adjust_threads()
+        return self.decode_step.forward(self._embed(ids), [cache.layers], observer)
+
+    def _block(
+        self,
+        ids: Tensor,
+        cache: Cache,
+        prompt: int,
+        observer: RoutingObserver | None,
+        wanted: int,
+        count: Callable[[float], None],
     ) -> Tensor:
         """The states after the last layer of the last `wanted` tokens, [wanted, D]; `count` is told of tokens done."""
         if observer is not None:
             observer.tokens(ids)
-        self._adjust_threads()
         x = self._embed(ids)
-        if self.decode_step and wanted and len(ids) <= self.decode_step.max_tokens:
-            return self.decode_step.forward(x, [cache.layers], observer)
-        *blocks, last_block = zip(self._blocks, cache.layers, strict=True)
-        for number, (block, layer_cache) in enumerate(blocks):
-            count(len(ids) * number / len(self._blocks))
-            x = block.forward(x, layer_cache, observer)
-            self._adjust_threads()
-            if self._unpacks and len(ids) > 1:
+        for number, (block, layer_cache) in enumerate(zip(self._blocks, cache.layers, strict=True)):
+            for part in x.split(cache.chunk):
+                self._adjust_threads()
+                part.copy_(block.attend(part, layer_cache, prompt))
+            count(len(ids) * (2 * number + 1) / (2 * len(self._blocks)))
+            if number == len(self._blocks) - 1:
+                x = x[len(ids) - wanted :]
+            if len(x):
+                self._adjust_threads()
+                block.feed_forward(x, observer)
+            count(len(ids) * (number + 1) / len(self._blocks))
+            if self._unpacks:
                 settings.return_freed_memory()
-        block, layer_cache = last_block
-        x = block.attend(x, layer_cache)[len(ids) - wanted :]
-        return block.feed_forward(x, observer) if wanted else x
+        return x
 
     def _adjust_threads(self) -> None:
         if self.team:

@@ -18,7 +18,7 @@ from moecli.engine.decode_step import NativeLayer
 from moecli.engine.router import Routing
 from moecli.experts.store import Statistics
 from moecli.kernels.decode_step import MoeSublayer
-from moecli.model.spec import Mixture
+from moecli.model.spec import FeedForward, Mixture
 
 Part = Literal["attention", "router", "experts", "waiting"]
 Seconds = defaultdict[tuple[int, Part], float]  # by layer and part
@@ -78,15 +78,16 @@ class ProfiledBlock(Block):
         super().__init__(*block)
         self._profile = profile
 
-    def attend(self, x: Tensor, cache: LayerCache) -> Tensor:
+    def attend(self, x: Tensor, cache: LayerCache, prompt: int) -> Tensor:
         with self._profile.time(self._index, "attention"):
-            return super().attend(x, cache)
+            return super().attend(x, cache, prompt)
 
-    def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> Tensor:
+    def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> None:
         if isinstance(self._ffn, Mixture):
-            return super().feed_forward(x, observer)
-        with self._profile.time(self._index, "experts"):
-            return super().feed_forward(x, observer)
+            super().feed_forward(x, observer)
+        else:
+            with self._profile.time(self._index, "experts"):
+                super().feed_forward(x, observer)
 
     def route(self, x: Tensor, mixture: Mixture) -> Routing:
         with self._profile.time(self._index, "router"):
@@ -95,6 +96,10 @@ class ProfiledBlock(Block):
     def moe_forward(self, x: Tensor, mixture: Mixture, routing: Routing) -> Tensor:
         with self._profile.time(self._index, "experts"):
             return super().moe_forward(x, mixture, routing)
+
+    def shared_forward(self, x: Tensor, mixture: Mixture, shared: FeedForward) -> Tensor:
+        with self._profile.time(self._index, "experts"):
+            return super().shared_forward(x, mixture, shared)
 
 
 class ProfiledLayer(NativeLayer):

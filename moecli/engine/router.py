@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from moecli.kernels.linear import linear
 from moecli.model.spec import GroupScore, Router, Scoring
 
 
@@ -21,7 +21,7 @@ class Routing(NamedTuple):
 
 def route(x: Tensor, weight: Tensor, bias: Tensor | None, router: Router) -> Routing:
     """x [T, D], weight [E, D] and bias [E] in float32."""
-    logits = F.linear(x.float(), weight)
+    logits = linear(x.float(), weight)
     if router.scoring is Scoring.SOFTMAX_OF_CHOSEN:
         best, topk_ids = logits.topk(router.top_k, dim=-1)
         return Routing(topk_ids, best.softmax(-1) * router.scaling, logits)
@@ -35,7 +35,12 @@ def route(x: Tensor, weight: Tensor, bias: Tensor | None, router: Router) -> Rou
 
 def gate_scores(logits: Tensor, router: Router) -> Tensor:
     """What the router thinks of each expert, [T, E]: their softmax, or each one's sigmoid."""
-    return logits.sigmoid() if router.scoring is Scoring.SIGMOID else logits.softmax(-1)
+    return sigmoid(logits) if router.scoring is Scoring.SIGMOID else logits.softmax(-1)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """Rounded from float64: in float32 torch's vectors differ from what they leave over, by the place of a number."""
+    return x.double().sigmoid().to(x.dtype)
 
 
 def _within_best_groups(ranking: Tensor, router: Router) -> Tensor:

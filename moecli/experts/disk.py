@@ -37,7 +37,9 @@ class Disk:
         self._began = 0.0
         self._staging = Arena(STAGING, max(staging_size(store.record(layer)) for layer, _ in store.spec.mixtures))
 
-    def fetch(self, layer: int, expert: int, slot: memoryview, arrived: Callable[[PendingRead], None]) -> PendingRead:
+    def fetch(
+        self, layer: int, expert: int, slot: memoryview, arrived: Callable[[PendingRead], None] | None = None
+    ) -> PendingRead:
         """Read one record whole into memory of at least its stride."""
         record = self._store.record(layer)
         return self._read(layer, expert, [(0, slot[: record.stride])], arrived)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 
 from moecli.experts.arena import Arena
@@ -13,7 +14,7 @@ from moecli.experts.policies import POLICIES, Slots
 from moecli.experts.readers import PendingRead, Readers
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.kernels.linear import Expert
-from moecli.store.expert_record import slots_per_layer
+from moecli.store.expert_record import STAGING, slots_per_layer
 from moecli.store.packed import PackedStore
 
 
@@ -37,34 +38,70 @@ class OffloadedExperts:
         """None: experts of any layer may move."""
 
     def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
-        """Residents first, then those that get a slot as they arrive, then those that only pass through."""
+        """Residents first, then the others as they arrive; for several tokens all in the order of their numbers."""
         here = self._layers[layer]
         access = here.slots.access(counts, tokens)
         # A slot whose read was interrupted is the expert's, but its bytes are not.
-        hits = [(expert, slot) for expert, slot in access.hits if expert in here.filled]
-        kept = access.misses + [(expert, slot) for expert, slot in access.hits if expert not in here.filled]
-        passing = [expert for expert, slot in kept if slot is None]
+        hits = {expert: here.first + slot for expert, slot in access.hits if expert in here.filled}
+        missing = access.misses + [(expert, slot) for expert, slot in access.hits if expert not in here.filled]
+        kept = {expert: here.first + slot for expert, slot in missing if slot is not None}
+        passing = [expert for expert, slot in missing if slot is None]
         self.statistics.hits += len(hits)
-        self.statistics.misses += len(kept)
-        here.filled.difference_update(expert for expert, _ in kept)
+        self.statistics.misses += len(missing)
+        here.filled.difference_update(expert for expert, _ in missing)
+        if tokens == 1:
+            yield from self._as_they_arrive(layer, hits, kept, passing)
+        else:
+            yield from self._in_order(layer, hits, dict(sorted(kept.items())), sorted(passing))
+
+    def _as_they_arrive(
+        self, layer: int, hits: Mapping[int, int], kept: Mapping[int, int], passing: Sequence[int]
+    ) -> Iterator[Group]:
         arrived: queue.SimpleQueue[PendingRead] = queue.SimpleQueue()
-        pending: dict[PendingRead, tuple[int, int]] = {}
+        pending: dict[PendingRead, int] = {}
         try:
-            for expert, slot in kept:
-                if slot is not None:
-                    index = here.first + slot
-                    read = self._disk.fetch(layer, expert, self._arena.memory(index), arrived.put)
-                    pending[read] = expert, index
+            for expert, index in kept.items():
+                pending[self._disk.fetch(layer, expert, self._arena.memory(index), arrived.put)] = expert
             with closing(self._disk.stream(layer, passing)) as stream:
                 if hits:
-                    yield [(expert, self._expert(layer, here.first + slot)) for expert, slot in hits]
+                    yield [(expert, self._expert(layer, index)) for expert, index in hits.items()]
                 for _ in range(len(pending)):
-                    read = self._disk.next(arrived)
-                    expert, index = pending[read]
-                    here.filled.add(expert)
-                    yield [(expert, self._expert(layer, index))]
+                    expert = pending[self._disk.next(arrived)]
+                    self._layers[layer].filled.add(expert)
+                    yield [(expert, self._expert(layer, kept[expert]))]
                 for each in stream:
                     yield [each]
+        finally:
+            for read in pending:
+                read.done.wait()
+
+    def _in_order(
+        self, layer: int, hits: Mapping[int, int], kept: Mapping[int, int], passing: Sequence[int]
+    ) -> Iterator[Group]:
+        """Read about in the order of their turns, a few ahead: the disk works while experts are computed."""
+        unread, pending = deque(kept), deque[PendingRead]()
+
+        def fetch() -> None:
+            if unread:
+                expert = unread.popleft()
+                pending.append(self._disk.fetch(layer, expert, self._arena.memory(kept[expert])))
+
+        try:
+            for _ in range(STAGING):
+                fetch()
+            with closing(self._disk.stream(layer, passing)) as stream:
+                streamed = iter(stream)
+                for expert in sorted((*hits, *kept, *passing)):
+                    if expert in hits:
+                        yield [(expert, self._expert(layer, hits[expert]))]
+                    elif expert in kept:
+                        self._disk.wait(pending[0])
+                        pending.popleft()
+                        self._layers[layer].filled.add(expert)
+                        fetch()
+                        yield [(expert, self._expert(layer, kept[expert]))]
+                    else:
+                        yield [next(streamed)]
         finally:
             for read in pending:
                 read.done.wait()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from moecli.experts.arena import CPU
+from moecli.kernels.blocking import CHUNK
 from moecli.kernels.linear import Expert, expert_outputs
 from moecli.model.spec import Activation
 
@@ -55,7 +58,11 @@ class ExpertStore(Protocol):
         ...
 
     def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
-        """Experts of a layer, in groups as they come to hand. `counts`: how many of the tokens take each."""
+        """Experts of a layer, in groups as they come to hand. `counts`: how many of the tokens take each.
+
+        Those in RAM or from disk come in the order of their numbers where several tokens are there to be computed
+        meanwhile: so little has to wait for its turn.
+        """
         ...
 
     def addresses(self, layer: int) -> Tensor | None:
@@ -66,53 +73,73 @@ class ExpertStore(Protocol):
 def moe_forward(
     store: ExpertStore, layer: int, activation: Activation, x: Tensor, topk_ids: Tensor, topk_weights: Tensor
 ) -> Tensor:
-    """The weighted sum of the selected experts. x [T, D], topk_ids and topk_weights [T, A]; returns [T, D].
+    """The weighted sum of the selected experts. x [T, D], topk_ids and topk_weights [T, A]; [T, D] in float32.
 
-    The sum is in rank order, whatever the order of arrival, so that placement never changes a bit.
+    The sum is in the order of the experts' numbers, whatever the order of arrival, so that placement never changes a
+    bit; one that comes before its turn waits. An expert in memory sees at most CHUNK tokens at once.
     """
-    if len(x) == 1:
-        outputs = torch.empty(topk_ids.shape[1], x.shape[1], device=x.device)
-        each_output(store, layer, activation, x, topk_ids, outputs)
-        return (topk_weights.float() @ outputs).to(x.dtype)
-    return _many(store, layer, activation, x, topk_ids.cpu(), topk_weights)
+    topk_ids, sums = topk_ids.cpu(), torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    if len(x) == 1:  # all that are at hand in one call
+        made = torch.empty(topk_ids.shape[1], x.shape[1], device=x.device)
+        each_output(store, layer, activation, x, topk_ids, made)
+        weighted = made * topk_weights[0].float()[:, None]
+        for rank in topk_ids[0].argsort().tolist():
+            sums += weighted[rank]
+        return sums
+    taken = _Taken(topk_ids, topk_weights)
+    rows = {CPU: x.cpu(), x.device: x}
+    turns = deque(taken.counts)
+    waiting: dict[int, Iterable[Tensor]] = {}
+
+    def outputs(each: tuple[int, Expert | Streamed], at_once: int) -> Iterator[Tensor]:
+        device = _device([each])
+        for tokens in taken.tokens[each[0]].split(at_once):
+            yield compute(rows[device][tokens.to(device)], [each], activation)[0].to(x.device)
+
+    with closing(store.iter_ready(layer, taken.counts, len(x))) as groups:
+        for number, expert in chain.from_iterable(groups):
+            parts = outputs((number, expert), CHUNK if isinstance(expert, tuple) else len(x))
+            waiting[number] = parts if number == turns[0] else list(parts)
+            while turns and turns[0] in waiting:
+                first = turns.popleft()
+                taken.add(first, waiting.pop(first), sums)
+    return sums
+
+
+class _Taken:
+    """Which tokens take each expert, and by what weight, from topk_ids [T, A] on the host and topk_weights [T, A]."""
+
+    def __init__(self, topk_ids: Tensor, topk_weights: Tensor) -> None:
+        chosen = topk_ids.flatten()
+        counts = chosen.bincount().tolist()
+        order = chosen.argsort(stable=True)  # those of one expert side by side
+        self.counts = {expert: count for expert, count in enumerate(counts) if count}  # in the order of the sum
+        self.tokens = dict(enumerate((order // topk_ids.shape[1]).split(counts)))
+        self._weights = topk_weights.float().flatten()[order.to(topk_weights.device)].split(counts)
+
+    def add(self, expert: int, outputs: Iterable[Tensor], sums: Tensor) -> None:
+        """Add what an expert made of its tokens, in parts [n, D], to the sums [T, D] in float32."""
+        first = 0
+        for part in outputs:
+            mine = slice(first, first := first + len(part))
+            weighted = part.float() * self._weights[expert][mine, None]
+            sums.index_add_(0, self.tokens[expert][mine].to(sums.device), weighted)
 
 
 def each_output(
     store: ExpertStore, layer: int, activation: Activation, x: Tensor, topk_ids: Tensor, outputs: Tensor
 ) -> None:
-    """What each expert that one token selects, topk_ids [1, A], makes of its x [1, D], into float32 [A, D].
+    """What each expert that one token selects, topk_ids [1, A] on the host, makes of its x [1, D], into float32 [A, D].
 
     Each group is computed where its weights are, by x or a copy of it on the host.
     """
-    ranks = {expert: rank for rank, expert in enumerate(topk_ids.cpu()[0].tolist())}
+    ranks = {expert: rank for rank, expert in enumerate(topk_ids[0].tolist())}
     host = x.cpu()
     with closing(store.iter_ready(layer, dict.fromkeys(ranks, 1), 1)) as groups:
         for group in groups:
             rows = x if _device(group) == x.device else host
             for (expert, _), output in zip(group, compute(rows, group, activation), strict=True):
                 outputs[ranks[expert]] = output[0]
-
-
-def _many(
-    store: ExpertStore, layer: int, activation: Activation, x: Tensor, topk_ids: Tensor, topk_weights: Tensor
-) -> Tensor:
-    tokens, active = topk_ids.shape
-    counts = topk_ids.flatten().bincount().tolist()
-    order = topk_ids.flatten().argsort(stable=True)  # assignments, those of one expert side by side
-    ends = list(accumulate(counts))
-    sorted_x = x[(order // active).to(x.device)]  # [T * A, D]
-    rows = {x.device: sorted_x, topk_ids.device: sorted_x.to(topk_ids.device)}
-    parts = torch.empty_like(sorted_x)
-    asked = {expert: count for expert, count in enumerate(counts) if count}
-    with closing(store.iter_ready(layer, asked, tokens)) as groups:
-        for each in chain.from_iterable(groups):
-            mine = slice(ends[each[0]] - counts[each[0]], ends[each[0]])
-            parts[mine] = compute(rows[_device([each])][mine], [each], activation)[0]
-    ranked = parts[order.argsort().to(x.device)].view(tokens, active, -1)
-    total = torch.zeros(tokens, x.shape[1], dtype=torch.float32, device=x.device)
-    for rank in range(active):
-        total.addcmul_(ranked[:, rank], topk_weights[:, rank, None])
-    return total.to(x.dtype)
 
 
 def _device(group: Group) -> torch.device:

@@ -1,6 +1,7 @@
 """Block sizes of the forward pass: the engine allocates by them, and the plan counts what it will allocate."""
 
-CHUNK = 512  # prompt tokens per pass through the layers
+BLOCK = 2048  # prompt tokens that pass a layer before any passes the next: each expert is asked for once
+CHUNK = 512  # of them, that attend at once
 SCORES = 4_000_000  # attention scores held at once
 BUCKET = 64  # keys are scored in multiples of this
 # The same of native attention, which keeps them for each thread: see c/generic/prompt_attention.inc.h

@@ -15,7 +15,7 @@ from moecli.kernels import abi
 from moecli.kernels.choice import chosen
 from moecli.kernels.library import loaded
 from moecli.kernels.linear import Matrix, format_of, native_bytes
-from moecli.kernels.native import ACTIVATIONS, FORMATS, NUMBERS, TILED, address
+from moecli.kernels.native import ACTIVATIONS, FORMATS, NUMBERS, address
 from moecli.model.spec import MLA, FeedForward, GroupedQuery, GroupScore, Mixture, NormKind, QkNorm, Router, Scoring
 
 # enum norm, qk_norm, scoring and group_score of c/native.h
@@ -24,7 +24,6 @@ _QK_NORMS = {QkNorm.NONE: 0, QkNorm.FULL: 1, QkNorm.HEAD: 2}
 _SCORINGS = {Scoring.SOFTMAX: 0, Scoring.SIGMOID: 1, Scoring.SOFTMAX_OF_CHOSEN: 2}
 _GROUP_SCORES = {GroupScore.MAX: 0, GroupScore.TOP2_SUM: 1}
 MAX_TOKENS = 8  # that go through a step together
-_PANEL_ROWS = 16  # that lie together: where a stacked matrix may be cut
 
 
 class Weights(Protocol):
@@ -53,11 +52,6 @@ def serves(sublayer: Sublayer, matrices: Iterable[Matrix]) -> bool:
     plain = sublayer.dtype in NUMBERS and sublayer.before.device.type == "cpu"
     native = plain and chosen(sublayer.format, "cpu") == "native"
     return native and native_bytes(sublayer.format, matrices) is not None
-
-
-def can_cut(dtype: str, intermediate_size: int) -> bool:
-    """Whether gate and up of that many rows each can be told apart where they are stacked, [2I, D]."""
-    return dtype not in TILED or intermediate_size % _PANEL_ROWS == 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,10 @@ def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
 
 def feed_forward(x: Tensor, gate_up: Matrix, down: Matrix, activation: Activation) -> Tensor:
     """down(activation(gate x) * up x) with gate and up stacked by rows, [2I, D]. x [T, D]; returns [T, D]."""
+    dtype, width = format_of(gate_up), gate_up.shape[0] // 2
+    if native.can_cut(dtype, width) and (data := native_bytes(dtype, [gate_up, down])):
+        gate, up = data[0].chunk(2)
+        return native.feed_forward(dtype, x, [(gate, up, data[1])], width, activation)[0].to(x.dtype)
     gate, up = linear(x, gate_up).chunk(2, dim=-1)
     return linear(ACTIVATIONS[activation](gate) * up, down)
 

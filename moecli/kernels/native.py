@@ -24,6 +24,7 @@ TILED = ("q4", "q3", "q8")  # packed natively too; 16 rows lie together, and act
 ACTIVATIONS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2, Activation.RELU: 3}
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NOT_FINITE, _TOO_LARGE = 2, 3
+_PANEL_ROWS = 16  # that lie together in tiled formats: where a stacked matrix may be cut
 
 
 def available(dtype: str) -> bool:
@@ -32,6 +33,11 @@ def available(dtype: str) -> bool:
     UsageError if MOECLI_ISA names an instruction set that is not here.
     """
     return dtype in FORMATS and library() is not None
+
+
+def can_cut(dtype: str, intermediate_size: int) -> bool:
+    """Whether gate and up of that many rows each can be told apart where they are stacked, [2I, D]."""
+    return dtype not in TILED or intermediate_size % _PANEL_ROWS == 0
 
 
 def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -68,13 +68,15 @@ def latent(
     start: int,
     first: int = 0,
     window: int | None = None,
+    prompt: int | None = None,
     expand: bool | None = None,
 ) -> Tensor:
     """The same over latents [rows, rank + rope], with queries [T, H, nope_dim + rope]: [T, H * w].
 
     `expansion` [H, nope_dim + w, rank] makes of a latent's first numbers what of a head's key does not rotate, and its
     value. `expand` says whether keys and values are expanded, a block at a time, or the queries meet the latents as
-    they are; None chooses what takes less arithmetic. Results of both differ by roundings.
+    they are; None chooses what takes less arithmetic for a `prompt` of so many tokens, these alone unless it is said.
+    Results of both differ by roundings.
     """
     tokens, heads, dim = queries.shape
     rows, width = latents.shape
@@ -85,7 +87,7 @@ def latent(
             f"{tuple(expansion.shape)}"
         )
     if expand is None:
-        expand = tokens * (width + rank - dim - value_dim) > rank * (nope_dim + value_dim)
+        expand = (prompt or tokens) * (width + rank - dim - value_dim) > rank * (nope_dim + value_dim)
     latents, expansion = latents.contiguous(), expansion.contiguous()
     return _attend(
         queries,

@@ -16,6 +16,7 @@ from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Timing
 from moecli.engine.router import Routing
 from moecli.engine.sampling import Sampler, Sampling
+from moecli.kernels.library import library
 from moecli.model.spec import GroupedQuery, Rope
 from tests.support.checkpoints import make, prompt, write
 from tests.support.running import answer, greedy, load, score, session
@@ -92,6 +93,24 @@ def test_pieces_of_mixed_sizes_give_the_same_logits(
         assert close(decoders[name].logits(states), whole[name][begin - len(states) : begin])
 
     check()
+
+
+@pytest.mark.skipif(library() is None, reason="torch's own products depend on their height")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "q8", "q4", "nf4"])
+@pytest.mark.parametrize("name", MODELS)
+def test_no_bit_of_a_prompt_depends_on_chunks_and_blocks(
+    name: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks and chunks of one token, of what is left over, of all: memory decides about them, not about the answer."""
+    family, changes = MODELS[name]
+    decoder = load(write(make(family, **changes), tmp_path), dtype)
+    text = torch.tensor(prompt(200))  # latents are expanded for so many, for fewer not
+    found = []
+    for block, chunk in ((200, 200), (200, 1), (7, 3), (199, 150), (64, 64), (33, 32)):
+        monkeypatch.setattr("moecli.engine.decoder.BLOCK", block)
+        cache = decoder.new_cache(len(text) + 1, chunk)
+        found.append([decoder.forward(text, cache, last_only=True), decoder.forward(text[:1], cache)])
+    assert all(torch.equal(one, other) for each in found[1:] for one, other in zip(each, found[0], strict=True))
 
 
 @pytest.mark.parametrize("name", MODELS)
