@@ -58,7 +58,7 @@ def record(
         plan = opened.choose(
             lambda dtype: fit_layerwise(spec, dtype, most, total, opened.ram, streams, opened.vram_for(dtype))
         )
-        _layerwise(opened.decoder(plan, progress), plan.memory.chunk, texts, builder, watch)
+        _layerwise(opened.decoder(plan, progress), plan.memory.block, texts, builder, watch)
     return described(finish(builder, spec, opened.tokenizer, opened.name, plan.memory.dtype), spec)
 
 

@@ -122,7 +122,7 @@ class _Taken:
         first = 0
         for part in outputs:
             mine = slice(first, first := first + len(part))
-            weighted = part.float() * self._weights[expert][mine, None]
+            weighted = part.float().mul_(self._weights[expert][mine, None])  # nobody else has it
             sums.index_add_(0, self.tokens[expert][mine].to(sums.device), weighted)
 
 

@@ -107,8 +107,7 @@ def feed_forward(x: Tensor, gate_up: Matrix, down: Matrix, activation: Activatio
     """down(activation(gate x) * up x) with gate and up stacked by rows, [2I, D]. x [T, D]; returns [T, D]."""
     dtype, width = format_of(gate_up), gate_up.shape[0] // 2
     if native.can_cut(dtype, width) and (data := native_bytes(dtype, [gate_up, down])):
-        gate, up = data[0].chunk(2)
-        return native.feed_forward(dtype, x, [(gate, up, data[1])], width, activation)[0].to(x.dtype)
+        return native.stacked_feed_forward(dtype, x, data[0], data[1], width, activation).to(x.dtype)
     gate, up = linear(x, gate_up).chunk(2, dim=-1)
     return linear(ACTIVATIONS[activation](gate) * up, down)
 

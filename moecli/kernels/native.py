@@ -74,6 +74,18 @@ def feed_forward(
     return output
 
 
+def stacked_feed_forward(
+    dtype: str, x: Tensor, gate_up: Tensor, down: Tensor, intermediate_size: int, activation: Activation
+) -> Tensor:
+    """The same of one expert whose packed gate and up are one matrix, [2I, D], that `can_cut`: [T, D] in fp32."""
+    rows = _rows(x, x.shape[-1])
+    stacked = address(gate_up, bytes_for(dtype, (2 * intermediate_size, rows.shape[1])))
+    matrices = [stacked, stacked, address(down, bytes_for(dtype, (rows.shape[1], intermediate_size)))]
+    output = torch.empty(1, *rows.shape)
+    _call_experts("feed_forward", dtype, activation, rows, matrices, 1, intermediate_size, output, stacked=True)
+    return output[0]
+
+
 def gated(dtype: str, x: Tensor, gate: Tensor, up: Tensor, intermediate_size: int, activation: Activation) -> Tensor:
     """activation(gate x) * up x for x [T, D] on the CPU, gate and up [`intermediate_size`, D]: [T, I] in fp32.
 
@@ -135,6 +147,7 @@ def _call_experts(
     experts: int,
     intermediate_size: int,
     output: Tensor,
+    stacked: bool = False,
 ) -> None:
     found, addresses = loaded(), array("Q", matrices)
     found.call(
@@ -143,7 +156,7 @@ def _call_experts(
             found.thread_pool(),
             FORMATS[dtype],
             ACTIVATIONS[activation],
-            False,
+            stacked,
             _tokens(rows),
             addresses.buffer_info()[0],
             experts,

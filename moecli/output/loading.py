@@ -24,7 +24,7 @@ _KNOWN = 1.0  # seconds after which a rate means something
 def explain(plan: Plan) -> str:
     """The plan in words, a line each: every term of the sum, the budget, and what lies where."""
     need = plan.memory
-    lines = [f"{need.dtype}, context {need.context:,}, prompt in chunks of {need.chunk:,}"]
+    lines = [f"{need.dtype}, context {need.context:,}, prompt in blocks of {need.block:,} and chunks of {need.chunk:,}"]
     lines += [f"  {term.name:<15} {format_bytes(term.bytes):>9} = {term.formula}" for term in need.terms if term.bytes]
     lines.append(f"  RAM budget {format_bytes(plan.ram_budget)}; all in RAM takes {format_bytes(plan.full_ram)}")
     for name, tier in (("device", plan.device), ("RAM", plan.ram)):

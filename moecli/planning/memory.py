@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from moecli.formats import bytes_for
 from moecli.formats.blocks import block_rows
 from moecli.kernels import blocking, built
-from moecli.kernels.blocking import BUCKET, CHUNK, SCORES
+from moecli.kernels.blocking import BLOCK, BUCKET, CHUNK, SCORES
 from moecli.model.params import kv_numbers_per_token
 from moecli.model.spec import MLA, Attention, FeedForward, Mixture, ModelSpec, Part, alike
 from moecli.model.tensors import Tensor, counted_tensors, expert_count, expert_shapes
@@ -44,7 +44,8 @@ class MemoryEstimate:
     activations: Term
     device_activations: int  # the same on a device, where torch attends
     process: Term
-    chunk: int  # prompt tokens per pass
+    block: int  # prompt tokens that pass a layer together: each expert is read at most once for them
+    chunk: int  # of them, that attend at once
     expert_count: int  # over all layers
     bytes_per_expert: int  # of the largest
     slot_bytes: int  # the same in whole pages, as a slot holds it
@@ -70,8 +71,11 @@ class MemoryEstimate:
         return self.total + self.process.bytes
 
 
-def estimate_memory(spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int = CHUNK) -> MemoryEstimate:
+def estimate_memory(
+    spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int = CHUNK, block: int | None = None
+) -> MemoryEstimate:
     """Every byte that a run allocates; `dtype` is the format of the large matrices."""
+    block = min(BLOCK, context) if block is None else block
     mixtures = _mixtures(spec)
     records = [mixture_record(spec, mixture, dtype) for mixture in mixtures]
     sizes = [_expert_bytes(spec, mixture, dtype) for mixture in mixtures]
@@ -82,9 +86,10 @@ def estimate_memory(spec: ModelSpec, dtype: str, context: int, batch: int = 1, c
         dense=_dense(spec, dtype),
         experts=_experts(mixtures, sizes),
         kv=_kv(spec, dtype, context, batch, chunk),
-        activations=_activations(spec, dtype, context, batch, chunk, built.expected()),
-        device_activations=_activations(spec, dtype, context, batch, chunk, native=False).bytes,
+        activations=_activations(spec, dtype, context, batch, chunk, block, built.expected()),
+        device_activations=_activations(spec, dtype, context, batch, chunk, block, native=False, waiting=True).bytes,
         process=_process(),
+        block=block,
         chunk=min(chunk, context),
         expert_count=sum(layers * mixture.router.experts for mixture, layers in mixtures.items()),
         bytes_per_expert=max(sizes, default=0),
@@ -97,22 +102,10 @@ def estimate_memory(spec: ModelSpec, dtype: str, context: int, batch: int = 1, c
 
 
 def layerwise_memory(spec: ModelSpec, dtype: str, longest: int, tokens: int) -> MemoryEstimate:
-    """All hidden states are kept and the experts see them at once; one layer's cache at a time holds one text."""
-    memory = estimate_memory(spec, dtype, longest)
-    size = _number_bytes(dtype)
-    at_once = (
-        named("states", 3 * tokens * spec.hidden_size * size),
-        named("experts", max((_mixture(spec, mixture, tokens, size) for mixture in _mixtures(spec)), default=0)),
-        named("matrix library", int(min(64, tokens / CHUNK) * LIBRARY_CHUNK)),
-    )
-    together = under(f"for {tokens} tokens at once", add(at_once, ", "))
-    return replace(
-        memory,
-        chunk=tokens,
-        kv=replace(memory.kv, amount=Amount(memory.kv.bytes // len(spec.layers), f"1 layer of {memory.kv.formula}")),
-        activations=replace(memory.activations, amount=add((memory.activations.amount, together), "; ")),
-        device_activations=memory.device_activations + together.value,
-    )
+    """So many tokens of texts of up to `longest` pass a layer together; one layer's cache at a time holds one text."""
+    memory = estimate_memory(spec, dtype, longest, block=tokens)
+    kv = Amount(memory.kv.bytes // len(spec.layers), f"1 layer of {memory.kv.formula}")
+    return replace(memory, kv=replace(memory.kv, amount=kv))
 
 
 def default_context(spec: ModelSpec) -> int:
@@ -214,11 +207,23 @@ def _kv(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: int) -> Te
     return Term("KV cache", amount, "layers, key/value heads or latent rank, head_dim, sliding_window, --ctx, --batch")
 
 
-def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: int, native: bool) -> Term:
-    """The largest buffers alive at once while a chunk of the prompt passes a block, and the rotary tables."""
+def _activations(
+    spec: ModelSpec,
+    dtype: str,
+    context: int,
+    batch: int,
+    chunk: int,
+    block: int,
+    native: bool,
+    waiting: bool = False,
+) -> Term:
+    """The largest buffers alive at once while a block of the prompt passes a layer, and the rotary tables.
+
+    `waiting`: what experts make of the block may have to wait for its turn in the sum.
+    """
     size = _number_bytes(dtype)
     tokens = min(chunk, context)
-    chunks = context / CHUNK
+    chunks = max(context, block) / CHUNK
     kinds = [layer for layer, _ in alike(spec.layers)]
     tables = sum(2 * context * rope.dims * size for rope in {layer.attention.rope for layer in kinds})
     routers = sum((4 - size) * times * each.count for each, times in counted_tensors(spec) if each.role == "router")
@@ -227,10 +232,10 @@ def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: i
     unpacked = UNPACKED[dtype] * _largest_block(spec, dtype) if dtype in UNPACKED and not native else 0
     attention = _native_attention if native else _attention
     at_once = (
-        named("residual stream", 3 * tokens * spec.hidden_size * size),
+        named("residual stream", (block + 3 * tokens) * spec.hidden_size * size),
         named("attention", max((attention(layer.attention, tokens, context, size) for layer in kinds), default=0)),
         larger(
-            _feed_forwards(spec, tokens, size),
+            _feed_forwards(spec, dtype, block, size, waiting),
             named("logits", 2 * batch * spec.vocab_size * 4),
         ),
     )
@@ -240,7 +245,7 @@ def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: i
             named("routers in float32", routers),
             named("matrix library", library),
             *([named("unpacked rows", unpacked)] if unpacked else []),
-            under(f"for {tokens} prompt tokens at once", add(at_once, ", ")),
+            under(f"for {block} prompt tokens, {tokens} at once", add(at_once, ", ")),
         )
     )
     return Term("activations", amount, "hidden size, heads, expert width, vocab_size")
@@ -290,17 +295,18 @@ def _attention(attention: Attention, tokens: int, context: int, size: int) -> in
     return scores + packed + 3 * tokens * (attention.query_width + attention.cache_width) * size
 
 
-def _feed_forwards(spec: ModelSpec, tokens: int, size: int) -> Amount:
-    """The largest mixture; of a dense model gate and up beside their float32 sums."""
+def _feed_forwards(spec: ModelSpec, dtype: str, block: int, size: int, waiting: bool) -> Amount:
+    """The largest mixture; of a dense model gate and up of a chunk beside their float32 sums."""
     if mixtures := _mixtures(spec):
-        return named("experts", max(_mixture(spec, mixture, tokens, size) for mixture in mixtures))
+        return named("experts", max(_mixture(spec, mixture, dtype, block, size, waiting) for mixture in mixtures))
     widths = [layer.ffn.intermediate_size for layer, _ in alike(spec.layers) if isinstance(layer.ffn, FeedForward)]
-    return named("feed-forward", tokens * max(widths, default=0) * 2 * (size + 4))
+    return named("feed-forward", min(block, CHUNK) * max(widths, default=0) * 2 * (size + 4))
 
 
-def _mixture(spec: ModelSpec, mixture: Mixture, tokens: int, size: int) -> int:
-    """Every choice's input, and its output in two orders; the float32 sum; one expert's tokens on their way."""
+def _mixture(spec: ModelSpec, mixture: Mixture, dtype: str, block: int, size: int, waiting: bool) -> int:
+    """The normed states and their float32 sums; of one expert its tokens, what is between, and what they become."""
     width = mixture.latent_width or spec.hidden_size
-    outputs = 3 * tokens * mixture.router.top_k * width * size
-    inside = tokens * (2 * width + 2 * mixture.expert.intermediate_size) * size
-    return outputs + 2 * tokens * width * 4 + inside
+    rows = min(block, CHUNK) if mixture_record(spec, mixture, dtype).whole else block  # pieces pass but once
+    inside = rows * (width * (size + 8) + mixture.expert.intermediate_size * 5)
+    outputs = 4 * block * mixture.router.top_k * width if waiting else 0
+    return block * (spec.hidden_size * size + width * 4) + inside + outputs

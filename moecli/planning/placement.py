@@ -126,7 +126,7 @@ def fit(spec: ModelSpec, dtype: str, context: int, ram: int, device: int | None 
 def fit_layerwise(
     spec: ModelSpec, dtype: str, longest: int, tokens: int, ram: int, streams: bool, device: int | None = None
 ) -> Plan:
-    """The plan for reading `tokens` of many texts layer by layer, as many at once (`memory.chunk`) as memory allows.
+    """The plan for reading `tokens` of many texts layer by layer, as many at once (`memory.block`) as memory allows.
 
     `streams`: experts may be read from disk, which costs nothing here, since each is used once.
     """

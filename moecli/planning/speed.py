@@ -121,10 +121,10 @@ def _seconds_per_token(spec: ModelSpec, plan: Plan, bandwidths: Bandwidths, held
 
 
 def _first_token(spec: ModelSpec, plan: Plan, bandwidths: Bandwidths, prompt: int, case: int) -> float:
-    """Each chunk reads the experts that its tokens choose once; the arithmetic grows with the length."""
+    """Each block reads the experts that its tokens choose once; the arithmetic grows with the length."""
     memory, linear = plan.memory, bandwidths.multiplying(plan.memory.dtype, case)
     chunks = math.ceil(prompt / memory.chunk)
-    experts = chunks * _chosen(spec, min(prompt, memory.chunk))
+    experts = math.ceil(prompt / memory.block) * _chosen(spec, min(prompt, memory.block))
     weights = experts * (plan.ram.expert_bytes + plan.disk.expert_bytes)
     work = moved = 0.0
     if not plan.device.dense:

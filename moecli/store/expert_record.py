@@ -58,12 +58,17 @@ class Record:
         """From the start of one record to that of the next, in whole pages."""
         return pages(self.size)
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is read and multiplied in one piece."""
+        return self.size <= PIECE or self.dtype in WHOLE
+
     def pieces(self) -> tuple[Piece, ...]:
         """Gate and up together in runs of rows, then down: one piece if all of it is small.
 
         They depend on shape and format alone, never on a budget: a product's rounding depends on its shape.
         """
-        if self.size <= PIECE or self.dtype in WHOLE:
+        if self.whole:
             return (Piece(tuple(self.fields), 0, None, ((0, self.size),)),)
         inner = [name for name in self.fields if name != "down"]
         return (*self._cut(inner), *self._cut(["down"]))
@@ -71,7 +76,7 @@ class Record:
     @property
     def largest_piece(self) -> int:
         """Bytes that any piece takes, read in whole pages: in them, the places of its matrices repeat after PAGE."""
-        if self.size <= PIECE or self.dtype in WHOLE:
+        if self.whole:
             return pages(self.size)
         inner = [name for name in self.fields if name != "down"]
         return max(piece.buffer_size for names in (inner, ["down"]) for piece in self._cut(names, PAGE))

@@ -107,7 +107,7 @@ def test_texts_are_read_layer_by_layer_as_many_at_once_as_fit():
     spec = spec_of("mixtral")
 
     def tokens(ram: int, streams: bool = False) -> int:
-        return fit_layerwise(spec, "q4", 300, 10_000, ram, streams).memory.chunk
+        return fit_layerwise(spec, "q4", 300, 10_000, ram, streams).memory.block
 
     whole = place(layerwise_memory(spec, "q4", 300, 10_000), 0)
     half = place(layerwise_memory(spec, "q4", 300, 5_000), 0)

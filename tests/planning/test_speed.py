@@ -84,11 +84,19 @@ def test_a_short_prompt_does_not_read_every_expert_from_disk():
     assert short < long / 4
 
 
-def test_the_prompt_is_read_again_for_every_chunk():
+def test_the_experts_are_read_again_for_every_block():
+    """With a disk so slow that nothing else counts."""
     spec = SPECS["mixtral"]
-    plan = fit(spec, "q4", 2048, 8 << 30)
-    one, four = (estimate_throughput(spec, plan, KNOWN, prompt).first_token_high_s for prompt in (512, 2048))
-    assert plan.memory.chunk == 512 and four > 3.5 * one
+    plan = fit(spec, "q4", 8192, 8 << 30)
+    slow = replace(KNOWN, disk=1e6)
+    one, whole, more = (
+        estimate_throughput(spec, plan, slow, prompt).first_token_high_s for prompt in (512, 2048, 4096)
+    )
+    assert (
+        plan.memory.block == 2048
+        and one == pytest.approx(whole, rel=0.02)
+        and more == pytest.approx(2 * whole, rel=0.02)
+    )
 
 
 def test_formats_that_torch_unpacks_are_known_to_be_slow(monkeypatch):
@@ -167,15 +175,15 @@ def test_a_token_by_hand_on_a_device():
     *((dtype, True, (None, None)) for dtype in ("bf16", "q4", "q8", "nf4", "int8")),
     ("bf16", False, (None, None)), ("nf4", False, (2e9, 0.3e9)), ("int8", False, (5e9, 0.6e9)),
 ])  # fmt: skip
-@pytest.mark.parametrize("prompt", [1, 100, 512, 1300])
+@pytest.mark.parametrize("prompt", [1, 100, 512, 1300, 4097])
 def test_a_prompt_by_hand(dtype, native, rates, prompt, monkeypatch):
-    """Its chunks of 512 read what their tokens choose; every weight but the head multiplies every token."""
+    """Its blocks of 2,048 read what their tokens choose; every weight but the head multiplies every token."""
     monkeypatch.setattr(built, "expected", lambda: native)
     steps = (20e-6 if native else 0.2e-3, 2e-3)
     spec = SPECS["mixtral"]
     plan = place(estimate_memory(spec, dtype, 4096), 1 << 40)
-    chunks, tokens = -(-prompt // 512), min(prompt, 512)
-    passes = chunks * (1 - 0.75**tokens)
+    chunks, blocks, tokens = -(-prompt // 512), -(-prompt // 2048), min(prompt, 2048)
+    passes = blocks * (1 - 0.75**tokens)
     weights = passes * plan.memory.experts.bytes + chunks * dense_read_bytes(spec, dtype)
     pairs = 32 * 32 * prompt * prompt / 2
     work = prompt * (DENSE - HEAD + 32 * 2 * EXPERT) + 4 * 128 * pairs
