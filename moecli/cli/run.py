@@ -32,6 +32,7 @@ EXAMPLES = """Examples:
 """
 
 _SAMPLING = "Sampling"
+_DRAFTS = ("lookup", "off")
 _LONGEST = 512  # tokens of an answer, unless asked for more
 
 
@@ -91,6 +92,16 @@ def run(
         float | None, options.option(metavar="X", panel=_SAMPLING, help="Repetition penalty; 1 disables it.")
     ] = None,
     seed: running.Seed = None,
+    draft: Annotated[
+        str,
+        options.option(
+            metavar="WAY",
+            panel=_SAMPLING,
+            default=True,
+            values=_DRAFTS,
+            help="Guess ahead where the text repeats itself: lookup, off. The answer is the same.",
+        ),
+    ] = _DRAFTS[0],
     dtype: options.Dtype = "auto",
     ctx: options.Context = None,
     ram: options.Ram = None,
@@ -118,6 +129,8 @@ def run(
     Sampling options left out are the model's own (generation_config.json), else temperature 0.7.
     """
     running.check(dtype, policy, device)
+    if draft not in _DRAFTS:
+        raise UsageError.unknown("--draft", draft, " or ".join(_DRAFTS))
     options.check_output("--trace", trace)
     text = _read_prompt(model, prompt, prompt_option, file)
     if text is None and json:
@@ -140,7 +153,7 @@ def run(
         longest = max_tokens or min(_LONGEST, opened.defaults.max_new_tokens or _LONGEST)
         config = GenerationConfig(
             sampling, new_seed() if seed is None else seed, longest, tuple(map(terminal.clean, stop or ())),
-            system=system and terminal.clean(system), raw=raw,
+            system=system and terminal.clean(system), raw=raw, lookup=draft == "lookup",
         )  # fmt: skip
         plan = plan_for(opened, config, text)
     if not quiet:

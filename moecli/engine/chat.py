@@ -31,6 +31,7 @@ class GenerationConfig:
     stops: tuple[str, ...] = ()
     system: str | None = None  # message that a chat begins with
     raw: bool = False  # no chat template
+    lookup: bool = True  # guess ahead where the text repeats itself
 
 
 class Conversation:
@@ -100,7 +101,7 @@ class ChatSession:
     def __init__(self, loaded: LoadedModel, config: GenerationConfig) -> None:
         self.loaded, self.config = loaded, config
         self._conversation = Conversation(loaded.opened, config)
-        self._session = Session(loaded.decoder, loaded.cache)
+        self._session = Session(loaded.decoder, loaded.cache, lookup=config.lookup)
 
     @property
     def is_chat(self) -> bool:

@@ -65,6 +65,12 @@ class Decoder:
             if self.profile:
                 self.profile.apart = all(step.resident for step in steps)
 
+    @property
+    def can_draft(self) -> bool:
+        """Whether several tokens are a decode step, and each the same as alone: no rotation depends on the length."""
+        together = self.decode_step is not None and self.decode_step.max_tokens > 1
+        return together and not any(rope.depends_on_length for rope in self._rotary)
+
     def new_cache(self, capacity: int, chunk: int) -> Cache:
         """An empty cache for one text of at most `capacity` tokens, fed at most `chunk` at a time."""
         return Cache(self.spec, capacity, chunk, self.dtype, self.device)

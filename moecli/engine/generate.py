@@ -1,4 +1,4 @@
-"""Generation: prefill once, then one token at a time. Knows token ids and nothing of text."""
+"""Generation: prefill once, then a token at a time, or drafts checked together. Knows ids and nothing of text."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import torch
 from moecli.engine.block import RoutingObserver
 from moecli.engine.cache import Cache
 from moecli.engine.decoder import Decoder
+from moecli.engine.drafts import PromptLookup
 from moecli.engine.finite import is_finite, not_finite
 from moecli.engine.sampling import Sampler
 from moecli.errors import MoecliError
 from moecli.kernels.blocking import CHUNK
+from moecli.kernels.decode_step import MAX_TOKENS
 from moecli.store.progress import Progress, silent
 
 _LOG = logging.getLogger(__name__)
@@ -27,7 +29,9 @@ class Timing:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, already in the cache
-    steps: int = 0  # decode steps after the prompt
+    steps: int = 0  # tokens decoded after the prompt's own
+    drafted: int = 0  # of these, guessed and checked beside others
+    drafted_right: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
@@ -39,7 +43,7 @@ class Timing:
 
     @property
     def decode_rate(self) -> float | None:
-        """Decode steps per second."""
+        """Decoded tokens per second."""
         return self.steps / self.decode_s if self.decode_s > 0 else None
 
 
@@ -50,6 +54,7 @@ class Session:
     decoder: Decoder
     cache: Cache
     held: list[int] = field(default_factory=list)
+    lookup: bool = False  # drafts are looked up in the text: the same tokens, sooner where it repeats itself
     _torn: bool = False  # a forward pass was interrupted: the layers' caches disagree
 
     def generate(
@@ -80,36 +85,62 @@ class Session:
             "a prompt of %d tokens, %d of them cached; %d more at most", len(prompt), timing.cached_tokens, limit
         )
         seen = list(prompt)
+        drafts = PromptLookup(prompt) if self.lookup and observer is None and self.decoder.can_draft else None
         if team := self.decoder.team:
             team.begin()
-        for step in range(limit):
+        made = 0
+        while made < limit:
             began = time.perf_counter()
             if observer is not None:
-                observer.generated = step > 0
-            logits = self._feed(pending, observer, silent if step else watch)
-            token = sampler.pick(logits, seen)
+                observer.generated = made > 0
+            room = min(limit - made, MAX_TOKENS) - 1
+            draft = drafts.propose(room) if drafts and made else []
+            tokens = []
+            for logits, guess in zip(
+                self._feed(pending + draft, 1 + len(draft), observer, silent if made else watch),
+                [*draft, None],
+                strict=True,
+            ):
+                tokens.append(sampler.pick(logits, seen))
+                seen.append(tokens[-1])
+                if tokens[-1] != guess:
+                    break
+            self._forget(len(draft) + 1 - len(tokens))
             spent = time.perf_counter() - began
-            if step == 0:
+            if drafts:
+                if made:
+                    drafts.measured(1 + len(draft), spent)
+                for token in tokens:
+                    drafts.add(token)
+            if made == 0:
                 timing.prefill_s = spent
             else:
                 timing.decode_s += spent
-                timing.steps += 1
+                timing.steps += len(tokens)
+                timing.drafted += len(draft)
+                timing.drafted_right += len(tokens) - 1
             if profile := self.decoder.profile:
-                profile.end_step(profile.decode if step else profile.prefill, len(pending), spent)
-            yield token
-            pending = [token]
-            seen.append(token)
+                profile.end_step(profile.decode if made else profile.prefill, len(pending + draft), spent)
+            made += len(tokens)
+            pending = tokens[-1:]
+            yield from tokens
 
-    def _feed(self, ids: list[int], observer: RoutingObserver | None, watch: Progress) -> torch.Tensor:
-        """Append `ids` to the text; returns the logits [V] after the last. CheckpointError if they are no numbers."""
+    def _feed(self, ids: list[int], wanted: int, observer: RoutingObserver | None, watch: Progress) -> torch.Tensor:
+        """Append `ids` to the text; returns the logits [`wanted`, V] after the last. CheckpointError if not finite."""
         self._torn = True
-        states = self.decoder.forward(torch.tensor(ids), self.cache, observer, last_only=True, watch=watch)
+        states = self.decoder.forward(torch.tensor(ids), self.cache, observer, last_only=wanted == 1, watch=watch)
         self.held.extend(ids)
         self._torn = False
-        logits = self.decoder.logits(states[-1:])[0].cpu()
+        logits = self.decoder.logits(states[-wanted:]).cpu()
         if not is_finite(logits):
             raise not_finite(self.decoder.first_not_finite(torch.tensor(self.held[-CHUNK:])), self.decoder.dtype)
         return logits
+
+    def _forget(self, count: int) -> None:
+        """The last tokens were not to come."""
+        if count:
+            del self.held[-count:]
+            self.cache.rewind(len(self.held))
 
     def _rewind(self, prompt: Sequence[int]) -> int:
         """Keep what cache and prompt share, at most all but the last id, whose logits are needed."""

@@ -31,9 +31,10 @@ def statistics(loaded: LoadedModel, answer: Answer) -> tuple[str, ...]:
     cached = f" ({timing.cached_tokens} cached)" if timing.cached_tokens else ""
     prompt = f"prompt {timing.prompt_tokens} tokens{cached}{_rate(timing.prefill_rate)}"
     said = f"answer {len(answer.token_ids)} tokens{_rate(timing.decode_rate)}"
+    guessed = f" ({timing.drafted_right} of {timing.drafted} guesses right)" if timing.drafted else ""
     peak, planned = format_bytes(machine.peak_rss()), format_bytes(loaded.plan.ram.total)
     return (
-        f"{prompt}; {said}; peak memory {peak} (planned {planned})",
+        f"{prompt}; {said}{guessed}; peak memory {peak} (planned {planned})",
         f"{prompt}; {said}; {peak} of {planned}",
         f"{prompt}; {said}",
         said,

@@ -26,6 +26,7 @@ GREEDY = ("--temperature", "0", "-n", "16")
 CONTRACT = {
     "schema_version", "model", "dtype", "device", "text", "token_ids", "prompt_tokens", "completion_tokens",
     "finish_reason", "prefill_s", "decode_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_rss_bytes",
+    "drafted_tokens", "drafted_tokens_right",
     "planned_bytes", "expert_cache",
 }  # fmt: skip
 

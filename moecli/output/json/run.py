@@ -28,6 +28,8 @@ def document(session: ChatSession, answer: Answer) -> dict[str, Any]:
         "token_ids": answer.token_ids,
         "prompt_tokens": timing.prompt_tokens,
         "completion_tokens": len(answer.token_ids),
+        "drafted_tokens": timing.drafted,
+        "drafted_tokens_right": timing.drafted_right,
         "finish_reason": answer.finish_reason,
         "prefill_s": timing.prefill_s,
         "decode_s": timing.decode_s,
