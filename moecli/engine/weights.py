@@ -14,8 +14,9 @@ from moecli import formats
 from moecli.checkpoint.binding import Slice, Weights, format_of
 from moecli.checkpoint.reading import read_into, read_rows
 from moecli.experts.arena import CPU
+from moecli.formats import q8
 from moecli.formats.plain import torch_dtype
-from moecli.kernels.linear import Matrix, as_matrix, pack
+from moecli.kernels.linear import Matrix, Packed, as_matrix, pack
 from moecli.model import tensors
 from moecli.model.spec import ModelSpec, Part
 from moecli.store.expert_record import dense_dtype
@@ -75,7 +76,12 @@ class DenseWeights:
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids [T] -> rows of the input table [T, D]."""
-        return F.embedding(ids, self.outside["embedding"]) if self._rows is None else self._rows(ids)
+        if self._rows is not None:
+            return self._rows(ids)
+        table = self.outside.matrix("embedding")
+        if isinstance(table, Packed):
+            return q8.gather(table.data, table.shape, ids, self.dtype)
+        return F.embedding(ids, table)
 
 
 def checkpoint_weights(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMATS",
     "PLAIN",
+    "TILED",
     "Codec",
     "Format",
     "bytes_for",
@@ -132,6 +133,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
     }
 )
 PLAIN = ("fp32", "bf16", "fp16")
+TILED = ("q4", "q3", "q8")  # strips of 16 rows; activations are rounded to int8
 
 
 def check_dtype(name: str) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from moecli.formats.tiles import LARGEST, ROWS, Tiling, check_range
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 GROUP = 32
@@ -79,6 +80,22 @@ def _decode(strips_of_bytes: Tensor, columns: int) -> Tensor:
     codes = lanes.permute(0, 3, 1, 2).contiguous().view(torch.int8).view(strips, ROWS, count, GROUP)
     scales = tiles[..., :_SCALES].contiguous().view(torch.float16).transpose(1, 2)
     return codes.float().mul_(scales.float().div_(128).unsqueeze(-1)).view(strips * ROWS, count * GROUP)
+
+
+def gather(packed: Tensor, shape: tuple[int, int], rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Some rows [n] of the matrix [out, in], unpacked: [n, in]. The rest of their strips is not looked at."""
+    import torch
+
+    tiles = -(-shape[1] // GROUP)
+    strips, row = (rows // ROWS)[:, None], (rows % ROWS)[:, None]
+    halves = packed.view(torch.float16).view(-1, tiles, TILE // 2)
+    lanes = packed.view(torch.int32).view(-1, tiles, TILE // 4)
+    tile = torch.arange(tiles, device=packed.device)
+    line = torch.arange(8, device=packed.device) * ROWS + _SCALES // 4
+    scales = halves[strips, tile, row]  # [n, tiles]
+    codes = lanes[strips[..., None], tile[:, None], row[..., None] + line].view(torch.int8)  # [n, tiles, 32]
+    weights = codes.float().mul_(scales.float().div_(128).unsqueeze(-1))
+    return weights.flatten(1)[:, : shape[1]].to(dtype)
 
 
 _TILING = Tiling(GROUP, lambda columns: -(-columns // GROUP) * TILE, _encode, _decode)

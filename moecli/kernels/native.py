@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moecli.errors import CheckpointError
-from moecli.formats import bytes_for
+from moecli.formats import TILED, bytes_for
 from moecli.formats.blocks import check_finite
 from moecli.formats.tiles import LARGEST
 from moecli.kernels import abi
@@ -20,7 +20,6 @@ Expert = tuple[Tensor, Tensor, Tensor]  # packed gate [I, D], up [I, D], down [D
 
 # enum format, activation, number and status of c/native.h
 FORMATS = {"q4": 0, "q3": 1, "q8": 2, "fp32": 3, "bf16": 4, "fp16": 5, "int8": 6, "nf4": 7}
-TILED = ("q4", "q3", "q8")  # packed natively too; 16 rows lie together, and activations are rounded to int8
 ACTIVATIONS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2, Activation.RELU: 3}
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NOT_FINITE, _TOO_LARGE = 2, 3

@@ -13,12 +13,13 @@ __all__ = ["EXPERT_MATRICES", "Part", "Tensor", "counted_tensors", "dense_tensor
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One logical tensor. `layer` is None outside the blocks. Matrices are [out, in]."""
+    """One logical tensor. `layer` is None outside the blocks. Matrices are [out, in]. `tied`: a table, and the head."""
 
     role: str
     shape: tuple[int, ...]
     part: Part
     layer: int | None = None
+    tied: bool = False
 
     @property
     def count(self) -> int:
@@ -50,7 +51,7 @@ def expert_count(hidden_size: int, expert: FeedForward) -> int:
 def dense_tensors(spec: ModelSpec) -> Iterator[Tensor]:
     """All tensors but the routed experts of the mixtures, in the order of the forward pass."""
     width = spec.hidden_size
-    yield Tensor("embedding", (spec.vocab_size, width), Part.EMBEDDING)
+    yield Tensor("embedding", (spec.vocab_size, width), Part.EMBEDDING, tied=spec.tied_embeddings)
     for index, layer in enumerate(spec.encoder):
         for tensor in _layer_tensors(spec, index, layer):
             yield replace(tensor, role=f"encoder_{tensor.role}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from moecli.formats import PLAIN, bytes_for
+from moecli.formats import PLAIN, TILED, bytes_for
 from moecli.formats.blocks import block_rows
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, Part
 from moecli.model.tensors import Tensor, expert_shapes
@@ -29,9 +29,14 @@ def compute_dtype(dtype: str, stored: str) -> str:
 
 
 def dense_dtype(tensor: Tensor, dtype: str, compute: str = "bf16") -> str:
-    """The format of one dense tensor in a model of format `dtype`: sensitive ones are never quantised."""
+    """The format of one dense tensor in a model of format `dtype`: sensitive ones are never quantised.
+
+    A table that is the head too is read whole for every token: in q8, which loses next to nothing.
+    """
     if dtype in PLAIN:
         return dtype
+    if tensor.tied and dtype in TILED:
+        return "q8"
     precise = tensor.role in _PRECISE_ROLES or tensor.part in _PRECISE_PARTS or len(tensor.shape) != 2
     return compute if precise else dtype
 

@@ -14,7 +14,7 @@ from moecli.errors import CheckpointError, json_object, unreadable
 from moecli.store.expert_record import Record
 
 FILE = "manifest.json"
-SCHEMA = 2  # 1: q4 had a scale per 64 weights and no multiples of it
+SCHEMA = 3  # 2: tied tables were in 16 bits; 1: q4 had a scale per 64 weights and no multiples of it
 _LARGEST = 256 * 2**20
 
 

@@ -7,7 +7,7 @@ import struct
 import pytest
 import torch
 
-from moecli.formats import bytes_for, codebook, pack, q3, q4, unpack
+from moecli.formats import bytes_for, codebook, pack, q3, q4, q8, unpack
 from tests.support.weight_samples import gaussian, heavy
 
 CODES = {
@@ -148,3 +148,11 @@ def test_padding_is_the_index_of_code_0() -> None:
     assert CODES["q4"] == q4.CODES and CODES["q3"] == q3.CODES and MULTIPLES == codebook.MULTIPLES
     q8 = bytes(pack("q8", torch.ones(1, 10)).tolist())
     assert q8[2:32] == bytes(30) and sum(q8[32:]) == 10 * 127
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (16, 32), (37, 70), (50, 160)])
+def test_rows_of_q8_are_those_of_the_whole(shape):
+    packed = pack("q8", torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+    rows = torch.tensor([shape[0] - 1, 0, shape[0] // 2, 0])
+    for dtype in (torch.float32, torch.bfloat16):
+        assert torch.equal(q8.gather(packed, shape, rows, dtype), unpack("q8", packed, shape, dtype)[rows])

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moecli.formats import FORMATS, bytes_for
+from moecli.formats import FORMATS, TILED, bytes_for
 from moecli.kernels import library, native
 from moecli.kernels.linear import ACTIVATIONS
 from moecli.model.spec import Activation
@@ -47,7 +47,7 @@ def test_a_product_is_that_of_the_activations_as_they_are_taken(
 
 
 @pytest.mark.parametrize("columns", [1024, 1025, 1088, 2112])
-@pytest.mark.parametrize("dtype", [each for each in samples.FORMATS if each not in native.TILED])
+@pytest.mark.parametrize("dtype", [each for each in samples.FORMATS if each not in TILED])
 def test_rows_of_several_spans(dtype: str, columns: int) -> None:
     """Sums go from span to span: alone and in company, with odd columns and where blocks of scales go across rows."""
     shape, x = (19, columns), samples.gaussian(5, columns, seed=1)
@@ -59,7 +59,7 @@ def test_rows_of_several_spans(dtype: str, columns: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", native.TILED)
+@pytest.mark.parametrize("dtype", TILED)
 @pytest.mark.parametrize(("width", "inner"), [(256, 64), (100, 40), (7, 129), (130, 200)])
 @pytest.mark.parametrize("tokens", [1, 4, 9, 200])
 def test_experts(dtype: str, activation: Activation, width: int, inner: int, tokens: int) -> None:
@@ -72,7 +72,7 @@ def test_experts(dtype: str, activation: Activation, width: int, inner: int, tok
         assert errors.median() < 1e-5 and errors.max() < 1e-2
 
 
-@pytest.mark.parametrize("dtype", [each for each in samples.FORMATS if each not in native.TILED])
+@pytest.mark.parametrize("dtype", [each for each in samples.FORMATS if each not in TILED])
 @pytest.mark.parametrize(("width", "inner", "tokens"), [(128, 64, 1), (100, 40, 9), (7, 129, 1), (192, 200, 4)])
 def test_experts_of_rows(dtype: str, width: int, inner: int, tokens: int) -> None:
     experts, x = samples.experts(dtype, width, inner, 2), samples.gaussian(tokens, width, seed=9)
@@ -130,7 +130,7 @@ def test_strange_activations(dtype: str) -> None:
     x[1, 5], x[2, 40], x[3, 0] = torch.nan, torch.inf, -torch.inf
     x[4], x[5], x[6], x[7] = 0, x[5] * 1e-28, x[6] * 1e30, 1e-38
     found = on_every_isa(lambda: native.linear(dtype, x, packed, (20, 96)).nan_to_num(nan=1e38))
-    if dtype in native.TILED:
+    if dtype in TILED:
         assert bool((found[1:4] == 1e38).all()) and bool((found[[4, 7]] == 0).all())
     else:  # whose activations are not rounded: an infinity stays one, and a small number small
         assert bool((found[1:4].abs() >= 1e38).all()) and bool((found[4] == 0).all())

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moecli import formats
+from moecli.formats import TILED
 from moecli.kernels import library, native
 from moecli.kernels.linear import ACTIVATIONS
-from moecli.kernels.native import TILED, Expert
+from moecli.kernels.native import Expert
 from moecli.model.spec import Activation
 
 FORMATS = tuple(native.FORMATS)
