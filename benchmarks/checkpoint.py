@@ -64,6 +64,20 @@ _QWEN3_30B_A3B = {
     "mlp_only_layers": [], "num_hidden_layers": 48, "vocab_size": 151936, "max_position_embeddings": 40960,
     "rope_theta": 1000000.0, "dtype": "bfloat16",
 }  # fmt: skip
+_DBRX = {
+    "architectures": ["DbrxForCausalLM"], "model_type": "dbrx", "d_model": 6144, "n_heads": 48, "n_layers": 2,
+    "max_seq_len": 32768, "vocab_size": 100352, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "attn_config": {"clip_qkv": 8, "kv_n_heads": 8, "rope_theta": 500000},
+    "ffn_config": {"ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4},
+}  # fmt: skip
+_GROK_1 = {
+    "architectures": ["Grok1ModelForCausalLM"], "model_type": "grok-1", "hidden_size": 6144,
+    "intermediate_size": 32768, "num_hidden_layers": 1, "num_attention_heads": 48, "num_key_value_heads": 8,
+    "num_experts": 8, "num_experts_per_tok": 2, "vocab_size": 131072, "max_position_embeddings": 8192,
+    "attn_output_multiplier": 0.08838834764831845, "embedding_multiplier_scale": 78.38367176906169,
+    "output_multiplier_scale": 0.5773502691896257, "max_attn_value": 30.0, "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "olmoe": _OLMOE,
     "olmoe-4-layers": _OLMOE | {"num_hidden_layers": 4},
@@ -72,6 +86,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "deepseek-v2-lite": _DEEPSEEK_V2_LITE,
     "qwen3-30b-a3b": _QWEN3_30B_A3B,
     "qwen3-30b-a3b-12-layers": _QWEN3_30B_A3B | {"num_hidden_layers": 12},
+    "dbrx-2-layers": _DBRX,
+    "grok-1-1-layer": _GROK_1,
     # 1.2 GB, little arithmetic per token: for memory measurements
     "small": _MIXTRAL
     | {
@@ -140,7 +156,9 @@ def _shards(shape: str) -> dict[str, Shard]:
         for expert in range(mixture.router.experts):
             for matrix in EXPERT_MATRICES:
                 named: NamedSlice = getattr(layout.experts, matrix)
-                shards[files[layer]][named.name.format(layer=layer, expert=expert)] = (matrix, shapes[matrix])
+                rows, columns = reversed(shapes[matrix]) if named.transposed else shapes[matrix]
+                rows *= mixture.router.experts if named.stacked else 1
+                shards[files[layer]][named.name.format(layer=layer, expert=expert)] = (matrix, (rows, columns))
     return shards
 
 
@@ -148,7 +166,7 @@ def _dense(spec: ModelSpec, layout: Layout, tensor: Tensor) -> Iterator[tuple[st
     """The stored tensors that, stacked by rows, are `tensor`."""
     names = layout.dense[tensor.role]
     rows = [tensor.shape[0] // len(names)] * len(names)
-    if tensor.role == "qkv" and tensor.layer is not None:
+    if tensor.role == "qkv" and tensor.layer is not None and len(names) == 3:
         attention = spec.layers[tensor.layer].attention
         assert isinstance(attention, GroupedQuery)
         rows = [attention.query_width, attention.kv_width, attention.value_width]

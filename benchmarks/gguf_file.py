@@ -20,13 +20,18 @@ from benchmarks.checkpoint import read_spec
 from moecli.model.spec import MLA, FeedForward, GroupedQuery, Mixture, ModelSpec, Part
 from moecli.model.tensors import Tensor, dense_tensors, expert_shapes
 
-_ARCHITECTURES = {"olmoe": "olmoe", "mixtral": "llama", "deepseek_v2": "deepseek2", "qwen3_moe": "qwen3moe"}
+_ARCHITECTURES = {
+    "olmoe": "olmoe", "mixtral": "llama", "deepseek_v2": "deepseek2", "qwen3_moe": "qwen3moe", "dbrx": "dbrx",
+    "grok-1": "grok",
+}  # fmt: skip
 _NAMES = {
     "embedding": "token_embd", "final_norm": "output_norm", "lm_head": "output",
     "attn_norm": "attn_norm", "o": "attn_output", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
     "q": "attn_q", "kv_a": "attn_kv_a_mqa", "kv_a_norm": "attn_kv_a_norm",
+    "post_attn_norm": "attn_output_norm", "post_ffn_norm": "layer_output_norm",
     "ffn_norm": "ffn_norm", "router": "ffn_gate_inp", "down": "ffn_down", "shared_down": "ffn_down_shexp",
 }  # fmt: skip
+_DBRX_NAMES = {"qkv": "attn_qkv", "ffn_norm": "attn_output_norm"}
 _BLOCK, _BLOCK_BYTES = 32, 18  # Q4_0: an fp16 scale and 32 nibbles, each a multiple of it from -8 to 7
 _SPREAD = 4.32  # the standard deviation of nibbles from -7 to 7
 
@@ -93,7 +98,9 @@ def _parts(spec: ModelSpec, tensor: Tensor) -> Iterator[tuple[str, tuple[int, ..
     """What one tensor of a spec is there: fused projections are several, kv_b is cut for its absorption."""
     rows, *rest = tensor.shape
     attention = spec.layers[tensor.layer or 0].attention
-    if tensor.role == "qkv" and isinstance(attention, GroupedQuery):
+    if spec.family == "dbrx" and tensor.role in _DBRX_NAMES:
+        yield _DBRX_NAMES[tensor.role], tensor.shape
+    elif tensor.role == "qkv" and isinstance(attention, GroupedQuery):
         widths = (attention.query_width, attention.kv_width, attention.value_width)
         yield from ((f"attn_{name}", (width, *rest)) for name, width in zip("qkv", widths, strict=True))
     elif tensor.role == "kv_b" and isinstance(attention, MLA):
@@ -114,6 +121,9 @@ def _describe(writer: GGUFWriter, spec: ModelSpec) -> None:
     writer.add_embedding_length(spec.hidden_size)
     writer.add_head_count(attention.heads)
     writer.add_layer_norm_rms_eps(spec.norm_eps)
+    writer.add_layer_norm_eps(spec.norm_eps)
+    if isinstance(attention, GroupedQuery) and attention.clip is not None:
+        writer.add_clamp_kqv(attention.clip)
     writer.add_rope_freq_base(attention.rope.theta)
     writer.add_rope_dimension_count(attention.rope.dims)
     if isinstance(attention, MLA):
