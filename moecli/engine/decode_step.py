@@ -80,9 +80,8 @@ class NativeLayer:
         """Add to x [T, D] what the store's selected experts, and the shared one, make of each token."""
         assert self._mixture is not None, "a plain feed-forward is resident"
         activation, top_k = self._mixture.expert.activation, self._mixture.router.top_k
-        for token, (normed, topk_ids) in enumerate(zip(moe.normed[: len(x)], moe.topk_ids, strict=False)):
-            outputs = moe.outputs[token * top_k : (token + 1) * top_k]
-            each_output(self._experts, self._index, activation, normed[None], topk_ids[None], outputs)
+        normed, topk_ids = moe.normed[: len(x)], moe.topk_ids[: len(x)]
+        each_output(self._experts, self._index, activation, normed, topk_ids, moe.outputs[: len(x) * top_k])
         moe.combine(x)
 
     def reserve(self, tokens: int, caches: Sequence[LayerCache]) -> None:

@@ -13,6 +13,7 @@ from moecli.experts.pieces import as_expert
 from moecli.experts.policies import POLICIES, Slots
 from moecli.experts.readers import PendingRead, Readers
 from moecli.experts.store import Group, Statistics, Streamed
+from moecli.kernels.decode_step import MAX_TOKENS
 from moecli.kernels.linear import Expert
 from moecli.store.expert_record import STAGING, slots_per_layer
 from moecli.store.packed import PackedStore
@@ -38,7 +39,7 @@ class OffloadedExperts:
         """None: experts of any layer may move."""
 
     def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
-        """Residents first, then the others as they arrive; for several tokens all in the order of their numbers."""
+        """Residents first, then the others as they arrive; for many tokens all in the order of their numbers."""
         here = self._layers[layer]
         access = here.slots.access(counts, tokens)
         # A slot whose read was interrupted is the expert's, but its bytes are not.
@@ -49,7 +50,7 @@ class OffloadedExperts:
         self.statistics.hits += len(hits)
         self.statistics.misses += len(missing)
         here.filled.difference_update(expert for expert, _ in missing)
-        if tokens == 1:
+        if tokens <= MAX_TOKENS:
             yield from self._as_they_arrive(layer, hits, kept, passing)
         else:
             yield from self._in_order(layer, hits, dict(sorted(kept.items())), sorted(passing))

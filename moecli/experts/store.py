@@ -60,7 +60,7 @@ class ExpertStore(Protocol):
     def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         """Experts of a layer, in groups as they come to hand. `counts`: how many of the tokens take each.
 
-        Those in RAM or from disk come in the order of their numbers where several tokens are there to be computed
+        Those in RAM or from disk come in the order of their numbers where many tokens are there to be computed
         meanwhile: so little has to wait for its turn.
         """
         ...
@@ -129,17 +129,25 @@ class _Taken:
 def each_output(
     store: ExpertStore, layer: int, activation: Activation, x: Tensor, topk_ids: Tensor, outputs: Tensor
 ) -> None:
-    """What each expert that one token selects, topk_ids [1, A] on the host, makes of its x [1, D], into float32 [A, D].
+    """What each expert that a token selects, topk_ids [T, A] on the host, makes of it, x [T, D]: float32 [T * A, D].
 
-    Each group is computed where its weights are, by x or a copy of it on the host.
+    Each is asked for once, and computed where its weights are, by x or a copy of it on the host.
     """
-    ranks = {expert: rank for rank, expert in enumerate(topk_ids[0].tolist())}
+    places: dict[int, list[int]] = {}
+    for place, expert in enumerate(topk_ids.flatten().tolist()):
+        places.setdefault(expert, []).append(place)
     host = x.cpu()
-    with closing(store.iter_ready(layer, dict.fromkeys(ranks, 1), 1)) as groups:
+    with closing(store.iter_ready(layer, {expert: len(its) for expert, its in places.items()}, len(x))) as groups:
         for group in groups:
             rows = x if _device(group) == x.device else host
-            for (expert, _), output in zip(group, compute(rows, group, activation), strict=True):
-                outputs[ranks[expert]] = output[0]
+            if len(x) == 1:  # all in one call
+                for (expert, _), output in zip(group, compute(rows, group, activation), strict=True):
+                    outputs[places[expert][0]] = output[0]
+                continue
+            for each in group:
+                its = torch.tensor(places[each[0]])
+                tokens = (its // topk_ids.shape[1]).to(rows.device)
+                outputs[its.to(outputs.device)] = compute(rows[tokens], [each], activation)[0].to(outputs.device)
 
 
 def _device(group: Group) -> torch.device:

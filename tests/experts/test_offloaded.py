@@ -118,24 +118,38 @@ def test_threads_and_chunks_agree_within_rounding(family: str, stores: Stores) -
         torch.set_num_threads(threads)
 
 
+class Used:
+    """Which experts were chosen, by layer."""
+
+    generated = False
+
+    def __init__(self) -> None:
+        self.experts: set[tuple[int, int]] = set()
+
+    def tokens(self, ids: torch.Tensor) -> None:
+        self.experts.clear()
+
+    def record(self, layer: int, routing: Routing) -> None:
+        self.experts.update((layer, expert) for expert in routing.topk_ids.flatten().tolist())
+
+
 @pytest.mark.parametrize("slots", [0, 1, 5])
 def test_a_prompt_reads_each_expert_once_whatever_its_chunks(slots: int, stores: Stores) -> None:
-    store, used = stores("mixtral", "q4"), set[tuple[int, int]]()
-
-    class Seen:
-        generated = False
-
-        def tokens(self, ids: torch.Tensor) -> None:
-            pass
-
-        def record(self, layer: int, routing: Routing) -> None:
-            used.update((layer, expert) for expert in routing.topk_ids.flatten().tolist())
-
+    store, used = stores("mixtral", "q4"), Used()
     streamed, ids = tiered(store, slots), torch.tensor(IDS * 5)
-    streamed.forward(ids, streamed.new_cache(len(ids), 7), Seen())
+    streamed.forward(ids, streamed.new_cache(len(ids), 7), used)
     found = streamed.experts.statistics
-    assert (found.hits, found.misses) == (0, len(used))
+    assert (found.hits, found.misses) == (0, len(used.experts))
     assert found.bytes_read == found.misses * store.record(0).stride
+
+
+def test_a_step_of_a_few_tokens_asks_for_each_expert_once(stores: Stores) -> None:
+    store, used = stores("mixtral", "q8"), Used()
+    streamed = tiered(store, 0)
+    if streamed.decode_step is None:
+        pytest.skip("no native library: a prompt of a few tokens is as any other")
+    streamed.forward(torch.tensor(IDS[:6]), streamed.new_cache(10, 10), used)
+    assert streamed.experts.statistics.misses == len(used.experts) > 4
 
 
 def test_a_budget_below_one_tokens_demand_still_hits(stores: Stores) -> None:
