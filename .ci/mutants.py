@@ -92,8 +92,9 @@ ROOMS = {
     ),
     "transfer": Room(
         ("hub/cache", "hub/client", "hub/download", "hub/headers", "hub/manifest", "hub/retry", "hub/transfer"),
-        ("tests/hub/test_retry.py", "tests/hub/test_download.py", "tests/cli/test_inspect_hub.py",
-         "tests/library/test_resolve.py",
+        ("tests/hub/test_retry.py", "tests/hub/test_answers.py", "tests/hub/test_cache.py",
+         "tests/hub/test_remote_headers.py", "tests/hub/test_manifests.py", "tests/hub/test_download.py",
+         "tests/cli/test_inspect_hub.py", "tests/library/test_resolve.py",
          "tests/hub/test_pull_offline.py", "tests/library/test_power_cuts.py::test_pull",
          "tests/hub/test_hostile.py"),
         skipped="any_answer_ends and inspect",
