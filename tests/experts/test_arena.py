@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,20 +53,33 @@ def test_slots_lie_one_behind_the_other(count: int, size: int) -> None:
 def locked(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
     """Sizes by address of what is locked now. More than a mebibyte is refused."""
     found: dict[int, int] = {}
+    waited: list[torch.device] = []
+    current: list[torch.device] = []
 
     def register(address: int, size: int, flags: int) -> int:
+        assert current == [CARD] and flags == 0
         if address in found or size > 2**20:
             return 1
         found[address] = size
         return 0
 
+    def unregister(address: int) -> None:
+        assert waited == [CARD], "copies may be on their way"
+        del found[address]
+
+    @contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.pop()
+
     runtime = SimpleNamespace(
-        cudaHostRegister=register, cudaHostUnregister=found.pop, cudaError=SimpleNamespace(success=0)
+        cudaHostRegister=register, cudaHostUnregister=unregister, cudaError=SimpleNamespace(success=0)
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The words of an estimate are its arithmetic: every formula, evaluated as people read it, gives the bytes beside it."""
+"""The words of an estimate are its arithmetic: every formula, evaluated as it is read, gives the bytes beside it."""
 
 from __future__ import annotations
 
