@@ -102,7 +102,8 @@ ROOMS = {
     "generation": Room(
         ("engine/answer", "engine/chat", "engine/generate", "engine/limits", "engine/sampling"),
         ("tests/engine/test_answer.py", "tests/engine/test_steps.py", "tests/engine/test_chat.py",
-         "tests/engine/test_limits.py", "tests/engine/test_loaded.py", "tests/engine/test_generate.py", "tests/engine/test_sampling.py"),
+         "tests/engine/test_limits.py", "tests/engine/test_loaded.py", "tests/engine/test_generate.py",
+         "tests/engine/test_sampling.py"),
     ),
 }  # fmt: skip
 
