@@ -96,6 +96,7 @@ ROOMS = {
          "tests/hub/test_remote_headers.py", "tests/hub/test_manifests.py", "tests/hub/test_download.py",
          "tests/cli/test_inspect_hub.py", "tests/library/test_resolve.py",
          "tests/hub/test_pull_offline.py", "tests/library/test_power_cuts.py::test_pull",
+         "tests/hub/test_environment.py", "tests/hub/test_supplement.py", "tests/hub/test_pickled_headers.py",
          "tests/hub/test_hostile.py"),
         skipped="any_answer_ends and inspect",
     ),
@@ -103,7 +104,7 @@ ROOMS = {
         ("engine/answer", "engine/chat", "engine/generate", "engine/limits", "engine/sampling"),
         ("tests/engine/test_answer.py", "tests/engine/test_steps.py", "tests/engine/test_chat.py",
          "tests/engine/test_limits.py", "tests/engine/test_loaded.py", "tests/engine/test_generate.py",
-         "tests/engine/test_sampling.py"),
+         "tests/engine/test_sampling.py", "tests/engine/test_finite.py"),
     ),
 }  # fmt: skip
 

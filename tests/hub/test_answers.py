@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
+from huggingface_hub import constants, errors
 
 from moecli import __version__
 from moecli.errors import NetworkError
@@ -341,3 +344,77 @@ def test_only_the_connection_to_the_target_is_judged(host: str, monkeypatch: pyt
     see("connection.connect_tcp.complete", done)
     see("http11.send_request_headers.started", {})
     assert connection.closed == (host == "cdn.example.org")
+
+
+@pytest.mark.parametrize("variable", ["HF_OIDC_RESOURCE", "HF_TOKEN_PATH"])
+@pytest.mark.parametrize(
+    "error", [ValueError("a reason"), OSError("a reason"), errors.LocalTokenNotFoundError("a reason")]
+)
+def test_a_token_that_cannot_be_had(error: Exception, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def get_token() -> str:
+        raise error
+
+    monkeypatch.setattr(client.library(), "get_token", get_token)
+    if variable == "HF_OIDC_RESOURCE":
+        monkeypatch.setenv(variable, "x")
+    with pytest.raises(NetworkError) as refused:
+        client._token()
+    assert refused.value.message == "no token can be had: a reason"
+    assert refused.value.hint == f"set HF_TOKEN to a token, and unset {variable}"
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    assert client._token() is None
+
+
+def test_the_library_is_loaded_in_silence_and_logs_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it fails; who is to look at what is named."""
+    for name in (*client.environment.proxies(), "NO_PROXY", "no_proxy", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    load = client.library.__wrapped__
+    logger = logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(logger, "handlers", [logging.StreamHandler()])
+    before = logging.root.manager.disable
+    assert load() is huggingface_hub and [type(each) for each in logger.handlers] == [logging.NullHandler]
+    for names, hint in (({}, None), ({"NO_PROXY": "a", "HTTPS_PROXY": "http://p:1"}, "look at HTTPS_PROXY, NO_PROXY")):
+        for name, value in names.items():
+            monkeypatch.setenv(name, value)
+
+        def failing() -> None:
+            assert logging.root.manager.disable == logging.CRITICAL
+            raise ValueError("no such thing")
+
+        monkeypatch.setattr(huggingface_hub, "get_session", failing)
+        with pytest.raises(NetworkError) as refused:
+            load()
+        assert (refused.value.message, refused.value.hint) == ("no connection can be prepared: no such thing", hint)
+        assert logging.root.manager.disable == before
+
+
+def test_what_the_transport_raises_is_known() -> None:
+    """Whichever HTTP library is under huggingface_hub."""
+    found = client._transport_failures(KeyError)
+    assert OSError in found and UnicodeError in found and KeyError in found
+    assert not any(issubclass(each, BaseException) and not issubclass(each, Exception) for each in found)
+    names = {each.__name__ for each in found}
+    assert "InvalidURL" in names and "HTTPError" in names
+    raised = set(client._library_failures())
+    assert {errors.HfHubHTTPError, errors.LocalTokenNotFoundError} <= raised
+
+
+def test_what_leads_nowhere_and_what_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for target, words in (
+        ("file", "redirects to a 'file' address"),
+        ("x" * 30, f"redirects to a '{'x' * 20}' address"),
+    ):
+        with pytest.raises(NetworkError, match=f"hub.example.org {words}"):
+            client._check_redirect("hub.example.org", SimpleNamespace(scheme=target, host="hub.example.org"))
+    monkeypatch.setattr(client, "_addresses", lambda host: pytest.fail("looked up"))
+    client._check_redirect("hub.example.org", SimpleNamespace(scheme="http", host="hub.example.org"))
+
+
+def test_offline_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for ask in (lambda: client.listing(REPO, None), lambda: client.get(REPO, None, "x").__enter__()):
+        with pytest.raises(NetworkError) as refused:
+            ask()
+        assert refused.value.message == f"'{REPO}' is on the Hub, and the network is not to be used"
+        assert refused.value.hint == "unset HF_HUB_OFFLINE (and TRANSFORMERS_OFFLINE)"
