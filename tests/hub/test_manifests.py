@@ -6,12 +6,15 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moecli.errors import CheckpointError, DiskError, NetworkError
 from moecli.hub import bounds, download
+from moecli.hub import headers as remote
 from moecli.hub import manifest as manifests
 from moecli.hub.cache import blob_hash
 from moecli.hub.download import (
@@ -288,8 +291,6 @@ def test_a_ref_is_written_once_and_never_for_a_commit(manifest: DownloadManifest
     download.write_ref(manifest)
     assert ref.stat().st_mtime_ns == stamp
     shutil.rmtree(ref.parent)
-    from dataclasses import replace
-
     download.write_ref(replace(manifest, revision=COMMIT))
     assert not ref.parent.exists()
     download.write_ref(replace(manifest, revision="refs/pr/7"))
@@ -466,3 +467,86 @@ def test_the_patterns_of_names() -> None:
         ".x"
     )
     assert not manifests._PLAIN_NAME.fullmatch("-x") and not manifests._PLAIN_NAME.fullmatch("a b")
+
+
+# How much at once, and how patiently
+
+
+def test_four_files_and_eight_headers_at_once(hub: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    each_file, in_background = download.each, download.each_in_background
+
+    def noted_files(*arguments: Any, **more: Any) -> Any:
+        asked.append(more["ahead"])
+        return each_file(*arguments, **more)
+
+    def noted_headers(action: Any, items: Any, at_once: int) -> Any:
+        asked.append(at_once)
+        return in_background(action, items, at_once)
+
+    monkeypatch.setattr(download, "each", noted_files)
+    for room in (download, remote):
+        monkeypatch.setattr(room, "each_in_background", noted_headers)
+    download.fetch_all(read_manifest(REPO, None, ONCE), Seen(), ONCE)
+    assert asked == [3, 3]  # beside the one that is waited for: texts, then weights
+    asked.clear()
+    assert remote.Repository(REPO, None).headers({}) == {}
+    list(download.headers(replace(read_manifest(REPO, None, ONCE), weights=()), None))
+    assert asked == [8, 8]
+
+
+def test_small_questions_are_asked_four_times(hub: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights eight times, and more while they make progress."""
+    policies: list[RetryPolicy] = []
+    retried = manifests.retry
+
+    def noted(action: Any, policy: RetryPolicy, *rest: Any, **more: Any) -> Any:
+        policies.append(policy)
+        return retried(action, policy, *rest, **more)
+
+    for room in (manifests, download):
+        monkeypatch.setattr(room, "retry", noted)
+    found = read_manifest(REPO)
+    assert policies == [RetryPolicy(attempts=4)] * 2  # the listing and the configuration
+    list_files(REPO, None)
+    assert policies[2:] == [RetryPolicy(attempts=4)]
+    with pytest.raises(CheckpointError):
+        list(download.headers(found, None))  # no weights of a format
+    assert policies[3:] == [RetryPolicy(attempts=4)]
+    assert RetryPolicy() == RetryPolicy(8, 0.5, 30, 600)
+
+
+def test_what_is_there_is_read_a_mebibyte_at_a_time(tmp_path: Path) -> None:
+    found: list[int] = []
+
+    class Told(Seen):
+        def found(self, file: RemoteFile, size: int) -> None:
+            found.append(size)
+
+    file = named("x", bytes(2**21 + 9), large=True)
+    (tmp_path / f"{file.hash}.incomplete").write_bytes(bytes(2**21 + 9))
+    with _Partial(tmp_path / file.hash, file, Told(), threading.Event()) as part:
+        assert part.settled()
+    assert found == [2**20, 2**20, 9]
+
+
+def test_nothing_is_written_where_a_file_is_whole(hub: hub_server.Hub) -> None:
+    """By its link; by its blob alone, a link is made and nothing fetched. Both are told as found."""
+    found = read_manifest(REPO, None, ONCE)
+    file, seen = found.weights[0], Seen()
+    list(each(found, [file], seen, policy=ONCE))
+    assert seen.arrived == {file.name: 7} and not seen.earlier
+    (found.snapshot / file.name).unlink()
+    hub.seen.clear()
+    for _ in range(2):
+        seen = Seen()
+        assert list(each(found, [file], seen, policy=ONCE)) == [(file, found.snapshot / file.name)]
+        assert seen.earlier == {file.name: 7} and not seen.arrived and not hub.seen
+        assert (found.snapshot / file.name).readlink() == Path("../../blobs") / file.hash
+
+
+def test_trouble_with_the_cache_folder_is_explained(manifest: DownloadManifest) -> None:
+    with pytest.raises(DiskError) as said, download._explained(manifest.root):
+        raise OSError(5, "Input/output error")
+    assert said.value.message == f"{manifest.root} cannot be written: Input/output error"
+    assert said.value.hint == "HF_HOME or HF_HUB_CACHE names another folder for the cache"
