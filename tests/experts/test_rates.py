@@ -63,6 +63,7 @@ class Noted(Copies):
 def test_copies_and_products_take_other_weights_each_time(
     in_ram: int, cold: int, turns: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert rates._COLD == 128 * 2**20  # no processor's cache holds so much
     slots, ram = Arena(1, RECORD.stride), Arena(in_ram, RECORD.stride)
     for index in range(in_ram):
         ram.slot(index).fill_(255)  # as numbers, none

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -550,3 +552,55 @@ def test_trouble_with_the_cache_folder_is_explained(manifest: DownloadManifest) 
         raise OSError(5, "Input/output error")
     assert said.value.message == f"{manifest.root} cannot be written: Input/output error"
     assert said.value.hint == "HF_HOME or HF_HUB_CACHE names another folder for the cache"
+
+
+def test_another_process_is_given_half_a_second_before_it_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Path, dict[str, float]]] = []
+
+    @contextlib.contextmanager
+    def lock(path: Path, **more: float) -> Iterator[None]:
+        asked.append((path, more))
+        if more:
+            raise TimeoutError
+        yield
+
+    library = SimpleNamespace(utils=SimpleNamespace(WeakFileLock=lock))
+    monkeypatch.setattr(download.client, "library", lambda: library)
+    told: list[int] = []
+    with _alone(Path("x"), lambda: told.append(len(asked))):
+        assert told == [1] and asked == [(Path("x"), {"timeout": 0.5}), (Path("x"), {})]
+
+
+def test_an_index_that_names_too_many_files_is_refused_before_they_are_looked_for(hub: hub_server.Hub) -> None:
+    index = {str(number): f"{number}.safetensors" for number in range(bounds.MOST_SHARDS + 1)}
+    hub.put(f"{REPO}/model.safetensors.index.json", json.dumps({"weight_map": index}).encode())
+    with pytest.raises(CheckpointError, match=f"the index of {REPO} names {len(index)} files, which cannot be right"):
+        read_manifest(REPO, None, ONCE)
+
+
+def test_only_files_of_plain_names_are_weights(hub: hub_server.Hub) -> None:
+    del hub.files[f"{REPO}/model.safetensors"]
+    for name in (".hidden.safetensors", "-x.safetensors", "a b.safetensors", "good.safetensors"):
+        hub.put(f"{REPO}/{name}", b"x")
+    assert [file.name for file in read_manifest(REPO, None, ONCE).weights] == ["good.safetensors"]
+
+
+def test_an_index_that_is_not_needed_is_not_kept(hub: hub_server.Hub) -> None:
+    index = {"weight_map": {"x": "gone.safetensors"}}
+    hub.put(f"{REPO}/model.safetensors.index.json", json.dumps(index).encode())
+    found = read_manifest(REPO, None, ONCE)
+    assert found.index is None and [file.name for file in found.files] == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("form", ['"{}"', 'W/"{}"', "{}", ""])
+def test_a_hash_that_the_hub_repeats(form: str, hub: hub_server.Hub, tmp_path: Path) -> None:
+    file = named("model.safetensors", b"weights", large=True)
+    target = f"/{REPO}/resolve/{COMMIT}/{file.name}"
+    for hash_, fits in ((file.hash, True), ("a" * 64, not form)):
+        hub.faults[file.name] = [Fault(status=302, headers={"location": target, "x-linked-etag": form.format(hash_)})]
+        if fits:
+            transfer(Seen()).fetch(file, tmp_path / file.hash)
+            assert (tmp_path / file.hash).read_bytes() == b"weights"
+        else:
+            with pytest.raises(CheckpointError, match=r"model.safetensors has another hash than the Hub has listed"):
+                transfer(Seen()).fetch(file, tmp_path / "other")
