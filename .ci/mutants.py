@@ -16,11 +16,12 @@ import difflib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,8 +202,20 @@ def prepare() -> None:
         shutil.copy(ROOT / name, COPY)
 
 
-def run(room: Room, seconds: float, keep_bytecode: bool = False) -> tuple[str, float, str]:
-    """The tests of a room in a process of its own: "passed", "failed" or "timeout", seconds, and the last lines."""
+def nearest_first(tests: tuple[str, ...], module: str) -> list[str]:
+    """Tests in the order in which they are likely to notice: first those of files that import the module."""
+    room, _, name = module.rpartition("/")
+    imports = re.compile(rf"moecli\.{room.replace('/', '.')}(?:\.| import (?:\w+, )*){name}\b")
+
+    def is_far(test: str) -> bool:
+        file = COPY / test.partition("::")[0]
+        return not (file.is_file() and imports.search(file.read_text()))
+
+    return sorted(tests, key=is_far)
+
+
+def run(tests: Sequence[str], skipped: str, seconds: float, keep_bytecode: bool = False) -> tuple[str, float, str]:
+    """Tests in a process of their own: "passed", "failed" or "timeout", seconds, and the last lines."""
     log = BUILD / "log"
     began = time.monotonic()
     child = os.fork()
@@ -220,8 +233,8 @@ def run(room: Room, seconds: float, keep_bytecode: bool = False) -> tuple[str, f
         import pytest
 
         quietly = ["-n0", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
-        left_out = ["-k", f"not ({room.skipped})"] if room.skipped else []
-        os._exit(int(pytest.main([*quietly, *left_out, *room.tests, FROZEN])))
+        left_out = ["-k", f"not ({skipped})"] if skipped else []
+        os._exit(int(pytest.main([*quietly, *left_out, *tests, FROZEN])))
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         if time.monotonic() - began > seconds:
             os.killpg(child, signal.SIGKILL)
@@ -241,7 +254,7 @@ def without_mutant(name: str, room: Room) -> float:
     """Seconds of the tests on the code as it is, where they must pass; measured once."""
     file = BUILD / f"{name}.seconds"
     if not file.exists():
-        outcome, spent, last = run(room, 1200, keep_bytecode=True)
+        outcome, spent, last = run(room.tests, room.skipped, 1200, keep_bytecode=True)
         if outcome != "passed":
             sys.exit(f"{name}: {outcome} without a mutant: {last}")
         file.write_text(f"{spent:.0f}")
@@ -262,7 +275,7 @@ def try_mutant(mutant: Mutant, room: Room, seconds: float) -> dict[str, object]:
         cached.unlink()
     path.write_text(changed)
     try:
-        outcome, spent, last = run(room, seconds)
+        outcome, spent, last = run(nearest_first(room.tests, mutant.module), room.skipped, seconds)
     finally:
         path.write_text(text)
     diff = list(difflib.unified_diff(text.splitlines(), changed.splitlines(), lineterm="", n=0))[3:]
