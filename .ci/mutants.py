@@ -86,7 +86,9 @@ ROOMS = {
     "planning": Room(
         ("planning/estimate", "planning/gpus", "planning/memory", "planning/placement", "planning/speed",
          "planning/terms"),
-        ("tests/planning", "tests/engine/test_loaded.py"),
+        ("tests/planning/test_gpus.py", "tests/planning/test_terms.py", "tests/planning/test_estimate.py",
+         "tests/planning/test_placement.py", "tests/planning/test_memory.py", "tests/planning/test_speed.py",
+         "tests/planning/test_choice.py", "tests/planning/test_measured.py", "tests/engine/test_loaded.py"),
     ),
     "cgroups": Room(
         ("planning/cgroups", "planning/machine"),
