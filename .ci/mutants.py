@@ -78,7 +78,7 @@ ROOMS = {
          "experts/slot_map", "experts/store"),
         ("tests/experts/test_copies.py", "tests/experts/test_rates.py", "tests/experts/test_arena.py",
          "tests/experts/test_pieces.py", "tests/experts/test_readers.py", "tests/experts/test_disk.py",
-         "tests/experts/test_device_traffic.py", "tests/experts/test_resident.py",
+         "tests/experts/test_device_traffic.py", "tests/experts/test_passes.py", "tests/experts/test_resident.py",
          "tests/experts/test_failed_reads.py", "tests/engine/test_experts.py",
          "tests/experts/test_policies.py", "tests/experts/test_gpu_offloaded.py", "tests/experts/test_offloaded.py"),
         skipped="int8 or nf4 or fp16 or qwen2 or each_trace",
