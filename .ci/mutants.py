@@ -97,7 +97,8 @@ ROOMS = {
     "transfer": Room(
         ("hub/cache", "hub/client", "hub/download", "hub/headers", "hub/manifest", "hub/retry", "hub/transfer"),
         ("tests/hub/test_retry.py", "tests/hub/test_answers.py", "tests/hub/test_cache.py",
-         "tests/hub/test_remote_headers.py", "tests/hub/test_manifests.py", "tests/hub/test_download.py",
+         "tests/hub/test_remote_headers.py", "tests/hub/test_manifests.py", "tests/hub/test_placing.py",
+         "tests/hub/test_transfers.py", "tests/hub/test_download.py",
          "tests/cli/test_inspect_hub.py", "tests/library/test_resolve.py",
          "tests/hub/test_pull_offline.py", "tests/library/test_power_cuts.py::test_pull",
          "tests/hub/test_environment.py", "tests/hub/test_supplement.py", "tests/hub/test_pickled_headers.py",

@@ -187,6 +187,23 @@ def test_no_tokens_are_no_prompt() -> None:
         talk.prompt("")
 
 
+def test_a_chat_is_planned_whatever_its_template_says() -> None:
+    """Whoever asks will be told."""
+    one, planned = opened(), list[int]()
+
+    def refused(*_: object, **__: object) -> list[int]:
+        raise MoecliError("a template that fails")
+
+    tokenizer = SimpleNamespace(encode=refused, encode_chat=refused, chat_template=None)
+    fake = SimpleNamespace(
+        options=one.options, spec=one.spec, model=one.model, tokenizer=tokenizer, plan=planned.append
+    )
+    plan_for(fake, GenerationConfig(Sampling(), 0), None)  # type: ignore[arg-type]
+    assert planned == [one.spec.context_length]
+    with pytest.raises(MoecliError, match="a template that fails"):
+        plan_for(fake, GenerationConfig(Sampling(), 0), "text")  # type: ignore[arg-type]
+
+
 # What is remembered of this machine
 
 

@@ -321,3 +321,21 @@ def test_a_head_of_its_own_is_known_by_its_role(store):
     assert (records.path.name, records.offset, records.shape) == (
         "experts-004.safetensors", 4096, (6, store.record(4).stride)
     )  # fmt: skip
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_called_missing(copy):
+    (copy / "tokenizer.json").unlink()
+    (copy / "tokenizer.json").symlink_to("tokenizer.json")
+    with pytest.raises(CheckpointError, match=f"{copy / 'tokenizer.json'} cannot be read: Too many levels") as refused:
+        PackedStore.open(copy)
+    assert "damaged" not in refused.value.message
+    assert problems(copy)[0].startswith("tokenizer.json: cannot be read: Too many levels")
+
+
+def test_a_manifest_that_cannot_be_read_says_so(copy):
+    (copy / manifest.FILE).unlink()
+    with pytest.raises(CheckpointError, match=f"^{copy} is not a packed model: it holds no manifest.json$"):
+        manifest.read(copy)
+    (copy / manifest.FILE).mkdir()
+    with pytest.raises(CheckpointError, match=r"manifest.json cannot be read: Is a directory"):
+        manifest.read(copy)
