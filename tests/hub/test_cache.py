@@ -85,6 +85,13 @@ def test_what_a_ref_names(held: str, commit: str | None, root: Path) -> None:
     assert cache.commit(root, ONE) == ONE and cache.commit(root, "refs/pr/7") is None
 
 
+def test_no_more_of_a_ref_is_read_than_a_name_may_take(root: Path) -> None:
+    """A hundred bytes; whatever some other program left behind them is not looked at."""
+    for held in (" " * 36 + "a" * 64, "a" * 64 + " " * 36 + "x" * 1000):
+        (root / "refs" / "main").write_text(held)
+        assert cache.commit(root, "main") == "a" * 64
+
+
 @pytest.mark.parametrize("size", [0, 5])
 def test_the_hash_that_names_a_blob(size: int) -> None:
     """SHA-256 for large files; what git calls a small one."""
