@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from moecli.checkpoint.reading import stored_slice
 from moecli.errors import CheckpointError
 from moecli.experts.gpu_offloaded import _bytes
-from moecli.experts.resident import ResidentExperts, packed_experts, store_experts
+from moecli.experts.resident import ResidentExperts, checkpoint_experts, packed_experts, store_experts
 from moecli.experts.store import Statistics
 from moecli.model.tensors import EXPERT_MATRICES
 from moecli.store.progress import silent
@@ -76,3 +77,23 @@ def test_a_weight_that_the_format_cannot_hold_is_named(tmp_path: Path) -> None:
     weights = open_source(write(model, tmp_path))
     with pytest.raises(CheckpointError, match=r"^down of expert 3 of layer 1: "):
         packed_experts(weights, "q4", 0, silent)
+
+
+def test_what_fits_is_brought_into_memory_first(stores: Stores) -> None:
+    """All experts of a store or of a checkpoint, in place in their files; told by bytes."""
+    store = stores("mixtral", "q4")
+    weights = open_source(store.folder.parent / "mixtral")
+    sizes = [store.experts(layer).size for layer, _ in store.spec.mixtures]
+    tensors = sum(tensor.size for tensor in weights.expert_tensors())
+    for load, total in (
+        (lambda told: store_experts(store, 9, told), sum(sizes)),
+        (lambda told: checkpoint_experts(weights, 9, told), tensors),
+    ):
+        told: list[tuple[int, int]] = []
+        found = load(lambda *each, told=told: told.append(each))
+        assert told and told[-1] == (total, total) and found.statistics == Statistics(budget_bytes=9)
+    (group,) = found.iter_ready(1, {3: 1}, 1)
+    (expert, matrices) = group[0]
+    assert expert == 3 and found.dtype == weights.dtype and isinstance(matrices, tuple)
+    for name, matrix in zip(EXPERT_MATRICES, matrices, strict=True):
+        assert torch.equal(matrix, stored_slice(weights.checkpoint, weights.expert(1, 3, name)))
