@@ -65,6 +65,7 @@ ROOMS = {
          "tests/library/test_damaged.py", "tests/store/test_written_files.py",
          "tests/store/test_shards.py", "tests/store/test_interrupted.py",
          "tests/library/test_power_cuts.py::test_pack",
+         "tests/library/test_power_cuts.py::test_rm_of_a_packed_model",
          "tests/library/test_power_cuts.py::test_pull_into_a_packed_model"),
     ),
     "journal": Room(

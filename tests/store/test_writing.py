@@ -14,6 +14,7 @@ import pytest
 from moecli import __version__
 from moecli.errors import CheckpointError, DiskError
 from moecli.store import journal, manifest, write
+from moecli.store import remove as removal
 from moecli.store.jobs import jobs
 from moecli.store.journal import Journal
 from moecli.store.layout import DENSE, StoreLayout, choose_layout
@@ -291,3 +292,17 @@ def test_what_is_no_store_any_more_or_not_yet(name: str, message: str, hint: str
             refusal(tmp_path / name)
         assert refused.value.message == message.format(tmp_path / name)
         assert refused.value.hint == hint.format(tmp_path / name)
+
+
+def test_a_removal_is_on_the_disk_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name that says what is going on, before anything goes; and that all of it has gone."""
+    seen: list[list[str]] = []
+    monkeypatch.setattr(removal, "sync_folder", lambda folder: seen.append([each.name for each in folder.iterdir()]))
+    for name in ("store", "store.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "journal").touch()
+        remove(tmp_path / name)
+        assert seen == [["store.removed"], []]
+        seen.clear()
+    finish_removal(tmp_path / "store.removed")
+    assert not seen
