@@ -15,7 +15,7 @@ from moecli import __version__
 from moecli.errors import CheckpointError, DiskError
 from moecli.store import journal, manifest, write
 from moecli.store import remove as removal
-from moecli.store.jobs import jobs
+from moecli.store.jobs import by_layer, jobs
 from moecli.store.journal import Journal
 from moecli.store.layout import DENSE, StoreLayout, choose_layout
 from moecli.store.manifest import FileChecksums, Origin
@@ -120,6 +120,31 @@ def test_work_is_made_safe_layer_by_layer_and_every_20_seconds(
     assert told[0] == (0, sizes[0]) and told[-1] == (sizes[0], sizes[0]) and told == sorted(told)
     assert len(told) == 1 + 3 + 5 * 23
     assert not verify(store.folder, lambda done, total: None)
+
+
+def test_every_matrix_has_its_place_in_a_file_and_its_sources(checkpoint: Path, layout: StoreLayout) -> None:
+    """Those outside the layers first, as of layer -1; then layer by layer, dense ones before experts."""
+    weights = open_source(checkpoint)
+    found = jobs(weights, layout)
+    assert [job.layer for job in found] == [-1] * 3 + [layer for layer in range(5) for _ in range(23)]
+    assert [len(unit) for unit in by_layer(found)] == [3, *[23] * 5]
+    places = {place.name: place for place in layout.dense}
+    for job in found:
+        if job.file == DENSE:
+            place = places.pop(job.name)
+            assert (job.offset, job.dtype, job.shape) == (place.offset, place.dtype, place.tensor.shape)
+            stored = weights.dense(place.tensor)
+        else:
+            _, layer, _, expert, matrix = job.name.split(".")
+            record = layout.records[int(layer)]
+            field, start = record.fields[matrix], layout.records_start(int(layer))
+            assert job.file == f"experts-00{layer}.safetensors" and int(layer) == job.layer
+            assert (job.dtype, job.shape) == ("q4", field.shape)
+            assert job.offset == start + int(expert) * record.stride + field.offset
+            stored = [weights.expert(int(layer), int(expert), matrix).stored]
+        assert [source.stored for source in job.sources] == stored
+        assert job.read_size == sum(source.size for source in job.sources) == sum(each.size for each in stored)
+    assert not places
 
 
 def test_what_unfinished_work_must_agree_in(checkpoint: Path, layout: StoreLayout, tmp_path: Path) -> None:
