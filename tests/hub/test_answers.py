@@ -79,15 +79,13 @@ def test_a_commit_is_a_plain_word(name: str, commit: str | None) -> None:
     assert answer(x_repo_commit=name).commit == commit
 
 
-MANY = bounds.SLOWEST * 20 + 1  # bytes that are enough in the window of 20 s, or a little more
-
-
 @pytest.mark.parametrize(
     ("chunks", "whole"),
     [
         ([(b"x", 20)], True), ([(b"x", 20.5)], False), ([(b"x" * 1024 * 21, 20.5)], True),
         ([(b"x" * 20000, 20.5)], False),
         ([(b"x" * 10400, 10.25), (b"x" * 10400, 10.25)], False), ([(b"x" * 10500, 10.25), (b"x" * 10500, 10.25)], True),
+        ([(b"x" * 20992, 20.5)], True), ([(b"x" * 20991, 20.5)], False),
         ([(b"x" * 30000, 21), (b"x", 20)], True), ([(b"x" * 30000, 21), (b"x", 21)], False),
         ([(b"x" * 90000, 21), (b"x" * 30000, 21)], True), ([(b"x" * 10, 5)] * 4, True), ([(b"x" * 10, 5)] * 5, False),
     ],
