@@ -86,7 +86,7 @@ def locked(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
 def test_memory_is_locked_as_long_as_its_arena_lives(locked: dict[int, int]) -> None:
     arena = Arena(3, 4096, copied_to=CARD)
     assert locked == {arena.slot(0).data_ptr(): 3 * 4096}
-    (end,) = [each for each in weakref.finalize._registry if each.peek() and each.peek()[0] is arena]
+    (end,) = [each for each in list(weakref.finalize._registry) if each.peek() and each.peek()[0] is arena]
     assert not end.atexit  # CUDA may be gone by then
     del arena
     assert not locked

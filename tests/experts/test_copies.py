@@ -174,7 +174,7 @@ def test_what_is_on_its_way_ends_before_the_slots_do(card: Card) -> None:
     slots = Arena(1, SIZE)
     slots._data.zero_()
     copies = StreamCopies(slots, CARD)
-    (end,) = [each for each in weakref.finalize._registry if each.peek() and each.peek()[0] is copies]  # type: ignore[attr-defined]
+    (end,) = [each for each in list(weakref.finalize._registry) if each.peek() and each.peek()[0] is copies]  # type: ignore[attr-defined]
     assert not end.atexit
     copies.upload(0, torch.ones(SIZE, dtype=torch.uint8), 0)
     del copies

@@ -30,7 +30,7 @@ def test_what_cannot_be_read_directly_is_read_through_the_page_cache(path: Path)
     for offset, size in ((7, 1000), (0, 2 * PAGE), (PAGE + 1, 2 * PAGE)):
         target = bytearray(size)
         pending = readers.read([Range(path, offset, memoryview(target))])
-        assert pending.done.wait(5)
+        assert pending.done.wait(20)
         pending.check()
         assert target == whole[offset : offset + size]
     readers.close()
@@ -84,7 +84,7 @@ def test_a_thread_reads_a_mebibyte_at_a_time(size: int, segments: int, path: Pat
 
     readers, target, arrived = Noting(1), bytearray(size), list[PendingRead]()
     pending = readers.read([Range(path, PAGE, memoryview(target))], arrived.append)
-    assert pending.done.wait(5)
+    assert pending.done.wait(20)
     readers.close()
     assert read == [(PAGE + n * 2**20, min(2**20, size - n * 2**20)) for n in range(segments)]
     assert target == whole[PAGE:] and arrived == [pending] and pending.left == 0
@@ -115,7 +115,7 @@ def test_after_a_failure_the_rest_is_not_read(path: Path, tmp_path: Path) -> Non
     readers, missing = Noting(1), tmp_path / "none"
     ranges = [Range(each, 0, memoryview(bytearray(PAGE))) for each in (path, missing, path, path)]
     pending = readers.read(ranges)
-    assert pending.done.wait(5) and opened == [path, missing]
+    assert pending.done.wait(20) and opened == [path, missing]
     with pytest.raises(CheckpointError, match=f"{missing} cannot be read"):
         pending.check()
     readers.close()
@@ -130,7 +130,7 @@ def test_four_threads_that_end_when_they_are_told_to(path: Path) -> None:
     pending = readers.read([Range(path, 0, memoryview(bytearray(4 * PAGE)))])
     readers.close()
     for each in threads:
-        each.join(5)
+        each.join(20)
     assert not any(each.is_alive() for each in threads) and pending.done.is_set()
 
 
@@ -141,7 +141,7 @@ def test_a_file_is_opened_once_for_all_threads(path: Path, monkeypatch: pytest.M
     readers = Readers(2)
     for _ in range(3):
         arena = Arena(1, 2 * PAGE)
-        assert readers.read([Range(path, PAGE, arena.memory(0))]).done.wait(5)
+        assert readers.read([Range(path, PAGE, arena.memory(0))]).done.wait(20)
         assert bytes(arena.memory(0)) == path.read_bytes()[PAGE : 3 * PAGE]
     readers.close()
     assert opened and all(flags & os.O_ACCMODE == os.O_RDONLY for flags in opened)

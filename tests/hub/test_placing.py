@@ -36,6 +36,7 @@ from tests.hub.conftest import ONCE, REPO, named
 from tests.hub.test_download import Seen
 from tests.support import hub_server
 from tests.support.hub_server import COMMIT
+from tests.support.processes import wait_for
 
 
 @pytest.fixture
@@ -169,17 +170,11 @@ def test_files_come_in_order_with_some_ahead(ahead: int, manifest: DownloadManif
     fetched = each(manifest, files, Seen(), ahead, place=place)
     file, path = next(fetched)
     assert (file, path) == (files[0], Path("0"))
-    settle()
+    wait_for(lambda: len(begun) > ahead)
     assert sorted(begun) == [str(number) for number in range(ahead + 1)]
     for _ in files:
         go.release()
     assert list(fetched) == [(file, Path(file.name)) for file in files[1:]] and sorted(begun) == list("012345")
-
-
-def settle() -> None:
-    for thread in threading.enumerate():
-        if thread.name.endswith("(work)"):
-            thread.join(0.2)
 
 
 def test_headers_are_read_where_they_are(hub: hub_server.Hub) -> None:
