@@ -16,11 +16,12 @@ import difflib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,10 +59,13 @@ ROOMS = {
         ("store/checksums", "store/convert", "store/expert_record", "store/filesystem", "store/incremental",
          "store/jobs", "store/layout", "store/manifest", "store/packed", "store/remove", "store/source",
          "store/verify", "store/write"),
-        ("tests/store/test_records.py", "tests/store/test_damage.py", "tests/store/test_pack_store.py",
-         "tests/library/test_stores.py", "tests/library/test_damaged.py", "tests/store/test_written_files.py",
+        ("tests/store/test_layout.py", "tests/store/test_records.py", "tests/store/test_source.py",
+         "tests/store/test_writing.py", "tests/store/test_damage.py", "tests/store/test_pack_store.py",
+         "tests/planning/test_memory.py::test_a_staging_buffer_holds_any_piece", "tests/library/test_stores.py",
+         "tests/library/test_damaged.py", "tests/store/test_written_files.py",
          "tests/store/test_shards.py", "tests/store/test_interrupted.py",
          "tests/library/test_power_cuts.py::test_pack",
+         "tests/library/test_power_cuts.py::test_rm_of_a_packed_model",
          "tests/library/test_power_cuts.py::test_pull_into_a_packed_model"),
     ),
     "journal": Room(
@@ -73,15 +77,19 @@ ROOMS = {
         ("experts/arena", "experts/copies", "experts/disk", "experts/gpu_offloaded", "experts/offloaded",
          "experts/pieces", "experts/policies", "experts/rates", "experts/readers", "experts/resident",
          "experts/slot_map", "experts/store"),
-        ("tests/experts/test_arena.py", "tests/experts/test_pieces.py", "tests/experts/test_readers.py",
-         "tests/experts/test_resident.py", "tests/experts/test_failed_reads.py",
+        ("tests/experts/test_copies.py", "tests/experts/test_rates.py", "tests/experts/test_arena.py",
+         "tests/experts/test_pieces.py", "tests/experts/test_readers.py", "tests/experts/test_disk.py",
+         "tests/experts/test_device_traffic.py", "tests/experts/test_passes.py", "tests/experts/test_resident.py",
+         "tests/experts/test_failed_reads.py", "tests/engine/test_experts.py",
          "tests/experts/test_policies.py", "tests/experts/test_gpu_offloaded.py", "tests/experts/test_offloaded.py"),
         skipped="int8 or nf4 or fp16 or qwen2 or each_trace",
     ),
     "planning": Room(
         ("planning/estimate", "planning/gpus", "planning/memory", "planning/placement", "planning/speed",
          "planning/terms"),
-        ("tests/planning", "tests/engine/test_loaded.py"),
+        ("tests/planning/test_gpus.py", "tests/planning/test_terms.py", "tests/planning/test_estimate.py",
+         "tests/planning/test_placement.py", "tests/planning/test_memory.py", "tests/planning/test_speed.py",
+         "tests/planning/test_choice.py", "tests/planning/test_measured.py", "tests/engine/test_loaded.py"),
     ),
     "cgroups": Room(
         ("planning/cgroups", "planning/machine"),
@@ -89,16 +97,20 @@ ROOMS = {
     ),
     "transfer": Room(
         ("hub/cache", "hub/client", "hub/download", "hub/headers", "hub/manifest", "hub/retry", "hub/transfer"),
-        ("tests/hub/test_retry.py", "tests/hub/test_download.py", "tests/cli/test_inspect_hub.py",
-         "tests/library/test_resolve.py",
+        ("tests/hub/test_retry.py", "tests/hub/test_answers.py", "tests/hub/test_cache.py",
+         "tests/hub/test_remote_headers.py", "tests/hub/test_manifests.py", "tests/hub/test_placing.py",
+         "tests/hub/test_transfers.py", "tests/hub/test_download.py",
+         "tests/cli/test_inspect_hub.py", "tests/library/test_resolve.py",
          "tests/hub/test_pull_offline.py", "tests/library/test_power_cuts.py::test_pull",
+         "tests/hub/test_environment.py", "tests/hub/test_supplement.py", "tests/hub/test_pickled_headers.py",
          "tests/hub/test_hostile.py"),
         skipped="any_answer_ends and inspect",
     ),
     "generation": Room(
         ("engine/answer", "engine/chat", "engine/generate", "engine/limits", "engine/sampling"),
-        ("tests/engine/test_answer.py", "tests/engine/test_chat.py", "tests/engine/test_limits.py",
-         "tests/engine/test_loaded.py", "tests/engine/test_generate.py", "tests/engine/test_sampling.py"),
+        ("tests/engine/test_answer.py", "tests/engine/test_steps.py", "tests/engine/test_chat.py",
+         "tests/engine/test_limits.py", "tests/engine/test_loaded.py", "tests/engine/test_generate.py",
+         "tests/engine/test_sampling.py", "tests/engine/test_finite.py"),
     ),
 }  # fmt: skip
 
@@ -194,8 +206,20 @@ def prepare() -> None:
         shutil.copy(ROOT / name, COPY)
 
 
-def run(room: Room, seconds: float, keep_bytecode: bool = False) -> tuple[str, float, str]:
-    """The tests of a room in a process of its own: "passed", "failed" or "timeout", seconds, and the last lines."""
+def nearest_first(tests: tuple[str, ...], module: str) -> list[str]:
+    """Tests in the order in which they are likely to notice soon: first quick ones of files that import the module."""
+    room, _, name = module.rpartition("/")
+    imports = re.compile(rf"moecli\.{room.replace('/', '.')}(?:\.| import (?:\w+, )*){name}\b")
+
+    def is_far(test: str) -> bool:
+        text = (COPY / test).read_text() if (COPY / test).is_file() else ""
+        return "pytestmark = pytest.mark.slow" in text or not imports.search(text)
+
+    return sorted(tests, key=is_far)
+
+
+def run(tests: Sequence[str], skipped: str, seconds: float, keep_bytecode: bool = False) -> tuple[str, float, str]:
+    """Tests in a process of their own: "passed", "failed" or "timeout", seconds, and the last lines."""
     log = BUILD / "log"
     began = time.monotonic()
     child = os.fork()
@@ -213,8 +237,8 @@ def run(room: Room, seconds: float, keep_bytecode: bool = False) -> tuple[str, f
         import pytest
 
         quietly = ["-n0", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
-        left_out = ["-k", f"not ({room.skipped})"] if room.skipped else []
-        os._exit(int(pytest.main([*quietly, *left_out, *room.tests, FROZEN])))
+        left_out = ["-k", f"not ({skipped})"] if skipped else []
+        os._exit(int(pytest.main([*quietly, *left_out, *tests, FROZEN])))
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         if time.monotonic() - began > seconds:
             os.killpg(child, signal.SIGKILL)
@@ -234,7 +258,7 @@ def without_mutant(name: str, room: Room) -> float:
     """Seconds of the tests on the code as it is, where they must pass; measured once."""
     file = BUILD / f"{name}.seconds"
     if not file.exists():
-        outcome, spent, last = run(room, 1200, keep_bytecode=True)
+        outcome, spent, last = run(room.tests, room.skipped, 1200, keep_bytecode=True)
         if outcome != "passed":
             sys.exit(f"{name}: {outcome} without a mutant: {last}")
         file.write_text(f"{spent:.0f}")
@@ -255,7 +279,7 @@ def try_mutant(mutant: Mutant, room: Room, seconds: float) -> dict[str, object]:
         cached.unlink()
     path.write_text(changed)
     try:
-        outcome, spent, last = run(room, seconds)
+        outcome, spent, last = run(nearest_first(room.tests, mutant.module), room.skipped, seconds)
     finally:
         path.write_text(text)
     diff = list(difflib.unified_diff(text.splitlines(), changed.splitlines(), lineterm="", n=0))[3:]

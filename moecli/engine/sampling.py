@@ -124,7 +124,6 @@ def _survivors(probabilities: Tensor, options: Sampling) -> int:
 
 
 def _invert(probabilities: Tensor, draw: float) -> int:
-    """The index at which the cumulative probability passes `draw` of the total."""
+    """The index at which the cumulative probability passes `draw` of the total; there is one, as `draw` is below 1."""
     cumulative = probabilities.double().cumsum(0)
-    index = int(torch.searchsorted(cumulative, draw * float(cumulative[-1]), right=True))
-    return min(index, len(probabilities) - 1)
+    return int(torch.searchsorted(cumulative, draw * float(cumulative[-1]), right=True))

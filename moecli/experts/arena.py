@@ -25,7 +25,7 @@ class Arena:
         if device.type != "cpu" or count * size == 0:
             self._data = torch.empty(count, size, dtype=torch.uint8, device=device)
         else:
-            private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform != "win32" else {}
+            private = {"flags": mmap.MAP_PRIVATE} if sys.platform != "win32" else {}
             self._map = mmap.mmap(-1, count * size, **private)  # a shared map gets no huge pages
             with contextlib.suppress(AttributeError, OSError):  # a wish, and Linux's
                 self._map.madvise(mmap.MADV_HUGEPAGE)

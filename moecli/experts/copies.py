@@ -68,7 +68,6 @@ class StreamCopies(Copies):
             self._arrived[slot].synchronize()
 
     def download(self, slot: int, target: Tensor, host: int) -> None:
-        self._wait_for_use(slot)
         with torch.cuda.stream(self._stream):
             target.copy_(self._slots.slot(slot)[: len(target)], non_blocking=True)
             self._busy[host] = self._stream.record_event()
@@ -89,14 +88,11 @@ class StreamCopies(Copies):
         torch.cuda.synchronize(self._device)
 
     def _begin(self, slot: int, source: Tensor, offset: int = 0) -> None:
-        self._wait_for_use(slot)
+        if event := self._computed.pop(slot, None):
+            self._stream.wait_event(event)
         with torch.cuda.stream(self._stream):
             self._slots.slot(slot)[offset : offset + len(source)].copy_(source, non_blocking=True)
             self._arrived[slot] = self._stream.record_event()
-
-    def _wait_for_use(self, slot: int) -> None:
-        if event := self._computed.pop(slot, None):
-            self._stream.wait_event(event)
 
 
 def copies_for(slots: Arena, device: torch.device) -> Copies:

@@ -137,7 +137,6 @@ class Stream:
 
     def close(self) -> None:
         """Wait for what is on its way: nothing may be written into the buffers afterwards."""
-        self._waiting.clear()
         while self._pending:
             self._pending.popleft().read.done.wait()
 

@@ -86,7 +86,7 @@ def measure(
         def seconds(tokens: int) -> float:
             x = torch.ones(tokens, record.fields["up"].shape[1], dtype=dtype, device=device)
             some = cycle(experts)
-            return _fastest(lambda: compute(x, [(0, next(some))], activation)[0, 0, 0].item())
+            return _fastest(lambda: compute(x, [(0, next(some))], activation).flatten()[0].item())
 
         one, many = seconds(1), seconds(_MANY)
         return Pace(record.size / one, max(0.0, (many - one) / one / (_MANY - 1)))

@@ -65,7 +65,7 @@ def packed_strips(todo: Iterable[Job], checkpoint: Checkpoint) -> Iterator[tuple
 def _strips(job: Job) -> Iterator[Strip]:
     rows = job.shape[0]
     by_rows = len(job.shape) == 2 and job.dtype not in WHOLE
-    step = max(ROWS, _STRIP // max(1, job.shape[-1]) // ROWS * ROWS) if by_rows else rows
+    step = max(ROWS, _STRIP // job.shape[-1] // ROWS * ROWS) if by_rows else rows
     for first in range(0, rows, step):
         yield Strip(job, first, min(first + step, rows))
 

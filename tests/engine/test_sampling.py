@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moecli.engine.sampling import Sampler, Sampling, SamplingOptions, _candidates, new_seed
+from moecli.engine.sampling import Sampler, Sampling, SamplingOptions, _candidates, _invert, new_seed
 from moecli.errors import UsageError
 from moecli.text.defaults import GenerationDefaults
 
@@ -208,3 +208,14 @@ def test_any_options_give_an_id_of_the_vocabulary(
 ) -> None:
     sampler = Sampler(Sampling(temperature, top_k, top_p, min_p, penalty), seed)
     assert 0 <= sampler.pick(torch.tensor(logits), [0]) < len(logits)
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40).filter(any), st.floats(0, 1, exclude_max=True))
+def test_every_draw_has_an_index_and_it_is_the_right_one(shares: list[float], draw: float) -> None:
+    """Also the largest draw there is, and the smallest."""
+    probabilities = torch.tensor(shares)
+    cumulative = torch.tensor(shares).double().cumsum(0).tolist()
+    for each in (draw, 0.0, 1 - 2**-53):
+        index = _invert(probabilities, each)
+        assert index == next(i for i, mass in enumerate(cumulative) if mass > each * cumulative[-1])
+        assert shares[index] > 0

@@ -178,3 +178,48 @@ def test_where_nothing_ever_changes_the_default_loses_next_to_nothing() -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_nothing_can_be_won_from_a_uniform_router(policy: str) -> None:
     assert hit_rate(uniform(16, 2, 4000), 4, policy) == pytest.approx(4 / 16, abs=0.02)
+
+
+def plainly(passes: list[tuple[dict[int, int], int]]) -> list[float]:
+    """What `adaptive` gives each of four experts, with every rate faded token by token, as its docstring says."""
+    half_lives, shares = (0.25, 32, 4096), [1 / 3] * 3
+    uses, totals = [[0.0] * 4 for _ in half_lives], [0.0] * 3
+    for counts, tokens in passes:
+        if tokens == 1 and totals[0]:
+            foretold = [[uses[scale][e] / totals[scale] * old for scale, old in enumerate(shares)] for e in counts]
+            known = [parts for parts in foretold if any(parts)]
+            parts = [sum(each[scale] / sum(each) for each in known) for scale in range(3)]
+            shares = [s + 0.05 * (part / len(known) - s) if known else s for s, part in zip(shares, parts, strict=True)]
+        for scale, half_life in enumerate(half_lives):
+            for _ in range(tokens):
+                fade = 0.5 ** (1 / half_life)
+                uses[scale] = [each * fade for each in uses[scale]]
+                totals[scale] = totals[scale] * fade + 1
+                for expert, count in counts.items():
+                    uses[scale][expert] += count / tokens
+    return [sum(shares[s] * uses[s][e] / totals[s] for s in range(3)) for e in range(4)]
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        [({0: 1}, 1)], [({0: 1, 2: 1}, 1), ({0: 1, 1: 1}, 1), ({2: 1, 1: 1}, 1)], [({0: 7, 1: 3, 2: 10}, 10)],
+        [({0: 7, 1: 3, 2: 10}, 10), ({1: 1}, 1), ({1: 1, 3: 1}, 1), ({0: 2}, 2), ({0: 1, 1: 1}, 1)],
+        [({0: 1, 1: 1}, 1), ({2: 1}, 1), ({2: 1, 0: 1}, 1)] * 30, [({0: 500, 3: 100}, 500), ({1: 1}, 1), ({0: 1}, 1)],
+    ],
+)  # fmt: skip
+def test_the_default_is_worth_the_probability_it_says(passes: list[tuple[dict[int, int], int]]) -> None:
+    policy = POLICIES[DEFAULT].new()
+    for number, (counts, tokens) in enumerate(passes):
+        policy.used(counts, tokens)
+        expected = plainly(passes[: number + 1])
+        assert [policy.value(expert) for expert in range(4)] == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+
+def test_lru_is_worth_the_last_pass_and_within_it_the_uses() -> None:
+    policy = Lru()
+    policy.used({1: 3, 2: 1}, 4)
+    policy.used({3: 9}, 9)
+    assert [policy.value(expert) for expert in range(4)] == [0, 1 + 3 / 5, 1 + 1 / 5, 2 + 9 / 10]
+    policy.used(one(2), 1)
+    assert policy.value(2) == 3 + 1 / 2

@@ -160,6 +160,17 @@ def test_of_nested_quotas_the_tightest_counts(quotas: tuple[str, ...], membershi
     assert cgroups.cpu_quota(membership, root) == 1.5
 
 
+@pytest.mark.parametrize("text", [None, "", "words", "100000", "1 2 3"])
+def test_a_quota_that_cannot_be_read_hides_no_parent(text: str | None, membership: Path, root: Path) -> None:
+    membership.write_text("0::/a/b/c\n")
+    lay(root, {"a/cpu.max": "150000 100000\n", "a/b/c/cpu.max": "400000 100000\n"})
+    for group in ("a/b", "a/b/c"):
+        (root / group / "cpu.max").unlink(missing_ok=True)
+        if text is not None:
+            lay(root, {f"{group}/cpu.max": f"{text}\n"})
+        assert cgroups.cpu_quota(membership, root) == 1.5
+
+
 def test_quotas_of_different_periods_are_compared_as_time(membership: Path, root: Path) -> None:
     membership.write_text("0::/a\n")
     lay(root, {"cpu.max": "100000 50000\n", "a/cpu.max": "150000 100000\n"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -227,3 +228,114 @@ def test_what_is_being_packed_is_never_opened_as_a_model(checkpoint, tmp_path):
 
     packed(checkpoint, tmp_path / "store", progress=lambda *each: look(*each) if len(seen) < 5 else None)
     assert len(seen) == 5 and all("is not a packed model" in str(each) for each in seen)
+
+
+def test_every_problem_is_told_with_its_file_and_all_bytes_are_counted(store, copy):
+    """In the order of the manifest; what is missing or cannot be read is not counted."""
+    stride, start = store.record(2).stride, store.experts(2).offset
+    for expert in (1, 5):
+        flip(copy / "experts-002.safetensors", start + expert * stride)
+    flip(copy / "experts-001.safetensors", 9)
+    (copy / "experts-003.safetensors").unlink()
+    with (copy / "tokenizer.json").open("ab") as file:
+        file.write(b"more")
+    told: list[tuple[int, int]] = []
+    found = verify(copy, lambda *each: told.append(each))
+    sizes = {name: entry.bytes for name, entry in store.manifest.files.items()}
+    longer = sizes["tokenizer.json"] + 4
+    assert [(each.file, each.what) for each in found] == [
+        ("tokenizer.json", f"has {longer} bytes instead of {longer - 4}"),
+        ("experts-001.safetensors", "is damaged outside its tensors"),
+        ("experts-002.safetensors", "expert 1 of layer 2 is damaged"),
+        ("experts-002.safetensors", "expert 5 of layer 2 is damaged"),
+        ("experts-003.safetensors", "cannot be read: No such file or directory"),
+    ]
+    assert [each.hint for each in found[:4]] == [None] * 4
+    assert str(found[0]) == f"tokenizer.json: {found[0].what}"
+    assert told[-1] == (sum(sizes.values()) + 4 - sizes["experts-003.safetensors"], sum(sizes.values()))
+    assert told == sorted(told) and {total for _, total in told} == {store.bytes}
+
+
+def test_a_longer_file_names_no_part_that_is_whole(store, copy):
+    for name in ("dense.safetensors", "experts-000.safetensors"):
+        with (copy / name).open("ab") as file:
+            file.write(b"x")
+        size = store.manifest.files[name].bytes
+        assert problems(copy) == [f"{name}: has {size + 1} bytes instead of {size}"]
+        os.truncate(copy / name, size)
+    assert problems(copy) == []
+
+
+def test_compare_reads_all_of_the_source_and_counts_it(store, checkpoint):
+    told: list[tuple[int, int]] = []
+    weights = open_source(checkpoint)
+    assert compare(store, weights, lambda *each: told.append(each)) == []
+    total = sum(tensor.size for tensor in weights.checkpoint.tensors.values())
+    assert told[-1] == (total, total) and told == sorted(told) and told[0][0] > 0
+    assert len(told) == 3 + 5 * 23  # a strip for each matrix and vector
+
+
+def test_a_store_that_is_not_what_config_json_implies_is_named_by_the_file(store, copy):
+    def refused(change) -> str:
+        shutil.copy(store.folder / manifest.FILE, copy)
+        rewrite(copy, change)
+        with pytest.raises(CheckpointError) as found:
+            PackedStore.open(copy)
+        assert found.value.hint == f"moecli rm {copy}, and pack it again"
+        return found.value.message.removeprefix(f"the packed model {copy} is damaged: its ")
+
+    def resized(document):
+        document["files"]["experts-002.safetensors"]["bytes"] += 1
+
+    def parted(document):
+        document["files"]["experts-002.safetensors"]["parts"].pop()
+
+    def more(document):
+        document["files"].update(dict.fromkeys(("z.txt", "y" * 90), document["files"]["config.json"]))
+
+    unlike = "manifest.json does not describe experts-002.safetensors as config.json implies it"
+    assert refused(resized) == refused(parted) == unlike
+    assert refused(lambda d: d["files"].pop("experts-002.safetensors")) == unlike
+    assert refused(more) == f"manifest.json names a file of no use, '{'y' * 80}'"
+    assert refused(lambda d: d["records"]["3"].update(stride=8)) == "manifest.json describes records of another layout"
+    for change in ({"dtype": "q2"}, {"compute": "q4"}, {"compute": "fp16"}):
+        unknown = "manifest.json names formats that moecli does not give to its tensors"
+        assert refused(lambda d, change=change: d.update(change)) == unknown
+    assert refused(lambda d: d["files"].pop("config.json")) == "config.json does not match its checksum"
+    assert refused(lambda d: d.pop("roles")) == "manifest.json does not describe a store"
+    for kind in (None, True, "2", 2.0):
+        assert (
+            refused(lambda d, kind=kind: d.update(schema_version=kind))
+            == "manifest.json does not match its own checksum"
+        )
+
+
+def test_a_head_of_its_own_is_known_by_its_role(store):
+    """Whatever config.json says: some models tie it there and store another."""
+    assert "lm_head" in store.manifest.roles and not store.spec.tied_embeddings
+    assert store.record(2) is store.layout.records[2] and store.name == store.folder.name
+    lies, dtype = store.dense(next(each.tensor for each in store.layout.dense if each.name == "lm_head"))
+    assert (lies.name, dtype, lies.dtype) == ("lm_head", "q4", "U8")
+    assert (store.dtype, store.compute, store.source) == ("q4", "bf16", store.manifest.origin)
+    records = store.experts(4)
+    assert (records.path.name, records.offset, records.shape) == (
+        "experts-004.safetensors", 4096, (6, store.record(4).stride)
+    )  # fmt: skip
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_called_missing(copy):
+    (copy / "tokenizer.json").unlink()
+    (copy / "tokenizer.json").symlink_to("tokenizer.json")
+    with pytest.raises(CheckpointError, match=f"{copy / 'tokenizer.json'} cannot be read: Too many levels") as refused:
+        PackedStore.open(copy)
+    assert "damaged" not in refused.value.message
+    assert problems(copy)[0].startswith("tokenizer.json: cannot be read: Too many levels")
+
+
+def test_a_manifest_that_cannot_be_read_says_so(copy):
+    (copy / manifest.FILE).unlink()
+    with pytest.raises(CheckpointError, match=f"^{copy} is not a packed model: it holds no manifest.json$"):
+        manifest.read(copy)
+    (copy / manifest.FILE).mkdir()
+    with pytest.raises(CheckpointError, match=r"manifest.json cannot be read: Is a directory"):
+        manifest.read(copy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -171,3 +172,18 @@ def test_a_weight_that_no_format_holds_is_named(checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match=r"layers\.2\.experts\.4\.up cannot be packed"):
         packed(source, tmp_path / "store")
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_head_that_config_json_ties_and_the_weights_do_not(same: bool, checkpoint: Path, tmp_path: Path) -> None:
+    """The weights are right; a copy of the table is stored once."""
+    source = shutil.copytree(checkpoint, tmp_path / "tied")
+    config = json.loads((source / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (source / "config.json").write_text(json.dumps(config))
+    if same:
+        tensors = load_file(source / "model-outside.safetensors")
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file(tensors, source / "model-outside.safetensors")
+    store = PackedStore.open(packed(source, tmp_path / "store").folder)
+    assert store.spec.tied_embeddings == same and ("lm_head" in store.layout.roles) != same
+    assert any(place.name == "lm_head" for place in store.layout.dense) != same

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 from moecli.model.families import load_config
 from moecli.store.incremental import ShardPacker, packing_shards
+from moecli.store.jobs import jobs
 from moecli.store.journal import occupied
 from moecli.store.layout import choose_layout
 from moecli.store.manifest import FILE, Origin
@@ -163,3 +165,78 @@ def test_a_shard_without_needed_tensors_is_not_asked_for(checkpoint, tmp_path):
     hub = Hub(folder, tmp_path / "cache")
     pull(hub, tmp_path / "store")
     assert "model-buffers.safetensors" not in hub.fetched and len(hub.fetched) == 6
+
+
+def test_what_waits_for_others_is_put_aside_in_order(checkpoint: Path, tmp_path: Path) -> None:
+    """Of a shard only what is still needed, under its own names; whatever a later one completes is deleted."""
+    strewn = deal(checkpoint, tmp_path / "strewn", 7, 3)
+    hub, target = Hub(strewn, tmp_path / "cache"), tmp_path / "store"
+    headers = hub.headers()
+    held = {shard.name: read_header(shard) for shard in strewn.glob("*.safetensors")}
+    weights = announced("five-layers", load_config(hub.cache / "config.json"), lambda: by_name(headers))
+    layout = choose_layout(weights, "q4")
+    needs = [{part.name for source in job.sources for part in source.stored.parts} for job in jobs(weights, layout)]
+    where = {tensor.name: tensor.path.name for tensor in headers}
+    sources = [source for job in jobs(weights, layout) for source in job.sources]
+    expected = list(dict.fromkeys(where[source.stored.name] for source in sources))
+    told: list[tuple[int, int]] = []
+    with packing_shards(target, weights, layout, ORIGIN) as packer:
+        assert packer.pending == expected and set(expected) == set(held)
+        total = sum(tensor.size for tensor in headers)
+        assert packer.packed == (0, total)
+        arrived: set[str] = set()
+        for shard in packer.pending:
+            left = packer.pending
+            packer.take(shard, hub.fetch(shard), lambda *each: told.append(each))
+            assert packer.pending == [name for name in left if name != shard]
+            arrived |= held[shard].keys()
+            done = [need for need in needs if need <= arrived]
+            assert packer.packed == (sum(held[where[n]][n].size for need in done for n in need), total)
+            waiting = {name for need in needs if not need <= arrived for name in need & arrived}
+            aside: dict[str, bytes] = {}
+            for path in partial_folder(target).glob("left-over-*"):
+                assert path.name.removeprefix("left-over-") in held
+                found = read_header(path)
+                assert path.read_bytes()[8:26] == b'{"__metadata__":{"' and list(found) == sorted(found)
+                aside |= {name: path.read_bytes()[it.offset :][: it.size] for name, it in found.items()}
+                for name, it in found.items():
+                    assert (it.dtype, it.shape) == (held[where[name]][name].dtype, held[where[name]][name].shape)
+            assert aside.keys() >= waiting
+            for name, data in aside.items():
+                original = held[where[name]][name]
+                assert data == (strewn / where[name]).read_bytes()[original.offset :][: original.size]
+            assert not list(partial_folder(target).glob("*.growing"))
+        assert packer.pending == [] and packer.packed == (total, total) == told[-1]
+        assert told == sorted(told)
+        packer.take(shard, hub.cache / shard)  # twice does no harm
+        store = packer.finish(hub.folder)
+    assert not list(store.folder.glob("left-over-*")) and not (store.folder / "journal").exists()
+
+
+def test_left_overs_have_names_of_their_own(checkpoint: Path, tmp_path: Path) -> None:
+    """Of shards inside folders too, and of other formats."""
+    weights = announced(
+        "x", load_config(checkpoint / "config.json"), lambda: by_name(Hub(checkpoint, tmp_path).headers())
+    )
+    with packing_shards(tmp_path / "store", weights, choose_layout(weights, "q4"), ORIGIN) as packer:
+        folder = partial_folder(tmp_path / "store")
+        assert packer._left_over("a.safetensors") == folder / "left-over-a.safetensors"
+        assert packer._left_over("in/b.bin") == folder / "left-over-in-b.bin.safetensors"
+
+
+def test_a_shard_whose_header_differs_is_refused_by_the_tensor(checkpoint: Path, tmp_path: Path) -> None:
+    hub = Hub(checkpoint, tmp_path / "cache")
+    headers = hub.headers()
+    shard = headers[0].path.name
+    changes = ({"dtype": "F16"}, {"offset": headers[0].offset + 1}, {"name": "another"})
+    for number, change in enumerate(changes):
+        lying = [replace(headers[0], **change), *headers[1:]]
+        known = by_name(headers) | {headers[0].name: lying[0]}
+        weights = announced("x", load_config(hub.cache / "config.json"), lambda known=known: known)
+        layout = choose_layout(weights, "q4")
+        with packing_shards(tmp_path / f"store-{number}", weights, layout, ORIGIN) as packer:
+            path = hub.fetch(shard)
+            with pytest.raises(CheckpointError) as refused:
+                packer.take(shard, path)
+        assert refused.value.message == f"{path} does not hold '{lying[0].name}' as was announced"
+        assert refused.value.hint == "fetch it again"

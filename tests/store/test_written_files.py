@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from moecli.errors import DiskError
+from moecli.store import filesystem
 from moecli.store.filesystem import check_writable, nearest_folder, unwritable, write
 from tests.support.forked import NOBODY
 from tests.support.power import FATES, Disk, record
@@ -354,3 +355,89 @@ def test_a_power_cut_leaves_the_old_or_the_new(tmp_path: Path) -> None:
             disk.lay_out(left := tmp_path / f"{fate}-{number}", fate, number)
             found.add((left / "file").read_bytes())
     assert found == {b"old", b"new"}
+
+
+@pytest.mark.parametrize("hidden", [errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOSPC])
+def test_where_nothing_can_be_made_beside_it_a_file_is_written_into(folder: Path, hidden: int, monkeypatch) -> None:
+    """Only where that is forbidden: a disk that fails or is full may not spoil what is there."""
+    path, touch = _there(folder), Path.touch
+
+    def refused(self: Path, **more: bool) -> None:
+        if self.name.startswith(".moecli-"):
+            raise OSError(hidden, os.strerror(hidden))
+        touch(self, **more)
+
+    monkeypatch.setattr(Path, "touch", refused)
+    if hidden in (errno.EIO, errno.ENOSPC):
+        with pytest.raises(DiskError, match=f"{path} cannot be written: {os.strerror(hidden)}") as said:
+            write(path, PARTS)
+        full = hidden == errno.ENOSPC
+        assert said.value.hint == ("free some space, or name a file on another disk" if full else "name another file")
+        assert path.read_bytes() == b"old and longer than the new"
+    else:
+        write(path, PARTS)
+        assert path.read_bytes() == WHOLE
+    assert [each.name for each in folder.iterdir()] == ["file"]
+
+
+def test_a_new_file_is_there_when_all_of_it_is(folder: Path) -> None:
+    """Under a name of its own until then, beside the one it gets, with 16 letters of chance."""
+    seen: list[list[str]] = []
+
+    def parts() -> Iterator[bytes]:
+        yield b"x"
+        seen.append(sorted(each.name for each in folder.iterdir()))
+        yield b"y"
+
+    write(folder / "file", parts())
+    ((growing,),) = seen
+    assert growing.startswith(".moecli-") and len(growing) == len(".moecli-") + 16
+    assert [(each.name, each.read_bytes()) for each in folder.iterdir()] == [("file", b"xy")]
+
+
+@pytest.mark.parametrize(("links", "followed"), [(1, True), (39, True), (40, False), (100, False)])
+def test_links_are_followed_up_to_a_number(folder: Path, links: int, followed: bool) -> None:
+    """About the kernel's own, which counts those of /dev/fd too."""
+    with (folder / "log").open("wb") as log:
+        (folder / "1").symlink_to(f"/dev/fd/{log.fileno()}")
+        for number in range(2, links + 1):
+            (folder / f"{number}").symlink_to(f"{number - 1}")
+        assert filesystem._descriptor(folder / f"{links}") == (log.fileno() if followed else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "descriptor"),
+    [
+        ("-", 1),
+        ("/dev/stdout", 1),
+        ("/dev/stderr", 2),
+        ("/dev/fd/17", 17),
+        ("/dev/null", None),
+        ("/dev/fd", None),
+        ("x", None),
+    ],
+)
+def test_paths_that_stand_for_an_open_file(name: str, descriptor: int | None) -> None:
+    if name.startswith("/dev/std") and not Path("/dev/stdout").is_symlink():
+        pytest.skip("no such links here")
+    assert filesystem._descriptor(Path(name)) == descriptor
+
+
+def test_what_is_read_directly_is_tried_on_the_file_and_closed(folder: Path) -> None:
+    path = folder / "file"
+    path.write_bytes(bytes(8192))
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)  # tmpfs of old kernels refuses even this
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    assert filesystem.reads_directly(path)
+    os.close(descriptor)
+    (folder / "empty").touch()
+    for other in (folder / "empty", folder / "none", folder):
+        assert not filesystem.reads_directly(other)
+    assert len(os.listdir("/proc/self/fd")) == before - 1  # noqa: PTH208
+
+
+def test_free_space_is_that_of_the_nearest_folder(folder: Path, monkeypatch) -> None:
+    asked: list[Path] = []
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: (asked.append(path), usage(path))[1])
+    assert filesystem.free_space(folder / "none" / "deep") > 0 and asked == [folder]
