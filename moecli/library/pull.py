@@ -27,7 +27,7 @@ from moecli.planning import choice
 from moecli.planning.estimate import Budget, Estimate, best_of, estimate_one
 from moecli.planning.memory import default_context
 from moecli.store.filesystem import free_space
-from moecli.text.files import TOKENIZERS
+from moecli.text.files import tokenizer_among
 from moecli.units import format_bytes
 
 _MOST_OF_DISK = 0.9
@@ -99,7 +99,7 @@ class Proposal:
 def lacks_tokenizer(names: Iterable[str]) -> str | None:
     """Why a model with these small files cannot be given text; None if it can."""
     found = sorted(set(names) - {"config.json", "tokenizer_config.json"})
-    if not set(TOKENIZERS).isdisjoint(found):
+    if tokenizer_among(found) is not None:
         return None
     other = [name for name in found if name.endswith((".model", ".tiktoken")) or name in ("tekken.json", "vocab.json")]
     return f"it has no tokenizer that can be read{f', only {other[0]}' if other else ''}: moecli run will refuse it"

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from moecli.errors import MoecliError, TextError, json_object, unreadable
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # that can be read; the first that is there counts
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tiktoken.model")  # that can be read; the first counts
+_RANKS = ".tiktoken"  # ends the name of one more kind, which comes last
 MOST_JSON = 64 * 2**20
+
+
+def tokenizer_among(names: Collection[str]) -> str | None:
+    """Which of these files is the tokenizer; None if none can be read as one."""
+    named = [name for name in _TOKENIZERS if name in names] or sorted(name for name in names if is_tokenizer(name))
+    return named[0] if named else None
+
+
+def is_tokenizer(name: str) -> bool:
+    """Whether a file of this name can be read as a tokenizer."""
+    return name in _TOKENIZERS or name.endswith(_RANKS)
 
 
 def read_bytes(path: Path, most: int, error: type[MoecliError] = TextError) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Text to token ids and back, read from a model folder's tokenizer.json or tokenizer.model."""
+"""Text to token ids and back, read from a model folder's tokenizer.json, SentencePiece model or ranks of tiktoken."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moecli.errors import TextError
-from moecli.text import sentencepiece
+from moecli.errors import TextError, reading
+from moecli.text import sentencepiece, tiktoken
 from moecli.text.chat import MOST_SOURCE, ChatTemplate, Message
-from moecli.text.files import read_bytes, read_object, read_text
+from moecli.text.files import read_bytes, read_object, read_text, tokenizer_among
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from tokenizers import Tokenizer as Backend
 
 MOST_TOKENIZER = 256 * 2**20
-_OTHER_FORMATS = ("*.model", "*.tiktoken", "tekken.json", "vocab.json")
-_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
+_OTHER_FORMATS = ("tekken.json", "tokenizer.tok.json", "vocab.json")
+_RANKS = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
 # What looks like a special token, in the spelling of most models and of DeepSeek, and Gemma's turns.
 _SPECIAL = re.compile(r"<[|\uff5c][^\s<>|\uff5c][^<>|\uff5c\n]{0,60}[|\uff5c]>|<(?:start|end|begin)_of_\w{1,40}>")
 _MOST_UNKNOWN = 10
@@ -49,7 +49,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """The tokenizer in a model folder. Only one of `TOKENIZERS` is required beside the weights."""
+        """The tokenizer in a model folder. Only the tokenizer itself is required beside the weights."""
         config = {
             key: value for key, value in read_object(folder / "tokenizer_config.json").items() if value is not None
         }
@@ -147,25 +147,35 @@ def _read_backend(folder: Path, config: dict[str, Any]) -> tuple[Backend, dict[s
     """The library's tokenizer, and what tokenizer_config.json says, with what its format implies where it is silent."""
     from tokenizers import Tokenizer as Backend
 
-    path = folder / "tokenizer.json"
-    if (content := read_bytes(path, MOST_TOKENIZER)) is not None:
+    with reading(folder):
+        names = {path.name for path in folder.iterdir()}
+    name = tokenizer_among(names)
+    path = folder / (name or "")
+    content = read_bytes(path, MOST_TOKENIZER) if name is not None else None
+    if name is None or content is None:
+        raise TextError(f"{folder} has no tokenizer that can be read", _hint_without(names))
+    if name == "tokenizer.json":
         with _explained(f"{path} is not a tokenizer"):
             return Backend.from_buffer(content), config
-    content = read_bytes(folder / "tokenizer.model", MOST_TOKENIZER)
-    if content is not None and not _TIKTOKEN.match(content):
-        model = sentencepiece.read(content)
-        special = {"bos_token": model.bos, "eos_token": model.eos}
-        implied = {name: text for name, text in special.items() if text is not None and model.id_of(text) is not None}
-        with _explained(f"{folder / 'tokenizer.model'} is not a tokenizer"):
-            backend = sentencepiece.backend(model, every_section=config.get("legacy") is not False)
-        return backend, {"add_bos_token": True, **implied, **config}
-    found = sorted({file.name for pattern in _OTHER_FORMATS for file in folder.glob(pattern)})
-    raise TextError(
-        f"{folder} has no tokenizer.json, nor a tokenizer.model of SentencePiece",
-        f"{found[0]} is in a format that is not read: convert it with transformers' AutoTokenizer"
-        if found
-        else "fetch the model again, or the tokenizer.json of the model it was made from",
-    )
+    if name != "tokenizer.model" or _RANKS.match(content):
+        declared = {number: text for number, text, _ in _declared(config, (), folder)}
+        ranks = tiktoken.read(content, name)
+        encoding = tiktoken.encoding_of(name, config.get("tokenizer_class"), len(ranks))
+        with _explained(f"{path} is not a tokenizer"):
+            return tiktoken.backend(ranks, encoding, declared), config
+    model = sentencepiece.read(content)
+    special = {"bos_token": model.bos, "eos_token": model.eos}
+    implied = {name: text for name, text in special.items() if text is not None and model.id_of(text) is not None}
+    with _explained(f"{path} is not a tokenizer"):
+        backend = sentencepiece.backend(model, every_section=config.get("legacy") is not False)
+    return backend, {"add_bos_token": True, **implied, **config}
+
+
+def _hint_without(names: Collection[str]) -> str:
+    """What to do about a folder with these files and no tokenizer."""
+    found = sorted(name for name in names if name.endswith(".model") or name in _OTHER_FORMATS)
+    other = f"{found[0]} is in a format that is not read: " if found else ""
+    return f"{other}--tokenizer names another one: a file, a folder or the Hub id of the model it was made from"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from moecli.errors import TextError
 from moecli.text import sentencepiece
 from moecli.text.tokenizer import Tokenizer
 from tests.support.toy_tokenizers import write_json
+from tests.support.vocabularies import packaged, varied_texts
 
 spm = pytest.importorskip("sentencepiece")
 
@@ -22,12 +23,6 @@ CORPUS = [
     "the sea and the ship and the bell", "def f(x):", "    return x", "one two three, four  five", "日本語 テキスト",
     "Привет мир, как дела", "naïve café ﬁne ① Ⅷ ½", "你好 世界 🎉🎉", "aaaa aaa aa a aaaaa baaab",
 ] * 30  # fmt: skip
-PARTS = [
-    "a", "aa", "the ", "sea", " ", "  ", "   ", "\n", "\t", "\r\n", "\u2581", "é", "e\u0301", "ﬁ", "①", "日本", "ｱ",
-    "한국", "Привет", "مرحبا", "🎉", "👨\u200d👩\u200d👧", "\0", "\x07", "\x7f", "\u200b", "\ufeff", "\u3000", "\xa0",
-    "<0x0A>", "x", "def f(x):\n    return x", "123", "\n\n", "½", "\u2028", "İ", "ẞ", "🇩🇪", "\ufffd",
-    "\U000e0001", "<sep>",
-]  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "Llama's": {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
                 "remove_extra_whitespaces": False},
@@ -56,18 +51,12 @@ def trained(kind: str) -> bytes:
     return file.getvalue()
 
 
-def texts(count: int) -> list[str]:
-    chance = random.Random(5)
-    fixed = ["", " ", "  ", "a ", " a", "  a  b  ", "\u2581", "aaaaaaa", "\n"]
-    return fixed + ["".join(chance.choice(PARTS) for _ in range(chance.randint(1, 20))) for _ in range(count)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_and_texts_are_those_of_sentencepiece(kind: str) -> None:
     theirs = spm.SentencePieceProcessor(model_proto=trained(kind))
     ours = sentencepiece.backend(sentencepiece.read(trained(kind)))
-    for text in texts(2000 if kind == "Llama's" else 500):
+    for text in varied_texts(2000 if kind == "Llama's" else 500):
         ids = theirs.encode(text)
         assert ours.encode(text, add_special_tokens=False).ids == ids, text
         assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids), text
@@ -169,8 +158,13 @@ def test_any_change_of_a_file_is_read_or_refused() -> None:
             pass
 
 
-def test_ranks_of_tiktoken_are_no_sentencepiece(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
-    with pytest.raises(TextError, match="nor a tokenizer") as caught:
-        Tokenizer.load(tmp_path)
-    assert "tokenizer.model is in a format that is not read" in str(caught.value.hint)
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3"])
+def test_ids_and_texts_of_mixtrals_own_vocabularies(file: str) -> None:
+    content = packaged("mistral_common", f"data/{file}")
+    theirs = spm.SentencePieceProcessor(model_proto=content)
+    ours = sentencepiece.backend(sentencepiece.read(content))
+    for text in varied_texts(2000):
+        ids = theirs.encode(text)
+        assert ours.encode(text, add_special_tokens=False).ids == ids, text
+        assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids), text
