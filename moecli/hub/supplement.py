@@ -27,7 +27,9 @@ def supply(manifest: DownloadManifest, folder: Path, policy: RetryPolicy | None 
     entry = manifest.supplied_by
     if entry is None:
         return
-    found = {"config.json": json.dumps(entry.config(), indent=1).encode()}
+    found = {}
+    if all(file.name != "config.json" for file in manifest.texts):
+        found["config.json"] = json.dumps(entry.config(), indent=1).encode()
     if entry.tokenizer and not is_file(folder / _TOKENIZER[0]):
         found |= _texts(entry.tokenizer, policy or RetryPolicy(attempts=4))
     try:

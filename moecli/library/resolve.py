@@ -57,6 +57,7 @@ class ModelRef:
     entry: catalog.Entry | None = None
     store: LocalStore | None = None
     dtype: str = "auto"  # asked for: by --dtype, or in the name, as in mixtral:q4
+    tokenizer: Path | None = None  # the file or folder that has it, where it is not to be the model's own
 
     @property
     def commit(self) -> str | None:

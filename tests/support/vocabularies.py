@@ -1,12 +1,19 @@
-"""Real vocabularies that packages of the development environment ship, and texts that try a tokenizer."""
+"""Vocabularies of other programs, small ones made here and real ones that packages ship, and texts that try them."""
 
 from __future__ import annotations
 
+import base64
+import io
 import random
+from collections.abc import Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from moecli.text import tiktoken
+from tests.support.toy_tokenizers import CORPUS, byte_level
 
 PARTS = [
     "a", "aa", "the ", "sea", " ", "  ", "   ", "\n", "\t", "\r\n", "\u2581", "é", "e\u0301", "ﬁ", "①", "日本", "ｱ",
@@ -37,3 +44,31 @@ def packaged(package: str, file: str) -> bytes:
     if path is None:
         pytest.skip(f"{package} is not installed")
     return path.read_bytes()
+
+
+@cache
+def small_ranks() -> Mapping[bytes, int]:
+    """Some hundred tokens as merging makes them, one that no two others make, and one that only whole words are."""
+    letters = {character: byte for byte, character in tiktoken._alphabet().items()}
+    pieces = sorted(byte_level().get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
+    found = [bytes(letters[c] for c in piece) for piece, _ in pieces if not piece.startswith("<|")]
+    found += [b" fox jumped", " 世".encode()[:2], b"zqzq"]
+    return {token: rank for rank, token in enumerate(dict.fromkeys(found))}
+
+
+def written(ranks: Mapping[bytes, int]) -> bytes:
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
+
+
+@cache
+def sentencepiece() -> bytes:
+    """A small tokenizer.model of Llama's kind."""
+    import sentencepiece as library
+
+    out = io.BytesIO()
+    library.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS * 10), model_writer=out, model_type="bpe", byte_fallback=True, vocab_size=400,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, character_coverage=0.98,
+        hard_vocab_limit=False, minloglevel=2, num_threads=1,
+    )  # fmt: skip
+    return out.getvalue()

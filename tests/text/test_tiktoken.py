@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import random
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from moecli.errors import TextError
 from moecli.text import tiktoken
 from moecli.text.stream import TextStream
 from moecli.text.tokenizer import Tokenizer
-from tests.support.toy_tokenizers import CORPUS, byte_level, write_json
-from tests.support.vocabularies import packaged, varied_texts
+from tests.support.toy_tokenizers import CORPUS, write_json
+from tests.support.vocabularies import packaged, small_ranks, varied_texts, written
 
 library = pytest.importorskip("tiktoken")
 
@@ -38,20 +37,6 @@ PATTERNS: dict[str, str] = {
     r"|\s+(?!\S)|\s+",
 }  # fmt: skip
 OURS = {"GPT-4": tiktoken.GPT4, "Kimi": tiktoken.KIMI, "Qwen": tiktoken.QWEN}
-
-
-@cache
-def small_ranks() -> Mapping[bytes, int]:
-    """Some hundred tokens as merging makes them, one that no two others make, and one that only whole words are."""
-    letters = {character: byte for byte, character in tiktoken._alphabet().items()}
-    pieces = sorted(byte_level().get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
-    found = [bytes(letters[c] for c in piece) for piece, _ in pieces if not piece.startswith("<|")]
-    found += [b" fox jumped", " 世".encode()[:2], b"zqzq"]
-    return {token: rank for rank, token in enumerate(dict.fromkeys(found))}
-
-
-def written(ranks: Mapping[bytes, int]) -> bytes:
-    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
 
 
 def agree(ranks: Mapping[bytes, int], kind: str, texts: list[str]) -> None:
