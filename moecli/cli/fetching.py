@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from moecli.cli.pack import load_packer
-from moecli.errors import Declined, NetworkError, UsageError
+from moecli.errors import Declined, ModelNotFound, NetworkError, UsageError
 from moecli.hub import download
 from moecli.library import advice, pull_packed, stores, tokenizers
 from moecli.library.advice import Advice
@@ -120,6 +120,10 @@ def for_run(
     assert known.way is not None
     plan = _ask_hub(ref, known.way.dtype if known.way.packed else None, None, False, quiet, budget, context)
     proposal = plan if isinstance(plan, Proposal) else plan.proposal
+    if lack := proposal.lacks_tokenizer:
+        raise ModelNotFound(
+            f"'{ref.name}' cannot be run: {lack}", f"moecli run {shlex.quote(ref.typed)} --tokenizer NAME"
+        )
     if not (yes and quiet):
         view.screen(plan, on_stderr=True, no_color=False)
     for doubt in proposal.doubts:

@@ -81,6 +81,13 @@ class Proposal:
         return entry.tokenizer if entry else tokenizer_among([file.name for file in self.manifest.texts])
 
     @property
+    def lacks_tokenizer(self) -> str | None:
+        """Why it could not be given text; None if it can."""
+        if self.given or self.own_tokenizer is not None:
+            return None
+        return lacks_tokenizer((file.name for file in self.manifest.texts), self.manifest.repo)
+
+    @property
     def doubts(self) -> list[str]:
         """Reasons to ask before fetching."""
         plan = self.estimate.plan
@@ -95,8 +102,8 @@ class Proposal:
             )
         if self.instead:
             doubts.append(f"packed on the way it runs here: {self.instead}")
-        if not self.given and self.own_tokenizer is None:
-            doubts.append(lacks_tokenizer((file.name for file in self.manifest.texts), self.manifest.repo))
+        if self.lacks_tokenizer:
+            doubts.append(self.lacks_tokenizer)
         if self.lacks:
             doubts.append(f"this version cannot run it: it lacks {', '.join(self.lacks)}")
         return doubts

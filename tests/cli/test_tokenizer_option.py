@@ -85,6 +85,13 @@ def test_pull_lays_it_beside_the_weights(hub: hub_server.Hub, wanted: list[int])
     assert moecli("verify", REPO).code == 0
 
 
+def test_run_fetches_nothing_that_it_could_not_run(hub: hub_server.Hub, wanted: list[int]) -> None:
+    said = refusal("run", REPO, *RUN, "--yes")
+    assert "no tokenizer that can be read: add --tokenizer" in said and f"hint: moecli run {REPO} --tokenizer" in said
+    assert not list(Path(os.environ["HF_HOME"]).rglob("*.safetensors"))
+    assert moecli("run", REPO, *RUN, "--yes", "--tokenizer", OTHER).json["token_ids"] == wanted
+
+
 def test_pull_packs_it(hub: hub_server.Hub) -> None:
     store = Path(moecli("pull", REPO, "--dtype", "q8", "--tokenizer", OTHER, "--json").json["path"])
     assert (store / "tokenizer.json").read_bytes() == (TINY / "tokenizer.json").read_bytes()

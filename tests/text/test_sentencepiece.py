@@ -37,6 +37,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "T5's": {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc", "vocab_size": 180},
     "unigram with bytes": {"model_type": "unigram", "byte_fallback": True, "normalization_rule_name": "identity",
                            "remove_extra_whitespaces": False},
+    "unigram with pieces of its users": {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc",
+                                         "user_defined_symbols": ["<sep>", "aa ", "日本"]},
     "the space after": {"model_type": "unigram", "byte_fallback": True, "treat_whitespace_as_suffix": True},
 }  # fmt: skip
 
@@ -131,7 +133,6 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "a varint without end": (b"\x08" + b"\xff" * 50, "cut short"),
     "a float cut short": (field(1, 2, b"\x15\x00"), "cannot be read"),
     "a damaged table": (UNKNOWN + field(3, 2, field(2, 2, b"\xff" * 40)), "table of characters"),
-    "unigram with a user's piece": (UNKNOWN + piece(b"<sep>", 4), "user-defined"),
     "words": (UNKNOWN + field(2, 2, field(3, 0, b"\x03")), "cuts text by word"),
 }
 
