@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moecli.errors import TextError
+from moecli.errors import ConfigError, TextError
+from moecli.model import families
 from moecli.text import sentencepiece, tiktoken
 from moecli.text.chat import MOST_SOURCE, ChatTemplate, Message
 from moecli.text.files import read_bytes, read_object, read_text, texts_in, tokenizer_among, unread_tokenizers
@@ -24,6 +25,7 @@ _RANKS = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
 # What looks like a special token, in the spelling of most models and of DeepSeek, and Gemma's turns.
 _SPECIAL = re.compile(r"<[|\uff5c][^\s<>|\uff5c][^<>|\uff5c\n]{0,60}[|\uff5c]>|<(?:start|end|begin)_of_\w{1,40}>")
 _MOST_UNKNOWN = 10
+_WITHOUT_BOS = "Grok1ModelForCausalLM"  # xAI's own code gives SentencePiece's ids and nothing before them
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _DAMAGED = "the file is damaged: download it again"
 
@@ -182,7 +184,15 @@ def _read_backend(texts: _Texts, config: dict[str, Any]) -> tuple[Backend, dict[
     implied = {name: text for name, text in special.items() if text is not None and model.id_of(text) is not None}
     with _explained(f"{path} is not a tokenizer"):
         backend = sentencepiece.backend(model, every_section=config.get("legacy") is not False)
-    return backend, {"add_bos_token": True, **implied, **config}
+    return backend, {"add_bos_token": _adds_bos(texts), **implied, **config}
+
+
+def _adds_bos(texts: _Texts) -> bool:
+    """Whether BOS begins a text where only SentencePiece's file speaks of it: Llama's classes add it."""
+    try:
+        return _WITHOUT_BOS not in families.find(texts.object("config.json")).architectures
+    except ConfigError:
+        return True
 
 
 def _hint_without(names: Collection[str]) -> str:

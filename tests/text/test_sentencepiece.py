@@ -92,6 +92,15 @@ def test_bos_is_added_as_llamas_classes_do(config: Any, before: list[int], model
     assert tokenizer.eos_id == 2 and len(tokenizer.byte_ids) == 256
 
 
+def test_groks_own_code_adds_no_bos(model_folder: Callable[..., Path]) -> None:
+    theirs = spm.SentencePieceProcessor(model_proto=trained("Grok's, with pieces of its users"))
+    path = model_folder("Grok's, with pieces of its users")
+    write_json(path / "config.json", {"architectures": ["Grok1ModelForCausalLM"]})
+    assert Tokenizer.load(path).encode("the  sea\n\n") == theirs.encode("the  sea\n\n")
+    write_json(path / "config.json", {"architectures": ["MixtralForCausalLM"]})
+    assert Tokenizer.load(path).encode("the sea") == [1, *theirs.encode("the sea")]
+
+
 @pytest.mark.parametrize(("legacy", "spaced"), [({}, True), ({"legacy": True}, True), ({"legacy": False}, False)])
 def test_text_after_a_special_token(legacy: Any, spaced: bool, model_folder: Callable[..., Path]) -> None:
     theirs = spm.SentencePieceProcessor(model_proto=trained("Llama's"))
