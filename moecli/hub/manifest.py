@@ -222,7 +222,8 @@ def _weights(
     if not chosen:
         raise no_weights(names, repo)
     if index is None and (cut := cut_apart(chosen)):
-        raise cut
+        entry = catalog.port(repo)
+        raise CheckpointError(cut.message, f"the same model, whole: moecli pull {entry.alias}" if entry else cut.hint)
     if lost := next((name for name in chosen if name not in held), None):
         raise CheckpointError(f"the index of {repo} names '{lost[:80]}', which it does not hold")
     return chosen

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from moecli.model import catalog
-from tests.support import hub_server
-from tests.support.hub_server import Fault
+from tests.support import headers, hub_server
+from tests.support.hub_server import Fault, File
 from tests.support.in_process import moecli
 
 
@@ -34,8 +34,20 @@ def test_a_port_without_a_configuration_is_inspected_by_the_catalog(hub: hub_ser
         "\n", " "
     )
     assert moecli("memory", "lmzheng/grok-1", "--ram", "1GiB").code == 0
+    assert "hint: the same model, whole: moecli pull grok-1\n" in moecli("pull", "lmzheng/grok-1").failure
     refused = moecli("inspect", "lmzheng/grok-1@main")
     assert refused.code == 1 and "holds no config.json" in refused.failure, "that revision may be anything"
+
+
+def test_a_port_without_a_tokenizer_gets_that_of_the_catalog(hub: hub_server.Hub) -> None:
+    hub.put("v2ray/grok-1/config.json", json.dumps(catalog.find("grok-1").config()).encode())
+    hub.files["v2ray/grok-1/model.safetensors"] = File(*headers.header({}))
+    dry = moecli("pull", "v2ray/grok-1", "--dry-run")
+    assert dry.code in (0, 3) and "tokenizer    from Xenova/grok-1-tokenizer" in dry.out
+    about = moecli("pull", "v2ray/grok-1", "--dry-run", "--json")
+    assert json.loads(about.out)["tokenizer"] == "Xenova/grok-1-tokenizer"
+    hub.put("v2ray/grok-1/tokenizer.json", b"{}")
+    assert json.loads(moecli("pull", "v2ray/grok-1", "--dry-run", "--json").out)["tokenizer"] == "tokenizer.json"
 
 
 def test_a_port_is_shown_with_what_is_published_of_its_model(hub: hub_server.Hub) -> None:

@@ -79,6 +79,8 @@ def test_pull_lays_it_beside_the_weights(hub: hub_server.Hub, wanted: list[int])
     asked = moecli("pull", REPO)
     assert asked.code == 2 and "note: it has no tokenizer that can be read" in asked.err
     assert "no tokenizer" in json.dumps(moecli("pull", REPO, "--dry-run", "--json").json["doubts"])
+    assert "tokenizer    none that can be read" in moecli("pull", REPO, "--dry-run").out
+    assert "tokenizer    the one that --tokenizer" in moecli("pull", REPO, "--dry-run", "--tokenizer", OTHER).out
     snapshot = Path(moecli("pull", REPO, "--tokenizer", OTHER, "--json").json["path"])
     assert (snapshot / "tokenizer.json").read_bytes() == (TINY / "tokenizer.json").read_bytes()
     assert moecli("run", REPO, *RUN).json["token_ids"] == wanted
