@@ -78,7 +78,7 @@ class Proposal:
     def own_tokenizer(self) -> str | None:
         """The file that has it, or the repository that supplies it; None where it is to be given."""
         entry = self.manifest.supplied_by
-        return entry.tokenizer if entry else tokenizer_among([file.name for file in self.manifest.texts])
+        return tokenizer_among([file.name for file in self.manifest.texts]) or (entry.tokenizer if entry else None)
 
     @property
     def lacks_tokenizer(self) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from moecli import settings
@@ -10,9 +9,10 @@ from moecli.errors import ModelNotFound, TextError
 from moecli.hub import cache as hub_cache
 from moecli.hub import download
 from moecli.hub.retry import RetryPolicy
-from moecli.library.resolve import ModelRef, resolve
+from moecli.hub.supplement import write_whole
+from moecli.library.resolve import ModelRef, path_named, resolve
 from moecli.store.filesystem import unwritable
-from moecli.store.journal import make_folder, sync_folder
+from moecli.store.journal import make_folder
 from moecli.text.files import tokenizer_texts
 from moecli.text.tokenizer import Tokenizer
 
@@ -22,7 +22,7 @@ def find(name: str, offline: bool = False) -> Path:
 
     ModelNotFound for what names nothing, TextError for what holds no tokenizer, NetworkError if it cannot be had.
     """
-    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    path = path_named(name)
     is_folder = name.strip() != "" and hub_cache.is_folder(path)
     if hub_cache.is_file(path) or (is_folder and (_holds(path) or not hub_cache.is_repo(name))):
         tokenizer_texts(path)
@@ -56,13 +56,7 @@ def lay(ref: ModelRef, folder: Path) -> None:
     try:
         make_folder(folder)
         for name, path in tokenizer_texts(ref.tokenizer).items():
-            growing = folder / f"{name}.tmp"
-            with growing.open("wb") as file:
-                file.write(path.read_bytes())
-                file.flush()
-                os.fsync(file.fileno())
-            growing.replace(folder / name)
-        sync_folder(folder)
+            write_whole(folder / name, path.read_bytes())
     except OSError as error:
         raise unwritable(folder, error) from error
 

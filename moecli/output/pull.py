@@ -93,7 +93,7 @@ def _tokenizer(proposal: Proposal) -> list[tuple[str, str]]:
         return [("tokenizer", "the one that --tokenizer names")]
     if proposal.own_tokenizer is None:
         return [("tokenizer", "none that can be read")]
-    return [("tokenizer", f"from {entry.tokenizer}")] if entry and entry.tokenizer else []
+    return [("tokenizer", f"from {entry.tokenizer}")] if entry and entry.tokenizer == proposal.own_tokenizer else []
 
 
 def _running(one: Estimate, runs: bool, lacks: Sequence[str]) -> list[tuple[str, str]]:

@@ -133,6 +133,7 @@ def test_what_is_none_is_refused(hub: hub_server.Hub, mute: Path, tmp_path: Path
         "somebody/else": "holds no tokenizer that can be read",
         "nobody/nothing": "the Hub knows no model",
         "": "cannot be the name of a model",
+        "~nobody-here/x": "there is no folder",
     }.items():
         assert said in refusal("run", mute, "x", "--tokenizer", name)
         assert said in refusal("pack", mute, "-o", tmp_path / "packed", "--tokenizer", name)
