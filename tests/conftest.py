@@ -20,6 +20,7 @@ _connect = socket.socket.connect
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-cut", action="store_true", help="power cuts at every call of a command, not at some")
+    parser.addoption("--write-replicas", action="store_true", help="their table in docs/weights.md anew; with -n0")
 
 
 @pytest.fixture

@@ -142,6 +142,13 @@ def cut_apart(chosen: Iterable[str]) -> CheckpointError | None:
 def no_weights(names: Iterable[str], where: str) -> CheckpointError:
     """Why none of these files is a model."""
     found = sorted(names)
+    whole = "look for a release in transformers' format, as safetensors"
+    if gguf := next((name for name in found if name.endswith(".gguf")), None):
+        return CheckpointError(f"{where} holds its weights as GGUF, which is not read: {printable(gguf, 80)}", whole)
+    if own := next((name for name in found if name.startswith("consolidated.")), None):
+        return CheckpointError(
+            f"{where} holds its weights in Mistral's own format, which is not read: {printable(own, 80)}", whole
+        )
     if stranger := next((name for name in found if SAFETENSORS.holds(name)), None):
         return CheckpointError(
             f"{where} holds {printable(stranger, 80)} and no {SAFETENSORS.single}",

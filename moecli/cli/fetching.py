@@ -9,9 +9,9 @@ from pathlib import Path
 import typer
 
 from moecli.cli.pack import load_packer
-from moecli.errors import Declined, NetworkError
+from moecli.errors import Declined, ModelNotFound, NetworkError, UsageError
 from moecli.hub import download
-from moecli.library import advice, pull_packed, stores
+from moecli.library import advice, pull_packed, stores, tokenizers
 from moecli.library.advice import Advice
 from moecli.library.pull import Proposal, check_space, propose
 from moecli.library.pull_packed import PackedPull, propose_packed
@@ -45,6 +45,7 @@ def pull(
     """Fetch a model, packed on the way where a `dtype` is named, and print where it lies."""
     plan = _ask_hub(ref, dtype, target, keep, talk.still)
     proposal = plan if isinstance(plan, Proposal) else plan.proposal
+    _check_tokenizer(ref, plan)
     if not talk.quiet:
         view.unasked(plan)
     if not talk.still:
@@ -59,6 +60,7 @@ def pull(
         terminal.confirm("pull it nevertheless?", yes)
     if isinstance(plan, Proposal):
         path = _fetch(plan, talk.still)
+        tokenizers.lay(ref, path)
         if talk.json:
             terminal.write_json(documents.fetched(plan))
         else:
@@ -118,6 +120,10 @@ def for_run(
     assert known.way is not None
     plan = _ask_hub(ref, known.way.dtype if known.way.packed else None, None, False, quiet, budget, context)
     proposal = plan if isinstance(plan, Proposal) else plan.proposal
+    if lack := proposal.lacks_tokenizer:
+        raise ModelNotFound(
+            f"'{ref.name}' cannot be run: {lack}", f"moecli run {shlex.quote(ref.typed)} --tokenizer NAME"
+        )
     if not (yes and quiet):
         view.screen(plan, on_stderr=True, no_color=False)
     for doubt in proposal.doubts:
@@ -133,6 +139,16 @@ def for_run(
         pull_packed.check_space(plan)
     folder = _pack(plan, None, quiet)[0].folder
     return replace(ref, kind=Kind.STORE, name=folder.name, folder=folder, store=stores.describe(folder))
+
+
+def _check_tokenizer(ref: ModelRef, plan: Proposal | PackedPull) -> None:
+    """UsageError where a tokenizer was given for what has one."""
+    proposal = plan if isinstance(plan, Proposal) else plan.proposal
+    for_a_run = "moecli run MODEL --tokenizer takes another one for a run"
+    if ref.tokenizer is not None and proposal.own_tokenizer is not None:
+        raise UsageError(f"{proposal.manifest.repo} has a tokenizer, {proposal.own_tokenizer}", for_a_run)
+    if ref.tokenizer is not None and isinstance(plan, PackedPull) and plan.store is not None:
+        raise UsageError(f"{plan.target} is packed already, without that tokenizer", for_a_run)
 
 
 def _ask_hub(

@@ -213,5 +213,12 @@ Log = Annotated[  # of commands that decide nothing
     bool, option("--verbose", "-v", panel=OUTPUT, help="Log what is found, read and asked to stderr.", check=_log)
 ]
 NoColor = Annotated[bool, option("--no-color", panel=OUTPUT, help="Use no colour.")]  # errors see it for themselves
+Tokenizer = Annotated[
+    str | None,
+    option(
+        "--tokenizer", metavar="NAME", complete=complete_model,
+        help="Take the tokenizer of this file, folder, model or Hub id instead of the model's own.",
+    ),
+]  # fmt: skip
 Offline = Annotated[bool, option("--offline", help="Use no network; what is not on this machine is an error.")]
 Yes = Annotated[bool, option("--yes", "-y", help="Assume yes for all questions.")]

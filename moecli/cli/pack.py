@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from moecli.cli import options
+from moecli.cli import options, running
 from moecli.formats import check_dtype
 from moecli.output import terminal
 
@@ -41,7 +41,9 @@ def pack(
         ),
     ] = _DTYPE,
     output: StoreFolder = None,
+    tokenizer: options.Tokenizer = None,
     threads: options.Threads = None,
+    yes: options.Yes = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -52,20 +54,26 @@ def pack(
     Interrupted, it goes on where it stopped when repeated. Prints the store's folder, which is a MODEL.
     """
     from moecli.library import stores
+    from moecli.library.pull import lacks_tokenizer
     from moecli.library.resolve import resolve
     from moecli.output import pack as view
     from moecli.output.json.pack import document
     from moecli.store.layout import choose_layout
     from moecli.store.source import open_source, origin_of
+    from moecli.text.files import texts_in, tokenizer_among
 
     check_dtype(dtype)
     ref = resolve(model, dtype="auto" if dtype == _DTYPE else dtype, original=True)
+    ref = running.with_tokenizer(ref, tokenizer, check=True)
     dtype = dtype if ref.dtype == "auto" else ref.dtype
     weights = open_source(ref.weights)
     if not quiet:
         terminal.say_notes(weights.notes)
     dtype = weights.dtype if dtype == "auto" else dtype
-    origin = origin_of(ref.name, ref.repo, ref.commit, ref.weights, weights)
+    origin = origin_of(ref.name, ref.repo, ref.commit, ref.weights, weights, ref.tokenizer)
+    if ref.tokenizer is None and tokenizer_among(texts := texts_in(ref.weights)) is None:
+        terminal.say(f"note: {lacks_tokenizer(texts, ref.repo)}")
+        terminal.confirm("pack it nevertheless?", yes)
     target = Path(os.path.realpath(output)) if output else stores.default_folder(ref.name, dtype)
     load_packer(threads, quiet or json)
     from moecli.store.write import pack as write
@@ -75,7 +83,7 @@ def pack(
     size = sum(tensor.size for tensor in weights.checkpoint.tensors.values())
     try:
         with view.PackingProgress(ref.name, dtype, size, quiet or json) as watch:
-            store = write(weights, ref.weights, target, dtype, origin, watch)
+            store = write(weights, ref.weights, target, dtype, origin, watch, ref.tokenizer)
     except KeyboardInterrupt:
         terminal.say("interrupted; the same command goes on from here")
         raise typer.Exit(130) from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from moecli import settings
-from moecli.cli import options
+from moecli.cli import options, running
 from moecli.cli.pack import StoreFolder
 from moecli.errors import UsageError
 from moecli.formats import check_dtype
@@ -39,6 +39,7 @@ def pull(
     keep_original: Annotated[
         bool, options.option("--keep-original", help="With --dtype: keep the downloaded files as well.")
     ] = False,
+    tokenizer: options.Tokenizer = None,
     threads: options.Threads = None,
     dry_run: Annotated[bool, options.option("--dry-run", help="Show what would be fetched, and stop.")] = False,
     offline: options.Offline = False,
@@ -60,7 +61,7 @@ def pull(
         check_dtype(dtype)
     if offline:
         settings.forbid_network()
-    ref = resolve(model, dtype=dtype or "auto", original=True)
+    ref = running.with_tokenizer(resolve(model, dtype=dtype or "auto", original=True), tokenizer, check=True)
     if ref.dtype != "auto":
         dtype = ref.dtype
     elif output is not None or keep_original:

@@ -38,6 +38,8 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
 
         picture.require()
     ref = _model(models, wanted)
+    if ref is not None and wanted.from_ is None:
+        ref = running.with_tokenizer(ref, wanted.tokenizer, offline)
     wanted = wanted if ref is None else replace(wanted, dtype=ref.dtype)
     if ref is None or wanted.from_ is not None:
         assert wanted.from_ is not None, "without either, _model refuses"

@@ -66,6 +66,14 @@ class RoutingOptions:
         _option(help="Compare with another MODEL, a TRACE, or dtype=q4.", metavar="OTHER", complete=_complete_against),
     ] = None
     raw: Annotated[bool, _option("--raw", help="No chat template around the prompts.")] = False
+    tokenizer: Annotated[
+        str | None,
+        _option(
+            help="Take the tokenizer of this file, folder, model or Hub id.",
+            metavar="NAME",
+            complete=options.complete_model,
+        ),
+    ] = None
     dtype: options.Dtype = "auto"
     ctx: options.Context = None
     ram: options.Ram = None

@@ -56,6 +56,7 @@ def run(
     ] = None,
     system: Annotated[str | None, options.option(metavar="TEXT", help="System message for the chat template.")] = None,
     raw: Annotated[bool, options.option("--raw", help="Use no chat template: continue the prompt as it is.")] = False,
+    tokenizer: options.Tokenizer = None,
     max_tokens: Annotated[
         int | None,
         options.option(
@@ -138,7 +139,7 @@ def run(
     from moecli.library.resolve import Kind
     from moecli.output.memory import beyond
 
-    ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet, yes)
+    ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet, yes, tokenizer)
     with terminal.status("loading ...", quiet):
         from moecli.engine.chat import ChatSession, GenerationConfig, RecordedSession, plan_for
         from moecli.engine.loaded import LoadOptions, open_for_run

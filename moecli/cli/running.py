@@ -57,19 +57,38 @@ def behind_stdin(typed: str, read: str = "") -> str:
 
 
 def find(
-    model: str, dtype: str, ram: str | None, context: int | None, offline: bool, quiet: bool, yes: bool
+    model: str,
+    dtype: str,
+    ram: str | None,
+    context: int | None,
+    offline: bool,
+    quiet: bool,
+    yes: bool,
+    tokenizer: str | None = None,
 ) -> tuple[ModelRef, bool]:
     """What MODEL means, its weights on this machine, and whether somebody has just agreed to run it.
 
-    `yes`: that is agreed to already.
+    `yes`: that is agreed to already. `tokenizer`: what --tokenizer names.
     """
     from moecli.library.resolve import Kind, resolve
 
-    found = resolve(model, dtype=dtype)
+    found = with_tokenizer(resolve(model, dtype=dtype), tokenizer, offline)
     ref = with_weights(found, found.dtype, ram, context, offline, quiet, yes)
     if ref.kind is Kind.STORE and not ref.by_path and ref.name.casefold() != model.casefold() and not quiet:
         terminal.say(f"using {ref.name}, packed from {model}")
     return replace(ref, dtype=found.dtype), found.folder is None
+
+
+def with_tokenizer(ref: ModelRef, name: str | None, offline: bool = False, check: bool = False) -> ModelRef:
+    """The same model with the tokenizer that --tokenizer names, if it names one; `check`: it is tried at once."""
+    if name is None:
+        return ref
+    from moecli.library import tokenizers
+
+    path = tokenizers.find(name, offline)
+    if check:
+        tokenizers.check(path)
+    return replace(ref, tokenizer=path)
 
 
 def with_weights(

@@ -172,7 +172,7 @@ def open_for_run(ref: ModelRef, options: LoadOptions) -> OpenedModel:
         model = open_model(ref.weights)
         check_dtype(model, options.dtype)
         defaults = read_generation_defaults(ref.weights)
-        tokenizer = Tokenizer.load(ref.weights)
+        tokenizer = Tokenizer.load(ref.weights, ref.tokenizer)
     ram = machine.free_ram() if options.ram is None else options.ram
     vram = options.vram
     if vram is None and device.type != "cpu":

@@ -19,7 +19,7 @@ from moecli.hub import client
 from moecli.hub.background import each_in_background, in_background
 from moecli.hub.cache import UNFINISHED, commit, lock_folder, status
 from moecli.hub.headers import Repository
-from moecli.hub.manifest import DownloadManifest, RemoteFile
+from moecli.hub.manifest import DownloadManifest, RemoteFile, tokenizer_manifest
 from moecli.hub.retry import RetryPolicy, Tell, retry
 from moecli.hub.supplement import supply
 from moecli.hub.transfer import Transfer, Watcher
@@ -72,6 +72,27 @@ def each(
             yield file, future.result()
     finally:
         stop.set()
+
+
+def fetch_tokenizer(repo: str, revision: str | None, policy: RetryPolicy) -> Path:
+    """A tokenizer and what lies beside it into the cache, whatever else the repository holds; their snapshot."""
+    manifest = tokenizer_manifest(repo, revision, policy)
+    for _ in each(manifest, manifest.texts, _Nobody(), policy=policy):
+        pass
+    write_ref(manifest)
+    return manifest.snapshot
+
+
+class _Nobody:
+    """Who watches the small files of a tokenizer."""
+
+    def advance(self, file: RemoteFile, size: int) -> None:
+        pass
+
+    found = advance
+
+    def wait(self, file: RemoteFile, why: str, seconds: float | None) -> None:
+        pass
 
 
 def present(manifest: DownloadManifest, file: RemoteFile) -> int:

@@ -94,7 +94,7 @@ def refusal(
         account = "with the account of your token" if token else "then set HF_TOKEN to a token of that account"
         hint = f"accept them at {address(endpoint)}/{repo}, {account}"
         return NetworkError(f"{repo} is gated: the Hub wants its terms accepted (HTTP {status})", hint)
-    if code == "RevisionNotFound":
+    if code == "RevisionNotFound" or (code == "EntryNotFound" and not name):  # a ref that the API does not know
         return NetworkError(f"{repo} has no revision '{revision}'", "name a branch, tag or commit of it")
     if code == "EntryNotFound":
         return NetworkError(f"{repo} holds no {name}", "only models in transformers' format can be read")

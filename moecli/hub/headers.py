@@ -73,7 +73,12 @@ def read_remote(
             return Remote(facts, {}, config.commit, len(config.data), no_weights(names, repo).message)
         if files is None and (cut := cut_apart(chosen)):
             return Remote(facts, {}, config.commit, len(config.data), cut.message)
-        here = pinned.headers(dict.fromkeys(chosen, 0))
+        try:
+            here = pinned.headers(dict.fromkeys(chosen, 0))
+        except CheckpointError as error:
+            if kind is SAFETENSORS:
+                raise
+            return Remote(facts, {}, config.commit, len(config.data), error.message)
     chosen = choose(here, files, lambda: here[single][0])
     if lost := next((name for name in chosen if name not in here), None):
         raise NetworkError(f"{repo} names the file '{lost}' and does not hold it")

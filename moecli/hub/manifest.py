@@ -16,13 +16,9 @@ from moecli.hub.headers import Repository, json_on_hub, read_index, shards
 from moecli.hub.retry import RetryPolicy, Tell, retry
 from moecli.model import catalog
 from moecli.model.catalog import Entry
+from moecli.text.files import is_text, tokenizer_among
 
 _INDICES = tuple(each.index for each in CONTAINERS)
-_TEXTS = (
-    "config.json", "generation_config.json", *_INDICES, "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
-_OTHER_TOKENIZERS = ("vocab.json", "merges.txt", "tokenizer.model", "tiktoken.model", "tekken.json")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -55,7 +51,7 @@ class DownloadManifest:
     licence: str | None
     gated: bool
     index: Mapping[str, str] | None = None  # which file holds a tensor, where that must be said
-    supplied_by: Entry | None = None  # the entry whose configuration and tokenizer the repository does without
+    supplied_by: Entry | None = None  # the entry that knows what the repository lacks: configuration, tokenizer
 
     @property
     def files(self) -> tuple[RemoteFile, ...]:
@@ -109,10 +105,10 @@ def read_manifest(
     if weights == [kind.single]:
         index = None
     text = read("config.json", bounds.LARGEST_CONFIG)
-    entry = catalog.find(repo) if text is None and kind is RELEASE else None
+    entry = catalog.find(repo) or catalog.port(repo)
     if text is not None:
         config = json_on_hub(text, "config.json")
-    elif entry is not None:
+    elif entry is not None and kind is RELEASE:
         config = entry.config()
     else:
         raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be used")
@@ -120,13 +116,26 @@ def read_manifest(
     texts = [name for name in _texts(listed) if name not in needless]
     if large := next((name for name in texts if listed[name].size > bounds.LARGEST_TEXT), None):
         raise CheckpointError(f"{large} of {repo} has {listed[large].size} bytes, which cannot be right")
+    lacks = text is None or (entry is not None and entry.tokenizer and tokenizer_among(listed) is None)
     tags = info.get("tags")
     licences = (str(tag)[8:] for tag in (tags if isinstance(tags, list) else ()) if str(tag).startswith("license:"))
     return DownloadManifest(
         repo, revision or "main", commit, tuple(map(listed.__getitem__, texts)),
         tuple(map(listed.__getitem__, weights)), config, _plain(next(licences, "")),
-        bool(info.get("gated")), index, entry,
+        bool(info.get("gated")), index, entry if lacks else None,
     )  # fmt: skip
+
+
+def tokenizer_manifest(repo: str, revision: str | None, policy: RetryPolicy) -> DownloadManifest:
+    """What a tokenizer needs of a repository, and nothing else. NetworkError if it holds none that can be read."""
+    _, commit, listed = _listing(repo, revision, policy, None)
+    if tokenizer_among(listed) is None:
+        raise NetworkError(f"{repo} holds no tokenizer that can be read", "name another repository, a folder or a file")
+    names = [name for name in _texts(listed) if name not in _INDICES]
+    if large := next((name for name in names if listed[name].size > bounds.LARGEST_TEXT), None):
+        raise CheckpointError(f"{large} of {repo} has {listed[large].size} bytes, which cannot be right")
+    texts = tuple(map(listed.__getitem__, names))
+    return DownloadManifest(repo, revision or "main", commit, texts, (), {}, None, False)
 
 
 def read_texts(repo: str, policy: RetryPolicy) -> tuple[str, dict[str, RemoteFile]]:
@@ -173,9 +182,8 @@ def cached_manifest(repo: str, snapshot: Path) -> DownloadManifest:
 
 
 def _texts(names: Collection[str]) -> list[str]:
-    """The small files among these names that a model needs."""
-    others = [] if "tokenizer.json" in names else [*_OTHER_TOKENIZERS, *(n for n in names if n.endswith(".tiktoken"))]
-    return [name for name in (*_TEXTS, *others) if name in names]
+    """The small files among these names that a model needs or is kept with, config.json first."""
+    return sorted((name for name in names if is_text(name) or name in _INDICES), key=lambda n: (n != "config.json", n))
 
 
 def _listed(repo: str, info: Mapping[str, Any]) -> list[RemoteFile]:
@@ -214,7 +222,8 @@ def _weights(
     if not chosen:
         raise no_weights(names, repo)
     if index is None and (cut := cut_apart(chosen)):
-        raise cut
+        entry = catalog.port(repo)
+        raise CheckpointError(cut.message, f"the same model, whole: moecli pull {entry.alias}" if entry else cut.hint)
     if lost := next((name for name in chosen if name not in held), None):
         raise CheckpointError(f"the index of {repo} names '{lost[:80]}', which it does not hold")
     return chosen

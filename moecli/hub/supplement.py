@@ -15,6 +15,7 @@ from moecli.hub.manifest import DownloadManifest, read_texts
 from moecli.hub.retry import RetryPolicy, retry
 from moecli.store.filesystem import unwritable
 from moecli.store.journal import make_folder, sync_folder
+from moecli.text.files import tokenizer_among
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -27,18 +28,22 @@ def supply(manifest: DownloadManifest, folder: Path, policy: RetryPolicy | None 
     entry = manifest.supplied_by
     if entry is None:
         return
-    found = {"config.json": json.dumps(entry.config(), indent=1).encode()}
-    if entry.tokenizer and not is_file(folder / _TOKENIZER[0]):
-        found |= _texts(entry.tokenizer, policy or RetryPolicy(attempts=4))
+    names = [file.name for file in manifest.texts]
+    found = {}
+    if "config.json" not in names:
+        found["config.json"] = json.dumps(entry.config(), indent=1).encode()
+    if entry.tokenizer and tokenizer_among(names) is None and not is_file(folder / _TOKENIZER[0]):
+        supplied = _texts(entry.tokenizer, policy or RetryPolicy(attempts=4))
+        found |= {name: content for name, content in supplied.items() if name not in names}
     try:
         make_folder(folder)
         for name in sorted(found, key=_TOKENIZER[0].__eq__):  # by which all are known to be there
-            _write(folder / name, found[name])
+            write_whole(folder / name, found[name])
     except OSError as error:
         raise unwritable(folder, error) from error
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Whole or not at all, also after a power cut; what is whole is not written again."""
     if is_file(path) and path.read_bytes() == content:
         return

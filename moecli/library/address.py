@@ -47,6 +47,8 @@ def plain(pasted: str) -> str:
     if colon:
         hint = f"type {repo}; --dtype q4 packs it"
         raise ModelNotFound(f"{_shown(text)} chooses a GGUF file, which is not read here", hint)
+    if at and (revision == "refs" or not at_hub):  # refs/pr/4, or a branch with a slash in its name
+        revision, rest = "/".join([revision, *rest[: 2 if at_hub else None]]), []
     found = revision if at else _revision(rest)
     if found is None and rest and not at_hub and rest[0] not in ("discussions", "settings"):
         raise ModelNotFound(f"{_shown(text)} is no address of a model", f"did you mean {repo}?")

@@ -89,9 +89,10 @@ def inspect(ref: ModelRef, ask_hub: bool = False) -> Report:
         try:
             return _from_hub(ref, ref.repo)
         except NetworkError as error:
-            if ref.entry is None or ref.revision != ref.entry.revision:
+            entry = ref.entry or catalog.port(ref.repo)
+            if entry is None or ref.revision != entry.revision:
                 raise
-            return replace(inspect(ref), fallback=error.message)
+            return replace(inspect(ref if ref.entry else known(entry.alias)), fallback=error.message)
     if ref.file is not None and ref.kind is not Kind.FILE:
         kind = Kind.CACHE if ref.repo else Kind.CONFIG
         return _report(ref, kind, str(ref.file), ref.revision, families.load_config(ref.file))
@@ -151,7 +152,8 @@ def _report(
     family = families.find(config)
     spec = family.read(config)
     counts = params.count(spec)
-    published = ref.entry.published if ref.entry else None
+    entry = ref.entry or (catalog.port(ref.repo) if ref.repo else None)
+    published = entry.published if entry else None
     inventory = take_inventory(header, family, spec, counts, _group_size(config)) if header else None
     return Report(
         model=ref.name,
@@ -163,7 +165,7 @@ def _report(
         kv_bytes_per_token=memory.kv_bytes_per_token(spec),
         read_bytes_per_token=memory.read_bytes_per_token(spec, "bf16"),
         stored_read_bytes_per_token=inventory.read_bytes_per_token if inventory else _as_stored(spec),
-        entry=ref.entry,
+        entry=entry,
         explanation=params.explain_published(counts, published.total, published.active) if published else None,
         inventory=inventory,
     )

@@ -21,13 +21,13 @@ from moecli.hub.manifest import DownloadManifest, cached_manifest, read_manifest
 from moecli.hub.retry import RetryPolicy, Tell
 from moecli.library.advice import advice_on, advise, missing
 from moecli.library.resolve import ModelRef
-from moecli.model import families, params
+from moecli.model import catalog, families, params
 from moecli.model.spec import ModelSpec, lacks
 from moecli.planning import choice
 from moecli.planning.estimate import Budget, Estimate, best_of, estimate_one
 from moecli.planning.memory import default_context
 from moecli.store.filesystem import free_space
-from moecli.text.files import TOKENIZERS
+from moecli.text.files import tokenizer_among, unread_tokenizers
 from moecli.units import format_bytes
 
 _MOST_OF_DISK = 0.9
@@ -54,6 +54,7 @@ class Proposal:
     instead: str | None = None
     quantised: str | None = None  # the format of the weights, where they are not plain numbers
     unasked: str | None = None
+    given: bool = False  # whether a tokenizer was given for it
 
     @property
     def missing(self) -> int:
@@ -74,6 +75,19 @@ class Proposal:
         return lacks(self.spec, self.quantised)
 
     @property
+    def own_tokenizer(self) -> str | None:
+        """The file that has it, or the repository that supplies it; None where it is to be given."""
+        entry = self.manifest.supplied_by
+        return tokenizer_among([file.name for file in self.manifest.texts]) or (entry.tokenizer if entry else None)
+
+    @property
+    def lacks_tokenizer(self) -> str | None:
+        """Why it could not be given text; None if it can."""
+        if self.given or self.own_tokenizer is not None:
+            return None
+        return lacks_tokenizer((file.name for file in self.manifest.texts), self.manifest.repo)
+
+    @property
     def doubts(self) -> list[str]:
         """Reasons to ask before fetching."""
         plan = self.estimate.plan
@@ -88,21 +102,19 @@ class Proposal:
             )
         if self.instead:
             doubts.append(f"packed on the way it runs here: {self.instead}")
-        supplied = self.manifest.supplied_by is not None and self.manifest.supplied_by.tokenizer is not None
-        if not supplied and (lack := lacks_tokenizer(file.name for file in self.manifest.texts)):
-            doubts.append(lack)
+        if self.lacks_tokenizer:
+            doubts.append(self.lacks_tokenizer)
         if self.lacks:
             doubts.append(f"this version cannot run it: it lacks {', '.join(self.lacks)}")
         return doubts
 
 
-def lacks_tokenizer(names: Iterable[str]) -> str | None:
-    """Why a model with these small files cannot be given text; None if it can."""
-    found = sorted(set(names) - {"config.json", "tokenizer_config.json"})
-    if not set(TOKENIZERS).isdisjoint(found):
-        return None
-    other = [name for name in found if name.endswith((".model", ".tiktoken")) or name in ("tekken.json", "vocab.json")]
-    return f"it has no tokenizer that can be read{f', only {other[0]}' if other else ''}: moecli run will refuse it"
+def lacks_tokenizer(names: Iterable[str], repo: str | None = None) -> str:
+    """What to know of a model with these small files, none of which is a tokenizer that can be read."""
+    other = "".join(f", only {name}" for name in unread_tokenizers(names)[:1])
+    entry = catalog.port(repo) if repo else None
+    instance = f" such as {entry.tokenizer or entry.repo}" if entry else ""
+    return f"it has no tokenizer that can be read{other}: add --tokenizer with a file, a folder or a Hub id{instance}"
 
 
 def propose(
@@ -120,6 +132,8 @@ def propose(
     if ref.repo is None:
         raise _nothing_to_pull(ref)
     manifest, unasked = _manifest(ref, ref.repo, tell)
+    if ref.tokenizer is not None and manifest.supplied_by is not None:
+        manifest = replace(manifest, supplied_by=replace(manifest.supplied_by, tokenizer=None))
     spec = families.find(manifest.config).read(manifest.config)
     budget, context = budget or Budget.of(), context or default_context(spec)
     stored = stored_as(spec.stored_dtype)
@@ -132,7 +146,7 @@ def propose(
     quantised = _quantised(manifest, spec, tell)
     proposal = Proposal(
         ref.name, manifest, here, manifest.bytes - here, free_space(manifest.root), spec, chosen, packed, None,
-        quantised, unasked,
+        quantised, unasked, ref.tokenizer is not None,
     )  # fmt: skip
     if packed or (proposal.runs and proposal.has_room):
         return proposal

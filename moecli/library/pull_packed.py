@@ -25,6 +25,7 @@ from moecli.hub.transfer import Transfer, Watcher
 from moecli.library import stores
 from moecli.library.pull import Proposal, propose
 from moecli.library.resolve import ModelRef
+from moecli.library.tokenizers import lay
 from moecli.planning.estimate import Budget
 from moecli.store import journal
 from moecli.store.filesystem import free_space
@@ -34,8 +35,9 @@ from moecli.store.layout import StoreLayout, choose_layout
 from moecli.store.manifest import Origin
 from moecli.store.packed import PackedStore
 from moecli.store.progress import Progress, silent
-from moecli.store.source import TEXTS, announced, header_fingerprint
+from moecli.store.source import announced, header_fingerprint
 from moecli.store.write import check_room, existing, partial_folder, room_needed
+from moecli.text.files import is_text
 
 _ARRIVING = "arriving-"  # begins the name of a shard that is deleted once it is packed
 
@@ -44,6 +46,7 @@ _ARRIVING = "arriving-"  # begins the name of a shard that is deleted once it is
 class PackedPull:
     """One pull into a store at `target`; `store` is there if it was done before."""
 
+    ref: ModelRef
     proposal: Proposal  # of what is still to be done
     target: Path
     weights: Weights
@@ -71,7 +74,7 @@ def propose_packed(
     proposal = propose(ref, tell, dtype, packed=True, budget=budget, context=context)
     manifest = proposal.manifest
     if not keep:
-        manifest = replace(manifest, texts=tuple(file for file in manifest.texts if file.name in TEXTS))
+        manifest = replace(manifest, texts=tuple(file for file in manifest.texts if is_text(file.name)))
     weights = announced(ref.name, manifest.config, partial(_tensors, manifest, tell))
     layout = choose_layout(weights, weights.dtype if dtype == "auto" else dtype)
     target = target or stores.default_folder(ref.name, layout.dtype)
@@ -89,7 +92,7 @@ def propose_packed(
         room=0 if store else room_needed(target, layout) + shards_room,
         free=free_space(target.absolute()),
     )
-    return PackedPull(proposal, target, weights, layout, origin, keep, files, shards_room, store)
+    return PackedPull(ref, proposal, target, weights, layout, origin, keep, files, shards_room, store)
 
 
 def check_space(pull: PackedPull) -> None:
@@ -121,6 +124,7 @@ def pull_packed(
                     path.unlink()
         if keep:
             download.write_ref(manifest)
+        lay(pull.ref, texts)
         return packer.finish(texts)
 
 
@@ -200,7 +204,7 @@ def _delete_packed(folder: Path, pending: list[str]) -> None:
 
 def _arrival(folder: Path, file: RemoteFile) -> Path:
     """Small files have the name that they will keep."""
-    return folder / (file.name if file.name in TEXTS else _arriving(file.name))
+    return folder / (file.name if is_text(file.name) else _arriving(file.name))
 
 
 def _arriving(name: str) -> str:

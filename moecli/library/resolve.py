@@ -57,6 +57,7 @@ class ModelRef:
     entry: catalog.Entry | None = None
     store: LocalStore | None = None
     dtype: str = "auto"  # asked for: by --dtype, or in the name, as in mixtral:q4
+    tokenizer: Path | None = None  # the file or folder that has it, where it is not to be the model's own
 
     @property
     def commit(self) -> str | None:
@@ -65,7 +66,7 @@ class ModelRef:
     @property
     def by_path(self) -> bool:
         """Whether the user named a file or folder."""
-        return (self.folder or self.file) == _path(self.typed)
+        return (self.folder or self.file) == path_named(self.typed)
 
     @property
     def by_hub_id(self) -> bool:
@@ -169,7 +170,7 @@ def _itself(model: str) -> ModelRef:
     return _from_path(model) if _names_path(model) else _by_name(model)
 
 
-def _path(model: str) -> Path:
+def path_named(model: str) -> Path:
     try:
         return Path(model).expanduser()
     except RuntimeError:  # ~somebody who is not a user here
@@ -178,13 +179,13 @@ def _path(model: str) -> Path:
 
 def _names_path(model: str) -> bool:
     """Whether MODEL is spelled like a path, or such a model lies in the working directory."""
-    path = _path(model)
+    path = path_named(model)
     spelled = model.startswith((".", "/", "~", "\\")) or _DRIVE.match(model)
     return bool(spelled) or _is_model(path) or (path.suffix in (".json", *_WEIGHT_FILES) and hub_cache.is_file(path))
 
 
 def _from_path(model: str) -> ModelRef:
-    path, shown = _path(model), printable(str(_path(model)), 80)
+    path, shown = path_named(model), printable(str(path_named(model)), 80)
     if hub_cache.is_file(path / manifest.FILE):
         with suppress(OSError):  # a folder that may be entered and not listed can be run
             return ModelRef(model, _folder_name(path), Kind.STORE, path, store=stores.describe(path))
@@ -237,7 +238,7 @@ def _packed(model: str, store: LocalStore, entry: catalog.Entry | None = None) -
 
 def _named(model: str) -> LocalStore | None:
     """The packed model, finished, unfinished or half deleted, whose own name or path this is."""
-    folder = _path(model)
+    folder = path_named(model)
     known = {store.name.casefold(): store for store in stores.local_stores()}
     for name in (model, model.removesuffix(PARTIAL) + REMOVED):
         if name.casefold() in known:

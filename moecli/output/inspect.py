@@ -73,7 +73,8 @@ def _from(report: Report) -> str:
     if report.source is Kind.CATALOG and report.entry is not None:
         return f"From the catalog: {_STATUS[report.entry.config_status]}; nothing was fetched."
     if report.source is Kind.HUB:
-        return f"From the Hub, {report.location}{at}: config.json and the headers of its weights."
+        headers = "" if report.unread else " and the headers of its weights"
+        return f"From the Hub, {report.location}{at}: config.json{headers}."
     what = "config.json and the headers of its weights" if report.inventory else "a configuration without weights"
     return f"From {report.location}: {what}."
 

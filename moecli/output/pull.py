@@ -45,6 +45,7 @@ def screen(pull: Proposal | PackedPull, on_stderr: bool, no_color: bool, doubts:
         *([("store", _store(pull))] if isinstance(pull, PackedPull) else []),
         ("disk", f"{format_bytes(proposal.free)} free now, {disk}"),
         ("licence", (manifest.licence or "not named") + gate),
+        *_tokenizer(proposal),
         *_running(proposal.estimate, proposal.runs, proposal.lacks),
         *([("doubt", doubt) for doubt in proposal.doubts] if doubts else []),
     ]
@@ -83,6 +84,16 @@ def question(pull: Proposal | PackedPull) -> str:
         f"Download {format_bytes(proposal.missing)}" if proposal.missing else f"Use {format_bytes(size)} fetched before"
     )
     return f"{fetch}, {keep}, {runs}?"
+
+
+def _tokenizer(proposal: Proposal) -> list[tuple[str, str]]:
+    """Where it comes from, if not from the repository itself."""
+    entry = proposal.manifest.supplied_by
+    if proposal.given:
+        return [("tokenizer", "the one that --tokenizer names")]
+    if proposal.own_tokenizer is None:
+        return [("tokenizer", "none that can be read")]
+    return [("tokenizer", f"from {entry.tokenizer}")] if entry and entry.tokenizer == proposal.own_tokenizer else []
 
 
 def _running(one: Estimate, runs: bool, lacks: Sequence[str]) -> list[tuple[str, str]]:

@@ -21,8 +21,8 @@ from moecli.store.manifest import Origin
 from moecli.store.packed import PackedStore
 from moecli.store.progress import Progress, silent
 from moecli.store.remove import GROWING
-from moecli.store.source import text_files
 from moecli.store.write import Writer, writing
+from moecli.text.files import texts_in
 
 _LEFT_OVER = "left-over-"  # begins the name of a shard shrunk to what is still needed of it
 
@@ -78,7 +78,7 @@ class ShardPacker:
         """The store, with the configuration and tokenizer of `folder`, once nothing is pending."""
         if self._todo:
             raise CheckpointError(f"{len(self.pending)} shards were not packed, {self.pending[0]} first")
-        return self._writer.finish(text_files(folder))
+        return self._writer.finish(texts_in(folder))
 
     def _missing(self) -> Iterator[StoredTensor]:
         for job in self._todo.values():

@@ -18,7 +18,7 @@ from moecli.store.checksums import file_checksums
 from moecli.store.expert_record import Record
 from moecli.store.layout import DENSE, EXPERTS, StoreLayout, are_possible, tensor_name
 from moecli.store.manifest import Origin, StoreManifest, damaged
-from moecli.store.source import TEXTS
+from moecli.text.files import is_text
 
 PARTIAL = ".partial"  # what the name of an unfinished store ends with
 REMOVED = ".removed"  # that of one which is being deleted
@@ -128,7 +128,7 @@ def read_layout(folder: Path, found: StoreManifest) -> StoreLayout:
     layout = StoreLayout(spec, found.dtype, found.compute, found.roles)
     if found.records != describe_records(layout):
         raise damaged(folder, f"its {manifest.FILE} describes records of another layout")
-    if strangers := found.files.keys() - layout.sizes.keys() - set(TEXTS):
+    if strangers := [name for name in found.files if name not in layout.sizes and not is_text(name)]:
         raise damaged(folder, f"its {manifest.FILE} names a file of no use, '{min(strangers)[:80]}'")
     for name, size in layout.sizes.items():
         entry = found.files.get(name)

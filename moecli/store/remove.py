@@ -10,7 +10,7 @@ from moecli.errors import DiskError
 from moecli.store import journal, manifest
 from moecli.store.journal import explained, locked, sync_folder
 from moecli.store.packed import PARTIAL, REMOVED, is_partial, is_removed
-from moecli.store.source import TEXTS
+from moecli.text.files import is_text
 
 GROWING = ".growing"  # the suffix of a shard's left-over that is not whole
 _SUFFIXES = (".safetensors", GROWING, ".incomplete")  # the last is a shard's that pull was fetching
@@ -51,5 +51,5 @@ def _refuse_strangers(folder: Path) -> None:
 
 
 def _is_ours(file: Path) -> bool:
-    named = file.name in (manifest.FILE, journal.FILE, journal.LOCK, *TEXTS) or file.suffix in _SUFFIXES
+    named = is_text(file.name) or file.name in (manifest.FILE, journal.FILE, journal.LOCK) or file.suffix in _SUFFIXES
     return named and file.is_file() and not file.is_symlink()

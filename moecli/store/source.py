@@ -18,11 +18,7 @@ from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.store import manifest
 from moecli.store.manifest import Origin
-
-TEXTS = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "tokenizer.model",
-)  # fmt: skip
+from moecli.text.files import texts_in
 
 
 def open_source(folder: Path) -> Weights:
@@ -42,17 +38,15 @@ def announced(name: str, config: Mapping[str, Any], tensors: Callable[[], Mappin
     return _bind(name, config, lambda: Checkpoint(tensors()))
 
 
-def text_files(folder: Path) -> list[Path]:
-    """What a model needs beside its weights: configuration, tokenizer, chat template."""
-    found = [folder / name for name in TEXTS if (folder / name).is_file()]
-    needless = folder / "tokenizer.model" if folder / "tokenizer.json" in found else None
-    return [path for path in found if path != needless]
+def origin_of(
+    name: str, repo: str | None, revision: str | None, folder: Path, weights: Weights, tokenizer: Path | None = None
+) -> Origin:
+    """What a store says of a checkpoint on this machine; `revision` is a commit of `repo`.
 
-
-def origin_of(name: str, repo: str | None, revision: str | None, folder: Path, weights: Weights) -> Origin:
-    """What a store says of a checkpoint on this machine; `revision` is a commit of `repo`."""
+    `tokenizer`: a file or folder that has the tokenizer instead of the checkpoint.
+    """
     path = None if repo else _text(str(folder.resolve()))
-    return Origin(_text(name), repo, revision, path, fingerprint(folder, weights))
+    return Origin(_text(name), repo, revision, path, fingerprint(folder, weights, tokenizer))
 
 
 def _text(name: str) -> str:
@@ -60,7 +54,7 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def fingerprint(folder: Path, weights: Weights) -> str:
+def fingerprint(folder: Path, weights: Weights, tokenizer: Path | None = None) -> str:
     """Changes when a file of a checkpoint does: names, sizes, times and headers of its weights, and all its texts."""
     found = hashlib.sha256()
     tensors: dict[Path, list[StoredTensor]] = {}
@@ -75,8 +69,8 @@ def fingerprint(folder: Path, weights: Weights) -> str:
                 continue
             with path.open("rb") as file:
                 found.update(file.read(int.from_bytes(file.read(8), "little")))
-        for path in text_files(folder):
-            found.update(f"{path.name}\0".encode() + path.read_bytes())
+        for name, path in sorted(texts_in(folder, tokenizer).items()):
+            found.update(f"{name}\0".encode() + path.read_bytes())
     return found.hexdigest()
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
@@ -27,7 +27,8 @@ from moecli.store.manifest import FileChecksums, Origin, StoreManifest
 from moecli.store.packed import PARTIAL, PackedStore, describe_records
 from moecli.store.progress import Progress, silent
 from moecli.store.remove import finish_removal, leftover
-from moecli.store.source import fingerprint, text_files
+from moecli.store.source import fingerprint
+from moecli.text.files import texts_in
 from moecli.units import format_bytes
 
 _SYNC_EVERY = 20.0  # seconds of work that a kill may cost
@@ -35,10 +36,17 @@ _SPARE = 16 * 2**20  # for manifest and tokenizer
 
 
 def pack(
-    weights: Weights, folder: Path, target: Path, dtype: str, origin: Origin, progress: Progress = silent
+    weights: Weights,
+    folder: Path,
+    target: Path,
+    dtype: str,
+    origin: Origin,
+    progress: Progress = silent,
+    tokenizer: Path | None = None,
 ) -> PackedStore:
     """Pack a checkpoint in `folder` into `target`; `origin` holds its fingerprint. A store that is there is returned.
 
+    `tokenizer` is the file or folder that has the tokenizer instead of the checkpoint, where there is one.
     CheckpointError or DiskError explains what stopped it; the same call goes on where it stopped.
     """
     layout = choose_layout(weights, dtype)
@@ -49,9 +57,9 @@ def pack(
         for unit in by_layer(writer.todo):
             writer.convert(unit, weights.checkpoint, progress)
             writer.sync()
-        if fingerprint(folder, weights) != origin.fingerprint:
+        if fingerprint(folder, weights, tokenizer) != origin.fingerprint:
             raise CheckpointError(f"{folder} changed while it was being packed", f"moecli rm {writer.folder}")
-        return writer.finish(text_files(folder))
+        return writer.finish(texts_in(folder, tokenizer))
 
 
 def existing(target: Path, layout: StoreLayout, origin: Origin) -> PackedStore | None:
@@ -160,11 +168,11 @@ class Writer:
                 self.journal.seal(name, file_checksums(self.folder / name, parts))
         self._synced_at = time.monotonic()
 
-    def finish(self, texts: Iterable[Path]) -> PackedStore:
-        """Add the small files and the manifest, and give the folder its name."""
+    def finish(self, texts: Mapping[str, Path]) -> PackedStore:
+        """Add the small files, by name, and the manifest, and give the folder its name."""
         self.sync()
         sealed = {name: self.journal.sealed[name] for name in self._layout.sizes}
-        checksums = {path.name: self._copy(path) for path in texts} | sealed
+        checksums = {name: self._copy(name, path) for name, path in texts.items()} | sealed
         layout = self._layout
         whole = StoreManifest(
             layout.dtype, layout.compute, self._origin, layout.roles, checksums, describe_records(layout)
@@ -206,8 +214,8 @@ class Writer:
         file.write(self._layout.header(name))
         return file
 
-    def _copy(self, path: Path) -> FileChecksums:
-        copy = self.folder / path.name
+    def _copy(self, name: str, path: Path) -> FileChecksums:
+        copy = self.folder / name
         if path != copy:  # else it was fetched to its place, and a cut while it is written again could spoil it
             copy.write_bytes(path.read_bytes())
             _sync(copy)

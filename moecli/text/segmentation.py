@@ -143,9 +143,13 @@ class Segmenter:
         self._known = scores.keys() | reserved
         self._cut = self._likeliest if unigram else self._merge
         if unigram:
-            normal = [score for piece, score in scores.items() if piece not in unused]
+            normal = [score for piece, score in scores.items() if piece not in unused and piece not in frozen]
             self._all = _Prefixes(scores.keys() - unused)
             self._unknown = _float32(min([_LARGEST, *normal]) - _UNKNOWN_PENALTY)
+            best = max(normal, default=-_LARGEST)
+            self._weights = (
+                {**scores, **{piece: len(piece.encode()) * best - 0.1 for piece in frozen}} if frozen else scores
+            )
         # Where no piece goes on into the next word, words are cut one by one, and those that come again are known.
         self._by_words = not unigram and not any(re.search(f"[^{SPACE}]{SPACE}", piece) for piece in scores)
         self._cache: dict[str, Pieces] = {}
@@ -232,7 +236,7 @@ class Segmenter:
                     break
                 if piece not in self._scores or piece in self._unused:
                     continue
-                offer(start, start + length, self._scores[piece] + here[0], known=True)
+                offer(start, start + length, self._weights[piece] + here[0], known=True)
                 single = single or length == 1
             if not single:
                 offer(start, start + 1, _float32(self._unknown + here[0]), known=False)

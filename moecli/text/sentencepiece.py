@@ -211,11 +211,6 @@ def _check(model: Model) -> None:
             f"tokenizer.model cuts text by {model.algorithm.name.lower()}, which is not supported",
             "bpe and unigram models are",
         )
-    if model.algorithm is Algorithm.UNIGRAM and any(piece.kind is Kind.USER_DEFINED for piece in model.pieces):
-        raise TextError(
-            "tokenizer.model cuts text by unigram and has user-defined pieces, which could not be cut the same",
-            "add its tokenizer.json: other programs make one",
-        )
 
 
 def _damaged(problem: str) -> TextError:

@@ -1,29 +1,31 @@
-"""Text to token ids and back, read from a model folder's tokenizer.json or tokenizer.model."""
+"""Text to token ids and back, read from a model folder's tokenizer.json, SentencePiece model or ranks of tiktoken."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moecli.errors import TextError
-from moecli.text import sentencepiece
+from moecli.errors import ConfigError, TextError
+from moecli.model import families
+from moecli.text import sentencepiece, tiktoken
 from moecli.text.chat import MOST_SOURCE, ChatTemplate, Message
-from moecli.text.files import read_bytes, read_object, read_text
+from moecli.text.files import read_bytes, read_object, read_text, texts_in, tokenizer_among, unread_tokenizers
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from tokenizers import Tokenizer as Backend
 
 MOST_TOKENIZER = 256 * 2**20
-_OTHER_FORMATS = ("*.model", "*.tiktoken", "tekken.json", "vocab.json")
-_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
+_RANKS = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
 # What looks like a special token, in the spelling of most models and of DeepSeek, and Gemma's turns.
 _SPECIAL = re.compile(r"<[|\uff5c][^\s<>|\uff5c][^<>|\uff5c\n]{0,60}[|\uff5c]>|<(?:start|end|begin)_of_\w{1,40}>")
 _MOST_UNKNOWN = 10
+_WITHOUT_BOS = "Grok1ModelForCausalLM"  # xAI's own code gives SentencePiece's ids and nothing before them
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _DAMAGED = "the file is damaged: download it again"
 
@@ -48,19 +50,21 @@ class Tokenizer:
         self._after = after if keeps_eos else []
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
-        """The tokenizer in a model folder. Only one of `TOKENIZERS` is required beside the weights."""
-        config = {
-            key: value for key, value in read_object(folder / "tokenizer_config.json").items() if value is not None
-        }
+    def load(cls, folder: Path, given: Path | None = None) -> Tokenizer:
+        """The tokenizer in a model folder, or the `given` one, a file or a folder, for the model in it.
+
+        Only the tokenizer itself is required beside the weights.
+        """
+        texts = _Texts(folder, texts_in(folder, given))
+        config = {key: value for key, value in texts.object("tokenizer_config.json").items() if value is not None}
         if "added_tokens_decoder" not in config:  # in older folders the special tokens map has the last word
-            config |= read_object(folder / "special_tokens_map.json")
-        backend, config = _read_backend(folder, config)
-        _add_tokens(backend, config, folder)
-        template = read_text(folder / "chat_template.jinja", 4 * MOST_SOURCE)
+            config |= texts.object("special_tokens_map.json")
+        backend, config = _read_backend(texts, config)
+        _add_tokens(backend, config, texts)
+        template = read_text(texts["chat_template.jinja"], 4 * MOST_SOURCE)
         if template is None:
             template = _template_in(config)
-        keeps_eos = read_object(folder / "config.json").get("is_encoder_decoder") is True
+        keeps_eos = texts.object("config.json").get("is_encoder_decoder") is True
         return cls(backend, config, template, keeps_eos)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -143,29 +147,59 @@ class Tokenizer:
         return before, after
 
 
-def _read_backend(folder: Path, config: dict[str, Any]) -> tuple[Backend, dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """The small files of a model, by name, wherever they lie."""
+
+    folder: Path
+    paths: Mapping[str, Path]
+
+    def __getitem__(self, name: str) -> Path:
+        return self.paths.get(name, self.folder / name)
+
+    def object(self, name: str) -> dict[str, Any]:
+        return read_object(self[name]) if name in self.paths else {}
+
+
+def _read_backend(texts: _Texts, config: dict[str, Any]) -> tuple[Backend, dict[str, Any]]:
     """The library's tokenizer, and what tokenizer_config.json says, with what its format implies where it is silent."""
     from tokenizers import Tokenizer as Backend
 
-    path = folder / "tokenizer.json"
-    if (content := read_bytes(path, MOST_TOKENIZER)) is not None:
+    name = tokenizer_among(texts.paths)
+    content = None if name is None else read_bytes(texts[name], MOST_TOKENIZER)
+    if name is None or content is None:
+        raise TextError(f"{texts.folder} has no tokenizer that can be read", _hint_without(texts.paths))
+    path = texts[name]
+    if name == "tokenizer.json":
         with _explained(f"{path} is not a tokenizer"):
             return Backend.from_buffer(content), config
-    content = read_bytes(folder / "tokenizer.model", MOST_TOKENIZER)
-    if content is not None and not _TIKTOKEN.match(content):
-        model = sentencepiece.read(content)
-        special = {"bos_token": model.bos, "eos_token": model.eos}
-        implied = {name: text for name, text in special.items() if text is not None and model.id_of(text) is not None}
-        with _explained(f"{folder / 'tokenizer.model'} is not a tokenizer"):
-            backend = sentencepiece.backend(model, every_section=config.get("legacy") is not False)
-        return backend, {"add_bos_token": True, **implied, **config}
-    found = sorted({file.name for pattern in _OTHER_FORMATS for file in folder.glob(pattern)})
-    raise TextError(
-        f"{folder} has no tokenizer.json, nor a tokenizer.model of SentencePiece",
-        f"{found[0]} is in a format that is not read: convert it with transformers' AutoTokenizer"
-        if found
-        else "fetch the model again, or the tokenizer.json of the model it was made from",
-    )
+    if name != "tokenizer.model" or _RANKS.match(content):
+        declared = {number: text for number, text, _ in _declared(config, (), texts)}
+        ranks = tiktoken.read(content, name)
+        encoding = tiktoken.encoding_of(name, config.get("tokenizer_class"), len(ranks))
+        with _explained(f"{path} is not a tokenizer"):
+            return tiktoken.backend(ranks, encoding, declared), config
+    model = sentencepiece.read(content)
+    special = {"bos_token": model.bos, "eos_token": model.eos}
+    implied = {name: text for name, text in special.items() if text is not None and model.id_of(text) is not None}
+    with _explained(f"{path} is not a tokenizer"):
+        backend = sentencepiece.backend(model, every_section=config.get("legacy") is not False)
+    return backend, {"add_bos_token": _adds_bos(texts), **implied, **config}
+
+
+def _adds_bos(texts: _Texts) -> bool:
+    """Whether BOS begins a text where only SentencePiece's file speaks of it: Llama's classes add it."""
+    try:
+        return _WITHOUT_BOS not in families.find(texts.object("config.json")).architectures
+    except ConfigError:
+        return True
+
+
+def _hint_without(names: Collection[str]) -> str:
+    """What to do about a folder with these files and no tokenizer."""
+    found = unread_tokenizers(names)
+    other = f"{found[0]} is in a format that is not read: " if found else ""
+    return f"{other}--tokenizer names another one: a file, a folder or the Hub id of the model it was made from"
 
 
 @contextmanager
@@ -179,7 +213,7 @@ def _explained(what: str) -> Iterator[None]:
         raise
 
 
-def _add_tokens(backend: Backend, config: Mapping[str, Any], folder: Path) -> None:
+def _add_tokens(backend: Backend, config: Mapping[str, Any], texts: _Texts) -> None:
     """Tokens that only the files beside the tokenizer name, as transformers adds them.
 
     Those with an id come first, in the order of their ids: of `added_tokens_decoder`, else of added_tokens.json. A
@@ -189,10 +223,10 @@ def _add_tokens(backend: Backend, config: Mapping[str, Any], folder: Path) -> No
 
     special = [*_special_tokens(config).values(), *_more_special_tokens(config)]
     wanted: list[tuple[int | None, AddedToken]] = []
-    for place, content, flags in _declared(config, special, folder):
+    for place, content, flags in _declared(config, special, texts):
         wanted.append((place, AddedToken(content, **flags)))
     wanted += [(None, AddedToken(content, special=True, normalized=False)) for content in special]
-    rows = _vocabulary(folder)
+    rows = _vocabulary(texts.object("config.json"))
     there = backend.get_added_tokens_decoder()
     known = {token.content for token in there.values()}
     free = max(backend.get_vocab_size(with_added_tokens=False), max(there, default=-1) + 1)  # what a new one gets
@@ -209,10 +243,10 @@ def _add_tokens(backend: Backend, config: Mapping[str, Any], folder: Path) -> No
 
 
 def _declared(
-    config: Mapping[str, Any], special: Collection[str], folder: Path
+    config: Mapping[str, Any], special: Collection[str], texts: _Texts
 ) -> list[tuple[int, str, dict[str, bool]]]:
     """Id, text and flags of each token that a file gives an id to, by id."""
-    path, found = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
+    path, found = texts["tokenizer_config.json"], config.get("added_tokens_decoder")
     try:
         if found is not None:
             tokens = [
@@ -220,10 +254,10 @@ def _declared(
                 for number, token in found.items()
             ]
         else:
-            path = folder / "added_tokens.json"
+            path = texts["added_tokens.json"]
             tokens = [
                 (int(number), text, {"special": text in special, "normalized": text not in special})
-                for text, number in read_object(path).items()
+                for text, number in texts.object("added_tokens.json").items()
             ]
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         what = "added_tokens_decoder is not a table of tokens" if found is not None else "is not a table of tokens"
@@ -231,9 +265,8 @@ def _declared(
     return sorted(tokens, key=lambda token: token[:2])
 
 
-def _vocabulary(folder: Path) -> int | None:
+def _vocabulary(config: Mapping[str, Any]) -> int | None:
     """How many ids the model knows, as far as config.json tells."""
-    config = read_object(folder / "config.json")
     inner = config.get("text_config")
     size = (inner if isinstance(inner, dict) else config).get("vocab_size")
     return size if type(size) is int else None

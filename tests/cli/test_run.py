@@ -229,7 +229,7 @@ def _hostile_template(folder: Path) -> None:
         (_bias, "attention_bias"),
         (_not_json, "not readable JSON"),
         (_pickle, "names torch.nn.modules.linear.Linear"),
-        (_no_tokenizer, "tokenizer.json"),
+        (_no_tokenizer, "no tokenizer that can be read"),
         (_hostile_template, "template"),
     ],
 )

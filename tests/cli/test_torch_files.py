@@ -93,7 +93,10 @@ def test_packed_on_the_way(moecli, repo, store, tmp_path):
 def test_what_is_no_state_dict_is_refused_before_it_is_fetched(moecli, repo):
     for file in [name for name in repo.files if name.endswith(".bin")]:
         repo.put(file, saved(torch.nn.Linear(2, 3)))
-    for command in (("pull", REPO), ("pull", REPO, "--dtype", "q4"), ("inspect", REPO)):
+    for command in (("pull", REPO), ("pull", REPO, "--dtype", "q4")):
         result = moecli(*command)
         assert result.returncode == 1 and "names torch.nn.modules.linear.Linear" in result.stderr
         assert "hint: nothing of it was run" in result.stderr
+    known = told(moecli, "inspect", REPO, "--json")  # by its config.json
+    assert not known["runnable"] and "names torch.nn.modules.linear.Linear" in json.dumps(known["notes"])
+    assert moecli("memory", REPO).returncode == 0

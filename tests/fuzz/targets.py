@@ -20,7 +20,7 @@ from moecli.model import catalog
 from moecli.routing import files
 from moecli.routing.trace import LayerTrace, RoutingTrace
 from tests.fuzz.mutations import Mutator
-from tests.support import headers, hub_server, toy_tokenizers
+from tests.support import headers, hub_server, toy_tokenizers, vocabularies
 from tests.support.stores import packed, random_mixtral
 from tests.support.torch_files import rezipped, saved
 from tests.support.traces import drifting
@@ -110,7 +110,7 @@ def pickles(folder: Path) -> Target:
 
 
 def tokenizers(folder: Path) -> Target:
-    """What stands beside the weights: tokenizer.json, its settings and tables, the template, how to generate."""
+    """What stands beside the weights: the tokenizer of each kind, its settings and tables, how to generate."""
     model = random_mixtral(folder / "model", **_SMALL)
     documents: dict[str, Any] = {
         "tokenizer.json": json.loads(toy_tokenizers.byte_level().to_str()),
@@ -123,14 +123,23 @@ def tokenizers(folder: Path) -> Target:
         "added_tokens.json": {"<|im_start|>": 2, "<|im_end|>": 3},
         "generation_config.json": {"eos_token_id": [1, 3], "temperature": 0.7, "top_k": 20, "do_sample": True},
     }  # fmt: skip
-    for name, document in documents.items():
-        toy_tokenizers.write_json(model / name, document)
+    others = {
+        "tokenizer.model": vocabularies.sentencepiece(),
+        "tiktoken.model": vocabularies.written(vocabularies.small_ranks()),
+    }
 
     def case(mutator: Mutator) -> Command:
         for name, document in documents.items():
             toy_tokenizers.write_json(model / name, document)
-        name = mutator.random.choice(list(documents))
-        (model / name).write_bytes(mutator.encoded(documents[name]))
+        for name in others:
+            (model / name).unlink(missing_ok=True)
+        if mutator.random.random() < 0.3:
+            name = mutator.random.choice(list(others))
+            (model / "tokenizer.json").unlink()
+            (model / name).write_bytes(mutator.random.choice([mutator.damaged, mutator.nudged])(others[name]))
+        else:
+            name = mutator.random.choice(list(documents))
+            (model / name).write_bytes(mutator.encoded(documents[name]))
         way = mutator.random.choice([["--raw"], ["--raw", "--json"], ["--raw"], []])  # a template takes a process
         return ["run", str(model), "Hello \x1b[2J", "-n", "2", "--ctx", "64", "--threads", "1", *way]
 

@@ -21,6 +21,7 @@ from moecli.hub.manifest import DownloadManifest, RemoteFile, read_manifest
 from moecli.hub.retry import RetryPolicy
 from moecli.library.pull import lacks_tokenizer
 from moecli.model import catalog
+from moecli.text.files import tokenizer_among
 from tests.support import headers, hub_server
 from tests.support.hub_server import Fault
 
@@ -62,7 +63,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
             "pytorch_model.bin",
             "README.md",
             "consolidated.safetensors",
-            "vocab.json",
+            "tokenization_own.py",
             "model.py",
             "x/y.json",
         ):
@@ -417,6 +418,10 @@ def test_strangers_are_not_fetched(hub: hub_server.Hub) -> None:
     assert [file.name for file in read_manifest(REPO).weights] == [FIRST, SECOND]
     del hub.files[f"{REPO}/{FIRST}"], hub.files[f"{REPO}/{SECOND}"], hub.files[f"{REPO}/pytorch_model.bin"]
     del hub.files[f"{REPO}/model.fp16.safetensors"]
+    with pytest.raises(CheckpointError, match=r"in Mistral's own format, which is not read: consolidated"):
+        read_manifest(REPO)
+    for name in [name for name in hub.files if "consolidated" in name]:
+        del hub.files[name]
     with pytest.raises(CheckpointError, match=r"holds adapter_model.safetensors and no model.safetensors"):
         read_manifest(REPO)
 
@@ -426,10 +431,11 @@ def test_strangers_are_not_fetched(hub: hub_server.Hub) -> None:
     [
         (["tokenizer.json"], ["tokenizer.json"], None),
         (["tokenizer.model"], ["tokenizer.model"], None),
-        (["qwen.tiktoken"], ["qwen.tiktoken"], "only qwen.tiktoken"),
-        (["tekken.json", "params.json"], ["tekken.json"], "only tekken.json"),
-        ([], [], "no tokenizer that can be read: moecli run"),
-        (["tokenizer.model", "tokenizer.json"], ["tokenizer.json"], None),
+        (["qwen.tiktoken"], ["qwen.tiktoken"], None),
+        (["tiktoken.model"], ["tiktoken.model"], None),
+        (["tekken.json", "params.json"], ["tekken.json"], "no tokenizer that can be read, only tekken.json: add"),
+        ([], [], "no tokenizer that can be read: add --tokenizer"),
+        (["tokenizer.model", "tokenizer.json"], ["tokenizer.json", "tokenizer.model"], None),
     ],
 )
 def test_a_repository_without_a_tokenizer_is_known_before(
@@ -441,11 +447,12 @@ def test_a_repository_without_a_tokenizer_is_known_before(
         hub.put(f"{REPO}/{name}", b"x")
     names = [file.name for file in read_manifest(REPO).texts]
     assert [name for name in names if name in held] == fetched
-    assert lack in (lacks_tokenizer(names) or "") if lack else lacks_tokenizer(names) is None
+    assert (tokenizer_among(names) is None) is (lack is not None)
+    assert lack is None or lack in lacks_tokenizer(names)
 
 
-def test_an_older_tokenizer_is_taken_where_there_is_no_other(hub: hub_server.Hub) -> None:
-    del hub.files[f"{REPO}/tokenizer.json"]
+def test_other_tokenizers_are_kept_beside_the_one_that_is_read(hub: hub_server.Hub) -> None:
+    hub.put(f"{REPO}/vocab.json", b"{}")
     assert "vocab.json" in [file.name for file in read_manifest(REPO).texts]
 
 

@@ -123,7 +123,7 @@ def test_an_unknown_architecture_is_refused_whatever_its_model_type(name: object
 def test_no_known_family(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="is not supported") as caught:
         find(values)
-    assert caught.value.hint is not None and "mixtral" in caught.value.hint
+    assert caught.value.hint is not None and "moecli list --known" in caught.value.hint
 
 
 # Its place

@@ -27,8 +27,9 @@ from moecli.store.layout import StoreLayout
 from moecli.store.manifest import FILE, FileChecksums, Origin, StoreManifest
 from moecli.store.packed import PackedStore, describe_records
 from moecli.store.progress import Progress, silent
-from moecli.store.source import open_source, origin_of, text_files
+from moecli.store.source import open_source, origin_of
 from moecli.store.write import pack
+from moecli.text.files import texts_in
 from tests.support.headers import shard_names
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def deal(source: Path, folder: Path, shards: int, seed: int = 0) -> Path:
     folder.mkdir()
     for file, part in parts.items():
         save_file(part, folder / file)
-    for file in text_files(source):
+    for file in texts_in(source).values():
         shutil.copy(file, folder)
     lies = {name: chance.choice(list(parts)) for name in tensors}
     (folder / SAFETENSORS.index).write_text(json.dumps({"metadata": {}, "weight_map": lies}))

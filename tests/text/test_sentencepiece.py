@@ -15,6 +15,7 @@ from moecli.errors import TextError
 from moecli.text import sentencepiece
 from moecli.text.tokenizer import Tokenizer
 from tests.support.toy_tokenizers import write_json
+from tests.support.vocabularies import packaged, varied_texts
 
 spm = pytest.importorskip("sentencepiece")
 
@@ -22,12 +23,6 @@ CORPUS = [
     "the sea and the ship and the bell", "def f(x):", "    return x", "one two three, four  five", "日本語 テキスト",
     "Привет мир, как дела", "naïve café ﬁne ① Ⅷ ½", "你好 世界 🎉🎉", "aaaa aaa aa a aaaaa baaab",
 ] * 30  # fmt: skip
-PARTS = [
-    "a", "aa", "the ", "sea", " ", "  ", "   ", "\n", "\t", "\r\n", "\u2581", "é", "e\u0301", "ﬁ", "①", "日本", "ｱ",
-    "한국", "Привет", "مرحبا", "🎉", "👨\u200d👩\u200d👧", "\0", "\x07", "\x7f", "\u200b", "\ufeff", "\u3000", "\xa0",
-    "<0x0A>", "x", "def f(x):\n    return x", "123", "\n\n", "½", "\u2028", "İ", "ẞ", "🇩🇪", "\ufffd",
-    "\U000e0001", "<sep>",
-]  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "Llama's": {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
                 "remove_extra_whitespaces": False},
@@ -42,6 +37,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "T5's": {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc", "vocab_size": 180},
     "unigram with bytes": {"model_type": "unigram", "byte_fallback": True, "normalization_rule_name": "identity",
                            "remove_extra_whitespaces": False},
+    "unigram with pieces of its users": {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc",
+                                         "user_defined_symbols": ["<sep>", "aa ", "日本"]},
     "the space after": {"model_type": "unigram", "byte_fallback": True, "treat_whitespace_as_suffix": True},
 }  # fmt: skip
 
@@ -56,18 +53,12 @@ def trained(kind: str) -> bytes:
     return file.getvalue()
 
 
-def texts(count: int) -> list[str]:
-    chance = random.Random(5)
-    fixed = ["", " ", "  ", "a ", " a", "  a  b  ", "\u2581", "aaaaaaa", "\n"]
-    return fixed + ["".join(chance.choice(PARTS) for _ in range(chance.randint(1, 20))) for _ in range(count)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_and_texts_are_those_of_sentencepiece(kind: str) -> None:
     theirs = spm.SentencePieceProcessor(model_proto=trained(kind))
     ours = sentencepiece.backend(sentencepiece.read(trained(kind)))
-    for text in texts(2000 if kind == "Llama's" else 500):
+    for text in varied_texts(2000 if kind.startswith(("Llama", "Grok")) else 500):
         ids = theirs.encode(text)
         assert ours.encode(text, add_special_tokens=False).ids == ids, text
         assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids), text
@@ -99,6 +90,15 @@ def test_bos_is_added_as_llamas_classes_do(config: Any, before: list[int], model
     tokenizer = Tokenizer.load(model_folder(**config))
     assert tokenizer.encode("the  sea\n") == before + theirs.encode("the  sea\n")
     assert tokenizer.eos_id == 2 and len(tokenizer.byte_ids) == 256
+
+
+def test_groks_own_code_adds_no_bos(model_folder: Callable[..., Path]) -> None:
+    theirs = spm.SentencePieceProcessor(model_proto=trained("Grok's, with pieces of its users"))
+    path = model_folder("Grok's, with pieces of its users")
+    write_json(path / "config.json", {"architectures": ["Grok1ModelForCausalLM"]})
+    assert Tokenizer.load(path).encode("the  sea\n\n") == theirs.encode("the  sea\n\n")
+    write_json(path / "config.json", {"architectures": ["MixtralForCausalLM"]})
+    assert Tokenizer.load(path).encode("the sea") == [1, *theirs.encode("the sea")]
 
 
 @pytest.mark.parametrize(("legacy", "spaced"), [({}, True), ({"legacy": True}, True), ({"legacy": False}, False)])
@@ -142,7 +142,6 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "a varint without end": (b"\x08" + b"\xff" * 50, "cut short"),
     "a float cut short": (field(1, 2, b"\x15\x00"), "cannot be read"),
     "a damaged table": (UNKNOWN + field(3, 2, field(2, 2, b"\xff" * 40)), "table of characters"),
-    "unigram with a user's piece": (UNKNOWN + piece(b"<sep>", 4), "user-defined"),
     "words": (UNKNOWN + field(2, 2, field(3, 0, b"\x03")), "cuts text by word"),
 }
 
@@ -169,8 +168,13 @@ def test_any_change_of_a_file_is_read_or_refused() -> None:
             pass
 
 
-def test_ranks_of_tiktoken_are_no_sentencepiece(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
-    with pytest.raises(TextError, match="nor a tokenizer") as caught:
-        Tokenizer.load(tmp_path)
-    assert "tokenizer.model is in a format that is not read" in str(caught.value.hint)
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3"])
+def test_ids_and_texts_of_mixtrals_own_vocabularies(file: str) -> None:
+    content = packaged("mistral_common", f"data/{file}")
+    theirs = spm.SentencePieceProcessor(model_proto=content)
+    ours = sentencepiece.backend(sentencepiece.read(content))
+    for text in varied_texts(2000):
+        ids = theirs.encode(text)
+        assert ours.encode(text, add_special_tokens=False).ids == ids, text
+        assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids), text

@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 from functools import cache
 from typing import Any, Literal
 
-__all__ = ["BUILT_IN", "Entry", "Published", "Stored", "find", "known", "nearest"]
+__all__ = ["BUILT_IN", "Entry", "Published", "Stored", "find", "known", "nearest", "port"]
 
 # The model inside the package: every command takes its name, but it is no Hub repository and so no entry.
 BUILT_IN = "tiny"
@@ -54,6 +54,7 @@ class Entry:
     published: Published | None
     kind: Kind
     tokenizer: str | None = None  # a repository that has one, where the model's own has none
+    ports: tuple[str, ...] = ()  # other repositories that hold the same model
     stored: Stored | None = None  # where the files are quantised, so that config.json does not imply their size
 
     def config(self) -> dict[str, object]:
@@ -72,6 +73,11 @@ def known() -> tuple[Entry, ...]:
 def find(name: str) -> Entry | None:
     """The entry with this alias, accepted name or Hub id; capitals do not matter, `:` may stand for `-`."""
     return _index().get(_plain(name))
+
+
+def port(repo: str) -> Entry | None:
+    """The entry whose model this other repository holds, by its Hub id."""
+    return next((entry for entry in known() if _plain(repo) in map(_plain, entry.ports)), None)
 
 
 def nearest(name: str, limit: int = 3) -> list[str]:
@@ -120,7 +126,8 @@ def _letters(name: str) -> str:
 def _entry(row: dict[str, Any]) -> Entry:
     published = Published(**row["published"]) if row["published"] else None
     stored = Stored(**row["stored"]) if "stored" in row else None
-    return Entry(**{**row, "names": tuple(row["names"]), "published": published, "stored": stored})
+    lists = {"names": tuple(row["names"]), "ports": tuple(row.get("ports", ()))}
+    return Entry(**{**row, **lists, "published": published, "stored": stored})
 
 
 def _read(*path: str) -> str:

@@ -67,7 +67,7 @@ def find(config: Mapping[str, Any]) -> Family:
         named = next((name for name in names if name and isinstance(name, str)), "(none)")
         raise ConfigError(
             f"architecture '{printable(named, 80)}' is not supported",
-            "supported: " + ", ".join(families()),
+            f"moecli list --known names models of the {len(families())} families that are",
         )
     return family
 

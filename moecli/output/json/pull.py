@@ -27,6 +27,7 @@ def proposed(pull: Proposal | PackedPull) -> dict[str, Any]:
         "free_bytes": proposal.free,
         "license": manifest.licence,
         "gated": manifest.gated,
+        "tokenizer": proposal.own_tokenizer,
         "runnable": not proposal.lacks,
         "lacks": list(proposal.lacks),
         "dtype": one.memory.dtype,
