@@ -7,14 +7,14 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from moecli.engine.attention import GroupedQueryAttention, LatentAttention, Scratch
+from moecli.engine.attention import CrossAttention, GroupedQueryAttention, LatentAttention, Scratch
 from moecli.engine.cache import LayerCache
-from moecli.engine.layers import RotaryEmbedding, normalise
+from moecli.engine.layers import RelativeBias, RotaryEmbedding, normalise
 from moecli.engine.router import Routing, route
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, moe_forward
 from moecli.kernels.blocking import CHUNK
-from moecli.kernels.linear import feed_forward
+from moecli.kernels.linear import feed_forward, inner, linear
 from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec
 
 
@@ -43,22 +43,36 @@ class Block:
         rotary: RotaryEmbedding,
         scratch: Scratch,
         experts: ExpertStore,
+        bias: RelativeBias | None = None,
     ) -> None:
+        """`index`: its number among `spec.blocks`."""
         self._spec, self._index, self._weights, self._experts = spec, index, weights, experts
-        attention, self._ffn = spec.layers[index].attention, spec.layers[index].ffn
+        layer = spec.blocks[index]
+        attention, self._ffn = layer.attention, layer.ffn
         self._attention = (
-            GroupedQueryAttention(attention, weights, rotary, scratch, spec.norm_eps)
+            GroupedQueryAttention(
+                attention, weights, rotary, scratch, spec.norm_eps, bias, causal=index >= len(spec.encoder)
+            )
             if isinstance(attention, GroupedQuery)
             else LatentAttention(attention, weights, rotary, scratch)
         )
+        self._cross = None if layer.cross is None else CrossAttention(layer.cross, weights, scratch)
 
     def forward(self, x: Tensor, cache: LayerCache, observer: RoutingObserver | None) -> Tensor:
         """x [T, D] -> [T, D]; the tokens are appended to `cache`."""
         return self.feed_forward(self.attend(x, cache), observer)
 
     def attend(self, x: Tensor, cache: LayerCache) -> Tensor:
-        """x [T, D] -> [T, D]: each token sees itself and those before it, in `cache` too."""
-        return x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache))
+        """x [T, D] -> [T, D]: each token sees itself and those before it, in `cache` too, and all of an encoder's."""
+        x = x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache))
+        if self._cross is None or cache.cross is None:
+            return x
+        return x + self._cross(self._norm("cross_norm", x), cache.cross)
+
+    def keep(self, states: Tensor, cache: LayerCache) -> None:
+        """Let coming tokens attend to the encoder's states [T, D], and to no earlier ones."""
+        if self._cross is not None and cache.cross is not None:
+            self._cross.keep(states, cache.cross)
 
     def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> Tensor:
         """x [T, D] -> [T, D]: each token by itself."""
@@ -72,7 +86,8 @@ class Block:
 
     def route(self, x: Tensor, mixture: Mixture) -> Routing:
         """The experts that each token of the normed x [T, D] takes, and their weights."""
-        return route(x, self._weights["router"], self._weights.get("router_bias"), mixture.router)
+        w = self._weights
+        return route(x, w["router"], w.get("router_bias"), mixture.router, w.get("router_linear_bias"))
 
     def moe_forward(self, x: Tensor, mixture: Mixture, routing: Routing) -> Tensor:
         """What the selected experts, and the shared one, make of normed x [T, D]: [T, D]."""
@@ -90,6 +105,8 @@ class Block:
 
     def _mlp(self, prefix: str, x: Tensor, ffn: FeedForward) -> Tensor:
         w = self._weights
+        if not ffn.gated:
+            return linear(inner(x, [w.matrix(f"{prefix}up")], ffn.activation), w.matrix(f"{prefix}down")).to(x.dtype)
         return feed_forward(x, w.matrix(f"{prefix}gate_up"), w.matrix(f"{prefix}down"), ffn.activation)
 
     def _norm(self, role: str, x: Tensor) -> Tensor:

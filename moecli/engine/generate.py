@@ -45,11 +45,15 @@ class Timing:
 
 @dataclass(slots=True)
 class Session:
-    """One text that grows: the decoder's cache and the ids it holds. Later turns reuse what they share."""
+    """One text that grows: the decoder's cache and the ids it holds. Later turns reuse what they share.
+
+    Where there is an encoder, it reads the prompt, and the text is the answer alone.
+    """
 
     decoder: Decoder
     cache: Cache
     held: list[int] = field(default_factory=list)
+    _encoded: list[int] | None = None  # the prompt, where an encoder has read it
     _torn: bool = False  # a forward pass was interrupted: the layers' caches disagree
 
     def generate(
@@ -72,21 +76,25 @@ class Session:
                 f"the prompt is {len(prompt)} tokens and the context {self.cache.capacity}",
                 "shorten it, or raise --ctx",
             )
-        limit = min(limit, self.cache.capacity - len(prompt) + 1)
         timing.prompt_tokens = len(prompt)
-        timing.cached_tokens = self._rewind(prompt)
-        pending = list(prompt[timing.cached_tokens :])
+        if team := self.decoder.team:
+            team.begin()
+        began = time.perf_counter()
+        if self.decoder.encoder is not None:
+            limit = min(limit, self.cache.capacity)
+            pending = self._read(prompt, observer, watch)
+            seen = list(pending)
+        else:
+            limit = min(limit, self.cache.capacity - len(prompt) + 1)
+            timing.cached_tokens = self._rewind(prompt)
+            seen, pending = list(prompt), list(prompt[timing.cached_tokens :])
         _LOG.debug(
             "a prompt of %d tokens, %d of them cached; %d more at most", len(prompt), timing.cached_tokens, limit
         )
-        seen = list(prompt)
-        if team := self.decoder.team:
-            team.begin()
         for step in range(limit):
-            began = time.perf_counter()
             if observer is not None:
                 observer.generated = step > 0
-            logits = self._feed(pending, observer, silent if step else watch)
+            logits = self._feed(pending, observer, silent if step or self.decoder.encoder else watch)
             token = sampler.pick(logits, seen)
             spent = time.perf_counter() - began
             if step == 0:
@@ -99,6 +107,16 @@ class Session:
             yield token
             pending = [token]
             seen.append(token)
+            began = time.perf_counter()
+
+    def _read(self, prompt: Sequence[int], observer: RoutingObserver | None, watch: Progress) -> list[int]:
+        """Let the encoder read `prompt`; returns what the answer begins with."""
+        if observer is not None:
+            observer.generated = False
+        self._encoded = list(prompt)
+        self.held.clear()
+        self.decoder.read(torch.tensor(self._encoded), self.cache, observer, watch)
+        return [self.decoder.spec.start_id]
 
     def _feed(self, ids: list[int], observer: RoutingObserver | None, watch: Progress) -> torch.Tensor:
         """Append `ids` to the text; returns the logits [V] after the last. CheckpointError if they are no numbers."""
@@ -108,7 +126,8 @@ class Session:
         self._torn = False
         logits = self.decoder.logits(states[-1:])[0].cpu()
         if not is_finite(logits):
-            raise not_finite(self.decoder.first_not_finite(torch.tensor(self.held[-CHUNK:])), self.decoder.dtype)
+            read = None if self._encoded is None else torch.tensor(self._encoded)
+            raise not_finite(self.decoder.first_not_finite(torch.tensor(self.held[-CHUNK:]), read), self.decoder.dtype)
         return logits
 
     def _rewind(self, prompt: Sequence[int]) -> int:

@@ -119,6 +119,14 @@ NO_ROPE = Rope(theta=1.0, dims=0)
 
 
 @dataclass(frozen=True, slots=True)
+class RelativePositions:
+    """A learned number per head and range of distances, added to q.k; one table for all layers of a stack (T5)."""
+
+    buckets: int  # ranges: half of them single distances, the others ever wider
+    max_distance: int  # from here on all share the last
+
+
+@dataclass(frozen=True, slots=True)
 class GroupedQuery:
     """Grouped-query attention (multi-head when `kv_heads == heads`)."""
 
@@ -217,6 +225,7 @@ class Router:
     correction_bias: bool = False  # added to the scores for picking only
     bias: bool = False  # of the linear map itself (gpt-oss)
     by_token: bool = False  # a table picks by token id; the scores only weigh (DeepSeek-V4)
+    capacity: int | None = None  # tokens of one pass that an expert takes; later ones get nothing of it (Switch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +287,8 @@ class ModelSpec:
     norm_bias: bool = False
     lm_head_bias: bool = False
     encoder: tuple[Layer, ...] = ()  # read before the decoder, with a final norm of its own
+    start_id: int = 0  # what the decoder of an encoder-decoder model begins with
+    relative_positions: RelativePositions | None = None
     extra: tuple[Extra, ...] = ()
     unsupported: tuple[Unsupported, ...] = ()  # what the engine lacks; runnable iff empty
     notes: tuple[str, ...] = ()  # what a reader of the counts should know
@@ -297,9 +308,14 @@ class ModelSpec:
         return tuple(reason.value for reason in self.unsupported)
 
     @property
+    def blocks(self) -> tuple[Layer, ...]:
+        """All layers as they are numbered: an encoder's, then the decoder's."""
+        return (*self.encoder, *self.layers)
+
+    @property
     def mixtures(self) -> tuple[tuple[int, Mixture], ...]:
-        """The MoE layers with their indices."""
-        return tuple((index, layer.ffn) for index, layer in enumerate(self.layers) if isinstance(layer.ffn, Mixture))
+        """The MoE layers with their numbers."""
+        return tuple((index, layer.ffn) for index, layer in enumerate(self.blocks) if isinstance(layer.ffn, Mixture))
 
 
 def lacks(spec: ModelSpec, quantised: str | None) -> tuple[str, ...]:
