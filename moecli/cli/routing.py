@@ -184,7 +184,7 @@ def _record(
 
         limits = LoadOptions(
             dtype=wanted.dtype, context=wanted.ctx, threads=wanted.threads,
-            ram=None if wanted.ram is None else parse_size(wanted.ram),
+            ram=None if wanted.ram is None else parse_size(wanted.ram), expert_capacity=wanted.expert_capacity,
         )  # fmt: skip
         opened = open_for_run(ref, limits)
         config = GenerationConfig(

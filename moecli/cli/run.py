@@ -91,6 +91,7 @@ def run(
         float | None, options.option(metavar="X", panel=_SAMPLING, help="Repetition penalty; 1 disables it.")
     ] = None,
     seed: running.Seed = None,
+    expert_capacity: running.ExpertCapacity = None,
     dtype: options.Dtype = "auto",
     ctx: options.Context = None,
     ram: options.Ram = None,
@@ -123,6 +124,7 @@ def run(
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
     from moecli.library.resolve import Kind
+    from moecli.output.answer import gaps
     from moecli.output.memory import beyond
 
     ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet, yes)
@@ -133,7 +135,7 @@ def run(
 
         limits = LoadOptions(
             dtype=ref.dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
-            device=device, vram=None if vram is None else parse_size(vram),
+            device=device, vram=None if vram is None else parse_size(vram), expert_capacity=expert_capacity,
         )  # fmt: skip
         opened = open_for_run(ref, limits)
         sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty).resolve(opened.defaults)
@@ -145,7 +147,7 @@ def run(
         plan = plan_for(opened, config, text)
     if not quiet:
         terminal.say_notes(opened.notes)
-        terminal.say_notes(filter(None, [beyond(opened.spec, ctx)]))
+        terminal.say_notes(filter(None, [beyond(opened.spec, ctx), text and gaps(opened, text)]))
     if system and (raw or opened.tokenizer.chat_template is None):
         why = "--raw uses no chat template" if raw else f"{opened.name} has no chat template"
         terminal.say(f"note: --system is left out: {why}")
@@ -241,7 +243,7 @@ def _read_file(path: Path) -> str:
 
 def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:
     from moecli.engine.answer import Answer
-    from moecli.output.answer import tell_statistics
+    from moecli.output.answer import tell_filled, tell_statistics
     from moecli.output.json.run import document
 
     answer = Answer()
@@ -260,6 +262,7 @@ def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:
     if interrupted and not quiet and sys.stderr.isatty() and not sys.stdout.isatty():
         terminal.say("")  # the line of the ^C
     if not quiet and not json:
+        tell_filled(session, answer)
         tell_statistics(session.loaded, answer)
     if interrupted:
         raise typer.Exit(130)

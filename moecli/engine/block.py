@@ -15,7 +15,7 @@ from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, moe_forward
 from moecli.kernels.blocking import CHUNK
 from moecli.kernels.linear import feed_forward, inner, linear
-from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec
+from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Router
 
 
 class RoutingObserver(Protocol):
@@ -56,6 +56,7 @@ class Block:
             if isinstance(attention, GroupedQuery)
             else LatentAttention(attention, weights, rotary, scratch)
         )
+        self.dropped = 0  # choices of the last pass whose expert was full
         self._cross = None if layer.cross is None else CrossAttention(layer.cross, weights, scratch)
 
     def forward(self, x: Tensor, cache: LayerCache, observer: RoutingObserver | None) -> Tensor:
@@ -80,6 +81,7 @@ class Block:
         if not isinstance(self._ffn, Mixture):
             return x + self._branch("ffn", self._mlp("", normed, self._ffn))
         routing = self.route(normed, self._ffn)
+        self.dropped = _dropped(routing, self._ffn.router)
         if observer is not None:
             observer.record(self._index, routing)
         return x + self._branch("ffn", self.moe_forward(normed, self._ffn, routing))
@@ -116,3 +118,10 @@ class Block:
         if self._spec.branch_norms:
             out = self._norm(f"post_{name}_norm", out)
         return out if self._spec.residual_multiplier == 1 else out * self._spec.residual_multiplier
+
+
+def _dropped(routing: Routing, router: Router) -> int:
+    """How many choices weigh nothing, since their expert is full."""
+    if router.capacity is None or len(routing.topk_ids) <= router.capacity:
+        return 0
+    return int((routing.topk_weights == 0).sum())

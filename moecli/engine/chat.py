@@ -39,7 +39,8 @@ class Conversation:
     def __init__(self, opened: OpenedModel, config: GenerationConfig) -> None:
         self._tokenizer, self._vocab_size = opened.tokenizer, opened.spec.vocab_size
         self._system = [Message("system", config.system)] if config.system else []
-        self.is_chat = opened.tokenizer.chat_template is not None and not config.raw
+        self.reads_apart = bool(opened.spec.encoder)  # an encoder reads each prompt alone
+        self.is_chat = opened.tokenizer.chat_template is not None and not (config.raw or self.reads_apart)
         self._messages: list[Message] = []
         self._ids: list[int] = []
 
@@ -51,6 +52,8 @@ class Conversation:
         if self.is_chat:
             said = turns or (Message("user", text),)
             ids = self._tokenizer.encode_chat([*self._system, *self._messages, *said])
+        elif self.reads_apart:
+            ids = self._tokenizer.encode(text)
         else:
             ids = [*self._ids, *self._tokenizer.encode(text, special=not self._ids)]
         if not ids:
@@ -91,6 +94,8 @@ def plan_for(opened: OpenedModel, config: GenerationConfig, text: str | None) ->
             f"the prompt is {needed} tokens and the context {longest}",
             "shorten it, or raise --ctx beyond what the model was trained for",
         )
+    if opened.spec.encoder:  # which reads one, while the decoder writes the other
+        return opened.plan(min(longest, max(needed, config.max_tokens)))
     return opened.plan(min(longest, needed + config.max_tokens))
 
 
@@ -107,6 +112,11 @@ class ChatSession:
         """Whether it has turns; a base model continues the text."""
         return self._conversation.is_chat
 
+    @property
+    def fills_spans(self) -> bool:
+        """Whether it gives what is missing in a text, at the sentinels that stand for it."""
+        return bool(self.loaded.opened.spec.encoder)
+
     def ask(self, text: str, answer: Answer, watch: Progress = silent) -> Iterator[str]:
         """Yield the answer piece by piece; `watch` is told how far the prompt is read.
 
@@ -122,8 +132,10 @@ class ChatSession:
             opened.end_ids,
             config.stops,
             watch,
-            continues=not self.is_chat,
+            continues=not (self.is_chat or self.fills_spans),
+            fills=self.fills_spans,
         )
+        answer.prompt = text
         kept = True
         try:
             yield from pieces(self._session, opened.tokenizer, request, answer, self._observer())

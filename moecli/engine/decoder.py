@@ -76,8 +76,11 @@ class Decoder:
 
     def read(
         self, ids: Tensor, cache: Cache, observer: RoutingObserver | None = None, watch: Progress = silent
-    ) -> None:
-        """Let the encoder read a text, ids [T], which coming tokens attend to; `cache` is emptied of all others."""
+    ) -> float | None:
+        """Let the encoder read a text, ids [T], which coming tokens attend to; `cache` is emptied of all others.
+
+        Returns the share of its choices that full experts dropped; None where they have no limit.
+        """
         assert self.encoder is not None, "a decoder alone reads its prompt as its own text"
         with torch.inference_mode():
             self._adjust_threads()
@@ -85,6 +88,7 @@ class Decoder:
             cache.rewind(0)
             for block, layer in zip(self._blocks, cache.layers, strict=True):
                 block.keep(states, layer)
+        return self.encoder.dropped
 
     def forward(
         self,

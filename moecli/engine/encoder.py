@@ -10,7 +10,7 @@ from moecli.engine.block import Block, RoutingObserver
 from moecli.engine.cache import LayerCache
 from moecli.engine.layers import normalise
 from moecli.engine.weights import DenseWeights
-from moecli.model.spec import ModelSpec
+from moecli.model.spec import Mixture, ModelSpec
 from moecli.store.progress import Progress, silent
 
 
@@ -19,6 +19,7 @@ class Encoder:
 
     def __init__(self, spec: ModelSpec, dense: DenseWeights, blocks: Sequence[Block]) -> None:
         self._spec, self._dense, self._blocks = spec, dense, blocks
+        self.dropped: float | None = None  # share of the last text's choices that full experts dropped
 
     def forward(self, ids: Tensor, observer: RoutingObserver | None = None, watch: Progress = silent) -> Tensor:
         """The normed states [T, D] of a text, ids [T]; `watch` is told of tokens, of how many."""
@@ -32,4 +33,7 @@ class Encoder:
             cache.clear()
             x = block.forward(x, cache, observer)
         watch(len(ids), len(ids))
+        mixtures = [each.ffn for each in self._spec.encoder if isinstance(each.ffn, Mixture)]
+        if limited := sum(mixture.router.capacity is not None for mixture in mixtures):
+            self.dropped = sum(block.dropped for block in self._blocks) / (limited * len(ids))
         return normalise(x, self._dense.outside["encoder_final_norm"], self._spec.norm, self._spec.norm_eps)

@@ -27,6 +27,7 @@ class Timing:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, already in the cache
+    dropped: float | None = None  # share of the prompt's choices that full experts dropped; None: they have no limit
     steps: int = 0  # decode steps after the prompt
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -82,7 +83,7 @@ class Session:
         began = time.perf_counter()
         if self.decoder.encoder is not None:
             limit = min(limit, self.cache.capacity)
-            pending = self._read(prompt, observer, watch)
+            pending = self._read(prompt, timing, observer, watch)
             seen = list(pending)
         else:
             limit = min(limit, self.cache.capacity - len(prompt) + 1)
@@ -109,13 +110,15 @@ class Session:
             seen.append(token)
             began = time.perf_counter()
 
-    def _read(self, prompt: Sequence[int], observer: RoutingObserver | None, watch: Progress) -> list[int]:
+    def _read(
+        self, prompt: Sequence[int], timing: Timing, observer: RoutingObserver | None, watch: Progress
+    ) -> list[int]:
         """Let the encoder read `prompt`; returns what the answer begins with."""
         if observer is not None:
             observer.generated = False
         self._encoded = list(prompt)
         self.held.clear()
-        self.decoder.read(torch.tensor(self._encoded), self.cache, observer, watch)
+        timing.dropped = self.decoder.read(torch.tensor(self._encoded), self.cache, observer, watch)
         return [self.decoder.spec.start_id]
 
     def _feed(self, ids: list[int], observer: RoutingObserver | None, watch: Progress) -> torch.Tensor:

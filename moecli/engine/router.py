@@ -33,8 +33,13 @@ def route(x: Tensor, weight: Tensor, bias: Tensor | None, router: Router, linear
 
 def _places(topk_ids: Tensor, experts: int) -> Tensor:
     """How many assignments before each [T, A] are the same expert's."""
-    taken = F.one_hot(topk_ids.flatten(), experts).cumsum(0)  # [T * A, E]
-    return taken.gather(1, topk_ids.flatten()[:, None]).view(topk_ids.shape) - 1
+    chosen = topk_ids.flatten()
+    order = chosen.argsort(stable=True)  # assignments, those of one expert side by side
+    counts = chosen.bincount(minlength=experts)
+    starts = counts.cumsum(0) - counts
+    places = torch.empty_like(chosen)
+    places[order] = torch.arange(len(chosen), device=chosen.device) - starts[chosen[order]]
+    return places.view(topk_ids.shape)
 
 
 def _choose(logits: Tensor, bias: Tensor | None, router: Router) -> Routing:

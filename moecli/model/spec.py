@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from moecli.model.unsupported import Unsupported
@@ -301,6 +301,16 @@ class ModelSpec:
             layers = {id(layer): layer for layer in getattr(self, name)}
             same = {key: known.setdefault(layer, layer) for key, layer in layers.items()}
             object.__setattr__(self, name, tuple(same[id(layer)] for layer in getattr(self, name)))
+
+    def with_capacity(self, tokens: int | None) -> ModelSpec:
+        """The same model, but for how many tokens of one pass an expert takes; None: any number."""
+
+        def limited(layer: Layer) -> Layer:
+            if not isinstance(layer.ffn, Mixture):
+                return layer
+            return replace(layer, ffn=replace(layer.ffn, router=replace(layer.ffn.router, capacity=tokens)))
+
+        return replace(self, encoder=tuple(map(limited, self.encoder)), layers=tuple(map(limited, self.layers)))
 
     @property
     def lacks(self) -> tuple[str, ...]:

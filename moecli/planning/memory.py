@@ -85,7 +85,7 @@ def estimate_memory(spec: ModelSpec, dtype: str, context: int, batch: int = 1, c
         activations=_activations(spec, dtype, context, batch, chunk, built.expected()),
         device_activations=_activations(spec, dtype, context, batch, chunk, native=False).bytes,
         process=_process(),
-        chunk=min(chunk, context),
+        chunk=_at_once(spec, context, chunk),
         expert_count=sum(layers * mixture.router.experts for mixture, layers in mixtures.items()),
         bytes_per_expert=max(sizes, default=0),
         slot_bytes=max((record.stride for record in records), default=0),
@@ -134,6 +134,7 @@ def kv_bytes_per_token(spec: ModelSpec) -> int:
 
 def read_bytes_per_token(spec: ModelSpec, dtype: str) -> int:
     """Weights that one decode step reads: the active experts and all dense weights but the input table."""
+    spec = replace(spec, encoder=())  # which is at rest then
     active = sum(n * m.router.top_k * _expert_bytes(spec, m, dtype) for m, n in _mixtures(spec).items())
     return active + dense_read_bytes(spec, dtype)
 
@@ -141,6 +142,7 @@ def read_bytes_per_token(spec: ModelSpec, dtype: str) -> int:
 def dense_read_bytes(spec: ModelSpec, dtype: str) -> int:
     """The dense part of it. A tied table is read whole, as the head; of routed attention only what is chosen."""
     read = routed = 0
+    spec = replace(spec, encoder=())
     for tensor, times in counted_tensors(spec):
         if tensor.part is Part.ROUTED_EXPERTS:
             routed += times * tensor_bytes(tensor, dtype)
@@ -192,6 +194,11 @@ def _dense(spec: ModelSpec, dtype: str) -> Term:
     return Term("dense weights", amount, "every width but the routed experts'")
 
 
+def _at_once(spec: ModelSpec, context: int, chunk: int) -> int:
+    """Prompt tokens per pass: an encoder takes all."""
+    return context if spec.encoder else min(chunk, context)
+
+
 def _number_bytes(dtype: str) -> int:
     return 4 if dtype == "fp32" else 2
 
@@ -217,15 +224,17 @@ def _kv(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: int) -> Te
 def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: int, native: bool) -> Term:
     """The largest buffers alive at once while a chunk of the prompt passes a block, and the rotary tables."""
     size = _number_bytes(dtype)
-    tokens = min(chunk, context)
+    tokens = _at_once(spec, context, chunk)
     chunks = context / CHUNK
-    kinds = [layer for layer, _ in alike(spec.layers)]
+    kinds = [layer for layer, _ in alike(spec.blocks)]
+    attends_native = native and not spec.encoder  # no kernel has relative positions
     tables = sum(2 * context * rope.dims * size for rope in {layer.attention.rope for layer in kinds})
     routers = sum((4 - size) * times * each.count for each, times in counted_tensors(spec) if each.role == "router")
-    first, further = (LIBRARY_BESIDE_NATIVE, LIBRARY_CHUNK_BESIDE_NATIVE) if native else (LIBRARY, LIBRARY_CHUNK)
+    beside = LIBRARY_BESIDE_NATIVE, LIBRARY_CHUNK_BESIDE_NATIVE
+    first, further = beside if attends_native else (LIBRARY, LIBRARY_CHUNK)
     library = int(min(1, chunks) * first + min(64, chunks) * further)
     unpacked = UNPACKED[dtype] * _largest_block(spec, dtype) if dtype in UNPACKED and not native else 0
-    attention = _native_attention if native else _attention
+    attention = _native_attention if attends_native else _attention
     at_once = (
         named("residual stream", 3 * tokens * spec.hidden_size * size),
         named("attention", max((attention(layer.attention, tokens, context, size) for layer in kinds), default=0)),
@@ -239,11 +248,19 @@ def _activations(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: i
             named("rotary tables", tables),
             named("routers in float32", routers),
             named("matrix library", library),
+            *([named("encoder", _encoder(spec, context, size))] if spec.encoder else []),
             *([named("unpacked rows", unpacked)] if unpacked else []),
             under(f"for {tokens} prompt tokens at once", add(at_once, ", ")),
         )
     )
     return Term("activations", amount, "hidden size, heads, expert width, vocab_size")
+
+
+def _encoder(spec: ModelSpec, context: int, size: int) -> int:
+    """The keys and values of one of its layers; of both stacks the biases by distance, and a block of them."""
+    heads = spec.encoder[0].attention.heads
+    biases = (4 * 2 * 2 * context + 4 * min(SCORES // heads, context * context)) * heads
+    return context * spec.encoder[0].attention.cache_width * size + (biases if spec.relative_positions else 0)
 
 
 def _process() -> Term:

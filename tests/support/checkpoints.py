@@ -61,6 +61,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 24, "num_heads": 4, "num_layers": 4,
             "num_decoder_layers": 4, "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2, "num_experts": 6,
             "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20, "decoder_start_token_id": 0,
+            "expert_capacity": 9,
         },
     ),
 }  # fmt: skip

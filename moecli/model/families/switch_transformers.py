@@ -31,7 +31,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     for key, other in _ALIASES.items():
         c.alias(key, other)
     c.ignore("dropout_rate", "initializer_factor", "add_router_probs", "router_z_loss_coef", "is_full_sparse")
-    c.ignore("router_ignore_padding_tokens", "output_past")  # one text has no padding
+    c.ignore("output_past")
+    c.flag("router_ignore_padding_tokens", False)  # one text has no padding
     hidden_size, vocab_size = c.count("d_model", 768), c.count("vocab_size", 32128)
     heads, head_dim = c.count("num_heads", 12), c.count("d_kv", 64)
     attention = GroupedQuery(heads, heads, head_dim, NO_ROPE, scale=1.0)

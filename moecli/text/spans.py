@@ -1,0 +1,96 @@
+"""Span filling, as T5 was taught: sentinels stand in a prompt for text that is missing, and head it in the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from moecli.text.stream import TextStream
+from moecli.text.tokenizer import Tokenizer
+
+_MOST = 1000  # sentinels asked for; T5 has 100
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The text that an answer gives for one sentinel."""
+
+    sentinel: str
+    text: str
+
+
+def sentinels(tokenizer: Tokenizer) -> dict[int, str]:
+    """The names `<extra_id_0>`, `<extra_id_1>`, ... by id, in their order; empty where the first is not known."""
+    found: dict[int, str] = {}
+    for number in range(_MOST):
+        name = f"<extra_id_{number}>"
+        if (token := tokenizer.id_of(name)) is None:
+            break
+        found[token] = name
+    return found
+
+
+def spans(tokenizer: Tokenizer, prompt: str, answer: Sequence[int]) -> list[Span]:
+    """What an answer's ids give for each sentinel of the prompt, or each there is, in the order of the answer."""
+    names = sentinels(tokenizer)
+    wanted = {token for token, name in names.items() if name in prompt} or names.keys()
+    found = [(token, ids) for token, ids in _parts(names, answer) if token is not None and token in wanted]
+    return [Span(names[token], tokenizer.decode(ids).strip()) for token, ids in found]
+
+
+def filled(prompt: str, found: Sequence[Span]) -> str:
+    """The prompt with these spans in it; a sentinel without one stays."""
+    for span in found:
+        prompt = prompt.replace(span.sentinel, span.text, 1)
+    return prompt
+
+
+def _parts(names: Mapping[int, str], answer: Sequence[int]) -> list[tuple[int | None, list[int]]]:
+    """The runs of ids, each behind its sentinel; None before the first."""
+    parts: list[tuple[int | None, list[int]]] = [(None, [])]
+    for token in answer:
+        if token in names:
+            parts.append((token, []))
+        else:
+            parts[-1][1].append(token)
+    return parts
+
+
+class SpanStream:
+    """As TextStream, of an answer in spans: each on a line of its own behind its sentinel.
+
+    It stops at a sentinel that is not in the prompt, where that has some: what follows belongs to no gap.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stops = tokenizer, stops
+        self._names = sentinels(tokenizer)
+        self._asked = self._names.keys() & set(prompt)
+        self._stream = TextStream(tokenizer, stops)
+        self._began = self._closed = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing follows: behind a stop text, or the last span."""
+        return self._closed or self._stream.stopped
+
+    def push(self, token_id: int) -> str:
+        """The text that can be printed now that this token is known."""
+        if self.stopped:
+            return ""
+        if token_id not in self._names:
+            piece = self._stream.push(token_id)
+            self._began = self._began or bool(piece)
+            return piece
+        rest = self._stream.finish()
+        if self._asked and token_id not in self._asked:
+            self._closed = True
+            return rest
+        self._stream = TextStream(self._tokenizer, self._stops)
+        line = "\n" if self._began or rest else ""
+        self._began = True
+        return f"{rest}{line}{self._names[token_id]} "
+
+    def finish(self) -> str:
+        """What was held back."""
+        return self._stream.finish()
