@@ -164,29 +164,29 @@ def run(
             terminal.confirm("go on?", yes or agreed)
     if ref.kind is Kind.BUILT_IN and not quiet and not json and sys.stderr.isatty():
         loading.introduce(ref.name)
-    builder = None if trace is None else _builder(opened)
+    builders = None if trace is None else _builders(opened)
     with loading.progress(opened.name, quiet) as progress:
         loaded = opened.load(plan, progress)
-    if trace is None or builder is None:
+    if trace is None or builders is None:
         _talk(ChatSession(loaded, config), text, json, quiet)
         return
-    session = RecordedSession(loaded, config, builder)
+    session = RecordedSession(loaded, config, builders)
     try:
         _talk(session, text, json, quiet)
     finally:  # even if it was interrupted
-        if (recorded := session.trace()) is not None:
+        for stack, recorded in session.traces().items():
             from moecli.routing import files
 
-            files.write(recorded, trace)
+            written = files.write(recorded, trace, stack)
             if not (json or quiet):
-                terminal.say_written(trace)
+                terminal.say_written(written)
 
 
-def _builder(opened: OpenedModel) -> TraceBuilder:
-    """Of a trace. ConfigError, before anything is loaded, if there can be none."""
-    from moecli.engine.recorder import new_builder
+def _builders(opened: OpenedModel) -> dict[str, TraceBuilder]:
+    """Of traces. ConfigError, before anything is loaded, if there can be none."""
+    from moecli.engine.recorder import new_builders
 
-    return new_builder(opened.name, opened.spec)
+    return new_builders(opened.name, opened.spec)
 
 
 def _talk(session: ChatSession, text: str | None, json: bool, quiet: bool) -> None:

@@ -23,6 +23,11 @@ class RoutingObserver(Protocol):
 
     generated: bool  # whether the tokens to come were generated; the session says so
 
+    @property
+    def encoder(self) -> RoutingObserver | None:
+        """Who sees what passes an encoder, which are other tokens."""
+        ...
+
     def tokens(self, ids: Tensor) -> None:
         """The token ids [T] that pass the layers next."""
         ...

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from moecli.engine.answer import Answer, Request, pieces
 from moecli.engine.block import RoutingObserver
 from moecli.engine.generate import Session
 from moecli.engine.loaded import LoadedModel, OpenedModel
-from moecli.engine.recorder import Recorder, finish
+from moecli.engine.recorder import finish, new_recorder
 from moecli.engine.sampling import Sampling
 from moecli.errors import CheckpointError, MoecliError
 from moecli.planning.memory import default_context
@@ -156,21 +156,21 @@ class ChatSession:
 
 
 class RecordedSession(ChatSession):
-    """A chat session that puts what the router does into `builder`, a prompt for each turn."""
+    """A chat session that puts what the router does into `builders`, a prompt for each turn."""
 
-    def __init__(self, loaded: LoadedModel, config: GenerationConfig, builder: TraceBuilder) -> None:
+    def __init__(self, loaded: LoadedModel, config: GenerationConfig, builders: Mapping[str, TraceBuilder]) -> None:
         super().__init__(loaded, config)
-        self._builder = builder
-        self._recorder = Recorder(loaded.opened.spec, builder)
+        self._builders = builders
+        self._recorder = new_recorder(loaded.opened.spec, builders)
         self._turns = 0  # a failed one too
 
-    def trace(self) -> RoutingTrace | None:
-        """The routing of all turns so far; None if no token was recorded."""
+    def traces(self) -> dict[str, RoutingTrace]:
+        """The routing of all turns so far, for each of the model's stacks; none if no token was recorded."""
         self._recorder.flush()
         if not self._recorder.recorded:
-            return None
+            return {}
         opened = self.loaded.opened
-        return finish(self._builder, opened.spec, opened.tokenizer, opened.name, self.loaded.dtype)
+        return finish(self._builders, opened.spec, opened.tokenizer, opened.name, self.loaded.dtype)
 
     def _observer(self) -> RoutingObserver:
         self._recorder.begin(self._turns)

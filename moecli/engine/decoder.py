@@ -84,7 +84,7 @@ class Decoder:
         assert self.encoder is not None, "a decoder alone reads its prompt as its own text"
         with torch.inference_mode():
             self._adjust_threads()
-            states = self.encoder.forward(ids.to(self.device), observer, watch)
+            states = self.encoder.forward(ids.to(self.device), observer and observer.encoder, watch)
             cache.rewind(0)
             for block, layer in zip(self._blocks, cache.layers, strict=True):
                 block.keep(states, layer)

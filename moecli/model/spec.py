@@ -323,6 +323,12 @@ class ModelSpec:
         return (*self.encoder, *self.layers)
 
     @property
+    def stacks(self) -> dict[str, range]:
+        """The numbers of the layers that one text passes: of a decoder alone under "", else of encoder and decoder."""
+        depth, whole = len(self.encoder), len(self.encoder) + len(self.layers)
+        return {"encoder": range(depth), "decoder": range(depth, whole)} if depth else {"": range(whole)}
+
+    @property
     def mixtures(self) -> tuple[tuple[int, Mixture], ...]:
         """The MoE layers with their numbers."""
         return tuple((index, layer.ffn) for index, layer in enumerate(self.blocks) if isinstance(layer.ffn, Mixture))

@@ -9,8 +9,13 @@ import pytest
 import torch
 
 from moecli.engine.decoder import Decoder
+from moecli.engine.load import open_model
+from moecli.engine.recorder import new_builders, new_recorder
+from moecli.errors import UsageError
+from moecli.planning.placement import fit
+from moecli.routing.recorded import dropped
 from tests.support.checkpoints import LAYOUTS, make, prompt, write
-from tests.support.running import greedy, load
+from tests.support.running import ALL, greedy, load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,20 +57,15 @@ def oracle_greedy(model: PreTrainedModel, ids: list[int]) -> list[int]:
     return found[0, 1:].tolist()
 
 
-def dropped(model: PreTrainedModel, ids: list[int]) -> int:
-    """Tokens that the reference's encoder drops, over all layers: those with no expert left in its mask."""
-    found: list[int] = []
-    name = "SwitchTransformersTop1Router"
-    hooks = [
-        module.register_forward_hook(lambda _, __, out: found.append(int((out[0].sum(-1) == 0).sum())))
-        for module in model.encoder.modules()
-        if type(module).__name__ == name
-    ]
-    with torch.inference_mode():
-        model.encoder(torch.tensor([ids]))
-    for hook in hooks:
-        hook.remove()
-    return sum(found)
+def routers(model: PreTrainedModel, read: list[int], ids: list[int]) -> dict[str, list[tuple[torch.Tensor, ...]]]:
+    """Of each router of the reference in one pass: mask [T, E], probability [T, 1] and logits [T, E]."""
+    found: dict[str, list[tuple[torch.Tensor, ...]]] = {"encoder": [], "decoder": []}
+    for name, module in model.named_modules():
+        if type(module).__name__ == "SwitchTransformersTop1Router":
+            here = found[name.split(".")[0]]
+            module.register_forward_hook(lambda _, __, out, here=here: here.append(tuple(part[0] for part in out)))
+    oracle(model, read, ids)
+    return found
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -102,6 +102,47 @@ def test_gated_blocks_are_those_of_t5(tmp_path: Path) -> None:
     assert (score(decoder, ids, text) - expected).abs().max() <= 5e-5 * expected.abs().max()
 
 
+def test_a_trace_of_each_stack_holds_what_its_routers_chose(tmp_path: Path) -> None:
+    """The expert of each token, its probability, and 0 in its place where the expert was full."""
+    model = make(FAMILY, **CASES["few places"])
+    decoder, ids = load(write(model, tmp_path)), PROMPTS[1]
+    text = [0, *prompt(30, seed=2)]
+    builders = new_builders("it", decoder.spec)
+    recorder, cache = new_recorder(decoder.spec, builders), decoder.new_cache(256, 256)
+    share = decoder.read(torch.tensor(ids), cache, recorder)
+    decoder.forward(torch.tensor(text), cache, recorder)
+    recorder.flush()
+    traces = {stack: builder.build() for stack, builder in builders.items()}
+    expected = routers(model, ids, text)
+    for stack, read in (("encoder", ids), ("decoder", text)):
+        trace = traces[stack]
+        assert trace.ids.tolist() == read
+        assert len(trace.layers) == len(expected[stack]) == 2
+        for layer, (mask, probabilities, logits) in zip(trace.layers, expected[stack], strict=True):
+            assert layer.chosen[:, 0].tolist() == logits.argmax(-1).tolist()
+            kept = probabilities[:, 0] * mask.sum(-1)
+            assert layer.weights is not None
+            assert torch.allclose(torch.tensor(layer.weights[:, 0]), kept, atol=1e-5)
+    assert [layer.layer for trace in traces.values() for layer in trace.layers] == [1, 3, 5, 7]
+    assert share == pytest.approx(dropped(traces["encoder"])) and share > 0.5
+
+
+def test_a_capacity_can_be_another_one_or_none(tmp_path: Path) -> None:
+    model = make(FAMILY, **CASES["few places"])
+    folder, ids = write(model, tmp_path), torch.tensor(PROMPTS[1])
+    spec = open_model(folder).spec
+    shares = []
+    for capacity in (None, 3, 12, 0):
+        opened = open_model(folder, capacity)
+        decoder = opened.decoder(fit(opened.spec, "fp32", 256, ALL))
+        shares.append(decoder.read(ids, decoder.new_cache(256, 256)))
+    assert shares[0] == shares[1] and shares[1] > shares[2] > 0 and shares[3] is None
+    assert spec.with_capacity(3) == spec
+    with pytest.raises(UsageError, match="any number of tokens"):
+        open_model(write(make("mixtral"), tmp_path / "mixtral"), 3)
+
+
 def test_the_cases_drop_tokens() -> None:
     few = make(FAMILY, seed=len("few places"), **CASES["few places"])
-    assert dropped(few, PROMPTS[1]) > 100 > dropped(few, PROMPTS[0])
+    masks = [mask for mask, *_ in routers(few, PROMPTS[1], PROMPTS[1][:TOKENS])["encoder"]]
+    assert sum(int((mask.sum(-1) == 0).sum()) for mask in masks) > 100

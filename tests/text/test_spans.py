@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from itertools import pairwise
+from random import Random
 
-from moecli.text.spans import Span, SpanStream, filled, sentinels, spans
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moecli.text.spans import Span, SpanStream, filled, sentinels, spans, with_gaps
 from moecli.text.tokenizer import Tokenizer
 from tests.support.toy_tokenizers import byte_level, with_sentinels
 
@@ -58,6 +63,21 @@ def test_without_gaps_everything_is_printed(tokenizer: Tokenizer) -> None:
     assert streamed(tokenizer, "once upon a time", answer) == "<extra_id_0> a cat\n<extra_id_1> the mat"
     assert [span.text for span in spans(tokenizer, "once", answer)] == ["a cat", "the mat"]
     assert streamed(tokenizer, "once", ids(tokenizer, "upon a time")) == "upon a time"
+
+
+@given(st.integers(0, 300), st.integers(0, 20), st.integers())
+def test_gaps_and_what_is_missing_make_up_the_text(length: int, names: int, seed: int) -> None:
+    ids, sentinels = list(range(100, 100 + length)), list(range(names))
+    read, written = with_gaps(ids, sentinels, Random(seed))
+    if not written:
+        assert read == ids and (length < 2 or names < 2)
+        return
+    assert written[0] == 0 and written[-1] == sum(token < names for token in read) < names
+    heads = [place for place, token in enumerate(written) if token < names]
+    missing = {written[start]: written[start + 1 : end] for start, end in pairwise(heads)}
+    again = [each for token in read for each in (missing[token] if token < names else [token])]
+    assert again == ids
+    assert abs(sum(map(len, missing.values())) - 0.15 * length) <= 1
 
 
 def test_a_stop_text_ends_it(tokenizer: Tokenizer) -> None:
