@@ -162,7 +162,7 @@ def tensor_bytes(tensor: Tensor, dtype: str) -> int:
 def _mixtures(spec: ModelSpec) -> Counter[Mixture]:
     """Each kind, in the order of the layers, and in how many layers it is."""
     found: Counter[Mixture] = Counter()
-    for layer, times in alike((*spec.encoder, *spec.layers)):
+    for layer, times in alike(spec.blocks):
         if isinstance(layer.ffn, Mixture):
             found[layer.ffn] += times
     return found
