@@ -19,7 +19,7 @@ PROMPT = "The quick brown <extra_id_0> jumps over the <extra_id_1> dog"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random Switch Transformer with T5's kind of tokenizer; few tokens fill its experts."""
-    path = write(make("switch_transformers", expert_capacity=4, d_ff=512), tmp_path_factory.mktemp("model") / "switch")
+    path = write(make("switch_transformers", expert_capacity=4, d_ff=8192), tmp_path_factory.mktemp("model") / "switch")
     with_sentinels(VOCABULARY).save(str(path / "tokenizer.json"))
     write_json(path / "tokenizer_config.json", {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"})
     return str(path)
@@ -69,7 +69,7 @@ def test_a_store_gives_the_same_text_under_any_budget(
     assert least["expert_cache"]["misses"] > whole["expert_cache"]["misses"] == 0
     assert least["token_ids"] == whole["token_ids"]
     memory = json.loads(moecli("memory", store, "--json").stdout)
-    assert memory["kv_cache_bytes"] == 4 * 512 * (64 + 64) * 2  # of each layer the answer's keys and values, the prompt's
+    assert memory["kv_cache_bytes"] == 4 * 512 * (64 + 64) * 2  # of the answer and of the prompt
 
 
 def test_both_stacks_are_traced_apart(moecli: Run, folder: str, tmp_path: Path) -> None:
