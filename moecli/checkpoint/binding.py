@@ -73,14 +73,21 @@ class Weights:
 
         Reads both tables, where there are both. transformers, too, believes the weights here and not config.json.
         """
+        for copy in self._layout.copies:
+            (table,) = self._stored("embedding")
+            if copy in self.checkpoint and not self._same(self.checkpoint[copy], table):
+                raise CheckpointError(f"{copy} is not {table.name}, of which {self.spec.family} makes a copy")
         names = self._layout.dense.get("lm_head", ())
         if not self.spec.tied_embeddings or len(names) != 1 or names[0] not in self.checkpoint:
             return self
         head, (table,) = self.checkpoint[names[0]], self._stored("embedding")
-        if head is table or self.checkpoint.same_bytes(head, table):
+        if self._same(head, table):
             return self
         note = f"{head.name} is not the input table, to which config.json ties it: it is used as it is stored"
         return Weights(replace(self.spec, tied_embeddings=False), self._family, self.checkpoint, (*self.notes, note))
+
+    def _same(self, one: StoredTensor, other: StoredTensor) -> bool:
+        return one is other or self.checkpoint.same_bytes(one, other)
 
     @cached_property
     def dtype(self) -> str:
@@ -98,8 +105,11 @@ class Weights:
     def _stored(self, role: str, layer: int | None = None) -> list[StoredTensor]:
         layout, number = self._layout_of(layer)
         names = layout.dense[role]
-        if role == "embedding" and self.spec.tied_embeddings and names[0] not in self.checkpoint:
-            names = self._layout.dense.get("lm_head", names)  # savers keep one of two tied names, either one
+        if (
+            role == "embedding" and names[0] not in self.checkpoint
+        ):  # savers keep one of several tied names, any of them
+            others = (*layout.copies, *(layout.dense.get("lm_head", ()) if self.spec.tied_embeddings else ()))
+            names = next(((name,) for name in others if name in self.checkpoint), names)
         return [self.checkpoint[name.format(layer=number)] for name in names]
 
     def _layout_of(self, layer: int | None) -> tuple[Layout, int | None]:
@@ -182,7 +192,7 @@ class Weights:
                     yield layer, expert, matrix, shape
 
     def _is_ignored(self, name: str) -> bool:
-        if self.spec.tied_embeddings and name in self._layout.dense.get("lm_head", ()):
+        if name in self._layout.copies or (self.spec.tied_embeddings and name in self._layout.dense.get("lm_head", ())):
             return True
         if match := re.match(r"model\.layers\.(\d+)\.", name):
             real = len(self.spec.layers)

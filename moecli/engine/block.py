@@ -129,4 +129,4 @@ def _dropped(routing: Routing, router: Router) -> int:
     """How many choices weigh nothing, since their expert is full."""
     if router.capacity is None or len(routing.topk_ids) <= router.capacity:
         return 0
-    return int((routing.topk_weights == 0).sum())
+    return int((routing.topk_weights.cpu() == 0).sum())

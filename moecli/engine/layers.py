@@ -136,7 +136,7 @@ class RelativeBias:
         """[H, queries, keys] in float32: query 0 stands at position `start`, key 0 at the beginning of the text."""
         rows = self._by_distance.unfold(1, keys, 1)  # each query's row lies one step before that of the query ahead
         first = self._last - start
-        return rows[:, torch.arange(first, first - queries, -1, device=rows.device)]
+        return rows.index_select(1, torch.arange(first, first - queries, -1, device=rows.device))
 
 
 def relative_buckets(distances: Tensor, spec: RelativePositions, bidirectional: bool) -> Tensor:

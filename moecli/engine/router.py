@@ -27,18 +27,18 @@ def route(x: Tensor, weight: Tensor, bias: Tensor | None, router: Router, linear
     routing = _choose(F.linear(x.float(), weight, linear_bias), bias, router)
     if router.capacity is None:
         return routing
-    full = _places(routing.topk_ids, router.experts) >= router.capacity
+    full = _places(routing.topk_ids) >= router.capacity
     return routing._replace(topk_weights=routing.topk_weights.masked_fill(full, 0))
 
 
-def _places(topk_ids: Tensor, experts: int) -> Tensor:
+def _places(topk_ids: Tensor) -> Tensor:
     """How many assignments before each [T, A] are the same expert's."""
     chosen = topk_ids.flatten()
     order = chosen.argsort(stable=True)  # assignments, those of one expert side by side
-    counts = chosen.bincount(minlength=experts)
-    starts = counts.cumsum(0) - counts
+    side_by_side = chosen[order]
+    firsts = torch.searchsorted(side_by_side, side_by_side)
     places = torch.empty_like(chosen)
-    places[order] = torch.arange(len(chosen), device=chosen.device) - starts[chosen[order]]
+    places[order] = torch.arange(len(chosen), device=chosen.device) - firsts
     return places.view(topk_ids.shape)
 
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from moecli.engine.decoder import Decoder
 from moecli.engine.load import open_model
 from moecli.engine.recorder import new_builders, new_recorder
-from moecli.errors import UsageError
+from moecli.errors import CheckpointError, UsageError
 from moecli.planning.placement import fit
 from moecli.routing.recorded import dropped
 from tests.support.checkpoints import LAYOUTS, make, prompt, write
@@ -140,6 +141,20 @@ def test_a_capacity_can_be_another_one_or_none(tmp_path: Path) -> None:
     assert spec.with_capacity(3) == spec
     with pytest.raises(UsageError, match="any number of tokens"):
         open_model(write(make("mixtral"), tmp_path / "mixtral"), 3)
+
+
+def test_the_table_may_go_by_any_of_its_names_but_there_is_only_one(tmp_path: Path) -> None:
+    model = make(FAMILY)
+    folder = write(model, tmp_path, "fused")
+    expected = greedy(load(folder), PROMPTS[0], 8)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    table = tensors.pop("shared.weight")
+    save_file(tensors, path)
+    assert greedy(load(folder), PROMPTS[0], 8) == expected
+    save_file(tensors | {"shared.weight": table, "decoder.embed_tokens.weight": table + 1}, path)
+    with pytest.raises(CheckpointError, match=r"decoder.embed_tokens.weight is not shared.weight"):
+        open_model(folder)
 
 
 def test_the_cases_drop_tokens() -> None:

@@ -36,6 +36,7 @@ class Layout:
     experts: ExpertNames | None = None  # of a dense model
     ignored: tuple[str, ...] = ()  # regular expressions of names that carry no weights we need
     encoder: Layout | None = None  # its layers, numbered from 0 in their names
+    copies: tuple[str, ...] = ()  # further names of the input table
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,8 @@ def _stack(stack: str, mlp: int, gated: bool, lm_head: str, encoder: Layout | No
     expert = f"{block}layer.{mlp}.mlp.experts.expert_{{expert}}."
     matrices = [NamedSlice(f"{expert}{name}.weight") for name in (("wi_0", "wi_1", "wo") if gated else ("wi", "wo"))]
     experts = ExpertNames(None if not gated else matrices[0], *matrices[-2:])
-    return Layout(dense, experts, (r"(en|de)coder\.embed_tokens\.weight",), encoder)  # the shared table once more
+    copies = tuple(f"{each}.embed_tokens.weight" for each in ("encoder", "decoder"))
+    return Layout(dense, experts, encoder=encoder, copies=copies)
 
 
 def _attention(name: str, projections: str) -> str:
