@@ -17,7 +17,7 @@ import torch
 
 import moecli
 from moecli.engine.load import open_model
-from moecli.engine.recorder import Recorder, new_builder
+from moecli.engine.recorder import Recorder, new_builders
 from moecli.planning.placement import fit
 from moecli.routing import prompts
 from moecli.routing.balance import FIGURES, noise
@@ -55,7 +55,7 @@ def record(texts: Sequence[prompts.Prompt], dtype: str = "fp32") -> RoutingTrace
     encoded = [tokenizer.encode(text.text) for text in texts]
     most = max(map(len, encoded))
     decoder = model.decoder(fit(model.spec, dtype, most, 2**60))
-    builder = new_builder("tiny", model.spec)
+    builder = new_builders("tiny", model.spec)[""]
     recorder = Recorder(model.spec, builder)
     for number, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
         recorder.begin(number, text.domain)

@@ -22,7 +22,7 @@ import moecli
 from moecli import formats
 from moecli.checkpoint.reading import read_slice
 from moecli.engine.load import CheckpointModel, open_model
-from moecli.engine.recorder import Recorder, new_builder
+from moecli.engine.recorder import Recorder, new_builders
 from moecli.model.tensors import EXPERT_MATRICES
 from moecli.planning.placement import fit
 from moecli.routing.agreement import agreement
@@ -47,7 +47,7 @@ def windows() -> list[Tensor]:
 def measure(model: CheckpointModel, dtype: str, texts: list[Tensor]) -> tuple[float, RoutingTrace]:
     """Perplexity over all tokens but each window's first, and the routing."""
     decoder = model.decoder(fit(model.spec, dtype, WINDOW, 2**60))
-    builder = new_builder("tiny", model.spec)
+    builder = new_builders("tiny", model.spec)[""]
     recorder = Recorder(model.spec, builder)
     loss, count = 0.0, 0
     for number, ids in enumerate(texts):

@@ -13,7 +13,7 @@ from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 from moecli.model.families import Family, Layout, NamedSlice
 from moecli.model.spec import Mixture, ModelSpec
-from moecli.model.tensors import EXPERT_MATRICES, Tensor, dense_tensors, expert_shapes
+from moecli.model.tensors import Tensor, dense_tensors, expert_shapes
 
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
@@ -73,14 +73,21 @@ class Weights:
 
         Reads both tables, where there are both. transformers, too, believes the weights here and not config.json.
         """
+        for copy in self._layout.copies:
+            (table,) = self._stored("embedding")
+            if copy in self.checkpoint and not self._same(self.checkpoint[copy], table):
+                raise CheckpointError(f"{copy} is not {table.name}, of which {self.spec.family} makes a copy")
         names = self._layout.dense.get("lm_head", ())
         if not self.spec.tied_embeddings or len(names) != 1 or names[0] not in self.checkpoint:
             return self
         head, (table,) = self.checkpoint[names[0]], self._stored("embedding")
-        if head is table or self.checkpoint.same_bytes(head, table):
+        if self._same(head, table):
             return self
         note = f"{head.name} is not the input table, to which config.json ties it: it is used as it is stored"
         return Weights(replace(self.spec, tied_embeddings=False), self._family, self.checkpoint, (*self.notes, note))
+
+    def _same(self, one: StoredTensor, other: StoredTensor) -> bool:
+        return one is other or self.checkpoint.same_bytes(one, other)
 
     @cached_property
     def dtype(self) -> str:
@@ -96,16 +103,25 @@ class Weights:
         return self._stored(tensor.role, tensor.layer)
 
     def _stored(self, role: str, layer: int | None = None) -> list[StoredTensor]:
-        names = self._layout.dense[role]
-        if role == "embedding" and self.spec.tied_embeddings and names[0] not in self.checkpoint:
-            names = self._layout.dense.get("lm_head", names)  # savers keep one of two tied names, either one
-        return [self.checkpoint[name.format(layer=layer)] for name in names]
+        layout, number = self._layout_of(layer)
+        names = layout.dense[role]
+        if (
+            role == "embedding" and names[0] not in self.checkpoint
+        ):  # savers keep one of several tied names, any of them
+            others = (*layout.copies, *(layout.dense.get("lm_head", ()) if self.spec.tied_embeddings else ()))
+            names = next(((name,) for name in others if name in self.checkpoint), names)
+        return [self.checkpoint[name.format(layer=number)] for name in names]
+
+    def _layout_of(self, layer: int | None) -> tuple[Layout, int | None]:
+        """Where a layer's names are, and its number in them."""
+        return _in_stack(self.spec, self._layout, layer)
 
     def expert(self, layer: int, expert: int, matrix: str) -> Slice:
         """Where one matrix ("gate", "up" or "down") of one expert lies."""
-        assert self._layout.experts is not None, "a dense model has no routed experts"
-        named: NamedSlice = getattr(self._layout.experts, matrix)
-        stored = self.checkpoint[named.name.format(layer=layer, expert=expert)]
+        layout, number = self._layout_of(layer)
+        assert layout.experts is not None, "a dense model has no routed experts"
+        named: NamedSlice = getattr(layout.experts, matrix)
+        stored = self.checkpoint[named.name.format(layer=number, expert=expert)]
         if not named.stacked:
             return Slice.whole(stored, named.transposed)
         if stored.transposed:
@@ -124,6 +140,10 @@ class Weights:
             offset += named.half * size
         return Slice(stored, offset, size, (rows, columns), named.transposed)
 
+    def expert_matrices(self, layer: int) -> tuple[str, ...]:
+        """What an expert of this layer consists of: "gate", "up" and "down", or the last two."""
+        return tuple(expert_shapes(self.spec.hidden_size, dict(self.spec.mixtures)[layer].expert))
+
     def expert_tensors(self) -> list[StoredTensor]:
         """Every stored tensor that holds routed experts."""
         found = (self.expert(layer, expert, matrix).stored for layer, expert, matrix, _ in self._expert_matrices())
@@ -135,7 +155,7 @@ class Weights:
 
     def experts_are_rows(self) -> bool:
         """Whether each row of an expert's matrices [out, in] is stored whole, one behind the other."""
-        parts = (self.expert(layer, 0, name) for layer, _ in self.spec.mixtures for name in EXPERT_MATRICES)
+        parts = (self.expert(layer, expert, name) for layer, expert, name, _ in self._expert_matrices() if expert == 0)
         return not any(part.transposed or part.columns for part in parts)
 
     def _experts_of(self, layer: int) -> int:
@@ -168,11 +188,11 @@ class Weights:
         for layer, mixture in self.spec.mixtures:
             shapes = expert_shapes(self.spec.hidden_size, mixture.expert)
             for expert in range(mixture.router.experts):
-                for matrix in EXPERT_MATRICES:
-                    yield layer, expert, matrix, shapes[matrix]
+                for matrix, shape in shapes.items():
+                    yield layer, expert, matrix, shape
 
     def _is_ignored(self, name: str) -> bool:
-        if self.spec.tied_embeddings and name in self._layout.dense.get("lm_head", ()):
+        if name in self._layout.copies or (self.spec.tied_embeddings and name in self._layout.dense.get("lm_head", ())):
             return True
         if match := re.match(r"model\.layers\.(\d+)\.", name):
             real = len(self.spec.layers)
@@ -188,11 +208,17 @@ def _choose_layout(spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> L
     layer, mixture = spec.mixtures[0]
     found: list[Layout] = []
     for layout in family.layouts:
-        assert layout.experts is not None, "a family of mixtures says where their experts lie"
-        names = (*layout.dense["router"], layout.experts.gate.name, layout.experts.down.name)
-        if all(name.format(layer=layer, expert=0) in checkpoint for name in names):
+        stack, number = _in_stack(spec, layout, layer)
+        assert stack.experts is not None, "a family of mixtures says where their experts lie"
+        names = (*stack.dense["router"], stack.experts.up.name, stack.experts.down.name)
+        if all(name.format(layer=number, expert=0) in checkpoint for name in names):
             found.append(layout)
-    found.sort(key=lambda each: each.dense["final_norm"][0] not in checkpoint)  # where only norms are called otherwise
+
+    def missing(layout: Layout) -> int:
+        """Where only norms or the head are called otherwise."""
+        return sum(name not in checkpoint for role in ("final_norm", "lm_head") for name in layout.dense.get(role, ()))
+
+    found.sort(key=missing)
     fitting = (each for each in found if _fits(each, spec, checkpoint, layer, mixture))
     if found:
         return next(fitting, found[0])
@@ -202,11 +228,21 @@ def _choose_layout(spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> L
     )
 
 
+def _in_stack(spec: ModelSpec, layout: Layout, layer: int | None) -> tuple[Layout, int | None]:
+    """The layout of the encoder for its layers, and what a layer's number is in the names of its stack."""
+    if layer is None or not spec.encoder:
+        return layout, layer
+    depth = len(spec.encoder)
+    assert layout.encoder is not None, "a family with an encoder says how its layers are called"
+    return (layout.encoder, layer) if layer < depth else (layout, layer - depth)
+
+
 def _fits(layout: Layout, spec: ModelSpec, checkpoint: Checkpoint, layer: int, mixture: Mixture) -> bool:
+    layout, number = _in_stack(spec, layout, layer)
     assert layout.experts is not None
     named = layout.experts.down
     shape = expert_shapes(spec.hidden_size, mixture.expert)["down"]
-    stored = checkpoint[named.name.format(layer=layer, expert=0)]
+    stored = checkpoint[named.name.format(layer=number, expert=0)]
     rows, columns = (0, 0, *stored.shape)[-2:]
     return (columns, rows) == shape if named.transposed else columns == shape[1]
 

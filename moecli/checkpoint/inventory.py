@@ -130,6 +130,8 @@ def _read_bytes(kept: list[TrueTensor], spec: ModelSpec, counts: Counts) -> int 
     expected = counts.parts.get(Part.ROUTED_EXPERTS, 0), counts.parts[Part.EMBEDDING]
     if (sum(t.numbers for t in experts), sum(t.numbers for t in tables)) != expected:
         return None
+    if spec.encoder:  # is at rest then
+        kept, experts = ([t for t in group if not t.name.startswith("encoder.")] for group in (kept, experts))
     expert_bytes, table_bytes = (sum(t.stored_bytes for t in group) for group in (experts, tables))
     rest = sum(t.stored_bytes for t in kept) - expert_bytes - (0 if counts.tied else table_bytes)
     return rest + expert_bytes * counts.active_experts // counts.experts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +44,8 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
     if ref is None or wanted.from_ is not None:
         assert wanted.from_ is not None, "without either, _model refuses"
         other = _other_trace(wanted.against)
-        ours = _read(wanted.from_, ref)
+        ours = {"": _read(wanted.from_, ref)}
+        others = {} if other is None else {"": other}
     else:
         from moecli.routing.provenance import recorded
 
@@ -53,27 +54,35 @@ def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bo
         against = _against(wanted, ref, offline, quiet)
         name, prompts, raw = _prompts(wanted)
         ours = _record(ref, offline, wanted, prompts, raw, quiet)
-        other = _record(*against, prompts, raw, quiet).trace if isinstance(against, tuple) else against
+        if isinstance(against, tuple):
+            others = {stack: each.trace for stack, each in _record(*against, prompts, raw, quiet).items()}
+        else:
+            others = {} if against is None else dict.fromkeys(ours, against)
         made = recorded(_command(), wanted.seed, name, prompts, raw)
-        ours = replace(ours, trace=replace(ours.trace, provenance=made))
-    if layers is not None and (missing := layers - {layer.layer for layer in ours.trace.layers}):
-        known = ", ".join(str(layer.layer) for layer in ours.trace.layers)
+        ours = {stack: replace(each, trace=replace(each.trace, provenance=made)) for stack, each in ours.items()}
+    numbers = [layer.layer for each in ours.values() for layer in each.trace.layers]
+    if layers is not None and (missing := layers - set(numbers)):
+        known = ", ".join(map(str, numbers))
         raise UsageError(f"--layers {min(missing)} has no router", f"it takes some of {known}")
     if wanted.save_trace is not None:
         from moecli.routing import files
 
-        files.write(ours.trace, wanted.save_trace)
-        if not quiet:
-            terminal.say_written(wanted.save_trace)
+        for stack, each in ours.items():
+            written = files.write(each.trace, wanted.save_trace, stack)
+            if not quiet:
+                terminal.say_written(written)
     from moecli.routing.analysis import analyse
     from moecli.routing.provenance import of_analysis
 
+    analyses = {}
     with terminal.status("analysing ...", quiet), loading.meter("analysing", "layers", quiet) as watch:
-        analysis = analyse(
-            ours.trace, factors=factors, memory=ours.memory, other=other, note=ours.note,
-            provenance=of_analysis(_command(), ours.trace), watch=watch,
-        )  # fmt: skip
-    for file in _present(analysis, form, wanted, layers, ref, no_color):
+        for stack, each in ours.items():
+            if layers is None or layers & {layer.layer for layer in each.trace.layers}:
+                analyses[stack] = analyse(
+                    each.trace, factors=factors, memory=each.memory, other=others.get(stack), note=each.note,
+                    provenance=of_analysis(_command(), each.trace), watch=watch,
+                )  # fmt: skip
+    for file in _present(analyses, form, wanted, layers, ref, no_color):
         if not quiet:
             terminal.say_written(file)
 
@@ -103,7 +112,7 @@ def _command() -> str:
 
 
 def _present(
-    analysis: Analysis,
+    analyses: Mapping[str, Analysis],
     form: str,
     wanted: RoutingOptions,
     layers: frozenset[int] | None,
@@ -116,17 +125,22 @@ def _present(
         from moecli.output.json.routing import document
 
         report = None if ref is None else inspection.inspect(ref)
-        terminal.write_json(document(analysis, layers, report), wanted.output)
+        terminal.write_json(document(analyses, layers, report), wanted.output)
         return [] if wanted.output is None else [wanted.output]
     from moecli.output.routing import View, screen, write_file
+    from moecli.routing.files import of_stack
 
-    chosen = None if layers is None else tuple(sorted(layers))
     title = None if wanted.title is None else terminal.clean(wanted.title)
-    view = View(chosen, wanted.sort, wanted.by is not None, title, wanted.colormap, wanted.dpi)
-    if form == "table" and wanted.output is None:
-        screen(analysis, layers=view.layers, sort=view.sort, by_domain=view.by_domain, no_color=no_color)
-        return []
-    return write_file(analysis, form, wanted.output, view)
+    written: list[Path] = []
+    for stack, analysis in analyses.items():
+        mine = {layer.layer for layer in analysis.trace.layers}
+        chosen = None if layers is None else tuple(sorted(layers & mine))
+        view = View(chosen, wanted.sort, wanted.by is not None, title, wanted.colormap, wanted.dpi)
+        if form == "table" and wanted.output is None:
+            screen(analysis, layers=view.layers, sort=view.sort, by_domain=view.by_domain, no_color=no_color)
+        else:
+            written += write_file(analysis, form, wanted.output and of_stack(wanted.output, stack), view)
+    return written
 
 
 def _model(models: Sequence[str], wanted: RoutingOptions) -> ModelRef | None:
@@ -171,7 +185,8 @@ def _record(
     prompts: Sequence[Prompt],
     raw: bool,
     quiet: bool,
-) -> Recorded:
+) -> dict[str, Recorded]:
+    """By the stack that was recorded: "" of a decoder alone, else "encoder" and "decoder"."""
     if ref.entry is not None:  # before its weights are fetched for nothing
         from moecli.model import families
         from moecli.routing.recorded import require_router
@@ -186,7 +201,7 @@ def _record(
 
         limits = LoadOptions(
             dtype=wanted.dtype, context=wanted.ctx, threads=wanted.threads,
-            ram=None if wanted.ram is None else parse_size(wanted.ram),
+            ram=None if wanted.ram is None else parse_size(wanted.ram), expert_capacity=wanted.expert_capacity,
         )  # fmt: skip
         opened = open_for_run(ref, limits)
         config = GenerationConfig(
@@ -199,7 +214,8 @@ def _record(
         terminal.say_notes(opened.notes)
     with loading.progress(ref.name, quiet) as progress, loading.meter(f"{ref.name} reads", "tokens", quiet) as watch:
         found = analysis.record(opened, config, prompts, wanted.limit, progress, watch, wanted.probabilities)
-    return replace(found, trace=replace(found.trace, revision=_revision(ref)))
+    revision = _revision(ref)
+    return {stack: replace(each, trace=replace(each.trace, revision=revision)) for stack, each in found.items()}
 
 
 def _revision(ref: ModelRef) -> str:
@@ -263,6 +279,7 @@ def _read(path: Path, ref: ModelRef | None) -> Recorded:
     spec = inspection.inspect(ref).spec
     shapes = [(layer, mixture.router.top_k, mixture.router.experts) for layer, mixture in spec.mixtures]
     trace = files.read(path, min((shape[1:] for shape in shapes), default=None))
-    if [(layer.layer, layer.active, layer.experts) for layer in trace.layers] != shapes:
+    stacks = [[shape for shape in shapes if shape[0] in layers] for layers in spec.stacks.values()]
+    if [(layer.layer, layer.active, layer.experts) for layer in trace.layers] not in stacks:
         raise UsageError(f"{path} was not recorded of {ref.name}: its layers differ", "leave MODEL out")
     return described(trace, spec)

@@ -65,6 +65,10 @@ class RoutingOptions:
         str | None,
         _option(help="Compare with another MODEL, a TRACE, or dtype=q4.", metavar="OTHER", complete=_complete_against),
     ] = None
+    expert_capacity: Annotated[
+        int | None,
+        _option(help="As of moecli run: tokens that an expert takes; 0: all.", callback=options.at_least(0)),
+    ] = None
     raw: Annotated[bool, _option("--raw", help="No chat template around the prompts.")] = False
     tokenizer: Annotated[
         str | None,

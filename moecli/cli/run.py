@@ -103,6 +103,7 @@ def run(
             help="Guess ahead where the text repeats itself: lookup, off. The answer is the same.",
         ),
     ] = _DRAFTS[0],
+    expert_capacity: running.ExpertCapacity = None,
     dtype: options.Dtype = "auto",
     ctx: options.Context = None,
     ram: options.Ram = None,
@@ -137,6 +138,7 @@ def run(
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
     from moecli.library.resolve import Kind
+    from moecli.output.answer import gaps
     from moecli.output.memory import beyond
 
     ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet, yes, tokenizer)
@@ -147,7 +149,7 @@ def run(
 
         limits = LoadOptions(
             dtype=ref.dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
-            device=device, vram=None if vram is None else parse_size(vram),
+            device=device, vram=None if vram is None else parse_size(vram), expert_capacity=expert_capacity,
         )  # fmt: skip
         opened = open_for_run(ref, limits)
         sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty).resolve(opened.defaults)
@@ -159,7 +161,7 @@ def run(
         plan = plan_for(opened, config, text)
     if not quiet:
         terminal.say_notes(opened.notes)
-        terminal.say_notes(filter(None, [beyond(opened.spec, ctx)]))
+        terminal.say_notes(filter(None, [beyond(opened.spec, ctx), text and gaps(opened, text)]))
     if system and (raw or opened.tokenizer.chat_template is None):
         why = "--raw uses no chat template" if raw else f"{opened.name} has no chat template"
         terminal.say(f"note: --system is left out: {why}")
@@ -176,29 +178,29 @@ def run(
             terminal.confirm("go on?", yes or agreed)
     if ref.kind is Kind.BUILT_IN and not quiet and not json and sys.stderr.isatty():
         loading.introduce(ref.name)
-    builder = None if trace is None else _builder(opened)
+    builders = None if trace is None else _builders(opened)
     with loading.progress(opened.name, quiet) as progress:
         loaded = opened.load(plan, progress)
-    if trace is None or builder is None:
+    if trace is None or builders is None:
         _talk(ChatSession(loaded, config), text, json, quiet)
         return
-    session = RecordedSession(loaded, config, builder)
+    session = RecordedSession(loaded, config, builders)
     try:
         _talk(session, text, json, quiet)
     finally:  # even if it was interrupted
-        if (recorded := session.trace()) is not None:
+        for stack, recorded in session.traces().items():
             from moecli.routing import files
 
-            files.write(recorded, trace)
+            written = files.write(recorded, trace, stack)
             if not (json or quiet):
-                terminal.say_written(trace)
+                terminal.say_written(written)
 
 
-def _builder(opened: OpenedModel) -> TraceBuilder:
-    """Of a trace. ConfigError, before anything is loaded, if there can be none."""
-    from moecli.engine.recorder import new_builder
+def _builders(opened: OpenedModel) -> dict[str, TraceBuilder]:
+    """Of traces. ConfigError, before anything is loaded, if there can be none."""
+    from moecli.engine.recorder import new_builders
 
-    return new_builder(opened.name, opened.spec)
+    return new_builders(opened.name, opened.spec)
 
 
 def _talk(session: ChatSession, text: str | None, json: bool, quiet: bool) -> None:
@@ -255,7 +257,7 @@ def _read_file(path: Path) -> str:
 
 def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:
     from moecli.engine.answer import Answer
-    from moecli.output.answer import tell_statistics
+    from moecli.output.answer import tell_filled, tell_statistics
     from moecli.output.json.run import document
 
     answer = Answer()
@@ -274,6 +276,7 @@ def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:
     if interrupted and not quiet and sys.stderr.isatty() and not sys.stdout.isatty():
         terminal.say("")  # the line of the ^C
     if not quiet and not json:
+        tell_filled(session, answer)
         tell_statistics(session.loaded, answer)
     if interrupted:
         raise typer.Exit(130)

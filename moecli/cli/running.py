@@ -38,6 +38,13 @@ Seed = Annotated[
         "--seed", metavar="N", help="Random seed; the same seed gives the same text.", check=options.at_least(0)
     ),
 ]
+ExpertCapacity = Annotated[
+    int | None,
+    options.option(
+        "--expert-capacity", metavar="N", check=options.at_least(0),
+        help="Tokens that an expert takes in one pass, of models that bound it (Switch); 0: all. Default: the model's.",
+    ),
+]  # fmt: skip
 
 
 def check(dtype: str, policy: str, device: str) -> None:

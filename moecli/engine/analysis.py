@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from random import Random
 
 import torch
 
@@ -12,7 +13,7 @@ from moecli.engine.chat import Conversation, GenerationConfig
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Session, Timing
 from moecli.engine.loaded import LoadedModel, OpenedModel
-from moecli.engine.recorder import LayerwiseRecorder, Recorder, Text, finish, new_builder
+from moecli.engine.recorder import LayerwiseRecorder, Text, finish, new_builders, new_recorder
 from moecli.engine.sampling import Sampler
 from moecli.errors import UsageError
 from moecli.kernels.blocking import BUCKET, CHUNK
@@ -21,7 +22,9 @@ from moecli.routing.builder import TraceBuilder
 from moecli.routing.prompts import Prompt
 from moecli.routing.recorded import Recorded, described
 from moecli.store.progress import Progress
+from moecli.text.spans import sentinels, with_gaps
 
+Builders = Mapping[str, TraceBuilder]
 _LONGEST = 4096  # tokens read as one text; longer ones are read in pieces
 
 
@@ -33,14 +36,17 @@ def record(
     progress: Progress,
     watch: Progress,
     keep_probabilities: bool = False,
-) -> Recorded:
+) -> dict[str, Recorded]:
     """Read up to `limit` tokens of the prompts, and generate up to the config's `max_tokens` after each.
 
     With nothing to generate, all prompts pass one layer before any passes the next, so that each expert is asked for
     once per layer, or once per group of prompts where memory for all of them is short. `watch` is told of tokens.
+
+    Of an encoder-decoder model both stacks are recorded, each by itself. With nothing to generate it reads as it was
+    taught: the encoder each text with gaps, the decoder what is missing.
     """
     spec, streams, max_tokens = opened.spec, opened.model.streams, config.max_tokens
-    builder = new_builder(opened.name, spec, keep_probabilities)
+    builders = new_builders(opened.name, spec, keep_probabilities)
     longest = min(opened.options.context or _LONGEST, spec.context_length - max_tokens)
     if longest < 1:
         raise UsageError(
@@ -53,13 +59,17 @@ def record(
     most, total = -(-max(sizes) // BUCKET) * BUCKET + max_tokens, sum(sizes)
     if max_tokens:
         plan = opened.plan(most)
-        _generate(opened.load(plan, progress), config, texts, builder, watch)
+        _generate(opened.load(plan, progress), config, texts, builders, watch)
+    elif spec.encoder:
+        plan = opened.plan(most)
+        _fill(opened.load(plan, progress), config, texts, builders, watch)
     else:
         plan = opened.choose(
             lambda dtype: fit_layerwise(spec, dtype, most, total, opened.ram, streams, opened.vram_for(dtype))
         )
-        _layerwise(opened.decoder(plan, progress), plan.memory.block, texts, builder, watch)
-    return described(finish(builder, spec, opened.tokenizer, opened.name, plan.memory.dtype), spec)
+        _layerwise(opened.decoder(plan, progress), plan.memory.block, texts, builders[""], watch)
+    traces = finish(builders, spec, opened.tokenizer, opened.name, plan.memory.dtype)
+    return {stack: described(trace, spec) for stack, trace in traces.items()}
 
 
 def _cut(texts: Sequence[tuple[str, Sequence[int]]], longest: int, limit: int | None) -> list[Text]:
@@ -115,11 +125,30 @@ def _groups(texts: Sequence[Text], together: int) -> Iterator[list[Text]]:
     yield group
 
 
+def _fill(
+    loaded: LoadedModel, config: GenerationConfig, texts: Sequence[Text], builders: Builders, watch: Progress
+) -> None:
+    """Text by text, the gaps chosen by the config's seed."""
+    recorder, decoder = new_recorder(loaded.opened.spec, builders), loaded.decoder
+    random, names = Random(config.seed), list(sentinels(loaded.opened.tokenizer))
+    end = loaded.opened.tokenizer.eos_id
+    done, total = 0, sum(len(text.ids) for text in texts)
+    for text in texts:
+        recorder.begin(text.prompt, text.domain)
+        ended = text.ids[-1] == end
+        read, written = with_gaps(text.ids[:-1] if ended else text.ids, names, random)
+        decoder.read(torch.tensor([*read, *text.ids[-1:]] if ended else read), loaded.cache, recorder)
+        decoder.forward(torch.tensor([decoder.spec.start_id, *written]), loaded.cache, recorder)
+        done += len(text.ids)
+        watch(done, total)
+    recorder.flush()
+
+
 def _generate(
-    loaded: LoadedModel, config: GenerationConfig, texts: Sequence[Text], builder: TraceBuilder, watch: Progress
+    loaded: LoadedModel, config: GenerationConfig, texts: Sequence[Text], builders: Builders, watch: Progress
 ) -> None:
     """Text by text. The last token generated is fed too, to see its routing."""
-    recorder = Recorder(loaded.opened.spec, builder)
+    recorder = new_recorder(loaded.opened.spec, builders)
     done, total = 0, sum(len(text.ids) for text in texts)
     for text in texts:
         recorder.begin(text.prompt, text.domain)

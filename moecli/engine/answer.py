@@ -10,6 +10,7 @@ from moecli.engine.block import RoutingObserver
 from moecli.engine.generate import Session, Timing
 from moecli.engine.sampling import Sampler, Sampling
 from moecli.store.progress import Progress, silent
+from moecli.text.spans import SpanStream
 from moecli.text.stream import TextStream
 from moecli.text.tokenizer import Tokenizer
 
@@ -28,6 +29,7 @@ class Request:
     stops: Sequence[str] = ()
     watch: Progress = silent  # of the prompt's tokens
     continues: bool = False  # the answer goes on in the prompt's own text: a space before its first word counts
+    fills: bool = False  # the answer is what is missing in the prompt
 
 
 @dataclass(slots=True)
@@ -38,13 +40,18 @@ class Answer:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason = "interrupt"  # until it ends by itself
     timing: Timing = field(default_factory=Timing)
+    prompt: str = ""  # what it answers
 
 
 def pieces(
     session: Session, tokenizer: Tokenizer, request: Request, answer: Answer, observer: RoutingObserver | None = None
 ) -> Iterator[str]:
     """Yield printable text as it is generated, and keep `answer` up to date."""
-    stream = TextStream(tokenizer, request.stops, prompt_ids=request.prompt if request.continues else ())
+    stream = (
+        SpanStream(tokenizer, request.prompt, request.stops)
+        if request.fills
+        else TextStream(tokenizer, request.stops, prompt_ids=request.prompt if request.continues else ())
+    )
     sampler = Sampler(request.sampling, request.seed)
     reason: FinishReason = "length"
     for token in session.generate(request.prompt, sampler, request.max_tokens, answer.timing, observer, request.watch):

@@ -1,4 +1,4 @@
-"""Attention over the cache: grouped-query, and DeepSeek's latent attention without expanding the cache."""
+"""Attention over the cache: grouped-query, to an encoder's text, and latent without expanding the cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moecli.engine.cache import LayerCache
-from moecli.engine.layers import RotaryEmbedding, rms_norm
+from moecli.engine.layers import RelativeBias, RotaryEmbedding, rms_norm
 from moecli.engine.weights import LayerWeights
 from moecli.kernels import prompt_attention
 from moecli.kernels.blocking import BUCKET, SCORES
@@ -46,14 +46,17 @@ def attend(
     first: int = 0,
     window: int | None = None,
     softcap: float | None = None,
+    bias: RelativeBias | None = None,
+    causal: bool = True,
 ) -> Tensor:
-    """Causal attention of q [T, H, d] over k [K, rows, d] and v [K, rows, w]: [T, H * w].
+    """Attention of q [T, H, d] over k [K, rows, d] and v [K, rows, w]: [T, H * w].
 
-    Query 0 stands at position `start`, row 0 at position `first`. By the native kernel where it serves, else by torch:
-    softmax in float32, in blocks of queries. There keys are taken in whole buckets, those not visible masked: a matrix
-    product whose shape changed with every token would be compiled anew for every token.
+    Query 0 stands at position `start`, row 0 at position `first`; unless `causal`, every query sees every row. By the
+    native kernel where it serves, else by torch: softmax in float32, in blocks of queries. There keys are taken in
+    whole buckets, those not visible masked: a matrix product whose shape changed with every token would be compiled
+    anew for every token.
     """
-    if prompt_attention.serves(q):
+    if causal and bias is None and prompt_attention.serves(q):
         return prompt_attention.grouped_query(
             q, k, v, scale=scale, start=start, first=first, window=window, softcap=softcap
         )
@@ -61,7 +64,9 @@ def attend(
     q = q.unflatten(1, (k.shape[0], -1)).permute(1, 2, 0, 3)
     heads, groups, tokens, _ = q.shape
     out = q.new_empty(tokens, heads, groups, v.shape[-1])
-    last = min(k.shape[1], -(-(offset + tokens) // BUCKET) * BUCKET)  # one end for all blocks: fewer shapes
+    last = k.shape[1]
+    if causal:
+        last = min(last, -(-(offset + tokens) // BUCKET) * BUCKET)  # one end for all blocks: fewer shapes
     step = -(-tokens // -(-heads * groups * tokens * last // SCORES))  # blocks of one size, or nearly
     for begin in range(0, tokens, step):
         end = min(begin + step, tokens)
@@ -78,9 +83,11 @@ def attend(
             scores = scratch.acquire("scores", shape, q, torch.float32).copy_(product).mul_(scale)
         if softcap is not None:
             scores.div_(softcap).tanh_().mul_(softcap)
-        if end - begin == 1 and window is None:
+        if bias is not None:
+            scores.view(-1, end - begin, last).add_(bias(offset + begin, end - begin, last))
+        if causal and end - begin == 1 and window is None:
             scores[..., offset + end :] = -torch.inf
-        else:
+        elif causal:
             hidden = _hidden(offset + begin - first, end - begin, last - first, window, q.device)
             scores.view(heads, groups, end - begin, -1).masked_fill_(hidden, -torch.inf)
         torch.softmax(scores, -1, out=scratch.acquire("weights", shape, q, torch.float32))
@@ -102,9 +109,17 @@ class GroupedQueryAttention:
     """x -> q, k, v -> (norm, clip, rotate) -> attend -> output."""
 
     def __init__(
-        self, spec: GroupedQuery, weights: LayerWeights, rotary: RotaryEmbedding, scratch: Scratch, eps: float
+        self,
+        spec: GroupedQuery,
+        weights: LayerWeights,
+        rotary: RotaryEmbedding,
+        scratch: Scratch,
+        eps: float,
+        bias: RelativeBias | None = None,
+        causal: bool = True,
     ) -> None:
-        self._spec = spec
+        """Unless `causal`, the tokens of a call see each other, and nothing before them."""
+        self._spec, self._bias, self._causal = spec, bias, causal
         self._scratch = scratch
         self._rotary = rotary
         self._eps = eps
@@ -122,9 +137,11 @@ class GroupedQueryAttention:
         qk = self._rotary.rotate(qk.unflatten(-1, (-1, spec.head_dim)), start)  # [T, H + K, d]
         q, k = qk.split((spec.heads, spec.kv_heads), dim=1)
         k, v = cache.append(k, v.unflatten(-1, (-1, spec.head_dim)))
+        if not self._causal:
+            k, v = cache.held
         mixed = attend(
             q, k, v, scratch=self._scratch, scale=spec.scale, start=start, first=cache.first, window=spec.window,
-            softcap=spec.softcap,
+            softcap=spec.softcap, bias=self._bias, causal=self._causal,
         )  # fmt: skip
         return linear(mixed, self._o, self._o_bias)
 
@@ -146,6 +163,26 @@ class GroupedQueryAttention:
         if spec.clip is not None and spec.qk_norm is not QkNorm.NONE:
             qk, v = qk.clamp(-spec.clip, spec.clip), v.clamp(-spec.clip, spec.clip)
         return qk, v
+
+
+class CrossAttention:
+    """A decoder's queries over the keys and values of what the encoder made of a text."""
+
+    def __init__(self, spec: GroupedQuery, weights: LayerWeights, scratch: Scratch) -> None:
+        self._spec, self._scratch = spec, scratch
+        self._q, self._kv, self._o = (weights.matrix(f"cross_{role}") for role in ("q", "kv", "o"))
+
+    def keep(self, states: Tensor, cache: LayerCache) -> None:
+        """Put keys and values of the encoder's states [T, D] into an empty `cache`."""
+        k, v = linear(states, self._kv).unflatten(-1, (-1, self._spec.head_dim)).chunk(2, dim=1)
+        cache.clear()
+        cache.append(k, v)
+
+    def __call__(self, x: Tensor, cache: LayerCache) -> Tensor:
+        """x [T, D] -> [T, D]."""
+        q = linear(x, self._q).unflatten(-1, (-1, self._spec.head_dim))
+        mixed = attend(q, *cache.held, scratch=self._scratch, scale=self._spec.scale, start=0, causal=False)
+        return linear(mixed, self._o)
 
 
 class LatentAttention:

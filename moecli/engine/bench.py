@@ -224,7 +224,10 @@ def _side_by_side(loaded: LoadedModel, work: Workload, number: int, caches: Sequ
     for text, cache in enumerate(caches):
         cache.rewind(0)
         prompt = random_prompt(loaded.opened, work.prompt_tokens, seed + text)
-        decoder.forward(torch.tensor(prompt), cache, last_only=True)
+        if decoder.encoder is None:
+            decoder.forward(torch.tensor(prompt), cache, last_only=True)
+        else:
+            decoder.read(torch.tensor(prompt), cache)
     samplers = [Sampler(Sampling(temperature=1.0), seed + text) for text in range(len(caches))]
     ids = random_prompt(loaded.opened, len(caches), seed)
     began = time.perf_counter()

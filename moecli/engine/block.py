@@ -7,21 +7,26 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from moecli.engine.attention import GroupedQueryAttention, LatentAttention, Scratch
+from moecli.engine.attention import CrossAttention, GroupedQueryAttention, LatentAttention, Scratch
 from moecli.engine.cache import LayerCache
-from moecli.engine.layers import RotaryEmbedding, normalise
+from moecli.engine.layers import RelativeBias, RotaryEmbedding, normalise
 from moecli.engine.router import Routing, route, sigmoid
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, moe_forward
 from moecli.kernels.blocking import CHUNK
-from moecli.kernels.linear import feed_forward, linear
-from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec
+from moecli.kernels.linear import feed_forward, inner, linear
+from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Router
 
 
 class RoutingObserver(Protocol):
     """Sees the tokens that pass the layers, and which experts each of them takes."""
 
     generated: bool  # whether the tokens to come were generated; the session says so
+
+    @property
+    def encoder(self) -> RoutingObserver | None:
+        """Who sees what passes an encoder, which are other tokens."""
+        ...
 
     def tokens(self, ids: Tensor) -> None:
         """The token ids [T] that pass the layers next."""
@@ -43,21 +48,36 @@ class Block:
         rotary: RotaryEmbedding,
         scratch: Scratch,
         experts: ExpertStore,
+        bias: RelativeBias | None = None,
     ) -> None:
+        """`index`: its number among `spec.blocks`."""
         self._spec, self._index, self._weights, self._experts = spec, index, weights, experts
-        attention, self._ffn = spec.layers[index].attention, spec.layers[index].ffn
+        layer = spec.blocks[index]
+        attention, self._ffn = layer.attention, layer.ffn
         self._attention = (
-            GroupedQueryAttention(attention, weights, rotary, scratch, spec.norm_eps)
+            GroupedQueryAttention(
+                attention, weights, rotary, scratch, spec.norm_eps, bias, causal=index >= len(spec.encoder)
+            )
             if isinstance(attention, GroupedQuery)
             else LatentAttention(attention, weights, rotary, scratch)
         )
+        self.dropped = 0  # choices of the last pass whose expert was full
+        self._cross = None if layer.cross is None else CrossAttention(layer.cross, weights, scratch)
 
     def attend(self, x: Tensor, cache: LayerCache, prompt: int) -> Tensor:
         """x [T, D] -> [T, D]: each token sees itself and those before it, in `cache` too, where it is put.
 
-        `prompt`: the tokens that are read now, of which these are some.
+        The same of all tokens of an encoder. `prompt`: the tokens that are read now, of which these are some.
         """
-        return x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache, prompt))
+        x = x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache, prompt))
+        if self._cross is None or cache.cross is None:
+            return x
+        return x + self._cross(self._norm("cross_norm", x), cache.cross)
+
+    def keep(self, states: Tensor, cache: LayerCache) -> None:
+        """Let coming tokens attend to the encoder's states [T, D], and to no earlier ones."""
+        if self._cross is not None and cache.cross is not None:
+            self._cross.keep(states, cache.cross)
 
     def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> None:
         """x [T, D], changed in place: each token by itself, and only routed experts see more than CHUNK at once."""
@@ -69,6 +89,7 @@ class Block:
         for part, out in zip(x.split(CHUNK), normed.split(CHUNK), strict=True):
             out.copy_(self._norm("ffn_norm", part))
         routing = self.route(normed, self._ffn)
+        self.dropped = _dropped(routing, self._ffn.router)
         if observer is not None:
             observer.record(self._index, routing)
         sums = self.moe_forward(normed, self._ffn, routing)
@@ -80,7 +101,8 @@ class Block:
 
     def route(self, x: Tensor, mixture: Mixture) -> Routing:
         """The experts that each token of the normed x [T, D] takes, and their weights."""
-        return route(x, self._weights["router"], self._weights.get("router_bias"), mixture.router)
+        w = self._weights
+        return route(x, w["router"], w.get("router_bias"), mixture.router, w.get("router_linear_bias"))
 
     def moe_forward(self, x: Tensor, mixture: Mixture, routing: Routing) -> Tensor:
         """What the selected experts make of normed x [T, D]: [T, D] in float32."""
@@ -97,6 +119,8 @@ class Block:
 
     def _mlp(self, prefix: str, x: Tensor, ffn: FeedForward) -> Tensor:
         w = self._weights
+        if not ffn.gated:
+            return linear(inner(x, [w.matrix(f"{prefix}up")], ffn.activation), w.matrix(f"{prefix}down")).to(x.dtype)
         return feed_forward(x, w.matrix(f"{prefix}gate_up"), w.matrix(f"{prefix}down"), ffn.activation)
 
     def _norm(self, role: str, x: Tensor) -> Tensor:
@@ -106,3 +130,10 @@ class Block:
         if self._spec.branch_norms:
             out = self._norm(f"post_{name}_norm", out)
         return out if self._spec.residual_multiplier == 1 else out * self._spec.residual_multiplier
+
+
+def _dropped(routing: Routing, router: Router) -> int:
+    """How many choices weigh nothing, since their expert is full."""
+    if router.capacity is None or len(routing.topk_ids) <= router.capacity:
+        return 0
+    return int((routing.topk_weights.cpu() == 0).sum())

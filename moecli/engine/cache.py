@@ -25,6 +25,12 @@ class LayerCache:
         )  # keys and values [K, rows, d], or latents
         self.first = 0  # position of row 0
         self.length = 0  # positions seen
+        self.cross: LayerCache | None = None  # of the text that an encoder read
+
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """The rows in use of each buffer."""
+        return tuple(buffer[:, : self.length - self.first] for buffer in self.buffers)
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         """Add [T, heads, width] tensors; returns the buffers [heads, rows, width], filled up to `length - first`."""
@@ -81,6 +87,9 @@ class Cache:
             LayerCache(layer.attention, cache_rows(layer.attention, capacity, chunk), dtype, device)
             for layer in spec.layers
         ]
+        for layer, cache in zip(spec.layers, self.layers, strict=True):
+            if layer.cross is not None:
+                cache.cross = LayerCache(layer.cross, capacity, dtype, device)
 
     @property
     def length(self) -> int:

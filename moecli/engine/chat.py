@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from moecli.engine.answer import Answer, Request, pieces
 from moecli.engine.block import RoutingObserver
 from moecli.engine.generate import Session
 from moecli.engine.loaded import LoadedModel, OpenedModel
-from moecli.engine.recorder import Recorder, finish
+from moecli.engine.recorder import finish, new_recorder
 from moecli.engine.sampling import Sampling
 from moecli.errors import CheckpointError, MoecliError
 from moecli.planning.memory import default_context
@@ -40,7 +40,8 @@ class Conversation:
     def __init__(self, opened: OpenedModel, config: GenerationConfig) -> None:
         self._tokenizer, self._vocab_size = opened.tokenizer, opened.spec.vocab_size
         self._system = [Message("system", config.system)] if config.system else []
-        self.is_chat = opened.tokenizer.chat_template is not None and not config.raw
+        self.reads_apart = bool(opened.spec.encoder)  # an encoder reads each prompt alone
+        self.is_chat = opened.tokenizer.chat_template is not None and not (config.raw or self.reads_apart)
         self._messages: list[Message] = []
         self._ids: list[int] = []
 
@@ -52,6 +53,8 @@ class Conversation:
         if self.is_chat:
             said = turns or (Message("user", text),)
             ids = self._tokenizer.encode_chat([*self._system, *self._messages, *said])
+        elif self.reads_apart:
+            ids = self._tokenizer.encode(text)
         else:
             ids = [*self._ids, *self._tokenizer.encode(text, special=not self._ids)]
         if not ids:
@@ -92,6 +95,8 @@ def plan_for(opened: OpenedModel, config: GenerationConfig, text: str | None) ->
             f"the prompt is {needed} tokens and the context {longest}",
             "shorten it, or raise --ctx beyond what the model was trained for",
         )
+    if opened.spec.encoder:  # which reads one, while the decoder writes the other
+        return opened.plan(min(longest, max(needed, config.max_tokens)))
     return opened.plan(min(longest, needed + config.max_tokens))
 
 
@@ -108,6 +113,11 @@ class ChatSession:
         """Whether it has turns; a base model continues the text."""
         return self._conversation.is_chat
 
+    @property
+    def fills_spans(self) -> bool:
+        """Whether it gives what is missing in a text, at the sentinels that stand for it."""
+        return bool(self.loaded.opened.spec.encoder)
+
     def ask(self, text: str, answer: Answer, watch: Progress = silent) -> Iterator[str]:
         """Yield the answer piece by piece; `watch` is told how far the prompt is read.
 
@@ -123,8 +133,10 @@ class ChatSession:
             opened.end_ids,
             config.stops,
             watch,
-            continues=not self.is_chat,
+            continues=not (self.is_chat or self.fills_spans),
+            fills=self.fills_spans,
         )
+        answer.prompt = text
         kept = True
         try:
             yield from pieces(self._session, opened.tokenizer, request, answer, self._observer())
@@ -145,21 +157,21 @@ class ChatSession:
 
 
 class RecordedSession(ChatSession):
-    """A chat session that puts what the router does into `builder`, a prompt for each turn."""
+    """A chat session that puts what the router does into `builders`, a prompt for each turn."""
 
-    def __init__(self, loaded: LoadedModel, config: GenerationConfig, builder: TraceBuilder) -> None:
+    def __init__(self, loaded: LoadedModel, config: GenerationConfig, builders: Mapping[str, TraceBuilder]) -> None:
         super().__init__(loaded, config)
-        self._builder = builder
-        self._recorder = Recorder(loaded.opened.spec, builder)
+        self._builders = builders
+        self._recorder = new_recorder(loaded.opened.spec, builders)
         self._turns = 0  # a failed one too
 
-    def trace(self) -> RoutingTrace | None:
-        """The routing of all turns so far; None if no token was recorded."""
+    def traces(self) -> dict[str, RoutingTrace]:
+        """The routing of all turns so far, for each of the model's stacks; none if no token was recorded."""
         self._recorder.flush()
         if not self._recorder.recorded:
-            return None
+            return {}
         opened = self.loaded.opened
-        return finish(self._builder, opened.spec, opened.tokenizer, opened.name, self.loaded.dtype)
+        return finish(self._builders, opened.spec, opened.tokenizer, opened.name, self.loaded.dtype)
 
     def _observer(self) -> RoutingObserver:
         self._recorder.begin(self._turns)

@@ -14,8 +14,9 @@ from moecli.engine.attention import Scratch
 from moecli.engine.block import Block, RoutingObserver
 from moecli.engine.cache import Cache, LayerCache
 from moecli.engine.decode_step import DecodeStep, NativeLayer
+from moecli.engine.encoder import Encoder
 from moecli.engine.finite import is_finite, not_finite
-from moecli.engine.layers import RotaryEmbedding, normalise
+from moecli.engine.layers import RelativeBias, RotaryEmbedding, normalise
 from moecli.engine.profile import Profile, ProfiledBlock, ProfiledLayer
 from moecli.engine.team import Team
 from moecli.engine.weights import DenseWeights
@@ -42,11 +43,11 @@ class Decoder:
         self.dtype, self.device = dense.dtype, dense.device
         self._rotary: dict[Rope, RotaryEmbedding] = {
             layer.attention.rope: RotaryEmbedding(layer.attention.rope, positions, self.dtype, self.device)
-            for layer in spec.layers
+            for layer in spec.blocks
         }
         scratch = Scratch()
-        rotary_of_layer = [self._rotary[layer.attention.rope] for layer in spec.layers]
-        layers = list(zip(range(len(spec.layers)), dense.layers, rotary_of_layer, strict=True))
+        rotary_of_layer = [self._rotary[layer.attention.rope] for layer in spec.blocks]
+        layers = list(zip(range(len(spec.blocks)), dense.layers, rotary_of_layer, strict=True))
         self._unpacks = experts.dtype not in PLAIN and serves("torch", experts.dtype, dense.device)
         self.profile = Profile(self.device, experts.statistics) if settings.profile() else None
         new_block: Callable[..., Block] = Block
@@ -54,10 +55,16 @@ class Decoder:
         if self.profile:
             new_block = partial(ProfiledBlock, profile=self.profile)
             new_step = partial(ProfiledLayer, profile=self.profile)
-        self._blocks: list[Block] = [new_block(spec, *layer, scratch, experts) for layer in layers]
+        biases = _relative_biases(spec, dense, positions)
+        blocks: list[Block] = [
+            new_block(spec, *layer, scratch, experts, bias) for layer, bias in zip(layers, biases, strict=True)
+        ]
+        depth = len(spec.encoder)
+        self.encoder = Encoder(spec, dense, blocks[:depth]) if depth else None
+        self._blocks = blocks[depth:]
         self.team: Team | None = None
         self.decode_step: DecodeStep | None = None
-        if native:
+        if native and self.encoder is None:
             pairs = zip(layers, self._blocks, strict=True)
             steps = [new_step(spec, *layer, experts, block) for layer, block in pairs]
             if any(step.attention or step.moe for step in steps):
@@ -74,6 +81,22 @@ class Decoder:
     def new_cache(self, capacity: int, chunk: int) -> Cache:
         """An empty cache for one text of at most `capacity` tokens, fed at most `chunk` at a time."""
         return Cache(self.spec, capacity, chunk, self.dtype, self.device)
+
+    def read(
+        self, ids: Tensor, cache: Cache, observer: RoutingObserver | None = None, watch: Progress = silent
+    ) -> float | None:
+        """Let the encoder read a text, ids [T], which coming tokens attend to; `cache` is emptied of all others.
+
+        Returns the share of its choices that full experts dropped; None where they have no limit.
+        """
+        assert self.encoder is not None, "a decoder alone reads its prompt as its own text"
+        with torch.inference_mode():
+            self._adjust_threads()
+            states = self.encoder.forward(ids.to(self.device), observer and observer.encoder, watch)
+            cache.rewind(0)
+            for block, layer in zip(self._blocks, cache.layers, strict=True):
+                block.keep(states, layer)
+        return self.encoder.dropped
 
     def forward(
         self,
@@ -129,13 +152,22 @@ class Decoder:
             )
             return normalise(states, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps)
 
-    def first_not_finite(self, ids: Tensor) -> str:
-        """Where the states of a text [T] are first infinite or no numbers, in words: for an error that is certain."""
+    def first_not_finite(self, ids: Tensor, read: Tensor | None = None) -> str:
+        """Where the states of a text [T] are first infinite or no numbers, in words: for an error that is certain.
+
+        `read` [N]: what the encoder has read before.
+        """
         with torch.inference_mode():
-            x, caches = self._embed(ids.to(self.device)), self.new_cache(len(ids), len(ids)).layers
+            longest = max(len(ids), 0 if read is None else len(read))
+            whole = self.new_cache(longest, longest)
+            x, caches = self._embed(ids.to(self.device)), whole.layers
             if not is_finite(x):
                 return "in the embeddings"
-            for index, (block, cache) in enumerate(zip(self._blocks, caches, strict=True)):
+            if self.encoder is not None and read is not None:
+                if not is_finite(self.encoder.forward(read.to(self.device))):
+                    return "in the encoder"
+                self.read(read, whole)
+            for index, (block, cache) in enumerate(zip(self._blocks, caches, strict=True), len(self.spec.encoder)):
                 x = block.attend(x, cache, len(ids))
                 if not is_finite(x):
                     return f"in the attention of layer {index}"
@@ -223,6 +255,18 @@ class Decoder:
                 states, self._outside.matrix("lm_head" if "lm_head" in self._outside else "embedding")
             ).float()
             return logits if self.spec.logit_multiplier == 1 else logits * self.spec.logit_multiplier
+
+
+def _relative_biases(spec: ModelSpec, dense: DenseWeights, positions: int) -> list[RelativeBias | None]:
+    """Of each block that of its stack."""
+    if spec.relative_positions is None:
+        return [None] * len(spec.blocks)
+    biases: list[RelativeBias | None] = []
+    for role, layers in (("encoder_positions", spec.encoder), ("positions", spec.layers)):
+        if layers:
+            bias = RelativeBias(dense.outside[role], spec.relative_positions, positions, layers is spec.encoder)
+            biases += [bias] * len(layers)
+    return biases
 
 
 def _count(watch: Progress, before: int, total: int, done: float) -> None:

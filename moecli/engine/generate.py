@@ -29,6 +29,7 @@ class Timing:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, already in the cache
+    dropped: float | None = None  # share of the prompt's choices that full experts dropped; None: they have no limit
     steps: int = 0  # tokens decoded after the prompt's own
     drafted: int = 0  # of these, guessed and checked beside others
     drafted_right: int = 0
@@ -49,12 +50,16 @@ class Timing:
 
 @dataclass(slots=True)
 class Session:
-    """One text that grows: the decoder's cache and the ids it holds. Later turns reuse what they share."""
+    """One text that grows: the decoder's cache and the ids it holds. Later turns reuse what they share.
+
+    Where there is an encoder, it reads the prompt, and the text is the answer alone.
+    """
 
     decoder: Decoder
     cache: Cache
     held: list[int] = field(default_factory=list)
     lookup: bool = False  # drafts are looked up in the text: the same tokens, sooner where it repeats itself
+    _encoded: list[int] | None = None  # the prompt, where an encoder has read it
     _torn: bool = False  # a forward pass was interrupted: the layers' caches disagree
 
     def generate(
@@ -77,27 +82,33 @@ class Session:
                 f"the prompt is {len(prompt)} tokens and the context {self.cache.capacity}",
                 "shorten it, or raise --ctx",
             )
-        limit = min(limit, self.cache.capacity - len(prompt) + 1)
         timing.prompt_tokens = len(prompt)
-        timing.cached_tokens = self._rewind(prompt)
-        pending = list(prompt[timing.cached_tokens :])
+        if team := self.decoder.team:
+            team.begin()
+        began = time.perf_counter()
+        if self.decoder.encoder is not None:
+            limit = min(limit, self.cache.capacity)
+            pending = self._read(prompt, timing, observer, watch)
+            seen = list(pending)
+        else:
+            limit = min(limit, self.cache.capacity - len(prompt) + 1)
+            timing.cached_tokens = self._rewind(prompt)
+            seen, pending = list(prompt), list(prompt[timing.cached_tokens :])
         _LOG.debug(
             "a prompt of %d tokens, %d of them cached; %d more at most", len(prompt), timing.cached_tokens, limit
         )
-        seen = list(prompt)
         drafts = PromptLookup(prompt) if self.lookup and observer is None and self.decoder.can_draft else None
-        if team := self.decoder.team:
-            team.begin()
         made = 0
         while made < limit:
-            began = time.perf_counter()
             if observer is not None:
                 observer.generated = made > 0
             room = min(limit - made, MAX_TOKENS) - 1
             draft = drafts.propose(room) if drafts and made else []
             tokens = []
             for logits, guess in zip(
-                self._feed(pending + draft, 1 + len(draft), observer, silent if made else watch),
+                self._feed(
+                    pending + draft, 1 + len(draft), observer, silent if made or self.decoder.encoder else watch
+                ),
                 [*draft, None],
                 strict=True,
             ):
@@ -124,6 +135,18 @@ class Session:
             made += len(tokens)
             pending = tokens[-1:]
             yield from tokens
+            began = time.perf_counter()
+
+    def _read(
+        self, prompt: Sequence[int], timing: Timing, observer: RoutingObserver | None, watch: Progress
+    ) -> list[int]:
+        """Let the encoder read `prompt`; returns what the answer begins with."""
+        if observer is not None:
+            observer.generated = False
+        self._encoded = list(prompt)
+        self.held.clear()
+        timing.dropped = self.decoder.read(torch.tensor(self._encoded), self.cache, observer, watch)
+        return [self.decoder.spec.start_id]
 
     def _feed(self, ids: list[int], wanted: int, observer: RoutingObserver | None, watch: Progress) -> torch.Tensor:
         """Append `ids` to the text; returns the logits [`wanted`, V] after the last. CheckpointError if not finite."""
@@ -133,7 +156,8 @@ class Session:
         self._torn = False
         logits = self.decoder.logits(states[-wanted:]).cpu()
         if not is_finite(logits):
-            raise not_finite(self.decoder.first_not_finite(torch.tensor(self.held[-CHUNK:])), self.decoder.dtype)
+            read = None if self._encoded is None else torch.tensor(self._encoded)
+            raise not_finite(self.decoder.first_not_finite(torch.tensor(self.held[-CHUNK:]), read), self.decoder.dtype)
         return logits
 
     def _forget(self, count: int) -> None:

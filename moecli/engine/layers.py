@@ -1,4 +1,4 @@
-"""Norms and the rotation of queries and keys."""
+"""Norms, the rotation of queries and keys, and what relative positions add to their products."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moecli.model.spec import NormKind, Rope, RopeKind
+from moecli.model.spec import NormKind, RelativePositions, Rope, RopeKind
 
 
 def normalise(x: Tensor, weight: Tensor, kind: NormKind, eps: float) -> Tensor:
@@ -45,6 +45,8 @@ class RotaryEmbedding:
     def rotate(self, x: Tensor, start: int) -> Tensor:
         """Rotate the leading dims of x [T, heads, d], whose first row stands at position `start`."""
         dims = self.rope.dims
+        if dims == 0:
+            return x
         turned, kept = (x, None) if dims == x.shape[-1] else (x[..., :dims], x[..., dims:])
         cos = self.tables[0][start : start + len(x), None]  # [T, 1, dims]
         sin = self.tables[1][start : start + len(x), None]
@@ -119,3 +121,36 @@ def _llama3(rope: Rope, plain: Tensor) -> Tensor:
         return torch.where(turns < rope.low_frequency_factor, plain / rope.factor, plain)
     smooth = ((turns - rope.low_frequency_factor) / band).clamp(0, 1)
     return (1 - smooth) * plain / rope.factor + smooth * plain
+
+
+class RelativeBias:
+    """What a learned table [buckets, H] adds to q.k for each distance between key and query (arXiv 1910.10683)."""
+
+    def __init__(self, table: Tensor, spec: RelativePositions, positions: int, bidirectional: bool) -> None:
+        self._last = positions - 1
+        distances = torch.arange(-self._last, positions, device=table.device)  # of keys from queries
+        buckets = relative_buckets(distances, spec, bidirectional)
+        self._by_distance = table[buckets].float().t().contiguous()  # [H, 2 positions - 1]
+
+    def __call__(self, start: int, queries: int, keys: int) -> Tensor:
+        """[H, queries, keys] in float32: query 0 stands at position `start`, key 0 at the beginning of the text."""
+        rows = self._by_distance.unfold(1, keys, 1)  # each query's row lies one step before that of the query ahead
+        first = self._last - start
+        return rows.index_select(1, torch.arange(first, first - queries, -1, device=rows.device))
+
+
+def relative_buckets(distances: Tensor, spec: RelativePositions, bidirectional: bool) -> Tensor:
+    """The row of the table for each distance of a key from its query.
+
+    Half of the buckets are for keys ahead where those are seen; of what is left, half are for single distances, the
+    others for ranges that grow like the logarithm.
+    """
+    buckets, ahead = spec.buckets, torch.zeros_like(distances)
+    if bidirectional:
+        buckets //= 2
+        ahead = (distances > 0) * buckets
+    far = distances.abs() if bidirectional else (-distances).clamp(min=0)
+    single = buckets // 2
+    growth = torch.log(far.clamp(min=1).float() / single) / math.log(spec.max_distance / single)
+    ranged = single + (growth * (buckets - single)).long()
+    return ahead + torch.where(far < single, far, ranged.clamp(max=buckets - 1))

@@ -80,10 +80,7 @@ class CheckpointModel:
     """A Hub checkpoint: as stored in place, or converted while it is loaded."""
 
     weights: Weights
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self.weights.spec
+    spec: ModelSpec
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -135,10 +132,7 @@ class StoreModel:
     """A packed store: in place if all of it fits, else experts in slots and on disk."""
 
     store: PackedStore
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self.store.spec
+    spec: ModelSpec
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -194,13 +188,28 @@ def _capacity(plan: Plan, dense: DenseWeights) -> Capacity:
     return Capacity(dense.device, dense.dtype, plan.device.experts, plan.ram.experts)
 
 
-def open_model(folder: Path) -> CheckpointModel | StoreModel:
-    """Read the configuration and every header in `folder`. ConfigError or CheckpointError if they are unfit."""
+def open_model(folder: Path, expert_capacity: int | None = None) -> CheckpointModel | StoreModel:
+    """Read the configuration and every header in `folder`. ConfigError or CheckpointError if they are unfit.
+
+    `expert_capacity`: see `LoadOptions`.
+    """
     if not (folder / manifest.FILE).is_file():
-        return CheckpointModel(open_source(folder))
+        weights = open_source(folder)
+        return CheckpointModel(weights, _limited(weights.spec, expert_capacity))
     store = PackedStore.open(folder)
     check_runs(store.spec, str(folder))
-    return StoreModel(store)
+    return StoreModel(store, _limited(store.spec, expert_capacity))
+
+
+def _limited(spec: ModelSpec, expert_capacity: int | None) -> ModelSpec:
+    """The same model, its experts taking so many tokens in one pass (0: any number). UsageError if all take any."""
+    if expert_capacity is None:
+        return spec
+    if all(mixture.router.capacity is None for _, mixture in spec.mixtures):
+        raise UsageError(
+            f"the experts of {spec.family} models take any number of tokens", "leave --expert-capacity out"
+        )
+    return spec.with_capacity(expert_capacity or None)
 
 
 def check_dtype(model: Model, dtype: str) -> None:

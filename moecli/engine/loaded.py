@@ -41,6 +41,7 @@ class LoadOptions:
     vram: int | None = None  # bytes
     threads: int | None = None
     policy: str = DEFAULT
+    expert_capacity: int | None = None  # tokens that an expert takes in one pass; 0: any number
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,7 @@ def open_for_run(ref: ModelRef, options: LoadOptions) -> OpenedModel:
     if device.type == "cpu" and options.vram is not None:
         raise UsageError(f"--vram {format_bytes(options.vram)} has no GPU to bound", "leave --vram out")
     with reading(ref.weights):
-        model = open_model(ref.weights)
+        model = open_model(ref.weights, options.expert_capacity)
         check_dtype(model, options.dtype)
         defaults = read_generation_defaults(ref.weights)
         tokenizer = Tokenizer.load(ref.weights, ref.tokenizer)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from moecli.engine.block import RoutingObserver
 from moecli.engine.finite import is_finite, not_finite
 from moecli.engine.router import Routing, gate_scores
 from moecli.model.spec import ModelSpec
@@ -19,16 +20,35 @@ from moecli.text.tokenizer import Tokenizer
 _WAITING = 256  # tokens kept as the decoder left them; each alone would cost more to convert than to compute
 
 
-def new_builder(name: str, spec: ModelSpec, keep_probabilities: bool = False) -> TraceBuilder:
-    """An empty trace of this model. ConfigError if it has nothing to record."""
+def new_builders(name: str, spec: ModelSpec, keep_probabilities: bool = False) -> dict[str, TraceBuilder]:
+    """An empty trace for each of the model's `stacks`. ConfigError if it has nothing to record."""
     require_router(name, spec)
-    return TraceBuilder({layer: mixture.router.experts for layer, mixture in spec.mixtures}, keep_probabilities)
+    return {
+        stack: TraceBuilder(
+            {layer: mixture.router.experts for layer, mixture in spec.mixtures if layer in layers}, keep_probabilities
+        )
+        for stack, layers in spec.stacks.items()
+    }
 
 
-def finish(builder: TraceBuilder, spec: ModelSpec, tokenizer: Tokenizer, name: str, dtype: str) -> RoutingTrace:
-    """What the builder holds as a trace of this model, with the text of each of its tokens."""
-    trace = builder.build(name=name, dtype=dtype, family=spec.family)
-    return replace(trace, pieces=_pieces(tokenizer, set(trace.ids.tolist())))
+def new_recorder(spec: ModelSpec, builders: Mapping[str, TraceBuilder]) -> Recorder:
+    """A recorder for the decoder's tokens, and within it one for those of an encoder."""
+    *encoder, decoder = (Recorder(spec, builder) for builder in builders.values())
+    decoder.encoder = encoder[0] if encoder else None
+    return decoder
+
+
+def finish(
+    builders: Mapping[str, TraceBuilder], spec: ModelSpec, tokenizer: Tokenizer, name: str, dtype: str
+) -> dict[str, RoutingTrace]:
+    """What the builders hold as traces of this model, with the text of each token; no trace of a dense stack."""
+    traces = {}
+    for stack, builder in builders.items():
+        if builder.layers:
+            called = f"{name} ({stack})" if stack else name
+            trace = builder.build(name=called, dtype=dtype, family=spec.family)
+            traces[stack] = replace(trace, pieces=_pieces(tokenizer, set(trace.ids.tolist())))
+    return traces
 
 
 def _pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> dict[int, str]:
@@ -52,8 +72,9 @@ class Recorder:
 
     def __init__(self, spec: ModelSpec, builder: TraceBuilder) -> None:
         self.generated = False
+        self.encoder: Recorder | None = None
         self._builder = builder
-        self._routers = {layer: mixture.router for layer, mixture in spec.mixtures}
+        self._routers = {layer: mixture.router for layer, mixture in spec.mixtures if layer in builder.layers}
         self._passes: list[_Pass] = []
         self._waiting = 0
         self.recorded = 0  # tokens handed over
@@ -62,6 +83,8 @@ class Recorder:
         """The tokens to come belong to this prompt of this domain."""
         self.flush()
         self._builder.begin(prompt, domain)
+        if self.encoder is not None:
+            self.encoder.begin(prompt, domain)
 
     def tokens(self, ids: Tensor) -> None:
         """Remember the token ids [T] of the chunk that passes the layers next."""
@@ -77,6 +100,8 @@ class Recorder:
 
     def flush(self) -> None:
         """Put all tokens that were remembered into the trace; a torn pass is left out."""
+        if self.encoder is not None:
+            self.encoder.flush()
         self._drop_torn()
         for each in self._passes:
             self._builder.tokens(each.ids, each.generated)
@@ -106,6 +131,7 @@ class LayerwiseRecorder:
     """Fills a trace while all texts of a set pass a layer before the next one."""
 
     generated = False
+    encoder: RoutingObserver | None = None
 
     def __init__(self, spec: ModelSpec, builder: TraceBuilder, texts: Sequence[Text]) -> None:
         self._builder, self._texts = builder, texts

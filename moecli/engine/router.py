@@ -19,9 +19,30 @@ class Routing(NamedTuple):
     logits: Tensor
 
 
-def route(x: Tensor, weight: Tensor, bias: Tensor | None, router: Router) -> Routing:
-    """x [T, D], weight [E, D] and bias [E] in float32."""
-    logits = linear(x.float(), weight)
+def route(x: Tensor, weight: Tensor, bias: Tensor | None, router: Router, linear_bias: Tensor | None = None) -> Routing:
+    """Of x [T, D] by weight [E, D], the biases [E] of its product and of the ranking alone, all in float32.
+
+    A weight is 0 where the expert is full: tokens of one pass, x, take it in their order.
+    """
+    routing = _choose(linear(x.float(), weight, linear_bias), bias, router)
+    if router.capacity is None:
+        return routing
+    full = _places(routing.topk_ids) >= router.capacity
+    return routing._replace(topk_weights=routing.topk_weights.masked_fill(full, 0))
+
+
+def _places(topk_ids: Tensor) -> Tensor:
+    """How many assignments before each [T, A] are the same expert's."""
+    chosen = topk_ids.flatten()
+    order = chosen.argsort(stable=True)  # assignments, those of one expert side by side
+    side_by_side = chosen[order]
+    firsts = torch.searchsorted(side_by_side, side_by_side)
+    places = torch.empty_like(chosen)
+    places[order] = torch.arange(len(chosen), device=chosen.device) - firsts
+    return places.view(topk_ids.shape)
+
+
+def _choose(logits: Tensor, bias: Tensor | None, router: Router) -> Routing:
     if router.scoring is Scoring.SOFTMAX_OF_CHOSEN:
         best, topk_ids = logits.topk(router.top_k, dim=-1)
         return Routing(topk_ids, best.softmax(-1) * router.scaling, logits)

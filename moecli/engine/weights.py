@@ -26,7 +26,7 @@ from moecli.store.progress import Progress, silent
 Load = Callable[[tensors.Tensor], Matrix]
 Rows = Callable[[Tensor], Tensor]  # ids [T] -> [T, D]
 
-_FLOAT32 = frozenset({"router", "router_bias"})  # the router's arithmetic never loses precision
+_FLOAT32 = frozenset({"router", "router_bias", "router_linear_bias"})  # the router's arithmetic never loses precision
 
 
 class LayerWeights:
@@ -72,7 +72,7 @@ class DenseWeights:
             by_layer[tensor.layer][tensor.role] = load(tensor).to(device)
             progress(done := done + math.prod(tensor.shape), total)
         self.outside = LayerWeights(by_layer[None])
-        self.layers = [LayerWeights(by_layer[index]) for index in range(len(spec.layers))]
+        self.layers = [LayerWeights(by_layer[index]) for index in range(len(spec.blocks))]
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids [T] -> rows of the input table [T, D]."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from moecli.experts.arena import CPU
 from moecli.experts.store import Streamed
 from moecli.kernels.choice import serves
-from moecli.kernels.linear import Expert, Matrix, as_matrix, gated, linear
+from moecli.kernels.linear import Expert, Matrix, as_matrix, inner, linear
 from moecli.model.spec import Activation
 from moecli.store.expert_record import Piece, Record
 from moecli.store.packed import PackedStore
@@ -38,8 +38,7 @@ class PiecewiseExpert:
                 assert hidden is not None, "gate and up come first"
                 out[:, rows] = linear(hidden, matrices[0])
             else:
-                gate, up = matrices
-                part = gated(x, gate, up, activation)
+                part = inner(x, matrices, activation)
                 if hidden is None:
                     hidden = part.new_empty(len(x), self.record.fields["up"].shape[0])
                 hidden[:, rows] = part
@@ -47,12 +46,11 @@ class PiecewiseExpert:
 
 
 def record_matrices(record: Record, data: Tensor) -> Expert:
-    """The three matrices of an expert, in place in its record's bytes."""
-    gate, up, down = (
+    """The matrices of an expert, in place in its record's bytes."""
+    return tuple(
         as_matrix(record.dtype, field.shape, data[field.offset : field.offset + field.size])
         for field in record.fields.values()
     )
-    return gate, up, down
 
 
 def as_expert(record: Record, data: Tensor) -> Expert | Streamed:

@@ -17,7 +17,6 @@ from moecli.experts.store import Group, Statistics, Streamed
 from moecli.formats.plain import torch_dtype
 from moecli.kernels.linear import Expert, native_bytes, pack
 from moecli.model.spec import ModelSpec
-from moecli.model.tensors import EXPERT_MATRICES
 from moecli.store.expert_record import Record, layer_records
 from moecli.store.packed import PackedStore
 from moecli.store.progress import Progress
@@ -43,7 +42,7 @@ class ResidentExperts:
     def addresses(self, layer: int) -> Tensor | None:
         """Where gate, up and down of every expert of a layer lie, int64 [E, 3]; None if one serves no kernel."""
         found = [self._expert(layer, expert) for expert in range(self._experts[layer])]
-        whole = [expert for expert in found if isinstance(expert, tuple)]
+        whole = [expert for expert in found if isinstance(expert, tuple) and len(expert) == 3]
         matrices = native_bytes(self.dtype, chain.from_iterable(whole)) if len(whole) == len(found) else None
         return torch.tensor([each.data_ptr() for each in matrices]).view(-1, 3) if matrices else None
 
@@ -60,8 +59,9 @@ def checkpoint_experts(weights: Weights, budget: int, progress: Progress) -> Res
     checkpoint.populate(weights.expert_tensors(), progress)
 
     def locate(layer: int, expert: int) -> Expert:
-        gate, up, down = (stored_slice(checkpoint, weights.expert(layer, expert, name)) for name in EXPERT_MATRICES)
-        return gate, up, down
+        return tuple(
+            stored_slice(checkpoint, weights.expert(layer, expert, name)) for name in weights.expert_matrices(layer)
+        )
 
     return ResidentExperts(weights.spec, weights.dtype, locate, budget)
 

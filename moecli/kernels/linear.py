@@ -40,7 +40,7 @@ _MULTIPLY: dict[Kernel, Callable[[str, Tensor, Tensor, tuple[int, int]], Tensor]
 }
 _PLAIN = {torch_dtype(name): name for name in formats.PLAIN}
 Matrix = Tensor | Packed
-Expert = tuple[Matrix, Matrix, Matrix]  # gate [I, D], up [I, D], down [D, I]
+Expert = tuple[Matrix, ...]  # gate [I, D], up [I, D], down [D, I]; without a gate where it has two
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -112,18 +112,24 @@ def feed_forward(x: Tensor, gate_up: Matrix, down: Matrix, activation: Activatio
     return linear(ACTIVATIONS[activation](gate) * up, down)
 
 
-def gated(x: Tensor, gate: Matrix, up: Matrix, activation: Activation) -> Tensor:
-    """activation(gate x) * up x for x [T, D] and rows of gate and up: [T, rows], in x's precision or better."""
-    if data := native_bytes(format_of(up), [gate, up]):
-        return native.gated(format_of(up), x, data[0], data[1], up.shape[0], activation)
-    return ACTIVATIONS[activation](linear(x, gate)).mul_(linear(x, up))
+def inner(x: Tensor, matrices: Sequence[Matrix], activation: Activation) -> Tensor:
+    """activation(gate x) * up x for x [T, D] and rows of gate and up, or activation(up x) for rows of up alone.
+
+    [T, rows], in x's precision or better.
+    """
+    *gate, up = matrices
+    if data := native_bytes(format_of(up), matrices):
+        return native.inner(format_of(up), x, data, up.shape[0], activation)
+    if not gate:
+        return ACTIVATIONS[activation](linear(x, up))
+    return ACTIVATIONS[activation](linear(x, gate[0])).mul_(linear(x, up))
 
 
 def expert_outputs(x: Tensor, experts: Sequence[Expert], activation: Activation) -> Tensor:
     """What each expert makes of all of x [T, D]: [n, T, D], in x's precision or better."""
-    up = experts[0][1]
+    up = experts[0][-2]
     if data := native_bytes(format_of(up), chain.from_iterable(experts)):
-        each = zip(data[::3], data[1::3], data[2::3], strict=True)
+        each = zip(*(data[place :: len(experts[0])] for place in range(len(experts[0]))), strict=True)
         return native.feed_forward(format_of(up), x, list(each), up.shape[0], activation)
     rows = _padded(x)
     outputs = [_expert(rows, expert, activation)[: len(x)] for expert in experts]
@@ -131,8 +137,8 @@ def expert_outputs(x: Tensor, experts: Sequence[Expert], activation: Activation)
 
 
 def _expert(x: Tensor, expert: Expert, activation: Activation) -> Tensor:
-    gate, up, down = expert
-    return linear(gated(x, gate, up, activation), down)
+    *matrices, down = expert
+    return linear(inner(x, matrices, activation), down)
 
 
 def _padded(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from moecli.kernels import abi
 from moecli.kernels.library import library, loaded
 from moecli.model.spec import Activation
 
-Expert = tuple[Tensor, Tensor, Tensor]  # packed gate [I, D], up [I, D], down [D, I]
+Expert = Sequence[Tensor]  # packed gate [I, D], up [I, D], down [D, I]; without a gate where there are two
 
 # enum format, activation, number and status of c/native.h
 FORMATS = {"q4": 0, "q3": 1, "q8": 2, "fp32": 3, "bf16": 4, "fp16": 5, "int8": 6, "nf4": 7}
@@ -59,15 +59,16 @@ def feed_forward(
 ) -> Tensor:
     """Each expert's down(activation(gate x) * up x) for x [T, D] on the CPU: [n, T, D] in fp32.
 
-    gate and up are [I, D] and down is [D, I], where I is `intermediate_size`. x and what is between are rounded as by
-    `linear`; no result depends on the other tokens or experts. ValueError if shapes do not agree.
+    gate and up are [I, D] and down is [D, I], where I is `intermediate_size`; without a gate it is
+    down(activation(up x)). x and what is between are rounded as by `linear`; no result depends on the other tokens or
+    experts. ValueError if shapes do not agree.
     """
     rows = _rows(x, x.shape[-1])
     hidden_size = rows.shape[1]
     up_bytes = bytes_for(dtype, (intermediate_size, hidden_size))
     down_bytes = bytes_for(dtype, (hidden_size, intermediate_size))
     sizes = up_bytes, up_bytes, down_bytes
-    matrices = [address(*each) for expert in experts for each in zip(expert, sizes, strict=True)]
+    matrices = [place for expert in experts for place in _addresses(expert, sizes)]
     output = torch.empty(len(experts), *rows.shape)
     _call_experts("feed_forward", dtype, activation, rows, matrices, len(experts), intermediate_size, output)
     return output
@@ -85,17 +86,24 @@ def stacked_feed_forward(
     return output[0]
 
 
-def gated(dtype: str, x: Tensor, gate: Tensor, up: Tensor, intermediate_size: int, activation: Activation) -> Tensor:
+def inner(dtype: str, x: Tensor, packed: Sequence[Tensor], intermediate_size: int, activation: Activation) -> Tensor:
     """activation(gate x) * up x for x [T, D] on the CPU, gate and up [`intermediate_size`, D]: [T, I] in fp32.
 
-    This is what `feed_forward` multiplies by down, before any rounding. ValueError if shapes do not agree.
+    With `packed` up alone, activation(up x). This is what `feed_forward` multiplies by down, before any rounding.
+    ValueError if shapes do not agree.
     """
     rows = _rows(x, x.shape[-1])
     size = bytes_for(dtype, (intermediate_size, rows.shape[1]))
     output = torch.empty(len(rows), intermediate_size)
-    matrices = [address(gate, size), address(up, size)]
+    matrices = _addresses(packed, (size, size))
     _call_experts("gated", dtype, activation, rows, matrices, 1, intermediate_size, output)
     return output
+
+
+def _addresses(matrices: Sequence[Tensor], sizes: Sequence[int]) -> list[int]:
+    """Of an expert's matrices, 0 for a gate that it lacks."""
+    lacking = len(sizes) - len(matrices)
+    return [0] * lacking + [address(*each) for each in zip(matrices, sizes[lacking:], strict=True)]
 
 
 def pack(dtype: str, weights: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def count(spec: ModelSpec) -> Counts:
     """Count every tensor of `spec`; multi-token-prediction layers and vision towers are not in it."""
     parts = dict.fromkeys(Part, 0)
     idle = 0
-    layers = (*spec.encoder, *spec.layers)
+    layers = spec.blocks
     for tensor, times in counted_tensors(spec):
         parts[tensor.part] += times * tensor.count
     for layer, times in alike(layers):

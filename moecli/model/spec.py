@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from moecli.model.unsupported import Unsupported
@@ -119,6 +119,14 @@ NO_ROPE = Rope(theta=1.0, dims=0)
 
 
 @dataclass(frozen=True, slots=True)
+class RelativePositions:
+    """A learned number per head and range of distances, added to q.k; one table for all layers of a stack (T5)."""
+
+    buckets: int  # ranges: half of them single distances, the others ever wider
+    max_distance: int  # from here on all share the last
+
+
+@dataclass(frozen=True, slots=True)
 class GroupedQuery:
     """Grouped-query attention (multi-head when `kv_heads == heads`)."""
 
@@ -217,6 +225,7 @@ class Router:
     correction_bias: bool = False  # added to the scores for picking only
     bias: bool = False  # of the linear map itself (gpt-oss)
     by_token: bool = False  # a table picks by token id; the scores only weigh (DeepSeek-V4)
+    capacity: int | None = None  # tokens of one pass that an expert takes; later ones get nothing of it (Switch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +287,8 @@ class ModelSpec:
     norm_bias: bool = False
     lm_head_bias: bool = False
     encoder: tuple[Layer, ...] = ()  # read before the decoder, with a final norm of its own
+    start_id: int = 0  # what the decoder of an encoder-decoder model begins with
+    relative_positions: RelativePositions | None = None
     extra: tuple[Extra, ...] = ()
     unsupported: tuple[Unsupported, ...] = ()  # what the engine lacks; runnable iff empty
     notes: tuple[str, ...] = ()  # what a reader of the counts should know
@@ -291,15 +302,36 @@ class ModelSpec:
             same = {key: known.setdefault(layer, layer) for key, layer in layers.items()}
             object.__setattr__(self, name, tuple(same[id(layer)] for layer in getattr(self, name)))
 
+    def with_capacity(self, tokens: int | None) -> ModelSpec:
+        """The same model, but for how many tokens of one pass an expert takes; None: any number."""
+
+        def limited(layer: Layer) -> Layer:
+            if not isinstance(layer.ffn, Mixture):
+                return layer
+            return replace(layer, ffn=replace(layer.ffn, router=replace(layer.ffn.router, capacity=tokens)))
+
+        return replace(self, encoder=tuple(map(limited, self.encoder)), layers=tuple(map(limited, self.layers)))
+
     @property
     def lacks(self) -> tuple[str, ...]:
         """What the engine lacks for this model, as a screen names it."""
         return tuple(reason.value for reason in self.unsupported)
 
     @property
+    def blocks(self) -> tuple[Layer, ...]:
+        """All layers as they are numbered: an encoder's, then the decoder's."""
+        return (*self.encoder, *self.layers)
+
+    @property
+    def stacks(self) -> dict[str, range]:
+        """The numbers of the layers that one text passes: of a decoder alone under "", else of encoder and decoder."""
+        depth, whole = len(self.encoder), len(self.encoder) + len(self.layers)
+        return {"encoder": range(depth), "decoder": range(depth, whole)} if depth else {"": range(whole)}
+
+    @property
     def mixtures(self) -> tuple[tuple[int, Mixture], ...]:
-        """The MoE layers with their indices."""
-        return tuple((index, layer.ffn) for index, layer in enumerate(self.layers) if isinstance(layer.ffn, Mixture))
+        """The MoE layers with their numbers."""
+        return tuple((index, layer.ffn) for index, layer in enumerate(self.blocks) if isinstance(layer.ffn, Mixture))
 
 
 def lacks(spec: ModelSpec, quantised: str | None) -> tuple[str, ...]:

@@ -52,13 +52,11 @@ def dense_tensors(spec: ModelSpec) -> Iterator[Tensor]:
     """All tensors but the routed experts of the mixtures, in the order of the forward pass."""
     width = spec.hidden_size
     yield Tensor("embedding", (spec.vocab_size, width), Part.EMBEDDING, tied=spec.tied_embeddings)
-    for index, layer in enumerate(spec.encoder):
-        for tensor in _layer_tensors(spec, index, layer):
-            yield replace(tensor, role=f"encoder_{tensor.role}")
+    yield from _position_tables(spec)
+    for index, layer in enumerate(spec.blocks):
+        yield from _layer_tensors(spec, index, layer)
     if spec.encoder:
         yield from _norm(spec, "encoder_final_norm", None)
-    for index, layer in enumerate(spec.layers):
-        yield from _layer_tensors(spec, index, layer)
     yield from _extras(spec.extra, None)
     yield from _norm(spec, "final_norm", None)
     if not spec.tied_embeddings:
@@ -74,11 +72,17 @@ def counted_tensors(spec: ModelSpec) -> Iterator[tuple[Tensor, int]]:
         encoder=tuple(layer for layer, _ in alike(spec.encoder)),
         layers=tuple(layer for layer, _ in alike(spec.layers)),
     )
-    counts = [count for _, count in alike(spec.layers)]
-    encoder_counts = [count for _, count in alike(spec.encoder)]
+    counts = [count for _, count in (*alike(spec.encoder), *alike(spec.layers))]
     for tensor in dense_tensors(few):
-        times = encoder_counts if tensor.role.startswith("encoder_") else counts
-        yield tensor, 1 if tensor.layer is None else times[tensor.layer]
+        yield tensor, 1 if tensor.layer is None else counts[tensor.layer]
+
+
+def _position_tables(spec: ModelSpec) -> Iterator[Tensor]:
+    """One for each stack."""
+    if (positions := spec.relative_positions) is not None:
+        for role, layers in (("encoder_positions", spec.encoder), ("positions", spec.layers)):
+            if layers:
+                yield Tensor(role, (positions.buckets, layers[0].attention.heads), Part.ATTENTION)
 
 
 def _layer_tensors(spec: ModelSpec, index: int, layer: Layer) -> Iterator[Tensor]:
@@ -90,8 +94,9 @@ def _layer_tensors(spec: ModelSpec, index: int, layer: Layer) -> Iterator[Tensor
         yield from _mixer(layer, width, index)
     if layer.cross is not None:
         yield from _norm(spec, "cross_norm", index)
-        for tensor in _grouped_query(layer.cross, width, index):
-            yield replace(tensor, role=f"cross_{tensor.role}")
+        yield Tensor("cross_q", (layer.cross.query_width, width), Part.ATTENTION, index)
+        yield Tensor("cross_kv", (layer.cross.kv_width + layer.cross.value_width, width), Part.ATTENTION, index)
+        yield Tensor("cross_o", (width, layer.cross.query_width), Part.ATTENTION, index)
     if feeds:
         yield from _norm(spec, "ffn_norm", index)
     if spec.branch_norms:

@@ -33,6 +33,8 @@ def chat(session: ChatSession, quiet: bool) -> None:
     """Until /bye or the end of input. A failure in one turn is told, and the chat goes on."""
     if not quiet:
         kind = "chat" if session.is_chat else "a base model: it continues your text"
+        if session.fills_spans:
+            kind = "no chat: it fills gaps, each message by itself; write <extra_id_0>, <extra_id_1>, ... for them"
         terminal.say(f"{session.loaded.name} ({kind}). /help shows what can be typed, /bye leaves.")
     messages = Messages(None if quiet else settings.home() / "chat-history.jsonl")
     while (message := messages.read()) is not None:

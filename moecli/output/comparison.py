@@ -52,13 +52,13 @@ def _width(spec: ModelSpec) -> int:
 
 
 def _mixtures(spec: ModelSpec) -> int:
-    return sum(isinstance(layer.ffn, Mixture) for layer in (*spec.encoder, *spec.layers))
+    return sum(isinstance(layer.ffn, Mixture) for layer in spec.blocks)
 
 
 def _attention(spec: ModelSpec) -> str:
     kinds = {
         "recurrent" if layer.recurrent else words.attention_kind(layer.attention).upper()
-        for layer in (*spec.encoder, *spec.layers)
+        for layer in spec.blocks
         if layer.recurrent or isinstance(layer.attention, MLA) or layer.attention.heads
     }
     return "+".join(sorted(kinds))

@@ -107,7 +107,7 @@ def _architecture(report: Report) -> list[tuple[str, str | Text]]:
 
 def layers(spec: ModelSpec) -> str:
     """How many layers, and which of them are mixtures: 32, all mixture-of-experts."""
-    every = (*spec.encoder, *spec.layers)
+    every = spec.blocks
     mixed = sum(isinstance(layer.ffn, Mixture) for layer in every)
     sides = f" ({len(spec.encoder)} of them in the encoder)" if spec.encoder else ""
     if mixed == len(every):

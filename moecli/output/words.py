@@ -15,17 +15,23 @@ from moecli.model.spec import (
     Mixture,
     ModelSpec,
     QkNorm,
+    RelativePositions,
     Rope,
     RopeKind,
     Router,
     Scoring,
 )
 
+_NO_ROPE = "no rotary positions"
+
 
 def attention_lines(spec: ModelSpec) -> list[str]:
     """What each kind of layer does to mix tokens, with how many layers do it where there are several kinds."""
-    kinds = Counter(_mixer(layer) for layer in (*spec.encoder, *spec.layers))
+    kinds = Counter(_mixer(layer) for layer in spec.blocks)
     kinds.pop("", None)
+    if (positions := spec.relative_positions) is not None:
+        said = relative_positions(positions)
+        kinds = Counter({kind.replace(_NO_ROPE, said): number for kind, number in kinds.items()})
     if len(kinds) == 1:
         return list(kinds)
     return [f"{number} layers: {kind}" for kind, number in kinds.items()]
@@ -87,10 +93,15 @@ def _window(kind: Attention) -> str:
 def rope(rope: Rope) -> str:
     """A rotary embedding in words: dimensions, theta, stretch."""
     if not rope.dims:
-        return "no rotary positions"
+        return _NO_ROPE
     pairs = ", interleaved" if rope.interleaved else ""
     stretch = "" if rope.kind is RopeKind.DEFAULT else f", {rope.kind.value} x{_number(rope.factor)}"
     return f"RoPE on {rope.dims} dimensions, theta {_number(rope.theta)}{pairs}{stretch}"
+
+
+def relative_positions(positions: RelativePositions) -> str:
+    """A table of relative positions in words."""
+    return f"relative positions in {positions.buckets} ranges up to {positions.max_distance} tokens"
 
 
 def router(rule: Router) -> str:
@@ -111,6 +122,7 @@ def router(rule: Router) -> str:
     extras = [
         "a bias per expert corrects the choice, not the weights" if rule.correction_bias else "",
         "some layers choose by token, from a table" if rule.by_token else "",
+        f"an expert takes {rule.capacity:,} tokens of a text, others skip the layer" if rule.capacity else "",
     ]
     return "; ".join(text for text in (sentences[rule.scoring], weights, *extras) if text)
 
@@ -132,7 +144,7 @@ def normalised(rule: Router) -> bool:
 
 def mixture_of(spec: ModelSpec) -> Mixture | None:
     """The first mixture: all of a model's mixtures have one router and one expert shape, or nearly."""
-    return next((layer.ffn for layer in (*spec.encoder, *spec.layers) if isinstance(layer.ffn, Mixture)), None)
+    return next((layer.ffn for layer in spec.blocks if isinstance(layer.ffn, Mixture)), None)
 
 
 def shared_experts(mixture: Mixture) -> int:

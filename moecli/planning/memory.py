@@ -75,7 +75,7 @@ def estimate_memory(
     spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int = CHUNK, block: int | None = None
 ) -> MemoryEstimate:
     """Every byte that a run allocates; `dtype` is the format of the large matrices."""
-    block = min(BLOCK, context) if block is None else block
+    block = _at_once(spec, context, BLOCK) if block is None else block
     mixtures = _mixtures(spec)
     records = [mixture_record(spec, mixture, dtype) for mixture in mixtures]
     sizes = [_expert_bytes(spec, mixture, dtype) for mixture in mixtures]
@@ -90,7 +90,7 @@ def estimate_memory(
         device_activations=_activations(spec, dtype, context, batch, chunk, block, native=False, waiting=True).bytes,
         process=_process(),
         block=block,
-        chunk=min(chunk, context),
+        chunk=_at_once(spec, context, chunk),
         expert_count=sum(layers * mixture.router.experts for mixture, layers in mixtures.items()),
         bytes_per_expert=max(sizes, default=0),
         slot_bytes=max((record.stride for record in records), default=0),
@@ -127,6 +127,7 @@ def kv_bytes_per_token(spec: ModelSpec) -> int:
 
 def read_bytes_per_token(spec: ModelSpec, dtype: str) -> int:
     """Weights that one decode step reads: the active experts and all dense weights but the input table."""
+    spec = replace(spec, encoder=())  # which is at rest then
     active = sum(n * m.router.top_k * _expert_bytes(spec, m, dtype) for m, n in _mixtures(spec).items())
     return active + dense_read_bytes(spec, dtype)
 
@@ -134,6 +135,7 @@ def read_bytes_per_token(spec: ModelSpec, dtype: str) -> int:
 def dense_read_bytes(spec: ModelSpec, dtype: str) -> int:
     """The dense part of it. A tied table is read whole, as the head; of routed attention only what is chosen."""
     read = routed = 0
+    spec = replace(spec, encoder=())
     for tensor, times in counted_tensors(spec):
         if tensor.part is Part.ROUTED_EXPERTS:
             routed += times * tensor_bytes(tensor, dtype)
@@ -153,7 +155,7 @@ def tensor_bytes(tensor: Tensor, dtype: str) -> int:
 def _mixtures(spec: ModelSpec) -> Counter[Mixture]:
     """Each kind, in the order of the layers, and in how many layers it is."""
     found: Counter[Mixture] = Counter()
-    for layer, times in alike((*spec.encoder, *spec.layers)):
+    for layer, times in alike(spec.blocks):
         if isinstance(layer.ffn, Mixture):
             found[layer.ffn] += times
     return found
@@ -183,6 +185,11 @@ def _dense(spec: ModelSpec, dtype: str) -> Term:
         parts[tensor.part.value] += times * tensor_bytes(tensor, dtype)
     amount = add(named(name, size) for name, size in parts.items())
     return Term("dense weights", amount, "every width but the routed experts'")
+
+
+def _at_once(spec: ModelSpec, context: int, chunk: int) -> int:
+    """Prompt tokens per pass: an encoder takes all."""
+    return context if spec.encoder else min(chunk, context)
 
 
 def _number_bytes(dtype: str) -> int:
@@ -222,15 +229,17 @@ def _activations(
     `waiting`: what experts make of the block may have to wait for its turn in the sum.
     """
     size = _number_bytes(dtype)
-    tokens = min(chunk, context)
+    tokens = _at_once(spec, context, chunk)
     chunks = max(context, block) / CHUNK
-    kinds = [layer for layer, _ in alike(spec.layers)]
+    kinds = [layer for layer, _ in alike(spec.blocks)]
+    attends_native = native and not spec.encoder  # no kernel has relative positions
     tables = sum(2 * context * rope.dims * size for rope in {layer.attention.rope for layer in kinds})
     routers = sum((4 - size) * times * each.count for each, times in counted_tensors(spec) if each.role == "router")
-    first, further = (LIBRARY_BESIDE_NATIVE, LIBRARY_CHUNK_BESIDE_NATIVE) if native else (LIBRARY, LIBRARY_CHUNK)
+    beside = LIBRARY_BESIDE_NATIVE, LIBRARY_CHUNK_BESIDE_NATIVE
+    first, further = beside if attends_native else (LIBRARY, LIBRARY_CHUNK)
     library = int(min(1, chunks) * first + min(64, chunks) * further)
     unpacked = UNPACKED[dtype] * _largest_block(spec, dtype) if dtype in UNPACKED and not native else 0
-    attention = _native_attention if native else _attention
+    attention = _native_attention if attends_native else _attention
     at_once = (
         named("residual stream", (block + 3 * tokens) * spec.hidden_size * size),
         named("attention", max((attention(layer.attention, tokens, context, size) for layer in kinds), default=0)),
@@ -244,11 +253,19 @@ def _activations(
             named("rotary tables", tables),
             named("routers in float32", routers),
             named("matrix library", library),
+            *([named("encoder", _encoder(spec, context, size))] if spec.encoder else []),
             *([named("unpacked rows", unpacked)] if unpacked else []),
             under(f"for {block} prompt tokens, {tokens} at once", add(at_once, ", ")),
         )
     )
     return Term("activations", amount, "hidden size, heads, expert width, vocab_size")
+
+
+def _encoder(spec: ModelSpec, context: int, size: int) -> int:
+    """The keys and values of one of its layers; of both stacks the biases by distance, and a block of them."""
+    heads = spec.encoder[0].attention.heads
+    biases = (4 * 2 * 2 * context + 4 * min(SCORES // heads, context * context)) * heads
+    return context * spec.encoder[0].attention.cache_width * size + (biases if spec.relative_positions else 0)
 
 
 def _process() -> Term:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -123,8 +123,12 @@ def _seconds_per_token(spec: ModelSpec, plan: Plan, bandwidths: Bandwidths, held
 def _first_token(spec: ModelSpec, plan: Plan, bandwidths: Bandwidths, prompt: int, case: int) -> float:
     """Each block reads the experts that its tokens choose once; the arithmetic grows with the length."""
     memory, linear = plan.memory, bandwidths.multiplying(plan.memory.dtype, case)
+    read = 1.0  # share of the experts that the prompt passes
+    if spec.encoder:
+        read = _experts_of(spec.encoder) / max(1, memory.expert_count)
+        spec = replace(spec, layers=spec.encoder, encoder=())
     chunks = math.ceil(prompt / memory.chunk)
-    experts = math.ceil(prompt / memory.block) * _chosen(spec, min(prompt, memory.block))
+    experts = read * math.ceil(prompt / memory.block) * _chosen(spec, min(prompt, memory.block))
     weights = experts * (plan.ram.expert_bytes + plan.disk.expert_bytes)
     work = moved = 0.0
     if not plan.device.dense:
@@ -152,6 +156,10 @@ def _chosen(spec: ModelSpec, tokens: int) -> float:
     routers = [(layer.ffn.router, n) for layer, n in alike(spec.layers) if isinstance(layer.ffn, Mixture)]
     chosen = sum(n * router.experts * (1 - (1 - router.top_k / router.experts) ** tokens) for router, n in routers)
     return chosen / max(1, sum(n * router.experts for router, n in routers))
+
+
+def _experts_of(layers: Sequence[Layer]) -> int:
+    return sum(layer.ffn.router.experts for layer in layers if isinstance(layer.ffn, Mixture))
 
 
 def _operations(spec: ModelSpec, prompt: int) -> float:

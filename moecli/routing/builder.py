@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,11 @@ class TraceBuilder:
         self._domains: dict[str, int] = {}
         self._prompt = self._domain = 0
         self._columns: list[tuple[Sequence[int], int, int, bool]] = []
+
+    @property
+    def layers(self) -> Collection[int]:
+        """The numbers of the layers that are routed."""
+        return self._experts.keys()
 
     def begin(self, prompt: int, domain: str = "") -> None:
         """What is recorded from here on belongs to this prompt and domain."""

@@ -30,9 +30,19 @@ def read(path: Path, shape: tuple[int, int] | None = None) -> RoutingTrace:
         raise MoecliError(f"{path}: {error.message}", error.hint) from error
 
 
-def write(trace: RoutingTrace, path: Path) -> None:
-    """Write a trace in the form that the file's name asks for, over an existing one. DiskError if it cannot be."""
+def of_stack(path: Path, stack: str) -> Path:
+    """The file of one stack of a model that has two: out.trace -> out.encoder.trace."""
+    return path.with_suffix(f".{stack}{path.suffix}") if stack else path
+
+
+def write(trace: RoutingTrace, path: Path, stack: str = "") -> Path:
+    """Write a trace in the form that the file's name asks for, over an existing one. DiskError if it cannot be.
+
+    Returns the path, that `of_stack`.
+    """
+    path = of_stack(path, stack)
     if path.suffix not in _LINES:
         trace_file.save(trace, path)
     else:
         filesystem.write(path, (f"{line}\n".encode() for line in _LINES[path.suffix](trace)))
+    return path

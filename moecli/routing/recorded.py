@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from moecli.errors import ConfigError
 from moecli.formats import FORMATS
 from moecli.model.spec import ModelSpec, Scoring
@@ -33,6 +35,16 @@ def described(trace: RoutingTrace, spec: ModelSpec) -> Recorded:
     context = default_context(spec)
     plan = place(estimate_memory(spec, trace.dtype if trace.dtype in FORMATS else "bf16", context), 0)
     memory = RunMemory(plan.least_ram, plan.memory.slot_bytes * len(spec.mixtures), plan.full_ram, context)
-    by_itself = any(mixture.router.scoring is Scoring.SIGMOID for _, mixture in spec.mixtures)
-    note = "the router scores each expert by itself; gate probabilities are these scores divided by their sum"
-    return Recorded(trace, memory, note if by_itself else None)
+    routers = [mixture.router for _, mixture in spec.mixtures]
+    note = None
+    if any(router.scoring is Scoring.SIGMOID for router in routers):
+        note = "the router scores each expert by itself; gate probabilities are these scores divided by their sum"
+    elif limit := routers[0].capacity:
+        note = f"an expert takes {limit} tokens of a text: {dropped(trace):.1%} of the choices were dropped"
+    return Recorded(trace, memory, note)
+
+
+def dropped(trace: RoutingTrace) -> float:
+    """The share of choices that weigh nothing, since their expert was full."""
+    weights = [layer.weights for layer in trace.layers if layer.weights is not None]
+    return float(np.mean([(each == 0).mean() for each in weights])) if weights else 0.0

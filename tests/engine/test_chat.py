@@ -11,7 +11,7 @@ import moecli
 from moecli.engine.answer import Answer
 from moecli.engine.chat import ChatSession, Conversation, GenerationConfig, RecordedSession, plan_for
 from moecli.engine.loaded import LoadedModel, LoadOptions, OpenedModel, open_for_run
-from moecli.engine.recorder import new_builder
+from moecli.engine.recorder import new_builders
 from moecli.engine.sampling import Sampling
 from moecli.errors import CheckpointError, MoecliError
 from moecli.library.resolve import Kind, ModelRef
@@ -131,12 +131,12 @@ def test_what_ends_an_answer_is_asked_of_model_and_user(base: OpenedModel) -> No
 
 
 def test_turns_of_a_recording_are_numbered_failed_ones_too(base: OpenedModel) -> None:
-    session = RecordedSession(loaded(base, 24), FEW, new_builder(base.name, base.spec))
-    assert session.trace() is None
+    session = RecordedSession(loaded(base, 24), FEW, new_builders(base.name, base.spec))
+    assert session.traces() == {}
     list(session.ask("The sea", Answer()))
     with pytest.raises(MoecliError):
         list(session.ask("word " * 60, Answer()))
     list(session.ask(" and", Answer()))
-    trace = session.trace()
+    trace = session.traces()[""]
     assert trace is not None and sorted(set(trace.prompt.tolist())) == [0, 2]
     assert trace.generated.sum() == 2 * 4  # the last id of an answer was never read

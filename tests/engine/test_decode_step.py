@@ -16,12 +16,12 @@ from moecli.kernels import library, prompt_attention
 from moecli.kernels.decode_step import MAX_TOKENS
 from moecli.store.source import open_source
 from tests.support import stores
-from tests.support.checkpoints import FAMILIES, make, prompt, write
+from tests.support.checkpoints import DECODERS, make, prompt, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")]
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    *((family, {}) for family in FAMILIES),
+    *((family, {}) for family in DECODERS),
     ("mixtral", {"sliding_window": 16}),
     ("mixtral", {"head_dim": 24, "num_attention_heads": 6, "num_key_value_heads": 1}),
     ("qwen3_moe", {"norm_topk_prob": True, "attention_bias": True}),

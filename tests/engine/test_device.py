@@ -19,7 +19,7 @@ from moecli.errors import UsageError
 from moecli.experts.rates import Pace, Rates
 from moecli.formats import bnb
 from tests.support.absent_device import absent_device
-from tests.support.checkpoints import MIXTURES, make, prompt, write
+from tests.support.checkpoints import ENCODER_DECODERS, MIXTURES, make, prompt, write
 from tests.support.running import answer, session
 from tests.support.stores import packed, split_plan
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 QUICK, SLOW = Pace(1e15, 0.0), Pace(1.0, 1.0)
 RATES = {"copied": Rates(1e15, SLOW, QUICK), "stay": Rates(1.0, QUICK, SLOW), "both": Rates(1e9, Pace(1e9, 0.0), QUICK)}
 CASES = [
-    *product(MIXTURES, ["bf16"], ["both"]),
+    *product((*MIXTURES, *ENCODER_DECODERS), ["bf16"], ["both"]),
     ("mixtral", "q4", "copied"),
     ("mixtral", "q8", "stay"),
     ("mixtral", "nf4", "copied"),

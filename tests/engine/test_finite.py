@@ -14,7 +14,7 @@ from torch import Tensor
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Timing
 from moecli.engine.load import open_model
-from moecli.engine.recorder import LayerwiseRecorder, Recorder, Text, new_builder
+from moecli.engine.recorder import LayerwiseRecorder, Recorder, Text, new_builders
 from moecli.engine.sampling import Sampler, Sampling
 from moecli.errors import CheckpointError
 from moecli.formats import FORMATS, PLAIN, pack
@@ -100,7 +100,7 @@ def test_a_packed_model_that_was_spoiled_is_refused(native, tokens, mixtral, tmp
 
 def test_nothing_is_recorded_of_a_router_that_gives_no_numbers(spoiled):
     decoder = load(spoiled(f"layers.{LAST}.block_sparse_moe.gate"))
-    builder = new_builder("x", decoder.spec)
+    builder = new_builders("x", decoder.spec)[""]
     recorder = Recorder(decoder.spec, builder)
     recorder.begin(0)
     with pytest.raises(CheckpointError):
@@ -120,7 +120,7 @@ def test_nothing_is_recorded_of_a_router_that_gives_no_numbers(spoiled):
 def test_reading_layer_by_layer_sees_it_too(part, where, spoiled):
     decoder = load(spoiled(part))
     text = Text(0, "", prompt(9))
-    recorder = LayerwiseRecorder(decoder.spec, new_builder("x", decoder.spec), [text])
+    recorder = LayerwiseRecorder(decoder.spec, new_builders("x", decoder.spec)[""], [text])
     with pytest.raises(CheckpointError, match=where):
         decoder.layerwise_prefill([torch.tensor(text.ids)], 8, recorder)
 

@@ -13,7 +13,7 @@ import moecli
 from moecli.engine.answer import Answer
 from moecli.engine.chat import ChatSession, GenerationConfig, RecordedSession, plan_for
 from moecli.engine.loaded import LoadOptions, OpenedModel, open_for_run
-from moecli.engine.recorder import new_builder
+from moecli.engine.recorder import new_builders
 from moecli.engine.sampling import Sampling, SamplingOptions
 from moecli.errors import MoecliError, NotEnoughMemory
 from moecli.library.resolve import Kind, ModelRef
@@ -85,10 +85,10 @@ def test_a_recorded_session_says_the_same_and_keeps_a_prompt_for_each_turn() -> 
     one = opened(ram=2**33)
     loaded = one.load(one.plan(64), silent)
     plain = ChatSession(loaded, GREEDY)
-    recorded = RecordedSession(one.load(one.plan(64), silent), GREEDY, new_builder(one.name, one.spec))
-    assert recorded.trace() is None
+    recorded = RecordedSession(one.load(one.plan(64), silent), GREEDY, new_builders(one.name, one.spec))
+    assert recorded.traces() == {}
     for text in ("The sea", " and then"):
         assert list(plain.ask(text, Answer())) == list(recorded.ask(text, Answer()))
-    trace = recorded.trace()
-    assert trace is not None and sorted(set(trace.prompt.tolist())) == [0, 1]
+    trace = recorded.traces()[""]
+    assert sorted(set(trace.prompt.tolist())) == [0, 1]
     assert trace.dtype == loaded.dtype

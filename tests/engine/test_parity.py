@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from tests.support.checkpoints import FAMILIES, LAYOUTS, make, prompt, write
+from tests.support.checkpoints import DECODERS, LAYOUTS, make, prompt, write
 from tests.support.running import greedy, load, score
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ GROUPS = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
 
 # family, what is special, configuration
 CASES: list[tuple[str, str, dict[str, Any]]] = [
-    *((family, "plain", {}) for family in FAMILIES),
+    *((family, "plain", {}) for family in DECODERS),
     ("granitemoe", "biases, untied", {"attention_bias": True, "tie_word_embeddings": False}),
     ("granitemoe", "neutral multipliers, yarn",
      {"residual_multiplier": 1.0, "embedding_multiplier": 1.0, "logits_scaling": 1.0, "rope_parameters": YARN}),

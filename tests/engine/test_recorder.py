@@ -16,7 +16,7 @@ from moecli.engine.chat import Conversation, GenerationConfig
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Timing
 from moecli.engine.loaded import LoadOptions, OpenedModel, open_for_run
-from moecli.engine.recorder import LayerwiseRecorder, Recorder, Text, new_builder
+from moecli.engine.recorder import LayerwiseRecorder, Recorder, Text, new_builders
 from moecli.engine.router import Routing
 from moecli.engine.sampling import Sampler, Sampling, SamplingOptions
 from moecli.errors import MoecliError, NotEnoughMemory
@@ -50,7 +50,7 @@ DYNAMIC = {
 
 def one_by_one(decoder: Decoder, texts: Sequence[Text], chunk: int = 256, count: int = 0) -> RoutingTrace:
     """Each text by itself, with up to `count` tokens generated after it."""
-    builder = new_builder("model", decoder.spec, keep_probabilities=True)
+    builder = new_builders("model", decoder.spec, keep_probabilities=True)[""]
     recorder = Recorder(decoder.spec, builder)
     for text in texts:
         recorder.begin(text.prompt, text.domain)
@@ -63,7 +63,7 @@ def one_by_one(decoder: Decoder, texts: Sequence[Text], chunk: int = 256, count:
 
 
 def together(decoder: Decoder, texts: Sequence[Text], chunk: int = 256) -> RoutingTrace:
-    builder = new_builder("model", decoder.spec, keep_probabilities=True)
+    builder = new_builders("model", decoder.spec, keep_probabilities=True)[""]
     decoder.layerwise_prefill(
         [torch.tensor(text.ids) for text in texts], chunk, LayerwiseRecorder(decoder.spec, builder, texts)
     )
@@ -171,7 +171,7 @@ class Interrupted(Recorder):
 
 def test_an_interrupted_pass_is_left_out(tmp_path: Path) -> None:
     decoder = load(write(make("mixtral"), tmp_path))
-    builder = new_builder("model", decoder.spec, keep_probabilities=True)
+    builder = new_builders("model", decoder.spec, keep_probabilities=True)[""]
     recorder = Interrupted(decoder.spec, builder)
     for text in TEXTS:
         recorder.begin(text.prompt, text.domain)
@@ -206,7 +206,7 @@ def record(of: OpenedModel, prompts: Sequence[Prompt], limit: int | None = None,
     def silent(done: int, total: int) -> None:
         """Nobody watches."""
 
-    return analysis.record(of, config(max_tokens), prompts, limit, silent, silent).trace
+    return analysis.record(of, config(max_tokens), prompts, limit, silent, silent)[""].trace
 
 
 def test_limit_counts_prompt_tokens_and_max_tokens_generated_ones() -> None:

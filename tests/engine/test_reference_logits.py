@@ -39,7 +39,7 @@ def fixture(name: str, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("native", [False, True], ids=["torch", "native"])
 @pytest.mark.parametrize("chunk", [48, 7, 1])
-@pytest.mark.parametrize("name", sorted(LOGITS))
+@pytest.mark.parametrize("name", sorted(LOGITS.keys() - {"switch_transformers"}))
 def test_logits_are_those_of_the_reference(
     name: str, chunk: int, native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,6 +53,14 @@ def test_logits_are_those_of_the_reference(
     assert relative_error(torch.cat(parts), LOGITS[name]) <= (
         WHOLE if chunk == len(IDS) and not native else REORDERED[name]
     )
+
+
+def test_an_encoder_and_its_decoder_give_the_logits_of_the_reference(tmp_path: Path) -> None:
+    decoder = load(DATA / "switch_transformers", positions=48)
+    cache = decoder.new_cache(48, 48)
+    decoder.read(torch.tensor(IDS), cache)
+    found = decoder.logits(decoder.forward(torch.tensor([0, *IDS[:19]]), cache))
+    assert relative_error(found, LOGITS["switch_transformers"]) <= WHOLE
 
 
 def test_the_plain_grok_reference_agrees_with_the_port(tmp_path: Path) -> None:

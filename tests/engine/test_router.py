@@ -131,3 +131,21 @@ def test_deepseek_v2_normalises_instead_of_scaling() -> None:
     layer = read_spec(config | {"num_experts_per_tok": 1}).layers[0].ffn  # a single weight would become 1
     assert isinstance(layer, Mixture)
     assert routed(LN, layer.router) == ([0], pytest.approx([6.4]))
+
+
+def test_by_hand_a_full_expert_weighs_nothing_for_later_tokens() -> None:
+    """In the order of the tokens, and of one token's ranks; what is chosen stays, and the weights of the others."""
+    logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 2.0, 1.0], [0.0, 1.0, 2.0]])
+    chosen, weights, _ = route(logits, torch.eye(3), None, Router(3, 1, capacity=1))
+    assert chosen[:, 0].tolist() == [0, 0, 1, 2]
+    assert (weights[:, 0] > 0).tolist() == [True, False, True, True]
+    free = route(logits, torch.eye(3), None, Router(3, 1)).topk_weights
+    assert torch.equal(weights[[0, 2, 3]], free[[0, 2, 3]])
+    both = route(logits, torch.eye(3), None, Router(3, 2, capacity=2)).topk_weights
+    assert (both > 0).tolist() == [[True, True], [True, True], [False, True], [True, False]]
+
+
+def test_a_bias_of_the_product_is_part_of_the_logits() -> None:
+    x, weight, bias = torch.randn(5, 16), torch.randn(6, 16), torch.randn(6)
+    found = route(x, weight, None, Router(6, 1, bias=True), bias)
+    assert torch.allclose(found.logits, x @ weight.T + bias, atol=1e-5)

@@ -26,7 +26,7 @@ from tests.support.checkpoints import make, prompt, write
 from tests.support.running import greedy, load, score
 from tests.support.stores import Stores, decoder, experts_in, packed, plan_for
 
-FAMILIES = ("mixtral", "deepseek_v2", "dbrx", "qwen2_moe")
+FAMILIES = ("mixtral", "deepseek_v2", "dbrx", "qwen2_moe", "switch_transformers")
 IDS = prompt(40)
 
 
@@ -88,14 +88,23 @@ def test_every_order_of_arrival_gives_the_same_bits(seed: int, stores: Stores) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_large_experts_pass_in_pieces(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("mixtral", {"hidden_size": 128, "intermediate_size": 448}),
+        ("switch_transformers", {"d_model": 128, "d_ff": 448}),  # of two matrices
+    ],
+)
+def test_large_experts_pass_in_pieces(
+    family: str, sizes: dict[str, int], dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same bits from disk, from slots and from mapped memory; close to what whole experts give."""
-    folder = write(make("mixtral", hidden_size=128, intermediate_size=448), tmp_path / "model")
+    folder = write(make(family, **sizes), tmp_path / "model")
     store = packed(folder, tmp_path / "store", dtype)
     whole = score(decoder(store, None), IDS)
     monkeypatch.setattr(expert_record, "PIECE", 2**15)
     monkeypatch.setattr("moecli.formats.blocks._WEIGHTS", 2**13)
-    pieces = store.record(0).pieces()
+    pieces = store.record(store.spec.mixtures[0][0]).pieces()
     assert (len(pieces) == 1) == (dtype in ("nf4", "int8"))
     expected, one = score(decoder(store, None), IDS), score(decoder(store, None), IDS, 1)
     # Rounding between the projections is coarser in pieces; a torn router may turn.

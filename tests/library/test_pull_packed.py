@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from moecli import settings
@@ -30,6 +31,7 @@ from moecli.store.packed import PackedStore
 from moecli.store.verify import verify
 from moecli.store.write import partial_folder
 from tests.support import hub_server
+from tests.support.checkpoints import make, write
 from tests.support.hub_server import Fault
 from tests.support.processes import in_child
 from tests.support.stores import contents, deal, packed, random_mixtral
@@ -168,6 +170,18 @@ def test_pulled_and_packed_are_equal_and_nothing_else_is_left(published, server,
 def test_other_formats(server, strewn, checkpoint, dtype, tmp_path):
     publish(server, strewn)
     assert same(pull(dtype=dtype), packed(checkpoint, tmp_path / "x", "bf16" if dtype == "auto" else dtype))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch"])
+def test_an_encoder_and_its_decoder(server, kind, tmp_path):
+    """In shards, or in torch's one file, as Switch is published."""
+    folder = write(make("switch_transformers"), tmp_path / "source", shard="60KB" if kind == "safetensors" else None)
+    if kind == "torch":
+        (whole,) = folder.glob("*.safetensors")
+        torch.save(load_file(whole), folder / "pytorch_model.bin")
+        whole.unlink()
+    publish(server, folder)
+    assert same(pull(), packed(folder, tmp_path / "packed"))
 
 
 def test_the_disk_holds_the_store_and_two_shards_at_most(published, server, store):

@@ -62,6 +62,7 @@ NAMES = {
     "granite-3.1-1b-a400m": "granite-3.1-1b-a400m",
     "granite-3.1-3b-a800m": "granite-3.1-3b-a800m",
     "switch-base-8": "switch-base-8",
+    "switch-c": "switch-c-2048",
     "glam-64b-64e": "glam-64b-64e",
     "arctic": "arctic",
     "snowflake-arctic-instruct": "arctic",

@@ -20,7 +20,7 @@ from moecli.model import catalog
 from moecli.model.families import families, find, load_config, read_spec, runnable
 from moecli.model.spec import MLA, Activation, GroupedQuery, Mixture, ModelSpec, RopeKind
 from moecli.model.tensors import Part, dense_tensors, expert_shapes
-from tests.support.checkpoints import FAMILIES, LAYOUTS, configuration, make, write
+from tests.support.checkpoints import FAMILIES, LAYOUTS, class_name, configuration, make, write
 from tests.support.oracle import transformers
 from tests.support.wild_configs import WILD
 
@@ -375,10 +375,10 @@ def test_a_rope_base_that_does_not_slow_down_is_refused(theta: float) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_missing_key_means_what_it_means_to_transformers(family: str) -> None:
-    stem, _ = FAMILIES[family]
-    needed = {"architectures": [f"{stem}ForCausalLM"], "num_experts_per_tok": 2} if family == "deepseek_v2" else {}
-    needed = needed or {"architectures": [f"{stem}ForCausalLM"]}
-    config_class = getattr(transformers(), f"{stem}Config")
+    needed: dict[str, Any] = {"architectures": [class_name(family)]}
+    if family == "deepseek_v2":
+        needed["num_experts_per_tok"] = 2
+    config_class = getattr(transformers(), f"{FAMILIES[family][0]}Config")
     full = config_class(**{k: v for k, v in needed.items() if k != "architectures"}).to_dict()
     spelled = read_spec(json.loads(json.dumps(full)) | needed)
     assert read_spec(needed) == spelled

@@ -73,7 +73,7 @@ def test_a_key_that_nothing_reads_changes_no_count(entry: catalog.Entry) -> None
         ("nemotron-3-nano-30b-a3b", "num_hidden_layers", 51),
         ("mimo-v2-flash", "moe_layer_freq", [2] * 48),
         ("deepseek-v4-flash", "num_key_value_heads", 2),
-        ("switch-base-8", "is_gated_act", True),
+        ("switch-base-8", "num_selected_experts", 2),
         ("ernie-4.5-21b-a3b", "use_bias", True),
         ("glm-4.5-air", "partial_rotary_factor", 0.01),
         ("glm-5", "mlp_layer_types", ["sparse"] * 77),

@@ -86,7 +86,8 @@ def test_keys_that_nothing_reads_change_nothing(name: str, extra: dict[str, Any]
 WITHOUT_EFFECT = set(
     """
     _attn_implementation attention_dropout attn_pdrop emb_pdrop resid_pdrop initializer_range output_router_logits
-    router_aux_loss_coef router_jitter_noise moe_jitter_eps moe_loss_weight pad_token_id
+    router_aux_loss_coef router_jitter_noise router_z_loss_coef moe_jitter_eps moe_loss_weight pad_token_id
+    add_router_probs dropout_rate initializer_factor
     """.split()
 )
 
@@ -134,6 +135,7 @@ def test_what_transformers_reads_is_used_or_refused(family: str) -> None:
 _DERIVED = {
     "deepseek_v2": ("head_dim", "num_key_value_heads"),
     "deepseek_v3": ("head_dim", "num_key_value_heads"),
+    "switch_transformers": ("is_decoder",),
 }
 
 

@@ -81,6 +81,21 @@ def test_experts_of_rows(dtype: str, width: int, inner: int, tokens: int) -> Non
         assert close(output, samples.layer(dtype, x, expert, inner, Activation.SILU))
 
 
+@pytest.mark.parametrize("dtype", samples.FORMATS)
+@pytest.mark.parametrize("tokens", [1, 9, 200])
+def test_an_expert_of_two_matrices_has_no_gate(dtype: str, tokens: int) -> None:
+    """To the bit what the two products give by themselves, and with a gate what it was."""
+    width, inner = 100, 90
+    (gate, up, down), x = samples.experts(dtype, width, inner, 1)[0], samples.gaussian(tokens, width, seed=9)
+    hidden = torch.relu(native.linear(dtype, x, up, (inner, width)))
+    found = on_every_isa(lambda: native.inner(dtype, x, [up], inner, Activation.RELU))
+    assert torch.equal(found, hidden)
+    whole = on_every_isa(lambda: native.feed_forward(dtype, x, [(up, down), (up, down)], inner, Activation.RELU))
+    assert torch.equal(whole[0], native.linear(dtype, hidden, down, (width, inner)))
+    assert torch.equal(whole[0], whole[1])
+    assert not torch.equal(native.inner(dtype, x, [gate, up], inner, Activation.RELU), hidden)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_to_single_precision(activation: Activation) -> None:
     """With one number a group nothing is lost by int8, so what is left is the error of the function."""

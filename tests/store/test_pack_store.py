@@ -17,7 +17,7 @@ from moecli.checkpoint.reading import stored_slice
 from moecli.errors import CheckpointError, DiskError
 from moecli.formats.plain import torch_dtype
 from moecli.model.spec import Part
-from moecli.model.tensors import EXPERT_MATRICES, dense_tensors
+from moecli.model.tensors import dense_tensors
 from moecli.store.expert_record import PAGE, dense_dtype
 from moecli.store.packed import PackedStore
 from moecli.store.source import open_source
@@ -27,6 +27,7 @@ from tests.support.stores import contents, packed
 MODELS = [
     ("mixtral", "published"), ("dbrx", "published"), ("deepseek_v2", "published"), ("qwen3_moe", "fused"),
     ("granitemoe", "published"), ("deepseek_v3", "fused"), ("mistral", "published"),
+    ("switch_transformers", "published"),
 ]  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def test_a_store_is_its_checkpoint_packed(source, dtype, tmp_path):
         record, records = store.record(layer), store.experts(layer)
         assert records.offset % PAGE == 0 and records.shape == (mixture.router.experts, record.stride)
         for expert in range(mixture.router.experts):
-            for matrix in EXPERT_MATRICES:
+            for matrix in record.fields:
                 field = record.fields[matrix]
                 original = stored_slice(weights.checkpoint, weights.expert(layer, expert, matrix))
                 found = stored_bytes(store, records, expert * record.stride + field.offset, field.size)

@@ -55,9 +55,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe": ("Olmoe", _BASE | {"intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3}),
     "qwen2_moe": ("Qwen2Moe", _BASE | _QWEN | {"shared_expert_intermediate_size": 20}),
     "qwen3_moe": ("Qwen3Moe", _BASE | _QWEN | {"head_dim": 16}),
+    "switch_transformers": (
+        "SwitchTransformers",
+        {
+            "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 24, "num_heads": 4, "num_layers": 4,
+            "num_decoder_layers": 4, "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2, "num_experts": 6,
+            "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20, "decoder_start_token_id": 0,
+            "expert_capacity": 9,
+        },
+    ),
 }  # fmt: skip
+ENCODER_DECODERS = ("switch_transformers",)
 DENSE = ("llama", "mistral")
-MIXTURES = tuple(family for family in FAMILIES if family not in DENSE)
+DECODERS = tuple(family for family in FAMILIES if family not in ENCODER_DECODERS)
+MIXTURES = tuple(family for family in DECODERS if family not in DENSE)
 LAYOUTS = ("published", "fused")
 
 
@@ -65,8 +76,13 @@ def make(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model of `family`; `changes` are keys of its configuration, one level deep where they are objects."""
     config = configuration(family, **changes)
     config._attn_implementation = "eager"
-    model = getattr(transformers(), f"{FAMILIES[family][0]}ForCausalLM")(config).eval()
+    model = getattr(transformers(), class_name(family))(config).eval()
     _randomise(model, torch.Generator().manual_seed(seed))
+    if (
+        family in ENCODER_DECODERS
+    ):  # one table, as in every published file; with a head of its own, transformers 5 has three
+        for stack in (model.encoder, model.decoder):
+            stack.embed_tokens.weight = model.shared.weight
     return model
 
 
@@ -77,7 +93,12 @@ def configuration(family: str, **changes: Any) -> PretrainedConfig:
     for key, value in changes.items():
         nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
         settings[key] = settings[key] | value if nested else value
-    return getattr(transformers(), f"{stem}Config")(**settings, architectures=[f"{stem}ForCausalLM"])
+    return getattr(transformers(), f"{stem}Config")(**settings, architectures=[class_name(family)])
+
+
+def class_name(family: str) -> str:
+    """The class of transformers that generates."""
+    return f"{FAMILIES[family][0]}For{'ConditionalGeneration' if family in ENCODER_DECODERS else 'CausalLM'}"
 
 
 def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
@@ -94,10 +115,10 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
                 value.copy_(normal(value.shape, 0.3))
             elif value.dim() == 1:
                 value.copy_(1 + normal(value.shape, 0.3))
-            elif re.search(r"(gate|router\.layer)\.weight$", name):
+            elif re.search(r"(gate|router\.layer|classifier)\.weight$", name):
                 value.copy_(normal(value.shape, 0.4))
             else:
-                value.copy_(normal(value.shape, 1.0 if re.search("embed_tokens|wte", name) else 0.25))
+                value.copy_(normal(value.shape, 1.0 if re.search("embed_tokens|wte|shared", name) else 0.25))
 
 
 def write(model: PreTrainedModel, folder: Path, layout: str = "published", shard: str | None = None) -> Path:
@@ -109,7 +130,7 @@ def write(model: PreTrainedModel, folder: Path, layout: str = "published", shard
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
         tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-        tensors = {name: value.contiguous() for name, value in model.state_dict().items() if name not in tied}
+        tensors = {name: value.clone().contiguous() for name, value in model.state_dict().items() if name not in tied}
         save_file(tensors, folder / "model.safetensors")
     return folder
 

@@ -26,9 +26,11 @@ def session(decoder: Decoder, capacity: int = 256, chunk: int = 256) -> Session:
 
 
 def score(decoder: Decoder, ids: Sequence[int], chunk: int = 256) -> torch.Tensor:
-    """Logits after each of `ids`, fed `chunk` at a time. [T, V]"""
+    """Logits after each of `ids`, fed `chunk` at a time; where there is an encoder, it reads them before. [T, V]"""
     cache = decoder.new_cache(max(len(ids), 1), chunk)
     text = torch.tensor(ids)
+    if decoder.encoder is not None:
+        decoder.read(text, cache)
     return torch.cat([decoder.logits(decoder.forward(part, cache)) for part in text.split(chunk)])
 
 

@@ -1,4 +1,4 @@
-"""Small real tokenizers of the two kinds that MoE models ship, built with the `tokenizers` library."""
+"""Small real tokenizers of the kinds that MoE models ship, built with the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -25,6 +25,27 @@ def byte_level() -> Backend:
 def metaspace() -> Backend:
     """SentencePiece style: "▁" for spaces, `<0x..>` for what is in no token (Mixtral, Phi-3.5-MoE)."""
     return Backend.from_str(_trained_metaspace())
+
+
+def with_sentinels(size: int) -> Backend:
+    """T5's kind (Switch): pieces by their likelihood, EOS behind a text, and sentinels up to `size` ids."""
+    backend = Backend.from_str(_trained_unigram())
+    count = size - backend.get_vocab_size()
+    names = [f"<extra_id_{number}>" for number in reversed(range(count))]
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    return backend
+
+
+@cache
+def _trained_unigram() -> str:
+    specials = ["<pad>", "</s>", "<unk>"]
+    backend = Backend(models.Unigram([(token, 0.0) for token in specials], 2, False))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    trainer = trainers.UnigramTrainer(vocab_size=80, special_tokens=specials, unk_token="<unk>", show_progress=False)
+    backend.train_from_iterator(CORPUS, trainer)
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return str(backend.to_str())
 
 
 @cache

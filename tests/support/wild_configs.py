@@ -283,6 +283,22 @@ WILD: dict[str, Wild] = {
         {"architectures": ["BlipModel"], "model_type": "blip", "text_config": {"model_type": "blip_text_model"}},
         refusal="'BlipModel' is not supported",
     ),
+    # Encoder and decoder
+    "switch, as converted first": Wild(_of("switch-base-16", **_SAVER, output_past=True), 1_072_397_568),
+    "switch, no class named": Wild(_of("switch-c-2048", torch_dtype="bfloat16"), 1_571_375_798_688),
+    "switch, gated": Wild(_of("switch-xxl-128", "is_gated_act"), 394_675_073_024),
+    "switch with two experts a token": Wild(
+        _of("switch-base-8", num_selected_experts=2), refusal="'num_selected_experts' is 2"
+    ),
+    "switch, the best first": Wild(
+        _of("switch-base-8", batch_prioritized_routing=True), refusal="'batch_prioritized_routing' is true"
+    ),
+    "switch, a router in half precision": Wild(
+        _of("switch-base-8", router_dtype="bfloat16"), refusal="'router_dtype' is \"bfloat16\""
+    ),
+    "switch, buckets beyond their distance": Wild(
+        _of("switch-base-8", relative_attention_max_distance=16), refusal="too short for 32 buckets"
+    ),
     # Counted, not run
     "nemotron 3.5, its layers as a list": Wild(_nemotron(), 31_577_940_288),
     "gpt-oss, tuned": Wild(

@@ -23,7 +23,7 @@ class NamedSlice:
 class ExpertNames:
     """Where gate, up and down of every expert lie."""
 
-    gate: NamedSlice
+    gate: NamedSlice | None  # None: an expert of two matrices
     up: NamedSlice
     down: NamedSlice
 
@@ -35,6 +35,8 @@ class Layout:
     dense: Mapping[str, tuple[str, ...]]
     experts: ExpertNames | None = None  # of a dense model
     ignored: tuple[str, ...] = ()  # regular expressions of names that carry no weights we need
+    encoder: Layout | None = None  # its layers, numbered from 0 in their names
+    copies: tuple[str, ...] = ()  # further names of the input table
 
 
 @dataclass(frozen=True, slots=True)

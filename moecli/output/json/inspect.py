@@ -22,7 +22,7 @@ _PARTS = (
 def document(report: Report, reference: Report) -> dict[str, Any]:
     """One model; numbers are whole numbers, bytes say so in their key."""
     spec, counts, inventory = report.spec, report.counts, report.inventory
-    every = (*spec.encoder, *spec.layers)
+    every = spec.blocks
     return {
         "schema_version": SCHEMA_VERSION,
         "model": report.model,
@@ -36,6 +36,7 @@ def document(report: Report, reference: Report) -> dict[str, Any]:
         "runnable": report.runnable,
         "lacks": list(report.lacks),
         "layers": len(every),
+        "encoder_layers": len(spec.encoder),
         "moe_layers": sum(isinstance(layer.ffn, Mixture) for layer in every),
         "hidden_size": spec.hidden_size,
         "vocab_size": spec.vocab_size,
@@ -111,6 +112,7 @@ def _router(mixture: Mixture | None) -> dict[str, Any]:
         "groups": rule.n_group,
         "kept_groups": rule.topk_group,
         "correction_bias": rule.correction_bias,
+        "expert_capacity": rule.capacity,
         "description": words.router(rule),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from moecli.library.inspection import Report, dense_reference
@@ -21,12 +21,20 @@ from moecli.routing.published import (
 _MOST_PAIRS = 2**17  # 32 layers of 64 experts: more would be most of the document
 
 
-def document(analysis: Analysis, layers: Collection[int] | None = None, report: Report | None = None) -> dict[str, Any]:
-    """`report`: of the model, as `inspect --json` shows it; None where a trace alone is named."""
-    found = {"routing": routing(analysis, layers) | {"peak_rss_bytes": machine.peak_rss()}}
+def document(
+    analyses: Mapping[str, Analysis], layers: Collection[int] | None = None, report: Report | None = None
+) -> dict[str, Any]:
+    """`report`: of the model, as `inspect --json` shows it; None where a trace alone is named.
+
+    The object is under "routing", of a model of two stacks under "routing_encoder" and "routing_decoder".
+    """
+    found = {
+        f"routing_{stack}".rstrip("_"): routing(each, layers) | {"peak_rss_bytes": machine.peak_rss()}
+        for stack, each in analyses.items()
+    }
     if report is not None:
         return inspect.document(report, dense_reference([report])) | found
-    trace = analysis.trace
+    trace = next(iter(analyses.values())).trace
     about = {"schema_version": SCHEMA_VERSION, "model": trace.model or None, "family": trace.family or None}
     return about | found
 

@@ -9,6 +9,7 @@ from moecli.engine.answer import Answer
 from moecli.output.json import SCHEMA_VERSION
 from moecli.output.json.shared import planned_bytes
 from moecli.planning import machine
+from moecli.text.spans import filled, spans
 
 if TYPE_CHECKING:
     from moecli.engine.chat import ChatSession
@@ -38,4 +39,18 @@ def document(session: ChatSession, answer: Answer) -> dict[str, Any]:
         "peak_rss_bytes": machine.peak_rss(),
         "planned_bytes": planned_bytes(loaded.plan),
         "expert_cache": asdict(loaded.decoder.experts.statistics),
+        **_filled(session, answer),
+    }
+
+
+def _filled(session: ChatSession, answer: Answer) -> dict[str, Any]:
+    """Of a model that fills spans: these, the whole text, and the share of the prompt that full experts dropped."""
+    if not session.fills_spans:
+        return {}
+    tokenizer = session.loaded.opened.tokenizer
+    found = spans(tokenizer, answer.prompt, answer.token_ids)
+    return {
+        "spans": [asdict(span) for span in found],
+        "filled_text": filled(answer.prompt, found),
+        "dropped_share": answer.timing.dropped,
     }

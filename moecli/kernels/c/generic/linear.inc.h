@@ -115,8 +115,12 @@ static void gate_up_task(const struct job *job, size_t index, uint8_t *scratch) 
     uint8_t *hidden = job->hidden + task.expert * input_bytes(job->down, job->tokens);
     float *gate = (float *)scratch, *up = (float *)(scratch + sums_bytes(job->tokens));
     uint8_t *buffer = scratch + 2 * sums_bytes(job->tokens);
-    product(job->gate_up, matrices[0], row, task.valid, input, task.tokens, gate, buffer);
-    product(job->gate_up, matrices[1], job->up_row + row, task.valid, input, task.tokens, up, buffer);
+    int is_gated = matrices[0] != NULL;
+    product(job->gate_up, matrices[is_gated ? 0 : 1], row, task.valid, input, task.tokens, gate, buffer);
+    if (is_gated)
+        product(job->gate_up, matrices[1], job->up_row + row, task.valid, input, task.tokens, up, buffer);
+    for (size_t i = 0; !is_gated && i < task.tokens * TASK_ROWS; i++)
+        up[i] = 1; /* activation(up x) * 1 */
     for (size_t token = task.first; token < task.first + task.tokens; token++, gate += TASK_ROWS, up += TASK_ROWS) {
         float numbers[GROUP];
         activate(job->activation, gate, up, numbers);
