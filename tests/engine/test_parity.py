@@ -121,6 +121,15 @@ def oracle(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
         return model(torch.tensor([ids]), use_cache=False).logits[0]
 
 
+def exact(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """The same computed in float64: where that in float32 is itself further off than ours may be."""
+    model.set_experts_implementation("eager")  # others know no float64
+    try:
+        return oracle(model.double(), ids).float()
+    finally:
+        model.float()
+
+
 def oracle_greedy(model: PreTrainedModel, ids: list[int]) -> list[int]:
     """transformers' own cached continuation, for ropes whose frequencies change with the length of the text."""
     found = model.generate(torch.tensor([ids]), max_new_tokens=TOKENS, do_sample=False, eos_token_id=None)
@@ -141,7 +150,8 @@ def test_parity(family: str, special: str, changes: dict[str, Any], layout: str,
         if special == "dynamic":  # first: transformers keeps the frequencies of the longest text it has seen
             assert ours == oracle_greedy(model, ids)
         expected = oracle(model, text)
-        assert (score(decoder, text) - expected).abs().max() <= 1e-4
+        found = score(decoder, text)
+        assert (found - expected).abs().max() <= 1e-4 or (found - exact(model, text)).abs().max() <= 1e-4
         if special != "dynamic":  # each token follows from those before it, so one pass shows the whole greedy text
             assert ours == expected[len(ids) - 1 :].argmax(-1).tolist()
 

@@ -190,4 +190,4 @@ def test_a_model_without_experts_has_one_file() -> None:
     spec = spec_of("llama-2-70b")
     layout = layout_of(spec, "q4")
     assert list(layout.sizes) == [DENSE] and not layout.records and not layout.experts
-    assert manifest.SCHEMA == 2
+    assert manifest.SCHEMA == 3

@@ -154,7 +154,7 @@ def test_what_unfinished_work_must_agree_in(checkpoint: Path, layout: StoreLayou
         assert (writer.packed, writer.total, writer.todo) == (0, 0, [])
     plan = journal.read_plan(tmp_path / "store.partial")
     assert plan == {
-        "schema": 2, "moecli_version": __version__, "dtype": "q4", "compute": "bf16", "roles": dict(layout.roles),
+        "schema": 3, "moecli_version": __version__, "dtype": "q4", "compute": "bf16", "roles": dict(layout.roles),
         "origin": {"model": "five", "repo": "a/five", "revision": "c0", "path": None, "fingerprint": "mark"},
     }  # fmt: skip
 
@@ -203,7 +203,7 @@ def test_a_manifest_in_json(store: PackedStore, checkpoint: Path) -> None:
     assert list(found) == [
         "schema_version", "moecli_version", "dtype", "compute", "origin", "roles", "files", "records", "digest",
     ]  # fmt: skip
-    assert (found["schema_version"], found["moecli_version"], found["dtype"]) == (2, __version__, "q4")
+    assert (found["schema_version"], found["moecli_version"], found["dtype"]) == (3, __version__, "q4")
     assert found["origin"]["model"] == checkpoint.name and found["origin"]["path"] == str(checkpoint)
     assert list(found["files"]) == ["config.json", "tokenizer.json", "tokenizer_config.json", *store.layout.sizes]
     for name, size in store.layout.sizes.items():
@@ -213,7 +213,7 @@ def test_a_manifest_in_json(store: PackedStore, checkpoint: Path) -> None:
         assert len(entry["parts"]) == (6 if name.startswith("experts") else len(store.layout.dense))
     assert found["files"]["config.json"]["parts"] == []
     text = (store.folder / manifest.FILE).read_text(encoding="utf-8")
-    assert text.endswith("}\n") and text.startswith('{\n "schema_version": 2,\n')
+    assert text.endswith("}\n") and text.startswith('{\n "schema_version": 3,\n')
     assert store.bytes == sum(path.stat().st_size for path in store.folder.iterdir() if path.name != manifest.FILE)
     assert {path.name for path in store.folder.iterdir()} == {manifest.FILE, *found["files"]}
 
