@@ -55,10 +55,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "dots1": ("Dots1", _BASE | _ROUTED | {"n_group": 2, "topk_group": 1, "sliding_window": None}),
+    "ernie4_5_moe": (
+        "Ernie4_5_Moe",
+        _BASE | {"intermediate_size": 40, "moe_intermediate_size": 16, "moe_num_experts": 6, "moe_k": 3},
+    ),
     "glm4_moe": ("Glm4Moe", _BASE | _ROUTED | {"head_dim": 12, "attention_bias": True}),
     "glm4_moe_lite": (
         "Glm4MoeLite",
         _BASE | _LATENT | {"q_lora_rank": 12, "n_shared_experts": 1, "mlp_layer_types": ["dense", "sparse"]},
+    ),
+    "hunyuan_v1_moe": (
+        "HunYuanMoEV1",
+        _BASE | {"intermediate_size": 24, "num_experts": 6, "moe_topk": 3, "head_dim": 12, "tie_word_embeddings": True},
     ),
     "llama": ("Llama", _BASE | {"intermediate_size": 40}),
     "minimax_m2": (

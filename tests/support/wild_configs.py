@@ -258,6 +258,30 @@ WILD: dict[str, Wild] = {
         29_943_393_920,
     ),
     "dots.llm1": Wild(_DOTS, 142_774_381_696),
+    # ERNIE, Hunyuan
+    "ernie-4.5, as converted": Wild(
+        _of(
+            "ernie-4.5-21b-a3b",
+            use_moe=True,
+            moe_use_aux_free=True,
+            moe_capacity=[64, 64, 64],
+            moe_gate="topk",
+            num_nextn_predict_layers=1,
+        ),
+        21_825_437_888,
+    ),
+    "hunyuan-a13b, gptq": Wild(_of("hunyuan-a13b", quantization_config=_GPTQ), 80_393_183_232, "gptq"),
+    "hunyuan-a13b, saved by transformers 5": Wild(
+        _of(
+            "hunyuan-a13b",
+            "attention_head_dim",
+            "rope_scaling",
+            "rope_theta",
+            head_dim=128,
+            rope_parameters={"alpha": 1000.0, "factor": 1.0, "rope_theta": 10000.0, "rope_type": "dynamic"},
+        ),
+        80_393_183_232,
+    ),
     # OLMoE, Granite
     "olmoe, tuned": Wild(
         _of("olmoe-base", **_SAVER, architectures=["OlmoeModel"], layer_types=["full_attention"] * 16), 6_919_161_856

@@ -36,6 +36,7 @@ def grouped_query(
     head_dim: int | None = None,
     theta: float = 10_000.0,
     rotary: float | None = None,
+    interleaved: bool = False,
     qk_norm: QkNorm = QkNorm.NONE,
     qkv_bias: bool = False,
     output_bias: bool = False,
@@ -55,7 +56,7 @@ def grouped_query(
     head_dim = c.optional_count("head_dim", head_dim) or hidden_size // heads
     if head_dim % 2 or not head_dim:
         raise c.fail("head_dim", f"is {head_dim}: rotary embedding needs an even number")
-    rope = read_rope(c, head_dim, context, theta, partial=rotary)
+    rope = read_rope(c, head_dim, context, theta, interleaved, partial=rotary)
     return GroupedQuery(
         heads, kv_heads, head_dim, rope, scale or head_dim**-0.5, qkv_bias, output_bias, qk_norm, clip, softcap, window
     )
