@@ -282,6 +282,9 @@ WILD: dict[str, Wild] = {
         ),
         80_393_183_232,
     ),
+    # Ling, DeepSeekMoE
+    "ling-mini, tuned": Wild(_of("ling-mini-2.0", **_SAVER, num_nextn_predict_layers=0), 16_255_643_392),
+    "deepseek-moe-16b, awq": Wild(_of("deepseek-moe-16b", quantization_config=_AWQ), 16_375_728_128, "awq"),
     # OLMoE, Granite
     "olmoe, tuned": Wild(
         _of("olmoe-base", **_SAVER, architectures=["OlmoeModel"], layer_types=["full_attention"] * 16), 6_919_161_856
