@@ -254,6 +254,7 @@ class Layer:
     recurrent: Recurrent | None = None  # where attention is not
     cross: GroupedQuery | None = None  # attention to the encoder's output, after the layer's own, with its norm
     parallel: FeedForward | None = None  # a dense block beside the mixture, with a norm of its own
+    ffn_reads_input: bool = False  # the mixture reads what attention reads, not what comes of it (Arctic)
     extra: tuple[Extra, ...] = ()
     cache_extra: int = 0  # numbers per token beside keys and values: an indexer's keys, compressed entries
 

@@ -14,7 +14,7 @@ from moecli.model.families import families, read_spec
 from moecli.model.spec import GroupedQuery
 from moecli.model.tensors import Tensor, dense_tensors, expert_shapes
 from tests.support.checkpoints import VOCABULARY, prompt
-from tests.support.plain_decoder import PlainDecoder, PlainLing
+from tests.support.plain_decoder import PlainArctic, PlainDecoder, PlainLing
 from tests.support.running import greedy, load, score
 
 pytestmark = pytest.mark.slow
@@ -31,6 +31,14 @@ FAMILIES: dict[str, tuple[type[PlainDecoder], dict[str, Any]]] = {
         _BASE | _ROUTED
         | {"architectures": ["DeepseekForCausalLM"], "n_routed_experts": 6, "n_shared_experts": 2},
     ),
+    "arctic": (
+        PlainArctic,
+        _BASE
+        | {
+            "architectures": ["ArcticForCausalLM"], "num_local_experts": 6, "moe_layer_frequency": 1,
+            "parallel_attn_mlp_res": True,
+        },
+    ),
     "bailing_moe": (
         PlainLing,
         _BASE | _ROUTED
@@ -46,6 +54,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
      {"norm_topk_prob": True, "tie_word_embeddings": True, "num_key_value_heads": 4}),
     ("deepseek", "biases, all sparse, none shared",
      {"attention_bias": True, "first_k_dense_replace": 0, "n_shared_experts": 0}),
+    ("arctic", "one expert, tied, multi-head",
+     {"num_experts_per_tok": 1, "tie_word_embeddings": True, "num_key_value_heads": 4}),
     ("bailing_moe", "one group, all turns, two shared",
      {"n_group": 1, "topk_group": 1, "partial_rotary_factor": 1.0, "num_shared_experts": 2}),
     ("bailing_moe", "biases, no norms, tied",

@@ -19,6 +19,8 @@ class PlainDecoder:
     """DeepSeekMoE-16B (arXiv 2401.06066): Llama's attention, small experts beside shared ones, dense layers first."""
 
     embedding = "model.embed_tokens.weight"
+    parts = "gate_proj", "up_proj", "down_proj"
+    normalised = False  # weights, where the file does not say
 
     def __init__(self, folder: Path) -> None:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
@@ -84,9 +86,9 @@ class PlainDecoder:
         cos, sin = angles.cos(), angles.sin()
         return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), -1)
 
-    def mlp(self, name: str, x: Tensor, parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> Tensor:
+    def mlp(self, name: str, x: Tensor) -> Tensor:
         """SwiGLU."""
-        gate, up, down = parts
+        gate, up, down = self.parts
         return self.linear(F.silu(self.linear(x, name + gate)) * self.linear(x, name + up), name + down)
 
     def mixture(self, name: str, x: Tensor) -> Tensor:
@@ -105,8 +107,22 @@ class PlainDecoder:
         """The experts of one token and their weights: shares of a softmax over all, perhaps divided by their sum."""
         shares = logits.softmax(-1).tolist()
         best = sorted(range(len(shares)), key=lambda e: -shares[e])[: self.config["num_experts_per_tok"]]
-        total = sum(shares[e] for e in best) if self.config.get("norm_topk_prob", False) else 1.0
+        total = sum(shares[e] for e in best) if self.config.get("norm_topk_prob", self.normalised) else 1.0
         return {expert: shares[expert] / total for expert in best}
+
+
+class PlainArctic(PlainDecoder):
+    """Snowflake Arctic: a dense transformer, and a mixture that reads each block's input and adds to its output."""
+
+    parts = "w1", "w3", "w2"
+    normalised = True
+
+    def layer(self, layer: int, x: Tensor) -> Tensor:
+        """The norm before the mixture is called after attention's place in other models, and is not there."""
+        block = f"model.layers.{layer}."
+        beside = self.mixture(block + "block_sparse_moe.", self.norm(x, block + "post_attention_layernorm"))
+        x = x + self.attention(block, self.norm(x, block + "input_layernorm"))
+        return x + self.mlp(block + "residual_mlp.", self.norm(x, block + "residual_layernorm")) + beside
 
 
 class PlainLing(PlainDecoder):

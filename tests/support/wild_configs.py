@@ -282,7 +282,11 @@ WILD: dict[str, Wild] = {
         ),
         80_393_183_232,
     ),
-    # Ling, DeepSeekMoE
+    # Arctic, Ling, DeepSeekMoE
+    "arctic, as published": Wild(
+        _of("arctic", "rope_theta", use_residual=True, moe_min_capacity=0, moe_token_dropping=False, rope_theta=1e6),
+        478_584_608_768,
+    ),
     "ling-mini, tuned": Wild(_of("ling-mini-2.0", **_SAVER, num_nextn_predict_layers=0), 16_255_643_392),
     "deepseek-moe-16b, awq": Wild(_of("deepseek-moe-16b", quantization_config=_AWQ), 16_375_728_128, "awq"),
     # OLMoE, Granite
