@@ -41,6 +41,4 @@ class Unsupported(Enum):
     CLAMPED_SWIGLU = "the clamped SwiGLU activation"
     LM_HEAD_BIAS = "a biased output head"
     # evidence
-    UNCOMPARED = "a comparison of this family with its reference"
-    NO_REFERENCE = "a reference to compare this family with"
     NO_WEIGHTS = "any released weights"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from moecli.engine.router import Routing
 from moecli.model.families import families, read_spec
 from moecli.model.spec import GroupedQuery
 from moecli.model.tensors import Tensor, dense_tensors, expert_shapes
 from tests.support.checkpoints import VOCABULARY, prompt
 from tests.support.plain_decoder import PlainArctic, PlainDecoder, PlainLing
 from tests.support.running import greedy, load, score
+from tests.support.stores import decoder as placed
+from tests.support.stores import packed
 
 pytestmark = pytest.mark.slow
 
@@ -142,3 +146,35 @@ def test_neither_chunks_nor_the_native_step_change_the_logits(family: str, tmp_p
     whole = score(decoder, ids)
     for chunk in (1, 7):
         assert (score(decoder, ids, chunk) - whole).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_placement_changes_no_bit(family: str, tmp_path: Path) -> None:
+    config, tensors = make(family, {})
+    store = packed(write(tmp_path / "model", config, tensors), tmp_path / "store", "q8")
+    ids = prompt(40)
+    everything, few = (placed(store, slots) for slots in (None, 2))
+    for chunk in (256, 1):
+        assert torch.equal(score(few, ids, chunk), score(everything, ids, chunk))
+    texts = [torch.tensor(prompt(length)) for length in (23, 40)]
+    together, alone = Choices(), Choices()
+    few.layerwise_prefill(texts, 16, together)
+    for text in texts:
+        everything.forward(text, everything.new_cache(len(text), 16), alone)
+    for layer, choices in together.of.items():
+        assert torch.equal(torch.cat(choices), torch.cat(alone.of[layer])), layer
+
+
+class Choices:
+    """An observer that keeps which experts were chosen, by layer."""
+
+    generated = False
+
+    def __init__(self) -> None:
+        self.of: dict[int, list[torch.Tensor]] = defaultdict(list)
+
+    def tokens(self, ids: torch.Tensor) -> None:
+        pass
+
+    def record(self, layer: int, routing: Routing) -> None:
+        self.of[layer].append(routing.topk_ids.clone())
