@@ -106,7 +106,7 @@ def _hidden(start: int, queries: int, keys: int, window: int | None, device: tor
 
 
 class GroupedQueryAttention:
-    """x -> q, k, v -> (norm, clip, rotate) -> attend -> output."""
+    """x -> q, k, v -> (norm, clip, rotate, or norm after it) -> attend -> output."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class GroupedQueryAttention:
         self._qkv, self._qkv_bias = weights.matrix("qkv"), weights.get("qkv_bias")
         self._o, self._o_bias = weights.matrix("o"), weights.get("o_bias")
         self._q_norm, self._k_norm = weights.get("q_norm"), weights.get("k_norm")
-        if spec.qk_norm is QkNorm.HEAD:
+        if spec.qk_norm in (QkNorm.HEAD, QkNorm.ROTATED_HEAD):
             q, k = weights["q_norm"], weights["k_norm"]
             self._head_norm = torch.cat((q.expand(spec.heads, -1), k.expand(spec.kv_heads, -1)))  # [H + K, d]
 
@@ -135,6 +135,8 @@ class GroupedQueryAttention:
         spec, start = self._spec, cache.length
         qk, v = self._project(x)
         qk = self._rotary.rotate(qk.unflatten(-1, (-1, spec.head_dim)), start)  # [T, H + K, d]
+        if spec.qk_norm is QkNorm.ROTATED_HEAD:
+            qk = self._norm_heads(qk)
         q, k = qk.split((spec.heads, spec.kv_heads), dim=1)
         k, v = cache.append(k, v.unflatten(-1, (-1, spec.head_dim)))
         if not self._causal:
@@ -158,11 +160,14 @@ class GroupedQueryAttention:
             k = rms_norm(k, self._k_norm, self._eps)
             qk = torch.cat((q, k), -1)
         elif spec.qk_norm is QkNorm.HEAD:
-            heads = rms_norm(qk.unflatten(-1, (-1, spec.head_dim)), None, self._eps)
-            qk = (heads * self._head_norm).flatten(-2)
+            qk = self._norm_heads(qk.unflatten(-1, (-1, spec.head_dim))).flatten(-2)
         if spec.clip is not None and spec.qk_norm is not QkNorm.NONE:
             qk, v = qk.clamp(-spec.clip, spec.clip), v.clamp(-spec.clip, spec.clip)
         return qk, v
+
+    def _norm_heads(self, heads: Tensor) -> Tensor:
+        """Queries and keys [T, H + K, d], each head by itself."""
+        return rms_norm(heads, None, self._eps) * self._head_norm
 
 
 class CrossAttention:

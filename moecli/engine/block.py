@@ -53,7 +53,7 @@ class Block:
         """`index`: its number among `spec.blocks`."""
         self._spec, self._index, self._weights, self._experts = spec, index, weights, experts
         layer = spec.blocks[index]
-        attention, self._ffn = layer.attention, layer.ffn
+        attention, self._ffn, self._parallel = layer.attention, layer.ffn, layer.parallel
         self._attention = (
             GroupedQueryAttention(
                 attention, weights, rotary, scratch, spec.norm_eps, bias, causal=index >= len(spec.encoder)
@@ -79,14 +79,22 @@ class Block:
         if self._cross is not None and cache.cross is not None:
             self._cross.keep(states, cache.cross)
 
-    def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> None:
-        """x [T, D], changed in place: each token by itself, and only routed experts see more than CHUNK at once."""
+    def keep_input(self, x: Tensor) -> Tensor | None:
+        """What `feed_forward` wants of x before attention: a copy, where the mixture reads that."""
+        return x.clone() if self._spec.blocks[self._index].ffn_reads_input else None
+
+    def feed_forward(self, x: Tensor, observer: RoutingObserver | None, kept: Tensor | None = None) -> None:
+        """x [T, D], changed in place: each token by itself, and only routed experts see more than CHUNK at once.
+
+        `kept`: of these tokens, the last of them, what `keep_input` gave.
+        """
         if not isinstance(self._ffn, Mixture):
             for part in x.split(CHUNK):
                 part.add_(self._branch("ffn", self._mlp("", self._norm("ffn_norm", part), self._ffn)))
             return
         normed = torch.empty_like(x)
-        for part, out in zip(x.split(CHUNK), normed.split(CHUNK), strict=True):
+        read = x if kept is None else kept[len(kept) - len(x) :]
+        for part, out in zip(read.split(CHUNK), normed.split(CHUNK), strict=True):
             out.copy_(self._norm("ffn_norm", part))
         routing = self.route(normed, self._ffn)
         self.dropped = _dropped(routing, self._ffn.router)
@@ -97,7 +105,10 @@ class Block:
             out = routed.to(x.dtype)
             if self._ffn.shared is not None:
                 out += self.shared_forward(tokens, self._ffn, self._ffn.shared)
-            part.add_(self._branch("ffn", out))
+            out = self._branch("ffn", out)
+            if self._parallel is not None:
+                out = out + self._mlp("parallel_", self._norm("parallel_norm", part), self._parallel)
+            part.add_(out)
 
     def route(self, x: Tensor, mixture: Mixture) -> Routing:
         """The experts that each token of the normed x [T, D] takes, and their weights."""

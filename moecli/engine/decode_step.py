@@ -59,10 +59,14 @@ class NativeLayer:
         self.reserve(len(x), caches)
         return self._attention_call(x)
 
-    def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> Tensor:
-        """x [T, D] -> [T, D], perhaps the same tensor."""
+    def keep(self, x: Tensor) -> Tensor | None:
+        """As of its block."""
+        return self._block.keep_input(x)
+
+    def feed_forward(self, x: Tensor, observer: RoutingObserver | None, kept: Tensor | None = None) -> Tensor:
+        """x [T, D] -> [T, D], perhaps the same tensor; `kept` as of its block."""
         if self.moe is None:
-            self._block.feed_forward(x, observer)
+            self._block.feed_forward(x, observer, kept)
         elif self.moe.resident:
             self._moe_call(x)
             self.record_resident(len(x), observer)
@@ -127,7 +131,8 @@ class DecodeStep:
         layers = list(zip(self._layers, zip(*texts, strict=True), strict=True))
         if self._call is None:
             for layer, caches in layers:
-                x = layer.feed_forward(layer.attend(x, caches), observer)
+                kept = layer.keep(x)
+                x = layer.feed_forward(layer.attend(x, caches), observer, kept)
             return x
         for layer, caches in layers:
             layer.reserve(len(x), caches)
@@ -153,10 +158,12 @@ def attention_sublayer(spec: ModelSpec, index: int, weights: LayerWeights) -> At
 def moe_sublayer(spec: ModelSpec, index: int, weights: LayerWeights, experts: ExpertStore) -> MoeSublayer | None:
     """A layer's mixture or plain feed-forward as a native call.
 
-    None for other formats and devices, for routed and shared experts in two formats, and for stacked gates and ups
-    whose rows interlace.
+    None for other formats and devices, for routed and shared experts in two formats, for stacked gates and ups whose
+    rows interlace, and for a mixture with a dense block beside it.
     """
     ffn = spec.layers[index].ffn
+    if spec.layers[index].parallel is not None or spec.layers[index].ffn_reads_input:
+        return None
     shared, prefix = (ffn.shared, "shared_") if isinstance(ffn, Mixture) else (ffn, "")
     matrices: list[Matrix] = [weights.matrix(f"{prefix}{role}") for role in ("gate_up", "down")] if shared else []
     dtype = experts.dtype if isinstance(ffn, Mixture) else format_of(matrices[0])

@@ -168,10 +168,11 @@ class Decoder:
                     return "in the encoder"
                 self.read(read, whole)
             for index, (block, cache) in enumerate(zip(self._blocks, caches, strict=True), len(self.spec.encoder)):
+                kept = block.keep_input(x)
                 x = block.attend(x, cache, len(ids))
                 if not is_finite(x):
                     return f"in the attention of layer {index}"
-                block.feed_forward(x, None)
+                block.feed_forward(x, None, kept)
                 if not is_finite(x):
                     return f"in the feed-forward of layer {index}"
         return "in the logits"
@@ -191,6 +192,7 @@ class Decoder:
             for number, (block, layer) in enumerate(zip(self._blocks, self.spec.layers, strict=True)):
                 rows = cache_rows(layer.attention, longest, chunk)
                 cache = LayerCache(layer.attention, rows, self.dtype, self.device)
+                kept = block.keep_input(x)
                 for text in x.split([len(text) for text in texts]):
                     cache.clear()
                     self._rotary[layer.attention.rope].prepare(len(text))
@@ -200,7 +202,7 @@ class Decoder:
                         padded = F.pad(part, (0, 0, 0, -len(part) % bucket))
                         part.copy_(block.attend(padded, cache, len(text))[: len(part)])
                 watch(2 * number + 1, 2 * len(self._blocks))
-                block.feed_forward(x, observer)
+                block.feed_forward(x, observer, kept)
                 watch(2 * number + 2, 2 * len(self._blocks))
             if not is_finite(x):
                 raise not_finite("after the last layer", self.dtype)
@@ -230,6 +232,7 @@ class Decoder:
             observer.tokens(ids)
         x = self._embed(ids)
         for number, (block, layer_cache) in enumerate(zip(self._blocks, cache.layers, strict=True)):
+            kept = block.keep_input(x)
             for part in x.split(cache.chunk):
                 self._adjust_threads()
                 part.copy_(block.attend(part, layer_cache, prompt))
@@ -238,7 +241,7 @@ class Decoder:
                 x = x[len(ids) - wanted :]
             if len(x):
                 self._adjust_threads()
-                block.feed_forward(x, observer)
+                block.feed_forward(x, observer, kept)
             count(len(ids) * (number + 1) / len(self._blocks))
             if self._unpacks:
                 settings.return_freed_memory()

@@ -82,12 +82,12 @@ class ProfiledBlock(Block):
         with self._profile.time(self._index, "attention"):
             return super().attend(x, cache, prompt)
 
-    def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> None:
+    def feed_forward(self, x: Tensor, observer: RoutingObserver | None, kept: Tensor | None = None) -> None:
         if isinstance(self._ffn, Mixture):
-            super().feed_forward(x, observer)
+            super().feed_forward(x, observer, kept)
         else:
             with self._profile.time(self._index, "experts"):
-                super().feed_forward(x, observer)
+                super().feed_forward(x, observer, kept)
 
     def route(self, x: Tensor, mixture: Mixture) -> Routing:
         with self._profile.time(self._index, "router"):
@@ -115,12 +115,12 @@ class ProfiledLayer(NativeLayer):
         with self._profile.time(self._index, "attention"):
             return super().attend(x, caches)
 
-    def feed_forward(self, x: Tensor, observer: RoutingObserver | None) -> Tensor:
+    def feed_forward(self, x: Tensor, observer: RoutingObserver | None, kept: Tensor | None = None) -> Tensor:
         if self.moe is None:
-            return super().feed_forward(x, observer)
+            return super().feed_forward(x, observer, kept)
         if self._mixture is None:
             with self._profile.time(self._index, "experts"):
-                return super().feed_forward(x, observer)
+                return super().feed_forward(x, observer, kept)
         self.route(self.moe, x, observer)
         self.moe_forward(self.moe, x)
         return x

@@ -80,5 +80,5 @@ def _within_best_groups(ranking: Tensor, router: Router) -> Tensor:
 def _weigh(weights: Tensor, router: Router) -> Tensor:
     if router.norm_power is not None:
         total = weights.sum(-1, keepdim=True) if router.norm_power == 1 else weights.norm(router.norm_power, -1, True)
-        weights = weights / (total + router.norm_epsilon)
+        weights = weights / (total + router.norm_epsilon).clamp(min=router.norm_floor)
     return weights if router.scaling == 1 else weights * router.scaling

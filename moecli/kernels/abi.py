@@ -193,6 +193,7 @@ class Router(ctypes.Structure):
         ("group_score", c_int32),
         ("norm_power", c_float),
         ("norm_epsilon", c_float),
+        ("norm_floor", c_float),
         ("scaling", c_float),
     )
 

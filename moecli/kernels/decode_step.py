@@ -20,7 +20,7 @@ from moecli.model.spec import MLA, FeedForward, GroupedQuery, GroupScore, Mixtur
 
 # enum norm, qk_norm, scoring and group_score of c/native.h
 _NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1}
-_QK_NORMS = {QkNorm.NONE: 0, QkNorm.FULL: 1, QkNorm.HEAD: 2}
+_QK_NORMS = {QkNorm.NONE: 0, QkNorm.FULL: 1, QkNorm.HEAD: 2, QkNorm.ROTATED_HEAD: 3}
 _SCORINGS = {Scoring.SOFTMAX: 0, Scoring.SIGMOID: 1, Scoring.SOFTMAX_OF_CHOSEN: 2}
 _GROUP_SCORES = {GroupScore.MAX: 0, GroupScore.TOP2_SUM: 1}
 MAX_TOKENS = 8  # that go through a step together
@@ -260,6 +260,7 @@ def _router(router: Router, weights: Weights) -> abi.Router:
         group_score=_GROUP_SCORES[router.group_score],
         norm_power=router.norm_power or 0,
         norm_epsilon=router.norm_epsilon,
+        norm_floor=router.norm_floor,
         scaling=router.scaling,
     )
 

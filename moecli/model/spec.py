@@ -45,11 +45,12 @@ class NormKind(Enum):
 
 
 class QkNorm(Enum):
-    """What the extra RMS norm on queries and keys spans, before the rotation."""
+    """What the extra RMS norm on queries and keys spans, before the rotation unless it says otherwise."""
 
     NONE = "none"
     FULL = "full"  # the whole projection (OLMoE)
     HEAD = "head"  # each head by itself (Qwen3)
+    ROTATED_HEAD = "rotated head"  # each head by itself, after the rotation (Hunyuan)
 
 
 class RopeKind(Enum):
@@ -218,6 +219,7 @@ class Router:
     scoring: Scoring = Scoring.SOFTMAX
     norm_power: float | None = None  # divide by the p-norm of the chosen weights; None: leave as they are
     norm_epsilon: float = 0.0  # added to that norm
+    norm_floor: float = 0.0  # the least that norm can be (ERNIE-4.5)
     scaling: float = 1.0
     n_group: int = 1
     topk_group: int = 1
@@ -261,6 +263,7 @@ class Layer:
     recurrent: Recurrent | None = None  # where attention is not
     cross: GroupedQuery | None = None  # attention to the encoder's output, after the layer's own, with its norm
     parallel: FeedForward | None = None  # a dense block beside the mixture, with a norm of its own
+    ffn_reads_input: bool = False  # the mixture reads what attention reads, not what comes of it (Arctic)
     extra: tuple[Extra, ...] = ()
     cache_extra: int = 0  # numbers per token beside keys and values: an indexer's keys, compressed entries
 

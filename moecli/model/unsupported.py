@@ -20,7 +20,6 @@ class Unsupported(Enum):
     GATED_HEADS = "gated attention heads"
     NARROW_VALUES = "values narrower than keys"
     KEYS_AS_VALUES = "keys that serve as values"
-    LATE_QK_NORM = "query and key norms after the rotation"
     NO_POSITIONS = "layers without positions"
     STATE_SPACE = "state-space layers"
     DENSE_BESIDE_MIXTURE = "a dense block beside the mixture"
@@ -32,7 +31,6 @@ class Unsupported(Enum):
     ZERO_CENTRED_NORMS = "zero-centred norms"
     TOKEN_ROUTING = "routing by token"
     SPARSEMIXER = "sparsemixer routing"
-    WEIGHT_FLOOR = "a floor under the sum of the chosen weights"
     INPUT_WEIGHTS = "weights on the experts' input"
     MIXTURE_BIAS = "a bias on the mixture"
     EXPERT_BIAS = "experts with biases"
@@ -41,6 +39,4 @@ class Unsupported(Enum):
     CLAMPED_SWIGLU = "the clamped SwiGLU activation"
     LM_HEAD_BIAS = "a biased output head"
     # evidence
-    UNCOMPARED = "a comparison of this family with its reference"
-    NO_REFERENCE = "a reference to compare this family with"
     NO_WEIGHTS = "any released weights"

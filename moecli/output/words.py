@@ -68,13 +68,21 @@ def _grouped(kind: GroupedQuery) -> list[str]:
     extras = [
         f"values of {kind.value_dim}" if kind.value_dim else "",
         "biases" if kind.qkv_bias else "",
-        {QkNorm.NONE: "", QkNorm.FULL: "q/k norm over all heads", QkNorm.HEAD: "q/k norm per head"}[kind.qk_norm],
+        _QK_NORMS[kind.qk_norm],
         f"clipped at {_number(kind.clip)}" if kind.clip is not None else "",
         f"logits capped at {_number(kind.softcap)}" if kind.softcap is not None else "",
         "sinks" if kind.sinks else "",
         "gated output" if kind.gate_width else "",
     ]
     return [f"{name}, {heads}", ", ".join(extra for extra in extras if extra)]
+
+
+_QK_NORMS = {
+    QkNorm.NONE: "",
+    QkNorm.FULL: "q/k norm over all heads",
+    QkNorm.HEAD: "q/k norm per head",
+    QkNorm.ROTATED_HEAD: "q/k norm per head after the rotation",
+}
 
 
 def _latent(kind: MLA) -> list[str]:

@@ -240,8 +240,9 @@ def _activations(
     library = int(min(1, chunks) * first + min(64, chunks) * further)
     unpacked = UNPACKED[dtype] * _largest_block(spec, dtype) if dtype in UNPACKED and not native else 0
     attention = _native_attention if attends_native else _attention
+    copies = 2 if any(layer.ffn_reads_input for layer in kinds) else 1
     at_once = (
-        named("residual stream", (block + 3 * tokens) * spec.hidden_size * size),
+        named("residual stream", (copies * block + 3 * tokens) * spec.hidden_size * size),
         named("attention", max((attention(layer.attention, tokens, context, size) for layer in kinds), default=0)),
         larger(
             _feed_forwards(spec, dtype, block, size, waiting),

@@ -27,6 +27,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("qwen3_moe", {"norm_topk_prob": True, "attention_bias": True}),
     ("qwen2_moe", {"shared_expert_intermediate_size": 32}),
     ("deepseek_v3", {"moe_intermediate_size": 32, "intermediate_size": 64}),
+    ("ernie4_5_moe", {"moe_intermediate_size": 32, "intermediate_size": 64, "moe_norm_min": 0.7}),
+    ("glm4_moe", {"moe_intermediate_size": 32, "intermediate_size": 64, "use_qk_norm": True}),
+    ("hunyuan_v1_moe", {"intermediate_size": 32}),
 ]
 
 
@@ -110,12 +113,18 @@ def together(model: Decoder, ids: torch.Tensor, size: int, seen: Seen | None = N
 
 
 # Stacked gates and ups of packed formats can be told apart at every 16th row.
+_TWO_WIDTHS = {"moe_intermediate_size": 32, "intermediate_size": 64}
 WHOLE_PANELS = {
     "llama": {"intermediate_size": 64},
     "mistral": {"intermediate_size": 64},
     "qwen2_moe": {"shared_expert_intermediate_size": 32},
-    "deepseek_v2": {"moe_intermediate_size": 32, "intermediate_size": 64},
-    "deepseek_v3": {"moe_intermediate_size": 32, "intermediate_size": 64},
+    "hunyuan_v1_moe": {"intermediate_size": 32},
+    "deepseek_v2": _TWO_WIDTHS,
+    "deepseek_v3": _TWO_WIDTHS,
+    "dots1": _TWO_WIDTHS,
+    "ernie4_5_moe": _TWO_WIDTHS,
+    "glm4_moe": _TWO_WIDTHS,
+    "glm4_moe_lite": _TWO_WIDTHS,
 }
 
 

@@ -22,6 +22,7 @@ from moecli.engine.sampling import Sampler, Sampling, SamplingOptions
 from moecli.errors import MoecliError, NotEnoughMemory
 from moecli.experts.offloaded import OffloadedExperts
 from moecli.library.resolve import Kind, ModelRef
+from moecli.model.spec import Scoring
 from moecli.routing.prompts import Prompt, bundled
 from moecli.routing.trace import RoutingTrace
 from tests.support.checkpoints import MIXTURES, make, prompt, write
@@ -86,7 +87,8 @@ def theirs(model: PreTrainedModel, ids: Sequence[int]) -> list[tuple[torch.Tenso
     logits: list[torch.Tensor] = []
 
     def route(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        weight = module.layer.weight if hasattr(module, "layer") else module.weight
+        inner = next((getattr(module, name) for name in ("layer", "wg") if hasattr(module, name)), module)
+        weight = inner.weight
         logits.append(inputs[0].flatten(0, -2) @ weight.T)
 
     hooks = [
@@ -110,6 +112,7 @@ def test_choices_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     ids = prompt(60)
     trace = one_by_one(decoder, [Text(0, "", ids)], chunk=25, count=13)
     assert trace.generated.tolist() == [False] * 60 + [True] * 12
+    scoring = decoder.spec.mixtures[0][1].router.scoring
     expected = theirs(model, trace.ids.tolist())
     assert len(expected) == len(trace.layers) > 0
     for layer, (chosen, weights, logits) in zip(trace.layers, expected, strict=True):
@@ -121,7 +124,7 @@ def test_choices_are_those_of_transformers(family: str, tmp_path: Path) -> None:
         )
         ours = np.take_along_axis(layer.weights, order, 1)
         np.testing.assert_allclose(ours, np.take_along_axis(weights.float().numpy(), theirs_order, 1), rtol=1e-4)
-        scores = logits.sigmoid() if family == "deepseek_v3" else logits.softmax(-1)
+        scores = logits.sigmoid() if scoring is Scoring.SIGMOID else logits.softmax(-1)
         gates = (scores / scores.sum(-1, keepdim=True)).numpy()
         np.testing.assert_allclose(layer.probabilities, gates, rtol=1e-3, atol=1e-6)
         entropy = -(gates * np.log(gates)).sum(-1) / np.log(layer.experts)

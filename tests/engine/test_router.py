@@ -34,13 +34,14 @@ def plain(logits: list[float], bias: list[float], router: Router) -> tuple[list[
     weights = [scores[e] for e in chosen]
     if router.norm_power is not None:
         total = sum(w**router.norm_power for w in weights) ** (1 / router.norm_power) + router.norm_epsilon
-        weights = [w / total for w in weights]
+        weights = [w / max(total, router.norm_floor) for w in weights]
     return chosen, [w * router.scaling for w in weights]
 
 
 ROUTERS = {
     "softmax": Router(6, 2),
     "softmax normalised": Router(6, 2, norm_power=1.0),
+    "a floor under the sum": Router(6, 2, norm_power=1.0, norm_floor=0.6),
     "p-norm": Router(6, 3, norm_power=2.0),
     "one expert normalised": Router(6, 1, norm_power=1.0),
     "all experts": Router(6, 6, norm_power=1.0),

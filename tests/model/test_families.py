@@ -373,11 +373,17 @@ def test_a_rope_base_that_does_not_slow_down_is_refused(theta: float) -> None:
 # Defaults and counts
 
 
+# What transformers itself cannot do without.
+WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "glm4_moe": {"head_dim": 128},
+}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_missing_key_means_what_it_means_to_transformers(family: str) -> None:
-    needed: dict[str, Any] = {"architectures": [class_name(family)]}
-    if family == "deepseek_v2":
-        needed["num_experts_per_tok"] = 2
+    needed = {"architectures": [class_name(family)]} | WITHOUT_DEFAULT.get(family, {})
     config_class = getattr(transformers(), f"{FAMILIES[family][0]}Config")
     full = config_class(**{k: v for k, v in needed.items() if k != "architectures"}).to_dict()
     spelled = read_spec(json.loads(json.dumps(full)) | needed)
@@ -389,6 +395,12 @@ SPECIAL: dict[str, list[dict[str, Any]]] = {
     "dbrx": [{}],
     "deepseek_v2": [{}, {"q_lora_rank": None}, {"attention_bias": True, "tie_word_embeddings": True}],
     "deepseek_v3": [{}, {"attention_bias": True, "n_shared_experts": 2, "first_k_dense_replace": 0}],
+    "dots1": [{}, {"attention_bias": True}],
+    "ernie4_5_moe": [{}, {"tie_word_embeddings": False, "moe_num_shared_experts": 0}],
+    "glm4_moe": [{}, {"use_qk_norm": True, "n_shared_experts": 2}],
+    "glm4_moe_lite": [{}],
+    "hunyuan_v1_moe": [{}, {"attention_bias": True}],
+    "minimax_m2": [{}],
     "olmoe": [{}, {"attention_bias": True}],
     "qwen2_moe": [{}, {"qkv_bias": False}, {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [1]}],
     "qwen3_moe": [{}, {"attention_bias": True, "tie_word_embeddings": True}],

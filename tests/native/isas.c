@@ -177,7 +177,7 @@ static void try_attention(int last, int format, int type, int variant) {
                                  .head_dim = (int64_t)dim,
                                  .scale = 0.2f};
         call.qkv_bias = variant & 2 ? bias : NULL, call.output_bias = variant & 4 ? after : NULL;
-        call.qk_norm = variant % 3, call.q_norm = norm, call.k_norm = norm, call.interleaved = variant & 1;
+        call.qk_norm = variant & 3, call.q_norm = norm, call.k_norm = norm, call.interleaved = variant & 1;
         call.clip = variant & 1 ? 0.5f : 0, call.softcap = variant & 4 ? 3 : 0;
         call.rotary_dim = (int64_t)rotary_dim;
         struct place place = {cosines, sines, 8, own_keys, own_values, (int64_t)rows, variant & 1 ? 7 : 0, 200};
@@ -297,6 +297,7 @@ static void try_moe(int last, int format, int type, int variant) {
             rule.top_k = (int64_t)top_k, rule.n_group = variant & 1 ? 1 : 4, rule.topk_group = variant & 1 ? 1 : 2;
             rule.scoring = variant % 3, rule.group_score = variant >> 2 & 1;
             rule.norm_power = (float)(variant % 3), rule.norm_epsilon = 1e-6f, rule.scaling = 1.5f;
+            rule.norm_floor = variant & 2 ? 0.7f : 0;
             call.router = rule;
             call.matrices = (const void *const *)matrices;
             call.shared_gate_up = gate_up, call.shared_down = down;

@@ -25,6 +25,10 @@ _LATENT = {
     "num_experts_per_tok": 3, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6,
     "first_k_dense_replace": 1,
 }  # fmt: skip
+_ROUTED = {
+    "intermediate_size": 40, "moe_intermediate_size": 16, "n_routed_experts": 8, "n_shared_experts": 1,
+    "num_experts_per_tok": 3, "first_k_dense_replace": 1,
+}  # fmt: skip
 _QWEN = {"intermediate_size": 40, "moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 3}
 
 # By family that runs, one row: the stem of its transformers classes, and a configuration that is small but not
@@ -50,7 +54,28 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_multiplier": 0.2, "embedding_multiplier": 6.0, "logits_scaling": 4.0, "residual_multiplier": 0.4,
         },
     ),
+    "dots1": ("Dots1", _BASE | _ROUTED | {"n_group": 2, "topk_group": 1, "sliding_window": None}),
+    "ernie4_5_moe": (
+        "Ernie4_5_Moe",
+        _BASE | {"intermediate_size": 40, "moe_intermediate_size": 16, "moe_num_experts": 6, "moe_k": 3},
+    ),
+    "glm4_moe": ("Glm4Moe", _BASE | _ROUTED | {"head_dim": 12, "attention_bias": True}),
+    "glm4_moe_lite": (
+        "Glm4MoeLite",
+        _BASE | _LATENT | {"q_lora_rank": 12, "n_shared_experts": 1, "mlp_layer_types": ["dense", "sparse"]},
+    ),
+    "hunyuan_v1_moe": (
+        "HunYuanMoEV1",
+        _BASE | {"intermediate_size": 24, "num_experts": 6, "moe_topk": 3, "head_dim": 12, "tie_word_embeddings": True},
+    ),
     "llama": ("Llama", _BASE | {"intermediate_size": 40}),
+    "minimax_m2": (
+        "MiniMaxM2",
+        _BASE
+        | {
+            "intermediate_size": 24, "num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 12, "rotary_dim": 8,
+        },
+    ),
     "mistral": ("Mistral", _BASE | {"intermediate_size": 40, "sliding_window": None}),
     "olmoe": ("Olmoe", _BASE | {"intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3}),
     "qwen2_moe": ("Qwen2Moe", _BASE | _QWEN | {"shared_expert_intermediate_size": 20}),

@@ -122,6 +122,16 @@ def _nemotron() -> dict[str, Any]:
     }
 
 
+_DOTS = {
+    "architectures": ["Dots1ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "first_k_dense_replace": 1, "hidden_act": "silu", "hidden_size": 4096, "head_dim": 128, "initializer_range": 0.02,
+    "intermediate_size": 10944, "max_position_embeddings": 32768, "max_window_layers": 62, "model_type": "dots1",
+    "moe_intermediate_size": 1408, "moe_layer_freq": 1, "n_group": 1, "n_routed_experts": 128, "n_shared_experts": 2,
+    "norm_topk_prob": True, "num_attention_heads": 32, "num_experts_per_tok": 6, "num_hidden_layers": 62,
+    "num_key_value_heads": 32, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000000,
+    "routed_scaling_factor": 2.5, "scoring_func": "noaux_tc", "sliding_window": None, "tie_word_embeddings": False,
+    "topk_group": 1, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 152064,
+}  # fmt: skip
 _LLAMA3_ROPE = {
     "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
     "rope_type": "llama3",
@@ -216,6 +226,69 @@ WILD: dict[str, Wild] = {
         _kimi(text_config=_kimi()["text_config"] | {"quantization_config": _INT4}), _KIMI, "compressed-tensors 4-bit"
     ),
     "kimi-k2.5, nvfp4": Wild(_kimi(quantization_config=_MODELOPT), _KIMI, "ModelOpt nvfp4"),
+    # MiniMax, GLM, dots
+    "minimax-m2 in bf16": Wild(
+        _of("minimax-m2", "quantization_config", **_SAVER, sliding_window=None), 228_689_764_864
+    ),
+    "minimax-m2.5, awq": Wild(_of("minimax-m2.5", quantization_config=_AWQ), 228_689_764_864, "awq"),
+    "glm-4.5-air, tuned": Wild(_of("glm-4.5-air", **_TRAINER, num_experts=128), 106_852_251_264),
+    "glm-4.6, with norms": Wild(
+        _of(
+            "glm-4.5-air",
+            use_qk_norm=True,
+            num_hidden_layers=92,
+            hidden_size=5120,
+            intermediate_size=12288,
+            moe_intermediate_size=1536,
+            n_routed_experts=160,
+            first_k_dense_replace=3,
+            routed_scaling_factor=2.5,
+        ),
+        352_797_829_024,
+    ),
+    "glm-4.7-flash, saved by transformers 5": Wild(
+        _of(
+            "glm-4.7-flash",
+            "rope_theta",
+            "first_k_dense_replace",
+            mlp_layer_types=["dense"] + ["sparse"] * 46,
+            head_dim=64,
+            rope_parameters={"rope_theta": 1000000.0, "rope_type": "default"},
+        ),
+        29_943_393_920,
+    ),
+    "dots.llm1": Wild(_DOTS, 142_774_381_696),
+    # ERNIE, Hunyuan
+    "ernie-4.5, as converted": Wild(
+        _of(
+            "ernie-4.5-21b-a3b",
+            use_moe=True,
+            moe_use_aux_free=True,
+            moe_capacity=[64, 64, 64],
+            moe_gate="topk",
+            num_nextn_predict_layers=1,
+        ),
+        21_825_437_888,
+    ),
+    "hunyuan-a13b, gptq": Wild(_of("hunyuan-a13b", quantization_config=_GPTQ), 80_393_183_232, "gptq"),
+    "hunyuan-a13b, saved by transformers 5": Wild(
+        _of(
+            "hunyuan-a13b",
+            "attention_head_dim",
+            "rope_scaling",
+            "rope_theta",
+            head_dim=128,
+            rope_parameters={"alpha": 1000.0, "factor": 1.0, "rope_theta": 10000.0, "rope_type": "dynamic"},
+        ),
+        80_393_183_232,
+    ),
+    # Arctic, Ling, DeepSeekMoE
+    "arctic, as published": Wild(
+        _of("arctic", "rope_theta", use_residual=True, moe_min_capacity=0, moe_token_dropping=False, rope_theta=1e6),
+        478_584_608_768,
+    ),
+    "ling-mini, tuned": Wild(_of("ling-mini-2.0", **_SAVER, num_nextn_predict_layers=0), 16_255_643_392),
+    "deepseek-moe-16b, awq": Wild(_of("deepseek-moe-16b", quantization_config=_AWQ), 16_375_728_128, "awq"),
     # OLMoE, Granite
     "olmoe, tuned": Wild(
         _of("olmoe-base", **_SAVER, architectures=["OlmoeModel"], layer_types=["full_attention"] * 16), 6_919_161_856

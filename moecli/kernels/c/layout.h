@@ -144,6 +144,7 @@ static const struct layout layouts[] = {
     FIELD(router, group_score),
     FIELD(router, norm_power),
     FIELD(router, norm_epsilon),
+    FIELD(router, norm_floor),
     FIELD(router, scaling),
     WHOLE(moe),
     FIELD(moe, sublayer),

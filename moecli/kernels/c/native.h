@@ -85,7 +85,7 @@ struct pack {
 };
 
 enum norm { RMS, LAYER };
-enum qk_norm { NO_NORM, ALL_HEADS, EACH_HEAD };
+enum qk_norm { NO_NORM, ALL_HEADS, EACH_HEAD, EACH_ROTATED_HEAD };
 enum scoring { SOFTMAX, SIGMOID, SOFTMAX_OF_TOPK };
 enum group_score { LARGEST, SUM_OF_TWO };
 
@@ -157,7 +157,7 @@ struct router {
     const float *weights, *bias;
     int64_t experts, top_k, n_group, topk_group;
     int32_t scoring, group_score;
-    float norm_power, norm_epsilon, scaling;
+    float norm_power, norm_epsilon, norm_floor, scaling;
 };
 
 /* Routed experts and the expert that all tokens share, either of which may be missing (top_k or

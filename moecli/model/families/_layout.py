@@ -76,6 +76,8 @@ MULTI_HEAD_LATENT = (
     | names(_LAYER + "self_attn.", ".bias", q_a_bias="q_a_proj", kv_a_bias="kv_a_proj_with_mqa", o_bias="o_proj")
 )  # fmt: skip
 MLP = names(_LAYER + "mlp.", gate_up="gate_proj up_proj", down="down_proj", router="gate")
+SHARED_EXPERTS = names(_LAYER + "mlp.shared_experts.", shared_gate_up="gate_proj up_proj", shared_down="down_proj")
+CORRECTION_BIAS = names(_LAYER + "mlp.gate.", "", router_bias="e_score_correction_bias")
 BUFFERS = (r".*\.rotary_emb\.inv_freq",)
 
 

@@ -36,6 +36,7 @@ def grouped_query(
     head_dim: int | None = None,
     theta: float = 10_000.0,
     rotary: float | None = None,
+    interleaved: bool = False,
     qk_norm: QkNorm = QkNorm.NONE,
     qkv_bias: bool = False,
     output_bias: bool = False,
@@ -55,21 +56,29 @@ def grouped_query(
     head_dim = c.optional_count("head_dim", head_dim) or hidden_size // heads
     if head_dim % 2 or not head_dim:
         raise c.fail("head_dim", f"is {head_dim}: rotary embedding needs an even number")
-    rope = read_rope(c, head_dim, context, theta, partial=rotary)
+    rope = read_rope(c, head_dim, context, theta, interleaved, partial=rotary)
     return GroupedQuery(
         heads, kv_heads, head_dim, rope, scale or head_dim**-0.5, qkv_bias, output_bias, qk_norm, clip, softcap, window
     )
 
 
-def multi_head_latent(c: ConfigReader, context: int, *, heads: int, query_rank: int | None = 1536) -> MLA:
-    """DeepSeek's multi-head latent attention; `heads` and `query_rank` are the family's defaults.
+def multi_head_latent(
+    c: ConfigReader,
+    context: int,
+    *,
+    heads: int,
+    query_rank: int | None = 1536,
+    nope_dim: int = 128,
+    value_dim: int = 128,
+) -> MLA:
+    """DeepSeek's multi-head latent attention; `heads` and the other numbers are the family's defaults.
 
     The YaRN temperature, squared, goes into the scale at every length.
     """
     heads = c.count("num_attention_heads", heads)
     c.ignore("num_key_value_heads", "head_dim", "qk_head_dim")  # derived; the latent has no key/value heads
     c.expect("rope_interleave", True)
-    nope, rope_dim = c.count("qk_nope_head_dim", 128), c.count("qk_rope_head_dim", 64)
+    nope, rope_dim = c.count("qk_nope_head_dim", nope_dim), c.count("qk_rope_head_dim", 64)
     if rope_dim % 2:
         raise c.fail("qk_rope_head_dim", f"is {rope_dim}: rotary embedding needs an even number")
     rope = read_rope(c, rope_dim, context, interleaved=True)
@@ -81,7 +90,7 @@ def multi_head_latent(c: ConfigReader, context: int, *, heads: int, query_rank: 
         kv_rank=c.count("kv_lora_rank", 512),
         nope_dim=nope,
         rope_dim=rope_dim,
-        value_dim=c.count("v_head_dim", 128),
+        value_dim=c.count("v_head_dim", value_dim),
         rope=rope,
         scale=(nope + rope_dim) ** -0.5 * mscale**2,
         bias=c.flag("attention_bias", False),
@@ -134,9 +143,10 @@ def sparse_steps(
 def biased_sigmoid(
     c: ConfigReader,
     *,
-    experts: int,
-    top_k: int,
+    experts: Any = REQUIRED,
+    top_k: Any = REQUIRED,
     scaling: float = 1.0,
+    normalise: bool = True,
     experts_key: str = "n_routed_experts",
     scaling_key: str = "routed_scaling_factor",
 ) -> Router:
@@ -145,7 +155,7 @@ def biased_sigmoid(
         c.count(experts_key, experts),
         c.count("num_experts_per_tok", top_k),
         Scoring.SIGMOID,
-        norm_power=1.0 if c.optional_flag("norm_topk_prob", True) else None,
+        norm_power=1.0 if c.optional_flag("norm_topk_prob", normalise) else None,
         norm_epsilon=1e-20,
         scaling=c.optional_number(scaling_key, scaling) or 1.0,
         n_group=c.optional_count("n_group") or 1,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, MLP, MULTI_HEAD_LATENT, Family, both_layouts, names
+from moecli.model.families._layout import BODY, MLP, MULTI_HEAD_LATENT, SHARED_EXPERTS, Family, both_layouts
 from moecli.model.families._parts import check_router, layer_count, make_spec, multi_head_latent
 from moecli.model.spec import FeedForward, GroupScore, Layer, Mixture, ModelSpec, Router
 
@@ -74,10 +74,5 @@ FAMILY = Family(
     architectures=("DeepseekV2ForCausalLM",),
     model_types=("deepseek_v2",),
     read=read,
-    layouts=both_layouts(
-        BODY
-        | MULTI_HEAD_LATENT
-        | MLP
-        | names("model.layers.{layer}.mlp.shared_experts.", shared_gate_up="gate_proj up_proj", shared_down="down_proj")
-    ),
+    layouts=both_layouts(BODY | MULTI_HEAD_LATENT | MLP | SHARED_EXPERTS),
 )

@@ -6,9 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import Family, Layout, names
+from moecli.model.families._layout import (
+    BODY,
+    CORRECTION_BIAS,
+    MLP,
+    MULTI_HEAD_LATENT,
+    SHARED_EXPERTS,
+    Family,
+    both_layouts,
+)
 from moecli.model.families._parts import make_spec, multi_head_latent
-from moecli.model.families.deepseek_v2 import FAMILY as V2
 from moecli.model.families.deepseek_v2 import dense_then_sparse
 from moecli.model.spec import GroupScore, ModelSpec, Router, Scoring
 
@@ -46,10 +53,9 @@ def _router(c: ConfigReader) -> Router:
     )
 
 
-_BIAS = names("model.layers.{layer}.mlp.gate.", "", router_bias="e_score_correction_bias")
 FAMILY = Family(
     architectures=("DeepseekV3ForCausalLM",),
     model_types=("deepseek_v3", "kimi_k2"),
     read=read,
-    layouts=tuple(Layout({**layout.dense, **_BIAS}, layout.experts, layout.ignored) for layout in V2.layouts),
+    layouts=both_layouts(BODY | MULTI_HEAD_LATENT | MLP | SHARED_EXPERTS | CORRECTION_BIAS),
 )

@@ -92,6 +92,14 @@ static void clip(float *numbers, size_t count, float limit) {
         numbers[i] = numbers[i] > limit ? limit : numbers[i] < -limit ? -limit : numbers[i];
 }
 
+static void normalise_heads(const struct attention *call, float *heads) {
+    size_t dim = (size_t)call->head_dim, queries = (size_t)call->heads, count = queries + (size_t)call->kv_heads;
+    for (size_t head = 0; head < count; head++) {
+        const void *norm = head < queries ? call->q_norm : call->k_norm;
+        normalise(RMS, call->sublayer.eps, norm, call->sublayer.type, heads + head * dim, dim);
+    }
+}
+
 /* Queries and keys, normed and rotated, in place; keys and values to the cache. */
 static void rotate_and_cache(const struct attention *call, const struct place *place, float *qkv, float *angles) {
     const struct sublayer *sublayer = &call->sublayer;
@@ -105,15 +113,15 @@ static void rotate_and_cache(const struct attention *call, const struct place *p
         normalise(RMS, sublayer->eps, call->q_norm, sublayer->type, qkv, heads * dim);
         normalise(RMS, sublayer->eps, call->k_norm, sublayer->type, keys, kv_heads * dim);
     }
-    for (size_t head = 0; call->qk_norm == EACH_HEAD && head < heads + kv_heads; head++) {
-        const void *norm = head < heads ? call->q_norm : call->k_norm;
-        normalise(RMS, sublayer->eps, norm, sublayer->type, qkv + head * dim, dim);
-    }
+    if (call->qk_norm == EACH_HEAD)
+        normalise_heads(call, qkv);
     if (call->clip > 0 && call->qk_norm != NO_NORM)
         clip(qkv, all, call->clip);
     load_angles(sublayer, place, rotary_dim, angles);
     for (size_t head = 0; head < heads + kv_heads; head++)
         rotate(call->interleaved, qkv + head * dim, angles, rotary_dim);
+    if (call->qk_norm == EACH_ROTATED_HEAD)
+        normalise_heads(call, qkv);
     for (size_t head = 0; head < kv_heads; head++) {
         size_t row = (head * (size_t)place->rows + (size_t)place->last) * dim * size;
         store_numbers((char *)place->keys + row, sublayer->type, keys + head * dim, dim);

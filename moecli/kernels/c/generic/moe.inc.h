@@ -70,6 +70,7 @@ static void normalise_weights(const struct router *router, float *weights) {
     for (size_t i = 0; power > 0 && i < top_k; i++)
         total += power == 1 ? weights[i] : powf(weights[i], power);
     total = power > 0 ? (power == 1 ? total : powf(total, 1 / power)) + router->norm_epsilon : 1;
+    total = total < router->norm_floor ? router->norm_floor : total;
     for (size_t i = 0; i < top_k; i++)
         weights[i] = weights[i] / total * router->scaling;
 }

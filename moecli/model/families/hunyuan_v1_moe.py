@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import Family
+from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts, names
 from moecli.model.families._parts import grouped_query, layer_count, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, QkNorm, Router
-from moecli.model.unsupported import Unsupported
 
 # Heads for classification, images and other models of the same code base: switched off by the keys expected below.
 _OTHER_MODELS = """
@@ -24,7 +23,9 @@ _OTHER_MODELS = """
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    c = ConfigReader(_with_static_base(config), "hunyuan")
+    c = ConfigReader(_with_static_base(config), "hunyuan_v1_moe")
+    c.alias("num_experts", "num_local_experts")
+    c.alias("moe_topk", "num_experts_per_tok")
     c.ignore(*_OTHER_MODELS)
     for switch in ("use_cla", "use_mla", "mlp_bias", "group_limited_greedy", "position_embedding_xdrope"):
         c.expect(switch, False)
@@ -35,7 +36,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     attention = grouped_query(
         c, hidden_size, context, heads=32, head_dim=c.optional_count("attention_head_dim"),
         qkv_bias=bias, output_bias=bias,
-        qk_norm=QkNorm.HEAD if c.flag("use_qk_norm", True) else QkNorm.NONE,
+        qk_norm=QkNorm.ROTATED_HEAD if c.flag("use_qk_norm", True) else QkNorm.NONE,
     )  # fmt: skip
     activation, dense_width = c.activation("hidden_act", "silu"), c.count("intermediate_size", 11008)
     count = layer_count(c, 32)
@@ -53,7 +54,6 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     return make_spec(
         c, uniform_layers(c, attention, mixture, default=32),
         hidden_size=hidden_size, context=context, vocab=290_943, eps=1e-5,
-        unsupported=(Unsupported.LATE_QK_NORM,),
     )  # fmt: skip
 
 
@@ -63,12 +63,12 @@ def _same(c: ConfigReader, key: str, layers: int, default: int) -> int:
     numbers = value if isinstance(value, list) else [value]
     if len(set(map(str, numbers))) != 1 or len(numbers) not in (1, layers):
         raise c.fail(key, "differs between layers, which is not supported")
-    return ConfigReader({key: numbers[0]}, "hunyuan").count(key)
+    return ConfigReader({key: numbers[0]}, c.family).count(key)
 
 
 def _with_static_base(config: Mapping[str, Any]) -> dict[str, Any]:
     """Their "dynamic" scaling with `alpha` is a fixed base: theta * alpha ** (d / (d - 2))."""
-    plain, c = dict(config), ConfigReader(config, "hunyuan")
+    plain, c = dict(config), ConfigReader(config, "hunyuan_v1_moe")
     for key in ("rope_scaling", "rope_parameters"):
         part = c.nested(key)
         alpha = None if part is None else part.optional_number("alpha")
@@ -83,4 +83,17 @@ def _with_static_base(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _LARGEST_ALPHA = 1e6
-FAMILY = Family(architectures=("HunYuanMoEV1ForCausalLM",), model_types=("hunyuan", "hunyuan_v1_moe"), read=read)
+_BLOCK = "model.layers.{layer}."
+FAMILY = Family(
+    architectures=("HunYuanMoEV1ForCausalLM",),
+    model_types=("hunyuan", "hunyuan_v1_moe"),
+    read=read,
+    layouts=both_layouts(
+        BODY
+        | GROUPED_QUERY
+        | MLP
+        | names(_BLOCK + "self_attn.", q_norm="query_layernorm", k_norm="key_layernorm")
+        | names(_BLOCK + "mlp.", router="gate.wg")
+        | names(_BLOCK + "mlp.shared_mlp.", shared_gate_up="gate_proj up_proj", shared_down="down_proj")
+    ),
+)

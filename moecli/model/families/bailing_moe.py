@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import Family
+from moecli.model.families._layout import (
+    BODY,
+    MLP,
+    SHARED_EXPERTS,
+    Family,
+    both_layouts,
+    names,
+)
 from moecli.model.families._parts import biased_sigmoid, check_router, grouped_query, layer_count, make_spec
 from moecli.model.spec import FeedForward, Layer, Mixture, ModelSpec, QkNorm
-from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -38,8 +44,23 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         c, [Layer(attention, mixture if i >= first else dense) for i in range(layer_count(c, 20))],
         hidden_size=hidden_size, context=context, vocab=157_184,
         extra_layers=c.count("num_nextn_predict_layers", 0, least=0),
-        unsupported=(Unsupported.UNCOMPARED,),
     )  # fmt: skip
 
 
-FAMILY = Family(architectures=("BailingMoeV2ForCausalLM",), model_types=("bailing_moe", "bailing_moe_v2"), read=read)
+_BLOCK = "model.layers.{layer}."
+FAMILY = Family(
+    architectures=("BailingMoeV2ForCausalLM",),
+    model_types=("bailing_moe", "bailing_moe_v2"),
+    read=read,
+    layouts=both_layouts(
+        BODY
+        | MLP
+        | SHARED_EXPERTS
+        | names(embedding="model.word_embeddings")
+        | names(
+            _BLOCK + "attention.", qkv="query_key_value", o="dense", q_norm="query_layernorm", k_norm="key_layernorm"
+        )
+        | names(_BLOCK + "attention.", ".bias", qkv_bias="query_key_value", o_bias="dense")
+        | names(_BLOCK + "mlp.gate.", "", router_bias="expert_bias")
+    ),
+)

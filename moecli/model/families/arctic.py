@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import Family
+from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, Family, Layout, names, per_expert
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
 from moecli.model.spec import FeedForward, Layer, Mixture, ModelSpec, Router
-from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -27,11 +26,23 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     router = Router(c.count("num_local_experts", 8), c.count("num_experts_per_tok", 1), norm_power=1.0)
     mixture = Mixture(router, FeedForward(c.count("intermediate_size", 14336), activation))
     check_router(c, mixture)
-    layer = Layer(attention, mixture, parallel=FeedForward(hidden_size, activation))
-    return make_spec(
-        c, [layer] * layer_count(c, 32), hidden_size=hidden_size, context=context, vocab=32000, eps=1e-5,
-        unsupported=(Unsupported.DENSE_BESIDE_MIXTURE,),
-    )  # fmt: skip
+    layer = Layer(attention, mixture, parallel=FeedForward(hidden_size, activation), ffn_reads_input=True)
+    return make_spec(c, [layer] * layer_count(c, 32), hidden_size=hidden_size, context=context, vocab=32000, eps=1e-5)
 
 
-FAMILY = Family(architectures=("ArcticForCausalLM",), model_types=("arctic",), read=read)
+_BLOCK = "model.layers.{layer}."
+FAMILY = Family(
+    architectures=("ArcticForCausalLM",),
+    model_types=("arctic",),
+    read=read,
+    layouts=(
+        Layout(
+            BODY
+            | GROUPED_QUERY
+            | names(_BLOCK, parallel_norm="residual_layernorm", router="block_sparse_moe.gate")
+            | names(_BLOCK + "residual_mlp.", parallel_gate_up="w1 w3", parallel_down="w2"),
+            per_expert("block_sparse_moe.experts", "w1", "w3", "w2"),
+            BUFFERS,
+        ),
+    ),
+)

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts, names
+from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, SHARED_EXPERTS, Family, both_layouts
 from moecli.model.families._parts import grouped_query, make_spec
 from moecli.model.families.deepseek_v2 import dense_then_sparse
 from moecli.model.spec import ModelSpec, Router
-from moecli.model.unsupported import Unsupported
+
+_NEUTRAL = {"scoring_func": ("softmax", None)}
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    c = ConfigReader(config, "deepseek")
-    c.expect("scoring_func", "softmax")
+    c = ConfigReader(config, "deepseek", neutral=_NEUTRAL)
     hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 2048)
     bias = c.flag("attention_bias", False)
     attention = grouped_query(c, hidden_size, context, heads=32, qkv_bias=bias, output_bias=bias)
@@ -28,20 +28,12 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     layers = dense_then_sparse(
         c, attention, router, default_layers=30, default_dense=0, default_widths=(11008, 1407, 0)
     )
-    return make_spec(
-        c, layers, hidden_size=hidden_size, context=context, vocab=102400,
-        unsupported=(Unsupported.NO_REFERENCE,),
-    )  # fmt: skip
+    return make_spec(c, layers, hidden_size=hidden_size, context=context, vocab=102400)
 
 
 FAMILY = Family(
     architectures=("DeepseekForCausalLM",),
     model_types=("deepseek",),
     read=read,
-    layouts=both_layouts(
-        BODY
-        | GROUPED_QUERY
-        | MLP
-        | names("model.layers.{layer}.mlp.shared_experts.", shared_gate_up="gate_proj up_proj", shared_down="down_proj")
-    ),
+    layouts=both_layouts(BODY | GROUPED_QUERY | MLP | SHARED_EXPERTS),
 )
