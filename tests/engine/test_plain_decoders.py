@@ -56,6 +56,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     *((family, "plain", {}) for family in FAMILIES),
     ("deepseek", "normalised, tied, multi-head",
      {"norm_topk_prob": True, "tie_word_embeddings": True, "num_key_value_heads": 4}),
+    ("deepseek", "one expert, weighed as it is", {"norm_topk_prob": True, "num_experts_per_tok": 1}),
     ("deepseek", "biases, all sparse, none shared",
      {"attention_bias": True, "first_k_dense_replace": 0, "n_shared_experts": 0}),
     ("arctic", "one expert, tied, multi-head",

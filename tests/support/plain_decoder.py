@@ -21,6 +21,7 @@ class PlainDecoder:
     embedding = "model.embed_tokens.weight"
     parts = "gate_proj", "up_proj", "down_proj"
     normalised = False  # weights, where the file does not say
+    fewest_normalised = 2  # a single one is left as it is
 
     def __init__(self, folder: Path) -> None:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
@@ -107,7 +108,8 @@ class PlainDecoder:
         """The experts of one token and their weights: shares of a softmax over all, perhaps divided by their sum."""
         shares = logits.softmax(-1).tolist()
         best = sorted(range(len(shares)), key=lambda e: -shares[e])[: self.config["num_experts_per_tok"]]
-        total = sum(shares[e] for e in best) if self.config.get("norm_topk_prob", self.normalised) else 1.0
+        normalised = self.config.get("norm_topk_prob", self.normalised)
+        total = sum(shares[e] for e in best) if normalised and len(best) >= self.fewest_normalised else 1.0
         return {expert: shares[expert] / total for expert in best}
 
 
@@ -116,6 +118,7 @@ class PlainArctic(PlainDecoder):
 
     parts = "w1", "w3", "w2"
     normalised = True
+    fewest_normalised = 1
 
     def layer(self, layer: int, x: Tensor) -> Tensor:
         """The norm before the mixture is called after attention's place in other models, and is not there."""
