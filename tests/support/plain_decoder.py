@@ -21,7 +21,6 @@ class PlainDecoder:
     embedding = "model.embed_tokens.weight"
     parts = "gate_proj", "up_proj", "down_proj"
     normalised = False  # weights, where the file does not say
-    fewest_normalised = 2  # a single one is left as it is
 
     def __init__(self, folder: Path) -> None:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
@@ -109,7 +108,7 @@ class PlainDecoder:
         shares = logits.softmax(-1).tolist()
         best = sorted(range(len(shares)), key=lambda e: -shares[e])[: self.config["num_experts_per_tok"]]
         normalised = self.config.get("norm_topk_prob", self.normalised)
-        total = sum(shares[e] for e in best) if normalised and len(best) >= self.fewest_normalised else 1.0
+        total = sum(shares[e] for e in best) if normalised and len(best) > 1 else 1.0  # a single one is left as it is
         return {expert: shares[expert] / total for expert in best}
 
 
@@ -118,7 +117,6 @@ class PlainArctic(PlainDecoder):
 
     parts = "w1", "w3", "w2"
     normalised = True
-    fewest_normalised = 1
 
     def layer(self, layer: int, x: Tensor) -> Tensor:
         """The norm before the mixture is called after attention's place in other models, and is not there."""
