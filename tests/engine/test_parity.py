@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from moecli.errors import CheckpointError
 from tests.support.checkpoints import DECODERS, LAYOUTS, make, prompt, write
 from tests.support.running import greedy, load, score
 
@@ -202,6 +204,30 @@ def test_shards_read_as_one_file_does(family: str, tmp_path: Path) -> None:
     assert torch.allclose(score(load(parts), PROMPTS[1]), expected, rtol=0, atol=1e-5)
     (parts / "model.safetensors.index.json").unlink()  # the numbers in the names suffice
     assert torch.allclose(score(load(parts), PROMPTS[1]), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "name"),
+    [
+        ("deepseek_v3", {"num_nextn_predict_layers": 1}, "model.layers.2.enorm.weight"),
+        ("ernie4_5_moe", {"num_nextn_predict_layers": 1}, "model.mtp_block.0.input_layernorm.weight"),
+        ("glm4_moe", {"num_nextn_predict_layers": 1}, "model.layers.2.eh_proj.weight"),
+        ("glm4_moe_lite", {"num_nextn_predict_layers": 1}, "model.layers.2.shared_head.norm.weight"),
+        ("minimax_m2", {"use_mtp": True, "num_mtp_modules": 3}, "model.layers.4.enorm.weight"),
+    ],
+)
+def test_layers_that_predict_further_tokens_are_left_out(
+    family: str, keys: dict[str, Any], name: str, tmp_path: Path
+) -> None:
+    plain = score(load(write(make(family), tmp_path)), PROMPTS[0])
+    config, file = tmp_path / "config.json", tmp_path / "model.safetensors"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({key: value for key, value in values.items() if "mtp" not in key} | keys))
+    save_file(load_file(file) | {name: torch.ones(32)}, file)
+    assert torch.equal(score(load(tmp_path), PROMPTS[0]), plain)
+    save_file(load_file(file) | {"model.layers.9.what.weight": torch.ones(32)}, file)
+    with pytest.raises(CheckpointError, match=r"layers\.9"):
+        load(tmp_path)
 
 
 def test_a_null_clip_is_no_clip(tmp_path: Path) -> None:

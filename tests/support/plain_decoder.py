@@ -107,7 +107,8 @@ class PlainDecoder:
         """The experts of one token and their weights: shares of a softmax over all, perhaps divided by their sum."""
         shares = logits.softmax(-1).tolist()
         best = sorted(range(len(shares)), key=lambda e: -shares[e])[: self.config["num_experts_per_tok"]]
-        total = sum(shares[e] for e in best) if self.config.get("norm_topk_prob", self.normalised) else 1.0
+        normalised = self.config.get("norm_topk_prob", self.normalised)
+        total = sum(shares[e] for e in best) if normalised and len(best) > 1 else 1.0  # a single one is left as it is
         return {expert: shares[expert] / total for expert in best}
 
 

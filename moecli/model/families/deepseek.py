@@ -19,10 +19,11 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 2048)
     bias = c.flag("attention_bias", False)
     attention = grouped_query(c, hidden_size, context, heads=32, qkv_bias=bias, output_bias=bias)
+    top_k = c.count("num_experts_per_tok")
     router = Router(
         c.count("n_routed_experts"),
-        c.count("num_experts_per_tok"),
-        norm_power=1.0 if c.flag("norm_topk_prob", False) else None,
+        top_k,
+        norm_power=1.0 if c.flag("norm_topk_prob", False) and top_k > 1 else None,
         norm_epsilon=1e-20,
     )
     layers = dense_then_sparse(
