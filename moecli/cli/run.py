@@ -138,7 +138,6 @@ def run(
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
     from moecli.library.resolve import Kind
-    from moecli.output.answer import gaps
     from moecli.output.memory import beyond
 
     ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet, yes, tokenizer)
@@ -146,6 +145,7 @@ def run(
         from moecli.engine.chat import ChatSession, GenerationConfig, RecordedSession, plan_for
         from moecli.engine.loaded import LoadOptions, open_for_run
         from moecli.engine.sampling import SamplingOptions, new_seed
+        from moecli.output.answer import gaps
 
         limits = LoadOptions(
             dtype=ref.dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,

@@ -245,7 +245,7 @@ def test_an_empty_folder(tmp_path: Path) -> None:
     assert "holds no weights: no *.safetensors and no pytorch_model.bin" in refusal(lambda: Checkpoint.open(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["consolidated.00.pth", "optimizer.pt", "x.ckpt", "x.pkl"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "x.ckpt", "x.pkl"])
 def test_other_pickles_are_refused_unopened(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     with pytest.raises(CheckpointError, match=f"holds no weights that can be read, only {name}$") as caught:

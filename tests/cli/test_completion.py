@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import resource
-import select
 import shlex
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 
 from moecli.cli import completion
 from moecli.cli.app import app
+from tests.support.waiting import readable
 
 COMPLETIONS = Path(__file__).parents[2] / "completions"
 
@@ -92,7 +92,7 @@ def type_in(argv: list[str], environment: dict[str, str], typed: list[tuple[str,
             shown, end = "", time.monotonic() + 30
             while awaited not in shown:
                 assert time.monotonic() < end, (text, shown)
-                if select.select([terminal], [], [], 1)[0]:
+                if readable(terminal, 1):
                     shown += os.read(terminal, 65536).decode(errors="replace")
     finally:
         os.close(terminal)

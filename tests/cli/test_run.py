@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import torch
 
 import moecli
 from moecli.output import messages
+from tests.support.waiting import readable
 
 TINY = Path(moecli.__file__).parent / "tiny"
 # Greedy text without a penalty goes in circles and never ends: longer than any test waits.
@@ -276,7 +276,7 @@ class Terminal:
         end = time.monotonic() + seconds
         while self.seen.count(text) < times:
             assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
-            if select.select([self.descriptor], [], [], 1)[0]:
+            if readable(self.descriptor, 1):
                 self.seen += os.read(self.descriptor, 4096).decode(errors="replace")
 
     def wait_for_rest(self) -> None:

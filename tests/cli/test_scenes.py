@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import re
-import select
 import shlex
 import shutil
 import struct
@@ -26,6 +25,7 @@ import moecli
 from moecli.checkpoint.stored import ITEM_SIZES
 from moecli.model import catalog
 from tests.support import headers, hub_server
+from tests.support.waiting import readable
 
 README = Path(__file__).parents[2] / "README.md"
 GPT_OSS = "openai/gpt-oss-20b"
@@ -64,7 +64,7 @@ class Shell:
         shown, end = b"", time.monotonic() + 40
         while not shown.endswith(tuple(map(str.encode, awaited))):
             assert time.monotonic() < end, (awaited, shown.decode(errors="replace"))
-            if select.select([self._terminal], [], [], 1)[0]:
+            if readable(self._terminal, 1):
                 shown += os.read(self._terminal, 65536)
         return shown.decode()
 

@@ -39,12 +39,13 @@ def test_small_files_come_first_in_one_order_then_weights_by_name(hub: hub_serve
         data = json.dumps(CONFIG if name == "config.json" else index).encode()
         hub.put(f"{REPO}/{name}", data)
     found = read_manifest(REPO, None, ONCE)
-    assert [file.name for file in found.texts] == list(TEXTS)
+    kept = [*TEXTS[1:], "vocab.json", "merges.txt", "tokenizer.model", "x.tiktoken", "tekken.json"]
+    assert [file.name for file in found.texts] == ["config.json", *sorted(kept)]
     assert [file.name for file in found.weights] == ["a.safetensors", "b.safetensors"]
     assert found.files == found.texts + found.weights and found.bytes == sum(file.size for file in found.files)
     data = json.dumps(index).encode()
     assert found.weights[0] == named("a.safetensors", data, large=True) and found.texts[1] == named(
-        "generation_config.json", data
+        "added_tokens.json", data
     )
     assert (found.repo, found.revision, found.commit) == (REPO, "main", COMMIT)
     assert (found.config, found.index, found.supplied_by) == (CONFIG, index["weight_map"], None)
@@ -56,10 +57,10 @@ def test_small_files_come_first_in_one_order_then_weights_by_name(hub: hub_serve
     del hub.files[f"{REPO}/tokenizer.json"]
     found = read_manifest(REPO, COMMIT, ONCE)
     assert [file.name for file in found.texts if file.name not in TEXTS] == [
-        "vocab.json",
         "merges.txt",
-        "tokenizer.model",
         "tekken.json",
+        "tokenizer.model",
+        "vocab.json",
         "x.tiktoken",
     ]
     assert found.revision == COMMIT

@@ -18,15 +18,14 @@ from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError, ConfigError, MoecliError
 from moecli.store.manifest import Origin
 from moecli.store.source import (
-    TEXTS,
     announced,
     check_runs,
     fingerprint,
     header_fingerprint,
     open_source,
     origin_of,
-    text_files,
 )
+from moecli.text.files import texts_in
 from tests.support.specs import spec_of
 
 TINY = Path(moecli.__file__).parent / "tiny"
@@ -38,22 +37,18 @@ def folder(tmp_path: Path) -> Path:
     return shutil.copytree(TINY, tmp_path / "tiny")
 
 
-def test_texts_are_those_that_are_there_in_one_order(tmp_path: Path) -> None:
-    assert text_files(tmp_path) == []
-    for name in reversed(TEXTS):
-        (tmp_path / name).touch()
-    (tmp_path / "README.md").touch()
+def test_texts_are_those_that_are_there_by_name(tmp_path: Path) -> None:
+    assert texts_in(tmp_path) == {}
     names = [
-        "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-        "added_tokens.json", "chat_template.jinja", "chat_template.json",
+        "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json",
+        "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     ]  # fmt: skip
-    assert text_files(tmp_path) == [tmp_path / name for name in names]  # what tokenizer.json says is not needed twice
-    (tmp_path / "tokenizer.json").unlink()
-    names[names.index("tokenizer.json")] = "tokenizer.model"
-    assert {path.name for path in text_files(tmp_path)} == set(names)
+    for name in (*reversed(names), "README.md"):
+        (tmp_path / name).touch()
+    assert list(texts_in(tmp_path).items()) == [(name, tmp_path / name) for name in names]
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").mkdir()
-    assert tmp_path / "config.json" not in text_files(tmp_path)
+    assert "config.json" not in texts_in(tmp_path)
 
 
 def test_a_fingerprint_by_hand(folder: Path) -> None:
@@ -62,7 +57,7 @@ def test_a_fingerprint_by_hand(folder: Path) -> None:
     data = (folder / "model.safetensors").read_bytes()
     header = data[8 : 8 + int.from_bytes(data[:8], "little")]
     parts = [f"model.safetensors\0{len(data)}\0{1234567890123456789}\0".encode(), header]
-    for path in text_files(folder):
+    for path in texts_in(folder).values():
         parts += [path.name.encode() + b"\0", path.read_bytes()]
     assert fingerprint(folder, open_source(folder)) == hashlib.sha256(b"".join(parts)).hexdigest()
 
@@ -83,7 +78,7 @@ def test_any_change_of_a_file_is_seen_and_of_others_none(folder: Path) -> None:
 
     os.utime(folder / "model.safetensors", ns=(1, 1))
     assert changed()
-    for path in text_files(folder):
+    for path in texts_in(folder).values():
         content = path.read_bytes()
         path.write_bytes(content + b" ")
         assert changed()
@@ -108,7 +103,7 @@ def test_weights_of_torch_are_known_by_their_tensors(folder: Path) -> None:
     status = (folder / "pytorch_model.bin").stat()
     tensors = header_fingerprint(weights.checkpoint.tensors.values())
     parts = [f"pytorch_model.bin\0{status.st_size}\0{status.st_mtime_ns}\0{tensors}".encode()]
-    for path in text_files(folder):
+    for path in texts_in(folder).values():
         parts += [path.name.encode() + b"\0", path.read_bytes()]
     assert fingerprint(folder, weights) == hashlib.sha256(b"".join(parts)).hexdigest()
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import shutil
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
+
+from tests.support.waiting import readable
 
 NAMES = "chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"
 _FLAGS = (
@@ -119,8 +120,7 @@ class Browser:
     def _next(self) -> dict[str, Any]:
         until = time.monotonic() + _PATIENCE
         while b"\0" not in self._unread:
-            ready, _, _ = select.select([self._read], [], [], max(until - time.monotonic(), 0))
-            assert ready, "the browser does not answer"
+            assert readable(self._read, max(until - time.monotonic(), 0)), "the browser does not answer"
             part = os.read(self._read, 1 << 16)
             assert part, "the browser has gone"
             self._unread += part
