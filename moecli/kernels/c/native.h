@@ -64,8 +64,9 @@ struct linear {
 };
 
 /* output [experts, tokens, hidden_size] = down(activation(gate x) * up x); matrices: gate, up, down of each expert in
-   turn, without a gate (NULL) down(activation(up x)); `stacked`: gate and up are both one matrix [2 intermediate_size, hidden_size], its upper and its lower half.
-   `gated` stops before down: one expert's gate and up, output [tokens, intermediate_size]. */
+   turn, without a gate (NULL) down(activation(up x)); `stacked`: gate and up are both one matrix [2 intermediate_size,
+   hidden_size], its upper and its lower half. `gated` stops before down: one expert's gate and up, output [tokens,
+   intermediate_size]. */
 struct feed_forward {
     struct thread_pool pool;
     int32_t format, activation, stacked;
