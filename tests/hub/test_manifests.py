@@ -96,7 +96,9 @@ def test_a_gate_and_a_licence_are_told(gated: bool, hub: hub_server.Hub, monkeyp
             ],
         }
         text = json.dumps(listing).encode()
-        hub.raw[""] = lambda send, text=text: send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(text) + text)
+        hub.raw[""] = lambda send, text=text: send(
+            b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(text) + text
+        )
         assert read_manifest(REPO, None, ONCE).licence == licence
         del hub.raw[""]
 
