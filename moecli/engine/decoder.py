@@ -243,7 +243,7 @@ class Decoder:
                 self._adjust_threads()
                 block.feed_forward(x, observer, kept)
             count(len(ids) * (number + 1) / len(self._blocks))
-            if self._unpacks:
+            if self._unpacks and len(ids) > 1:
                 settings.return_freed_memory()
         return x
 
