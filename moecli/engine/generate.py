@@ -164,7 +164,8 @@ class Session:
         """The last tokens were not to come."""
         if count:
             del self.held[-count:]
-            self.cache.rewind(len(self.held))
+            kept = self.cache.rewind(len(self.held))
+            assert kept == len(self.held), "a window never moves past what a step began with"
 
     def _rewind(self, prompt: Sequence[int]) -> int:
         """Keep what cache and prompt share, at most all but the last id, whose logits are needed."""
