@@ -11,11 +11,15 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A GPU as far as the shape of a launch depends on it; `shared` memory in bytes, that a program can have."""
+    """A GPU as far as the shape of a launch depends on it; `shared`: bytes of shared memory that a program can have."""
 
     capability: tuple[int, int]
     processors: int
     shared: int
+
+    def has_tensor_cores(self, size: int) -> bool:
+        """For numbers of `size` bytes, that Triton knows: none for float32, nor before Ampere."""
+        return size == 2 and self.capability >= (8, 0)
 
 
 _INTERPRETED = Card((8, 0), 8, 163 * 2**10)
