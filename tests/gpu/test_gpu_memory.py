@@ -58,10 +58,10 @@ for folder, vram in budgets:
 
 
 def test_the_budget_holds(card: torch.device, tmp_path: Path) -> None:
-    """A random model of 400 MB in bf16: all of its experts on the card, none of them, and half of them in q4."""
+    """A random model of 200 MB in bf16: all of its experts on the card, none of them, and half of them in q4."""
     folder = random_mixtral(
         tmp_path / "random",
-        hidden_size=512, intermediate_size=1024, num_local_experts=16, num_hidden_layers=8, num_attention_heads=8,
+        hidden_size=512, intermediate_size=1024, num_local_experts=16, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=4, vocab_size=8000, max_position_embeddings=2048,
     )  # fmt: skip
     spec = read_spec(json.loads((folder / "config.json").read_text()))
