@@ -1,0 +1,1 @@
+"""Products on a GPU, by Triton; imported where a device is used, since Triton is not everywhere."""
