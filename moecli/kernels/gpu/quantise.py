@@ -45,16 +45,13 @@ def codes_and_scales(groups):
 
 
 @triton.jit
-def place_in_group(column, FOR_CODEBOOK: tl.constexpr):
-    """Where the code of column 0..31 lies in its group: for a codebook in the order of `decode_q4` and `decode_q3`."""
-    if FOR_CODEBOOK:
-        return column // 4 % 4 * 8 + column % 4 * 2 + column // 16
-    else:
-        return column
+def place_in_group(column):
+    """Where column 0..31 of a group is in products of prompts: 16 h + 4 j + b at 8 j + 2 b + h."""
+    return column // 4 % 4 * 8 + column % 4 * 2 + column // 16
 
 
 @triton.jit
-def _quantise(x, codes, scales, count, columns, groups, FOR_CODEBOOK: tl.constexpr, BLOCK: tl.constexpr):
+def _quantise(x, codes, scales, count, columns, groups, IN_PLACES: tl.constexpr, BLOCK: tl.constexpr):
     """Some of all `count` groups."""
     group = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     token = group // groups
@@ -62,24 +59,24 @@ def _quantise(x, codes, scales, count, columns, groups, FOR_CODEBOOK: tl.constex
     inside = (group < count)[:, None]
     numbers = tl.load(x + token[:, None] * columns + column, inside & (column < columns), other=0.0)
     found, scale = codes_and_scales(numbers.to(tl.float32))
-    place = group[:, None] * GROUP + place_in_group(tl.arange(0, GROUP), FOR_CODEBOOK)[None, :]
+    place = tl.arange(0, GROUP)
+    place = group[:, None] * GROUP + (place_in_group(place) if IN_PLACES else place)[None, :]
     tl.store(codes + place, found.to(codes.dtype.element_ty), inside)
     tl.store(scales + group, scale, group < count)
 
 
-def quantise(x: Tensor, for_codebook: bool = False) -> tuple[Tensor, Tensor]:
+def quantise(x: Tensor, for_prompts: bool = False) -> tuple[Tensor, Tensor]:
     """x [T, K] as codes [T, K up to a multiple of 32] and float32 scales / 128 [T, groups of 32].
 
-    Codes are int8 in the order of columns; for products of prompts with a codebook's weights, fp16 in that of
-    `place_in_group`.
+    Codes are int8 in the order of columns; those for products of prompts are fp16, in the order of `place_in_group`.
     """
     tokens, columns = x.shape
     groups = -(-columns // GROUP.value)
     codes = torch.empty(
-        tokens, groups * GROUP.value, dtype=torch.float16 if for_codebook else torch.int8, device=x.device
+        tokens, groups * GROUP.value, dtype=torch.float16 if for_prompts else torch.int8, device=x.device
     )
     scales = torch.empty(tokens, groups, dtype=torch.float32, device=x.device)
     if codes.numel():
         grid = (triton.cdiv(scales.numel(), _BLOCK),)
-        _quantise[grid](x.contiguous(), codes, scales, scales.numel(), columns, groups, for_codebook, _BLOCK)
+        _quantise[grid](x.contiguous(), codes, scales, scales.numel(), columns, groups, for_prompts, _BLOCK)
     return codes, scales
