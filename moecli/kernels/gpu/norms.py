@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moecli.kernels.gpu.quantise import rounded
+from moecli.kernels.gpu.quantise import codes_and_scales
 from moecli.model.spec import NormKind
 
 
@@ -59,10 +59,10 @@ def _add_and_norm(
         out = _norm(state.to(tl.float32), mask, scale, columns, eps, RMS).to(state.dtype)
         tl.store(normed + token * columns + column, out, mask)
         if ROUNDS:
-            code, each = rounded(tl.reshape(out.to(tl.float32), [BLOCK // 32, 32]))
+            code, each = codes_and_scales(tl.reshape(out.to(tl.float32), [BLOCK // 32, 32]))
             group = tl.arange(0, BLOCK // 32)
             place = token * groups + group[:, None]
-            tl.store(codes + place * 32 + tl.arange(0, 32)[None, :], code, (group < groups)[:, None])
+            tl.store(codes + place * 32 + tl.arange(0, 32)[None, :], code.to(tl.int8), (group < groups)[:, None])
             tl.store(scales + token * groups + group, each, group < groups)
 
 
@@ -117,6 +117,6 @@ def add_and_norm(
         choices, branch is not None, branch is not None and branch.weights is not None, branch is not None and branch.shared is not None,
         branch is not None and branch.gate is not None, after is not None, before is not None,
         kind is NormKind.RMS, True, block,
-        num_warps=4 if block <= 2048 else 8, enable_fp_fusion=False,
+        num_warps=4 if block <= 2048 else 8,
     )  # fmt: skip
     return normed

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moecli.kernels.gpu import codes
 from moecli.kernels.gpu.activations import NUMBERS, activate
-from moecli.kernels.gpu.quantise import quantise, rounded
+from moecli.kernels.gpu.quantise import codes_and_scales, quantise
 from moecli.model.spec import Activation
 
 FORMATS = {"q4": 4, "q3": 3, "q8": 8}  # bits of an index
@@ -184,10 +184,10 @@ def _inner(
     else:
         hidden = activate(sums, ACTIVATION)
     hidden = tl.where(inner < rows, hidden, 0.0)
-    code, scale = rounded(hidden)
+    code, scale = codes_and_scales(hidden[None, :])
     at = choice * tl.num_programs(0) + group
-    tl.store(codes_out + at * 32 + tl.arange(0, 32), code)
-    tl.store(scales_out + at, scale)
+    tl.store(codes_out + at * 32 + tl.arange(0, 32)[None, :], code.to(tl.int8))
+    tl.store(scales_out + at + tl.arange(0, 1), scale)
 
 
 @triton.jit
@@ -282,7 +282,7 @@ def experts(
         records, ids, codes.view(torch.int32), scales, hidden, hidden_scales,
         (shape.gate or 0) // 4, shape.up // 4, inner, width, top_k,
         FORMATS[shape.dtype], NUMBERS[shape.activation], shape.gate is not None, first.groups, first.whole(width),
-        num_warps=first.warps, enable_fp_fusion=False,
+        num_warps=first.warps,
     )  # fmt: skip
     _down[triton.cdiv(width, 16 * second.strips), choices](
         records, ids, hidden.view(torch.int32), hidden_scales, out, shape.down // 4, width, inner,

@@ -1,4 +1,4 @@
-"""Activations as int8 with a scale for each 32 columns, rounded as the CPU's kernels round them."""
+"""Activations as int8 with one float32 scale for each 32 columns of a token, on a GPU: the same bits as on the CPU."""
 
 from __future__ import annotations
 
@@ -7,43 +7,76 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-GROUP = 32
-_FAINT = tl.constexpr(1e-30)
-_MAGIC = tl.constexpr(12582912.0)  # added to a number below 2**22 it leaves the nearest whole one, ties to even
+GROUP = tl.constexpr(32)
+_EPS = tl.constexpr(1e-30)
+_ROUND_MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2**23: added to a small number, it leaves the nearest whole one
+_INFINITE = tl.constexpr(0x7F800000)
+_BLOCK = 64  # groups of a program
 
 
 @triton.jit
-def rounded(numbers):
-    """float32 [..., 32] to int8 codes and the scale / 128 [...] of each group. Launch without fused products."""
-    largest = tl.max(tl.abs(numbers), axis=len(numbers.shape) - 1)
-    inverse = tl.math.div_rn(127.0, largest)
-    codes = (numbers * tl.expand_dims(inverse, len(numbers.shape) - 1) + _MAGIC).to(tl.int32, bitcast=True) << 24 >> 24
-    scale = tl.math.div_rn(tl.math.div_rn(largest, 127.0), 128.0)
-    sound = (largest >= _FAINT) & (largest < float("inf"))
-    codes = tl.where(tl.expand_dims(sound, len(numbers.shape) - 1), codes, 0)
-    return codes.to(tl.int8), tl.where(sound, scale, tl.where(largest < _FAINT, 0.0, float("nan")))
+def _nothing() -> None:
+    """Tells whether functions of this module are compiled or interpreted."""
+
+
+COMPILED = tl.constexpr(isinstance(_nothing, triton.JITFunction) and torch.version.hip is None)
 
 
 @triton.jit
-def _quantise(x, codes, scales, columns, groups, stride, BLOCK: tl.constexpr):
-    token = tl.program_id(0)
-    group = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
-    column = group * 32 + tl.arange(0, 32)[None, :]
-    numbers = tl.load(x + token.to(tl.int64) * stride + column, column < columns, 0.0).to(tl.float32)
-    code, scale = rounded(numbers)
-    at = token.to(tl.int64) * groups
-    tl.store(codes + at * 32 + column, code, group < groups)
-    tl.store(scales + at + group, tl.expand_dims(scale, 1), group < groups)
+def round_to_int(numbers):
+    """The nearest whole number, ties to even, int32, of numbers below 2**22."""
+    if COMPILED:  # a sum with the magic number could become one rounding with the product before it
+        return tl.inline_asm_elementwise("cvt.rni.s32.f32 $0, $1;", "=r,f", [numbers], tl.int32, True, 1)
+    else:
+        return ((numbers + _ROUND_MAGIC) - _ROUND_MAGIC).to(tl.int32)
 
 
-def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes int8 [T, groups * 32] and scales / 128, float32 [T, groups], of x [T, columns]."""
+@triton.jit
+def codes_and_scales(groups):
+    """Of groups [n, 32] of float32: int32 codes [n, 32], and scales [n] / 128, as the weights' scales want them."""
+    largest = tl.max(groups.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)
+    absmax = largest.to(tl.float32, bitcast=True)
+    usable = (absmax >= _EPS) & (largest < _INFINITE)
+    full = tl.full(absmax.shape, 127, tl.float32)
+    inverse = tl.where(usable, tl.div_rn(full, tl.where(usable, absmax, 1.0)), 0.0)
+    scales = tl.where(usable, tl.div_rn(absmax, full) * 0.0078125, float("nan"))  # what is not finite stays visible
+    scales = tl.where(absmax < _EPS, 0.0, scales)
+    return round_to_int(tl.where(usable[:, None], groups, 0.0) * inverse[:, None]), scales
+
+
+@triton.jit
+def place_in_group(column):
+    """Where column 0..31 of a group is in products of prompts: 16 h + 4 j + b at 8 j + 2 b + h."""
+    return column // 4 % 4 * 8 + column % 4 * 2 + column // 16
+
+
+@triton.jit
+def _quantise(x, codes, scales, count, columns, groups, IN_PLACES: tl.constexpr, BLOCK: tl.constexpr):
+    """Some of all `count` groups."""
+    group = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    token = group // groups
+    column = (group % groups)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    inside = (group < count)[:, None]
+    numbers = tl.load(x + token[:, None] * columns + column, inside & (column < columns), other=0.0)
+    found, scale = codes_and_scales(numbers.to(tl.float32))
+    place = tl.arange(0, GROUP)
+    place = group[:, None] * GROUP + (place_in_group(place) if IN_PLACES else place)[None, :]
+    tl.store(codes + place, found.to(codes.dtype.element_ty), inside)
+    tl.store(scales + group, scale, group < count)
+
+
+def quantise(x: Tensor, for_prompts: bool = False) -> tuple[Tensor, Tensor]:
+    """x [T, K] as codes [T, K up to a multiple of 32] and float32 scales / 128 [T, groups of 32].
+
+    Codes are int8 in the order of columns; those for products of prompts are fp16, in the order of `place_in_group`.
+    """
     tokens, columns = x.shape
-    groups = -(-columns // GROUP)
-    codes = torch.empty(tokens, groups * GROUP, dtype=torch.int8, device=x.device)
-    scales = torch.empty(tokens, groups, dtype=torch.float32, device=x.device)
-    block = min(32, triton.next_power_of_2(groups))
-    _quantise[tokens, triton.cdiv(groups, block)](
-        x, codes, scales, columns, groups, x.stride(0), block, enable_fp_fusion=False
+    groups = -(-columns // GROUP.value)
+    codes = torch.empty(
+        tokens, groups * GROUP.value, dtype=torch.float16 if for_prompts else torch.int8, device=x.device
     )
+    scales = torch.empty(tokens, groups, dtype=torch.float32, device=x.device)
+    if codes.numel():
+        grid = (triton.cdiv(scales.numel(), _BLOCK),)
+        _quantise[grid](x.contiguous(), codes, scales, scales.numel(), columns, groups, for_prompts, _BLOCK)
     return codes, scales
