@@ -51,22 +51,22 @@ def test_records_go_and_come_back(card: torch.device) -> None:
     assert isinstance(copies, StreamCopies)
     expected = [host.slot(index).clone() for index in range(4)]
     for index in range(4):
-        copies.bring(index, host.slot(index), index)
+        copies.upload(index, host.slot(index), index)
     sums = []
     for turn in range(40):
         slot, other = turn % 4, (turn + 1) % 4
         sums.append((slot, copies.ready(slot).to(torch.int64).sum()))
         copies.used(slot)
-        copies.take(slot, host.slot(other), other)  # each goes to where its neighbour came from
-        copies.bring(slot, host.slot(other), other)
-        copies.settle(other)
+        copies.download(slot, host.slot(other), other)  # each goes to where its neighbour came from
+        copies.upload(slot, host.slot(other), other)
+        copies.wait(other)
         assert torch.equal(host.slot(other), expected[slot])
         host.slot(other).copy_(expected[other])
-        copies.bring(slot, host.slot(slot), slot)
-        copies.settle(slot)
+        copies.upload(slot, host.slot(slot), slot)
+        copies.wait(slot)
     for slot, total in sums:
         assert int(total) == int(expected[slot].to(torch.int64).sum())
-    copies.drain()
+    copies.synchronize()
     for index in range(4):
         assert torch.equal(copies.ready(index).cpu(), expected[index])
 
@@ -80,5 +80,5 @@ def test_pieces_arrive_before_their_memory_is_used_again(card: torch.device) -> 
         for number in range(16):
             yield number * len(buffer), buffer.fill_(number)
 
-    copies.bring_parts(0, parts())
+    copies.upload_parts(0, parts())
     assert copies.ready(0).cpu().view(16, -1).float().mean(1).tolist() == list(range(16))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -21,8 +21,13 @@ RATES = {
 }
 
 
-def decoders(model: Model, dtype: str, card: torch.device, positions: int = 256) -> Iterator[tuple[str, Decoder]]:
-    """All experts on the card; half of them, the others in RAM; a third on it, a third in RAM, a third on disk."""
+def decoders(
+    model: Model, dtype: str, card: torch.device, rates: Iterable[str] = tuple(RATES), positions: int = 256
+) -> Iterator[tuple[str, Decoder]]:
+    """All experts on the card; half of them, the others in RAM; a third on it, a third in RAM, a third on disk.
+
+    `rates` are names of RATES: where experts are computed that the card does not hold.
+    """
     count = estimate_memory(model.spec, dtype, positions).expert_count
     splits = {"all": (count, None), "half": (count // 2, None)}
     if model.streams:
@@ -30,5 +35,5 @@ def decoders(model: Model, dtype: str, card: torch.device, positions: int = 256)
     for place, (on_device, in_ram) in splits.items():
         plan = split_plan(model.spec, dtype, on_device, in_ram, positions)
         assert plan.device.experts == on_device and (plan.disk.experts > 0) == (place == "disk")
-        for name, rates in RATES.items() if place != "all" else [("measured", None)]:
-            yield f"{place}, {name}", model.decoder(plan, device=card, rates=rates)
+        for name in rates if place != "all" else ("measured",):
+            yield f"{place}, {name}", model.decoder(plan, device=card, rates=RATES[name])
