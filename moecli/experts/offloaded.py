@@ -38,6 +38,9 @@ class OffloadedExperts:
     def addresses(self, layer: int) -> None:
         """None: experts of any layer may move."""
 
+    def records(self, layer: int) -> None:
+        """None: there is no device."""
+
     def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         """Residents first, then the others as they arrive; for many tokens all in the order of their numbers."""
         here = self._layers[layer]

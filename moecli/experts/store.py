@@ -69,6 +69,10 @@ class ExpertStore(Protocol):
         """Where gate, up and down of every expert of a layer lie, int64 [E, 3]; None if some may move."""
         ...
 
+    def records(self, layer: int) -> Tensor | None:
+        """Where on a device the record of every expert of a layer begins, int64 [E] there; None if some may move."""
+        ...
+
 
 def moe_forward(
     store: ExpertStore, layer: int, activation: Activation, x: Tensor, topk_ids: Tensor, topk_weights: Tensor

@@ -19,7 +19,6 @@ from moecli.kernels.gpu.quantise import COMPILED, codes_and_scales, place_in_gro
 from moecli.model.spec import Activation
 
 
-
 @triton.jit
 def _row_starts(row, rows, columns, FORMAT: tl.constexpr):
     """Where rows begin in a matrix, int64: in its numbers if they are plain, else the strip of 16, in 32-bit words."""
