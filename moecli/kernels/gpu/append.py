@@ -34,7 +34,7 @@ def _partner(column, DIMS: tl.constexpr, INTERLEAVED: tl.constexpr):
     if INTERLEAVED:
         partner = column ^ 1
     else:
-        partner = (column + DIMS // 2) % DIMS
+        partner = tl.where(column < DIMS // 2, column + DIMS // 2, column - DIMS // 2)
     return tl.where(column < DIMS, partner, column)
 
 
