@@ -64,9 +64,9 @@ def attend(
     """Attention of q [T, H, d] over k [K, rows, d] and v [K, rows, w]: [T, H * w].
 
     Query 0 stands at position `start`, row 0 at position `first`; unless `causal`, every query sees every row. By the
-    native kernel or Triton's where one serves, else by torch: softmax in float32, in blocks of queries. There keys are taken in
-    whole buckets, those not visible masked: a matrix product whose shape changed with every token would be compiled
-    anew for every token.
+    native kernel or Triton's where one serves, else by torch: softmax in float32, in blocks of queries. There keys are
+    taken in whole buckets, those not visible masked: a matrix product whose shape changed with every token would be
+    compiled anew for every token.
     """
     if causal and bias is None and prompt_attention.serves(q):
         return prompt_attention.grouped_query(

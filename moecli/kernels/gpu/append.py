@@ -13,8 +13,8 @@ from torch import Tensor
 from moecli.kernels.gpu.launch import on
 from moecli.model.spec import QkNorm
 
-_NONE, _FULL, _HEAD, _ROTATED_HEAD = (tl.constexpr(each) for each in range(4))
-_QK_NORMS = {QkNorm.NONE: _NONE, QkNorm.FULL: _FULL, QkNorm.HEAD: _HEAD, QkNorm.ROTATED_HEAD: _ROTATED_HEAD}
+_QK_NORMS = {QkNorm.NONE: 0, QkNorm.FULL: 1, QkNorm.HEAD: 2, QkNorm.ROTATED_HEAD: 3}
+_FULL, _HEAD, _ROTATED_HEAD = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def _partner(column, DIMS: tl.constexpr, INTERLEAVED: tl.constexpr):
     if INTERLEAVED:
         partner = column ^ 1
     else:
-        partner = (column + DIMS // 2) % DIMS
+        partner = tl.where(column < DIMS // 2, column + DIMS // 2, column - DIMS // 2)
     return tl.where(column < DIMS, partner, column)
 
 
@@ -77,9 +77,8 @@ def _append(
             norm_ptr = k_norm_ptr
         if NORM == _FULL:  # each head sums up its whole projection by itself
             wide = tl.arange(0, FULL_BLOCK)
-            first, count = 0, heads * DIM
-            if not is_query:
-                first, count = heads * DIM, kv_heads * DIM
+            first = tl.where(is_query, 0, heads * DIM)
+            count = tl.where(is_query, heads, kv_heads) * DIM
             projection = tl.load(whole + first + wide, mask=wide < count, other=0.0).to(tl.float32)
             inverse = _inverse_rms(projection, count, eps)
             norm_ptr += head * DIM - first

@@ -26,7 +26,7 @@ _MOST_SPLITS = 128
 
 @triton.jit
 def _tanh(x):
-    return 1 - 2 / (1 + tl.exp2(2 * _LOG2E * x))
+    return 1 - 2 / (1 + tl.exp2(x * _LOG2E * 2))
 
 
 @triton.jit
@@ -237,7 +237,7 @@ def attend(
     `softcap` * tanh(score / `softcap`). `sinks` [H] are logits that take part in the softmax and have no value.
     ValueError if shapes or types do not agree. Nothing waits for the device: a CUDA graph can hold the call.
     """
-    tokens, heads, dim = q.shape
+    heads, dim = q.shape[1:]
     kv_heads, rows, value = v.shape
     if k.shape != (kv_heads, rows, dim) or heads % kv_heads:
         raise ValueError(f"{heads} heads of {dim} numbers do not meet keys {tuple(k.shape)}, values {tuple(v.shape)}")
@@ -374,4 +374,4 @@ def _first_part(dim: int) -> int:
 
 
 def _block(width: int) -> int:
-    return max(16, triton.next_power_of_2(width))
+    return int(max(16, triton.next_power_of_2(width)))
