@@ -23,37 +23,37 @@ from moecli.model.spec import Activation
 @triton.jit
 def _row_starts(row, rows, columns, FORMAT: tl.constexpr):
     """Where rows begin in a matrix, int64: in its numbers if they are plain, else the strip of 16, in 32-bit words."""
+    strip, groups = tl.minimum(row // 16, (rows - 1) // 16).to(tl.int64), tl.cdiv(columns, 32)
     if FORMAT == "plain":
         return tl.minimum(row, rows - 1).to(tl.int64) * columns
-    groups = tl.cdiv(columns, 32)
-    strip = tl.minimum(row // 16, (rows - 1) // 16).to(tl.int64)
-    if FORMAT == "q8":
-        return strip * groups * 136
+    elif FORMAT == "q8":
+        return strip * (groups * 136)
+    elif FORMAT == "q4":
+        return strip * (groups * 68 + tl.cdiv(groups, 8) * 8)
     else:
-        GROUP_WORDS: tl.constexpr = 68 if FORMAT == "q4" else 52
-        return strip * (groups * GROUP_WORDS + tl.cdiv(groups, 8) * 8)
+        return strip * (groups * 52 + tl.cdiv(groups, 8) * 8)
 
 
 @triton.jit
-def _rows_together(pointers):
-    """The same pointers [..., N] to words or halves, of 16 rows after one another."""
-    return tl.max_contiguous(tl.multiple_of(pointers, (1, 16)), (1, 16))
+def _pointer(weights, TYPE: tl.constexpr):
+    """A matrix by numbers of another type; matrices begin at multiples of 16 bytes."""
+    return tl.multiple_of(weights.to(tl.pointer_type(TYPE)), 16)
 
 
 @triton.jit
 def _book_group(lines, multiples, lane, FORMAT: tl.constexpr):
     """Code * multiple of 32 columns, fp16 [32, N], by pointers [1, N] to words: the first line, and their multiples."""
     if FORMAT == "q4":
-        first = tl.load(_rows_together(lines + tl.arange(0, 4)[:, None] * 16))
+        first = tl.load(lines + tl.arange(0, 4)[:, None] * 16)
     else:
-        first = tl.load(_rows_together(lines + tl.arange(0, 2)[:, None] * 16))
+        first = tl.load(lines + tl.arange(0, 2)[:, None] * 16)
     byte = tl.load(multiples) >> (lane % 4 * 8)[None, :] & 255
     byte = tl.broadcast_to(byte, first.shape)
     if FORMAT == "q4":
         return decode_q4(first, byte)
     else:
         second = tl.arange(0, 2)[:, None]
-        last = tl.load(_rows_together(lines + (32 + second * 0)))
+        last = tl.load(lines + (32 + second * 0))
         return decode_q3(first, last >> second * 4, byte)
 
 
@@ -63,9 +63,9 @@ def _book_product(
     FORMAT: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """`_product` with a codebook's rows: what 256 columns give meets their scale once."""
-    words = weights.to(tl.pointer_type(tl.int32)) + starts[None, :]
+    words = _pointer(weights, tl.int32) + starts[None, :]
     lines, multiples = words + lane[None, :], words + lane[None, :] // 4
-    row_scales = weights.to(tl.pointer_type(tl.float16)) + (starts * 2 + lane)
+    row_scales = _pointer(weights, tl.float16) + (starts * 2 + lane)
     LINES: tl.constexpr = 64 if FORMAT == "q4" else 48  # words of a group
     sums = tl.zeros((TOKENS, ROWS), tl.float32)
     for span in range(tl.cdiv(groups, 8)):
@@ -90,15 +90,15 @@ def _q8_product(
     TOKENS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """`_product` with rows in q8."""
-    words = weights.to(tl.pointer_type(tl.int32)) + starts[None, :]
+    words = _pointer(weights, tl.int32) + starts[None, :]
     lines = words + (8 + tl.arange(0, 8)[:, None] * 16 + lane[None, :])
-    row_scales = weights.to(tl.pointer_type(tl.float16)) + (starts * 2 + lane)
+    row_scales = _pointer(weights, tl.float16) + (starts * 2 + lane)
     sums = tl.zeros((TOKENS, ROWS), tl.float32)
     for group in range(groups):
         a = tl.load(x + group * 32)
         token_scale = tl.load(scales + group)
         scale = tl.load(row_scales + group * 272).to(tl.float32)
-        b = decode_q8(tl.load(_rows_together(lines + group * 136)))
+        b = decode_q8(tl.load(lines + group * 136))
         sums += tl.dot(a, b) * token_scale[:, None] * scale[None, :]
     return sums
 
@@ -111,11 +111,11 @@ def _plain_product(
     """`_product` with plain rows."""
     column = tl.arange(0, 32)
     sums = tl.zeros((TOKENS, ROWS), tl.float32)
-    x += (token * columns)[:, None] + column[None, :]
-    numbers = weights.to(x.dtype) + (starts[None, :] + column[:, None])
+    tokens = x + ((token * columns)[:, None] + column[None, :])
+    numbers = _pointer(weights, x.dtype.element_ty) + (starts[None, :] + column[:, None])
     for first in range(0, columns, 32):
         inside = first + column < columns
-        a = tl.load(x + first, inside[None, :], other=0.0)
+        a = tl.load(tokens + first, inside[None, :], other=0.0)
         b = tl.load(numbers + first, inside[:, None], other=0.0)
         if not COMPILED:  # its bf16 are bits
             a, b = a.to(tl.float32), b.to(tl.float32)
@@ -132,12 +132,11 @@ def _product(
 
     `weights` is the pointer that int64 `starts` [ROWS] count from, `lane` [ROWS] the place of a row in its strip.
     """
+    groups = tl.cdiv(columns, 32)
+    codes, token_scales = x + ((token * groups * 32)[:, None] + tl.arange(0, 32)[None, :]), scales + token * groups
     if FORMAT == "plain":
         return _plain_product(x, token, weights, starts, columns, TOKENS, ROWS)
-    groups = tl.cdiv(columns, 32)
-    codes = x + ((token * groups * 32)[:, None] + tl.arange(0, 32)[None, :])
-    token_scales = scales + token * groups
-    if FORMAT == "q8":
+    elif FORMAT == "q8":
         return _q8_product(codes, token_scales, weights, starts, lane, groups, TOKENS, ROWS)
     else:
         return _book_product(codes, token_scales, weights, starts, lane, groups, FORMAT, TOKENS, ROWS)
@@ -156,7 +155,8 @@ def _linear(
     row = part * ROWS + tl.arange(0, ROWS)
     starts = _row_starts(row, rows, columns, FORMAT)
     read = tl.minimum(token, tokens - 1)
-    sums = _product(x, scales, read, weights, starts, row % 16, columns, FORMAT, TOKENS, ROWS)
+    lane = tl.arange(0, ROWS) % 16
+    sums = _product(x, scales, read, weights, starts, lane, columns, FORMAT, TOKENS, ROWS)
     inside = (token < tokens)[:, None] & (row < rows)[None, :]
     tl.store(output + (token[:, None] * rows + row[None, :]), sums.to(output.dtype.element_ty), inside)
 
@@ -216,8 +216,10 @@ def _inner(
     if GATED:
         BYTES: tl.constexpr = x.dtype.element_ty.primitive_bitwidth // 8 if FORMAT == "plain" else 4
         starts += along // ROWS * ((tl.load(addresses + expert * 3 + 1) - address) // BYTES)
-    weights = tl.multiple_of(address, 16).to(tl.pointer_type(tl.uint8))
-    sums = _product(x, scales, token, weights, starts, row % 16, columns, FORMAT, TOKENS, MATRICES * ROWS)
+        if FORMAT != "plain":
+            starts = tl.max_constancy(tl.multiple_of(starts, 4), 16)
+    weights = address.to(tl.pointer_type(tl.uint8))
+    sums = _product(x, scales, token, weights, starts, along % 16, columns, FORMAT, TOKENS, MATRICES * ROWS)
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(sums, (TOKENS, 2, ROWS)), (0, 2, 1)))
         made = _activate(gate, ACTIVATION) * up
@@ -259,8 +261,8 @@ def _down(
     row = part * ROWS + tl.arange(0, ROWS)
     starts = _row_starts(row, rows, columns, FORMAT)
     address = tl.load(addresses + expert * MATRICES + MATRICES - 1)
-    weights = tl.multiple_of(address, 16).to(tl.pointer_type(tl.uint8))
-    sums = _product(hidden, hidden_scales, read, weights, starts, row % 16, columns, FORMAT, TOKENS, ROWS)
+    weights = address.to(tl.pointer_type(tl.uint8))
+    sums = _product(hidden, hidden_scales, read, weights, starts, tl.arange(0, ROWS) % 16, columns, FORMAT, TOKENS, ROWS)
     target = tl.load(order + read).to(tl.int64) if SCATTERED else place
     inside = (place < end)[:, None] & (row < rows)[None, :]
     tl.store(output + (target[:, None] * rows + row[None, :]), sums, inside)
