@@ -1,4 +1,4 @@
-"""The assembly that decodes weights on a device, run by its instructions' definitions, against the formats' decoding."""
+"""The assembly that decodes weights on a device, run by its instructions' definitions, against the formats' codes."""
 
 from __future__ import annotations
 
@@ -84,14 +84,9 @@ def test_indices_of_q3_become_codes_times_multiples() -> None:
     low, high, multiples = words(1), words(2), [each & 255 for each in words(3)]
     found = run(decode.Q3_ASSEMBLY.value, 16, [*low, *high, *multiples])
     places = [(place // 8, place // 2 % 4, place % 2) for place in range(16)]
-    indices = np.stack(
-        [
-            np.stack(
-                [l >> 8 * b + 4 * j + 2 * h & 3 | (u >> 8 * b + 2 * j + h & 1) << 2 for l, u in zip(low, high, strict=True)]
-            )
-            for j, b, h in places
-        ]
-    )
+    lower = [[lane >> 8 * b + 4 * j + 2 * h & 3 for lane in low] for j, b, h in places]
+    higher = [[lane >> 8 * b + 2 * j + h & 1 for lane in high] for j, b, h in places]
+    indices = np.array(lower) | np.array(higher) << 2
     assert np.array_equal(found, wanted(np.array(q3.CODES)[indices], multiples))
 
 

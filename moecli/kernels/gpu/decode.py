@@ -39,7 +39,7 @@ def _words(*tables: tl.constexpr) -> list[str]:
 
 
 def _look_up_16(result: str, selector: str, other: str, words: list[str]) -> str:
-    """Four bytes of 16 in `words`, by the low four nibbles of a register, which `other` has with their top bits flipped."""
+    """Four bytes of 16 in `words`, by the low nibbles of a register, whose top bits `other` has flipped."""
     return f"""
         prmt.b32 t, {words[0]}, {words[1]}, {selector};
         prmt.b32 u, {words[2]}, {words[3]}, {other};

@@ -19,7 +19,6 @@ from moecli.kernels.gpu.quantise import COMPILED, codes_and_scales, place_in_gro
 from moecli.model.spec import Activation
 
 
-
 @triton.jit
 def _row_starts(row, rows, columns, FORMAT: tl.constexpr):
     """Where rows begin in a matrix, int64: in its numbers if they are plain, else the strip of 16, in 32-bit words."""
@@ -148,9 +147,7 @@ def _linear(
     FORMAT: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """A block of tokens times a block of rows of one matrix."""
-    block, part = tl.swizzle2d(
-        tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1), 8
-    )
+    block, part = tl.swizzle2d(tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1), 8)
     token = (block * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
     row = part * ROWS + tl.arange(0, ROWS)
     starts = _row_starts(row, rows, columns, FORMAT)
@@ -200,9 +197,7 @@ def _inner(
 
     Rows of gate and of up are one block of rows, gate's first.
     """
-    block, part = tl.swizzle2d(
-        tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1), 8
-    )
+    block, part = tl.swizzle2d(tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1), 8)
     expert, start, end = _block_of(block, first, experts, TOKENS, EXPERTS)
     if expert >= experts:
         return
@@ -250,9 +245,7 @@ def _down(
     TOKENS: tl.constexpr, ROWS: tl.constexpr, EXPERTS: tl.constexpr,
 ):  # fmt: skip
     """down times a block of an expert's assignments: float32, in their order, or each in the row that `order` says."""
-    block, part = tl.swizzle2d(
-        tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1), 8
-    )
+    block, part = tl.swizzle2d(tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1), 8)
     expert, start, end = _block_of(block, first, experts, TOKENS, EXPERTS)
     if expert >= experts:
         return
@@ -262,14 +255,18 @@ def _down(
     starts = _row_starts(row, rows, columns, FORMAT)
     address = tl.load(addresses + expert * MATRICES + MATRICES - 1)
     weights = address.to(tl.pointer_type(tl.uint8))
-    sums = _product(hidden, hidden_scales, read, weights, starts, tl.arange(0, ROWS) % 16, columns, FORMAT, TOKENS, ROWS)
+    sums = _product(
+        hidden, hidden_scales, read, weights, starts, tl.arange(0, ROWS) % 16, columns, FORMAT, TOKENS, ROWS
+    )
     target = tl.load(order + read).to(tl.int64) if SCATTERED else place
     inside = (place < end)[:, None] & (row < rows)[None, :]
     tl.store(output + (target[:, None] * rows + row[None, :]), sums, inside)
 
 
 @triton.jit
-def _combine(outputs, topk_ids, topk_weights, sums, columns, TOP_K: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr):
+def _combine(
+    outputs, topk_ids, topk_weights, sums, columns, TOP_K: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr
+):
     """A token's weighted sum of what its experts made of it, outputs [T, TOP_K, D], by the experts' numbers."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -288,6 +285,7 @@ def _combine(outputs, topk_ids, topk_weights, sums, columns, TOP_K: tl.constexpr
 
 _TOKEN_BLOCKS = 16, 32, 64
 _ROWS = 64
+_COLUMNS = 1024
 
 
 def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int], output: torch.dtype | None = None) -> Tensor:
@@ -298,7 +296,8 @@ def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int], output
     if made.numel():
         block = _tokens_of_block(len(x))
         grid = triton.cdiv(len(x), block), triton.cdiv(rows, _ROWS)
-        _linear[grid](codes, scales, packed, made, len(x), rows, columns, _kind(dtype), block, _ROWS)
+        with torch.cuda.device_of(x):
+            _linear[grid](codes, scales, packed, made, len(x), rows, columns, _kind(dtype), block, _ROWS)
     return made
 
 
@@ -321,9 +320,9 @@ def experts(
     first = torch.searchsorted(numbers, torch.arange(len(addresses) + 1, device=x.device))
     made = _outputs(dtype, x, order, first, addresses, intermediate_size, activation, top_k)
     sums = torch.empty(tokens, x.shape[1], dtype=torch.float32, device=x.device)
-    block = 1024
-    _combine[(tokens, triton.cdiv(x.shape[1], block))](
-        made, topk_ids.contiguous(), topk_weights.contiguous(), sums, x.shape[1], top_k, triton.next_power_of_2(top_k), block
+    _combine[tokens, triton.cdiv(x.shape[1], _COLUMNS)](
+        made, topk_ids.contiguous(), topk_weights.contiguous(), sums, x.shape[1],
+        TOP_K=top_k, RANKS=triton.next_power_of_2(top_k), BLOCK=_COLUMNS, enable_fp_fusion=False,
     )  # fmt: skip
     return sums
 
@@ -368,7 +367,8 @@ def _outputs(
     size = {"TOKENS": block, "EXPERTS": triton.next_power_of_2(number)}
     half = _ROWS // (matrices - 1)
     _inner[blocks, triton.cdiv(intermediate_size, half)](
-        codes, scales, order, top_k or 1, first, number, addresses, hidden, hidden_scales, intermediate_size, hidden_size,
+        codes, scales, order, top_k or 1, first, number, addresses, hidden, hidden_scales,
+        intermediate_size, hidden_size,
         FORMAT=_kind(dtype), ACTIVATION=activation.value, GATED=matrices == 3, ROWS=half, **size,
     )  # fmt: skip
     _down[blocks, triton.cdiv(hidden_size, _ROWS)](
