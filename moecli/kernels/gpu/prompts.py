@@ -7,6 +7,8 @@ depends on its token and its row alone: neither on what else is in a block nor o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -283,9 +285,32 @@ def _combine(
     tl.store(sums + token * columns + column, total, column < columns)
 
 
-_TOKEN_BLOCKS = 16, 32, 64
-_ROWS = 64
-_COLUMNS = 1024
+_COLUMNS = 1024  # of a program that adds
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """How a product is cut: tokens and rows of a program, its warps, and how many steps ahead it loads."""
+
+    tokens: int
+    rows: int = 64
+    warps: int = 4
+    stages: int = 3
+
+    @property
+    def options(self) -> dict[str, int]:
+        """As a launch takes them."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+def blocks_for(tokens: int, device: torch.device) -> Blocks:
+    """Of the sizes there are, the least that takes so many tokens at once; else the largest.
+
+    Before Ampere Triton multiplies without tensor cores, in registers that hold half as much.
+    """
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    sizes = (16, 32) if old else (16, 32, 64)
+    return Blocks(next((size for size in sizes if size >= tokens), sizes[-1]))
 
 
 def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int], output: torch.dtype | None = None) -> Tensor:
@@ -294,10 +319,12 @@ def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int], output
     codes, scales = _input(dtype, x)
     made = torch.empty(len(x), rows, dtype=output or x.dtype, device=x.device)
     if made.numel():
-        block = _tokens_of_block(len(x))
-        grid = triton.cdiv(len(x), block), triton.cdiv(rows, _ROWS)
+        cut = blocks_for(len(x), x.device)
         with torch.cuda.device_of(x):
-            _linear[grid](codes, scales, packed, made, len(x), rows, columns, _kind(dtype), block, _ROWS)
+            _linear[triton.cdiv(len(x), cut.tokens), triton.cdiv(rows, cut.rows)](
+                codes, scales, packed, made, len(x), rows, columns,
+                FORMAT=_kind(dtype), TOKENS=cut.tokens, ROWS=cut.rows, **cut.options,
+            )  # fmt: skip
     return made
 
 
@@ -320,10 +347,11 @@ def experts(
     first = torch.searchsorted(numbers, torch.arange(len(addresses) + 1, device=x.device))
     made = _outputs(dtype, x, order, first, addresses, intermediate_size, activation, top_k)
     sums = torch.empty(tokens, x.shape[1], dtype=torch.float32, device=x.device)
-    _combine[tokens, triton.cdiv(x.shape[1], _COLUMNS)](
-        made, topk_ids.contiguous(), topk_weights.contiguous(), sums, x.shape[1],
-        TOP_K=top_k, RANKS=triton.next_power_of_2(top_k), BLOCK=_COLUMNS, enable_fp_fusion=False,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _combine[tokens, triton.cdiv(x.shape[1], _COLUMNS)](
+            made, topk_ids.contiguous(), topk_weights.contiguous(), sums, x.shape[1],
+            TOP_K=top_k, RANKS=triton.next_power_of_2(top_k), BLOCK=_COLUMNS, enable_fp_fusion=False,
+        )  # fmt: skip
     return sums
 
 
@@ -362,19 +390,20 @@ def _outputs(
     groups = -(-intermediate_size // 32)
     hidden = codes.new_empty(count, intermediate_size if dtype in PLAIN else groups * 32)
     hidden_scales = scales.new_empty(count, groups)
-    block = _tokens_of_block(count // number)
-    blocks = count // block + min(number, count)  # at most
-    size = {"TOKENS": block, "EXPERTS": triton.next_power_of_2(number)}
-    half = _ROWS // (matrices - 1)
-    _inner[blocks, triton.cdiv(intermediate_size, half)](
-        codes, scales, order, top_k or 1, first, number, addresses, hidden, hidden_scales,
-        intermediate_size, hidden_size,
-        FORMAT=_kind(dtype), ACTIVATION=activation.value, GATED=matrices == 3, ROWS=half, **size,
-    )  # fmt: skip
-    _down[blocks, triton.cdiv(hidden_size, _ROWS)](
-        hidden, hidden_scales, order, first, number, addresses, output, hidden_size, intermediate_size,
-        FORMAT=_kind(dtype), MATRICES=matrices, SCATTERED=top_k > 0, ROWS=_ROWS, **size,
-    )  # fmt: skip
+    cut = blocks_for(count // number, x.device)
+    blocks = count // cut.tokens + min(number, count)  # at most
+    size = {"FORMAT": _kind(dtype), "TOKENS": cut.tokens, "EXPERTS": triton.next_power_of_2(number), **cut.options}
+    half = cut.rows // (matrices - 1)
+    with torch.cuda.device_of(x):
+        _inner[blocks, triton.cdiv(intermediate_size, half)](
+            codes, scales, order, top_k or 1, first, number, addresses, hidden, hidden_scales,
+            intermediate_size, hidden_size,
+            ACTIVATION=activation.value, GATED=matrices == 3, ROWS=half, **size,
+        )  # fmt: skip
+        _down[blocks, triton.cdiv(hidden_size, cut.rows)](
+            hidden, hidden_scales, order, first, number, addresses, output, hidden_size, intermediate_size,
+            MATRICES=matrices, SCATTERED=top_k > 0, ROWS=cut.rows, **size,
+        )  # fmt: skip
     return output
 
 
@@ -387,8 +416,3 @@ def _input(dtype: str, x: Tensor) -> tuple[Tensor, Tensor]:
     if dtype in PLAIN:
         return x.to(torch_dtype(dtype)).contiguous(), x.new_empty(0, dtype=torch.float32)
     return quantise(x, for_prompts=True)
-
-
-def _tokens_of_block(tokens: int) -> int:
-    """Of the block sizes there are, the least that takes so many tokens at once; else the largest."""
-    return next((size for size in _TOKEN_BLOCKS if size >= tokens), _TOKEN_BLOCKS[-1])
