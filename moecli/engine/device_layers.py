@@ -13,7 +13,7 @@ from moecli.engine.router import Routing
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore
 from moecli.formats import bytes_for
-from moecli.kernels.decode_step import MAX_TOKENS
+from moecli.kernels.blocking import MAX_TOKENS
 from moecli.kernels.gpu.append import append, append_latents
 from moecli.kernels.gpu.attention import attend, attend_latents
 from moecli.kernels.gpu.norms import Branch, Normed, add_and_norm

@@ -22,7 +22,7 @@ from moecli.engine.weights import DenseWeights
 from moecli.experts.gpu_offloaded import DeviceStatistics
 from moecli.experts.store import ExpertStore, each_output
 from moecli.formats import PLAIN, TILED
-from moecli.kernels.decode_step import MAX_TOKENS
+from moecli.kernels.blocking import MAX_TOKENS
 from moecli.kernels.gpu import activations, router
 from moecli.kernels.gpu.norms import Branch, Normed, add_and_norm
 from moecli.kernels.linear import format_of

@@ -125,9 +125,7 @@ def q4_codes(line):
     if INTERPRETED:
         return _nibbles(line, _Q4_0, _Q4_1, _Q4_2, _Q4_3)
     else:
-        return tl.inline_asm_elementwise(
-            _Q4, "=r,=r,r", [line], dtype=(tl.int32, tl.int32), is_pure=True, pack=1
-        )
+        return tl.inline_asm_elementwise(_Q4, "=r,=r,r", [line], dtype=(tl.int32, tl.int32), is_pure=True, pack=1)
 
 
 @device_function
@@ -140,9 +138,7 @@ def q3_codes(low_bits, high_bits, J: tl.constexpr):
     if INTERPRETED:
         return _nibbles(nibbles, _Q3_0, _Q3_1, _Q3_0, _Q3_1)
     else:
-        return tl.inline_asm_elementwise(
-            _Q3, "=r,=r,r", [nibbles], dtype=(tl.int32, tl.int32), is_pure=True, pack=1
-        )
+        return tl.inline_asm_elementwise(_Q3, "=r,=r,r", [nibbles], dtype=(tl.int32, tl.int32), is_pure=True, pack=1)
 
 
 @device_function

@@ -23,7 +23,6 @@ from moecli.kernels.gpu.quantise import codes_and_scales, quantise
 from moecli.model.spec import Activation
 
 FORMATS = {"q4": 4, "q3": 3, "q8": 8}  # bits of an index
-MAX_TOKENS = 8
 
 _TILE = tl.constexpr(16)  # groups that lie together in a codebook's tile
 _ROWS = tl.constexpr(16)
@@ -41,7 +40,15 @@ def strip_words(columns, FORMAT: tl.constexpr):
 
 @device_function
 def row_sums(
-    matrix, offsets, columns, x, scales, T: tl.constexpr, FORMAT: tl.constexpr, GROUPS: tl.constexpr, WHOLE: tl.constexpr
+    matrix,
+    offsets,
+    columns,
+    x,
+    scales,
+    T: tl.constexpr,
+    FORMAT: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """What T tokens make of R rows: a tuple of float32 [R].
 
@@ -153,9 +160,7 @@ def _linear(
     row = tl.arange(0, STRIPS * _ROWS)
     last = (rows + 15) // 16 - 1 - first  # strip that there is
     offsets = tl.minimum(row // _ROWS, last) * size
-    sums = row_sums(
-        matrix + first.to(tl.int64) * size, offsets[None, :], columns, x, scales, T, FORMAT, GROUPS, WHOLE
-    )
+    sums = row_sums(matrix + first.to(tl.int64) * size, offsets[None, :], columns, x, scales, T, FORMAT, GROUPS, WHOLE)
     for t in tl.static_range(T):
         tl.store(out + t * rows + first * _ROWS + row, sums[t], first * _ROWS + row < rows)
 
@@ -278,7 +283,9 @@ class Experts:
         if self.dtype in PLAIN:
             size = normed.states.element_size()
             offsets = None if self.gate is None else self.gate // size, self.up // size, self.down // size
-            return rows.experts(self.records, downs, ids, normed.states, top_k, offsets, self.intermediate_size, self.activation)
+            return rows.experts(
+                self.records, downs, ids, normed.states, top_k, offsets, self.intermediate_size, self.activation
+            )
         return self._packed(normed, downs, ids, top_k)
 
     def _packed(self, normed: Normed, downs: Tensor, ids: Tensor, top_k: int) -> Tensor:
