@@ -354,7 +354,7 @@ def choose_tiling(
     elif widths.shared:
         keys, warps = 32, 8
     else:
-        if triton.cdiv(queries, 128) * kv_heads >= card.processors:
+        if 4 * triton.cdiv(queries, 128) * kv_heads >= 3 * card.processors:
             rows = 128
         wide = rows >= 64 and (card.capability < (9, 0) or rows == 64)
         keys, warps = 32 if wide and sum(widths.blocks[:2]) > 64 else 64, 8 if rows == 128 else 4
