@@ -9,11 +9,12 @@ import torch
 
 from moecli import settings
 from moecli.errors import UsageError
+from moecli.formats import TILED
 from moecli.kernels import gpu, native
 
-Kernel = Literal["native", "bnb", "torch", "triton"]
+Kernel = Literal["native", "triton", "bnb", "torch"]
 
-_NAMES: tuple[Kernel, ...] = ("native", "bnb", "torch", "triton")
+_NAMES: tuple[Kernel, ...] = ("native", "triton", "bnb", "torch")
 _BITSANDBYTES = frozenset({"nf4", "int8"})
 
 
@@ -26,6 +27,8 @@ def serves(kernel: Kernel, dtype: str, device: torch.device) -> bool:
 def chosen(dtype: str, device: str) -> Kernel:
     """The kernel of a format. Importing bitsandbytes takes seconds, so on the CPU it must be asked for."""
     asked = forced()
+    if dtype in TILED and on_gpu(torch.device(device)):
+        return "triton"
     if device == "cpu" and asked in (None, "native") and native.available(dtype):
         return "native"
     if dtype in _BITSANDBYTES and (asked == "bnb" or (asked is None and device != "cpu")):
