@@ -15,7 +15,7 @@ from moecli.kernels.linear import as_matrix, linear
 from moecli.model.spec import Activation
 from tests.support import native_samples as samples
 
-HIDDEN, INNER, EXPERTS, TOKENS = 64, 48, 4, 20
+HIDDEN, INNER, EXPERTS, TOKENS = 32, 32, 4, 20
 cpu = pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")
 SHAPES = ((INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER))
 
