@@ -81,7 +81,7 @@ def test_experts_give_their_weighted_sum(device: torch.device, dtype: str) -> No
     for token in range(tokens):
         for expert, weight in zip(ids[token].tolist(), weights[token], strict=True):
             wanted[token] += weight * through(dtype, x[token : token + 1], experts[expert], Activation.SILU)[0]
-    assert close(found, wanted, 1e-2 if dtype == "bf16" else 2e-4)  # the interpreter cuts bf16 off
+    assert close(found, wanted, 4e-3 if dtype == "bf16" else 2e-4)  # a number inside may fall to the other side
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -178,7 +178,7 @@ def _block_of(program, first, experts, TOKENS: tl.constexpr, EXPERTS: tl.constex
 @triton.jit
 def _activate(x, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
-        return tl.maximum(x, 0.0)
+        return tl.where(x < 0, 0.0, x)  # what is no number stays visible
     elif ACTIVATION == "gelu":
         return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
     elif ACTIVATION == "gelu_pytorch_tanh":
