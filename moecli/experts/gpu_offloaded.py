@@ -20,7 +20,7 @@ from moecli.experts.rates import Rates, cheaper, measure, split
 from moecli.experts.readers import PendingRead, Readers
 from moecli.experts.slot_map import Lookup, Place, SlotMap
 from moecli.experts.store import Group, Statistics, Streamed
-from moecli.kernels.blocking import STAGED
+from moecli.kernels.blocking import MAX_TOKENS, STAGED
 from moecli.kernels.linear import Expert, Matrix, Packed
 from moecli.model.spec import ModelSpec
 from moecli.store.expert_record import Record, slots_per_layer
@@ -81,6 +81,8 @@ class GpuOffloadedExperts:
             places = [Place(True, next(device)) for _ in range(first)]
             places += [Place(False, next(ram)) for _ in range(count - first)]
             self._layers[layer] = SlotMap(places, POLICIES[policy].new())
+        self._experts = {layer: mixture.router.experts for layer, mixture in spec.mixtures}
+        self._tables: dict[int, Tensor] = {}
         self._credit = 0.0  # exchanges that may be made
         self.statistics = DeviceStatistics(budget_bytes=sum(anywhere) * size)
         self._disk = None if store is None else Disk(store, self.statistics, Readers())
@@ -92,7 +94,7 @@ class GpuOffloadedExperts:
     def fill(self, write: Write, progress: Callable[[int, int], None]) -> None:
         """Put every expert in its place now; there is one for each. `progress` is told bytes done, of how many."""
         size = self._ram.size
-        passing = Arena(1, size, copied_to=self._device.slot(0).device).slot(0)
+        passing = Arena(1, size, copied_to=self._device.device).slot(0)
         done, total = 0, size * sum(map(len, self._layers.values()))
         for number, layer in self._layers.items():
             found = layer.find(dict.fromkeys(range(len(layer)), 0), 1)
@@ -110,12 +112,46 @@ class GpuOffloadedExperts:
         """None: experts of any layer may move."""
 
     def records(self, layer: int) -> Tensor | None:
-        """Where the record of every expert of a layer begins, int64 [E], once all have their place in the device."""
-        slots = self._layers[layer].residents()
-        if slots is None:
-            return None
-        begins = [self._device.slot(slots[expert]).data_ptr() for expert in range(len(slots))]
-        return torch.tensor(begins, device=self._device.slot(0).device)
+        """Where the record of every expert of a layer begins in the device, int64 [E] there; 0 for those in RAM.
+
+        None where some are on disk, or are copied to be computed. The table is the same tensor as long as the store,
+        and changes when experts change places.
+        """
+        if layer not in self._tables and self._places_all(layer):
+            self._tables[layer] = torch.zeros(self._experts[layer], dtype=torch.int64, device=self._device.device)
+            self._update(layer)
+        return self._tables.get(layer)
+
+    def _places_all(self, layer: int) -> bool:
+        """Whether a step of a few tokens finds every expert where it is computed."""
+        places, experts = self._layers[layer], self._experts[layer]
+        stays = not cheaper(MAX_TOKENS, self._records[layer].size, self._rates)
+        return places.filled_places == experts and (stays or len(places.residents) == experts)
+
+    def _update(self, layer: int) -> None:
+        table = [0] * self._experts[layer]
+        for expert, slot in self._layers[layer].residents.items():
+            table[expert] = self._device.slot(slot).data_ptr()
+        self._tables[layer].copy_(torch.tensor(table))
+
+    def rest_of(self, layer: int, counts: dict[int, int], tokens: int) -> Group:
+        """Those in RAM of a pass whose others are computed by `records`."""
+        found = self._layers[layer].find(counts, tokens)
+        self._count(found)
+        return [(expert, self._in_ram(layer, found.ram[expert])) for expert in sorted(found.ram)]
+
+    def settle(self, layer: int, rest: Group) -> None:
+        """After a pass by `rest_of`, with all of it started: one of the rest may go to the device for another."""
+        self._credit = min(1.0, self._credit + len(rest) * _EXCHANGES)
+        if self._credit < 1.0 or not rest:
+            return
+        places = self._layers[layer]
+        best = places.strongest([expert for expert, _ in rest])
+        self._copies.follow()
+        if (slot := self._promote(layer, best, places.in_ram(best), [best])) is not None:
+            self._credit = 0.0
+            self._copies.ready(slot)
+            self._update(layer)
 
     def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         """Those on the device and in RAM first, then those from disk as they arrive."""

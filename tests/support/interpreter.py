@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -61,5 +62,6 @@ def interpret() -> bool:
 
     interpreter._patch_lang_tensor = patch_tensor
     builder.create_inline_asm = create_inline_asm
+    interpreter.interpreter_builder.options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
     builder.cast_impl, builder.create_dot = cast_impl, create_dot
     return True

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from moecli.formats import PLAIN
-from moecli.kernels.gpu import codes, rows
+from moecli.kernels.gpu import codes, interpreted, rows
 from moecli.kernels.gpu.activations import NUMBERS, activate
 from moecli.kernels.gpu.functions import device_function
 from moecli.kernels.gpu.norms import Normed
@@ -247,7 +247,7 @@ def quantised_linear(
     rows, columns = shape
     tokens = len(codes)
     out = torch.empty(tokens, rows, dtype=torch.float32, device=codes.device) if out is None else out
-    cut = blocking(columns)
+    cut = blocking(columns, 64 if interpreted() else 1)  # which takes its time for a program, not for its numbers
     _linear[(triton.cdiv(rows, 16 * cut.strips),)](
         packed.view(torch.int32), codes.view(torch.int32), scales, out, rows, columns,
         tokens, FORMATS[dtype], cut.strips, cut.groups, cut.whole(columns), num_warps=cut.warps,
