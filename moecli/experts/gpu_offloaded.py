@@ -83,6 +83,7 @@ class GpuOffloadedExperts:
             self._layers[layer] = SlotMap(places, POLICIES[policy].new())
         self._experts = {layer: mixture.router.experts for layer, mixture in spec.mixtures}
         self._tables: dict[int, Tensor] = {}
+        self._by_table = False  # whether slots have been computed with by a table since copies last waited for that
         self._credit = 0.0  # exchanges that may be made
         self.statistics = DeviceStatistics(budget_bytes=sum(anywhere) * size)
         self._disk = None if store is None else Disk(store, self.statistics, Readers())
@@ -138,6 +139,7 @@ class GpuOffloadedExperts:
         """Those in RAM of a pass whose others are computed by `records`."""
         found = self._layers[layer].find(counts, tokens)
         self._count(found)
+        self._by_table = True
         return [(expert, self._in_ram(layer, found.ram[expert])) for expert in sorted(found.ram)]
 
     def settle(self, layer: int, rest: Group) -> None:
@@ -147,11 +149,8 @@ class GpuOffloadedExperts:
             return
         places = self._layers[layer]
         best = places.strongest([expert for expert, _ in rest])
-        self._copies.follow()
-        if (slot := self._promote(layer, best, places.in_ram(best), [best])) is not None:
+        if self._promote(layer, best, places.in_ram(best), [best]) is not None:
             self._credit = 0.0
-            self._copies.ready(slot)
-            self._update(layer)
 
     def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         """Those on the device and in RAM first, then those from disk as they arrive."""
@@ -250,15 +249,26 @@ class GpuOffloadedExperts:
         if (leaving := places.weaker(expert, asked)) is None:
             return None
         slot = self._spare.popleft()
+        self._follow()
         self._upload(slot, index)
         freed = places.exchange(expert, leaving, slot)
         self._copies.download(freed, self._ram.slot(index), index)
         self._spare.append(freed)
+        if layer in self._tables:
+            self._copies.ready(slot)  # whoever reads the table does not ask
+            self._update(layer)
         return slot
+
+    def _follow(self) -> None:
+        """Slots that were read by the table are not known to the copies: these wait for all that computes."""
+        if self._by_table:
+            self._copies.follow()
+            self._by_table = False
 
     @contextmanager
     def _borrowed(self) -> Iterator[int]:
         slot = self._spare.popleft()
+        self._follow()
         try:
             yield slot
         finally:
