@@ -171,7 +171,7 @@ class GroupedQueryAttention:
         qk = self._rotary.rotate(qk.unflatten(-1, (-1, spec.head_dim)), cache.length)  # [T, H + K, d]
         if spec.qk_norm is QkNorm.ROTATED_HEAD:
             qk = self._norm_heads(qk)
-        q, k = torch.split(qk, (spec.heads, spec.kv_heads), dim=1)
+        q, k = torch.split(qk, [spec.heads, spec.kv_heads], dim=1)
         cache.append(k, v.unflatten(-1, (-1, spec.head_dim)))
         return q
 
