@@ -171,7 +171,7 @@ class GroupedQueryAttention:
         qk = self._rotary.rotate(qk.unflatten(-1, (-1, spec.head_dim)), cache.length)  # [T, H + K, d]
         if spec.qk_norm is QkNorm.ROTATED_HEAD:
             qk = self._norm_heads(qk)
-        q, k = qk.split((spec.heads, spec.kv_heads), dim=1)
+        q, k = torch.split(qk, [spec.heads, spec.kv_heads], dim=1)
         cache.append(k, v.unflatten(-1, (-1, spec.head_dim)))
         return q
 
@@ -181,8 +181,9 @@ class GroupedQueryAttention:
 
         spec, start = self._spec, cache.length
         cache.extend(len(qkv))
+        keys, values = cache.buffers
         return append(
-            qkv, *cache.buffers, self._scratch.place(start, cache.first, qkv.device), tables=self._rotary.tables,
+            qkv, keys, values, self._scratch.place(start, cache.first, qkv.device), tables=self._rotary.tables,
             interleaved=spec.rope.interleaved, clip=spec.clip, qk_norm=spec.qk_norm, q_norm=self._q_norm,
             k_norm=self._k_norm, eps=self._eps,
         )  # fmt: skip

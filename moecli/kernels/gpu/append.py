@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moecli.kernels.gpu.functions import device_function
 from moecli.kernels.gpu.launch import on
 from moecli.model.spec import QkNorm
 
@@ -17,18 +18,18 @@ _QK_NORMS = {QkNorm.NONE: 0, QkNorm.FULL: 1, QkNorm.HEAD: 2, QkNorm.ROTATED_HEAD
 _FULL, _HEAD, _ROTATED_HEAD = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 
-@triton.jit
+@device_function
 def _as(x, like):
     """x in float32, rounded to the type that `like` points to."""
     return x.to(like.dtype.element_ty).to(tl.float32)
 
 
-@triton.jit
+@device_function
 def _inverse_rms(x, count, eps):
     return tl.rsqrt(tl.sum(x * x, 0) / count + eps)
 
 
-@triton.jit
+@device_function
 def _partner(column, DIMS: tl.constexpr, INTERLEAVED: tl.constexpr):
     """The column that turns together with each of the first DIMS."""
     if INTERLEAVED:
@@ -38,7 +39,7 @@ def _partner(column, DIMS: tl.constexpr, INTERLEAVED: tl.constexpr):
     return tl.where(column < DIMS, partner, column)
 
 
-@triton.jit
+@device_function
 def _rotate(x, partner, cos_ptr, sin_ptr, column, DIMS: tl.constexpr):
     """x, a head in float32, turned by a row of the tables."""
     turns = column < DIMS

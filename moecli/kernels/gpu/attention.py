@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moecli.kernels.gpu.functions import device_function
 from moecli.kernels.gpu.launch import Card, card, on
 
 _LOG2E = tl.constexpr(1.4426950408889634)  # powers of two are what the hardware has
@@ -24,12 +25,12 @@ _LEAST = tl.constexpr(-1e30)  # a maximum before any score: finite, so that no d
 _MOST_SPLITS = 128
 
 
-@triton.jit
+@device_function
 def _tanh(x):
     return 1 - 2 / (1 + tl.exp2(x * _LOG2E * 2))
 
 
-@triton.jit
+@device_function
 def _meet(
     mixed, sums, most, q, q_rest, k_ptr, v_ptr, k_row, v_row, begin, end, position, scale, softcap, window,
     WIDTH: tl.constexpr, REST: tl.constexpr, VALUE: tl.constexpr,
@@ -53,7 +54,7 @@ def _meet(
             k_rest = tl.load(k_block + WIDTH + rest[None, :], mask=in_text & (rest < REST)[None, :], other=0.0)
             scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
         if SOFTCAP:
-            scores = softcap * _LOG2E * _tanh(scores * (scale / softcap))
+            scores = _tanh(scores * (scale / softcap)) * (softcap * _LOG2E)
         else:
             scores *= scale * _LOG2E
         if MASKED:
