@@ -88,9 +88,7 @@ def test_some_experts_and_the_tokens_of_each(activation: Activation, gated: bool
     x = samples.gaussian(80, hidden, seed=1)
     tokens = [torch.randperm(80, generator=torch.Generator().manual_seed(n))[:n] for n in counts]
     first = torch.tensor([0, 70, 70, 73])
-    found = prompts.expert_outputs(
-        "q8", x, torch.cat(tokens), first, addresses_of(experts), inner, activation
-    )
+    found = prompts.expert_outputs("q8", x, torch.cat(tokens), first, addresses_of(experts), inner, activation)
     wanted = [through("q8", x[tokens[each]], experts[each], activation) for each in (0, 2)]
     assert close(found, torch.cat(wanted), 2e-4)
 

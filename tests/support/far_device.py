@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tests.support.streams import Streams
 
 aten = torch.ops.aten
+_EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default}
 FAR = torch.device("meta")
 _GARBAGE = 0xFF  # in every byte: no number in any of the floating formats
 _SWEEP = 500  # operations
@@ -47,17 +48,16 @@ class _Computing(TorchDispatchMode):
         target = kwargs.get("device")
         if not far and (target is None or torch.device(target) != FAR):
             return func(*args, **kwargs)
-        with torch.inference_mode():
-            if _is_made_of_others(func):
-                with self:
-                    return func.decompose(*args, **kwargs)
-            if func is aten.copy_.default and len(far) == 1:
-                return self._copy(*args, **kwargs)
-            if func is aten._to_copy.default and target is not None and (not far or torch.device(target) != FAR):
-                return self._move(args[0], torch.device(target), kwargs)
-            if any(not each.is_meta and each.dim() for each in tensors):
-                raise RuntimeError(f"{func}: a tensor of the host meets one of the device")
-            return self._compute(func, args, kwargs)
+        if _is_made_of_others(func):
+            with self:
+                return func.decompose(*args, **kwargs)
+        if func is aten.copy_.default and len(far) == 1:
+            return self._copy(*args, **kwargs)
+        if func is aten._to_copy.default and target is not None and (not far or torch.device(target) != FAR):
+            return self._move(args[0], torch.device(target), kwargs)
+        if any(not each.is_meta and each.dim() for each in tensors):
+            raise RuntimeError(f"{func}: a tensor of the host meets one of the device")
+        return self._compute(func, args, kwargs)
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Tell the shapes now, and give the work to the current stream. What only looks at memory is no work."""
@@ -66,7 +66,7 @@ class _Computing(TorchDispatchMode):
         fresh = [place for place, each in enumerate(results) if self._key(each) not in self._memory]
         for place in fresh:
             self._remember(results[place])
-        if not fresh and not func._schema.is_mutable:
+        if func in _EMPTY or not (fresh or func._schema.is_mutable):
             return found
         real_args, real_kwargs = tree_map(self._real, (args, kwargs))
         if "device" in kwargs:
@@ -87,15 +87,11 @@ class _Computing(TorchDispatchMode):
         into, out_of = self._real(target), self._real(source)
         stream = self._streams.current
 
-        def begin() -> None:
-            with torch.inference_mode():
-                into.copy_(_garbage(into.numel() * into.element_size()).view(into.dtype).view(into.shape))
-
         def end() -> None:
             with torch.inference_mode():
                 into.copy_(out_of)
 
-        stream.give(begin)
+        stream.give(partial(_spoil, into))
         stream.give(end)
         if not non_blocking:
             stream.synchronize()
@@ -113,8 +109,9 @@ class _Computing(TorchDispatchMode):
         if not isinstance(each, Tensor) or not each.is_meta:
             return each
         _, memory = self._memory[self._key(each)]
-        view = torch.empty(0, dtype=each.dtype)
-        return view.set_(memory.untyped_storage(), each.storage_offset(), each.shape, each.stride())
+        with torch.inference_mode():
+            view = torch.empty(0, dtype=each.dtype)
+            return view.set_(memory.untyped_storage(), each.storage_offset(), each.shape, each.stride())
 
     def _remember(self, tensor: Tensor) -> None:
         """Memory for what the device has made."""
@@ -129,7 +126,7 @@ class _Computing(TorchDispatchMode):
         for key, (reference, memory) in list(self._memory.items()):
             if reference.expired():
                 del self._memory[key]
-                self._streams.computing.give(lambda memory=memory: memory.fill_(_GARBAGE))
+                self._streams.computing.give(partial(_spoil, memory))
 
     @staticmethod
     def _key(tensor: Tensor) -> int:
@@ -141,5 +138,11 @@ def _is_made_of_others(func: Any) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
 
 
+def _spoil(target: Tensor) -> None:
+    with torch.inference_mode():
+        target.copy_(_garbage(target.numel() * target.element_size()).view(target.dtype).view(target.shape))
+
+
 def _garbage(size: int) -> Tensor:
-    return torch.full((size,), _GARBAGE, dtype=torch.uint8)
+    with torch.inference_mode():
+        return torch.full((size,), _GARBAGE, dtype=torch.uint8)
