@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import pytest
 import torch
@@ -19,8 +18,8 @@ from moecli.experts import copies
 class Streams:
     """All streams of one device; `computing` is that of its operations, and `current` where work is given to.
 
-    `computing` and `copying`: how likely these streams do a thing they may whenever there is more to do: 0 is as late as
-    may be, 1 at once.
+    `computing` and `copying`: how likely these streams do a thing they may whenever more is given: 0 is as late as may
+    be, 1 at once.
     """
 
     def __init__(self, computing: float = 0.0, copying: float = 0.0, seed: int = 0) -> None:
