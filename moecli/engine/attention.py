@@ -12,6 +12,8 @@ from moecli.engine.layers import RelativeBias, RotaryEmbedding, rms_norm
 from moecli.engine.weights import LayerWeights
 from moecli.kernels import prompt_attention
 from moecli.kernels.blocking import BUCKET, SCORES
+from moecli.kernels.choice import on_gpu
+from moecli.kernels.gpu.launch import card
 from moecli.kernels.linear import linear
 from moecli.model.spec import MLA, GroupedQuery, QkNorm
 
@@ -24,6 +26,7 @@ class Scratch:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._place: tuple[tuple[int, int, torch.device], Tensor] | None = None
 
     def acquire(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor that is valid until `name` is acquired again."""
@@ -33,6 +36,15 @@ class Scratch:
             # All at once: pages never written take no memory, a buffer that grows leaves holes.
             buffer = self._buffers[name] = torch.empty(max(size, SCORES), dtype=dtype, device=like.device)
         return buffer[:size].view(shape)
+
+    def place(self, start: int, first: int, device: torch.device) -> Tensor:
+        """`start` and `first`, int32 [2] on the device: once for all layers, and without waiting for it."""
+        known = start, first, device
+        if self._place is None or self._place[0] != known:
+            place = torch.full((2,), start, dtype=torch.int32, device=device)
+            place[1] = first
+            self._place = known, place
+        return self._place[1]
 
 
 def attend(
@@ -52,14 +64,19 @@ def attend(
     """Attention of q [T, H, d] over k [K, rows, d] and v [K, rows, w]: [T, H * w].
 
     Query 0 stands at position `start`, row 0 at position `first`; unless `causal`, every query sees every row. By the
-    native kernel where it serves, else by torch: softmax in float32, in blocks of queries. There keys are taken in
-    whole buckets, those not visible masked: a matrix product whose shape changed with every token would be compiled
-    anew for every token.
+    native kernel or Triton's where one serves, else by torch: softmax in float32, in blocks of queries. There keys are
+    taken in whole buckets, those not visible masked: a matrix product whose shape changed with every token would be
+    compiled anew for every token.
     """
     if causal and bias is None and prompt_attention.serves(q):
         return prompt_attention.grouped_query(
             q, k, v, scale=scale, start=start, first=first, window=window, softcap=softcap
         )
+    if causal and bias is None and _triton_serves(q):
+        from moecli.kernels.gpu import attention
+
+        place = scratch.place(start, first, q.device)
+        return attention.attend(q, k, v, place, scale=scale, window=window, softcap=softcap).flatten(1)
     offset = start - first
     q = q.unflatten(1, (k.shape[0], -1)).permute(1, 2, 0, 3)
     heads, groups, tokens, _ = q.shape
@@ -95,6 +112,11 @@ def attend(
         mixed = torch.bmm(product, v[:, first:last])  # [K, G * t, w]
         out[begin:end] = mixed.view(heads, groups, end - begin, -1).permute(2, 0, 1, 3)
     return out.flatten(1)
+
+
+def _triton_serves(q: Tensor) -> bool:
+    """Whether Triton's kernel takes these queries; without tensor cores torch's blocks of scores are faster."""
+    return on_gpu(q.device) and (not q.is_cuda or card(q.device).has_tensor_cores(q.element_size()))
 
 
 def _hidden(start: int, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
@@ -217,13 +239,17 @@ class LatentAttention:
 
     def _attend(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, start: int, first: int, prompt: int) -> Tensor:
         """q [T, H, nope] and [T, H, rope] over latents [rows, rank + rope]: [T, H * w]."""
-        if not prompt_attention.serves(q_nope):
-            attention = self._absorbed if prompt <= _ABSORB else self._expanded
-            return attention(q_nope, q_rope, latents, start - first)
-        return prompt_attention.latent(
-            torch.cat((q_nope, q_rope), -1), latents, self._expansion, nope_dim=self._spec.nope_dim,
-            scale=self._spec.scale, start=start, first=first, window=self._spec.window, prompt=prompt,
-        )  # fmt: skip
+        spec = self._spec
+        if prompt_attention.serves(q_nope):
+            return prompt_attention.latent(
+                torch.cat((q_nope, q_rope), -1), latents, self._expansion, nope_dim=spec.nope_dim,
+                scale=spec.scale, start=start, first=first, window=spec.window, prompt=prompt,
+            )  # fmt: skip
+        expand = prompt > _ABSORB
+        if _triton_serves(q_nope):
+            expand = prompt_attention.expansion_pays(prompt, spec.kv_rank, spec.nope_dim, spec.value_dim)
+        attention = self._expanded if expand else self._absorbed
+        return attention(q_nope, q_rope, latents, start - first)
 
     def _queries(self, x: Tensor) -> Tensor:
         w = self._weights
@@ -241,18 +267,26 @@ class LatentAttention:
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, offset: int) -> Tensor:
         """One key/value "head", the latent itself, shared by all query heads."""
-        q_latent = torch.bmm(q_nope.transpose(0, 1), self._expand_key)  # [H, T, rank]
-        q = torch.cat((q_latent.transpose(0, 1), q_rope), -1)  # [T, H, rank + rope]
-        values = latents[None, :, : self._spec.kv_rank]
-        mixed = self._meet(q, latents[None], values, offset)
-        mixed = mixed.unflatten(-1, (self._spec.heads, -1)).transpose(0, 1)  # [H, T, rank]
-        return torch.bmm(mixed, self._expand_value.transpose(1, 2)).transpose(0, 1).flatten(1)
+        q_latent = torch.bmm(q_nope.transpose(0, 1), self._expand_key).transpose(0, 1)  # [T, H, rank]
+        if _triton_serves(q_rope):
+            from moecli.kernels.gpu.attention import attend_latents
+
+            place = self._scratch.place(offset, 0, q_rope.device)
+            mixed = attend_latents(
+                q_latent, q_rope, latents, place, scale=self._spec.scale, window=self._spec.window
+            )  # [T, H, rank]
+        else:
+            q = torch.cat((q_latent, q_rope), -1)  # [T, H, rank + rope]
+            mixed = self._meet(q, latents[None], latents[None, :, : self._spec.kv_rank], offset)
+            mixed = mixed.unflatten(-1, (self._spec.heads, -1))
+        return torch.bmm(mixed.transpose(0, 1), self._expand_value.transpose(1, 2)).transpose(0, 1).flatten(1)
 
     def _expanded(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, offset: int) -> Tensor:
         latents = latents[: offset + len(q_nope)]
         latent, key = latents.split((self._spec.kv_rank, self._spec.rope_dim), dim=-1)
         q = torch.cat((q_nope, q_rope), -1)  # [T, H, d]
-        step = max(1, SCORES // (len(latent) * (self._spec.head_dim + self._spec.value_dim)))
+        room = 3 * SCORES if _triton_serves(q) else SCORES  # which holds no scores then
+        step = max(1, room // (len(latent) * (self._spec.head_dim + self._spec.value_dim)))
         parts = []
         for begin in range(0, self._spec.heads, step):
             some = slice(begin, begin + step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +24,14 @@ from moecli.engine.weights import DenseWeights
 from moecli.experts.store import ExpertStore
 from moecli.formats import PLAIN
 from moecli.kernels.blocking import BLOCK, BUCKET
-from moecli.kernels.choice import serves
+from moecli.kernels.choice import on_gpu, serves
 from moecli.kernels.linear import linear
 from moecli.model.spec import ModelSpec, Rope
 from moecli.planning.memory import cache_rows
 from moecli.store.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from moecli.engine.device_step import DeviceStep
 
 
 class Decoder:
@@ -71,6 +75,7 @@ class Decoder:
                 self.decode_step = DecodeStep(steps, single_call=self.profile is None)
             if self.profile:
                 self.profile.apart = all(step.resident for step in steps)
+        self._device_step = None if self.profile or not native else _device_step(spec, dense, rotary_of_layer, experts)
 
     @property
     def can_draft(self) -> bool:
@@ -116,6 +121,13 @@ class Decoder:
         with torch.inference_mode():
             for rotary in self._rotary.values():
                 rotary.prepare(cache.length + len(ids))
+            if self._device_step and len(ids) <= self._device_step.max_tokens:
+                if observer is not None:
+                    observer.tokens(ids)
+                self._adjust_threads()
+                states = self._device_step.forward(ids, [cache], observer)
+                watch(len(ids), len(ids))
+                return states[-1:] if last_only else states
             ids = ids.to(self.device)
             if self.decode_step and len(ids) <= self.decode_step.max_tokens:
                 states = self._step(ids, cache, observer)
@@ -135,6 +147,14 @@ class Decoder:
 
         Weights are read once for up to `decode_step.max_tokens` texts.
         """
+        if self._device_step:
+            some = self._device_step.max_tokens
+            parts = zip(ids.split(some), range(0, len(ids), some), strict=True)
+            with torch.inference_mode():
+                self._adjust_threads()
+                return torch.cat(
+                    [self._device_step.forward(part, caches[start : start + some]).clone() for part, start in parts]
+                )
         if not self.decode_step or self.decode_step.max_tokens == 1:
             return torch.cat([self.forward(token, cache) for token, cache in zip(ids.split(1), caches, strict=True)])
         with torch.inference_mode():
@@ -254,10 +274,23 @@ class Decoder:
     def logits(self, states: Tensor) -> Tensor:
         """The scores of every next token, float32 [t, V], after normed states [t, D]."""
         with torch.inference_mode():
+            if self._device_step and (made := self._device_step.logits(states)) is not None:
+                return made
             logits = linear(
                 states, self._outside.matrix("lm_head" if "lm_head" in self._outside else "embedding")
             ).float()
             return logits if self.spec.logit_multiplier == 1 else logits * self.spec.logit_multiplier
+
+
+def _device_step(
+    spec: ModelSpec, dense: DenseWeights, rotary: Sequence[RotaryEmbedding], experts: ExpertStore
+) -> DeviceStep | None:
+    """Where Triton's kernels serve; Triton is imported there alone."""
+    if not on_gpu(dense.device):
+        return None
+    from moecli.engine.device_step import DeviceStep, serves
+
+    return DeviceStep(spec, dense, rotary, experts) if serves(spec, dense, experts) else None
 
 
 def _relative_biases(spec: ModelSpec, dense: DenseWeights, positions: int) -> list[RelativeBias | None]:

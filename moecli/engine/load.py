@@ -17,6 +17,7 @@ from moecli.experts import disk
 from moecli.experts.arena import CPU
 from moecli.experts.gpu_offloaded import Capacity, GpuOffloadedExperts
 from moecli.experts.offloaded import OffloadedExperts
+from moecli.experts.pieces import mapped_record
 from moecli.experts.policies import DEFAULT
 from moecli.experts.rates import Rates
 from moecli.experts.resident import checkpoint_experts, packed_experts, store_experts, write_record
@@ -163,14 +164,20 @@ class StoreModel:
         experts: ExpertStore
         if plan.device.dense and self.spec.mixtures:
             records = self.store.layout.records
-            experts = GpuOffloadedExperts(
+            offloaded = GpuOffloadedExperts(
                 self.spec, records, _capacity(plan, dense), policy, store=self.store, rates=rates
             )
+            if plan.fits:
+                offloaded.fill(self._copy_record, progress)
+            experts = offloaded
         elif plan.fits:
             experts = store_experts(self.store, plan.ram.expert_bytes, progress)
         else:
             experts = OffloadedExperts(self.store, plan.ram.experts, policy)
         return Decoder(self.spec, dense, experts, plan.memory.context, native)
+
+    def _copy_record(self, layer: int, expert: int, target: torch.Tensor) -> None:
+        target.copy_(mapped_record(self.store, layer, expert))
 
 
 def _parts(plan: Plan, progress: Progress) -> tuple[Progress, Progress]:

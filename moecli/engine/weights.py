@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,10 @@ class LayerWeights:
         """The tensor of this role; None where the model has none."""
         return None if role not in self._matrices else self[role]
 
+    def matrices(self) -> Iterable[Matrix]:
+        """All that are multiplied with: two-dimensional, and no norms or biases."""
+        return [each for each in self._matrices.values() if len(each.shape) == 2]
+
     def matrix(self, role: str) -> Matrix:
         """The matrix of this role as `kernels.linear.linear` takes it, plain or packed."""
         return self._matrices[role]
@@ -73,6 +77,11 @@ class DenseWeights:
             progress(done := done + math.prod(tensor.shape), total)
         self.outside = LayerWeights(by_layer[None])
         self.layers = [LayerWeights(by_layer[index]) for index in range(len(spec.blocks))]
+
+    @property
+    def has_table(self) -> bool:
+        """Whether the input table is in memory."""
+        return self._rows is None
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids [T] -> rows of the input table [T, D]."""

@@ -92,7 +92,7 @@ class GpuOffloadedExperts:
     def fill(self, write: Write, progress: Callable[[int, int], None]) -> None:
         """Put every expert in its place now; there is one for each. `progress` is told bytes done, of how many."""
         size = self._ram.size
-        passing = Arena(1, size).slot(0)
+        passing = Arena(1, size, copied_to=self._device.slot(0).device).slot(0)
         done, total = 0, size * sum(map(len, self._layers.values()))
         for number, layer in self._layers.items():
             found = layer.find(dict.fromkeys(range(len(layer)), 0), 1)
@@ -108,6 +108,14 @@ class GpuOffloadedExperts:
 
     def addresses(self, layer: int) -> None:
         """None: experts of any layer may move."""
+
+    def records(self, layer: int) -> Tensor | None:
+        """Where the record of every expert of a layer begins, int64 [E], once all have their place in the device."""
+        slots = self._layers[layer].residents()
+        if slots is None:
+            return None
+        begins = [self._device.slot(slots[expert]).data_ptr() for expert in range(len(slots))]
+        return torch.tensor(begins, device=self._device.slot(0).device)
 
     def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         """Those on the device and in RAM first, then those from disk as they arrive."""

@@ -13,7 +13,7 @@ from moecli.experts.pieces import as_expert
 from moecli.experts.policies import POLICIES, Slots
 from moecli.experts.readers import PendingRead, Readers
 from moecli.experts.store import Group, Statistics, Streamed
-from moecli.kernels.decode_step import MAX_TOKENS
+from moecli.kernels.blocking import MAX_TOKENS
 from moecli.kernels.linear import Expert
 from moecli.store.expert_record import STAGING, slots_per_layer
 from moecli.store.packed import PackedStore
@@ -37,6 +37,9 @@ class OffloadedExperts:
 
     def addresses(self, layer: int) -> None:
         """None: experts of any layer may move."""
+
+    def records(self, layer: int) -> None:
+        """None: there is no device."""
 
     def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         """Residents first, then the others as they arrive; for many tokens all in the order of their numbers."""

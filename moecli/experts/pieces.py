@@ -10,12 +10,13 @@ from torch import Tensor
 
 from moecli.experts.arena import CPU
 from moecli.experts.store import Streamed
-from moecli.kernels.choice import serves
+from moecli.kernels.choice import Kernel, serves
 from moecli.kernels.linear import Expert, Matrix, as_matrix, inner, linear
 from moecli.model.spec import Activation
 from moecli.store.expert_record import Piece, Record
 from moecli.store.packed import PackedStore
 
+_WHOLE: tuple[Kernel, ...] = "native", "triton"  # a row's product is the same in any company
 Pieces = Iterable[tuple[Piece, list[Matrix]]]
 
 
@@ -56,7 +57,7 @@ def record_matrices(record: Record, data: Tensor) -> Expert:
 def as_expert(record: Record, data: Tensor) -> Expert | Streamed:
     """The expert whose record lies whole in `data`, uint8."""
     pieces = record.pieces()
-    if len(pieces) == 1 or serves("native", record.dtype, data.device):  # whose rows are computed alike in any company
+    if len(pieces) == 1 or any(serves(kernel, record.dtype, data.device) for kernel in _WHOLE):
         return record_matrices(record, data)
 
     def cut() -> Iterator[tuple[Piece, list[Matrix]]]:

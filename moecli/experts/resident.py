@@ -46,6 +46,9 @@ class ResidentExperts:
         matrices = native_bytes(self.dtype, chain.from_iterable(whole)) if len(whole) == len(found) else None
         return torch.tensor([each.data_ptr() for each in matrices]).view(-1, 3) if matrices else None
 
+    def records(self, layer: int) -> None:
+        """None: there is no device."""
+
     def _expert(self, layer: int, expert: int) -> Expert | Streamed:
         key = layer, expert
         if key not in self._found:

@@ -60,6 +60,12 @@ class SlotMap:
                 (found.to_device if place.on_device else found.to_ram)[expert] = place.index
         return found
 
+    def residents(self) -> dict[int, int] | None:
+        """The slot of each expert if all of a layer are in the device, where nothing can change; else None."""
+        if not all(place.on_device for place in self._places) or len(self._owners) < len(self._places):
+            return None
+        return {expert: self._places[slot].index for slot, expert in self._owners.items()}
+
     def filled(self, expert: int) -> None:
         """The bytes of this expert are in its slot."""
         self._owners[self._slot[expert]] = expert

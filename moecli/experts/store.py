@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from moecli.experts.arena import CPU
-from moecli.kernels.blocking import CHUNK
-from moecli.kernels.linear import Expert, expert_outputs
+from moecli.kernels.blocking import CHUNK, GROUPED
+from moecli.kernels.linear import Expert, expert_outputs, grouped_outputs, takes_groups
 from moecli.model.spec import Activation
 
 
@@ -41,6 +41,7 @@ class Streamed(Protocol):
         ...
 
 
+_Whole = tuple[int, Expert]
 Group = Sequence[tuple[int, Expert | Streamed]]  # by number: experts at hand together, all of one kind
 
 
@@ -69,6 +70,10 @@ class ExpertStore(Protocol):
         """Where gate, up and down of every expert of a layer lie, int64 [E, 3]; None if some may move."""
         ...
 
+    def records(self, layer: int) -> Tensor | None:
+        """Where on a device the record of every expert of a layer begins, int64 [E] there; None if some may move."""
+        ...
+
 
 def moe_forward(
     store: ExpertStore, layer: int, activation: Activation, x: Tensor, topk_ids: Tensor, topk_weights: Tensor
@@ -76,7 +81,8 @@ def moe_forward(
     """The weighted sum of the selected experts. x [T, D], topk_ids and topk_weights [T, A]; [T, D] in float32.
 
     The sum is in the order of the experts' numbers, whatever the order of arrival, so that placement never changes a
-    bit; one that comes before its turn waits. An expert in memory sees at most CHUNK tokens at once.
+    bit; one that comes before its turn waits. An expert in memory sees at most CHUNK tokens at once, a group
+    of experts on a GPU at most GROUPED or those of one.
     """
     topk_ids, sums = topk_ids.cpu(), torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     if len(x) == 1:  # all that are at hand in one call
@@ -91,14 +97,26 @@ def moe_forward(
     turns = deque(taken.counts)
     waiting: dict[int, Iterable[Tensor]] = {}
 
-    def outputs(each: tuple[int, Expert | Streamed], at_once: int) -> Iterator[Tensor]:
+    def outputs(group: Group) -> Iterator[tuple[int, Iterable[Tensor]]]:
+        """What each expert of a group makes of its tokens, in parts."""
+        device = _device(group)
+        whole = [(number, expert) for number, expert in group if isinstance(expert, tuple)]
+        if whole and takes_groups(whole[0][1]):
+            for some in taken.cut(whole, GROUPED):
+                tokens = [taken.tokens[number] for number, _ in some]
+                made = grouped_outputs(rows[device], tokens, [expert for _, expert in some], activation)
+                yield from ((number, [part.to(x.device)]) for (number, _), part in zip(some, made, strict=True))
+            return
+        for number, expert in group:
+            yield number, one_by_one((number, expert), CHUNK if isinstance(expert, tuple) else len(x))
+
+    def one_by_one(each: tuple[int, Expert | Streamed], at_once: int) -> Iterator[Tensor]:
         device = _device([each])
         for tokens in taken.tokens[each[0]].split(at_once):
             yield compute(rows[device][tokens.to(device)], [each], activation)[0].to(x.device)
 
     with closing(store.iter_ready(layer, taken.counts, len(x))) as groups:
-        for number, expert in chain.from_iterable(groups):
-            parts = outputs((number, expert), CHUNK if isinstance(expert, tuple) else len(x))
+        for number, parts in chain.from_iterable(map(outputs, groups)):
             waiting[number] = parts if number == turns[0] else list(parts)
             while turns and turns[0] in waiting:
                 first = turns.popleft()
@@ -116,6 +134,17 @@ class _Taken:
         self.counts = {expert: count for expert, count in enumerate(counts) if count}  # in the order of the sum
         self.tokens = dict(enumerate((order // topk_ids.shape[1]).split(counts)))
         self._weights = topk_weights.float().flatten()[order.to(topk_weights.device)].split(counts)
+
+    def cut(self, group: Sequence[_Whole], most: int) -> Iterator[list[_Whole]]:
+        """Experts of a group, as many at once as `most` tokens take; one at least."""
+        some, count = list[_Whole](), 0
+        for each in group:
+            if some and count + self.counts[each[0]] > most:
+                yield some
+                some, count = [], 0
+            some.append(each)
+            count += self.counts[each[0]]
+        yield some
 
     def add(self, expert: int, outputs: Iterable[Tensor], sums: Tensor) -> None:
         """Add what an expert made of its tokens, in parts [n, D], to the sums [T, D] in float32."""

@@ -1,4 +1,4 @@
-"""Which kernel serves a format: native C, bitsandbytes or torch; MOECLI_KERNEL forces one where it can serve."""
+"""Which kernel serves: native C, bitsandbytes, Triton or torch; MOECLI_KERNEL forces one where it can serve."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 
 from moecli import settings
 from moecli.errors import UsageError
-from moecli.kernels import native
+from moecli.formats import TILED
+from moecli.kernels import gpu, native
 
-Kernel = Literal["native", "bnb", "torch"]
+Kernel = Literal["native", "triton", "bnb", "torch"]
 
-_NAMES: tuple[Kernel, ...] = ("native", "bnb", "torch")
+_NAMES: tuple[Kernel, ...] = ("native", "triton", "bnb", "torch")
 _BITSANDBYTES = frozenset({"nf4", "int8"})
 
 
@@ -26,11 +27,18 @@ def serves(kernel: Kernel, dtype: str, device: torch.device) -> bool:
 def chosen(dtype: str, device: str) -> Kernel:
     """The kernel of a format. Importing bitsandbytes takes seconds, so on the CPU it must be asked for."""
     asked = forced()
+    if dtype in TILED and on_gpu(torch.device(device)):
+        return "triton"
     if device == "cpu" and asked in (None, "native") and native.available(dtype):
         return "native"
     if dtype in _BITSANDBYTES and (asked == "bnb" or (asked is None and device != "cpu")):
         return "bnb"
     return "torch"
+
+
+def on_gpu(device: torch.device) -> bool:
+    """Whether Triton's kernels compute there; where they are interpreted, only if they are asked for."""
+    return forced() in ((None, "triton") if device.type == "cuda" else ("triton",)) and gpu.serves(device)
 
 
 def forced() -> Kernel | None:

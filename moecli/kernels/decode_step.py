@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moecli.formats import bytes_for
 from moecli.kernels import abi
+from moecli.kernels.blocking import MAX_TOKENS
 from moecli.kernels.choice import chosen
 from moecli.kernels.library import loaded
 from moecli.kernels.linear import Matrix, format_of, native_bytes
@@ -23,7 +24,6 @@ _NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1}
 _QK_NORMS = {QkNorm.NONE: 0, QkNorm.FULL: 1, QkNorm.HEAD: 2, QkNorm.ROTATED_HEAD: 3}
 _SCORINGS = {Scoring.SOFTMAX: 0, Scoring.SIGMOID: 1, Scoring.SOFTMAX_OF_CHOSEN: 2}
 _GROUP_SCORES = {GroupScore.MAX: 0, GroupScore.TOP2_SUM: 1}
-MAX_TOKENS = 8  # that go through a step together
 
 
 class Weights(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor
 from moecli import formats
 from moecli.formats.plain import torch_dtype
 from moecli.kernels import bnb, native
+from moecli.kernels.blocking import MAX_TOKENS
 from moecli.kernels.choice import Kernel, chosen, serves
 from moecli.model.spec import Activation
 
@@ -34,7 +35,15 @@ class Packed:
         return self if self.device == device else Packed(self.dtype, self.shape, self.data.to(device))
 
 
+def _triton(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
+    from moecli.kernels.gpu import products, prompts
+
+    few = len(x) <= MAX_TOKENS
+    return products.linear(x, dtype, packed, shape).to(x.dtype) if few else prompts.linear(dtype, x, packed, shape)
+
+
 _MULTIPLY: dict[Kernel, Callable[[str, Tensor, Tensor, tuple[int, int]], Tensor]] = {
+    "triton": _triton,
     "bnb": bnb.linear,
     "torch": formats.matmul,
 }
@@ -131,9 +140,56 @@ def expert_outputs(x: Tensor, experts: Sequence[Expert], activation: Activation)
     if data := native_bytes(format_of(up), chain.from_iterable(experts)):
         each = zip(*(data[place :: len(experts[0])] for place in range(len(experts[0]))), strict=True)
         return native.feed_forward(format_of(up), x, list(each), up.shape[0], activation)
+    if takes_groups(experts[0]) and len(x) <= MAX_TOKENS:
+        return _few_through_experts(x, experts, activation)
+    if takes_groups(experts[0]):
+        every = torch.arange(len(x))
+        return torch.stack(grouped_outputs(x, [every] * len(experts), experts, activation))
     rows = _padded(x)
     outputs = [_expert(rows, expert, activation)[: len(x)] for expert in experts]
     return outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)
+
+
+def takes_groups(expert: Expert) -> bool:
+    """Whether `grouped_outputs` takes such experts."""
+    up = expert[-2]
+    return isinstance(up, Packed) and serves("triton", up.dtype, up.device)
+
+
+def grouped_outputs(
+    x: Tensor, tokens: Sequence[Tensor], experts: Sequence[Expert], activation: Activation
+) -> list[Tensor]:
+    """What each expert makes of its tokens, rows [n] of x [T, D]: float32 [n, D] each, all by one pair of launches."""
+    from moecli.kernels.gpu import prompts
+
+    up = experts[0][-2]
+    counts = [len(rows) for rows in tokens]
+    first = torch.tensor([0, *accumulate(counts)]).to(x.device)
+    addresses = torch.tensor([[_data(matrix).data_ptr() for matrix in expert] for expert in experts]).to(x.device)
+    made = prompts.expert_outputs(
+        format_of(up), x, torch.cat(list(tokens)).to(x.device), first, addresses, up.shape[0], activation
+    )
+    return list(made.split(counts))
+
+
+def _few_through_experts(x: Tensor, experts: Sequence[Expert], activation: Activation) -> Tensor:
+    """What experts in records of one layout make of a few tokens [T, D]: float32 [n, T, D]."""
+    from moecli.kernels.gpu import products
+    from moecli.kernels.gpu.norms import Normed
+
+    *gate, up, down = (_data(matrix).data_ptr() for matrix in experts[0])
+    records = torch.tensor([_data(expert[0]).data_ptr() for expert in experts]).to(x.device)
+    begin = gate[0] if gate else up
+    chosen = products.Experts(
+        format_of(experts[0][-2]), x.shape[1], experts[0][-2].shape[0], activation, records,
+        0 if gate else None, up - begin, down - begin,
+    )  # fmt: skip
+    everyone = torch.arange(len(experts), device=x.device).repeat(len(x))
+    return chosen(Normed.of(x), everyone, len(experts)).view(len(x), len(experts), -1).transpose(0, 1)
+
+
+def _data(matrix: Matrix) -> Tensor:
+    return matrix.data if isinstance(matrix, Packed) else matrix
 
 
 def _expert(x: Tensor, expert: Expert, activation: Activation) -> Tensor:

@@ -87,7 +87,7 @@ def latent(
             f"{tuple(expansion.shape)}"
         )
     if expand is None:
-        expand = (prompt or tokens) * (width + rank - dim - value_dim) > rank * (nope_dim + value_dim)
+        expand = expansion_pays(prompt or tokens, rank, nope_dim, value_dim)
     latents, expansion = latents.contiguous(), expansion.contiguous()
     return _attend(
         queries,
@@ -104,6 +104,11 @@ def latent(
         first=first,
         window=window or 0,
     )
+
+
+def expansion_pays(tokens: int, rank: int, nope_dim: int, value_dim: int) -> bool:
+    """Whether so many queries take less arithmetic with keys and values expanded than with latents as they are."""
+    return tokens * (2 * rank - nope_dim - value_dim) > rank * (nope_dim + value_dim)
 
 
 def _attend(queries: Tensor, others: tuple[Tensor, Tensor], row: int, rows: int, **call: Any) -> Tensor:

@@ -13,7 +13,7 @@ from moecli.engine.router import Routing
 from moecli.engine.weights import checkpoint_weights
 from moecli.experts.resident import packed_experts
 from moecli.kernels import library, prompt_attention
-from moecli.kernels.decode_step import MAX_TOKENS
+from moecli.kernels.blocking import MAX_TOKENS
 from moecli.store.source import open_source
 from tests.support import stores
 from tests.support.checkpoints import DECODERS, make, prompt, write

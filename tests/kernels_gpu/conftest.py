@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
+from pathlib import Path
 
-os.environ["TRITON_INTERPRET"] = "1"
-collect_ignore_glob = [] if find_spec("triton") else ["test_*.py"]
+import pytest
+import torch
+
+from tests.support.interpreter import interpret
+
+_CARD = torch.cuda.is_available()  # then the kernels are compiled for it, and a test is one of `pytest -m gpu`
+collect_ignore_glob = [] if _CARD or interpret() else ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _CARD and Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the kernels compute: the card, if there is one."""
+    return torch.device("cuda" if _CARD else "cpu")

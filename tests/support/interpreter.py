@@ -7,13 +7,15 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import torch
 
 
 def interpret() -> bool:
     """Have Triton interpret its kernels in this process; False where there is no Triton.
 
-    Three faults of Triton 3.6 there are mended: its scalars are arrays of one number, which numpy 2.4 no longer takes
-    for the bounds of a loop; it multiplies bfloat16 as the integers that hold it; and it multiplies float16 slowly.
+    What is wrong with it (Triton 3.6 to 3.9) is mended: its scalars are arrays of one number, which numpy 2.4 no longer
+    takes for the bounds of a loop; it cuts float32 to bfloat16 where a card rounds, and multiplies matrices of bfloat16
+    as the integers that hold them. Those of float16 it multiplies slowly.
     """
     if find_spec("triton") is None:
         return False
@@ -21,24 +23,30 @@ def interpret() -> bool:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    patch, dot = interpreter._patch_lang_tensor, interpreter.InterpreterBuilder.create_dot
+    builder, number = interpreter.InterpreterBuilder, interpreter.TensorHandle
+    patch, dot, cast = interpreter._patch_lang_tensor, builder.create_dot, builder.cast_impl
 
     def patch_tensor(tensor: Any, scope: Any) -> None:
         patch(tensor, scope)
         tensor.__index__ = lambda self: self.handle.data.item()
 
+    def cast_impl(self: Any, source: Any, target: Any) -> Any:
+        types = source.dtype.scalar, target.scalar
+        if types == (tl.float32, tl.bfloat16):
+            rounded = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16()
+            return number(rounded.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
+        return wide(source) if types == (tl.bfloat16, tl.float32) else cast(self, source, target)
+
     def wide(operand: Any) -> Any:
-        if operand.dtype == tl.bfloat16:
-            numbers = (operand.data.astype(np.uint32) << 16).view(np.float32)
-        elif operand.dtype == tl.float16:
-            numbers = operand.data.astype(np.float32)
-        else:
-            return operand
-        return interpreter.TensorHandle(numbers, tl.float32)
+        if operand.dtype.scalar == tl.bfloat16:
+            return number((operand.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+        if operand.dtype.scalar == tl.float16:
+            return number(operand.data.astype(np.float32), tl.float32)
+        return operand
 
     def create_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
         return dot(self, wide(a), wide(b), *others)
 
     interpreter._patch_lang_tensor = patch_tensor
-    interpreter.InterpreterBuilder.create_dot = create_dot
+    builder.cast_impl, builder.create_dot = cast_impl, create_dot
     return True

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from moecli.kernels.gpu.functions import device_function
 from moecli.model.spec import Activation
 
 NUMBERS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2, Activation.RELU: 3}
 
 
-@triton.jit
+@device_function
 def activate(x, KIND: tl.constexpr):
     """The nonlinearity of float32 numbers, by its place in NUMBERS."""
     if KIND == 0:

@@ -1,4 +1,4 @@
-"""Causal attention over a cache by Triton: grouped-query, and over latents; a few queries or a prompt.
+"""Causal attention over a cache by Triton: grouped-query, and over latents; for a few queries or a prompt.
 
 One kernel serves both. The queries of all heads that share keys, token after token, are the rows of its tiles; a tile
 meets a block of keys after the other and keeps a running softmax in float32 (arXiv 2205.14135). Where there are too few
@@ -26,7 +26,7 @@ _MOST_SPLITS = 128
 
 @triton.jit
 def _tanh(x):
-    return 1 - 2 / (1 + tl.exp2(2 * _LOG2E * x))
+    return 1 - 2 / (1 + tl.exp2(x * _LOG2E * 2))
 
 
 @triton.jit
@@ -237,7 +237,7 @@ def attend(
     `softcap` * tanh(score / `softcap`). `sinks` [H] are logits that take part in the softmax and have no value.
     ValueError if shapes or types do not agree. Nothing waits for the device: a CUDA graph can hold the call.
     """
-    tokens, heads, dim = q.shape
+    heads, dim = q.shape[1:]
     kv_heads, rows, value = v.shape
     if k.shape != (kv_heads, rows, dim) or heads % kv_heads:
         raise ValueError(f"{heads} heads of {dim} numbers do not meet keys {tuple(k.shape)}, values {tuple(v.shape)}")
@@ -317,9 +317,7 @@ def _call(
     return out
 
 
-def constants(
-    group: int, widths: Widths, tiling: Tiling, softcap: bool, window: bool, sinks: bool
-) -> dict[str, Any]:
+def constants(group: int, widths: Widths, tiling: Tiling, softcap: bool, window: bool, sinks: bool) -> dict[str, Any]:
     """What the kernel is compiled for."""
     block, rest, value = widths.blocks
     return {
@@ -345,19 +343,28 @@ def constants(
 def choose_tiling(
     tokens: int, group: int, kv_heads: int, capacity: int, widths: Widths, size: int, card: Card
 ) -> Tiling:
-    """By shapes and the card alone: `size` bytes a number, caches of `capacity` rows."""
+    """By shapes and the card alone: `size` bytes a number, caches of `capacity` rows.
+
+    Widest that keep all of a tile in registers, as compiled for each kind of card.
+    """
     queries = tokens * group
-    rows = min(64, max(16, triton.next_power_of_2(queries)))
-    keys, warps, stages = 64, 4, 2
+    rows = min(max(16, triton.next_power_of_2(queries)), 32 if widths.shared else 64)
+    if not card.has_tensor_cores(size):
+        rows, keys, warps = 16, 16, 4
+    elif widths.shared:
+        keys, warps = 32, 8
+    else:
+        if triton.cdiv(queries, 128) * kv_heads >= card.processors:
+            rows = 128
+        wide = rows >= 64 and (card.capability < (9, 0) or rows == 64)
+        keys, warps = 32 if wide and sum(widths.blocks[:2]) > 64 else 64, 8 if rows == 128 else 4
     tiles = triton.cdiv(queries, rows) * kv_heads
-    splits = 1
-    if tiles < card.processors:
-        splits = min(
-            triton.next_power_of_2(triton.cdiv(2 * card.processors, tiles)),
-            triton.next_power_of_2(triton.cdiv(capacity, keys)),
-            _MOST_SPLITS,
-        )
-    return Tiling(rows, keys, splits, warps, stages)
+    shares = min(2 * card.processors // tiles, triton.cdiv(capacity, keys), _MOST_SPLITS)
+    splits = 1 << (shares.bit_length() - 1) if 2 * tiles <= card.processors else 1
+    first, rest, value = widths.blocks
+    key = first + (rest if widths.rest else 0)
+    deep = (rows * key + 3 * keys * (key + (0 if widths.shared else value))) * size <= card.shared
+    return Tiling(rows, keys, splits, warps, 3 if deep else 2)
 
 
 def _first_part(dim: int) -> int:
@@ -367,4 +374,4 @@ def _first_part(dim: int) -> int:
 
 
 def _block(width: int) -> int:
-    return max(16, triton.next_power_of_2(width))
+    return int(max(16, triton.next_power_of_2(width)))

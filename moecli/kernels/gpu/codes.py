@@ -6,12 +6,12 @@ Triton interprets, which knows no assembly, plain operators give the same intege
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from moecli.formats import q3, q4
 from moecli.formats.codebook import MULTIPLES
 from moecli.kernels.gpu import interpreted
+from moecli.kernels.gpu.functions import device_function
 
 INTERPRETED = tl.constexpr(interpreted())
 
@@ -89,7 +89,7 @@ _MULTIPLES = _assembly(
 )
 
 
-@triton.jit
+@device_function
 def dp4a(a, b, sums):
     """sums + the four products of the signed bytes in a and b; int32."""
     if INTERPRETED:
@@ -102,14 +102,14 @@ def dp4a(a, b, sums):
         )
 
 
-@triton.jit
+@device_function
 def _look_up(index, W0, W1, W2, W3):
     """The byte, 0 to 255, at an index of 0 to 15 in four words."""
     word = tl.where(index < 8, tl.where(index < 4, W0, W1), tl.where(index < 12, W2, W3))
     return (word >> ((index & 3) * 8)) & 255
 
 
-@triton.jit
+@device_function
 def _nibbles(lanes, W0, W1, W2, W3):
     """What 8 nibbles a lane stand for: four bytes for the low ones, four for the high ones."""
     low, high = lanes * 0, lanes * 0
@@ -119,18 +119,16 @@ def _nibbles(lanes, W0, W1, W2, W3):
     return low, high
 
 
-@triton.jit
+@device_function
 def q4_codes(line):
     """Of a line of q4's indices, less BIAS: 4 codes of the first 16 columns of each row, and 4 of the others."""
     if INTERPRETED:
         return _nibbles(line, _Q4_0, _Q4_1, _Q4_2, _Q4_3)
     else:
-        return tl.inline_asm_elementwise(
-            _Q4, "=r,=r,r", [line], dtype=(tl.int32, tl.int32), is_pure=True, pack=1
-        )
+        return tl.inline_asm_elementwise(_Q4, "=r,=r,r", [line], dtype=(tl.int32, tl.int32), is_pure=True, pack=1)
 
 
-@triton.jit
+@device_function
 def q3_codes(low_bits, high_bits, J: tl.constexpr):
     """The same of q3, without a bias, from the line J // 2 of lower bits and that of the highest."""
     low = low_bits >> (4 * (J % 2))
@@ -140,12 +138,10 @@ def q3_codes(low_bits, high_bits, J: tl.constexpr):
     if INTERPRETED:
         return _nibbles(nibbles, _Q3_0, _Q3_1, _Q3_0, _Q3_1)
     else:
-        return tl.inline_asm_elementwise(
-            _Q3, "=r,=r,r", [nibbles], dtype=(tl.int32, tl.int32), is_pure=True, pack=1
-        )
+        return tl.inline_asm_elementwise(_Q3, "=r,=r,r", [nibbles], dtype=(tl.int32, tl.int32), is_pure=True, pack=1)
 
 
-@triton.jit
+@device_function
 def multiples(choices):
     """What a byte of choices, in int32, multiplies the first and the other 16 columns of a group by."""
     if INTERPRETED:
@@ -158,7 +154,7 @@ def multiples(choices):
         )
 
 
-@triton.jit
-def bias(x, sums):
-    """sums + BIAS times the four activations of a lane: what codes without their bias lack."""
-    return dp4a(x, tl.full(x.shape, _BIASES, tl.int32), sums)
+@device_function
+def bias(x):
+    """BIAS times the four activations of a lane: what codes lack from which it was taken."""
+    return dp4a(x, tl.full(x.shape, _BIASES, tl.int32), x * 0)

@@ -1,9 +1,10 @@
 """Indices into codebooks become fp16 numbers, code * multiple, in registers: byte permutations, no table in memory.
 
-`prmt` picks four bytes of eight by the nibbles of its selector: a look-up of four indices of three bits at once. Two of
-them, and a third that picks between their results by bit 3, look up among 16. The bytes are codes + 32; put below a
-byte 0x64 they are the fp16 numbers 1024 + 32 + code, and (1056 + code) * multiple - 1056 * multiple is exact, 1056 being
-33 * 32. What `pack=2` hands over is two rows at once: the two halves of each register that results.
+`prmt` picks four bytes of eight by the nibbles of its selector: four indices of three bits are looked up at once. A
+nibble's fourth bit asks for eight times the sign of the byte. With 160 added all bytes have that bit, so a table gives
+ones for the indices of the other one, and "and" joins what both give. The bytes, put below a byte 0x64, are the fp16
+numbers 1024 + 160 + code, and (1184 + code) * multiple - 1184 * multiple is exact, 1184 being 37 * 32. What `pack=2`
+hands over is two rows at once: the halves of each register that results.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import triton.language as tl
 from moecli.formats import codebook, q3, q4
 from moecli.kernels.gpu.quantise import COMPILED
 
-OFFSET = tl.constexpr(32)  # of the bytes in tables, which are not negative
+OFFSET = tl.constexpr(160)  # of the bytes in tables
 
 
 def _table(numbers: tuple[int, ...]) -> tuple[tl.constexpr, ...]:
     """Their bytes, eight at a time, in 64-bit constants."""
     eights = [numbers[first : first + 8] for first in range(0, len(numbers), 8)]
     return tuple(
-        tl.constexpr(int.from_bytes(bytes(number + OFFSET.value for number in eight), "little")) for eight in eights
+        tl.constexpr(int.from_bytes(bytes(number + OFFSET.value for number in eight), "little", signed=True))
+        for eight in eights
     )
 
 
@@ -36,22 +38,20 @@ def _words(*tables: tl.constexpr) -> list[str]:
     return [f"0x{table.value >> shift & 0xFFFFFFFF:08x}" for table in tables for shift in (0, 32)]
 
 
-def _look_up_16(result: str, selector: str, words: list[str]) -> str:
-    """Four bytes of 16 in `words`, by the low four nibbles of a register."""
+def _look_up_16(result: str, selector: str, other: str, words: list[str]) -> str:
+    """Four bytes of 16 in `words`, by the low nibbles of a register, whose top bits `other` has flipped."""
     return f"""
-        and.b32 t, {selector}, 0x7777;
-        shr.u32 u, {selector}, 1;
-        and.b32 u, u, 0x4444;
-        or.b32 u, u, 0x3210;
-        prmt.b32 v, {words[0]}, {words[1]}, t;
-        prmt.b32 w, {words[2]}, {words[3]}, t;
-        prmt.b32 {result}, v, w, u;"""
+        prmt.b32 t, {words[0]}, {words[1]}, {selector};
+        prmt.b32 u, {words[2]}, {words[3]}, {other};
+        and.b32 {result}, t, u;"""
 
 
 def _multiples(first: str, second: str) -> str:
-    """m0, m1: both halves' multiples of two rows, by their bytes of multiples; n0, n1: -1056 times them."""
-    lines = f"prmt.b32 s, {first}, {second}, 0x0040;"
-    lines += _look_up_16("s", "s", _words(MULTIPLES_LOW, MULTIPLES_HIGH))
+    """m0, m1: both halves' multiples of two rows, by their bytes of multiples; n0, n1: -1184 times them."""
+    lines = f"""
+        prmt.b32 a, {first}, {second}, 0x0040;
+        xor.b32 b, a, 0x8888;"""
+    lines += _look_up_16("s", "a", "b", _words(MULTIPLES_LOW, MULTIPLES_HIGH))
     for half, pick in enumerate(("0x4240", "0x4341")):
         lines += f"""
         prmt.b32 m{half}, s, 0x64646464, {pick};
@@ -68,20 +68,24 @@ def _to_numbers(output: int, pick: str, half: int) -> str:
 
 
 _BEGIN = """{
-        .reg .b32 a, s, t, u, v, w, m0, m1, n0, n1, big, minus;
-        mov.b32 big, 0x64206420;
-        mov.b32 minus, 0xe420e420;
-        """
+        .reg .b32 a, b, s, t, u, v, m0, m1, n0, n1, big, minus;
+        mov.b32 big, 0x64a064a0;
+        mov.b32 minus, 0xe4a0e4a0;"""
 
 
 def _q4_assembly() -> str:
     lines = _BEGIN + _multiples("$10", "$11")
     for byte, rows in ((0, "0x5140"), (2, "0x7362")):  # that byte of both rows and the next: eight nibbles
-        lines += f"\n        prmt.b32 a, $8, $9, {rows};"
-        for b in (byte, byte + 1):
-            lines += _look_up_16("s", "a", _words(Q4_LOW, Q4_HIGH))
-            lines += _to_numbers(2 * b, "0x4240", 0) + _to_numbers(2 * b + 1, "0x4341", 1)
-            lines += "\n        shr.u32 a, a, 16;" if b == byte else ""
+        lines += f"""
+        prmt.b32 a, $8, $9, {rows};
+        xor.b32 b, a, 0x88888888;"""
+        for place in (byte, byte + 1):
+            lines += _look_up_16("s", "a", "b", _words(Q4_LOW, Q4_HIGH))
+            lines += _to_numbers(2 * place, "0x4240", 0) + _to_numbers(2 * place + 1, "0x4341", 1)
+            if place == byte:
+                lines += """
+        shr.u32 a, a, 16;
+        shr.u32 b, b, 16;"""
     return lines + "\n}"
 
 
@@ -101,10 +105,11 @@ def _q3_assembly() -> str:
         or.b32 i{row}, t, v;"""
         for byte, rows in ((0, "0x5140"), (2, "0x7362")):
             lines += f"\n        prmt.b32 a, i0, i1, {rows};"
-            for b in (byte, byte + 1):
+            for place in (byte, byte + 1):
                 lines += f"\n        prmt.b32 s, {low}, {high}, a;"
-                lines += _to_numbers(2 * b + half, "0x4240", half) + _to_numbers(8 + 2 * b + half, "0x4341", half)
-                lines += "\n        shr.u32 a, a, 16;" if b == byte else ""
+                lines += _to_numbers(2 * place + half, "0x4240", half)
+                lines += _to_numbers(8 + 2 * place + half, "0x4341", half)
+                lines += "\n        shr.u32 a, a, 16;" if place == byte else ""
     return lines + "\n}"
 
 

@@ -11,14 +11,18 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A GPU as far as the shape of a launch depends on it; `shared` memory in bytes, that a program can have."""
+    """A GPU as far as the shape of a launch depends on it; `shared`: bytes of shared memory that a program can have."""
 
     capability: tuple[int, int]
     processors: int
     shared: int
 
+    def has_tensor_cores(self, size: int) -> bool:
+        """For numbers of `size` bytes, that Triton knows: none for float32, nor before Ampere."""
+        return size == 2 and self.capability >= (8, 0)
 
-_INTERPRETED = Card((8, 0), 8, 163 * 2**10)
+
+_INTERPRETED = Card((8, 0), 4, 163 * 2**10)
 
 
 @cache
@@ -26,12 +30,12 @@ def card(device: torch.device) -> Card:
     """The card that `device` is; where Triton interprets, a small one."""
     if device.type != "cuda":
         return _INTERPRETED
-    properties = torch.cuda.get_device_properties(device)
-    return Card(
-        (properties.major, properties.minor),
-        properties.multi_processor_count,
-        properties.shared_memory_per_block_optin,
-    )
+    from triton.runtime import driver
+
+    index = torch.cuda.current_device() if device.index is None else device.index
+    shared = driver.active.utils.get_device_properties(index)["max_shared_mem"]
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return Card(torch.cuda.get_device_capability(device), processors, shared)
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:

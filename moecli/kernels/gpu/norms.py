@@ -9,11 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moecli.kernels.gpu.quantise import codes_and_scales
+from moecli.kernels.gpu.functions import device_function
+from moecli.kernels.gpu.quantise import codes_and_scales, quantise
 from moecli.model.spec import NormKind
 
 
-@triton.jit
+@device_function
 def _norm(x, mask, weight, columns, eps, RMS: tl.constexpr):
     """RMS or layer norm without bias of float32 numbers."""
     if RMS:
@@ -73,6 +74,11 @@ class Normed:
     states: Tensor
     codes: Tensor
     scales: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> Normed:
+        """States [T, D] as they are."""
+        return cls(x, *quantise(x))
 
     @classmethod
     def empty(cls, tokens: int, columns: int, like: Tensor) -> Normed:

@@ -14,19 +14,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moecli.kernels.gpu import codes
+from moecli.formats import PLAIN
+from moecli.kernels.gpu import codes, rows
 from moecli.kernels.gpu.activations import NUMBERS, activate
+from moecli.kernels.gpu.functions import device_function
+from moecli.kernels.gpu.norms import Normed
 from moecli.kernels.gpu.quantise import codes_and_scales, quantise
 from moecli.model.spec import Activation
 
 FORMATS = {"q4": 4, "q3": 3, "q8": 8}  # bits of an index
-MAX_TOKENS = 8
 
 _TILE = tl.constexpr(16)  # groups that lie together in a codebook's tile
 _ROWS = tl.constexpr(16)
 
 
-@triton.jit
+@device_function
 def strip_words(columns, FORMAT: tl.constexpr):
     """32-bit words of a strip of 16 rows."""
     groups = (columns + 31) // 32
@@ -36,9 +38,17 @@ def strip_words(columns, FORMAT: tl.constexpr):
         return groups * (4 + 16 * FORMAT) + (columns + 255) // 256 * 8
 
 
-@triton.jit
+@device_function
 def row_sums(
-    matrix, offsets, columns, x, scales, T: tl.constexpr, FORMAT: tl.constexpr, GROUPS: tl.constexpr, WHOLE: tl.constexpr
+    matrix,
+    offsets,
+    columns,
+    x,
+    scales,
+    T: tl.constexpr,
+    FORMAT: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """What T tokens make of R rows: a tuple of float32 [R].
 
@@ -52,7 +62,7 @@ def row_sums(
     row = (tl.arange(0, offsets.shape[1]) % _ROWS)[None, :]
     sums = ()
     for _ in tl.static_range(T):
-        sums = sums + (tl.zeros([GROUPS, offsets.shape[1]], tl.float32),)
+        sums = sums + (tl.full([GROUPS, offsets.shape[1]], 0, tl.float32),)
     for start in range(0, groups, GROUPS):
         group = start + tl.arange(0, GROUPS)[:, None]
         mask = None if WHOLE else group < groups
@@ -84,7 +94,7 @@ def row_sums(
     return totals
 
 
-@triton.jit
+@device_function
 def _where(mask, new, old, T: tl.constexpr):
     """Element by element, of tuples."""
     chosen = ()
@@ -93,12 +103,12 @@ def _where(mask, new, old, T: tl.constexpr):
     return chosen
 
 
-@triton.jit
+@device_function
 def _q8_products(lines, mask, x, group, groups, T: tl.constexpr):
     """Of codes of 8 bits, int32 [G, R]: 8 lines a group."""
     products = ()
     for _ in tl.static_range(T):
-        products = products + (tl.zeros(lines.shape, tl.int32),)
+        products = products + (tl.full(lines.shape, 0, tl.int32),)
     for j in tl.static_range(8):
         line = tl.load(lines + j * _ROWS, mask)
         new = ()
@@ -109,13 +119,13 @@ def _q8_products(lines, mask, x, group, groups, T: tl.constexpr):
     return products
 
 
-@triton.jit
+@device_function
 def _book_products(lines, choices, mask, x, group, groups, T: tl.constexpr, FORMAT: tl.constexpr):
     """Of a codebook's, times their multiples, int32 [G, R]."""
     first, second = (), ()
     for _ in tl.static_range(T):
-        first = first + (tl.zeros(lines.shape, tl.int32),)
-        second = second + (tl.zeros(lines.shape, tl.int32),)
+        first = first + (tl.full(lines.shape, 0, tl.int32),)
+        second = second + (tl.full(lines.shape, 0, tl.int32),)
     for j in tl.static_range(4):
         if FORMAT == 4:
             low, high = codes.q4_codes(tl.load(lines + j * _ROWS, mask))
@@ -126,8 +136,8 @@ def _book_products(lines, choices, mask, x, group, groups, T: tl.constexpr, FORM
             lane = tl.load(x + t * groups * 8 + group * 8 + j, mask)
             other = tl.load(x + t * groups * 8 + group * 8 + 4 + j, mask)
             if FORMAT == 4:
-                new_first = new_first + (codes.dp4a(low, lane, codes.bias(lane, tl.zeros(lane.shape, tl.int32)) + first[t]),)
-                new_second = new_second + (codes.dp4a(high, other, codes.bias(other, tl.zeros(lane.shape, tl.int32)) + second[t]),)
+                new_first = new_first + (codes.dp4a(low, lane, codes.bias(lane) + first[t]),)
+                new_second = new_second + (codes.dp4a(high, other, codes.bias(other) + second[t]),)
             else:
                 new_first = new_first + (codes.dp4a(low, lane, first[t]),)
                 new_second = new_second + (codes.dp4a(high, other, second[t]),)
@@ -150,9 +160,7 @@ def _linear(
     row = tl.arange(0, STRIPS * _ROWS)
     last = (rows + 15) // 16 - 1 - first  # strip that there is
     offsets = tl.minimum(row // _ROWS, last) * size
-    sums = row_sums(
-        matrix + first.to(tl.int64) * size, offsets[None, :], columns, x, scales, T, FORMAT, GROUPS, WHOLE
-    )
+    sums = row_sums(matrix + first.to(tl.int64) * size, offsets[None, :], columns, x, scales, T, FORMAT, GROUPS, WHOLE)
     for t in tl.static_range(T):
         tl.store(out + t * rows + first * _ROWS + row, sums[t], first * _ROWS + row < rows)
 
@@ -235,7 +243,7 @@ def quantised_linear(
     rows, columns = shape
     tokens = len(codes)
     out = torch.empty(tokens, rows, dtype=torch.float32, device=codes.device) if out is None else out
-    cut = blocking(columns, tokens)
+    cut = blocking(columns)
     _linear[(triton.cdiv(rows, 16 * cut.strips),)](
         packed.view(torch.int32), codes.view(torch.int32), scales, out, rows, columns,
         tokens, FORMATS[dtype], cut.strips, cut.groups, cut.whole(columns), num_warps=cut.warps,
@@ -243,49 +251,58 @@ def quantised_linear(
     return out
 
 
-def blocking(columns: int, tokens: int = 1, strips: int = 1) -> Blocking:
-    """About 64 numbers of each line to a thread's sums: several strips or tokens leave registers for fewer columns."""
-    most = max(16, 64 // strips // (1 if tokens == 1 else 2))
+def blocking(columns: int, strips: int = 1) -> Blocking:
+    """Whatever the tokens: a sum is the same in any company. As many columns at once as fill whole rounds, if any do."""
+    most = max(16, 64 // strips)
     groups = triton.next_power_of_2(max(16, min(most, -(-columns // 32))))
     while groups > 16 and columns % 512 == 0 and columns % (32 * groups):
         groups //= 2
-    return Blocking(strips, groups, 4)
+    return Blocking(strips, groups, max(2, groups * strips // 8))
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertShape:
-    """Experts of one layer on a device: where in a record gate (None: there is none), up and down begin, in bytes."""
+class Experts:
+    """Experts on a device: `records` int64 [E], where each one's begins, and the offsets in it of its matrices, bytes.
+
+    `gate` is None where there is none; `downs` are records of the last matrices where these lie apart.
+    """
 
     dtype: str
     hidden_size: int
     intermediate_size: int
     activation: Activation
+    records: Tensor
     gate: int | None
     up: int
     down: int
+    downs: Tensor | None = None
 
+    def __call__(self, normed: Normed, ids: Tensor, top_k: int) -> Tensor:
+        """What the chosen ones, ids [T * top_k] token by token, make of up to eight tokens: float32 [T * top_k, D]."""
+        downs = self.records if self.downs is None else self.downs
+        if self.dtype in PLAIN:
+            size = normed.states.element_size()
+            offsets = None if self.gate is None else self.gate // size, self.up // size, self.down // size
+            return rows.experts(
+                self.records, downs, ids, normed.states, top_k, offsets, self.intermediate_size, self.activation
+            )
+        return self._packed(normed, downs, ids, top_k)
 
-def experts(
-    shape: ExpertShape, records: Tensor, ids: Tensor, codes: Tensor, scales: Tensor, top_k: int
-) -> Tensor:
-    """What chosen experts make of up to eight quantised tokens: float32 [T * top_k, D].
-
-    `records` int64 [E] are the addresses of experts' records, `ids` [T * top_k] who is chosen, token by token.
-    """
-    choices, inner, width = ids.numel(), shape.intermediate_size, shape.hidden_size
-    groups = -(-inner // 32)
-    hidden = torch.empty(choices, groups * 32, dtype=torch.int8, device=codes.device)
-    hidden_scales = torch.empty(choices, groups, dtype=torch.float32, device=codes.device)
-    out = torch.empty(choices, width, dtype=torch.float32, device=codes.device)
-    first, second = blocking(width, strips=4), blocking(inner)
-    _inner[groups, choices](
-        records, ids, codes.view(torch.int32), scales, hidden, hidden_scales,
-        (shape.gate or 0) // 4, shape.up // 4, inner, width, top_k,
-        FORMATS[shape.dtype], NUMBERS[shape.activation], shape.gate is not None, first.groups, first.whole(width),
-        num_warps=first.warps,
-    )  # fmt: skip
-    _down[triton.cdiv(width, 16 * second.strips), choices](
-        records, ids, hidden.view(torch.int32), hidden_scales, out, shape.down // 4, width, inner,
-        FORMATS[shape.dtype], second.strips, second.groups, second.whole(inner), num_warps=second.warps,
-    )  # fmt: skip
-    return out
+    def _packed(self, normed: Normed, downs: Tensor, ids: Tensor, top_k: int) -> Tensor:
+        choices, inner, width = ids.numel(), self.intermediate_size, self.hidden_size
+        groups = -(-inner // 32)
+        hidden = normed.codes.new_empty(choices, groups * 32)
+        scales = normed.scales.new_empty(choices, groups)
+        out = normed.scales.new_empty(choices, width)
+        first, second = blocking(width, strips=4), blocking(inner)
+        _inner[groups, choices](
+            self.records, ids, normed.codes.view(torch.int32), normed.scales, hidden, scales,
+            (self.gate or 0) // 4, self.up // 4, inner, width, top_k,
+            FORMATS[self.dtype], NUMBERS[self.activation], self.gate is not None, first.groups, first.whole(width),
+            num_warps=first.warps,
+        )  # fmt: skip
+        _down[triton.cdiv(width, 16 * second.strips), choices](
+            downs, ids, hidden.view(torch.int32), scales, out, self.down // 4, width, inner,
+            FORMATS[self.dtype], second.strips, second.groups, second.whole(inner), num_warps=second.warps,
+        )  # fmt: skip
+        return out

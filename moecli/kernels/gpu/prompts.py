@@ -7,6 +7,8 @@ depends on its token and its row alone: neither on what else is in a block nor o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -19,41 +21,40 @@ from moecli.kernels.gpu.quantise import COMPILED, codes_and_scales, place_in_gro
 from moecli.model.spec import Activation
 
 
-
 @triton.jit
 def _row_starts(row, rows, columns, FORMAT: tl.constexpr):
     """Where rows begin in a matrix, int64: in its numbers if they are plain, else the strip of 16, in 32-bit words."""
+    strip, groups = tl.minimum(row // 16, (rows - 1) // 16).to(tl.int64), tl.cdiv(columns, 32)
     if FORMAT == "plain":
         return tl.minimum(row, rows - 1).to(tl.int64) * columns
-    groups = tl.cdiv(columns, 32)
-    strip = tl.minimum(row // 16, (rows - 1) // 16).to(tl.int64)
-    if FORMAT == "q8":
-        return strip * groups * 136
+    elif FORMAT == "q8":
+        return strip * (groups * 136)
+    elif FORMAT == "q4":
+        return strip * (groups * 68 + tl.cdiv(groups, 8) * 8)
     else:
-        GROUP_WORDS: tl.constexpr = 68 if FORMAT == "q4" else 52
-        return strip * (groups * GROUP_WORDS + tl.cdiv(groups, 8) * 8)
+        return strip * (groups * 52 + tl.cdiv(groups, 8) * 8)
 
 
 @triton.jit
-def _rows_together(pointers):
-    """The same pointers [..., N] to words or halves, of 16 rows after one another."""
-    return tl.max_contiguous(tl.multiple_of(pointers, (1, 16)), (1, 16))
+def _pointer(weights, TYPE: tl.constexpr):
+    """A matrix by numbers of another type; matrices begin at multiples of 16 bytes."""
+    return tl.multiple_of(weights.to(tl.pointer_type(TYPE)), 16)
 
 
 @triton.jit
 def _book_group(lines, multiples, lane, FORMAT: tl.constexpr):
     """Code * multiple of 32 columns, fp16 [32, N], by pointers [1, N] to words: the first line, and their multiples."""
     if FORMAT == "q4":
-        first = tl.load(_rows_together(lines + tl.arange(0, 4)[:, None] * 16))
+        first = tl.load(lines + tl.arange(0, 4)[:, None] * 16)
     else:
-        first = tl.load(_rows_together(lines + tl.arange(0, 2)[:, None] * 16))
+        first = tl.load(lines + tl.arange(0, 2)[:, None] * 16)
     byte = tl.load(multiples) >> (lane % 4 * 8)[None, :] & 255
     byte = tl.broadcast_to(byte, first.shape)
     if FORMAT == "q4":
         return decode_q4(first, byte)
     else:
         second = tl.arange(0, 2)[:, None]
-        last = tl.load(_rows_together(lines + (32 + second * 0)))
+        last = tl.load(lines + (32 + second * 0))
         return decode_q3(first, last >> second * 4, byte)
 
 
@@ -63,9 +64,9 @@ def _book_product(
     FORMAT: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """`_product` with a codebook's rows: what 256 columns give meets their scale once."""
-    words = weights.to(tl.pointer_type(tl.int32)) + starts[None, :]
+    words = _pointer(weights, tl.int32) + starts[None, :]
     lines, multiples = words + lane[None, :], words + lane[None, :] // 4
-    row_scales = weights.to(tl.pointer_type(tl.float16)) + (starts * 2 + lane)
+    row_scales = _pointer(weights, tl.float16) + (starts * 2 + lane)
     LINES: tl.constexpr = 64 if FORMAT == "q4" else 48  # words of a group
     sums = tl.zeros((TOKENS, ROWS), tl.float32)
     for span in range(tl.cdiv(groups, 8)):
@@ -90,15 +91,15 @@ def _q8_product(
     TOKENS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """`_product` with rows in q8."""
-    words = weights.to(tl.pointer_type(tl.int32)) + starts[None, :]
+    words = _pointer(weights, tl.int32) + starts[None, :]
     lines = words + (8 + tl.arange(0, 8)[:, None] * 16 + lane[None, :])
-    row_scales = weights.to(tl.pointer_type(tl.float16)) + (starts * 2 + lane)
+    row_scales = _pointer(weights, tl.float16) + (starts * 2 + lane)
     sums = tl.zeros((TOKENS, ROWS), tl.float32)
     for group in range(groups):
         a = tl.load(x + group * 32)
         token_scale = tl.load(scales + group)
         scale = tl.load(row_scales + group * 272).to(tl.float32)
-        b = decode_q8(tl.load(_rows_together(lines + group * 136)))
+        b = decode_q8(tl.load(lines + group * 136))
         sums += tl.dot(a, b) * token_scale[:, None] * scale[None, :]
     return sums
 
@@ -111,11 +112,11 @@ def _plain_product(
     """`_product` with plain rows."""
     column = tl.arange(0, 32)
     sums = tl.zeros((TOKENS, ROWS), tl.float32)
-    x += (token * columns)[:, None] + column[None, :]
-    numbers = weights.to(x.dtype) + (starts[None, :] + column[:, None])
+    tokens = x + ((token * columns)[:, None] + column[None, :])
+    numbers = _pointer(weights, x.dtype.element_ty) + (starts[None, :] + column[:, None])
     for first in range(0, columns, 32):
         inside = first + column < columns
-        a = tl.load(x + first, inside[None, :], other=0.0)
+        a = tl.load(tokens + first, inside[None, :], other=0.0)
         b = tl.load(numbers + first, inside[:, None], other=0.0)
         if not COMPILED:  # its bf16 are bits
             a, b = a.to(tl.float32), b.to(tl.float32)
@@ -132,12 +133,11 @@ def _product(
 
     `weights` is the pointer that int64 `starts` [ROWS] count from, `lane` [ROWS] the place of a row in its strip.
     """
+    groups = tl.cdiv(columns, 32)
+    codes, token_scales = x + ((token * groups * 32)[:, None] + tl.arange(0, 32)[None, :]), scales + token * groups
     if FORMAT == "plain":
         return _plain_product(x, token, weights, starts, columns, TOKENS, ROWS)
-    groups = tl.cdiv(columns, 32)
-    codes = x + ((token * groups * 32)[:, None] + tl.arange(0, 32)[None, :])
-    token_scales = scales + token * groups
-    if FORMAT == "q8":
+    elif FORMAT == "q8":
         return _q8_product(codes, token_scales, weights, starts, lane, groups, TOKENS, ROWS)
     else:
         return _book_product(codes, token_scales, weights, starts, lane, groups, FORMAT, TOKENS, ROWS)
@@ -149,14 +149,13 @@ def _linear(
     FORMAT: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """A block of tokens times a block of rows of one matrix."""
-    block, part = tl.swizzle2d(
-        tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1), 8
-    )
+    block, part = tl.swizzle2d(tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1), 8)
     token = (block * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
     row = part * ROWS + tl.arange(0, ROWS)
     starts = _row_starts(row, rows, columns, FORMAT)
     read = tl.minimum(token, tokens - 1)
-    sums = _product(x, scales, read, weights, starts, row % 16, columns, FORMAT, TOKENS, ROWS)
+    lane = tl.arange(0, ROWS) % 16
+    sums = _product(x, scales, read, weights, starts, lane, columns, FORMAT, TOKENS, ROWS)
     inside = (token < tokens)[:, None] & (row < rows)[None, :]
     tl.store(output + (token[:, None] * rows + row[None, :]), sums.to(output.dtype.element_ty), inside)
 
@@ -200,9 +199,7 @@ def _inner(
 
     Rows of gate and of up are one block of rows, gate's first.
     """
-    block, part = tl.swizzle2d(
-        tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1), 8
-    )
+    block, part = tl.swizzle2d(tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1), 8)
     expert, start, end = _block_of(block, first, experts, TOKENS, EXPERTS)
     if expert >= experts:
         return
@@ -216,8 +213,10 @@ def _inner(
     if GATED:
         BYTES: tl.constexpr = x.dtype.element_ty.primitive_bitwidth // 8 if FORMAT == "plain" else 4
         starts += along // ROWS * ((tl.load(addresses + expert * 3 + 1) - address) // BYTES)
-    weights = tl.multiple_of(address, 16).to(tl.pointer_type(tl.uint8))
-    sums = _product(x, scales, token, weights, starts, row % 16, columns, FORMAT, TOKENS, MATRICES * ROWS)
+        if FORMAT != "plain":
+            starts = tl.max_constancy(tl.multiple_of(starts, 4), 16)
+    weights = address.to(tl.pointer_type(tl.uint8))
+    sums = _product(x, scales, token, weights, starts, along % 16, columns, FORMAT, TOKENS, MATRICES * ROWS)
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(sums, (TOKENS, 2, ROWS)), (0, 2, 1)))
         made = _activate(gate, ACTIVATION) * up
@@ -248,9 +247,7 @@ def _down(
     TOKENS: tl.constexpr, ROWS: tl.constexpr, EXPERTS: tl.constexpr,
 ):  # fmt: skip
     """down times a block of an expert's assignments: float32, in their order, or each in the row that `order` says."""
-    block, part = tl.swizzle2d(
-        tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1), 8
-    )
+    block, part = tl.swizzle2d(tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1), 8)
     expert, start, end = _block_of(block, first, experts, TOKENS, EXPERTS)
     if expert >= experts:
         return
@@ -259,15 +256,19 @@ def _down(
     row = part * ROWS + tl.arange(0, ROWS)
     starts = _row_starts(row, rows, columns, FORMAT)
     address = tl.load(addresses + expert * MATRICES + MATRICES - 1)
-    weights = tl.multiple_of(address, 16).to(tl.pointer_type(tl.uint8))
-    sums = _product(hidden, hidden_scales, read, weights, starts, row % 16, columns, FORMAT, TOKENS, ROWS)
+    weights = address.to(tl.pointer_type(tl.uint8))
+    sums = _product(
+        hidden, hidden_scales, read, weights, starts, tl.arange(0, ROWS) % 16, columns, FORMAT, TOKENS, ROWS
+    )
     target = tl.load(order + read).to(tl.int64) if SCATTERED else place
     inside = (place < end)[:, None] & (row < rows)[None, :]
     tl.store(output + (target[:, None] * rows + row[None, :]), sums, inside)
 
 
 @triton.jit
-def _combine(outputs, topk_ids, topk_weights, sums, columns, TOP_K: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr):
+def _combine(
+    outputs, topk_ids, topk_weights, sums, columns, TOP_K: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr
+):
     """A token's weighted sum of what its experts made of it, outputs [T, TOP_K, D], by the experts' numbers."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -284,8 +285,32 @@ def _combine(outputs, topk_ids, topk_weights, sums, columns, TOP_K: tl.constexpr
     tl.store(sums + token * columns + column, total, column < columns)
 
 
-_TOKEN_BLOCKS = 16, 32, 64
-_ROWS = 64
+_COLUMNS = 1024  # of a program that adds
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """How a product is cut: tokens and rows of a program, its warps, and how many steps ahead it loads."""
+
+    tokens: int
+    rows: int = 64
+    warps: int = 4
+    stages: int = 3
+
+    @property
+    def options(self) -> dict[str, int]:
+        """As a launch takes them."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+def blocks_for(tokens: int, device: torch.device) -> Blocks:
+    """Of the sizes there are, the least that takes so many tokens at once; else the largest.
+
+    Before Ampere Triton multiplies without tensor cores, in registers that hold half as much.
+    """
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    sizes = (16, 32) if old else (16, 32, 64)
+    return Blocks(next((size for size in sizes if size >= tokens), sizes[-1]))
 
 
 def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int], output: torch.dtype | None = None) -> Tensor:
@@ -294,9 +319,12 @@ def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int], output
     codes, scales = _input(dtype, x)
     made = torch.empty(len(x), rows, dtype=output or x.dtype, device=x.device)
     if made.numel():
-        block = _tokens_of_block(len(x))
-        grid = triton.cdiv(len(x), block), triton.cdiv(rows, _ROWS)
-        _linear[grid](codes, scales, packed, made, len(x), rows, columns, _kind(dtype), block, _ROWS)
+        cut = blocks_for(len(x), x.device)
+        with torch.cuda.device_of(x):
+            _linear[triton.cdiv(len(x), cut.tokens), triton.cdiv(rows, cut.rows)](
+                codes, scales, packed, made, len(x), rows, columns,
+                FORMAT=_kind(dtype), TOKENS=cut.tokens, ROWS=cut.rows, **cut.options,
+            )  # fmt: skip
     return made
 
 
@@ -319,10 +347,11 @@ def experts(
     first = torch.searchsorted(numbers, torch.arange(len(addresses) + 1, device=x.device))
     made = _outputs(dtype, x, order, first, addresses, intermediate_size, activation, top_k)
     sums = torch.empty(tokens, x.shape[1], dtype=torch.float32, device=x.device)
-    block = 1024
-    _combine[(tokens, triton.cdiv(x.shape[1], block))](
-        made, topk_ids.contiguous(), topk_weights.contiguous(), sums, x.shape[1], top_k, triton.next_power_of_2(top_k), block
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _combine[tokens, triton.cdiv(x.shape[1], _COLUMNS)](
+            made, topk_ids.contiguous(), topk_weights.contiguous(), sums, x.shape[1],
+            TOP_K=top_k, RANKS=triton.next_power_of_2(top_k), BLOCK=_COLUMNS, enable_fp_fusion=False,
+        )  # fmt: skip
     return sums
 
 
@@ -361,18 +390,20 @@ def _outputs(
     groups = -(-intermediate_size // 32)
     hidden = codes.new_empty(count, intermediate_size if dtype in PLAIN else groups * 32)
     hidden_scales = scales.new_empty(count, groups)
-    block = _tokens_of_block(count // number)
-    blocks = count // block + min(number, count)  # at most
-    size = {"TOKENS": block, "EXPERTS": triton.next_power_of_2(number)}
-    half = _ROWS // (matrices - 1)
-    _inner[blocks, triton.cdiv(intermediate_size, half)](
-        codes, scales, order, top_k or 1, first, number, addresses, hidden, hidden_scales, intermediate_size, hidden_size,
-        FORMAT=_kind(dtype), ACTIVATION=activation.value, GATED=matrices == 3, ROWS=half, **size,
-    )  # fmt: skip
-    _down[blocks, triton.cdiv(hidden_size, _ROWS)](
-        hidden, hidden_scales, order, first, number, addresses, output, hidden_size, intermediate_size,
-        FORMAT=_kind(dtype), MATRICES=matrices, SCATTERED=top_k > 0, ROWS=_ROWS, **size,
-    )  # fmt: skip
+    cut = blocks_for(count // number, x.device)
+    blocks = count // cut.tokens + min(number, count)  # at most
+    size = {"FORMAT": _kind(dtype), "TOKENS": cut.tokens, "EXPERTS": triton.next_power_of_2(number), **cut.options}
+    half = cut.rows // (matrices - 1)
+    with torch.cuda.device_of(x):
+        _inner[blocks, triton.cdiv(intermediate_size, half)](
+            codes, scales, order, top_k or 1, first, number, addresses, hidden, hidden_scales,
+            intermediate_size, hidden_size,
+            ACTIVATION=activation.value, GATED=matrices == 3, ROWS=half, **size,
+        )  # fmt: skip
+        _down[blocks, triton.cdiv(hidden_size, cut.rows)](
+            hidden, hidden_scales, order, first, number, addresses, output, hidden_size, intermediate_size,
+            MATRICES=matrices, SCATTERED=top_k > 0, ROWS=cut.rows, **size,
+        )  # fmt: skip
     return output
 
 
@@ -385,8 +416,3 @@ def _input(dtype: str, x: Tensor) -> tuple[Tensor, Tensor]:
     if dtype in PLAIN:
         return x.to(torch_dtype(dtype)).contiguous(), x.new_empty(0, dtype=torch.float32)
     return quantise(x, for_prompts=True)
-
-
-def _tokens_of_block(tokens: int) -> int:
-    """Of the block sizes there are, the least that takes so many tokens at once; else the largest."""
-    return next((size for size in _TOKEN_BLOCKS if size >= tokens), _TOKEN_BLOCKS[-1])

@@ -78,5 +78,6 @@ def quantise(x: Tensor, for_prompts: bool = False) -> tuple[Tensor, Tensor]:
     scales = torch.empty(tokens, groups, dtype=torch.float32, device=x.device)
     if codes.numel():
         grid = (triton.cdiv(scales.numel(), _BLOCK),)
-        _quantise[grid](x.contiguous(), codes, scales, scales.numel(), columns, groups, for_prompts, _BLOCK)
+        with torch.cuda.device_of(x):
+            _quantise[grid](x.contiguous(), codes, scales, scales.numel(), columns, groups, for_prompts, _BLOCK)
     return codes, scales

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moecli.kernels.gpu.functions import device_function
 from moecli.model.spec import GroupScore, Router, Scoring
 
 _SCORINGS = {Scoring.SOFTMAX: 0, Scoring.SIGMOID: 1, Scoring.SOFTMAX_OF_CHOSEN: 2}
@@ -33,7 +34,7 @@ def _logits(x, weight, bias, out, columns, experts, BIAS: tl.constexpr, BLOCK: t
     tl.store(out + token * experts + expert, total)
 
 
-@triton.jit
+@device_function
 def _best(values, index, SIZE: tl.constexpr):
     """The place of the largest of some numbers, the first of equals."""
     return tl.min(tl.where(values == tl.max(values), index, SIZE))
