@@ -9,8 +9,11 @@ launch is noted instead, as Triton specialises it, and compiled. There is no sec
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import tempfile
@@ -28,10 +31,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from moecli.formats import bytes_for
-from moecli.kernels.gpu import attention, launch, norms, products, prompts, quantise
+from moecli.kernels import gpu
+from moecli.kernels.blocking import MAX_TOKENS
+from moecli.kernels.gpu import append, attention, launch, norms, products, prompts, quantise
 from moecli.kernels.gpu.launch import Card
 from moecli.kernels.gpu.router import route
-from moecli.model.spec import Activation, NormKind, Router
+from moecli.model.spec import Activation, NormKind, QkNorm, Router
 
 # By compute capability: a card of it; the shared memory is the most that one program can have.
 CARDS = {
@@ -43,8 +48,10 @@ CARDS = {
 }
 REGISTERS = 255  # that a thread can have
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 _NOWHERE = torch.device("meta")
 _HIDDEN, _WIDE = 4096, 14336  # Mixtral's
+_ROUTERS = Router(8, 2, norm_power=1.0), Router(64, 8), Router(256, 8, n_group=8, topk_group=4)
 _ROW = "{:<58}{:>7}{:>11}{:>9}{:>8}{:>14}"
 
 
@@ -56,8 +63,7 @@ class Launch:
     signature: dict[str, str]
     constants: dict[tuple[int, ...], Any]
     attributes: Any
-    warps: int
-    stages: int
+    options: dict[str, Any]
 
     @property
     def kernel(self) -> str:
@@ -101,7 +107,7 @@ def noting(arch: int) -> Iterator[dict[str, Launch]]:
             f"{fn.module}.{fn.name} {compile['key']}",
             Launch(
                 fn.jit_function, compile["signature"], compile["constants"], compile["configs"][0],
-                compile["num_warps"], compile["num_stages"],
+                {name: compile[name] for name in _OPTIONS},
             ),
         )  # fmt: skip
         return True  # and nothing is compiled
@@ -133,80 +139,86 @@ def launches(arch: int) -> dict[str, Launch]:
 
 
 def calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Every public function of `moecli.kernels.gpu`, on shapes of Mixtral, OLMoE and DeepSeek-V2-Lite."""
+    """Every function of `moecli.kernels.gpu` that launches something, on shapes of real models, in words and as a call.
+
+    Activations are in `dtype`. Of few tokens the fewest and the most, of prompts a short and a long one.
+    """
 
     def numbers(*shape: int, of: torch.dtype = dtype) -> Tensor:
         return torch.empty(*shape, dtype=of, device=_NOWHERE)
 
-    def whole(*shape: int, of: torch.dtype = torch.int64) -> Tensor:
-        return numbers(*shape, of=of)
-
-    for tokens in (1, 4, 8):
-        for name in products.FORMATS:
-            packed = whole(bytes_for(name, (_WIDE, _HIDDEN)), of=torch.uint8)
-            yield (
-                f"{name}, {_count(tokens)}",
-                partial(products.linear, numbers(tokens, _HIDDEN), name, packed, (_WIDE, _HIDDEN)),
-            )
-    for name in products.FORMATS:
-        size = bytes_for(name, (_WIDE, _HIDDEN))
-        shape = products.ExpertShape(name, _HIDDEN, _WIDE, Activation.SILU, 0, size, 2 * size)
-        codes, scales = whole(1, _HIDDEN, of=torch.int8), numbers(1, _HIDDEN // 32, of=torch.float32)
-        yield f"{name}, experts of a token", partial(products.experts, shape, whole(8), whole(2), codes, scales, 2)
-    for name in (*products.FORMATS, "bf16"):
-        packed = whole(bytes_for(name, (_WIDE, _HIDDEN)), of=torch.uint8)
-        for tokens in (9, 512):
-            yield (
-                f"{name}, {_count(tokens)}",
-                partial(prompts.linear, name, numbers(tokens, _HIDDEN), packed, (_WIDE, _HIDDEN)),
-            )
-        chosen = whole(512, 2), numbers(512, 2, of=torch.float32), whole(8, 3)
-        yield (
-            f"{name}, experts of 512 tokens",
-            partial(prompts.experts, name, numbers(512, _HIDDEN), *chosen, _WIDE, Activation.SILU),
-        )
+    whole = partial(numbers, of=torch.int64)
+    full = partial(numbers, of=torch.float32)
     place = whole(2, of=torch.int32)
+    matrix = _WIDE, _HIDDEN
+    plain = "fp16" if dtype is torch.float16 else "bf16"
+    for name in (*products.FORMATS, plain):
+        size = bytes_for(name, matrix)
+        packed = numbers(size, of=torch.uint8)
+        for tokens in (1, MAX_TOKENS) if name != plain else ():
+            yield f"{name}, {_count(tokens)}", partial(products.linear, numbers(tokens, _HIDDEN), name, packed, matrix)
+        few = products.Experts(name, _HIDDEN, _WIDE, Activation.SILU, whole(8), 0, size, 2 * size)
+        yield f"{name}, experts of 1 token", partial(few, norms.Normed.empty(1, _HIDDEN, numbers(1)), whole(2), 2)
+        for tokens in (9, 512):
+            x, ids, weights = numbers(tokens, _HIDDEN), whole(tokens, 2), full(tokens, 2)
+            yield f"{name}, {_count(tokens)}", partial(prompts.linear, name, x, packed, matrix)
+            many = partial(prompts.experts, name, x, ids, weights, whole(8, 3), _WIDE, Activation.SILU)
+            yield f"{name}, experts of {_count(tokens)}", many
+    tables = numbers(4096, 128), numbers(4096, 128)
+    latent_tables = numbers(4096, 64), numbers(4096, 64)
     for tokens in (1, 512):
-        for head, heads in ((128, 8), (64, 8), (192, 16)):
-            keys, values = numbers(heads, 4096, head), numbers(heads, 4096, min(head, 128))
-            yield (
-                f"{_count(tokens)}, heads of {head}",
-                partial(attention.attend, numbers(tokens, 32, head), keys, values, place, scale=0.1),
-            )
-        latents = numbers(tokens, 16, 512), numbers(tokens, 16, 64), numbers(4096, 576)
-        yield f"{_count(tokens)}, latents", partial(attention.attend_latents, *latents, place, scale=0.1)
-        yield f"{_count(tokens)}, window, cap and sinks", partial(
-            attention.attend, numbers(tokens, 32, 128), *(numbers(8, 4096, 128) for _ in range(2)), place,
-            scale=0.1, window=1024, softcap=50.0, sinks=numbers(32, of=torch.float32),
+        states, keys, values = numbers(tokens, _HIDDEN), numbers(8, 4096, 128), numbers(8, 4096, 128)
+        yield _count(tokens), partial(quantise.quantise, states)
+        branch = norms.Branch(full(2 * tokens, _HIDDEN), full(tokens, 2))
+        yield _count(tokens), partial(norms.add_and_norm, states, branch, numbers(_HIDDEN), kind=NormKind.RMS, eps=1e-5)
+        for router in _ROUTERS:
+            weight = full(router.experts, _HIDDEN)
+            yield f"{_count(tokens)}, {router.experts} experts", partial(route, states, weight, router)
+        yield _count(tokens), partial(append.append, numbers(tokens, 48 * 128), keys, values, place, tables=tables)
+        yield f"{_count(tokens)}, norms of heads", partial(
+            append.append, numbers(tokens, 48 * 128), keys, values, place, tables=tables,
+            qk_norm=QkNorm.HEAD, q_norm=numbers(128), k_norm=numbers(128),
         )  # fmt: skip
-    for tokens in (1, 512):
-        branch = norms.Branch(numbers(2 * tokens, _HIDDEN, of=torch.float32), numbers(tokens, 2, of=torch.float32))
+        q, rope, latents = numbers(tokens, 16, 512), numbers(tokens, 16, 64), numbers(4096, 576)
+        yield _count(tokens), partial(
+            append.append_latents, numbers(tokens, 576), rope, latents, place, norm=numbers(512), eps=1e-5,
+            tables=latent_tables,
+        )  # fmt: skip
+        queries = numbers(tokens, 32, 128)
+        yield f"{_count(tokens)}, heads of 128", partial(attention.attend, queries, keys, values, place, scale=0.1)
         yield (
-            _count(tokens),
+            f"{_count(tokens)}, window, cap and sinks",
             partial(
-                norms.add_and_norm, numbers(tokens, _HIDDEN), branch, numbers(_HIDDEN), kind=NormKind.RMS, eps=1e-5
+                attention.attend, queries, keys, values, place, scale=0.1, window=1024, softcap=50.0, sinks=full(32)
             ),
         )
-        yield _count(tokens), partial(quantise.quantise, numbers(tokens, _HIDDEN))
-        for router in (Router(8, 2, norm_power=1.0), Router(64, 8), Router(256, 8, n_group=8, topk_group=4)):
-            yield (
-                f"{_count(tokens)}, {router.experts} experts",
-                partial(route, numbers(tokens, _HIDDEN), numbers(router.experts, _HIDDEN, of=torch.float32), router),
-            )
+        wide, narrow = numbers(tokens, 16, 192), (numbers(16, 4096, 192), numbers(16, 4096, 128))
+        yield f"{_count(tokens)}, heads of 192", partial(attention.attend, wide, *narrow, place, scale=0.1)
+        yield f"{_count(tokens)}, latents", partial(attention.attend_latents, q, rope, latents, place, scale=0.1)
+
+
+def launched() -> set[str]:
+    """The names of all kernels: what some module of `moecli.kernels.gpu` launches, `name[grid](...)`."""
+    found = set[str]()
+    for module in pkgutil.iter_modules(gpu.__path__, gpu.__name__ + "."):
+        text = inspect.getsource(importlib.import_module(module.name))
+        names = re.findall(r"^@triton\.jit\ndef (\w+)", text, re.MULTILINE)
+        launched = [name for name in names if re.search(rf"\b{name}\[", text)]
+        found |= {f"{module.name.rpartition('.')[2]}.{name.lstrip('_')}" for name in launched}
+    return found
 
 
 def compiled(launch: Launch, arch: int) -> Resources:
     """What the kernel takes on such a card."""
     source = ASTSource(launch.function, launch.signature, launch.constants, launch.attributes)
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
     with tempfile.TemporaryDirectory() as folder:
         (file := Path(folder) / "kernel.cubin").write_bytes(kernel.asm["cubin"])
         usage = _tool("cuobjdump", "-res-usage", file)
         code = _tool("nvdisasm", "-c", file)
     registers, stack, local = (int(re.findall(rf"{name}:(\d+)", usage)[-1]) for name in ("REG", "STACK", "LOCAL"))
     instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?(\w+)", code, re.MULTILINE)
-    return Resources(launch.warps, registers, stack + local, kernel.metadata.shared, len(instructions))
+    return Resources(launch.options["num_warps"], registers, stack + local, kernel.metadata.shared, len(instructions))
 
 
 def _tool(name: str, *arguments: str | Path) -> str:
