@@ -29,7 +29,7 @@ from tests.support.streams import Streams
 
 pytestmark = pytest.mark.slow
 
-IDS = prompt(24)
+IDS = prompt(16)
 QUICK, SLOW = Pace(1e15, 0.0), Pace(1.0, 1.0)
 COPY = Rates(1e15, SLOW, QUICK)
 STAY = Rates(1.0, QUICK, SLOW)
