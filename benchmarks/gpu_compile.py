@@ -1,6 +1,6 @@
 """Registers, spills and shared memory of every Triton kernel, compiled for cards that are not there.
 
-python -m benchmarks.gpu_compile                  (--arch 75 90: these alone; --json: for scripts)
+python -m benchmarks.gpu_compile                  (--arch 75 90 --only attention: these alone)
 
 The functions that launch kernels are called on tensors without numbers, of the shapes of real models; what they would
 launch is noted instead, as Triton specialises it, and compiled. There is no second list of kernels to keep.
@@ -51,7 +51,7 @@ _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 _NOWHERE = torch.device("meta")
 _HIDDEN, _WIDE = 4096, 14336  # Mixtral's
-_ROUTERS = Router(8, 2, norm_power=1.0), Router(64, 8), Router(256, 8, n_group=8, topk_group=4)
+_ROUTERS = Router(8, 2, norm_power=1.0), Router(256, 8, n_group=8, topk_group=4)
 _ROW = "{:<58}{:>7}{:>11}{:>9}{:>8}{:>14}"
 
 
@@ -141,7 +141,7 @@ def launches(arch: int) -> dict[str, Launch]:
 def calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
     """Every function of `moecli.kernels.gpu` that launches something, on shapes of real models, in words and as a call.
 
-    Activations are in `dtype`. Of few tokens the fewest and the most, of prompts a short and a long one.
+    Activations are in `dtype`. Of few tokens the fewest and the most.
     """
 
     def numbers(*shape: int, of: torch.dtype = dtype) -> Tensor:
@@ -159,7 +159,7 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"{name}, {_count(tokens)}", partial(products.linear, numbers(tokens, _HIDDEN), name, packed, matrix)
         few = products.Experts(name, _HIDDEN, _WIDE, Activation.SILU, whole(8), 0, size, 2 * size)
         yield f"{name}, experts of 1 token", partial(few, norms.Normed.empty(1, _HIDDEN, numbers(1)), whole(2), 2)
-        for tokens in (9, 512):
+        for tokens in (9, 512) if name == "q4" else (512,):
             x, ids, weights = numbers(tokens, _HIDDEN), whole(tokens, 2), full(tokens, 2)
             yield f"{name}, {_count(tokens)}", partial(prompts.linear, name, x, packed, matrix)
             many = partial(prompts.experts, name, x, ids, weights, whole(8, 3), _WIDE, Activation.SILU)
@@ -232,6 +232,7 @@ def _count(tokens: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", choices=CARDS, default=list(CARDS))
+    parser.add_argument("--only", default="", help="kernels and uses in whose names this is")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -242,6 +243,8 @@ def main() -> None:
             print(f"\nsm_{arch} ({name}), {card.shared // 1024} KiB of shared memory for a program\n")
             print(_ROW.format("kernel", "warps", "registers", "spilled", "shared", "instructions"))
         for use, each in launches(arch).items():
+            if options.only not in use:
+                continue
             found = compiled(each, arch)
             if options.json:
                 print(json.dumps({"arch": arch, "use": use} | asdict(found)), flush=True)

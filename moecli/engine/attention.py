@@ -155,24 +155,41 @@ class GroupedQueryAttention:
     def __call__(self, x: Tensor, cache: LayerCache, prompt: int) -> Tensor:
         """x [T, D] -> [T, D]; the tokens are appended to `cache`. Of how long a `prompt` they are does not matter."""
         spec, start = self._spec, cache.length
-        qk, v = self._project(x)
-        qk = self._rotary.rotate(qk.unflatten(-1, (-1, spec.head_dim)), start)  # [T, H + K, d]
-        if spec.qk_norm is QkNorm.ROTATED_HEAD:
-            qk = self._norm_heads(qk)
-        q, k = qk.split((spec.heads, spec.kv_heads), dim=1)
-        k, v = cache.append(k, v.unflatten(-1, (-1, spec.head_dim)))
-        if not self._causal:
-            k, v = cache.held
+        qkv = linear(x, self._qkv, self._qkv_bias)  # [T, (H + 2 K) * d]
+        q = self._append_by_triton(qkv, cache) if _triton_serves(qkv) else self._append(qkv, cache)
+        k, v = cache.buffers if self._causal else cache.held
         mixed = attend(
             q, k, v, scratch=self._scratch, scale=spec.scale, start=start, first=cache.first, window=spec.window,
             softcap=spec.softcap, bias=self._bias, causal=self._causal,
         )  # fmt: skip
         return linear(mixed, self._o, self._o_bias)
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys side by side [T, (H + K) * d], and values [T, K * d]."""
+    def _append(self, qkv: Tensor, cache: LayerCache) -> Tensor:
+        """Put keys and values into the cache; the queries [T, H, d], ready to attend."""
         spec = self._spec
-        qkv = linear(x, self._qkv, self._qkv_bias)
+        qk, v = self._split(qkv)
+        qk = self._rotary.rotate(qk.unflatten(-1, (-1, spec.head_dim)), cache.length)  # [T, H + K, d]
+        if spec.qk_norm is QkNorm.ROTATED_HEAD:
+            qk = self._norm_heads(qk)
+        q, k = qk.split((spec.heads, spec.kv_heads), dim=1)
+        cache.append(k, v.unflatten(-1, (-1, spec.head_dim)))
+        return q
+
+    def _append_by_triton(self, qkv: Tensor, cache: LayerCache) -> Tensor:
+        """The same in one launch."""
+        from moecli.kernels.gpu.append import append
+
+        spec, start = self._spec, cache.length
+        cache.extend(len(qkv))
+        return append(
+            qkv, *cache.buffers, self._scratch.place(start, cache.first, qkv.device), tables=self._rotary.tables,
+            interleaved=spec.rope.interleaved, clip=spec.clip, qk_norm=spec.qk_norm, q_norm=self._q_norm,
+            k_norm=self._k_norm, eps=self._eps,
+        )  # fmt: skip
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys side by side [T, (H + K) * d], and values [T, K * d], normed and clipped."""
+        spec = self._spec
         if spec.clip is not None and spec.qk_norm is QkNorm.NONE:
             qkv = qkv.clamp_(-spec.clip, spec.clip)
         qk, v = qkv.split((spec.query_width + spec.kv_width, spec.kv_width), dim=-1)
@@ -232,9 +249,13 @@ class LatentAttention:
         start = cache.length
         q = self._queries(x).unflatten(-1, (self._spec.heads, -1))  # [T, H, nope + rope]
         q_nope, q_rope = q.split((self._spec.nope_dim, self._spec.rope_dim), dim=-1)
-        q_rope = self._rotary.rotate(q_rope, start)
-        (latents,) = cache.append(self._latents(x, start))  # [1, rows, rank + rope]
-        mixed = self._attend(q_nope, q_rope, latents[0], start, cache.first, prompt)
+        low = linear(x, self._weights["kv_a"], self._weights.get("kv_a_bias"))  # [T, rank + rope]
+        if _triton_serves(low):
+            self._append_by_triton(low, q_rope, cache)
+        else:
+            q_rope = self._rotary.rotate(q_rope, start)
+            cache.append(self._latents(low, start))
+        mixed = self._attend(q_nope, q_rope, cache.buffers[0][0], start, cache.first, prompt)
         return linear(mixed, self._weights.matrix("o"), self._weights.get("o_bias"))
 
     def _attend(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, start: int, first: int, prompt: int) -> Tensor:
@@ -258,9 +279,20 @@ class LatentAttention:
         low = linear(x, w["q_a"], w.get("q_a_bias"))
         return linear(rms_norm(low, w["q_a_norm"], self._spec.norm_eps), w.matrix("q_b"))
 
-    def _latents(self, x: Tensor, start: int) -> Tensor:
+    def _append_by_triton(self, low: Tensor, q_rope: Tensor, cache: LayerCache) -> None:
+        """Rotate queries where they lie, and put the latents of low [T, rank + rope] into the cache, in one launch."""
+        from moecli.kernels.gpu.append import append_latents
+
+        start = cache.length
+        cache.extend(len(low))
+        append_latents(
+            low, q_rope, cache.buffers[0][0], self._scratch.place(start, cache.first, low.device),
+            norm=self._weights["kv_a_norm"], eps=self._spec.norm_eps, tables=self._rotary.tables,
+            interleaved=self._spec.rope.interleaved, out=q_rope,
+        )  # fmt: skip
+
+    def _latents(self, low: Tensor, start: int) -> Tensor:
         """[T, 1, rank + rope]: the normed latent, and the one rotary key that all heads share."""
-        low = linear(x, self._weights["kv_a"], self._weights.get("kv_a_bias"))
         latent, key = low.split((self._spec.kv_rank, self._spec.rope_dim), dim=-1)
         latent = rms_norm(latent, self._weights["kv_a_norm"], self._spec.norm_eps)
         return torch.cat((latent[:, None], self._rotary.rotate(key[:, None], start)), -1)

@@ -17,6 +17,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _CARD and Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.gpu)
+            if "device" not in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.skip(reason="for the interpreter alone"))
 
 
 @pytest.fixture

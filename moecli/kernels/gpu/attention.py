@@ -354,17 +354,22 @@ def choose_tiling(
     elif widths.shared:
         keys, warps = 32, 8
     else:
-        if triton.cdiv(queries, 128) * kv_heads >= card.processors:
+        if 4 * triton.cdiv(queries, 128) * kv_heads >= 3 * card.processors:
             rows = 128
         wide = rows >= 64 and (card.capability < (9, 0) or rows == 64)
         keys, warps = 32 if wide and sum(widths.blocks[:2]) > 64 else 64, 8 if rows == 128 else 4
-    tiles = triton.cdiv(queries, rows) * kv_heads
+    blocks = triton.cdiv(queries, rows)
+    tiles = blocks * kv_heads
     shares = min(2 * card.processors // tiles, triton.cdiv(capacity, keys), _MOST_SPLITS)
-    splits = 1 << (shares.bit_length() - 1) if 2 * tiles <= card.processors else 1
+    full = (
+        card.processors if blocks == 1 else card.processors // 2
+    )  # with more, what shares write costs more than it brings
+    splits = 1 << (shares.bit_length() - 1) if tiles <= full else 1
     first, rest, value = widths.blocks
     key = first + (rest if widths.rest else 0)
-    deep = (rows * key + 3 * keys * (key + (0 if widths.shared else value))) * size <= card.shared
-    return Tiling(rows, keys, splits, warps, 3 if deep else 2)
+    buffers = 3 if rows >= 64 and card.capability >= (9, 0) else 2  # of keys and values, where three stages overlap
+    deep = rows * (key + keys) + buffers * keys * (key + (0 if widths.shared else value))
+    return Tiling(rows, keys, splits, warps, 3 if deep * size <= card.shared else 2)
 
 
 def _first_part(dim: int) -> int:
