@@ -129,7 +129,7 @@ def noting(arch: int) -> Iterator[dict[str, Launch]]:
 def launches(arch: int) -> dict[str, Launch]:
     """What the functions of `moecli.kernels.gpu` launch on such a card, by a sentence on when."""
     found: dict[str, Launch] = {}
-    for use, call in calls(torch.float16 if arch < 80 else torch.bfloat16):
+    for use, call in calls(CARDS[arch][1]):
         with noting(arch) as noted:
             call()
         for each in noted.values():
@@ -138,11 +138,12 @@ def launches(arch: int) -> dict[str, Launch]:
     return found
 
 
-def calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
+def calls(card: Card) -> Iterator[tuple[str, Callable[[], object]]]:
     """Every function of `moecli.kernels.gpu` that launches something, on shapes of real models, in words and as a call.
 
-    Activations are in `dtype`. Of few tokens the fewest and the most.
+    Of few tokens the fewest and the most. Latents are torch's on cards without tensor cores.
     """
+    dtype = torch.float16 if card.capability < (8, 0) else torch.bfloat16
 
     def numbers(*shape: int, of: torch.dtype = dtype) -> Tensor:
         return torch.empty(*shape, dtype=of, device=_NOWHERE)
@@ -194,7 +195,8 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
         )
         wide, narrow = numbers(tokens, 16, 192), (numbers(16, 4096, 192), numbers(16, 4096, 128))
         yield f"{_count(tokens)}, heads of 192", partial(attention.attend, wide, *narrow, place, scale=0.1)
-        yield f"{_count(tokens)}, latents", partial(attention.attend_latents, q, rope, latents, place, scale=0.1)
+        if card.has_tensor_cores(dtype.itemsize):
+            yield f"{_count(tokens)}, latents", partial(attention.attend_latents, q, rope, latents, place, scale=0.1)
 
 
 def launched() -> set[str]:
