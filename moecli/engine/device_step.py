@@ -25,16 +25,24 @@ from moecli.experts.store import ExpertStore, compute, each_output
 from moecli.formats import PLAIN, TILED
 from moecli.kernels.blocking import MAX_TOKENS
 from moecli.kernels.gpu import activations, router
+from moecli.kernels.gpu.launch import card
 from moecli.kernels.gpu.norms import Branch, Normed, add_and_norm
 from moecli.kernels.linear import format_of
-from moecli.model.spec import GroupedQuery, Layer, Mixture, ModelSpec
+from moecli.model.spec import MLA, GroupedQuery, Layer, Mixture, ModelSpec
 
 
 def serves(spec: ModelSpec, dense: DenseWeights, experts: ExpertStore) -> bool:
     """Whether these kernels compute every layer of a model, in the formats that its weights have."""
     matrices = [matrix for layer in dense.layers for matrix in layer.matrices()]
     formats = {format_of(each) for each in matrices} | ({experts.dtype} if spec.mixtures else set())
-    return not spec.encoder and formats <= {*PLAIN, *TILED} and all(map(_serves_layer, spec.layers))
+    served = not spec.encoder and formats <= {*PLAIN, *TILED} and all(map(_serves_layer, spec.layers))
+    return served and (not any(isinstance(layer.attention, MLA) for layer in spec.layers) or _serves_latents(dense))
+
+
+def _serves_latents(dense: DenseWeights) -> bool:
+    """Without tensor cores a block of latents takes more shared memory than a T4 or, in float32, an RTX has."""
+    on_card = dense.device.type == "cuda"
+    return not on_card or card(dense.device).has_tensor_cores(dense.dtype.itemsize)
 
 
 def _serves_layer(layer: Layer) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from moecli.formats import PLAIN
 from moecli.formats.plain import torch_dtype
 from moecli.kernels.gpu.decode import decode_q3, decode_q4, decode_q8
+from moecli.kernels.gpu.launch import card
 from moecli.kernels.gpu.quantise import codes_and_scales, place_in_group, quantise
 from moecli.model.spec import Activation
 
@@ -306,8 +307,7 @@ def blocks_for(tokens: int, device: torch.device) -> Blocks:
 
     Before Ampere Triton multiplies without tensor cores, in registers that hold half as much.
     """
-    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
-    sizes = (16, 32) if old else (16, 32, 64)
+    sizes = (16, 32) if card(device).capability < (8, 0) else (16, 32, 64)
     return Blocks(next((size for size in sizes if size >= tokens), sizes[-1]))
 
 
