@@ -15,7 +15,7 @@ from typer.main import get_command
 
 from moecli import __version__, settings
 from moecli.cli import bench, completion, doctor, help, inspect, list, memory, pack, program, pull, rm, run, verify
-from moecli.errors import MoecliError, UsageError
+from moecli.errors import MoecliError, NotEnoughMemory, UsageError
 from moecli.output import terminal
 
 PROGRAM = "moecli"
@@ -120,7 +120,18 @@ def dispatch() -> None:
             preset = program.preset(get_command(app), sys.argv[1], settings.presets())
             sys.argv[2:2] = preset  # where everybody looks for what was typed
         app(prog_name=PROGRAM)
+    except RuntimeError as error:
+        if not _device_is_full(error):
+            raise
+        hint = "end other programs that use it, or leave it less: --vram bounds it, --device cpu does without"
+        sys.exit(terminal.report(NotEnoughMemory("the device ran out of memory", hint)))
     except MoecliError as error:
         if preset and isinstance(error, UsageError):
             terminal.say(f"note: {settings.config()} adds {shlex.join(preset)}")
         sys.exit(terminal.report(error))
+
+
+def _device_is_full(error: RuntimeError) -> bool:
+    """Of what computes nothing that could be done again with less: `run` has gone on by itself."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)

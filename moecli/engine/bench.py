@@ -177,7 +177,7 @@ def expect(opened: OpenedModel, work: Workload) -> Expectation:
     """Plan, measure what this machine can do, and forecast; nothing is loaded yet. NotEnoughMemory as the plan says."""
     plan = opened.plan(opened.options.context or work.context, work.parallel)
     sample = sample_bytes(plan)
-    bandwidths = measure_bandwidths(opened.model, plan, sample)
+    bandwidths = measure_bandwidths(opened.model, plan, sample, opened.card)
     return Expectation(
         plan, sample, bandwidths, estimate_throughput(opened.spec, plan, bandwidths, work.prompt_tokens, work.held)
     )

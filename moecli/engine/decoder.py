@@ -72,6 +72,10 @@ class Decoder:
             if self.profile:
                 self.profile.apart = all(step.resident for step in steps)
 
+    def release(self) -> None:
+        """Let go of every weight, whoever still holds this: it computes no more."""
+        vars(self).clear()
+
     @property
     def can_draft(self) -> bool:
         """Whether several tokens are a decode step, and each the same as alone: no rotation depends on the length."""

@@ -1,4 +1,4 @@
-"""Which device computes, and what memory it has free."""
+"""Which device computes, what memory it has free, how fast it is, and whether that memory has run out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import torch
 
 from moecli.errors import UsageError
 from moecli.experts.arena import CPU
+from moecli.experts.rates import card_speeds
+from moecli.kernels import gpu
+from moecli.planning import measured
+from moecli.planning.measured import Card
 from moecli.planning.memory import DEVICE_CONTEXT
 
 _MARGIN = 256 * 2**20  # left to the screen and to other programs
@@ -28,3 +32,20 @@ def free_vram(device: torch.device) -> int:
     """Bytes this process may hold on the device in all: what is free, less a margin, and its own context."""
     free, _ = torch.cuda.mem_get_info(device)  # makes the context first
     return max(0, free - max(_MARGIN, free // 20)) + DEVICE_CONTEXT
+
+
+def examine(device: torch.device) -> Card:
+    """What a CUDA device has free now, and how fast it is: measured once, then remembered."""
+    name, known = torch.cuda.get_device_name(device), measured.recall_card()
+    free = free_vram(device)
+    speeds = known.speeds if known is not None and known.name == name else card_speeds(device)
+    torch.cuda.empty_cache()  # what that took is the run's
+    card = Card(name, free, gpu.serves(device), speeds)
+    measured.remember(card=card)
+    return card
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether an error says that a device has no memory left; torch's allocator has a type for it, libraries a word."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "alloc_failed" in said

@@ -53,3 +53,12 @@ def device_shortage(ref: ModelRef, plan: Plan, budget: int, device: torch.device
         f"and the budget is {format_bytes(budget)}",
         f"--vram {round_up(least)} if there is so much; a shorter --ctx needs less; --device cpu needs none",
     )
+
+
+def device_full(ref: ModelRef, plan: Plan, device: torch.device) -> NotEnoughMemory:
+    """The device ran out of memory, and what would leave it has no other place."""
+    return NotEnoughMemory(
+        f"{device} ran out of memory: '{ref.name}' in {plan.memory.dtype} was to take "
+        f"{format_bytes(plan.device.total)} of it",
+        "end other programs that use it, or leave it less: --vram bounds it, --device cpu does without",
+    )
