@@ -11,6 +11,7 @@ import torch
 from moecli.engine.device import ran_out
 from moecli.engine.loaded import LoadedModel, OpenedModel
 from moecli.engine.shortage import device_full
+from moecli.planning.memory import DEVICE_PROCESS
 from moecli.planning.placement import Plan, place
 from moecli.store.progress import Progress, silent
 
@@ -47,15 +48,15 @@ def reload(loaded: LoadedModel, warn: Warn = _LOG.warning) -> LoadedModel:
 def _step_down(opened: OpenedModel, plan: Plan, warn: Warn) -> Plan:
     """Half as many experts on the device; of one that has none, nothing at all, unless it was named."""
     held, memory = plan.device.experts, plan.memory
-    steps: list[tuple[int | None, str]] = []
+    steps: list[tuple[Plan, str]] = []
     if held:
         fewer = held // 2
-        budget = plan.device.total - (held - fewer) * memory.slot_bytes
-        steps.append((budget, f"it goes on with {fewer:,} experts there instead of {held:,}"))
+        smaller = place(memory, plan.ram_budget, plan.device.total - (held - fewer) * memory.slot_bytes)
+        steps.append((smaller, f"it goes on with {fewer:,} experts there instead of {held:,}"))
     if opened.options.device == "auto":
-        steps.append((None, "the processor goes on without it"))
-    for device, consequence in steps:
-        smaller = place(memory, plan.ram_budget, device)
+        smaller = place(memory, plan.ram_budget - DEVICE_PROCESS, None)  # what CUDA took of RAM it keeps
+        steps.append((smaller, "the processor goes on without it"))
+    for smaller, consequence in steps:
         if smaller.fits or (opened.model.streams and smaller.runs):
             warn(f"{opened.asked_device} ran out of memory: {consequence}")
             return smaller

@@ -103,7 +103,7 @@ def _card(known: Mapping[str, Any]) -> Card | None:
     """None where there is none, or its entry is damaged."""
     entry: Any = known.get("card")
     with suppress(KeyError, TypeError, ValueError):
-        speeds = CardSpeeds(**{name: float(speed) for name, speed in entry["speeds"].items() if _is_speed(speed)})
+        speeds = CardSpeeds(**{name: speed for name, speed in dict(entry["speeds"]).items() if _is_speed(speed)})
         name, free, kernels = entry["name"], entry["free"], entry["kernels"]
         if type(name) is str and type(free) is int and type(kernels) is bool and free > 0:
             return Card(name, free, kernels, speeds)
