@@ -182,8 +182,8 @@ def run(
     builders = None if trace is None else _builders(opened)
     with loading.progress(opened.name, quiet) as progress:
         loaded = fallback.load(opened, plan, progress, _warn)
-    if verbose:
-        terminal.say(loading.reasons(loaded))
+    if verbose and (reasons := loading.reasons(loaded)):
+        terminal.say(reasons)
     if trace is None or builders is None:
         _talk(ChatSession(loaded, config, _warn), text, json, quiet)
         return

@@ -34,11 +34,14 @@ def free_vram(device: torch.device) -> int:
     return max(0, free - max(_MARGIN, free // 20)) + DEVICE_CONTEXT
 
 
-def examine(device: torch.device) -> Card:
-    """What a CUDA device has free now, and how fast it is: measured once, then remembered."""
+def examine(device: torch.device, again: bool = False) -> Card:
+    """What a CUDA device has free now, and how fast it is: measured once, or `again`, then remembered."""
     name, known = torch.cuda.get_device_name(device), measured.recall_card()
     free = free_vram(device)
-    speeds = known.speeds if known is not None and known.name == name else card_speeds(device)
+    if known is not None and known.name == name and not again:
+        speeds = known.speeds
+    else:
+        speeds = card_speeds(device)
     torch.cuda.empty_cache()  # what that took is the run's
     card = Card(name, free, gpu.serves(device), speeds)
     measured.remember(card=card)

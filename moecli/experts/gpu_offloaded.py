@@ -28,7 +28,7 @@ from moecli.store.expert_record import Record, slots_per_layer
 from moecli.store.packed import PackedStore
 
 Write = Callable[[int, int, Tensor], None]  # layer, expert, and the host memory that its record goes to
-_EXCHANGES = 1 / 32  # with RAM, per expert computed on the CPU: little traffic beside that of computing
+EXCHANGES = 1 / 32  # with RAM, per expert computed on the CPU: little traffic beside that of computing
 
 
 @dataclass(slots=True)
@@ -152,7 +152,7 @@ class GpuOffloadedExperts:
             yield from self._copied(layer, expert, found.ram[expert], counts)
         if stay := found.ram.keys() - copied:
             yield [(expert, self._in_ram(layer, found.ram[expert])) for expert in sorted(stay)]
-            self._credit = min(1.0, self._credit + len(stay) * _EXCHANGES)
+            self._credit = min(1.0, self._credit + len(stay) * EXCHANGES)
             if self._credit == 1.0:
                 best = self._layers[layer].strongest(stay)
                 if self._promote(layer, best, found.ram[best], counts) is not None:

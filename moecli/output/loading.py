@@ -30,7 +30,9 @@ def explain(plan: Plan) -> str:
     need = plan.memory
     lines = [f"{need.dtype}, context {need.context:,}, prompt in blocks of {need.block:,} and chunks of {need.chunk:,}"]
     lines += [f"  {term.name:<15} {format_bytes(term.bytes):>9} = {term.formula}" for term in need.terms if term.bytes]
-    lines.append(f"  RAM budget {format_bytes(plan.ram_budget)}; all in RAM takes {format_bytes(plan.full_ram)}")
+    device = "" if plan.device_budget is None else f", device budget {format_bytes(plan.device_budget)}"
+    whole = f"{'the rest' if plan.device.dense else 'all'} in RAM takes {format_bytes(plan.full_ram)}"
+    lines.append(f"  RAM budget {format_bytes(plan.ram_budget)}{device}; {whole}")
     for name, tier in (("device", plan.device), ("RAM", plan.ram)):
         if tier.total:
             lines.append(f"  {name}: {_tier(plan, tier)}")

@@ -28,9 +28,10 @@ TYPICAL_OPERATIONS = 50e12  # with 16-bit matrices on the GPU, per second
 _REACHED = (1.15, 0.4)  # share of a bandwidth or of a product's speed; measuring itself falls short of the whole
 _DISK_REACHED = (1.5, 0.4)  # share of what a short burst of reads measures, on disks that others use too
 _DEVICE_REACHED = (0.95, 0.35)  # share of a card's bandwidth
-_LINK_REACHED = (1.05, 0.6)  # share of a large copy's, by records
+_LINK_REACHED = (1.05, 0.3)  # share of a large copy's, by records; at worst each is an exchange, there and back
 _OPERATIONS_REACHED = (0.6, 0.05)  # share of what a card's maker prints
 _LOCALITY = (0.3, 1.0)  # share of a uniform router's misses that remain: real routing repeats itself
+_HITS = (0.5, 1.0)  # a uniform router finds the share on the device; real routing its square root: docs/performance.md
 _NATIVE_STEP_S = (20e-6, 2e-3)  # fixed cost of one layer of one pass in native code; the worst is a busy machine
 _STEP_S = (0.2e-3, 2e-3)  # the same by torch
 _DEVICE_STEP_S = (0.2e-3, 5e-3)  # the same by torch on a card, which waits for each operator to be started
@@ -219,7 +220,7 @@ def _token_beside_device(
     """
     top_k, size = mixture.router.top_k, expert_bytes(spec, mixture, plan.memory.dtype)
     pace = expert_rates(spec, mixture, plan.memory.dtype, bandwidths, case, rates)
-    share = plan.device.experts / max(1, plan.memory.expert_count)
+    share = (plan.device.experts / max(1, plan.memory.expert_count)) ** _HITS[case]  # of a token's experts
     seconds = 0.0
     for elsewhere in range(top_k + 1):
         chance = math.comb(top_k, elsewhere) * (1 - share) ** elsewhere * share ** (top_k - elsewhere)

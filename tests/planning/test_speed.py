@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -174,7 +175,7 @@ def test_a_token_by_hand_with_experts_on_disk():
 CARD = replace(KNOWN, ram=60e9, device=500e9, link=20e9, operations=50e12)
 HERE = [40e9 * 1.15, 40e9 * 0.4]
 THERE = [500e9 * 0.95, 500e9 * 0.35]
-LINK = [20e9 * 1.05, 20e9 * 0.6]
+LINK = [20e9 * 1.05, 20e9 * 0.3]
 BESIDE = [0.2e-3 + 40e-6, 5e-3 + 0.5e-3]  # fixed cost of a layer some of whose experts are elsewhere
 
 
@@ -188,7 +189,8 @@ def test_a_token_by_hand_on_a_device():
     for case, rate in enumerate((found.high, found.low)):
         own, here = EXPERT / THERE[case], EXPERT / HERE[case]
         both = here if here > EXPERT / LINK[case] + own else min(2 * here, EXPERT / LINK[case] + own)
-        layer = 0.25 * 2 * own + 0.5 * max(own, here) + 0.25 * both
+        hit = (math.sqrt(0.5), 0.5)[case]
+        layer = hit**2 * 2 * own + 2 * hit * (1 - hit) * max(own, here) + (1 - hit) ** 2 * both
         seconds = (DENSE + 1000 * KV) / THERE[case] + 32 * layer
         assert 1 / rate == pytest.approx(seconds + 32 * BESIDE[case])
     assert places(plan) == ("device", "link", "ram") and found.evidence == "typical"
