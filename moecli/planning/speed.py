@@ -39,6 +39,7 @@ _KERNEL_STEP_S = (30e-6, 1e-3)  # the same by moecli's own kernels there
 _BESIDE_S = (40e-6, 0.5e-3)  # of a layer some of whose experts are elsewhere: hidden states go there and back
 _SCORE_BYTES = (0, 80)  # moved for one attention score: none if fused; as torch does it, masked half and all
 _CALL_S = (10e-6, 0.3e-3)  # fixed cost of one expert of a prompt
+_DEVICE_CALL_S = (10e-6, 0.5e-3)  # the same beside a card
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,8 @@ def _first_token(
     chunks = math.ceil(prompt / memory.chunk)
     experts = read * math.ceil(prompt / memory.block) * _chosen(spec, min(prompt, memory.block))
     reading = experts * plan.disk.expert_bytes / (bandwidths.disk * _DISK_REACHED[case])
-    fixed = chunks * len(spec.layers) * _step(plan, bandwidths, case) + experts * memory.expert_count * _CALL_S[case]
+    call = (_DEVICE_CALL_S if plan.device.dense else _CALL_S)[case]
+    fixed = chunks * len(spec.layers) * _step(plan, bandwidths, case) + experts * memory.expert_count * call
     if plan.device.dense:
         dense = chunks * dense_read_bytes(spec, memory.dtype) / _device_bytes_per_s(memory.dtype, bandwidths, case)
         work = _dense_operations(spec, prompt) / (bandwidths.operations * _OPERATIONS_REACHED[case])
