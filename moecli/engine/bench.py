@@ -178,9 +178,8 @@ def expect(opened: OpenedModel, work: Workload) -> Expectation:
     plan = opened.plan(opened.options.context or work.context, work.parallel)
     sample = sample_bytes(plan)
     bandwidths = measure_bandwidths(opened.model, plan, sample, opened.card)
-    return Expectation(
-        plan, sample, bandwidths, estimate_throughput(opened.spec, plan, bandwidths, work.prompt_tokens, work.held)
-    )
+    speed = estimate_throughput(opened.spec, plan, bandwidths, work.prompt_tokens, work.held, opened.known_rates(plan))
+    return Expectation(plan, sample, bandwidths, speed)
 
 
 def load(opened: OpenedModel, expected: Expectation, progress: Progress) -> tuple[LoadedModel, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from moecli.errors import UsageError
@@ -39,11 +41,10 @@ def examine(device: torch.device, again: bool = False) -> Card:
     name, known = torch.cuda.get_device_name(device), measured.recall_card()
     free = free_vram(device)
     if known is not None and known.name == name and not again:
-        speeds = known.speeds
+        card = replace(known, free=free, kernels=gpu.serves(device))
     else:
-        speeds = card_speeds(device)
-    torch.cuda.empty_cache()  # what that took is the run's
-    card = Card(name, free, gpu.serves(device), speeds)
+        card = Card(name, free, gpu.serves(device), card_speeds(device))
+        torch.cuda.empty_cache()  # what that took is the run's
     measured.remember(card=card)
     return card
 

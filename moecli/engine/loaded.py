@@ -111,14 +111,18 @@ class OpenedModel:
         return plan
 
     def estimate_throughput(self, plan: Plan, rates: Rates | None = None) -> Throughput:
-        """What to expect of a plan by what is known of this machine, and by `rates` where experts were measured; where
-        some are read from disk, that is measured now."""
+        """What to expect of a plan by what is known of this machine, and by the `rates` of its experts, else those that
+        an earlier run measured; where some are read from disk, that is measured now."""
         speed = self.model.measure_disk() if plan.disk.experts else None
         measured.remember(disk=speed)
         known = measured.with_card(measured.recall(), self.card)
         if speed is not None:
             known = replace(known, disk=speed, sources=replace(known.sources, disk="measured"))
-        return estimate_throughput(self.spec, plan, known, rates=rates)
+        return estimate_throughput(self.spec, plan, known, rates=rates or self.known_rates(plan))
+
+    def known_rates(self, plan: Plan) -> Rates | None:
+        """How fast experts as a plan's are copied and computed beside this card; None until a run has measured it."""
+        return self.card.of(plan.memory) if self.card is not None and plan.device.dense else None
 
     def decoder(self, plan: Plan, progress: Progress) -> Decoder:
         """Read the weights as planned; `progress` is told bytes done, of how many."""
@@ -130,7 +134,11 @@ class OpenedModel:
     def load(self, plan: Plan, progress: Progress) -> LoadedModel:
         """Read the weights as planned, and reserve the cache for a text as long as the plan's context."""
         decoder = self.decoder(plan, progress)
-        return LoadedModel(self, plan, decoder, decoder.new_cache(plan.memory.context, plan.memory.chunk))
+        cache = decoder.new_cache(plan.memory.context, plan.memory.chunk)
+        loaded = LoadedModel(self, plan, decoder, cache)
+        if self.card is not None and loaded.rates is not None:
+            measured.remember(card=self.card.knowing(plan.memory, loaded.rates))
+        return loaded
 
     def _check_device(self, plan: Plan) -> None:
         """NotEnoughMemory if a GPU was asked for by name and holds nothing. `auto` goes on without it."""

@@ -247,7 +247,7 @@ def _figures(result: Result) -> list[tuple[str, str]]:
     """What forecasts are made of, and where each figure comes from."""
     budget, bandwidths = result.budget, result.budget.bandwidths
     used = {place for one in result.every if one.plan.runs for place in places(one.plan)}
-    card = budget.gpu.name if budget.gpu else budget.card or "GPU"
+    card = budget.gpu.name if budget.gpu else budget.card.name if budget.card else "GPU"
     link = f"PCIe {budget.gpu.pcie}.0 x{budget.gpu.lanes}" if budget.gpu else "its link"
     known: tuple[tuple[Place, str, float], ...] = (
         ("ram", "RAM", bandwidths.ram),
@@ -339,8 +339,8 @@ def _machine(result: Result) -> str:
     ram = f"{format_bytes(plan.ram_budget)} RAM" + ("" if budget.ram_given else " (free now)")
     if budget.gpu:
         return f"{budget.gpus} x {budget.gpu.name} and {ram}"
-    if budget.card and budget.device is not None:
-        return f"{budget.card} ({format_bytes(budget.device)} free) and {ram}"
+    if budget.card:
+        return f"{budget.card.name} ({format_bytes(budget.card.free)} free) and {ram}"
     return ram if budget.device is None else f"{format_bytes(budget.device)} VRAM and {ram}"
 
 

@@ -11,6 +11,7 @@ from moecli.formats import FORMATS, check_dtype, stored_as
 from moecli.model.spec import ModelSpec
 from moecli.planning import choice, machine, measured
 from moecli.planning.gpus import Gpu, parse_gpu
+from moecli.planning.measured import Card
 from moecli.planning.memory import DEVICE_CONTEXT, MemoryEstimate, default_context, estimate_memory
 from moecli.planning.placement import Plan, largest_context, place
 from moecli.planning.speed import Bandwidths, Throughput, estimate_throughput
@@ -27,7 +28,7 @@ class Budget:
     gpu: Gpu | None
     gpus: int
     bandwidths: Bandwidths
-    card: str | None = None
+    card: Card | None = None
 
     @classmethod
     def of(
@@ -60,7 +61,7 @@ class Budget:
             device = device or gpus * known.memory
             found = of_card(found, known)
         elif gpu is None and vram is None and (last := measured.recall_card()):
-            own, device = last.name, last.free
+            own, device = last, last.free
         return cls(parse_size(ram) if ram else machine.free_ram(), ram is not None, device, known, gpus, found, own)
 
     def device_for(self, dtype: str) -> int | None:
@@ -160,4 +161,5 @@ def estimate_one(spec: ModelSpec, budget: Budget, dtype: str, context: int, batc
     memory = estimate_memory(spec, dtype, context, batch)
     plan = place(memory, budget.ram, budget.device_for(dtype))
     count = math.ceil(memory.total / (budget.gpu.memory - DEVICE_CONTEXT)) if budget.gpu else None
-    return Estimate(memory, plan, estimate_throughput(spec, plan, budget.bandwidths), count)
+    rates = budget.card.of(memory) if budget.card and plan.device.dense else None
+    return Estimate(memory, plan, estimate_throughput(spec, plan, budget.bandwidths, rates=rates), count)

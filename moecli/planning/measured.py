@@ -8,12 +8,14 @@ import math
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from moecli import settings
 from moecli.errors import CheckpointError, MoecliError, json_object
+from moecli.planning.memory import MemoryEstimate
+from moecli.planning.rates import Pace, Rates
 from moecli.planning.speed import Bandwidths, Sources
 from moecli.store import filesystem
 
@@ -35,13 +37,26 @@ class CardSpeeds:
 class Card:
     """A card as it was found last. `free`: bytes that a run may take, its context included.
 
-    `kernels`: whether moecli's own run there.
+    `kernels`: whether moecli's own run there. `rates`: of the experts that runs have measured beside it, see `Card.of`.
     """
 
     name: str
     free: int
     kernels: bool
     speeds: CardSpeeds
+    rates: Mapping[str, Rates] = field(default_factory=dict)
+
+    def of(self, memory: MemoryEstimate) -> Rates | None:
+        """The rates of experts in this format and of this size; None where no run has measured them."""
+        return self.rates.get(_key(memory))
+
+    def knowing(self, memory: MemoryEstimate, rates: Rates) -> Card:
+        """The same card, with what a run has measured of such experts."""
+        return replace(self, rates={**self.rates, _key(memory): rates})
+
+
+def _key(memory: MemoryEstimate) -> str:
+    return f"{memory.dtype}, {memory.bytes_per_expert} bytes"
 
 
 def recall() -> Bandwidths:
@@ -106,8 +121,20 @@ def _card(known: Mapping[str, Any]) -> Card | None:
         speeds = CardSpeeds(**{name: speed for name, speed in dict(entry["speeds"]).items() if _is_speed(speed)})
         name, free, kernels = entry["name"], entry["free"], entry["kernels"]
         if type(name) is str and type(free) is int and type(kernels) is bool and free > 0:
-            return Card(name, free, kernels, speeds)
+            return Card(name, free, kernels, speeds, _rates(entry.get("rates")))
     return None
+
+
+def _rates(known: Any) -> dict[str, Rates]:
+    """Those that are sound."""
+    found = {}
+    for key, entry in known.items() if isinstance(known, dict) else ():
+        with suppress(KeyError, TypeError, ValueError):
+            paces = [Pace(**dict(entry[side])) for side in ("host", "device")]
+            sound = all(_is_speed(pace.bytes_per_s) and _is_speed(1 + pace.further) for pace in paces)
+            if sound and _is_speed(entry["copy"]):
+                found[key] = Rates(entry["copy"], *paces)
+    return found
 
 
 def _is_speed(value: Any) -> bool:

@@ -18,7 +18,7 @@ from moecli.engine.sampling import Sampling, SamplingOptions
 from moecli.errors import MoecliError, NotEnoughMemory
 from moecli.library.resolve import Kind, ModelRef
 from moecli.planning import machine
-from moecli.planning.measured import Card, CardSpeeds
+from moecli.planning.measured import Card, CardSpeeds, recall_card
 from moecli.planning.placement import fit
 from moecli.text.defaults import GenerationDefaults
 
@@ -75,6 +75,19 @@ def test_a_forecast_is_made_of_what_is_known_of_the_card() -> None:
     cards = [Card("A card", 2**32, True, CardSpeeds(speed, 2e10, 2e10)) for speed in (3e11, 3e9)]
     fast, slow = (replace(one, card=card).estimate_throughput(plan) for card in cards)
     assert fast.evidence == slow.evidence == "measured" and fast.high > slow.high
+
+
+def test_the_rates_of_a_run_are_remembered_with_its_card() -> None:
+    """A second arena in the role of the device; of a model that is all in RAM there are none."""
+    one = replace(opened(ram=2**33), vram=2**32, card=Card("A card", 2**32, True, CardSpeeds(3e11, 2e10, 2e10)))
+    plan = one.plan(64)
+    loaded = one.load(plan, silent)
+    found = recall_card()
+    assert found is not None and found.of(plan.memory) == loaded.rates is not None
+    assert one.known_rates(plan) is None and replace(one, card=found).known_rates(plan) == loaded.rates
+    in_ram = replace(one, vram=None, card=found).plan(64)
+    assert replace(one, card=found).known_rates(in_ram) is None and one.load(in_ram, silent).rates is None
+    assert recall_card() == found
 
 
 def test_hints_repeat_the_model_as_it_was_typed() -> None:

@@ -15,6 +15,7 @@ from moecli.planning.gpus import GPUS
 from moecli.planning.measured import Card, CardSpeeds
 from moecli.planning.memory import DEVICE_CONTEXT, estimate_memory
 from moecli.planning.placement import largest_context, place
+from moecli.planning.rates import Pace, Rates
 from moecli.planning.speed import Bandwidths, Sources, estimate_throughput
 from tests.support.specs import spec_of
 
@@ -48,7 +49,7 @@ def test_this_machines_own_card_counts_unless_another_is_named() -> None:
     card = Card("A card", 11 * 2**30, False, CardSpeeds(300e9, 12e9, 13e9))
     measured.remember(card=card)
     own = Budget.of("1GiB")
-    assert (own.card, own.device, own.gpu) == ("A card", 11 * 2**30, None)
+    assert (own.card, own.device, own.gpu) == (card, 11 * 2**30, None)
     assert own.bandwidths == Bandwidths(
         device=300e9, link=12e9, kernels=False, sources=Sources(device="measured", link="measured")
     )
@@ -59,6 +60,27 @@ def test_this_machines_own_card_counts_unless_another_is_named() -> None:
     named = Budget.of("1GiB", gpu="t4")
     assert (named.card, named.gpu, named.bandwidths.device) == (None, GPUS["t4"], 320e9)
     assert named.device_for("q4") == 16 * 2**30
+
+
+def test_what_a_run_measured_of_such_experts_counts() -> None:
+    spec = spec_of("mixtral")
+    memory = estimate_memory(spec, "bf16", 8192)
+    rates = Rates(12e9, Pace(9e9, 0.01), Pace(200e9, 0.001))
+    card = Card("A card", 11 * 2**30, True, CardSpeeds(300e9, 12e9, 13e9))
+    before = estimate("mixtral", spec, with_card(card), "bf16", None, 1, find_context=False).chosen
+    after = estimate(
+        "mixtral", spec, with_card(card.knowing(memory, rates)), "bf16", None, 1, find_context=False
+    ).chosen
+    assert before.plan == after.plan and before.plan.device.dense
+    assert after.speed == estimate_throughput(spec, after.plan, Budget.of("64GiB").bandwidths, rates=rates)
+    assert after.speed.high < before.speed.high
+    named = Budget.of("64GiB", gpu="rtx3060")
+    assert estimate("mixtral", spec, named, "bf16", None, 1, find_context=False).chosen.speed.high > after.speed.high
+
+
+def with_card(card: Card) -> Budget:
+    measured.remember(card=card)
+    return Budget.of("64GiB")
 
 
 def test_what_torch_would_unpack_on_a_named_card_is_left_to_the_processor() -> None:

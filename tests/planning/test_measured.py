@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import replace
 
 import pytest
 
 from moecli import settings
 from moecli.planning.measured import Card, CardSpeeds, recall, recall_card, remember
+from moecli.planning.memory import estimate_memory
+from moecli.planning.rates import Pace, Rates
 from moecli.planning.speed import Bandwidths, Sources
+from tests.support.specs import spec_of
 
 
 @pytest.mark.parametrize(
@@ -74,3 +78,43 @@ def test_a_card_of_another_machine_is_not_here() -> None:
     file = settings.home() / "bandwidths.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"machine": "another"}))
     assert recall_card() is None and recall() == Bandwidths()
+
+
+RATES = Rates(2e10, Pace(3e10, 0.0), Pace(3e11, 0.25))
+
+
+def test_rates_are_kept_with_their_card_by_format_and_size() -> None:
+    specs = spec_of("mixtral"), spec_of("olmoe")
+    mixtral, olmoe = (estimate_memory(spec, "q4", 64) for spec in specs)
+    remember(card=CARD.knowing(mixtral, RATES))
+    found = recall_card()
+    assert found is not None and found == replace(CARD, rates={f"q4, {mixtral.bytes_per_expert} bytes": RATES})
+    assert found.of(mixtral) == RATES and found.of(olmoe) is None
+    assert found.of(estimate_memory(specs[0], "q8", 64)) is None
+    other = replace(RATES, copy=1e9)
+    both = found.knowing(olmoe, other)
+    assert (both.of(mixtral), both.of(olmoe), both.knowing(olmoe, RATES).of(olmoe)) == (RATES, other, RATES)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None, {}, [], {"copy": 1.0}, {"copy": "fast"}, {"copy": 0.0}, {"host": None}, {"device": {"bytes_per_s": 1.0}},
+        {"host": {"bytes_per_s": -1.0, "further": 0.0}}, {"host": {"bytes_per_s": 1.0, "further": -1.0}},
+    ],
+)  # fmt: skip
+def test_damaged_rates_are_none_and_the_card_stays(entry: object) -> None:
+    memory = estimate_memory(spec_of("mixtral"), "q4", 64)
+    remember(card=CARD.knowing(memory, RATES))
+    file = settings.home() / "bandwidths.json"
+    known = json.loads(file.read_text())
+    (key,) = known["card"]["rates"]
+    whole = known["card"]["rates"][key]
+    known["card"]["rates"][key] = whole | entry if isinstance(entry, dict) and entry else entry
+    if entry == {"copy": 1.0}:
+        known["card"]["rates"][key] = entry
+    file.write_text(json.dumps(known))
+    assert recall_card() == CARD
+    known["card"]["rates"] = entry
+    file.write_text(json.dumps(known))
+    assert recall_card() == CARD

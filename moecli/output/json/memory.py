@@ -18,12 +18,13 @@ def document(result: Result, report: Report, advice: Advice) -> dict[str, Any]:
 
     `recommended` is the format to take on this machine, null where none runs.
     """
+    card = result.budget.gpu or result.budget.card
     every = [] if result.asked else [_facts(result, each) for each in result.every]
     return {
         "schema_version": SCHEMA_VERSION,
         "model": result.model,
         **_facts(result, result.chosen),
-        "gpu": result.budget.gpu.name if result.budget.gpu else result.budget.card,
+        "gpu": None if card is None else card.name,
         "bandwidths": _bandwidths(result.budget),
         "max_context": result.max_context,
         "max_context_dtype": result.max_dtype,
