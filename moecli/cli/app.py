@@ -121,17 +121,21 @@ def dispatch() -> None:
             sys.argv[2:2] = preset  # where everybody looks for what was typed
         app(prog_name=PROGRAM)
     except RuntimeError as error:
-        if not _device_is_full(error):
+        if not _ran_out_of_device_memory(error):
             raise
-        hint = "end other programs that use it, or leave it less: --vram bounds it, --device cpu does without"
-        sys.exit(terminal.report(NotEnoughMemory("the device ran out of memory", hint)))
+        from moecli.engine.shortage import LESS_OF_THE_DEVICE
+
+        sys.exit(terminal.report(NotEnoughMemory("the device ran out of memory", LESS_OF_THE_DEVICE)))
     except MoecliError as error:
         if preset and isinstance(error, UsageError):
             terminal.say(f"note: {settings.config()} adds {shlex.join(preset)}")
         sys.exit(terminal.report(error))
 
 
-def _device_is_full(error: RuntimeError) -> bool:
-    """Of what computes nothing that could be done again with less: `run` has gone on by itself."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+def _ran_out_of_device_memory(error: RuntimeError) -> bool:
+    """Where nothing could be done again with less on it: `run` goes on by itself."""
+    if "torch" not in sys.modules:
+        return False
+    from moecli.engine.device import ran_out
+
+    return ran_out(error)

@@ -113,7 +113,7 @@ class ChatSession:
         """`warn` is told where the device's memory runs out, and the answer goes on with less of the model there."""
         self.loaded, self.config, self._warn = loaded, config, warn
         self._conversation = Conversation(loaded.opened, config)
-        self._session = Session(loaded.decoder, loaded.cache, lookup=config.lookup, fall_back=self._fall_back)
+        self._session = self._begin()
 
     @property
     def is_chat(self) -> bool:
@@ -131,6 +131,9 @@ class ChatSession:
         Even interrupted it stays part of the conversation; a failure does not.
         """
         prompt = self._conversation.prompt(text)
+        if self.loaded.decoder.is_released:  # the device had no memory for less of it either: perhaps it has now
+            self.loaded = fallback.load(self.loaded.opened, self.loaded.plan, warn=self._warn)
+            self._session = self._begin()
         config, opened = self.config, self.loaded.opened
         request = Request(
             prompt,
@@ -157,6 +160,10 @@ class ChatSession:
     def clear(self) -> None:
         """Forget all turns; the next prompt begins a new conversation."""
         self._conversation.clear()
+
+    def _begin(self) -> Session:
+        loaded = self.loaded
+        return Session(loaded.decoder, loaded.cache, lookup=self.config.lookup, fall_back=self._fall_back)
 
     def _fall_back(self) -> tuple[Decoder, Cache]:
         self.loaded = fallback.reload(self.loaded, self._warn)

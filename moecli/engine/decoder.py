@@ -77,6 +77,11 @@ class Decoder:
         vars(self).clear()
 
     @property
+    def is_released(self) -> bool:
+        """Whether it has let go of its weights."""
+        return not vars(self)
+
+    @property
     def can_draft(self) -> bool:
         """Whether several tokens are a decode step, and each the same as alone: no rotation depends on the length."""
         together = self.decode_step is not None and self.decode_step.max_tokens > 1

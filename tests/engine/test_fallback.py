@@ -167,6 +167,20 @@ def test_where_nothing_less_is_possible_nothing_is_given_up(monkeypatch: pytest.
     assert loaded.decoder.experts is not None and loaded.cache.layers
 
 
+def test_a_conversation_survives_a_turn_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device was named, and had no memory for less of the model either, until other programs left it."""
+    one = opened(device="cuda")
+    expected, _ = said(one.load(plan_of(one, 4), lambda *_: None), silence, "The sea was calm")
+    session = ChatSession(one.load(plan_of(one, 4), lambda *_: None), GREEDY, [].append)
+    with monkeypatch.context() as patched, pytest.raises(NotEnoughMemory, match="ran out of memory"):
+        failing_at(patched, 10)
+        device_with(patched, 0)
+        list(session.ask("The sea was calm", Answer()))
+    answer = Answer()
+    list(session.ask("The sea was calm", answer))
+    assert [answer.token_ids] == expected and session.loaded.plan.device.experts == 4
+
+
 def test_a_store_streams_what_has_no_place_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, warnings = opened(packed(TINY, tmp_path / "store").folder), list[str]()
     plan = plan_of(one, 20, 20)
