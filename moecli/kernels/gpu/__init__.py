@@ -14,7 +14,7 @@ def serves(device: torch.device) -> bool:
     """Whether these kernels compute there: a CUDA device of capability 7.5 or later, or Triton's interpreter."""
     if find_spec("triton") is None:
         return False
-    if device.type == "cuda" and torch.version.hip is None:
+    if device.type == "cuda" and torch.version.hip is None and torch.cuda.is_available():
         return torch.cuda.get_device_capability(device) >= (7, 5)
     return device.type == "cpu" and interpreted()
 
