@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -125,11 +126,13 @@ def test_an_answer_goes_on_with_the_same_tokens(layer: int, monkeypatch: pytest.
     one, texts = opened(), ("The sea was calm", " and then")
     expected, _ = said(one.load(plan_of(one, 20), lambda *_: None), silence, *texts)
     before, warnings = one.load(plan_of(one, 20), lambda *_: None), list[str]()
+    experts = weakref.ref(before.decoder.experts)
     failing_at(monkeypatch, layer)
     found, after = said(before, warnings.append, *texts)
     assert found == expected and len(warnings) == 1
     assert after.plan.device.experts == 10 and after.decoder.experts is not None
-    assert not vars(before.decoder) and not before.cache.layers  # whoever holds it holds nothing
+    assert before.decoder.is_released and not before.cache.layers  # whoever holds it holds nothing
+    assert experts() is None  # its arenas are gone
 
 
 def test_it_may_run_out_again_while_the_text_is_read_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
