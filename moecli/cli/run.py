@@ -142,6 +142,7 @@ def run(
 
     ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet, yes, tokenizer)
     with terminal.status("loading ...", quiet):
+        from moecli.engine import fallback
         from moecli.engine.chat import ChatSession, GenerationConfig, RecordedSession, plan_for
         from moecli.engine.loaded import LoadOptions, open_for_run
         from moecli.engine.sampling import SamplingOptions, new_seed
@@ -180,11 +181,13 @@ def run(
         loading.introduce(ref.name)
     builders = None if trace is None else _builders(opened)
     with loading.progress(opened.name, quiet) as progress:
-        loaded = opened.load(plan, progress)
+        loaded = fallback.load(opened, plan, progress, _warn)
+    if verbose and (reasons := loading.reasons(loaded)):
+        terminal.say(reasons)
     if trace is None or builders is None:
-        _talk(ChatSession(loaded, config), text, json, quiet)
+        _talk(ChatSession(loaded, config, _warn), text, json, quiet)
         return
-    session = RecordedSession(loaded, config, builders)
+    session = RecordedSession(loaded, config, builders, _warn)
     try:
         _talk(session, text, json, quiet)
     finally:  # even if it was interrupted
@@ -194,6 +197,10 @@ def run(
             written = files.write(recorded, trace, stack)
             if not (json or quiet):
                 terminal.say_written(written)
+
+
+def _warn(text: str) -> None:
+    terminal.say(f"warning: {text}")
 
 
 def _builders(opened: OpenedModel) -> dict[str, TraceBuilder]:

@@ -77,6 +77,15 @@ class Decoder:
                 self.profile.apart = all(step.resident for step in steps)
         self._device_step = None if self.profile or not native else _device_step(spec, dense, rotary_of_layer, experts)
 
+    def release(self) -> None:
+        """Let go of every weight, whoever still holds this: it computes no more."""
+        vars(self).clear()
+
+    @property
+    def is_released(self) -> bool:
+        """Whether it has let go of its weights."""
+        return not vars(self)
+
     @property
     def can_draft(self) -> bool:
         """Whether several tokens are a decode step, and each the same as alone: no rotation depends on the length."""

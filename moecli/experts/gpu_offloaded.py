@@ -16,18 +16,19 @@ from moecli.experts.copies import Copies, Parts, copies_for
 from moecli.experts.disk import Disk
 from moecli.experts.pieces import PiecewiseExpert, as_expert
 from moecli.experts.policies import POLICIES
-from moecli.experts.rates import Rates, cheaper, measure, split
+from moecli.experts.rates import measure
 from moecli.experts.readers import PendingRead, Readers
 from moecli.experts.slot_map import Lookup, Place, SlotMap
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.kernels.blocking import MAX_TOKENS, STAGED
 from moecli.kernels.linear import Expert, Matrix, Packed
 from moecli.model.spec import ModelSpec
+from moecli.planning.rates import Rates, cheaper, split
 from moecli.store.expert_record import Record, slots_per_layer
 from moecli.store.packed import PackedStore
 
 Write = Callable[[int, int, Tensor], None]  # layer, expert, and the host memory that its record goes to
-_EXCHANGES = 1 / 32  # with RAM, per expert computed on the CPU: little traffic beside that of computing
+EXCHANGES = 1 / 32  # with RAM, per expert computed on the CPU: little traffic beside that of computing
 
 
 @dataclass(slots=True)
@@ -88,7 +89,7 @@ class GpuOffloadedExperts:
         self.statistics = DeviceStatistics(budget_bytes=sum(anywhere) * size)
         self._disk = None if store is None else Disk(store, self.statistics, Readers())
         layer, mixture = spec.mixtures[0]
-        self._rates = rates or measure(
+        self.rates = rates or measure(
             records[layer], mixture.expert.activation, capacity.compute, self._device, self._ram, self._copies
         )
 
@@ -188,12 +189,13 @@ class GpuOffloadedExperts:
         record = self._records[layer]
         if found.device:
             yield from self._on_device(layer, found.device)
-        copied = split({expert: counts[expert] for expert in found.ram}, record.size, self._rates)
+        busy = sum(self.rates.device.seconds(counts[expert], record.size) for expert in found.device)
+        copied, _ = split({expert: counts[expert] for expert in found.ram}, record.size, self.rates, busy)
         for expert in copied:
             yield from self._copied(layer, expert, found.ram[expert], counts)
         if stay := found.ram.keys() - copied:
             yield [(expert, self._in_ram(layer, found.ram[expert])) for expert in sorted(stay)]
-            self._credit = min(1.0, self._credit + len(stay) * _EXCHANGES)
+            self._credit = min(1.0, self._credit + len(stay) * EXCHANGES)
             if self._credit == 1.0:
                 best = self._layers[layer].strongest(stay)
                 if self._promote(layer, best, found.ram[best], counts) is not None:
@@ -203,7 +205,7 @@ class GpuOffloadedExperts:
         """One that was read into RAM."""
         index = found.to_ram[expert]
         self._layers[layer].filled(expert)
-        if cheaper(counts[expert], self._records[layer].size, self._rates):
+        if cheaper(counts[expert], self._records[layer].size, self.rates):
             yield from self._copied(layer, expert, index, counts)
         else:
             yield [(expert, self._in_ram(layer, index))]
@@ -218,7 +220,7 @@ class GpuOffloadedExperts:
             self._upload_parts(index, record, data)
             self._layers[layer].filled(expert)
             yield from self._on_device(layer, {expert: index})
-        elif cheaper(counts[expert], record.size, self._rates):
+        elif cheaper(counts[expert], record.size, self.rates):
             with self._borrowed() as index:
                 self._upload_parts(index, record, data)
                 yield from self._on_device(layer, {expert: index})
