@@ -39,7 +39,7 @@ def described(routes: Iterable[Route]) -> dict[str, Any]:
     """The OpenAPI document of these routes."""
     routes = list(routes)
     bodies = list(dict.fromkeys(each.body for each in routes if each.body))
-    _, schemas = models_json_schema(
+    named, schemas = models_json_schema(
         [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
     )
     paths: dict[str, Any] = {}
@@ -49,7 +49,7 @@ def described(routes: Iterable[Route]) -> dict[str, Any]:
         if "{" in path:
             operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
         if each.body:
-            schema = {"$ref": f"#/components/schemas/{each.body.__name__}"}
+            schema = named[each.body, "validation"]
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
         paths.setdefault(path, {})[each.method.lower()] = operation
     return {
