@@ -9,7 +9,7 @@ import typer
 
 from moecli import settings
 from moecli.cli import options, running
-from moecli.errors import MoecliError
+from moecli.errors import MoecliError, UsageError
 from moecli.experts.policies import DEFAULT
 from moecli.output import loading, terminal
 from moecli.units import parse_size
@@ -99,12 +99,16 @@ def serve(
     with terminal.status("starting ...", quiet):
         from moecli.engine.loaded import LoadOptions
         from moecli.serve.engine import Engine, EngineOptions
+        from moecli.serve.http import Refused
         from moecli.serve.models import Shelf
         from moecli.serve.server import ServerOptions, listen, url_of
         from moecli.serve.server import serve as answer
         from moecli.serve.service import keep_alive_seconds
 
-    stays = keep_alive_seconds(keep_alive)
+    try:
+        stays = keep_alive_seconds(keep_alive)
+    except Refused as error:
+        raise UsageError(f"--{error.message.replace('_', '-')}", error.hint) from error
     refs = [running.find(each, dtype, ram, ctx, offline, quiet, yes)[0] for each in models or ()]
     load = LoadOptions(
         dtype=dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,

@@ -224,7 +224,7 @@ def _closing(name: str, filled: dict[str, Any], ended: Ended) -> dict[str, Any]:
 
 
 async def _tags(service: Service, request: Request) -> Response:
-    return JSONResponse({"models": [_tag(each) for each in service.shelf.all()]})
+    return JSONResponse({"models": [_tag(each) for each in await service.all()]})
 
 
 def _tag(model: Served) -> dict[str, Any]:
@@ -296,7 +296,7 @@ async def _pull(service: Service, request: Request) -> Response:
     """A model that is here is there at once; none is fetched."""
     body = await read(request, Named)
     try:
-        service.shelf.find(body.word)
+        await service.find(body.word)
     except ModelNotFound as error:
         raise Refused(403, f"{error.message}, and a server fetches none", "type moecli pull MODEL in a shell") from None
     return Response(line({"status": "success"}), media_type="application/x-ndjson")

@@ -125,14 +125,13 @@ def routes(service: Service) -> list[Route]:
 
 
 async def _models(service: Service, request: Request) -> Response:
-    return JSONResponse(
-        {"object": "list", "data": [_described(each.name, each.changed) for each in service.shelf.all()]}
-    )
+    models = [_described(each.name, each.changed) for each in await service.all()]
+    return JSONResponse({"object": "list", "data": models})
 
 
 async def _model(service: Service, request: Request) -> Response:
     name = request.path_params["name"]
-    service.shelf.find(name)
+    await service.find(name)
     return JSONResponse(_described(name, 0))
 
 

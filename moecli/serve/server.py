@@ -14,7 +14,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from moecli.errors import MoecliError
@@ -122,7 +122,9 @@ def application(service: Service, options: ServerOptions) -> Starlette:
     async def openapi(request: Request) -> Response:
         return JSONResponse(document)
 
-    handlers: dict[Any, Any] = dict.fromkeys((MoecliError, ClientGone, HTTPException, Exception), failed)
+    handlers: dict[Any, Any] = dict.fromkeys(
+        (MoecliError, ClientGone, ClientDisconnect, HTTPException, Exception), failed
+    )
     return Starlette(
         routes=[each.mounted() for each in [*routes, Route("GET", "/openapi.json", openapi)]],
         middleware=[Middleware(Guard, key=options.key, loopback=options.loopback)],

@@ -14,9 +14,10 @@ from starlette.requests import Request
 from moecli.engine.loaded import OpenedModel
 from moecli.engine.sampling import SamplingOptions, new_seed
 from moecli.errors import MoecliError
+from moecli.library.resolve import ModelRef
 from moecli.serve.engine import Engine
 from moecli.serve.http import Refused, while_there
-from moecli.serve.models import Shelf, context_of
+from moecli.serve.models import Served, Shelf, context_of
 from moecli.serve.reply import Ended, Job, Piece, Reply
 from moecli.text.chat import Message
 
@@ -55,10 +56,17 @@ class Service:
     def __init__(self, engine: Engine, shelf: Shelf) -> None:
         self.engine, self.shelf = engine, shelf
 
-    async def open(self, name: str) -> OpenedModel:
+    async def all(self) -> list[Served]:
+        """Every model by name."""
+        return await asyncio.to_thread(lambda: list(self.shelf.all()))
+
+    async def find(self, name: str) -> ModelRef:
         """The model of that name. ModelNotFound if it is not served."""
-        ref = await asyncio.to_thread(self.shelf.find, name)
-        return await asyncio.wrap_future(self.engine.open(ref))
+        return await asyncio.to_thread(self.shelf.find, name)
+
+    async def open(self, name: str) -> OpenedModel:
+        """The same, with its tokenizer and headers read. MoecliError if they are unfit."""
+        return await asyncio.wrap_future(self.engine.open(await self.find(name)))
 
     async def chat(self, opened: OpenedModel, messages: Sequence[Message]) -> tuple[list[int], bool]:
         """The ids of a conversation, and whether the answer goes on in its own text.
