@@ -21,7 +21,7 @@ from moecli.serve.prefixes import Slots
 from moecli.store.progress import Progress
 
 _HERE = (Kind.BUILT_IN, Kind.STORE, Kind.CACHE)
-_PIECE = 256  # prompt tokens read between two steps of other texts, where no expert has to be read for them again
+_PIECE = 128  # prompt tokens read between two steps of other texts, where no expert has to be read for them again
 _SMALL = 8  # caches may take one part in so many of a budget that all experts do not fit in
 
 
