@@ -27,6 +27,7 @@ from moecli.cli import (
     pull,
     rm,
     run,
+    score,
     serve,
     verify,
 )
@@ -48,6 +49,7 @@ class Program(program.Group):
         "run": ("Use a model", run.run, run.EXAMPLES),
         "inspect": ("Use a model", inspect.inspect, inspect.EXAMPLES),
         "memory": ("Use a model", memory.memory, memory.EXAMPLES),
+        "score": ("Use a model", score.score, score.EXAMPLES),
         "serve": ("Use a model", serve.serve, serve.EXAMPLES),
         "bench": ("Use a model", bench.bench, bench.EXAMPLES),
         "pull": ("Models on this machine", pull.pull, pull.EXAMPLES),

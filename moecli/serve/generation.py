@@ -7,7 +7,7 @@ import time
 from torch import Tensor
 
 from moecli.engine.loaded import OpenedModel
-from moecli.engine.sampling import Sampler
+from moecli.engine.sampling import Sampler, TokenScore, score
 from moecli.serve.prefixes import Slot
 from moecli.serve.reply import Ended, Piece, Reply, Scored
 from moecli.text.spans import SpanStream
@@ -72,7 +72,7 @@ class Generation:
         if token in self._end_ids:
             return self._end(stopped=True)
         if self.reply.job.top_logprobs is not None:
-            self._scored.append(self._score(logits, token, self.reply.job.top_logprobs))
+            self._scored.append(self._named(score(logits, token, self.reply.job.top_logprobs)))
         self._show(self._stream.push(token))
         if self._stream.stopped or self._made == self._limit:
             return self._end(self._stream.stopped)
@@ -100,12 +100,9 @@ class Generation:
             self.reply.put(Piece(text, tuple(self._scored)))
             self._scored.clear()
 
-    def _score(self, logits: Tensor, token: int, top: int) -> Scored:
-        """By the model itself, before temperature and filters."""
-        scores = logits.log_softmax(-1)
-        best = scores.topk(min(top, len(scores)))
-        named = [(self._name(int(each)), float(score)) for score, each in zip(best.values, best.indices, strict=True)]
-        return Scored(self._name(token), float(scores[token]), tuple(named))
+    def _named(self, score: TokenScore) -> Scored:
+        top = tuple((self._name(token), logprob) for token, logprob in score.top)
+        return Scored(self._name(score.token_id), score.logprob, top)
 
     def _name(self, token: int) -> str:
         return self._tokenizer.decode([token], skip_special=False)
