@@ -14,7 +14,23 @@ import typer
 from typer.main import get_command
 
 from moecli import __version__, settings
-from moecli.cli import bench, completion, doctor, help, inspect, list, memory, pack, program, pull, rm, run, verify
+from moecli.cli import (
+    bench,
+    completion,
+    doctor,
+    help,
+    inspect,
+    list,
+    memory,
+    pack,
+    program,
+    pull,
+    rm,
+    run,
+    score,
+    serve,
+    verify,
+)
 from moecli.errors import MoecliError, NotEnoughMemory, UsageError
 from moecli.output import terminal
 
@@ -33,6 +49,8 @@ class Program(program.Group):
         "run": ("Use a model", run.run, run.EXAMPLES),
         "inspect": ("Use a model", inspect.inspect, inspect.EXAMPLES),
         "memory": ("Use a model", memory.memory, memory.EXAMPLES),
+        "score": ("Use a model", score.score, score.EXAMPLES),
+        "serve": ("Use a model", serve.serve, serve.EXAMPLES),
         "bench": ("Use a model", bench.bench, bench.EXAMPLES),
         "pull": ("Models on this machine", pull.pull, pull.EXAMPLES),
         "pack": ("Models on this machine", pack.pack, pack.EXAMPLES),

@@ -111,6 +111,15 @@ def run(
     device: running.Device = "auto",
     vram: options.Vram = None,
     threads: options.Threads = None,
+    logprobs: Annotated[
+        int | None,
+        options.option(
+            metavar="N",
+            panel=options.OUTPUT,
+            check=options.at_least(0),
+            help="With --json: the log-probability of each token, and of the N likeliest in its place.",
+        ),
+    ] = None,
     trace: Annotated[
         Path | None,
         options.option(
@@ -134,6 +143,8 @@ def run(
     if draft not in _DRAFTS:
         raise UsageError.unknown("--draft", draft, " or ".join(_DRAFTS))
     options.check_output("--trace", trace)
+    if logprobs is not None and not json:
+        raise UsageError("--logprobs stands in the document of --json alone", "add --json")
     text = _read_prompt(model, prompt, prompt_option, file)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
@@ -157,7 +168,7 @@ def run(
         longest = max_tokens or min(_LONGEST, opened.defaults.max_new_tokens or _LONGEST)
         config = GenerationConfig(
             sampling, new_seed() if seed is None else seed, longest, tuple(map(terminal.clean, stop or ())),
-            system=system and terminal.clean(system), raw=raw, lookup=draft == "lookup",
+            system=system and terminal.clean(system), raw=raw, lookup=draft == "lookup", top_logprobs=logprobs,
         )  # fmt: skip
         plan = plan_for(opened, config, text)
     if not quiet:

@@ -38,6 +38,7 @@ class GenerationConfig:
     system: str | None = None  # message that a chat begins with
     raw: bool = False  # no chat template
     lookup: bool = True  # guess ahead where the text repeats itself
+    top_logprobs: int | None = None  # alternatives that are scored beside each token; None: no token is
 
 
 class Conversation:
@@ -145,6 +146,7 @@ class ChatSession:
             watch,
             continues=not (self.is_chat or self.fills_spans),
             fills=self.fills_spans,
+            top_logprobs=config.top_logprobs,
         )
         answer.prompt = text
         kept = True
