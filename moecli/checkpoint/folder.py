@@ -125,6 +125,13 @@ class Checkpoint:
         """Whether two tensors are stored alike; reads them, up to the first difference, without mapping them."""
         if (one.dtype, one.shape, one.transposed) != (other.dtype, other.shape, other.transposed):
             return False
+        if type(one.encoding) is not type(other.encoding) or len(one.parts) != len(other.parts):
+            return False
+        return all(map(self._same_part, one.parts, other.parts))
+
+    def _same_part(self, one: StoredTensor, other: StoredTensor) -> bool:
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
         if (one.path, one.offset) == (other.path, other.offset):
             return True
         for start in range(0, one.size, _PIECE):

@@ -154,7 +154,8 @@ def _report(
     counts = params.count(spec)
     entry = ref.entry or (catalog.port(ref.repo) if ref.repo else None)
     published = entry.published if entry else None
-    inventory = take_inventory(header, family, spec, counts, _group_size(config)) if header else None
+    scheme = families.quantization_scheme(config)
+    inventory = take_inventory(header, family, spec, counts, _group_size(config), scheme) if header else None
     return Report(
         model=ref.name,
         source=kind,

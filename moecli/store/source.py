@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from moecli.checkpoint.binding import Weights
+from moecli.checkpoint.decoding import decoded
 from moecli.checkpoint.files import SAFETENSORS
 from moecli.checkpoint.folder import Checkpoint
-from moecli.checkpoint.prequantized import packed_format
 from moecli.checkpoint.stored import StoredTensor
 from moecli.checkpoint.towers import split_towers
 from moecli.errors import CheckpointError, ConfigError, reading
+from moecli.formats import stored_as
 from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.store import manifest
@@ -95,13 +96,9 @@ def _bind(name: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkpo
     check_runs(spec, name)
     opened = checkpoint()
     found, others = split_towers(opened.tensors)
-    if (format_ := packed_format(found)) is not None:
-        raise CheckpointError(
-            f"the checkpoint is quantised ({format_}), which cannot be run yet",
-            "use an unquantised bf16 or fp16 revision",
-        )
+    found = decoded(found, families.quantization_scheme(config), stored_as(spec.stored_dtype))
     notes = []
-    if spec.quantization is not None:
+    if spec.quantization is not None and not any(stored.encoding for stored in found.values()):
         notes.append(f"config.json says that the weights are {spec.quantization}, but none is: they run as they are")
     if others:
         notes.append(f"{len(others)} tensors of vision or audio towers are left out: the text model runs alone")
