@@ -230,7 +230,8 @@ class Weights:
 def _choose_layout(spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> Layout:
     """The first layout whose router and expert names are there, and whose first expert has its shape."""
     if not spec.mixtures:
-        return family.layouts[0]
+        fitting = (each for each in family.layouts if each.dense["embedding"][0] in checkpoint)
+        return next(fitting, family.layouts[0])
     layer, mixture = spec.mixtures[0]
     found: list[Layout] = []
     for layout in family.layouts:

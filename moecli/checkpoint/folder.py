@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-from moecli.checkpoint import files
+from moecli.checkpoint import files, gguf
 from moecli.checkpoint.files import weight_map
 from moecli.checkpoint.grok_release import with_tree_names
 from moecli.checkpoint.headers import read_header
@@ -55,6 +55,8 @@ class Checkpoint:
 
         Where two of them hold a tensor, the index decides. CheckpointError if one is missing or damaged.
         """
+        if (file := gguf.noted_file(folder)) is not None:
+            return cls(gguf.read_model(file).tensors)
         try:
             names = files.names_in(folder)
         except OSError as error:

@@ -132,10 +132,11 @@ def _differences(
 
 _EXPERT = re.compile(
     r"(.*\.)?experts?\..+|.*block_sparse_moe\.(input|output)_linear\.weight|.*decoder_layer[._]\d+[./]moe[./].+"
+    r"|blk\.\d+\.ffn_(gate|up|down)(_exps|\.\d+)\.weight"
 )
 _TABLE = re.compile(
     r"(.*\.)?(embed_tokens|wte|word_embeddings|in_out_embed|shared|embeddings|tok_embeddings)\.weight"
-    r"|language_model/in_out_embed/embeddings"
+    r"|language_model/in_out_embed/embeddings|token_embd\.weight"
 )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from moecli.checkpoint.encodings.scaled_int8 import ScaledInt8
+from moecli.checkpoint.encodings import scaled_int8
 from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 
@@ -192,7 +192,9 @@ def _four_bit_words(stored: StoredTensor, _: Sidecars) -> int | None:
 
 _PLAIN = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 # Not codes of weights: numbers as they are, and integers, which are tables.
-_PLAIN_FORMATS = frozenset({ScaledInt8.name, "fp64", "fp32", "fp16", "bf16", "I64", "I32", "I16", "BOOL", "U64", "U16"})
+_PLAIN_FORMATS = frozenset(
+    {scaled_int8.NAME, "fp64", "fp32", "fp16", "bf16", "I64", "I32", "I16", "BOOL", "U64", "U16"}
+)
 _MLX_BITS = (2, 3, 4, 5, 6, 8)
 _FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = (r"\.weight_scale(?:_\w+)?", r"\.input_scale", r"\.output_scale")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from moecli.errors import CheckpointError, unreadable
 
@@ -68,9 +68,13 @@ class Encoding:
     `parts` are those tensors, the codes first. `format` is the plain format that numbers are decoded to.
     """
 
-    name: ClassVar[str]  # as a screen has it
     parts: tuple[StoredTensor, ...]
     format: str
+
+    @property
+    def name(self) -> str:
+        """How a screen calls it."""
+        raise NotImplementedError
 
     def rows(self, checkpoint: Checkpoint, first: int, count: int) -> Tensor:
         """Rows of the matrix, or of the stack of matrices one below another: [count, columns].

@@ -11,6 +11,7 @@ from moecli.checkpoint.binding import Weights
 from moecli.checkpoint.decoding import decoded
 from moecli.checkpoint.files import SAFETENSORS
 from moecli.checkpoint.folder import Checkpoint
+from moecli.checkpoint.gguf import noted_file
 from moecli.checkpoint.stored import StoredTensor
 from moecli.checkpoint.towers import split_towers
 from moecli.errors import CheckpointError, ConfigError, reading
@@ -46,7 +47,7 @@ def origin_of(
 
     `tokenizer`: a file or folder that has the tokenizer instead of the checkpoint.
     """
-    path = None if repo else _text(str(folder.resolve()))
+    path = None if repo else _text(str((noted_file(folder) or folder).resolve()))
     return Origin(_text(name), repo, revision, path, fingerprint(folder, weights, tokenizer))
 
 

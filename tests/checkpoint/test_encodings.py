@@ -123,7 +123,8 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, torch.Tensor], dict[str, Any]],
         "holds a scale that is infinite",
     ),
     "a code that is no number": (
-        "fp8, one scale", lambda t, c: t[f"{EXPERT}.weight"].view(torch.uint8)[3:4].fill_(0x7F), "infinite or not a number",
+        "fp8, one scale", lambda t, c: t[f"{EXPERT}.weight"].view(torch.uint8)[3:4].fill_(0x7F),
+        "infinite or not a number",
     ),
     "absurd blocks": (
         "fp8, small blocks", lambda t, c: c["quantization_config"].update(weight_block_size=[0, "x"]),

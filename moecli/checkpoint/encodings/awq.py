@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from moecli.checkpoint import raw
 from moecli.checkpoint.encodings._scheme import FLOAT_FORMATS, Matrix, agree, misfit
@@ -29,7 +29,9 @@ _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in its word each of eight outputs li
 class Awq(Encoding):
     """`parts` are qweight, qzeros and scales."""
 
-    name: ClassVar[str] = "awq"
+    @property
+    def name(self) -> str:
+        return "awq"
 
     def rows(self, checkpoint: Checkpoint, first: int, count: int) -> Tensor:
         import torch

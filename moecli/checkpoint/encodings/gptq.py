@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from moecli.checkpoint import raw
 from moecli.checkpoint.encodings._scheme import FLOAT_FORMATS, Matrix, agree, misfit
@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 class Gptq(Encoding):
     """`parts` are qweight, qzeros, scales and, unless groups are in order, g_idx."""
 
-    name: ClassVar[str] = "gptq"
     bits: int
     less: int  # by what stored zero points are too small
+
+    @property
+    def name(self) -> str:
+        return "gptq"
 
     def rows(self, checkpoint: Checkpoint, first: int, count: int) -> Tensor:
         import torch

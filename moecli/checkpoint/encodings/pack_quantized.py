@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from moecli.checkpoint import raw
 from moecli.checkpoint.encodings._scheme import FLOAT_FORMATS, Matrix, group_of, misfit
@@ -31,10 +31,13 @@ _EACH = 8  # numbers in a word
 class PackQuantized(Encoding):
     """`parts` are codes, scales, and those of zero points and order that there are."""
 
-    name: ClassVar[str] = "compressed-tensors 4-bit"
     inputs: int
     zeros: bool
     order: bool
+
+    @property
+    def name(self) -> str:
+        return "compressed-tensors 4-bit"
 
     def rows(self, checkpoint: Checkpoint, first: int, count: int) -> Tensor:
         import torch

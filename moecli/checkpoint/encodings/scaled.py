@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from moecli.checkpoint import raw
 from moecli.checkpoint.encodings._scheme import Matrix, block_size, misfit
@@ -25,11 +25,14 @@ _USUAL = (128, 128)
 
 
 @dataclass(frozen=True, slots=True)
-class ScaledFp8(Encoding):
+class Scaled(Encoding):
     """`parts` are codes [.., out, in] and scales; `block` is rows and columns of a matrix that share a scale."""
 
-    name: ClassVar[str] = "fp8"
     block: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        return "int8" if self.parts[0].dtype == "I8" else "fp8"
 
     def rows(self, checkpoint: Checkpoint, first: int, count: int) -> Tensor:
         import torch
@@ -50,13 +53,6 @@ class ScaledFp8(Encoding):
         return numbers.to(torch_dtype(self.format))
 
 
-class ScaledInt(ScaledFp8):
-    """The same of whole numbers."""
-
-    __slots__ = ()
-    name: ClassVar[str] = "int8"
-
-
 def read(matrix: Matrix, scheme: Mapping[str, Any], format: str) -> StoredTensor:
     """One matrix, or a stack of them, with the scales beside it. CheckpointError where they do not belong together."""
     codes, shape = matrix.codes, matrix.codes.shape
@@ -64,7 +60,6 @@ def read(matrix: Matrix, scheme: Mapping[str, Any], format: str) -> StoredTensor
     if len(shape) not in (2, 3) or codes.transposed:
         raise misfit(codes, "is neither a matrix nor a stack of them")
     stacked, (height, width), found = shape[:-2], shape[-2:], scales.shape
-    kind = ScaledInt if codes.dtype == "I8" else ScaledFp8
     blocks = block_size(scheme) or _USUAL
     by = {
         (height, width): ((), (1,), (1, 1)),
@@ -73,5 +68,5 @@ def read(matrix: Matrix, scheme: Mapping[str, Any], format: str) -> StoredTensor
     }
     for block, grids in by.items():
         if found in [(*stacked, *grid) for grid in grids]:
-            return matrix.stored(shape, kind((codes, scales), format, block))
+            return matrix.stored(shape, Scaled((codes, scales), format, block))
     raise misfit(scales, f"does not fit {codes.name} of {list(shape)} in blocks of {list(blocks)}")

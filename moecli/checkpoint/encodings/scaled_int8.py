@@ -6,7 +6,7 @@ Codes are [.., in, out] and scales [.., groups, out]. The product is rounded to 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from moecli.checkpoint import raw
 from moecli.checkpoint.stored import Encoding
@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 
     from moecli.checkpoint.folder import Checkpoint
 
+NAME = "scaled int8"
+
 
 @dataclass(frozen=True, slots=True)
 class ScaledInt8(Encoding):
-    name: ClassVar[str] = "scaled int8"
+    """`parts` are codes and scales."""
+
+    @property
+    def name(self) -> str:
+        return NAME
 
     def rows(self, checkpoint: Checkpoint, first: int, count: int) -> Tensor:
         return self.columns(checkpoint, first, count, 0, self.parts[0].shape[-1])
