@@ -7,11 +7,12 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from moecli.errors import TextError, printable
+from moecli.errors import TextError
 from moecli.text.sentencepiece import Algorithm, Kind
 from moecli.text.tiktoken import GPT4
 
-_ADD_TOKENIZER = "--tokenizer names another one: a file, a folder or the Hub id of the model it was made from"
+_DAMAGED = "the file is damaged: fetch it again"
+_KINDS = frozenset(map(int, Kind))
 _LETTERS = r"[\p{Lu}\p{Ll}\p{Lt}&&[^\u10d0-\u10ff]]"  # as they were when DeepSeek listed them: Georgian had no case
 _PUNCTUATION = r"[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]"
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -61,14 +62,6 @@ def texts_of(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     return found
 
 
-def lacking(metadata: Mapping[str, Any]) -> TextError:
-    """Why a file's tokenizer is not read."""
-    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
-    return TextError(
-        f"the GGUF file's tokenizer ({printable(str(kind), 40)}, {printable(str(pre), 40)}) is not read", _ADD_TOKENIZER
-    )
-
-
 def _settings(metadata: Mapping[str, Any], tokens: list[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("bos", "eos", "unknown", "padding"):
@@ -92,16 +85,16 @@ def _kinds(metadata: Mapping[str, Any], count: int) -> list[int]:
     kinds = metadata.get("tokenizer.ggml.token_type")
     if kinds is None:
         return [Kind.NORMAL] * count
-    if not isinstance(kinds, list) or len(kinds) != count:
-        raise TextError("the GGUF file has tokens without a kind", "the file is damaged: fetch it again")
+    if not isinstance(kinds, list) or len(kinds) != count or not all(kind in _KINDS for kind in kinds):
+        raise TextError("the GGUF file has tokens without a kind", _DAMAGED)
     return kinds
 
 
 def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str]) -> bytes:
     """The model as SentencePiece's own file has it: pieces, and what of the training and the normaliser matters."""
     scores = metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
-        raise TextError("the GGUF file has tokens without a score", "the file is damaged: fetch it again")
+    if not isinstance(scores, list) or len(scores) != len(tokens) or not all(type(each) is float for each in scores):
+        raise TextError("the GGUF file has tokens without a score", _DAMAGED)
     kinds = _kinds(metadata, len(tokens))
     pieces = b"".join(
         _bytes(1, _bytes(1, text.encode()) + b"\x15" + struct.pack("<f", score) + _whole(3, kind))
@@ -134,7 +127,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, Any
     """tokenizer.json of a vocabulary in GPT-2's alphabet of bytes."""
     merges, pre = metadata.get("tokenizer.ggml.merges"), metadata["tokenizer.ggml.pre"]
     if not isinstance(merges, list) or not all(isinstance(pair, str) for pair in merges):
-        raise TextError("the GGUF file has tokens without merges", "the file is damaged: fetch it again")
+        raise TextError("the GGUF file has tokens without merges", _DAMAGED)
     kinds = _kinds(metadata, len(tokens))
     kept = {text: number for number, text in enumerate(tokens) if kinds[number] != Kind.UNUSED}
     added = [

@@ -120,16 +120,16 @@ class Made:
 
 
 def make(
-    family: str, folder: Path, kind: str = "F32", single: bool = False, joined: bool = False, parts: int = 1,
+    family: str, folder: Path, kind: str = "F32", single: bool = False, joined: bool = False, most: int = 0,
     tokenizer: Callable[[gguf.GGUFWriter], object] | None = None, **changes: Any,
 ) -> Made:  # fmt: skip
-    """`single`: a tensor for each expert, `joined`: kv_b in one, as older files have them; `parts`: several files."""
+    """`single`: a tensor for each expert, `joined`: kv_b in one, both as in older files; `most`: tensors in a part."""
     how = FAMILIES[family]
     source = checkpoints.write(checkpoints.make(family, **dict(how.changes) | dict(how.fixed) | changes), folder / "hf")
     config = json.loads((source / "config.json").read_text())
     tensors = {name: each.float().numpy() for name, each in load_file(source / "model.safetensors").items()}
     file = folder / "tiny.gguf"
-    split = {"split_max_tensors": -(-len(tensors) // parts)} if parts > 1 else {}
+    split = {"split_max_tensors": most} if most else {}
     writer = gguf.GGUFWriter(file, how.architecture, **split)
     _describe(writer, how, config)
     if tokenizer is not None:
@@ -173,7 +173,9 @@ def _write(
     stacks: dict[str, dict[int, Array]] = {}
 
     def add(name: str, numbers: Array, kind: str, heads: int = 0) -> Array:
-        """Rows into blocks; returns what they stand for, in the order that was given."""
+        """Rows into blocks, or F16 where these do not fit; returns what they stand for, in the order that was given."""
+        if numbers.shape[-1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]:
+            kind = "F16"
         codes, found = encode(numbers, kind)
         if heads:  # to pairs side by side
             rows = len(codes) // heads
@@ -205,8 +207,7 @@ def _write(
             both = each.reshape(heads, -1, each.shape[-1])
             keys, values = np.split(both, [config["qk_nope_head_dim"]], 1)
             block = target.removesuffix("attn_kv_b.weight")
-            key_kind = kind if keys.shape[1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0] == 0 else "F16"
-            found_keys = add(f"{block}attn_k_b.weight", np.ascontiguousarray(keys.swapaxes(1, 2)), key_kind)
+            found_keys = add(f"{block}attn_k_b.weight", np.ascontiguousarray(keys.swapaxes(1, 2)), kind)
             found_values = add(f"{block}attn_v_b.weight", np.ascontiguousarray(values), kind)
             plain[name] = np.concatenate([found_keys.swapaxes(1, 2), found_values], 1).reshape(each.shape)
             continue
