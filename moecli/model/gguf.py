@@ -174,6 +174,7 @@ def _grok(said: _Metadata) -> dict[str, Any]:
         | constants
         | {
             "architectures": ["Grok1ModelForCausalLM"],
+            "tie_word_embeddings": True,  # some files hold the table twice
             "intermediate_size": said.expert_width,
             "num_experts": said.need("expert_count"),
             "num_experts_per_tok": said.need("expert_used_count"),

@@ -57,7 +57,8 @@ CASES = [
     *((family, "F32", {}) for family in FAMILIES),
     ("mixtral", "F16", {}), ("mixtral", "BF16", {}), ("mixtral", "Q8_0", {"single": True}), ("mixtral", "Q4_K", {}),
     ("olmoe", "Q4_0", {"most": 9}), ("qwen3_moe", "Q6_K", {}), ("deepseek_v2", "Q8_0", {"joined": True}),
-    ("deepseek_v3", "Q5_K", {}), ("dbrx", "IQ4_XS", {}), ("llama", "Q5_1", {"tie_word_embeddings": True}),
+    ("deepseek_v3", "Q5_K", {}), ("dbrx", "IQ4_XS", {}), ("grok-1", "Q5_0", {}),
+    ("llama", "Q5_1", {"tie_word_embeddings": True}),
 ]  # fmt: skip
 
 

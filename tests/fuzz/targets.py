@@ -125,7 +125,7 @@ def quantised(folder: Path) -> Target:
         "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
         "compressed": {"quant_method": "compressed-tensors", "config_groups": groups},
     }
-    config = _config() | {"hidden_size": 256, "intermediate_size": 128}
+    config = _config() | {"hidden_size": 256, "intermediate_size": 128, "head_dim": 64}
     packed = {kind: headers.packed(headers.mixtral(2, 256, 128, 4), kind) for kind in kinds}
 
     def case(mutator: Mutator) -> Command:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from moecli.text import sentencepiece
 from tests.support import checkpoints
+from tests.support.grok_replicas import CONFIG, Grok, write_v2ray
 
 Array = np.ndarray
 _BY_CODE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "F16", "BF16", "F32")  # the package can quantise to them
@@ -91,7 +92,24 @@ def _dbrx(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_clamp_kqv(config["attn_config"]["clip_qkv"])
 
 
+def _grok(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    _moe(writer, config, "num_experts")
+    for key, value in {
+        "embedding_scale": config["embedding_multiplier_scale"], "logit_scale": config["output_multiplier_scale"],
+        "attention.output_scale": config["attn_output_multiplier"],
+    }.items():  # fmt: skip
+        writer.add_float32(f"grok.{key}", value)
+
+
 FAMILIES: dict[str, Family] = {
+    "grok-1": Family(
+        "grok",
+        {
+            "num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 256, "output_multiplier_scale": 0.5,
+            "attn_output_multiplier": 0.125,
+        },
+        _grok, {},
+    ),
     "mixtral": Family("llama", _WIDE | {"intermediate_size": 256, "num_local_experts": 4}, _mixtral, {}),
     "llama": Family(
         "llama", _WIDE | {"intermediate_size": 256},
@@ -125,7 +143,11 @@ def make(
 ) -> Made:  # fmt: skip
     """`single`: a tensor for each expert, `joined`: kv_b in one, both as in older files; `most`: tensors in a part."""
     how = FAMILIES[family]
-    source = checkpoints.write(checkpoints.make(family, **dict(how.changes) | dict(how.fixed) | changes), folder / "hf")
+    settings = dict(how.changes) | dict(how.fixed) | changes
+    if family == "grok-1":  # which transformers lacks
+        source = write_v2ray(Grok(config=CONFIG | settings), folder / "hf")
+    else:
+        source = checkpoints.write(checkpoints.make(family, **settings), folder / "hf")
     config = json.loads((source / "config.json").read_text())
     tensors = {name: each.float().numpy() for name, each in load_file(source / "model.safetensors").items()}
     file = folder / "tiny.gguf"
@@ -185,7 +207,7 @@ def _write(
         return found
 
     for name, each in sorted(tensors.items()):
-        expert = re.fullmatch(r"(.*\.layers\.\d+\..*experts)\.(\d+)\.(\w+)\.weight", name)
+        expert = re.fullmatch(r"(.*\.layers\.\d+\..*experts|.*\.moe)\.(\d+)\.(\w+)\.weight", name)
         if expert is not None:
             stacks.setdefault(f"{expert[1]}.{expert[3]}", {})[int(expert[2])] = each
             continue
