@@ -104,6 +104,12 @@ class Checkpoint:
         except OSError as error:
             raise unreadable(tensor.path, error) from error
 
+    def whole(self, tensor: StoredTensor) -> bytes:
+        """All bytes of a small tensor."""
+        found = bytearray(tensor.size)
+        self.read_into(memoryview(found), tensor)
+        return bytes(found)
+
     def read_strided(self, target: memoryview, tensor: StoredTensor, offset: int, width: int, pitch: int) -> None:
         """Fill `target` with pieces of `width` bytes that begin every `pitch` bytes from `offset` of `tensor` on."""
         pieces = len(target) // width

@@ -9,6 +9,7 @@ from typing import Any
 
 from moecli.checkpoint.binding import BUFFERS, HEADS, Weights
 from moecli.checkpoint.decoding import decoded
+from moecli.checkpoint.encodings.bitsandbytes import FOUR_BIT
 from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.prequantized import TrueTensor, main_format, quantised_among, true_tensors
 from moecli.checkpoint.stored import StoredTensor
@@ -122,7 +123,8 @@ def _differences(
     if found != counts.total:
         more = f"{abs(found - counts.total):,} {'more' if found > counts.total else 'fewer'}"
         yield f"the files hold {found:,} parameters and config.json implies {counts.total:,}: {more}"
-    if family.layouts and is_decoded(quantised_among(kept)):  # then every name and shape can be checked
+    quantised = quantised_among(kept)
+    if family.layouts and is_decoded(quantised) and quantised != FOUR_BIT:  # no header says its shapes
         try:
             tensors = decoded(header, scheme, stored_as(spec.stored_dtype))
             Weights(spec, family, Checkpoint(tensors))

@@ -47,6 +47,16 @@ def rows(
     return found
 
 
+def octets(checkpoint: Checkpoint, stored: StoredTensor, first: int, count: int) -> Tensor:
+    """Some bytes of a tensor, whatever its numbers are: uint8 [count]."""
+    import torch
+
+    found = torch.empty(count, dtype=torch.uint8)
+    if count:
+        checkpoint.read_into(as_bytes(found), stored, first)
+    return found
+
+
 def whole(checkpoint: Checkpoint, stored: StoredTensor) -> Tensor:
     """All of a small tensor, in its shape."""
     return rows(checkpoint, stored, 0, 1, math.prod(stored.shape)).view(stored.shape)

@@ -32,7 +32,7 @@ def open_source(folder: Path) -> Weights:
                 "to have another format, pack the checkpoint it was made from",
             )
         config = families.load_config(folder / "config.json")
-        return _bind(str(folder), config, lambda: Checkpoint.open(folder)).with_true_ties()
+        return _bind(str(folder), config, lambda: Checkpoint.open(folder), here=True).with_true_ties()
 
 
 def announced(name: str, config: Mapping[str, Any], tensors: Callable[[], Mapping[str, StoredTensor]]) -> Weights:
@@ -91,13 +91,15 @@ def check_runs(spec: ModelSpec, name: str) -> None:
         )
 
 
-def _bind(name: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkpoint]) -> Weights:
+def _bind(name: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkpoint], here: bool = False) -> Weights:
     family = families.find(config)
     spec = family.read(config)
     check_runs(spec, name)
     opened = checkpoint()
     found, others = split_towers(opened.tensors)
-    found = decoded(found, families.quantization_scheme(config), stored_as(spec.stored_dtype))
+    found = decoded(
+        found, families.quantization_scheme(config), stored_as(spec.stored_dtype), opened.whole if here else None
+    )
     notes = []
     if spec.quantization is not None and not any(stored.encoding for stored in found.values()):
         notes.append(f"config.json says that the weights are {spec.quantization}, but none is: they run as they are")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes import functional
 from safetensors.torch import load_file, save_file
 
 from tests.support import checkpoints
@@ -166,7 +167,25 @@ def int8(weights: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     return {".weight": codes, ".weight_scale": scales}, codes.bfloat16() * scales
 
 
+def bnb4(kind: str, nested: bool) -> Any:
+    """By bitsandbytes itself, which also says what the codes stand for."""
+
+    def encode(weights: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        codes, state = functional.quantize_4bit(weights.bfloat16(), compress_statistics=nested, quant_type=kind)
+        beside = {f".weight.{key}": value for key, value in state.as_dict(packed=True).items()}
+        return {".weight": codes, **beside}, functional.dequantize_4bit(codes, state)
+
+    return encode
+
+
+def bnb8(weights: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    codes, maxima, _ = functional.int8_vectorwise_quant(weights.half())
+    found = {".weight": codes, ".SCB": maxima, ".weight_format": torch.tensor(0, dtype=torch.uint8)}
+    return found, functional.int8_vectorwise_dequant(codes, maxima).bfloat16()
+
+
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
+BNB4 = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 GPTQ = {"quant_method": "gptq"}
 COMPRESSED = {
     "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
@@ -215,4 +234,10 @@ CASES: dict[str, Case] = {
     "compressed-tensors, rows": Case(
         pack_quantized(0, True), {"quant_method": "compressed-tensors"}, "compressed-tensors 4-bit"
     ),
+    "bitsandbytes, nf4": Case(bnb4("nf4", False), BNB4, "bitsandbytes 4-bit"),
+    "bitsandbytes, nf4 twice": Case(bnb4("nf4", True), BNB4, "bitsandbytes 4-bit", "qwen3_moe", _MLA),
+    "bitsandbytes, fp4 twice": Case(
+        bnb4("fp4", True), BNB4, "bitsandbytes 4-bit", changes={"hidden_size": 40, "intermediate_size": 54}
+    ),
+    "bitsandbytes, int8": Case(bnb8, {"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes 8-bit"),
 }  # fmt: skip

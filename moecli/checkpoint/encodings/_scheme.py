@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,9 @@ from moecli.errors import CheckpointError, ConfigError, printable
 
 FLOAT_FORMATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # of scales, in which they are computed with
 _HINT = "the file and its config.json belong to different models, or a file is damaged: fetch both again"
+
+
+Read = Callable[[StoredTensor], bytes]  # of small tensors that say something of others
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moecli.checkpoint import raw
-from moecli.checkpoint.encodings._scheme import FLOAT_FORMATS, Matrix, agree, misfit
+from moecli.checkpoint.encodings._scheme import FLOAT_FORMATS, Matrix, Read, agree, misfit
 from moecli.checkpoint.encodings._words import unpacked
 from moecli.checkpoint.stored import Encoding, StoredTensor
 from moecli.errors import CheckpointError, printable
@@ -52,7 +52,7 @@ class Awq(Encoding):
         return (differences * beside.to(dtype)[:, None]).view(inputs, count).T
 
 
-def read(matrix: Matrix, scheme: Mapping[str, Any], format: str) -> StoredTensor:
+def read(matrix: Matrix, scheme: Mapping[str, Any], format: str, read: Read | None) -> StoredTensor:
     """One matrix [out, in]. CheckpointError where its tensors do not belong together."""
     version = scheme.get("version", "gemm")
     if not isinstance(version, str) or version.lower() != "gemm":

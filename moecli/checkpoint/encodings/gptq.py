@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moecli.checkpoint import raw
-from moecli.checkpoint.encodings._scheme import FLOAT_FORMATS, Matrix, agree, misfit
+from moecli.checkpoint.encodings._scheme import FLOAT_FORMATS, Matrix, Read, agree, misfit
 from moecli.checkpoint.encodings._words import unpacked
 from moecli.checkpoint.stored import Encoding, StoredTensor
 from moecli.errors import CheckpointError
@@ -64,7 +64,7 @@ class Gptq(Encoding):
         return found.long()
 
 
-def read(matrix: Matrix, scheme: Mapping[str, Any], format: str) -> StoredTensor:
+def read(matrix: Matrix, scheme: Mapping[str, Any], format: str, read: Read | None) -> StoredTensor:
     """One matrix [out, in]. CheckpointError where its tensors do not belong together."""
     codes, zeros, scales = matrix.codes, matrix.beside(r"\.qzeros"), matrix.beside(r"\.scales")
     order = matrix.maybe(".g_idx")

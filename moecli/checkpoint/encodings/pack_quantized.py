@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moecli.checkpoint import raw
-from moecli.checkpoint.encodings._scheme import FLOAT_FORMATS, Matrix, group_of, misfit
+from moecli.checkpoint.encodings._scheme import FLOAT_FORMATS, Matrix, Read, group_of, misfit
 from moecli.checkpoint.encodings._words import unpacked
 from moecli.checkpoint.stored import Encoding, StoredTensor
 from moecli.errors import CheckpointError
@@ -68,7 +68,7 @@ class PackQuantized(Encoding):
         return next(found) if self.zeros else None, next(found) if self.order else None
 
 
-def read(matrix: Matrix, scheme: Mapping[str, Any], format: str) -> StoredTensor:
+def read(matrix: Matrix, scheme: Mapping[str, Any], format: str, read: Read | None) -> StoredTensor:
     """One matrix [out, in]. CheckpointError where its tensors do not belong together."""
     codes, scales = matrix.codes, matrix.beside(r"\.weight_scale")
     group = group_of(scheme, matrix.name)

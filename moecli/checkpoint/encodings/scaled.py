@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moecli.checkpoint import raw
-from moecli.checkpoint.encodings._scheme import Matrix, block_size, misfit
+from moecli.checkpoint.encodings._scheme import Matrix, Read, block_size, misfit
 from moecli.checkpoint.stored import Encoding, StoredTensor
 from moecli.formats.plain import torch_dtype
 
@@ -53,7 +53,7 @@ class Scaled(Encoding):
         return numbers.to(torch_dtype(self.format))
 
 
-def read(matrix: Matrix, scheme: Mapping[str, Any], format: str) -> StoredTensor:
+def read(matrix: Matrix, scheme: Mapping[str, Any], format: str, read: Read | None) -> StoredTensor:
     """One matrix, or a stack of them, with the scales beside it. CheckpointError where they do not belong together."""
     codes, shape = matrix.codes, matrix.codes.shape
     scales = matrix.beside(r".*scale(_inv)?", but=r".*(in|out)put_scale")
