@@ -16,5 +16,5 @@ def unpacked(words: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return octets
     places = torch.arange(0, 8, bits, dtype=torch.uint8)
-    numbers = octets.unsqueeze(-1) >> places & 2**bits - 1
+    numbers: Tensor = octets.unsqueeze(-1) >> places & 2**bits - 1
     return numbers.view(len(words), -1)

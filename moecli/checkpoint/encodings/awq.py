@@ -15,7 +15,7 @@ from moecli.checkpoint.encodings._scheme import FLOAT_FORMATS, Matrix, Read, agr
 from moecli.checkpoint.encodings._words import unpacked
 from moecli.checkpoint.stored import Encoding, StoredTensor
 from moecli.errors import CheckpointError, printable
-from moecli.formats.plain import torch_dtype
+from moecli.formats import plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,7 @@ class Awq(Encoding):
 
         beside = raw.columns(checkpoint, scales, 0, groups, first, count)
         raw.finite(beside, scales)
-        dtype = torch_dtype(self.format)
+        dtype = plain.torch_dtype(self.format)
         differences = (outputs(codes).view(groups, -1, count) - outputs(zeros)[:, None]).to(dtype)
         return (differences * beside.to(dtype)[:, None]).view(inputs, count).T
 

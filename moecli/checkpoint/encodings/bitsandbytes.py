@@ -16,7 +16,7 @@ from moecli.checkpoint import raw
 from moecli.checkpoint.encodings._scheme import Matrix, Read, misfit
 from moecli.checkpoint.stored import Encoding, StoredTensor
 from moecli.errors import CheckpointError, json_object
-from moecli.formats.plain import torch_dtype
+from moecli.formats import plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ class FourBit(Encoding):
             numbers *= largest[torch.arange(start, end) // self.block - low]
         else:
             numbers.view(-1, self.block).mul_(largest.unsqueeze(1))
-        return numbers.view(count, -1).to(torch_dtype(self.format))
+        return numbers.view(count, -1).to(plain.torch_dtype(self.format))
 
     def _maxima(self, checkpoint: Checkpoint, first: int, count: int) -> Tensor:
         import torch
@@ -83,7 +83,7 @@ class Int8(Encoding):
         codes, maxima = self.parts
         largest = raw.finite(raw.rows(checkpoint, maxima, first, count, 1), maxima)
         numbers = raw.rows(checkpoint, codes, first, count).float()
-        return (numbers * largest * _INVERSE).to(torch_dtype(self.format))
+        return (numbers * largest * _INVERSE).to(plain.torch_dtype(self.format))
 
 
 _INVERSE = 7.874015718698502e-3  # 1 / 127, as bitsandbytes has it
@@ -119,11 +119,14 @@ def read_4bit(matrix: Matrix, scheme: Mapping[str, Any], format: str, read: Read
         raise misfit(maxima, f"does not fit {codes.name} in blocks of {block}")
     parts = [codes, maxima, table]
     nested_block, offset = 1, 0.0
-    if "nested_blocksize" in said or maxima.dtype == "U8":
+    if maxima.dtype == "U8":
         above, more = matrix.beside(r"\.weight\.nested_absmax"), matrix.beside(r"\.weight\.nested_quant_map")
-        nested_block, offset = said.get("nested_blocksize"), said.get("nested_offset")
-        whole = type(nested_block) is int and nested_block > 0 and type(offset) is float and math.isfinite(offset)
-        if not whole or maxima.dtype != "U8" or above.dtype != "F32" or more.dtype != "F32" or more.shape != (256,):
+        match said:
+            case {"nested_blocksize": int(nested_block), "nested_offset": float(offset)} if nested_block > 0:
+                pass
+            case _:
+                raise misfit(state, "does not say how the maxima are quantised")
+        if not math.isfinite(offset) or above.dtype != "F32" or more.dtype != "F32" or more.shape != (256,):
             raise misfit(above, "is no second quantisation of the maxima")
         if math.prod(above.shape) != -(-math.prod(maxima.shape) // nested_block):
             raise misfit(above, f"does not fit {maxima.name} in blocks of {nested_block}")

@@ -121,7 +121,7 @@ def _fields(octets: Tensor, bits: int, run: int) -> Tensor:
     import torch
 
     places = torch.arange(0, 8, bits, dtype=torch.uint8).view(-1, 1)
-    found = octets.reshape(len(octets), -1, 1, run) >> places & 2**bits - 1
+    found: Tensor = octets.reshape(len(octets), -1, 1, run) >> places & 2**bits - 1
     return found.view(len(octets), -1)
 
 

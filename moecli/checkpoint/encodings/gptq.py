@@ -17,7 +17,7 @@ from moecli.checkpoint.encodings._scheme import FLOAT_FORMATS, Matrix, Read, agr
 from moecli.checkpoint.encodings._words import unpacked
 from moecli.checkpoint.stored import Encoding, StoredTensor
 from moecli.errors import CheckpointError
-from moecli.formats.plain import torch_dtype
+from moecli.formats import plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ class Gptq(Encoding):
             group = self._order(raw.whole(checkpoint, order[0]), order[0], groups)
         else:
             group = torch.arange(inputs) // (inputs // groups)
-        dtype = torch_dtype(self.format)
+        dtype = plain.torch_dtype(self.format)
         differences = (numbers - points.T[:, group]).to(dtype)
         return differences * beside.T.to(dtype)[:, group]
 

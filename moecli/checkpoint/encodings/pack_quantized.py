@@ -17,7 +17,7 @@ from moecli.checkpoint.encodings._scheme import FLOAT_FORMATS, Matrix, Read, gro
 from moecli.checkpoint.encodings._words import unpacked
 from moecli.checkpoint.stored import Encoding, StoredTensor
 from moecli.errors import CheckpointError
-from moecli.formats.plain import torch_dtype
+from moecli.formats import plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,7 @@ class PackQuantized(Encoding):
         numbers = unpacked(words, 4)[:, : self.inputs].to(torch.int16) - 8
         beside = raw.rows(checkpoint, scales, first, count)
         raw.finite(beside, scales)
-        dtype = torch_dtype(self.format)
+        dtype = plain.torch_dtype(self.format)
         if order is not None:
             group = raw.whole(checkpoint, order).long()
             if group.numel() and not (int(group.min()) >= 0 and int(group.max()) < groups):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from moecli.checkpoint import raw
 from moecli.checkpoint.encodings._scheme import Matrix, Read, block_size, misfit
 from moecli.checkpoint.stored import Encoding, StoredTensor
-from moecli.formats.plain import torch_dtype
+from moecli.formats import plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,7 @@ class Scaled(Encoding):
             numbers *= beside.repeat_interleave(wide, 1)[:, :width]
         else:
             numbers.view(count, -1, wide).mul_(beside.unsqueeze(2))
-        return numbers.to(torch_dtype(self.format))
+        return numbers.to(plain.torch_dtype(self.format))
 
 
 def read(matrix: Matrix, scheme: Mapping[str, Any], format: str, read: Read | None) -> StoredTensor:
