@@ -216,6 +216,11 @@ def stores() -> Path:
     return home() / "models"
 
 
+def gguf() -> Path:
+    """Where what GGUF files say of their models is written out."""
+    return home() / "gguf"
+
+
 def _check_folder(name: str, folder: Path) -> None:
     """What is not there yet can be made."""
     problem: str | None = None
