@@ -12,8 +12,8 @@ from moecli.engine.layers import RotaryEmbedding
 from moecli.engine.router import Routing
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, each_output
+from moecli.kernels.blocking import MAX_TOKENS
 from moecli.kernels.decode_step import (
-    MAX_TOKENS,
     AttentionSublayer,
     DecodeStepCall,
     LatentSublayer,

@@ -127,7 +127,7 @@ class GpuOffloadedExperts:
     def _places_all(self, layer: int) -> bool:
         """Whether a step of a few tokens finds every expert where it is computed."""
         places, experts = self._layers[layer], self._experts[layer]
-        stays = not cheaper(MAX_TOKENS, self._records[layer].size, self._rates)
+        stays = not cheaper(MAX_TOKENS, self._records[layer].size, self.rates)
         return places.filled_places == experts and (stays or len(places.residents) == experts)
 
     def _update(self, layer: int) -> None:
@@ -145,7 +145,7 @@ class GpuOffloadedExperts:
 
     def settle(self, layer: int, rest: Group) -> None:
         """After a pass by `rest_of`, with all of it started: one of the rest may go to the device for another."""
-        self._credit = min(1.0, self._credit + len(rest) * _EXCHANGES)
+        self._credit = min(1.0, self._credit + len(rest) * EXCHANGES)
         if self._credit < 1.0 or not rest:
             return
         places = self._layers[layer]

@@ -25,7 +25,7 @@ from moecli import settings
 from moecli.engine.finite import is_finite, not_finite
 from moecli.engine.loaded import LoadOptions, OpenedModel, open_for_run
 from moecli.errors import MoecliError
-from moecli.kernels.decode_step import MAX_TOKENS
+from moecli.kernels.blocking import MAX_TOKENS
 from moecli.library.resolve import ModelRef
 from moecli.serve.generation import Generation
 from moecli.serve.metrics import Metrics

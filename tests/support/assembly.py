@@ -1,4 +1,4 @@
-"""PTX instructions on registers of 32 bits, by their definitions, for arrays of them: what runs an assembly without a GPU."""
+"""PTX instructions on arrays of 32-bit registers, by their definitions: what runs an assembly without a GPU."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ def interpret() -> bool:
 
     What is wrong with it (Triton 3.6 to 3.9) is mended: its scalars are arrays of one number, which numpy 2.4 no longer
     takes for the bounds of a loop; it cuts float32 to bfloat16 where a card rounds, and multiplies matrices of bfloat16
-    as the integers that hold them. Those of float16 it multiplies slowly. Inline assembly, which it knows not at all, is
-    run by the definitions of its instructions.
+    as the integers that hold them. Those of float16 it multiplies slowly. Inline assembly, which it does not know,
+    is run by the definitions of its instructions.
     """
     if find_spec("triton") is None:
         return False

@@ -29,42 +29,39 @@ def _norm(x, mask, weight, columns, eps, RMS: tl.constexpr):
 @triton.jit
 def _add_and_norm(
     x, outputs, weights, shared, gate, after, before, normed, codes, scales, columns, groups, eps, multiplier,
-    CHOICES: tl.constexpr, ADDS: tl.constexpr, WEIGHED: tl.constexpr, SHARED: tl.constexpr, GATED: tl.constexpr, AFTER: tl.constexpr,
-    BEFORE: tl.constexpr, RMS: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
+    CHOICES: tl.constexpr, RMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One token of `add_and_norm`."""
     token = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     mask = column < columns
     state = tl.load(x + token * columns + column, mask, 0.0)
-    if ADDS:
+    if outputs is not None:
         branch = tl.zeros([BLOCK], tl.float32)
         for choice in tl.static_range(CHOICES):
             at = token * CHOICES + choice
-            share = tl.load(weights + at) if WEIGHED else 1.0
+            share = tl.load(weights + at) if weights is not None else 1.0
             branch += share * tl.load(outputs + at * columns + column, mask, 0.0).to(tl.float32)
         branch = branch.to(state.dtype)
-        if SHARED:
+        if shared is not None:
             more = tl.load(shared + token * columns + column, mask, 0.0).to(tl.float32)
-            if GATED:
+            if gate is not None:
                 more = more.to(state.dtype).to(tl.float32) * (1 / (1 + tl.exp(-tl.load(gate + token).to(tl.float32))))
             branch = (branch.to(tl.float32) + more.to(state.dtype).to(tl.float32)).to(state.dtype)
-        if AFTER:
+        if after is not None:
             scale = tl.load(after + column, mask, 0.0).to(tl.float32)
             branch = _norm(branch.to(tl.float32), mask, scale, columns, eps, RMS).to(state.dtype)
         branch = (branch.to(tl.float32) * multiplier).to(state.dtype)
         state = (state.to(tl.float32) + branch.to(tl.float32)).to(state.dtype)
         tl.store(x + token * columns + column, state, mask)
-    if BEFORE:
-        scale = tl.load(before + column, mask, 0.0).to(tl.float32)
-        out = _norm(state.to(tl.float32), mask, scale, columns, eps, RMS).to(state.dtype)
-        tl.store(normed + token * columns + column, out, mask)
-        if ROUNDS:
-            code, each = codes_and_scales(tl.reshape(out.to(tl.float32), [BLOCK // 32, 32]))
-            group = tl.arange(0, BLOCK // 32)
-            place = token * groups + group[:, None]
-            tl.store(codes + place * 32 + tl.arange(0, 32)[None, :], code.to(tl.int8), (group < groups)[:, None])
-            tl.store(scales + token * groups + group, each, group < groups)
+    scale = tl.load(before + column, mask, 0.0).to(tl.float32)
+    out = _norm(state.to(tl.float32), mask, scale, columns, eps, RMS).to(state.dtype)
+    tl.store(normed + token * columns + column, out, mask)
+    code, each = codes_and_scales(tl.reshape(out.to(tl.float32), [BLOCK // 32, 32]))
+    group = tl.arange(0, BLOCK // 32)
+    place = token * groups + group[:, None]
+    tl.store(codes + place * 32 + tl.arange(0, 32)[None, :], code.to(tl.int8), (group < groups)[:, None])
+    tl.store(scales + token * groups + group, each, group < groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,25 +101,21 @@ class Branch:
 def add_and_norm(
     x: Tensor,
     branch: Branch | None,
-    before: Tensor | None,
+    before: Tensor,
     *,
     after: Tensor | None = None,
     kind: NormKind,
     eps: float,
     multiplier: float = 1.0,
-) -> Normed | None:
-    """x [T, D] += multiplier * after(branch), in place; returns before(x), None without that norm."""
+) -> Normed:
+    """x [T, D] += multiplier * after(branch), in place; returns before(x)."""
     tokens, columns = x.shape
-    choices = len(branch.outputs) // tokens if branch else 1
-    normed = Normed.empty(tokens, columns, x) if before is not None else None
+    branch_of = (None,) * 4 if branch is None else (branch.outputs, branch.weights, branch.shared, branch.gate)
+    choices = 1 if branch is None else len(branch.outputs) // tokens
+    normed = Normed.empty(tokens, columns, x)
     block = max(32, triton.next_power_of_2(columns))
     _add_and_norm[(tokens,)](
-        x, branch and branch.outputs, branch and branch.weights, branch and branch.shared, branch and branch.gate,
-        after, before, normed and normed.states, normed and normed.codes, normed and normed.scales,
-        columns, -(-columns // 32), eps, multiplier,
-        choices, branch is not None, branch is not None and branch.weights is not None, branch is not None and branch.shared is not None,
-        branch is not None and branch.gate is not None, after is not None, before is not None,
-        kind is NormKind.RMS, True, block,
-        num_warps=4 if block <= 2048 else 8,
+        x, *branch_of, after, before, normed.states, normed.codes, normed.scales, columns, -(-columns // 32), eps,
+        multiplier, choices, kind is NormKind.RMS, block, num_warps=4 if block <= 2048 else 8,
     )  # fmt: skip
     return normed

@@ -256,7 +256,7 @@ def quantised_linear(
 
 
 def blocking(columns: int, strips: int = 1) -> Blocking:
-    """Whatever the tokens: a sum is the same in any company. As many columns at once as fill whole rounds, if any do."""
+    """As many columns at once as fill whole rounds, if any do; whatever the tokens, so that company changes no sum."""
     most = 64 if strips == 1 else 32
     groups = triton.next_power_of_2(max(16, min(most, -(-columns // 32))))
     while groups > 16 and columns % 512 == 0 and columns % (32 * groups):

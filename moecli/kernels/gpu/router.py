@@ -1,4 +1,4 @@
-"""The router of a decode step: logits in float32, the chosen experts and their weights, without a look from the host."""
+"""The router of a decode step: logits in float32, the chosen experts and their weights, all on the device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def serves(router: Router) -> bool:
 
 
 @triton.jit
-def _logits(x, weight, bias, out, columns, experts, BIAS: tl.constexpr, BLOCK: tl.constexpr):
+def _logits(x, weight, bias, out, columns, experts, BLOCK: tl.constexpr):
     """One expert's logit for one token."""
     expert, token = tl.program_id(0), tl.program_id(1)
     sums = tl.zeros([BLOCK], tl.float32)
@@ -29,7 +29,7 @@ def _logits(x, weight, bias, out, columns, experts, BIAS: tl.constexpr, BLOCK: t
         states = tl.load(x + token * columns + column, mask, 0.0).to(tl.float32)
         sums += states * tl.load(weight + expert * columns + column, mask, 0.0)
     total = tl.sum(sums)
-    if BIAS:
+    if bias is not None:
         total += tl.load(bias + expert)
     tl.store(out + token * experts + expert, total)
 
@@ -43,7 +43,7 @@ def _best(values, index, SIZE: tl.constexpr):
 @triton.jit
 def _choose(
     logits, correction, ids, weights, experts, per_group, groups, kept, top_k, epsilon, floor, scaling,
-    SCORING: tl.constexpr, CORRECTED: tl.constexpr, TOP2: tl.constexpr, POWER: tl.constexpr,
+    SCORING: tl.constexpr, TOP2: tl.constexpr, POWER: tl.constexpr,
     LIMITED: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
     """One token's choice. Experts are a table of groups [GROUPS, SIZE / GROUPS], padded."""
@@ -62,7 +62,7 @@ def _choose(
     else:
         scores = logit
     ranking = scores
-    if CORRECTED:
+    if correction is not None:
         ranking += tl.load(correction + expert, real, 0.0)
     ranking = tl.where(real, ranking, -float("inf"))
     if LIMITED:
@@ -116,7 +116,7 @@ def route(
     ids = x.new_empty(tokens, router.top_k, dtype=torch.int64)
     weights = x.new_empty(tokens, router.top_k, dtype=torch.float32)
     _logits[router.experts, tokens](
-        x, weight, bias, logits, columns, router.experts, bias is not None,
+        x, weight, bias, logits, columns, router.experts,
         min(2048, triton.next_power_of_2(columns)),
     )  # fmt: skip
     per_group = router.experts // router.n_group
@@ -124,7 +124,7 @@ def route(
     _choose[(tokens,)](
         logits, correction, ids, weights, router.experts, per_group, router.n_group, router.topk_group, router.top_k,
         router.norm_epsilon, router.norm_floor, router.scaling,
-        _SCORINGS[router.scoring], correction is not None, router.group_score is GroupScore.TOP2_SUM,
+        _SCORINGS[router.scoring], router.group_score is GroupScore.TOP2_SUM,
         int(router.norm_power or 0), router.n_group > 1, groups, groups * triton.next_power_of_2(per_group),
         triton.next_power_of_2(router.top_k),
     )  # fmt: skip
