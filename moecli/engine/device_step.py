@@ -164,7 +164,7 @@ class DeviceStep:
         return program.states
 
     def logits(self, states: Tensor) -> Tensor | None:
-        """The scores after the last of the last call's states [t, D], float32 [t, V] on the host; None of any others."""
+        """The scores after the last call's last states [t, D], float32 [t, V] on the host; None of any others."""
         last = self._last
         if last is None or last.states is None or last.states[-len(states) :].data_ptr() != states.data_ptr():
             return None

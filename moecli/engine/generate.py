@@ -18,8 +18,7 @@ from moecli.engine.drafts import PromptLookup
 from moecli.engine.finite import is_finite, not_finite
 from moecli.engine.sampling import Sampler
 from moecli.errors import MoecliError
-from moecli.kernels.blocking import CHUNK
-from moecli.kernels.blocking import MAX_TOKENS
+from moecli.kernels.blocking import CHUNK, MAX_TOKENS
 from moecli.store.progress import Progress, silent
 
 _LOG = logging.getLogger(__name__)

@@ -10,8 +10,7 @@ from pathlib import Path
 from moecli.engine.device import free_vram
 from moecli.engine.loaded import LoadedModel, OpenedModel
 from moecli.errors import ModelNotFound, MoecliError, NotEnoughMemory, printable
-from moecli.kernels.blocking import BLOCK
-from moecli.kernels.blocking import MAX_TOKENS
+from moecli.kernels.blocking import BLOCK, MAX_TOKENS
 from moecli.library import listing
 from moecli.library.resolve import Kind, ModelRef, resolve
 from moecli.planning import machine
