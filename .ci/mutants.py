@@ -85,11 +85,12 @@ ROOMS = {
         skipped="int8 or nf4 or fp16 or qwen2 or each_trace",
     ),
     "planning": Room(
-        ("planning/estimate", "planning/gpus", "planning/memory", "planning/placement", "planning/speed",
-         "planning/terms"),
+        ("planning/estimate", "planning/gpus", "planning/memory", "planning/placement", "planning/rates",
+         "planning/speed", "planning/terms"),
         ("tests/planning/test_gpus.py", "tests/planning/test_terms.py", "tests/planning/test_estimate.py",
          "tests/planning/test_placement.py", "tests/planning/test_memory.py", "tests/planning/test_speed.py",
-         "tests/planning/test_choice.py", "tests/planning/test_measured.py", "tests/engine/test_loaded.py"),
+         "tests/planning/test_rates.py", "tests/planning/test_choice.py", "tests/planning/test_measured.py",
+         "tests/engine/test_loaded.py"),
     ),
     "cgroups": Room(
         ("planning/cgroups", "planning/machine"),

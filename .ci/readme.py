@@ -13,6 +13,7 @@ import cog
 
 from moecli import settings
 from moecli.model import catalog, families
+from moecli.model.spec import lacks
 
 
 def shell(*commands: str, since: str | None = None, until: str | None = None) -> None:
@@ -59,20 +60,16 @@ def picture(file: str, text: str, command: str) -> None:
 def models() -> None:
     """Which families run, and the names that mean them; then those that are facts only."""
     runs: dict[str, list[str]] = {}
-    quantised: list[str] = []
     facts: list[str] = []
     for entry in catalog.known():
         spec = families.read_spec(entry.config())
-        if spec.unsupported:
+        if lacks(spec, spec.quantization):
             facts.append(entry.alias)
-        elif spec.quantization:
-            quantised.append(entry.alias)
         else:
             runs.setdefault(spec.family, []).append(entry.alias)
     cog.outl("| family | aliases that run, once their weights are here |\n|---|---|")
     for family, aliases in runs.items():
         cog.outl(f"| {family} | {', '.join(f'`{alias}`' for alias in aliases)} |")
-    cog.outl(f"\nPublished in fp8, run from a bf16 copy: {', '.join(f'`{alias}`' for alias in quantised)}.")
     cog.outl(f"\nFacts only (`inspect`, `memory`): {', '.join(f'`{alias}`' for alias in facts)}.")
 
 

@@ -30,6 +30,7 @@ VARIABLES = (
         "MOECLI_CONFIG",
         "file of options that are always added, a line a command: run --ram 12GiB (default: config in MOECLI_HOME)",
     ),
+    Variable("MOECLI_API_KEY", "the key that serve asks for, as --api-key does, but not seen in lists of processes"),
     Variable("MOECLI_KERNEL", "native, bnb, triton or torch: who computes (default: the fastest)"),
     Variable("MOECLI_ISA", "the instruction set of the native kernels, such as avx2 (default: the best here)"),
     Variable("MOECLI_THREADS", "compute threads (default: one per physical core, fewer while other programs are busy)"),
@@ -213,6 +214,11 @@ def presets() -> list[Preset]:
 def stores() -> Path:
     """Where packed models lie."""
     return home() / "models"
+
+
+def gguf() -> Path:
+    """Where what GGUF files say of their models is written out."""
+    return home() / "gguf"
 
 
 def _check_folder(name: str, folder: Path) -> None:

@@ -11,16 +11,18 @@ from functools import cached_property
 from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
+from moecli.formats import stored_as
 from moecli.model.families import Family, Layout, NamedSlice
 from moecli.model.spec import Mixture, ModelSpec
 from moecli.model.tensors import Tensor, dense_tensors, expert_shapes
 
+_NEARER_TO_Q8 = 5.6  # bits per weight: those of Q5_K_M are, of 5-bit numbers alone are not
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 
 def format_of(stored: StoredTensor) -> str:
-    """The plain format that a tensor is read in; what has scales is computed in bf16, as by those who made it."""
-    return "bf16" if stored.scales else FLOATS[stored.dtype]
+    """The plain format that a tensor is read in: as it is stored, or is decoded to."""
+    return stored.encoding.format if stored.encoding else FLOATS[stored.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,12 @@ class Slice:
         """All of a tensor; `transposed`: the matrix is the transpose of what the tensor is."""
         shape = stored.shape[::-1] if stored.transposed else stored.shape
         return cls(stored, 0, stored.size, shape, transposed != stored.transposed)
+
+    @property
+    def first_row(self) -> int:
+        """How many rows of the stored tensor, or of its transpose, lie before this matrix."""
+        rows = math.prod(self.stored.shape) // max(self.shape[-1], 1) if self.shape else 1
+        return self.offset * rows // self.stored.size if self.stored.size else 0
 
     @property
     def matrix_shape(self) -> tuple[int, ...]:
@@ -91,12 +99,29 @@ class Weights:
 
     @cached_property
     def dtype(self) -> str:
-        """The format that most bytes are in: fp32, bf16 or fp16."""
+        """The format that most bytes are in: fp32, bf16 or fp16. What is decoded counts for that of config.json."""
         sizes = dict.fromkeys(FLOATS.values(), 0)
+        decoded = stored_as(self.spec.stored_dtype)
         for tensor in self.checkpoint.tensors.values():
-            if tensor.scales or tensor.dtype in FLOATS:
-                sizes[format_of(tensor)] += math.prod(tensor.shape) * (4 if tensor.dtype == "F32" else 2)
+            if tensor.encoding or tensor.dtype in FLOATS:
+                format_ = decoded if tensor.encoding else FLOATS[tensor.dtype]
+                sizes[format_] += math.prod(tensor.shape) * (4 if format_ == "fp32" else 2)
         return max(sizes, key=sizes.__getitem__)
+
+    @cached_property
+    def packed_dtype(self) -> str:
+        """What it is packed to where nobody names a format: as stored, or as many bits as most weights have."""
+        encoded = [tensor for tensor in self.checkpoint.tensors.values() if tensor.encoding]
+        numbers = sum(math.prod(tensor.shape) for tensor in encoded)
+        if 2 * numbers < sum(math.prod(tensor.shape) for tensor in self.checkpoint.tensors.values()):
+            return self.dtype
+        bits = 8 * sum(part.size for tensor in encoded for part in tensor.parts) / max(numbers, 1)
+        return "q4" if bits < _NEARER_TO_Q8 else "q8" if bits < 12 else self.dtype
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether any of it is decoded as it is read."""
+        return any(tensor.encoding for tensor in self.checkpoint.tensors.values())
 
     def dense(self, tensor: Tensor) -> list[StoredTensor]:
         """The stored tensors that, stacked by rows, are `tensor`."""
@@ -151,7 +176,8 @@ class Weights:
 
     def experts_are(self, dtype: str) -> bool:
         """Whether every routed expert is stored in this format."""
-        return all(FLOATS.get(stored.dtype) == dtype for stored in self.expert_tensors())
+        tensors = self.expert_tensors()
+        return all(stored.encoding is None and FLOATS.get(stored.dtype) == dtype for stored in tensors)
 
     def experts_are_rows(self) -> bool:
         """Whether each row of an expert's matrices [out, in] is stored whole, one behind the other."""
@@ -204,7 +230,8 @@ class Weights:
 def _choose_layout(spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> Layout:
     """The first layout whose router and expert names are there, and whose first expert has its shape."""
     if not spec.mixtures:
-        return family.layouts[0]
+        fitting = (each for each in family.layouts if each.dense["embedding"][0] in checkpoint)
+        return next(fitting, family.layouts[0])
     layer, mixture = spec.mixtures[0]
     found: list[Layout] = []
     for layout in family.layouts:
@@ -279,8 +306,8 @@ def _check_expert(found: Slice, shape: tuple[int, int]) -> None:
 
 
 def _check_float(stored: StoredTensor) -> None:
-    if stored.dtype not in FLOATS and not stored.scales:
+    if stored.dtype not in FLOATS and not stored.encoding:
         raise CheckpointError(
-            f"{stored.name} is stored as {stored.dtype}; only F32, BF16 and F16 weights can be run",
-            "use an unquantised revision of the model",
+            f"{stored.name} is stored as {stored.dtype}, and nothing beside it says how that is decoded",
+            "use a revision of the model in F32, BF16 or F16",
         )

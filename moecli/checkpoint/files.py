@@ -144,7 +144,10 @@ def no_weights(names: Iterable[str], where: str) -> CheckpointError:
     found = sorted(names)
     whole = "look for a release in transformers' format, as safetensors"
     if gguf := next((name for name in found if name.endswith(".gguf")), None):
-        return CheckpointError(f"{where} holds its weights as GGUF, which is not read: {printable(gguf, 80)}", whole)
+        name = printable(gguf, 80)
+        return CheckpointError(
+            f"{where} holds its weights as GGUF: {name}", f"name the file itself, on this machine: moecli run ./{name}"
+        )
     if own := next((name for name in found if name.startswith("consolidated.")), None):
         return CheckpointError(
             f"{where} holds its weights in Mistral's own format, which is not read: {printable(own, 80)}", whole

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-from moecli.checkpoint import files
+from moecli.checkpoint import files, gguf
 from moecli.checkpoint.files import weight_map
 from moecli.checkpoint.grok_release import with_tree_names
 from moecli.checkpoint.headers import read_header
@@ -55,6 +55,8 @@ class Checkpoint:
 
         Where two of them hold a tensor, the index decides. CheckpointError if one is missing or damaged.
         """
+        if (file := gguf.noted_file(folder)) is not None:
+            return cls(gguf.read_model(file).tensors)
         try:
             names = files.names_in(folder)
         except OSError as error:
@@ -102,6 +104,12 @@ class Checkpoint:
         except OSError as error:
             raise unreadable(tensor.path, error) from error
 
+    def whole(self, tensor: StoredTensor) -> bytes:
+        """All bytes of a small tensor."""
+        found = bytearray(tensor.size)
+        self.read_into(memoryview(found), tensor)
+        return bytes(found)
+
     def read_strided(self, target: memoryview, tensor: StoredTensor, offset: int, width: int, pitch: int) -> None:
         """Fill `target` with pieces of `width` bytes that begin every `pitch` bytes from `offset` of `tensor` on."""
         pieces = len(target) // width
@@ -124,6 +132,13 @@ class Checkpoint:
     def same_bytes(self, one: StoredTensor, other: StoredTensor) -> bool:
         """Whether two tensors are stored alike; reads them, up to the first difference, without mapping them."""
         if (one.dtype, one.shape, one.transposed) != (other.dtype, other.shape, other.transposed):
+            return False
+        if type(one.encoding) is not type(other.encoding) or len(one.parts) != len(other.parts):
+            return False
+        return all(map(self._same_part, one.parts, other.parts))
+
+    def _same_part(self, one: StoredTensor, other: StoredTensor) -> bool:
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
             return False
         if (one.path, one.offset) == (other.path, other.offset):
             return True

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from moecli.checkpoint.encodings.scaled_int8 import ScaledInt8
 from moecli.checkpoint.pickles import Call, Global, Payload, read_pickle, refused
 from moecli.checkpoint.stored import ITEM_SIZES, Source, StoredTensor, damaged, local_source
 from moecli.errors import CheckpointError
@@ -94,7 +95,7 @@ class _Reader:
             self._refuse()
         if not beside.shape[-2] or found.shape[-2] % beside.shape[-2]:
             self._refuse()
-        whole = replace(found, scales=beside)
+        whole = replace(found, encoding=ScaledInt8((found, beside), "bf16"))
         return self._turned(whole) if len(whole.shape) == 2 else whole
 
     def _turned(self, found: StoredTensor) -> StoredTensor:

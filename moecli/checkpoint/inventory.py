@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from moecli.checkpoint.binding import BUFFERS, FLOATS, HEADS, Weights
+from moecli.checkpoint.binding import BUFFERS, HEADS, Weights
+from moecli.checkpoint.decoding import decoded
+from moecli.checkpoint.encodings.bitsandbytes import FOUR_BIT
 from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.prequantized import TrueTensor, main_format, quantised_among, true_tensors
 from moecli.checkpoint.stored import StoredTensor
 from moecli.checkpoint.towers import split_towers
-from moecli.errors import CheckpointError, printable
+from moecli.errors import MoecliError, printable
+from moecli.formats import stored_as
 from moecli.model.families import Family
 from moecli.model.params import Counts
-from moecli.model.spec import ModelSpec, Part
+from moecli.model.spec import ModelSpec, Part, is_decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,17 @@ class Inventory:
 
 
 def take_inventory(
-    header: Mapping[str, StoredTensor], family: Family, spec: ModelSpec, counts: Counts, group: int | None = None
+    header: Mapping[str, StoredTensor],
+    family: Family,
+    spec: ModelSpec,
+    counts: Counts,
+    group: int | None = None,
+    scheme: Mapping[str, Any] | None = None,
 ) -> Inventory:
-    """Count the tensors of `header`; never reads a weight. `group` is that of `true_tensors`."""
+    """Count the tensors of `header`; never reads a weight.
+
+    `group` is that of `true_tensors`; `scheme` the quantization_config of the model.
+    """
     text, towers = split_towers(header)
     text = {name: replace(stored, name=name) for name, stored in text.items()}
     reasons = _reasons(family, spec, has_table=any(map(_TABLE.fullmatch, text)))
@@ -60,7 +72,7 @@ def take_inventory(
         format=main_format(kept),
         read_bytes_per_token=_read_bytes(kept, spec, counts),
         excluded=tuple(_sum(reason, tensors) for reason, tensors in excluded.items()),
-        differences=tuple(_differences(text, kept, family, spec, counts)),
+        differences=tuple(_differences(text, kept, family, spec, counts, scheme or {})),
         quantised=quantised_among(kept),
     )
 
@@ -100,26 +112,33 @@ def _reason(name: str, dtype: str, reasons: _Reasons) -> str | None:
 
 
 def _differences(
-    header: Mapping[str, StoredTensor], kept: list[TrueTensor], family: Family, spec: ModelSpec, counts: Counts
+    header: Mapping[str, StoredTensor],
+    kept: list[TrueTensor],
+    family: Family,
+    spec: ModelSpec,
+    counts: Counts,
+    scheme: Mapping[str, Any],
 ) -> Iterator[str]:
     found = sum(tensor.numbers for tensor in kept)
     if found != counts.total:
         more = f"{abs(found - counts.total):,} {'more' if found > counts.total else 'fewer'}"
         yield f"the files hold {found:,} parameters and config.json implies {counts.total:,}: {more}"
-    plain = all(stored.scales or stored.dtype in FLOATS for stored in header.values())
-    if family.layouts and plain:  # then every name and shape can be checked, not the sum alone
+    quantised = quantised_among(kept)
+    if family.layouts and is_decoded(quantised) and quantised != FOUR_BIT:  # no header says its shapes
         try:
-            Weights(spec, family, Checkpoint(header))
-        except CheckpointError as error:
+            tensors = decoded(header, scheme, stored_as(spec.stored_dtype))
+            Weights(spec, family, Checkpoint(tensors))
+        except MoecliError as error:
             yield printable(error.message)
 
 
 _EXPERT = re.compile(
     r"(.*\.)?experts?\..+|.*block_sparse_moe\.(input|output)_linear\.weight|.*decoder_layer[._]\d+[./]moe[./].+"
+    r"|blk\.\d+\.ffn_(gate|up|down)(_exps|\.\d+)\.weight"
 )
 _TABLE = re.compile(
     r"(.*\.)?(embed_tokens|wte|word_embeddings|in_out_embed|shared|embeddings|tok_embeddings)\.weight"
-    r"|language_model/in_out_embed/embeddings"
+    r"|language_model/in_out_embed/embeddings|token_embd\.weight"
 )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+from moecli.checkpoint.encodings import scaled_int8
 from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 
@@ -42,31 +43,49 @@ def true_tensors(header: Mapping[str, StoredTensor], group: int | None = None) -
 
     `group` is how many numbers share a scale, which the shapes of MLX do not tell; None: the usual 64.
     """
-    packed, taken = _packed(header, group)
-    plain = (s for s in header.values() if s.name not in taken)
-    return packed + [_as_it_is(stored) for stored in plain]
+    packed = packed_matrices(header, group)
+    taken = {part.name for matrix in packed for part in matrix.parts}
+    plain = [_as_it_is(stored) for stored in header.values() if stored.name not in taken]
+    return [_true(matrix) for matrix in packed] + plain
+
+
+def _true(matrix: PackedMatrix) -> TrueTensor:
+    size = sum(part.size for part in matrix.parts)
+    return TrueTensor(matrix.name, matrix.numbers, size, matrix.packing.name)
 
 
 def _as_it_is(stored: StoredTensor) -> TrueTensor:
-    format_ = _SCALED if stored.scales else _PLAIN.get(stored.dtype, stored.dtype)
+    format_ = stored.encoding.name if stored.encoding else _PLAIN.get(stored.dtype, stored.dtype)
     return TrueTensor(stored.name, math.prod(stored.shape), sum(part.size for part in stored.parts), format_)
 
 
-def _packed(header: Mapping[str, StoredTensor], group: int | None) -> tuple[list[TrueTensor], set[str]]:
-    """The matrices that are codes with something beside them, and the names of all that they are made of."""
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """A matrix of the model that is codes, with what stands beside them by the ending of its name."""
+
+    name: str
+    packing: Packing
+    codes: StoredTensor
+    beside: Sidecars
+    numbers: int
+
+    @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        return self.codes, *self.beside.values()
+
+
+def packed_matrices(header: Mapping[str, StoredTensor], group: int | None = None) -> list[PackedMatrix]:
+    """The matrices that are codes with something beside them; `group` is that of `true_tensors`."""
     packings = (*mlx_packings(group or 64), *PACKINGS) if _holds_words(header) else PACKINGS
     siblings = _siblings(header)
-    taken: set[str] = set()
-    packed: list[TrueTensor] = []
+    found: list[PackedMatrix] = []
     for stored in header.values():
-        for packing in packings:
-            found = _unpack(stored, packing, siblings) if stored.name.endswith(packing.body) else None
-            if found is not None:
-                tensor, names = found
-                packed.append(tensor)
-                taken.update(names)
-                break
-    return packed, taken
+        if stored.encoding is not None:
+            continue
+        fitting = (_unpack(stored, each, siblings) for each in packings if stored.name.endswith(each.body))
+        if (matrix := next(filter(None, fitting), None)) is not None:
+            found.append(matrix)
+    return found
 
 
 def main_format(tensors: Iterable[TrueTensor]) -> str:
@@ -75,12 +94,6 @@ def main_format(tensors: Iterable[TrueTensor]) -> str:
     for tensor in tensors:
         numbers[tensor.format] += tensor.numbers
     return max(numbers, key=numbers.__getitem__, default="empty")
-
-
-def packed_format(header: Mapping[str, StoredTensor]) -> str | None:
-    """The format of most parameters that are codes with something beside them; None where none are."""
-    packed, _ = _packed(header, None)
-    return main_format(packed) if packed else None
 
 
 def quantised_among(tensors: Iterable[TrueTensor]) -> str | None:
@@ -106,7 +119,7 @@ def _siblings(header: Mapping[str, StoredTensor]) -> _Siblings:
     return found
 
 
-def _unpack(stored: StoredTensor, packing: Packing, siblings: _Siblings) -> tuple[TrueTensor, list[str]] | None:
+def _unpack(stored: StoredTensor, packing: Packing, siblings: _Siblings) -> PackedMatrix | None:
     stem = stored.name.removesuffix(packing.body)
     near = siblings.get(stem, {})
     beside: dict[str, StoredTensor] = {}
@@ -120,9 +133,7 @@ def _unpack(stored: StoredTensor, packing: Packing, siblings: _Siblings) -> tupl
     numbers = packing.numbers(stored, beside)
     if numbers is None:
         return None
-    size = stored.size + sum(tensor.size for tensor in beside.values())
-    names = [stored.name, *(tensor.name for tensor in beside.values())]
-    return TrueTensor(stem + packing.restored, numbers, size, packing.name), names
+    return PackedMatrix(stem + packing.restored, packing, stored, beside, numbers)
 
 
 def _two_a_byte(stored: StoredTensor, _: Sidecars) -> int | None:
@@ -181,8 +192,9 @@ def _four_bit_words(stored: StoredTensor, _: Sidecars) -> int | None:
 
 _PLAIN = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 # Not codes of weights: numbers as they are, and integers, which are tables.
-_SCALED = "scaled int8"  # of Grok-1's release, which is read as bf16
-_PLAIN_FORMATS = frozenset({_SCALED, "fp64", "fp32", "fp16", "bf16", "I64", "I32", "I16", "BOOL", "U64", "U16"})
+_PLAIN_FORMATS = frozenset(
+    {scaled_int8.NAME, "fp64", "fp32", "fp16", "bf16", "I64", "I32", "I16", "BOOL", "U64", "U16"}
+)
 _MLX_BITS = (2, 3, 4, 5, 6, 8)
 _FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = (r"\.weight_scale(?:_\w+)?", r"\.input_scale", r"\.output_scale")

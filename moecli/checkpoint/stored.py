@@ -7,8 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moecli.errors import CheckpointError, unreadable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moecli.checkpoint.folder import Checkpoint
 
 Source = Callable[[int, int], bytes]  # offset, size -> that many bytes; fewer only where the file ends
 
@@ -23,7 +29,7 @@ ITEM_SIZES = {
 class StoredTensor:
     """Where one tensor lies: `size` bytes at `offset` of `path`, row by row; a `transposed` matrix column by column.
 
-    With `scales` its numbers are int8, to be multiplied by those of its output and group of inputs: [.., groups, out].
+    With an `encoding` its numbers are to be decoded: `shape` is theirs, and the place that of their codes.
     """
 
     name: str
@@ -33,16 +39,53 @@ class StoredTensor:
     offset: int
     size: int
     transposed: bool = False
-    scales: StoredTensor | None = None
+    encoding: Encoding | None = None
 
     @property
     def parts(self) -> tuple[StoredTensor, ...]:
-        """What lies in the file under a name of its own: the numbers, and their scales."""
-        return (self,) if self.scales is None else (self, self.scales)
+        """What lies in the file under a name of its own: the numbers, or their codes and what belongs to those."""
+        return (self,) if self.encoding is None else self.encoding.parts
 
     def at(self, path: Path) -> StoredTensor:
         """The same in a file of another name."""
-        return replace(self, path=path, scales=self.scales and self.scales.at(path))
+        return self.located(lambda part: replace(part, path=path))
+
+    def located(self, place: Callable[[StoredTensor], StoredTensor]) -> StoredTensor:
+        """The same where `place` says that each of its parts lies now."""
+        if self.encoding is None:
+            return place(self)
+        parts = tuple(map(place, self.encoding.parts))
+        codes = parts[0]
+        return replace(
+            self, path=codes.path, offset=codes.offset, size=codes.size, encoding=replace(self.encoding, parts=parts)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How numbers are made of the tensors of a file. A subclass each; an instance for each tensor that is encoded.
+
+    `parts` are those tensors, the codes first. `format` is the plain format that numbers are decoded to.
+    """
+
+    parts: tuple[StoredTensor, ...]
+    format: str
+
+    @property
+    def name(self) -> str:
+        """How a screen calls it."""
+        raise NotImplementedError
+
+    def rows(self, checkpoint: Checkpoint, first: int, count: int) -> Tensor:
+        """Rows of the matrix, or of the stack of matrices one below another: [count, columns].
+
+        CheckpointError where what lies there cannot be numbers.
+        """
+        raise NotImplementedError
+
+    def columns(self, checkpoint: Checkpoint, top: int, height: int, first: int, count: int) -> Tensor:
+        """Columns of the rows from `top` on: [height, count]. A subclass whose codes lie by columns reads no others."""
+        return self.rows(checkpoint, top, height)[:, first : first + count]
 
 
 def regular_size(path: Path) -> int:

@@ -14,8 +14,24 @@ import typer
 from typer.main import get_command
 
 from moecli import __version__, settings
-from moecli.cli import bench, completion, doctor, help, inspect, list, memory, pack, program, pull, rm, run, verify
-from moecli.errors import MoecliError, UsageError
+from moecli.cli import (
+    bench,
+    completion,
+    doctor,
+    help,
+    inspect,
+    list,
+    memory,
+    pack,
+    program,
+    pull,
+    rm,
+    run,
+    score,
+    serve,
+    verify,
+)
+from moecli.errors import MoecliError, NotEnoughMemory, UsageError
 from moecli.output import terminal
 
 PROGRAM = "moecli"
@@ -33,6 +49,8 @@ class Program(program.Group):
         "run": ("Use a model", run.run, run.EXAMPLES),
         "inspect": ("Use a model", inspect.inspect, inspect.EXAMPLES),
         "memory": ("Use a model", memory.memory, memory.EXAMPLES),
+        "score": ("Use a model", score.score, score.EXAMPLES),
+        "serve": ("Use a model", serve.serve, serve.EXAMPLES),
         "bench": ("Use a model", bench.bench, bench.EXAMPLES),
         "pull": ("Models on this machine", pull.pull, pull.EXAMPLES),
         "pack": ("Models on this machine", pack.pack, pack.EXAMPLES),
@@ -120,7 +138,22 @@ def dispatch() -> None:
             preset = program.preset(get_command(app), sys.argv[1], settings.presets())
             sys.argv[2:2] = preset  # where everybody looks for what was typed
         app(prog_name=PROGRAM)
+    except RuntimeError as error:
+        if not _ran_out_of_device_memory(error):
+            raise
+        from moecli.engine.shortage import LESS_OF_THE_DEVICE
+
+        sys.exit(terminal.report(NotEnoughMemory("the device ran out of memory", LESS_OF_THE_DEVICE)))
     except MoecliError as error:
         if preset and isinstance(error, UsageError):
             terminal.say(f"note: {settings.config()} adds {shlex.join(preset)}")
         sys.exit(terminal.report(error))
+
+
+def _ran_out_of_device_memory(error: RuntimeError) -> bool:
+    """Where nothing could be done again with less on it: `run` goes on by itself."""
+    if "torch" not in sys.modules:
+        return False
+    from moecli.engine.device import ran_out
+
+    return ran_out(error)

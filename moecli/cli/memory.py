@@ -60,7 +60,7 @@ def memory(
         options.option(
             metavar="NAME[:N]",
             panel=options.MEMORY,
-            help="A GPU by name, e.g. rtx4090:2; `list` shows them.",
+            help="A GPU by name, e.g. rtx4090:2; `list` shows them. Default: this machine's, once used; `none`: none.",
             complete=_complete_gpu,
         ),
     ] = None,

@@ -37,7 +37,7 @@ def pack(
             metavar="FORMAT",
             default=True,
             values=options.DTYPES,
-            help=f"Format of the weights: {', '.join(options.DTYPES)}. auto: as stored.",
+            help=f"Format of the weights: {', '.join(options.DTYPES)}. auto: as stored, if quantised q8 or q4.",
         ),
     ] = _DTYPE,
     output: StoreFolder = None,
@@ -69,13 +69,14 @@ def pack(
     weights = open_source(ref.weights)
     if not quiet:
         terminal.say_notes(weights.notes)
-    dtype = weights.dtype if dtype == "auto" else dtype
+    dtype = weights.packed_dtype if dtype == "auto" else dtype
     origin = origin_of(ref.name, ref.repo, ref.commit, ref.weights, weights, ref.tokenizer)
     if ref.tokenizer is None and tokenizer_among(texts := texts_in(ref.weights)) is None:
         terminal.say(f"note: {lacks_tokenizer(texts, ref.repo)}")
         terminal.confirm("pack it nevertheless?", yes)
     target = Path(os.path.realpath(output)) if output else stores.default_folder(ref.name, dtype)
     load_packer(threads, quiet or json)
+    from moecli.store.cost import measure
     from moecli.store.write import pack as write
 
     if verbose:
@@ -87,11 +88,12 @@ def pack(
     except KeyboardInterrupt:
         terminal.say("interrupted; the same command goes on from here")
         raise typer.Exit(130) from None
+    cost = measure(weights, store) if weights.is_encoded else None
     if json:
-        terminal.write_json(document(store, watch))
+        terminal.write_json(document(store, watch, cost))
         return
     if not quiet:
-        view.summary(store, watch)
+        view.summary(store, watch, cost)
     terminal.write_path(store.folder)
 
 

@@ -26,7 +26,7 @@ _ELSEWHERE = {  # what other tools call it
     "get": "pull", "install": "pull", "convert": "pack", "quantize": "pack", "create": "pack", "ps": "list",
     "models": "list", "remove": "rm", "delete": "rm", "uninstall": "rm", "check": "verify", "params": "inspect",
     "estimate": "memory", "fit": "memory", "benchmark": "bench", "env": "doctor", "version": "--version",
-    "search": "list --known",
+    "search": "list --known", "server": "serve", "api": "serve", "logprobs": "score",
 }  # fmt: skip
 
 
@@ -234,9 +234,7 @@ def _no_such_command(args: Sequence[str], known: Sequence[str]) -> UsageError:
     typed = args[0]
     rest = shlex.join(args[1:4]) if len(args) < 5 else "..."
     near = difflib.get_close_matches(typed.lower(), known, n=1, cutoff=0.6)
-    if typed.lower() == "serve":
-        hint = "there is no server yet: moecli run MODEL answers, and chats"
-    elif typed.lower() == "logs":
+    if typed.lower() == "logs":
         hint = "nothing is kept: MOECLI_LOG=info moecli ... logs to stderr"
     elif word := _ELSEWHERE.get(typed.lower()):
         hint = f"here it is: moecli {word} {rest}".rstrip()

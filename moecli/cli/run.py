@@ -111,6 +111,15 @@ def run(
     device: running.Device = "auto",
     vram: options.Vram = None,
     threads: options.Threads = None,
+    logprobs: Annotated[
+        int | None,
+        options.option(
+            metavar="N",
+            panel=options.OUTPUT,
+            check=options.at_least(0),
+            help="With --json: the log-probability of each token, and of the N likeliest in its place.",
+        ),
+    ] = None,
     trace: Annotated[
         Path | None,
         options.option(
@@ -134,6 +143,8 @@ def run(
     if draft not in _DRAFTS:
         raise UsageError.unknown("--draft", draft, " or ".join(_DRAFTS))
     options.check_output("--trace", trace)
+    if logprobs is not None and not json:
+        raise UsageError("--logprobs stands in the document of --json alone", "add --json")
     text = _read_prompt(model, prompt, prompt_option, file)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
@@ -142,6 +153,7 @@ def run(
 
     ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet, yes, tokenizer)
     with terminal.status("loading ...", quiet):
+        from moecli.engine import fallback
         from moecli.engine.chat import ChatSession, GenerationConfig, RecordedSession, plan_for
         from moecli.engine.loaded import LoadOptions, open_for_run
         from moecli.engine.sampling import SamplingOptions, new_seed
@@ -156,7 +168,7 @@ def run(
         longest = max_tokens or min(_LONGEST, opened.defaults.max_new_tokens or _LONGEST)
         config = GenerationConfig(
             sampling, new_seed() if seed is None else seed, longest, tuple(map(terminal.clean, stop or ())),
-            system=system and terminal.clean(system), raw=raw, lookup=draft == "lookup",
+            system=system and terminal.clean(system), raw=raw, lookup=draft == "lookup", top_logprobs=logprobs,
         )  # fmt: skip
         plan = plan_for(opened, config, text)
     if not quiet:
@@ -180,11 +192,13 @@ def run(
         loading.introduce(ref.name)
     builders = None if trace is None else _builders(opened)
     with loading.progress(opened.name, quiet) as progress:
-        loaded = opened.load(plan, progress)
+        loaded = fallback.load(opened, plan, progress, _warn)
+    if verbose and (reasons := loading.reasons(loaded)):
+        terminal.say(reasons)
     if trace is None or builders is None:
-        _talk(ChatSession(loaded, config), text, json, quiet)
+        _talk(ChatSession(loaded, config, _warn), text, json, quiet)
         return
-    session = RecordedSession(loaded, config, builders)
+    session = RecordedSession(loaded, config, builders, _warn)
     try:
         _talk(session, text, json, quiet)
     finally:  # even if it was interrupted
@@ -194,6 +208,10 @@ def run(
             written = files.write(recorded, trace, stack)
             if not (json or quiet):
                 terminal.say_written(written)
+
+
+def _warn(text: str) -> None:
+    terminal.say(f"warning: {text}")
 
 
 def _builders(opened: OpenedModel) -> dict[str, TraceBuilder]:

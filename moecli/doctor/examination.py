@@ -44,7 +44,7 @@ def examine(measure: bool) -> Examination:
         processor=cores,
         kernels=None if failure else kernels.look(),
         memory=ram,
-        graphics=graphics.look(failure),
+        graphics=graphics.look(failure, measure),
         disks=disks.look(() if failure else stores, refusal),
         hub_cache=models.hub_models(),
         packed=packed,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from moecli.engine.block import RoutingObserver
 from moecli.engine.generate import Session, Timing
-from moecli.engine.sampling import Sampler, Sampling
+from moecli.engine.sampling import Sampler, Sampling, ScoringSampler, TokenScore
 from moecli.store.progress import Progress, silent
 from moecli.text.spans import SpanStream
 from moecli.text.stream import TextStream
@@ -30,6 +30,7 @@ class Request:
     watch: Progress = silent  # of the prompt's tokens
     continues: bool = False  # the answer goes on in the prompt's own text: a space before its first word counts
     fills: bool = False  # the answer is what is missing in the prompt
+    top_logprobs: int | None = None  # alternatives that are scored beside each token; None: no token is
 
 
 @dataclass(slots=True)
@@ -41,6 +42,7 @@ class Answer:
     finish_reason: FinishReason = "interrupt"  # until it ends by itself
     timing: Timing = field(default_factory=Timing)
     prompt: str = ""  # what it answers
+    scores: list[TokenScore] = field(default_factory=list)  # of `token_ids`, where they are wanted; perhaps of one more
 
 
 def pieces(
@@ -52,7 +54,11 @@ def pieces(
         if request.fills
         else TextStream(tokenizer, request.stops, prompt_ids=request.prompt if request.continues else ())
     )
-    sampler = Sampler(request.sampling, request.seed)
+    sampler = (
+        Sampler(request.sampling, request.seed)
+        if request.top_logprobs is None
+        else ScoringSampler(request.sampling, request.seed, request.top_logprobs, answer.scores)
+    )
     reason: FinishReason = "length"
     for token in session.generate(request.prompt, sampler, request.max_tokens, answer.timing, observer, request.watch):
         if token in request.end_ids:

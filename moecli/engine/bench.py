@@ -177,10 +177,9 @@ def expect(opened: OpenedModel, work: Workload) -> Expectation:
     """Plan, measure what this machine can do, and forecast; nothing is loaded yet. NotEnoughMemory as the plan says."""
     plan = opened.plan(opened.options.context or work.context, work.parallel)
     sample = sample_bytes(plan)
-    bandwidths = measure_bandwidths(opened.model, plan, sample)
-    return Expectation(
-        plan, sample, bandwidths, estimate_throughput(opened.spec, plan, bandwidths, work.prompt_tokens, work.held)
-    )
+    bandwidths = measure_bandwidths(opened.model, plan, sample, opened.card)
+    speed = estimate_throughput(opened.spec, plan, bandwidths, work.prompt_tokens, work.held, opened.known_rates(plan))
+    return Expectation(plan, sample, bandwidths, speed)
 
 
 def load(opened: OpenedModel, expected: Expectation, progress: Progress) -> tuple[LoadedModel, float]:

@@ -69,6 +69,13 @@ class LayerCache:
         """Forget every position; the buffers stay."""
         self.first = self.length = 0
 
+    def copy(self, other: LayerCache, length: int) -> None:
+        """Hold what `other` does, at least its first `length` positions."""
+        self.first, self.length = other.first, other.length
+        rows = other.length if other._window is not None else length
+        for mine, theirs in zip(self.buffers, other.buffers, strict=True):
+            mine[:, : rows - other.first] = theirs[:, : rows - other.first]
+
     def can_rewind(self, length: int) -> bool:
         """Whether every key that a query at `length` sees is still held."""
         return self.first == 0 or (self._window is not None and self.first <= length - self._window + 1)
@@ -105,3 +112,12 @@ class Cache:
             if length == 0:
                 layer.first = 0
         return length
+
+    def copy(self, other: Cache, length: int) -> int:
+        """Hold the first `length` tokens of `other`, made for the same model; returns the length really kept, as above.
+
+        Nothing is copied of what an encoder read.
+        """
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.copy(theirs, length)
+        return self.rewind(length)

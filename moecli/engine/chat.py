@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from moecli.engine import fallback
 from moecli.engine.answer import Answer, Request, pieces
 from moecli.engine.block import RoutingObserver
+from moecli.engine.cache import Cache
+from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Session
 from moecli.engine.loaded import LoadedModel, OpenedModel
 from moecli.engine.recorder import finish, new_recorder
@@ -19,6 +23,8 @@ from moecli.routing.builder import TraceBuilder
 from moecli.routing.trace import RoutingTrace
 from moecli.store.progress import Progress, silent
 from moecli.text.chat import Message
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,7 @@ class GenerationConfig:
     system: str | None = None  # message that a chat begins with
     raw: bool = False  # no chat template
     lookup: bool = True  # guess ahead where the text repeats itself
+    top_logprobs: int | None = None  # alternatives that are scored beside each token; None: no token is
 
 
 class Conversation:
@@ -103,10 +110,11 @@ def plan_for(opened: OpenedModel, config: GenerationConfig, text: str | None) ->
 class ChatSession:
     """A conversation whose answers are generated."""
 
-    def __init__(self, loaded: LoadedModel, config: GenerationConfig) -> None:
-        self.loaded, self.config = loaded, config
+    def __init__(self, loaded: LoadedModel, config: GenerationConfig, warn: fallback.Warn = _LOG.warning) -> None:
+        """`warn` is told where the device's memory runs out, and the answer goes on with less of the model there."""
+        self.loaded, self.config, self._warn = loaded, config, warn
         self._conversation = Conversation(loaded.opened, config)
-        self._session = Session(loaded.decoder, loaded.cache, lookup=config.lookup)
+        self._session = self._begin()
 
     @property
     def is_chat(self) -> bool:
@@ -124,6 +132,9 @@ class ChatSession:
         Even interrupted it stays part of the conversation; a failure does not.
         """
         prompt = self._conversation.prompt(text)
+        if self.loaded.decoder.is_released:  # the device had no memory for less of it either: perhaps it has now
+            self.loaded = fallback.load(self.loaded.opened, self.loaded.plan, warn=self._warn)
+            self._session = self._begin()
         config, opened = self.config, self.loaded.opened
         request = Request(
             prompt,
@@ -135,6 +146,7 @@ class ChatSession:
             watch,
             continues=not (self.is_chat or self.fills_spans),
             fills=self.fills_spans,
+            top_logprobs=config.top_logprobs,
         )
         answer.prompt = text
         kept = True
@@ -151,6 +163,14 @@ class ChatSession:
         """Forget all turns; the next prompt begins a new conversation."""
         self._conversation.clear()
 
+    def _begin(self) -> Session:
+        loaded = self.loaded
+        return Session(loaded.decoder, loaded.cache, lookup=self.config.lookup, fall_back=self._fall_back)
+
+    def _fall_back(self) -> tuple[Decoder, Cache]:
+        self.loaded = fallback.reload(self.loaded, self._warn)
+        return self.loaded.decoder, self.loaded.cache
+
     def _observer(self) -> RoutingObserver | None:
         """Who sees the routing of the turn that begins."""
         return None
@@ -159,8 +179,14 @@ class ChatSession:
 class RecordedSession(ChatSession):
     """A chat session that puts what the router does into `builders`, a prompt for each turn."""
 
-    def __init__(self, loaded: LoadedModel, config: GenerationConfig, builders: Mapping[str, TraceBuilder]) -> None:
-        super().__init__(loaded, config)
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        config: GenerationConfig,
+        builders: Mapping[str, TraceBuilder],
+        warn: fallback.Warn = _LOG.warning,
+    ) -> None:
+        super().__init__(loaded, config, warn)
         self._builders = builders
         self._recorder = new_recorder(loaded.opened.spec, builders)
         self._turns = 0  # a failed one too

@@ -77,11 +77,24 @@ class Decoder:
                 self.profile.apart = all(step.resident for step in steps)
         self._device_step = None if self.profile or not native else _device_step(spec, dense, rotary_of_layer, experts)
 
+    def release(self) -> None:
+        """Let go of every weight, whoever still holds this: it computes no more."""
+        vars(self).clear()
+
+    @property
+    def is_released(self) -> bool:
+        """Whether it has let go of its weights."""
+        return not vars(self)
+
     @property
     def can_draft(self) -> bool:
         """Whether several tokens are a decode step, and each the same as alone: no rotation depends on the length."""
-        together = self.decode_step is not None and self.decode_step.max_tokens > 1
-        return together and not any(rope.depends_on_length for rope in self._rotary)
+        return self.decode_step is not None and self.decode_step.max_tokens > 1 and not self.rotates_by_length
+
+    @property
+    def rotates_by_length(self) -> bool:
+        """Whether what a token becomes depends on how long the text is that it is read with."""
+        return any(rope.depends_on_length for rope in self._rotary)
 
     def new_cache(self, capacity: int, chunk: int) -> Cache:
         """An empty cache for one text of at most `capacity` tokens, fed at most `chunk` at a time."""

@@ -118,12 +118,7 @@ class DeviceFeedForward:
         gate = weights.get("shared_gate")
         self._gate = None if gate is None else Product(gate)
         self._everyone = torch.zeros(MAX_TOKENS, dtype=torch.int64, device=weights["ffn_norm"].device)
-        self._routed = None if self.mixture is None else self._resident(spec, index, self.mixture, store)
-
-    @property
-    def resident(self) -> bool:
-        """Whether the device alone can compute all of it."""
-        return self.mixture is None or self._routed is not None
+        self.experts = None if self.mixture is None else self._in_device(spec, index, self.mixture, store)
 
     def route(self, normed: Normed) -> Routing:
         """Whom the tokens take."""
@@ -134,17 +129,19 @@ class DeviceFeedForward:
         )
         return Routing(*found)
 
-    def branch(self, normed: Normed, routing: Routing | None, outputs: Tensor | None = None) -> Branch:
-        """What is added to the residual stream; `outputs` [T * A, D] are of routed experts that are elsewhere."""
+    def routed(self, normed: Normed, routing: Routing, outputs: Tensor | None = None) -> Tensor:
+        """What the chosen experts that are in the device make of the tokens: float32 [T * A, D], `outputs` if given."""
+        assert self.mixture is not None and self.experts is not None
+        return self.experts(normed, routing.topk_ids, self.mixture.router.top_k, outputs)
+
+    def branch(self, normed: Normed, routing: Routing | None, outputs: Tensor | None) -> Branch:
+        """What is added to the residual stream; `outputs` [T * A, D] are of the routed experts."""
         shared = None
         if self._shared is not None:
             shared = self._shared(normed, self._everyone[: len(normed.states)], 1)
-        if routing is None or self.mixture is None:
+        if routing is None or outputs is None:
             assert shared is not None, "a layer has a mixture or one expert that all take"
             return Branch(shared)
-        if self._routed is not None:
-            outputs = self._routed(normed, routing.topk_ids, self.mixture.router.top_k)
-        assert outputs is not None
         gate = None if self._gate is None else self._gate(normed.states)
         return Branch(outputs, routing.topk_weights, shared, gate)
 
@@ -156,8 +153,8 @@ class DeviceFeedForward:
         up = bytes_for(dtype, (ffn.intermediate_size, self._width))
         return Experts(dtype, self._width, ffn.intermediate_size, ffn.activation, records, 0, up, 0, downs)
 
-    def _resident(self, spec: ModelSpec, index: int, mixture: Mixture, store: ExpertStore) -> Experts | None:
-        """Experts that never leave the device; None where some do."""
+    def _in_device(self, spec: ModelSpec, index: int, mixture: Mixture, store: ExpertStore) -> Experts | None:
+        """Experts by the store's table of what is in the device; None where it has none."""
         if (records := store.records(index)) is None:
             return None
         at = {name: field.offset for name, field in mixture_record(spec, mixture, store.dtype).fields.items()}

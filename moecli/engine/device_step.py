@@ -1,7 +1,8 @@
 """A step of a few tokens on a GPU: a CUDA graph for every run of layers that needs no look from the host.
 
-A layer whose experts are all on the card is routed and computed there. Where some are elsewhere a graph ends at the
-router's choice, the expert store is asked as on the CPU, and the next graph goes on with what its experts made.
+A layer whose experts are all on the card is routed and computed there. Where some are in RAM a graph ends at the
+router's choice; the next one computes those on the card while the CPU computes the others. Where some are on disk the
+expert store is asked for all of them, as on the CPU.
 """
 
 from __future__ import annotations
@@ -19,21 +20,29 @@ from moecli.engine.device_layers import DeviceAttention, DeviceFeedForward, Devi
 from moecli.engine.layers import RotaryEmbedding
 from moecli.engine.router import Routing
 from moecli.engine.weights import DenseWeights
-from moecli.experts.gpu_offloaded import DeviceStatistics
-from moecli.experts.store import ExpertStore, each_output
+from moecli.experts.gpu_offloaded import DeviceStatistics, GpuOffloadedExperts
+from moecli.experts.store import ExpertStore, compute, each_output
 from moecli.formats import PLAIN, TILED
 from moecli.kernels.blocking import MAX_TOKENS
 from moecli.kernels.gpu import activations, router
+from moecli.kernels.gpu.launch import card
 from moecli.kernels.gpu.norms import Branch, Normed, add_and_norm
 from moecli.kernels.linear import format_of
-from moecli.model.spec import GroupedQuery, Layer, Mixture, ModelSpec
+from moecli.model.spec import MLA, GroupedQuery, Layer, Mixture, ModelSpec
 
 
 def serves(spec: ModelSpec, dense: DenseWeights, experts: ExpertStore) -> bool:
     """Whether these kernels compute every layer of a model, in the formats that its weights have."""
     matrices = [matrix for layer in dense.layers for matrix in layer.matrices()]
     formats = {format_of(each) for each in matrices} | ({experts.dtype} if spec.mixtures else set())
-    return not spec.encoder and formats <= {*PLAIN, *TILED} and all(map(_serves_layer, spec.layers))
+    served = not spec.encoder and formats <= {*PLAIN, *TILED} and all(map(_serves_layer, spec.layers))
+    return served and (not any(isinstance(layer.attention, MLA) for layer in spec.layers) or _serves_latents(dense))
+
+
+def _serves_latents(dense: DenseWeights) -> bool:
+    """Without tensor cores a block of latents takes more shared memory than a T4 or, in float32, an RTX has."""
+    on_card = dense.device.type == "cuda"
+    return not on_card or card(dense.device).has_tensor_cores(dense.dtype.itemsize)
 
 
 def _serves_layer(layer: Layer) -> bool:
@@ -74,12 +83,13 @@ class _Stage:
     """Launches without a look from the host: recorded when they have run once, and played again from then on."""
 
     launch: Callable[[], None]
+    recorder: _Recorder | None
     ran: bool = False
     graph: torch.cuda.CUDAGraph | None = None
 
-    def run(self, recorder: _Recorder | None) -> None:
-        if self.graph is None and self.ran and recorder is not None:
-            self.graph = recorder.record(self.launch)
+    def __call__(self) -> None:
+        if self.graph is None and self.ran and self.recorder is not None:
+            self.graph = self.recorder.record(self.launch)
         if self.graph is not None:
             self.graph.replay()
         else:
@@ -89,28 +99,30 @@ class _Stage:
 
 @dataclass(slots=True)
 class _Hop:
-    """A layer whose experts are not all on the device: what the host is asked, and what it gives."""
+    """A layer whose experts are not all on the device: what the host is told, and what it gives."""
 
     layer: int
-    top_k: int
     outputs: Tensor  # float32 [T * A, D]
+    chosen: Tensor  # int64 [T, A] on the host, as what follows
+    states: Tensor  # normed, [T, D]
+    made: Tensor  # float32 [T * A, D]
     normed: Normed | None = None
     routing: Routing | None = None
 
 
 @dataclass(slots=True)
 class _Program:
-    """A step of T tokens, as many of each of some texts: its stages, the hops between them, and its buffers."""
+    """A step of T tokens, as many of each of some texts: what is done in turn, and its buffers."""
 
-    ids: Tensor  # [T]
+    told: Tensor  # int32 on the host: T ids, then of each window and text where its tokens and its rows begin
+    logits: Tensor  # float32 [T, V] on the host
     x: Tensor  # [T, D]
-    places: dict[int | None, list[Tensor]]  # by window, of each text: int32 [2], see `Text`
-    stages: list[_Stage] = field(default_factory=list)
-    hops: list[_Hop] = field(default_factory=list)
+    places: dict[int | None, int]  # by window: where its places begin in what is told
+    steps: list[Callable[[], None]] = field(default_factory=list)
     routings: dict[int, Routing] = field(default_factory=dict)
-    chosen: Tensor | None = None  # experts of resident layers, one layer after another
+    resident: list[int] = field(default_factory=list)  # layers that need nothing of the host
+    chosen: Tensor | None = None  # int64 on the host: who was chosen there, layer after layer
     states: Tensor | None = None  # normed, [T, D]
-    logits: Tensor | None = None  # float32 [T, V]
 
 
 class DeviceStep:
@@ -121,7 +133,7 @@ class DeviceStep:
     def __init__(
         self, spec: ModelSpec, dense: DenseWeights, rotary: Sequence[RotaryEmbedding], experts: ExpertStore
     ) -> None:
-        self._spec, self._dense, self._experts = spec, dense, experts
+        self._spec, self._dense, self._store = spec, dense, experts
         self._attention = [
             DeviceAttention(layer.attention, weights, turns, spec.norm_eps)
             if isinstance(layer.attention, GroupedQuery)
@@ -142,23 +154,21 @@ class DeviceStep:
         They are those of the next call from then on.
         """
         program = self._program(len(ids), caches)
-        self._begin(program, ids, caches)
-        for number, stage in enumerate(program.stages):
-            stage.run(self._recorder)
-            if number < len(program.hops):
-                self._ask(program.hops[number])
+        self._tell(program, ids, caches)
+        for step in program.steps:
+            step()
+        self._wait()
         self._count(program, observer)
         self._last = program
         assert program.states is not None
         return program.states
 
     def logits(self, states: Tensor) -> Tensor | None:
-        """The scores [t, V] after the last of the last call's states, [t, D]; None of any others."""
+        """The scores after the last of the last call's states [t, D], float32 [t, V] on the host; None of any others."""
         last = self._last
-        if last is None or last.states is None or last.logits is None:
+        if last is None or last.states is None or last.states[-len(states) :].data_ptr() != states.data_ptr():
             return None
-        mine = last.states[-len(states) :]
-        return last.logits[-len(states) :] if mine.data_ptr() == states.data_ptr() else None
+        return last.logits[-len(states) :].clone()
 
     def _program(self, tokens: int, caches: Sequence[Cache]) -> _Program:
         """That of these texts, made when they first come; it lasts as long as the first one's cache."""
@@ -169,68 +179,111 @@ class DeviceStep:
         return known[key]
 
     def _compose(self, tokens: int, caches: Sequence[Cache]) -> _Program:
-        device, spec = self._dense.device, self._spec
+        spec = self._spec
         windows = {layer.attention.window for layer in spec.layers}
+        places = {window: tokens + 2 * len(caches) * number for number, window in enumerate(windows)}
         program = _Program(
-            torch.zeros(tokens, dtype=torch.int64, device=device),
-            torch.empty(tokens, spec.hidden_size, dtype=self._dense.dtype, device=device),
-            {each: [torch.zeros(2, dtype=torch.int32, device=device) for _ in caches] for each in windows},
+            self._host(tokens + 2 * len(caches) * len(windows), dtype=torch.int32),
+            self._host(tokens, spec.vocab_size),
+            self._on_device(tokens, spec.hidden_size, dtype=self._dense.dtype),
+            places,
         )
-        buffers = [[cache.layers[index].buffers for cache in caches] for index in range(len(spec.layers))]
+        told = self._on_device(len(program.told), dtype=torch.int32)
         first, begin = 0, None
         for index, half in enumerate(self._feed_forward):
-            if not half.resident:
-                assert half.mixture is not None
-                top_k = half.mixture.router.top_k
-                outputs = torch.empty(tokens * top_k, spec.hidden_size, dtype=torch.float32, device=device)
-                hop = _Hop(index, top_k, outputs)
-                program.stages.append(_Stage(self._launcher(program, buffers, range(first, index + 1), begin, hop)))
-                program.hops.append(hop)
-                first, begin = index + 1, hop
-        rest = range(first, len(spec.layers))
-        program.stages.append(_Stage(self._launcher(program, buffers, rest, begin, None)))
+            if half.mixture is None or self._all_on_device(half):
+                program.resident += [index] if half.mixture else []
+                continue
+            hop = self._hop(index, tokens, half.mixture.router.top_k)
+            program.steps.append(self._stage(program, caches, told, range(first, index + 1), begin, hop))
+            program.steps += self._meanwhile(hop, half)
+            first, begin = index + 1, hop
+        if program.resident:
+            program.chosen = self._host(
+                sum(tokens * self._top_k(index) for index in program.resident), dtype=torch.int64
+            )
+        program.steps.append(self._stage(program, caches, told, range(first, len(spec.layers)), begin, None))
         return program
 
-    def _launcher(
+    def _all_on_device(self, half: DeviceFeedForward) -> bool:
+        return half.experts is not None and bool(half.experts.records.all())
+
+    def _top_k(self, layer: int) -> int:
+        mixture = self._feed_forward[layer].mixture
+        assert mixture is not None
+        return mixture.router.top_k
+
+    def _hop(self, layer: int, tokens: int, top_k: int) -> _Hop:
+        width = self._spec.hidden_size
+        return _Hop(
+            layer,
+            self._on_device(tokens * top_k, width),
+            self._host(tokens, top_k, dtype=torch.int64),
+            self._host(tokens, width, dtype=self._dense.dtype),
+            self._host(tokens * top_k, width),
+        )
+
+    def _host(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, pin_memory=self._recorder is not None)
+
+    def _on_device(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self._dense.device)
+
+    def _stage(
         self,
         program: _Program,
-        buffers: Sequence[Sequence[Sequence[Tensor]]],
+        caches: Sequence[Cache],
+        told: Tensor,
         layers: range,
         begin: _Hop | None,
         end: _Hop | None,
-    ) -> Callable[[], None]:
-        """What takes the states through some layers, from what a hop gave, or from the ids, to what another asks."""
+    ) -> _Stage:
+        """The states through some layers, from what a hop gave, or from the ids, to what another asks, or the end."""
+        tokens = len(program.x)
+        buffers = [[cache.layers[index].buffers for cache in caches] for index in layers]
+        places = {
+            window: told[place : place + 2 * len(caches)].view(-1, 2).unbind()
+            for window, place in program.places.items()
+        }
 
         def launch() -> None:
             branch: Branch | None = None
             if begin is None:
+                told.copy_(program.told, non_blocking=True)
                 if self._dense.has_table:
-                    program.x.copy_(self._embed(program.ids))
+                    program.x.copy_(self._embed(told[:tokens].long()))
             else:
                 assert begin.normed is not None
                 branch = self._feed_forward[begin.layer].branch(begin.normed, begin.routing, begin.outputs)
             before = layers.start - 1  # whose feed-forward the branch is
-            for index in layers:
+            for index, texts in zip(layers, buffers, strict=True):
                 normed = self._add(program.x, branch, before, "ffn", self._dense.layers[index]["attn_norm"])
-                places = program.places[self._spec.layers[index].attention.window]
-                attended = self._attention[index](normed, list(zip(buffers[index], places, strict=True)))
+                where = places[self._spec.layers[index].attention.window]
+                attended = self._attention[index](normed, list(zip(texts, where, strict=True)))
                 normed = self._add(program.x, Branch(attended), index, "attn", self._dense.layers[index]["ffn_norm"])
-                half, routing = self._feed_forward[index], None
+                half, routing, outputs = self._feed_forward[index], None, None
                 if half.mixture is not None:
                     routing = program.routings[index] = half.route(normed)
-                if end is not None and index == end.layer:
-                    end.normed, end.routing = normed, routing
-                    return
-                branch, before = half.branch(normed, routing), index
+                    if end is not None and index == end.layer:
+                        end.normed, end.routing = normed, routing
+                        end.chosen.copy_(routing.topk_ids, non_blocking=True)
+                        end.states.copy_(normed.states, non_blocking=True)
+                        return
+                    outputs = half.routed(normed, routing)
+                branch, before = half.branch(normed, routing, outputs), index
             final = self._add(program.x, branch, before, "ffn", self._dense.outside["final_norm"])
-            program.states = final.states
-            logits = self._lm_head(final, torch.float32 if self._dense.dtype is torch.float32 else None).float()
-            multiplier = self._spec.logit_multiplier
-            program.logits = logits if multiplier == 1 else logits * multiplier
-            if resident := self._resident(program):
-                program.chosen = torch.cat([each.topk_ids.flatten() for each in resident])
+            self._finish(program, final)
 
-        return launch
+        return _Stage(launch, self._recorder)
+
+    def _finish(self, program: _Program, final: Normed) -> None:
+        program.states = final.states
+        logits = self._lm_head(final).float()
+        multiplier = self._spec.logit_multiplier
+        program.logits.copy_(logits if multiplier == 1 else logits * multiplier, non_blocking=True)
+        if program.chosen is not None:
+            chosen = [program.routings[layer].topk_ids.flatten() for layer in program.resident]
+            program.chosen.copy_(torch.cat(chosen), non_blocking=True)
 
     def _add(self, x: Tensor, branch: Branch | None, layer: int, half: str, norm: Tensor) -> Normed:
         """Add a half of a layer to the states, with the norm after it, and norm them for what comes next."""
@@ -244,41 +297,79 @@ class DeviceStep:
         x = self._dense.embed(ids)
         return x if self._spec.embedding_multiplier == 1 else x * self._spec.embedding_multiplier
 
-    def _begin(self, program: _Program, ids: Tensor, caches: Sequence[Cache]) -> None:
+    def _tell(self, program: _Program, ids: Tensor, caches: Sequence[Cache]) -> None:
         """Say which tokens come and where they go, and make room for them in the caches."""
-        program.ids.copy_(ids)
-        each, told = len(ids) // len(caches), set()
-        for index, layer in enumerate(self._spec.layers):
-            for number, cache in enumerate(cache.layers[index] for cache in caches):
-                start = cache.length
-                cache.extend(each)
-                key = layer.attention.window, number
-                if key not in told:
-                    told.add(key)
-                    place = torch.tensor([start, cache.first], dtype=torch.int32)
-                    program.places[layer.attention.window][number].copy_(place)
+        each = len(ids) // len(caches)
+        program.told[: len(ids)] = ids
+        for number, cache in enumerate(caches):
+            starts: dict[int | None, tuple[int, int]] = {}
+            for layer, mine in zip(self._spec.layers, cache.layers, strict=True):
+                start = mine.length
+                mine.extend(each)
+                starts[layer.attention.window] = start, mine.first
+            for window, where in starts.items():
+                place = program.places[window] + 2 * number
+                program.told[place : place + 2] = torch.tensor(where, dtype=torch.int32)
         if not self._dense.has_table:
             program.x.copy_(self._embed(ids))
 
-    def _ask(self, hop: _Hop) -> None:
-        """Let the store's experts compute what the router chose, each where it is."""
-        assert hop.normed is not None and hop.routing is not None
-        mixture = self._feed_forward[hop.layer].mixture
-        assert mixture is not None
-        chosen = hop.routing.topk_ids.cpu()
-        each_output(self._experts, hop.layer, mixture.expert.activation, hop.normed.states, chosen, hop.outputs)
+    def _meanwhile(self, hop: _Hop, half: DeviceFeedForward) -> list[Callable[[], None]]:
+        """What is done between the router's choice and the next stage."""
+        store = self._store
+        assert half.mixture is not None
+        activation = half.mixture.expert.activation
+        if half.experts is None or not isinstance(store, GpuOffloadedExperts):
 
-    def _resident(self, program: _Program) -> list[Routing]:
-        """Of mixtures that never left the device."""
-        asked = {hop.layer for hop in program.hops}
-        return [routing for layer, routing in program.routings.items() if layer not in asked]
+            def ask() -> None:
+                assert hop.normed is not None
+                self._wait()
+                each_output(store, hop.layer, activation, hop.normed.states, hop.chosen, hop.outputs)
+
+            return [ask]
+        told = torch.cuda.Event() if self._recorder is not None else None
+
+        def compute_on_device() -> None:
+            assert hop.normed is not None and hop.routing is not None
+            half.routed(hop.normed, hop.routing, hop.outputs)
+
+        def compute_rest() -> None:
+            if told is not None:
+                told.synchronize()
+            places: dict[int, list[int]] = {}
+            for place, expert in enumerate(hop.chosen.flatten().tolist()):
+                places.setdefault(expert, []).append(place)
+            counts = {expert: len(its) for expert, its in places.items()}
+            rest = store.rest_of(hop.layer, counts, len(hop.states))
+            together = len(hop.states) == 1 and bool(rest) and all(isinstance(each, tuple) for _, each in rest)
+            for group in [rest] if together else [[each] for each in rest]:
+                its = [place for expert, _ in group for place in places[expert]]
+                tokens = [0] if together else [place // hop.chosen.shape[1] for place in its]
+                made = compute(hop.states[tokens], group, activation).flatten(0, 1)
+                for place, row in zip(its, made, strict=True):
+                    hop.made[place] = row
+                    hop.outputs[place].copy_(hop.made[place], non_blocking=True)
+            store.settle(hop.layer, rest)
+
+        stage = _Stage(compute_on_device, self._recorder)
+
+        def tell_and_compute() -> None:
+            if told is not None:
+                told.record()
+            stage()
+            compute_rest()
+
+        return [tell_and_compute]
+
+    def _wait(self) -> None:
+        if self._recorder is not None:
+            torch.cuda.current_stream(self._dense.device).synchronize()
 
     def _count(self, program: _Program, observer: RoutingObserver | None) -> None:
-        """Tell the store how many of its resident experts were used, and the observer which."""
+        """Tell the store how many of its experts on the device were used, and the observer which of all."""
         if program.chosen is not None:
             chosen = program.chosen.tolist()
-            for routing in self._resident(program):
-                count = routing.topk_ids.numel()
+            for layer in program.resident:
+                count = len(program.x) * self._top_k(layer)
                 self._count_hits(len(set(chosen[:count])))
                 del chosen[:count]
         if observer is not None:
@@ -286,7 +377,7 @@ class DeviceStep:
                 observer.record(layer, Routing(*(each.clone() for each in routing)))
 
     def _count_hits(self, experts: int) -> None:
-        statistics = self._experts.statistics
+        statistics = self._store.statistics
         statistics.hits += experts
         if isinstance(statistics, DeviceStatistics):
             statistics.device_hits += experts

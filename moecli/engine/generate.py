@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
 from moecli.engine.block import RoutingObserver
 from moecli.engine.cache import Cache
 from moecli.engine.decoder import Decoder
+from moecli.engine.device import ran_out
 from moecli.engine.drafts import PromptLookup
 from moecli.engine.finite import is_finite, not_finite
 from moecli.engine.sampling import Sampler
@@ -21,6 +23,7 @@ from moecli.kernels.blocking import MAX_TOKENS
 from moecli.store.progress import Progress, silent
 
 _LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -52,13 +55,15 @@ class Timing:
 class Session:
     """One text that grows: the decoder's cache and the ids it holds. Later turns reuse what they share.
 
-    Where there is an encoder, it reads the prompt, and the text is the answer alone.
+    Where there is an encoder, it reads the prompt, and the text is the answer alone. `fall_back`, if there is one, is
+    asked for another decoder and an empty cache when the device's memory runs out, and the text goes on with them.
     """
 
     decoder: Decoder
     cache: Cache
     held: list[int] = field(default_factory=list)
     lookup: bool = False  # drafts are looked up in the text: the same tokens, sooner where it repeats itself
+    fall_back: Callable[[], tuple[Decoder, Cache]] | None = None
     _encoded: list[int] | None = None  # the prompt, where an encoder has read it
     _torn: bool = False  # a forward pass was interrupted: the layers' caches disagree
 
@@ -145,20 +150,47 @@ class Session:
             observer.generated = False
         self._encoded = list(prompt)
         self.held.clear()
-        timing.dropped = self.decoder.read(torch.tensor(self._encoded), self.cache, observer, watch)
+        ids = torch.tensor(self._encoded)
+        timing.dropped = self._in_memory(lambda: self.decoder.read(ids, self.cache, observer, watch), again=False)
         return [self.decoder.spec.start_id]
 
     def _feed(self, ids: list[int], wanted: int, observer: RoutingObserver | None, watch: Progress) -> torch.Tensor:
         """Append `ids` to the text; returns the logits [`wanted`, V] after the last. CheckpointError if not finite."""
+
+        def forward() -> torch.Tensor:
+            states = self.decoder.forward(torch.tensor(ids), self.cache, observer, last_only=wanted == 1, watch=watch)
+            return self.decoder.logits(states[-wanted:]).cpu()
+
         self._torn = True
-        states = self.decoder.forward(torch.tensor(ids), self.cache, observer, last_only=wanted == 1, watch=watch)
+        logits = self._in_memory(forward)
         self.held.extend(ids)
         self._torn = False
-        logits = self.decoder.logits(states[-wanted:]).cpu()
         if not is_finite(logits):
             read = None if self._encoded is None else torch.tensor(self._encoded)
             raise not_finite(self.decoder.first_not_finite(torch.tensor(self.held[-CHUNK:]), read), self.decoder.dtype)
         return logits
+
+    def _in_memory(self, work: Callable[[], _T], again: bool = True) -> _T:
+        """What `work` gives. Where the device has no memory left for it, it is done by what `fall_back` gives, once
+        that has read what the text was so far (unless it is not to be read `again`)."""
+        fallen = False
+        while True:
+            try:
+                if fallen and again:
+                    self._read_again()
+                return work()
+            except RuntimeError as error:
+                if self.fall_back is None or not ran_out(error):
+                    raise
+            self.decoder, self.cache = self.fall_back()  # outside: an error's frames hold what they computed with
+            fallen = True
+
+    def _read_again(self) -> None:
+        self.cache.rewind(0)
+        if self._encoded is not None:
+            self.decoder.read(torch.tensor(self._encoded), self.cache)
+        if self.held:
+            self.decoder.forward(torch.tensor(self.held), self.cache, last_only=True)
 
     def _forget(self, count: int) -> None:
         """The last tokens were not to come."""

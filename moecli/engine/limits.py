@@ -16,8 +16,9 @@ from moecli.kernels.bandwidth import read_bandwidth
 from moecli.kernels.linear import as_matrix, linear
 from moecli.model.spec import ModelSpec
 from moecli.planning import machine, measured
+from moecli.planning.measured import Card
 from moecli.planning.placement import Plan
-from moecli.planning.speed import TYPICAL_DISK, Bandwidths, LinearThroughput
+from moecli.planning.speed import TYPICAL_DISK, Bandwidths, LinearThroughput, Sources
 from moecli.store.expert_record import compute_dtype
 
 _MOST, _LEAST = 256 * 2**20, 4 * 2**20  # of a sample
@@ -33,19 +34,22 @@ def sample_bytes(plan: Plan) -> int:
     return max(_LEAST, min(_MOST, plan.ram.total - machine.peak_rss() - _SLACK))
 
 
-def measure_bandwidths(model: Model, plan: Plan, sample: int) -> Bandwidths:
-    """The bandwidths that this plan's speed depends on, measured now; takes `sample` bytes, and then a few MiB."""
+def measure_bandwidths(model: Model, plan: Plan, sample: int, card: Card | None = None) -> Bandwidths:
+    """The bandwidths that this plan's speed depends on, measured now; takes `sample` bytes, and then a few MiB.
+
+    `card`: what is known of the one that the plan is for.
+    """
     bursts = [model.measure_disk() for _ in range(_BURSTS)] if plan.disk.experts else []
+    disk = max((speed for speed in bursts if speed is not None), default=None)
     found = Bandwidths(
         ram=read_bandwidth(sample),
-        disk=max((speed for speed in bursts if speed is not None), default=TYPICAL_DISK),
+        disk=disk or TYPICAL_DISK,
         linear=_linear(model.spec, plan.memory.dtype),
-        evidence="typical" if plan.device.dense else "measured",  # no device is measured
+        sources=Sources(ram="measured", disk="measured" if disk else "typical"),
     )
-    measured_disk = max((speed for speed in bursts if speed is not None), default=None)
-    measured.remember(ram=found.ram if sample == _MOST else None, disk=measured_disk)
+    measured.remember(ram=found.ram if sample == _MOST else None, disk=disk)
     settings.return_freed_memory()  # the plan's, from here on
-    return found
+    return measured.with_card(found, card)
 
 
 def _linear(spec: ModelSpec, dtype: str) -> LinearThroughput:

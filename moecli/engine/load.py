@@ -19,13 +19,13 @@ from moecli.experts.gpu_offloaded import Capacity, GpuOffloadedExperts
 from moecli.experts.offloaded import OffloadedExperts
 from moecli.experts.pieces import mapped_record
 from moecli.experts.policies import DEFAULT
-from moecli.experts.rates import Rates
 from moecli.experts.resident import checkpoint_experts, packed_experts, store_experts, write_record
 from moecli.experts.store import ExpertStore
 from moecli.formats import FORMATS
 from moecli.kernels.choice import serves
 from moecli.model.spec import ModelSpec
 from moecli.planning.placement import Plan
+from moecli.planning.rates import Rates
 from moecli.store import manifest
 from moecli.store.expert_record import compute_dtype, layer_records
 from moecli.store.packed import PackedStore

@@ -10,24 +10,25 @@ import torch
 from moecli import settings
 from moecli.engine.cache import Cache
 from moecli.engine.decoder import Decoder
-from moecli.engine.device import choose_device, free_vram
+from moecli.engine.device import choose_device, examine
 from moecli.engine.load import Model, check_dtype, open_model
 from moecli.engine.shortage import device_shortage, ram_shortage
 from moecli.engine.team import Team
 from moecli.errors import UsageError, reading
 from moecli.experts.arena import CPU
+from moecli.experts.gpu_offloaded import GpuOffloadedExperts
 from moecli.experts.policies import DEFAULT
 from moecli.library.resolve import ModelRef
 from moecli.model.spec import ModelSpec
 from moecli.planning import choice, machine, measured
+from moecli.planning.measured import Card
 from moecli.planning.placement import Plan, fit
+from moecli.planning.rates import Rates
 from moecli.planning.speed import Throughput, estimate_throughput
 from moecli.store.progress import Progress
 from moecli.text.defaults import GenerationDefaults, read_generation_defaults
 from moecli.text.tokenizer import Tokenizer
 from moecli.units import format_bytes
-
-_NO_DEVICE_KERNEL = ("q8", "q4", "q3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class LoadOptions:
 class OpenedModel:
     """A model whose files are checked and whose weights are not yet read, and the memory that it may take.
 
-    The budgets `ram` and `vram` (None without a device) are bytes, and the same for every plan that is made.
+    The budgets `ram` and `vram` (None without a device) are bytes, and the same for every plan that is made. `card` is
+    what is known of the device.
     """
 
     ref: ModelRef
@@ -60,6 +62,7 @@ class OpenedModel:
     ram: int
     vram: int | None
     team: Team
+    card: Card | None = None
 
     @property
     def name(self) -> str:
@@ -81,13 +84,10 @@ class OpenedModel:
         return self.defaults.eos_ids | (frozenset() if own is None else frozenset({own}))
 
     def vram_for(self, dtype: str) -> int | None:
-        """Bytes of the device that a run in this format may take; None to leave it out.
-
-        A device that nobody named is not given a format that torch must unpack there for every product: measured on an
-        H100, q4 decoded at 7 tokens/s on it and at 340 on the processors beside it.
-        """
-        unpacked = self.options.device == "auto" and dtype in _NO_DEVICE_KERNEL
-        return None if unpacked else self.vram
+        """Bytes of the device that a run in this format may take; None to leave it out."""
+        if self.options.device != "auto":
+            return self.vram
+        return choice.device_for(dtype, self.vram, self.card is None or self.card.kernels)
 
     def plan(self, context: int, batch: int = 1) -> Plan:
         """Where everything goes for `batch` texts of `context` tokens. NotEnoughMemory if it cannot."""
@@ -110,13 +110,19 @@ class OpenedModel:
         self._check_device(plan)
         return plan
 
-    def estimate_throughput(self, plan: Plan) -> Throughput:
-        """What to expect of a plan that reads experts from disk, whose speed is measured now."""
-        speed = self.model.measure_disk()
+    def estimate_throughput(self, plan: Plan, rates: Rates | None = None) -> Throughput:
+        """What to expect of a plan by what is known of this machine, and by the `rates` of its experts, else those that
+        an earlier run measured; where some are read from disk, that is measured now."""
+        speed = self.model.measure_disk() if plan.disk.experts else None
         measured.remember(disk=speed)
-        known = measured.recall()
-        now = known if speed is None else replace(known, disk=speed, evidence="measured")
-        return estimate_throughput(self.spec, plan, now)
+        known = measured.with_card(measured.recall(), self.card)
+        if speed is not None:
+            known = replace(known, disk=speed, sources=replace(known.sources, disk="measured"))
+        return estimate_throughput(self.spec, plan, known, rates=rates or self.known_rates(plan))
+
+    def known_rates(self, plan: Plan) -> Rates | None:
+        """How fast experts as a plan's are copied and computed beside this card; None until a run has measured it."""
+        return self.card.of(plan.memory) if self.card is not None and plan.device.dense else None
 
     def decoder(self, plan: Plan, progress: Progress) -> Decoder:
         """Read the weights as planned; `progress` is told bytes done, of how many."""
@@ -128,7 +134,11 @@ class OpenedModel:
     def load(self, plan: Plan, progress: Progress) -> LoadedModel:
         """Read the weights as planned, and reserve the cache for a text as long as the plan's context."""
         decoder = self.decoder(plan, progress)
-        return LoadedModel(self, plan, decoder, decoder.new_cache(plan.memory.context, plan.memory.chunk))
+        cache = decoder.new_cache(plan.memory.context, plan.memory.chunk)
+        loaded = LoadedModel(self, plan, decoder, cache)
+        if self.card is not None and loaded.rates is not None:
+            measured.remember(card=self.card.knowing(plan.memory, loaded.rates))
+        return loaded
 
     def _check_device(self, plan: Plan) -> None:
         """NotEnoughMemory if a GPU was asked for by name and holds nothing. `auto` goes on without it."""
@@ -158,6 +168,12 @@ class LoadedModel:
         """Where dense weights and cache are."""
         return self.decoder.device
 
+    @property
+    def rates(self) -> Rates | None:
+        """How fast experts are copied to the device and computed on either side; None without a device."""
+        experts = self.decoder.experts
+        return experts.rates if isinstance(experts, GpuOffloadedExperts) else None
+
 
 def open_for_run(ref: ModelRef, options: LoadOptions) -> OpenedModel:
     """Check all that a model on this machine consists of, and read everything but its weights.
@@ -175,7 +191,6 @@ def open_for_run(ref: ModelRef, options: LoadOptions) -> OpenedModel:
         defaults = read_generation_defaults(ref.weights)
         tokenizer = Tokenizer.load(ref.weights, ref.tokenizer)
     ram = machine.free_ram() if options.ram is None else options.ram
-    vram = options.vram
-    if vram is None and device.type != "cpu":
-        vram = free_vram(device)
-    return OpenedModel(ref, options, model, tokenizer, defaults, device, ram, vram, team)
+    card = None if device.type == "cpu" else examine(device)
+    vram = card.free if card is not None and options.vram is None else options.vram
+    return OpenedModel(ref, options, model, tokenizer, defaults, device, ram, vram, team, card)

@@ -93,6 +93,38 @@ class Sampler:
         return int(ids[_invert(probabilities, draw)])
 
 
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """The log-probability of a token, and of the likeliest in its place by id, best first.
+
+    They are the model's own: before temperature, penalty and filters.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+def score(logits: Tensor, token_id: int, top: int) -> TokenScore:
+    """Of one token among float32 `logits` [V], beside the `top` likeliest."""
+    scores = logits.log_softmax(-1)
+    values, ids = scores.topk(min(top, len(scores)))
+    return TokenScore(token_id, float(scores[token_id]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+
+
+class ScoringSampler(Sampler):
+    """Also keeps the score of each token that it draws, in `scores`."""
+
+    def __init__(self, sampling: Sampling, seed: int, top: int, scores: list[TokenScore]) -> None:
+        super().__init__(sampling, seed)
+        self._top, self._scores = top, scores
+
+    def pick(self, logits: Tensor, seen: Collection[int]) -> int:
+        token = super().pick(logits, seen)
+        self._scores.append(score(logits, token, self._top))
+        return token
+
+
 def _penalise(logits: Tensor, seen: Collection[int], penalty: float) -> Tensor:
     """CTRL's rule (arXiv 1909.05858): seen tokens' logits shrink towards less likely."""
     ids = torch.tensor(sorted(set(seen)))

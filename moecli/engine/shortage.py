@@ -11,6 +11,8 @@ from moecli.library.resolve import ModelRef
 from moecli.planning.placement import Plan, least_device
 from moecli.units import format_bytes, round_up
 
+LESS_OF_THE_DEVICE = "end other programs that use it, or leave it less: --vram bounds it, --device cpu does without"
+
 
 def ram_shortage(ref: ModelRef, plans: Sequence[Plan], streams: bool, packed: Plan | None = None) -> NotEnoughMemory:
     """None of a model's plans runs. `streams`: whether its experts can stay on disk; `packed`: once they can."""
@@ -52,4 +54,13 @@ def device_shortage(ref: ModelRef, plan: Plan, budget: int, device: torch.device
         f"'{ref.name}' in {plan.memory.dtype} needs {format_bytes(least)} on {device}{experts}, "
         f"and the budget is {format_bytes(budget)}",
         f"--vram {round_up(least)} if there is so much; a shorter --ctx needs less; --device cpu needs none",
+    )
+
+
+def device_full(ref: ModelRef, plan: Plan, device: torch.device) -> NotEnoughMemory:
+    """The device ran out of memory, and what would leave it has no other place."""
+    return NotEnoughMemory(
+        f"{device} ran out of memory: '{ref.name}' in {plan.memory.dtype} was to take "
+        f"{format_bytes(plan.device.total)} of it",
+        LESS_OF_THE_DEVICE,
     )

@@ -36,6 +36,11 @@ class Arena:
     def __len__(self) -> int:
         return len(self._data)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the slots are."""
+        return self._data.device
+
     def slot(self, index: int) -> Tensor:
         """The bytes of one slot: uint8 [size]."""
         return self._data[index]

@@ -39,6 +39,9 @@ class Copies:
     def used(self, slot: int) -> None:
         """What computes with a device slot has been started: later copies into it wait for that."""
 
+    def follow(self) -> None:
+        """Let later copies wait for all computation that has been started, whichever slots it is with."""
+
     def wait(self, host: int) -> None:
         """Wait until no copy reads or writes a host slot."""
 
@@ -79,6 +82,9 @@ class StreamCopies(Copies):
 
     def used(self, slot: int) -> None:
         self._computed[slot] = torch.cuda.current_stream(self._device).record_event()
+
+    def follow(self) -> None:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def wait(self, host: int) -> None:
         if event := self._busy.pop(host, None):

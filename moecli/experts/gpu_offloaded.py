@@ -16,18 +16,19 @@ from moecli.experts.copies import Copies, Parts, copies_for
 from moecli.experts.disk import Disk
 from moecli.experts.pieces import PiecewiseExpert, as_expert
 from moecli.experts.policies import POLICIES
-from moecli.experts.rates import Rates, cheaper, measure, split
+from moecli.experts.rates import measure
 from moecli.experts.readers import PendingRead, Readers
 from moecli.experts.slot_map import Lookup, Place, SlotMap
 from moecli.experts.store import Group, Statistics, Streamed
-from moecli.kernels.blocking import STAGED
+from moecli.kernels.blocking import MAX_TOKENS, STAGED
 from moecli.kernels.linear import Expert, Matrix, Packed
 from moecli.model.spec import ModelSpec
+from moecli.planning.rates import Rates, cheaper, split
 from moecli.store.expert_record import Record, slots_per_layer
 from moecli.store.packed import PackedStore
 
 Write = Callable[[int, int, Tensor], None]  # layer, expert, and the host memory that its record goes to
-_EXCHANGES = 1 / 32  # with RAM, per expert computed on the CPU: little traffic beside that of computing
+EXCHANGES = 1 / 32  # with RAM, per expert computed on the CPU: little traffic beside that of computing
 
 
 @dataclass(slots=True)
@@ -81,18 +82,21 @@ class GpuOffloadedExperts:
             places = [Place(True, next(device)) for _ in range(first)]
             places += [Place(False, next(ram)) for _ in range(count - first)]
             self._layers[layer] = SlotMap(places, POLICIES[policy].new())
+        self._experts = {layer: mixture.router.experts for layer, mixture in spec.mixtures}
+        self._tables: dict[int, Tensor] = {}
+        self._by_table = False  # whether slots have been computed with by a table since copies last waited for that
         self._credit = 0.0  # exchanges that may be made
         self.statistics = DeviceStatistics(budget_bytes=sum(anywhere) * size)
         self._disk = None if store is None else Disk(store, self.statistics, Readers())
         layer, mixture = spec.mixtures[0]
-        self._rates = rates or measure(
+        self.rates = rates or measure(
             records[layer], mixture.expert.activation, capacity.compute, self._device, self._ram, self._copies
         )
 
     def fill(self, write: Write, progress: Callable[[int, int], None]) -> None:
         """Put every expert in its place now; there is one for each. `progress` is told bytes done, of how many."""
         size = self._ram.size
-        passing = Arena(1, size, copied_to=self._device.slot(0).device).slot(0)
+        passing = Arena(1, size, copied_to=self._device.device).slot(0)
         done, total = 0, size * sum(map(len, self._layers.values()))
         for number, layer in self._layers.items():
             found = layer.find(dict.fromkeys(range(len(layer)), 0), 1)
@@ -110,12 +114,44 @@ class GpuOffloadedExperts:
         """None: experts of any layer may move."""
 
     def records(self, layer: int) -> Tensor | None:
-        """Where the record of every expert of a layer begins, int64 [E], once all have their place in the device."""
-        slots = self._layers[layer].residents()
-        if slots is None:
-            return None
-        begins = [self._device.slot(slots[expert]).data_ptr() for expert in range(len(slots))]
-        return torch.tensor(begins, device=self._device.slot(0).device)
+        """Where the record of every expert of a layer begins in the device, int64 [E] there; 0 for those in RAM.
+
+        None where some are on disk, or are copied to be computed. The table is the same tensor as long as the store,
+        and changes when experts change places.
+        """
+        if layer not in self._tables and self._places_all(layer):
+            self._tables[layer] = torch.zeros(self._experts[layer], dtype=torch.int64, device=self._device.device)
+            self._update(layer)
+        return self._tables.get(layer)
+
+    def _places_all(self, layer: int) -> bool:
+        """Whether a step of a few tokens finds every expert where it is computed."""
+        places, experts = self._layers[layer], self._experts[layer]
+        stays = not cheaper(MAX_TOKENS, self._records[layer].size, self._rates)
+        return places.filled_places == experts and (stays or len(places.residents) == experts)
+
+    def _update(self, layer: int) -> None:
+        table = [0] * self._experts[layer]
+        for expert, slot in self._layers[layer].residents.items():
+            table[expert] = self._device.slot(slot).data_ptr()
+        self._tables[layer].copy_(torch.tensor(table))
+
+    def rest_of(self, layer: int, counts: dict[int, int], tokens: int) -> Group:
+        """Those in RAM of a pass whose others are computed by `records`."""
+        found = self._layers[layer].find(counts, tokens)
+        self._count(found)
+        self._by_table = True
+        return [(expert, self._in_ram(layer, found.ram[expert])) for expert in sorted(found.ram)]
+
+    def settle(self, layer: int, rest: Group) -> None:
+        """After a pass by `rest_of`, with all of it started: one of the rest may go to the device for another."""
+        self._credit = min(1.0, self._credit + len(rest) * _EXCHANGES)
+        if self._credit < 1.0 or not rest:
+            return
+        places = self._layers[layer]
+        best = places.strongest([expert for expert, _ in rest])
+        if self._promote(layer, best, places.in_ram(best), [best]) is not None:
+            self._credit = 0.0
 
     def iter_ready(self, layer: int, counts: dict[int, int], tokens: int) -> Generator[Group, None, None]:
         """Those on the device and in RAM first, then those from disk as they arrive."""
@@ -153,12 +189,13 @@ class GpuOffloadedExperts:
         record = self._records[layer]
         if found.device:
             yield from self._on_device(layer, found.device)
-        copied = split({expert: counts[expert] for expert in found.ram}, record.size, self._rates)
+        busy = sum(self.rates.device.seconds(counts[expert], record.size) for expert in found.device)
+        copied, _ = split({expert: counts[expert] for expert in found.ram}, record.size, self.rates, busy)
         for expert in copied:
             yield from self._copied(layer, expert, found.ram[expert], counts)
         if stay := found.ram.keys() - copied:
             yield [(expert, self._in_ram(layer, found.ram[expert])) for expert in sorted(stay)]
-            self._credit = min(1.0, self._credit + len(stay) * _EXCHANGES)
+            self._credit = min(1.0, self._credit + len(stay) * EXCHANGES)
             if self._credit == 1.0:
                 best = self._layers[layer].strongest(stay)
                 if self._promote(layer, best, found.ram[best], counts) is not None:
@@ -168,7 +205,7 @@ class GpuOffloadedExperts:
         """One that was read into RAM."""
         index = found.to_ram[expert]
         self._layers[layer].filled(expert)
-        if cheaper(counts[expert], self._records[layer].size, self._rates):
+        if cheaper(counts[expert], self._records[layer].size, self.rates):
             yield from self._copied(layer, expert, index, counts)
         else:
             yield [(expert, self._in_ram(layer, index))]
@@ -183,7 +220,7 @@ class GpuOffloadedExperts:
             self._upload_parts(index, record, data)
             self._layers[layer].filled(expert)
             yield from self._on_device(layer, {expert: index})
-        elif cheaper(counts[expert], record.size, self._rates):
+        elif cheaper(counts[expert], record.size, self.rates):
             with self._borrowed() as index:
                 self._upload_parts(index, record, data)
                 yield from self._on_device(layer, {expert: index})
@@ -214,15 +251,26 @@ class GpuOffloadedExperts:
         if (leaving := places.weaker(expert, asked)) is None:
             return None
         slot = self._spare.popleft()
+        self._follow()
         self._upload(slot, index)
         freed = places.exchange(expert, leaving, slot)
         self._copies.download(freed, self._ram.slot(index), index)
         self._spare.append(freed)
+        if layer in self._tables:
+            self._copies.ready(slot)  # whoever reads the table does not ask
+            self._update(layer)
         return slot
+
+    def _follow(self) -> None:
+        """Slots that were read by the table are not known to the copies: these wait for all that computes."""
+        if self._by_table:
+            self._copies.follow()
+            self._by_table = False
 
     @contextmanager
     def _borrowed(self) -> Iterator[int]:
         slot = self._spare.popleft()
+        self._follow()
         try:
             yield slot
         finally:

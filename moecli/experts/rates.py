@@ -1,69 +1,27 @@
-"""How long an expert takes on the CPU and by way of the device, measured; and which of the two it should go."""
+"""How long an expert takes on the CPU and by way of the device, measured; and how fast a card and its link are."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import cycle
 
 import torch
 
 from moecli.experts.arena import CPU, Arena
-from moecli.experts.copies import Copies
+from moecli.experts.copies import Copies, copies_for
 from moecli.experts.pieces import as_expert
 from moecli.experts.store import Streamed, compute
 from moecli.kernels.linear import Expert
 from moecli.model.spec import Activation
+from moecli.planning.measured import CardSpeeds
+from moecli.planning.rates import Pace, Rates
 from moecli.store.expert_record import Record
 
 _MANY = 32  # tokens of the larger of two measurements
 _TRIALS, _TRIAL_S = 3, 0.05  # at least so many, at least so long
 _COLD = 128 * 2**20  # bytes of weights taken in turn, so that no cache holds them
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Multiplying with weights: bytes per second for one token, and what each further one adds, as a share of that."""
-
-    bytes_per_s: float
-    further: float
-
-    def seconds(self, tokens: int, size: int) -> float:
-        return size / self.bytes_per_s * (1 + self.further * (tokens - 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Copying to the device in bytes per second, and computing here and there."""
-
-    copy: float
-    host: Pace
-    device: Pace
-
-
-def cheaper(tokens: int, size: int, rates: Rates) -> bool:
-    """Whether copying one record of `size` bytes and computing it on the device beats computing it on the CPU."""
-    return size / rates.copy + rates.device.seconds(tokens, size) < rates.host.seconds(tokens, size)
-
-
-def split(counts: Mapping[int, int], size: int, rates: Rates) -> list[int]:
-    """Which experts, by number of tokens each, to copy while the CPU computes the rest, so that both end soon.
-
-    Those with most tokens choose first. Copying the next one goes on while the device computes with the last.
-    """
-    copied = []
-    copying = computing = host = 0.0  # when each is free again
-    for expert, tokens in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        uploaded = copying + size / rates.copy
-        there = max(uploaded, computing) + rates.device.seconds(tokens, size)
-        here = host + rates.host.seconds(tokens, size)
-        if there < here:
-            copied.append(expert)
-            copying, computing = uploaded, there
-        else:
-            host = here
-    return copied
+_LARGE = 64 * 2**20  # bytes of a copy whose beginning costs nothing
 
 
 def measure(
@@ -71,7 +29,7 @@ def measure(
 ) -> Rates:
     """Time copies of records to the first device slot, and computations on either side. Overwrites free slots."""
     if len(ram) == 0:
-        ram = Arena(1, record.stride)
+        ram = Arena(1, record.stride, copied_to=slots.slot(0).device)
     count = max(1, min(len(ram), _COLD // record.stride))
     for index in range(count):
         ram.slot(index).zero_()
@@ -96,6 +54,28 @@ def measure(
         there = copies.ready(0)
         host = pace(on_host, CPU)
         return Rates(bandwidth, host, pace([as_expert(record, there)], there.device) if there.device != CPU else host)
+
+
+def card_speeds(device: torch.device, size: int = _LARGE) -> CardSpeeds:
+    """How fast a device copies its own memory, and pinned memory to and from it. Takes 2 x `size` bytes of it for now,
+    and `size` of RAM."""
+    slots, ram = Arena(2, size, device), Arena(1, size, copied_to=device)
+    copies = copies_for(slots, device)
+    ram.slot(0).zero_()
+
+    def inside() -> None:
+        slots.slot(1).copy_(slots.slot(0))
+        copies.synchronize()
+
+    def up() -> None:
+        copies.upload(0, ram.slot(0), 0)
+        copies.wait(0)
+
+    def down() -> None:
+        copies.download(0, ram.slot(0), 0)
+        copies.wait(0)
+
+    return CardSpeeds(2 * size / _fastest(inside), size / _fastest(up), size / _fastest(down))
 
 
 def _fastest(work: Callable[[], object]) -> float:

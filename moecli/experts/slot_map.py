@@ -60,11 +60,20 @@ class SlotMap:
                 (found.to_device if place.on_device else found.to_ram)[expert] = place.index
         return found
 
-    def residents(self) -> dict[int, int] | None:
-        """The slot of each expert if all of a layer are in the device, where nothing can change; else None."""
-        if not all(place.on_device for place in self._places) or len(self._owners) < len(self._places):
-            return None
-        return {expert: self._places[slot].index for slot, expert in self._owners.items()}
+    @property
+    def filled_places(self) -> int:
+        """How many have an expert in them."""
+        return len(self._owners)
+
+    @property
+    def residents(self) -> dict[int, int]:
+        """The experts in the device, and the slot of each."""
+        places = {expert: self._places[slot] for slot, expert in self._owners.items()}
+        return {expert: place.index for expert, place in places.items() if place.on_device}
+
+    def in_ram(self, expert: int) -> int:
+        """The slot in RAM that an expert is in."""
+        return self._places[self._slot[expert]].index
 
     def filled(self, expert: int) -> None:
         """The bytes of this expert are in its slot."""

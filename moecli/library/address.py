@@ -45,8 +45,8 @@ def plain(pasted: str) -> str:
     if not hub_cache.is_repo(repo):
         raise ModelNotFound(f"{_shown(text)} names no model", "type a model as org/name")
     if colon:
-        hint = f"type {repo}; --dtype q4 packs it"
-        raise ModelNotFound(f"{_shown(text)} chooses a GGUF file, which is not read here", hint)
+        hint = "fetch the file and name it, as ./model.gguf; or type the id of the model that it was made from"
+        raise ModelNotFound(f"{_shown(text)} chooses a GGUF file of a repository, which is not fetched", hint)
     if at and (revision == "refs" or not at_hub):  # refs/pr/4, or a branch with a slash in its name
         revision, rest = "/".join([revision, *rest[: 2 if at_hub else None]]), []
     found = revision if at else _revision(rest)

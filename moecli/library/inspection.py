@@ -10,6 +10,7 @@ from typing import Any
 
 from moecli.checkpoint.files import container, names_in
 from moecli.checkpoint.folder import Checkpoint
+from moecli.checkpoint.gguf import noted_file
 from moecli.checkpoint.inventory import Inventory, take_inventory
 from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import NetworkError, reading
@@ -93,7 +94,7 @@ def inspect(ref: ModelRef, ask_hub: bool = False) -> Report:
             if entry is None or ref.revision != entry.revision:
                 raise
             return replace(inspect(ref if ref.entry else known(entry.alias)), fallback=error.message)
-    if ref.file is not None and ref.kind is not Kind.FILE:
+    if ref.file is not None:
         kind = Kind.CACHE if ref.repo else Kind.CONFIG
         return _report(ref, kind, str(ref.file), ref.revision, families.load_config(ref.file))
     if ref.entry is not None:
@@ -117,10 +118,11 @@ def _from_folder(ref: ModelRef, folder: Path) -> Report:
     config = families.load_config(folder / "config.json")
     with reading(folder):
         names = names_in(folder)
-        tensors = Checkpoint.open(folder).tensors if any(map(container(names).holds, names)) else None
+        whole = noted_file(folder) is not None or any(map(container(names).holds, names))
+        tensors = Checkpoint.open(folder).tensors if whole else None
     if tensors is None:
         return _report(ref, Kind.CONFIG, str(folder / "config.json"), None, config)
-    return _report(ref, ref.kind, str(folder), ref.commit, config, tensors)
+    return _report(ref, ref.kind, str(ref.file or folder), ref.commit, config, tensors)
 
 
 def _from_store(ref: ModelRef, store: PackedStore) -> Report:
@@ -154,7 +156,8 @@ def _report(
     counts = params.count(spec)
     entry = ref.entry or (catalog.port(ref.repo) if ref.repo else None)
     published = entry.published if entry else None
-    inventory = take_inventory(header, family, spec, counts, _group_size(config)) if header else None
+    scheme = families.quantization_scheme(config)
+    inventory = take_inventory(header, family, spec, counts, _group_size(config), scheme) if header else None
     return Report(
         model=ref.name,
         source=kind,

@@ -26,7 +26,8 @@ from moecli.library import stores
 from moecli.library.pull import Proposal, propose
 from moecli.library.resolve import ModelRef
 from moecli.library.tokenizers import lay
-from moecli.planning.estimate import Budget
+from moecli.planning.estimate import Budget, estimate_one
+from moecli.planning.memory import default_context
 from moecli.store import journal
 from moecli.store.filesystem import free_space
 from moecli.store.incremental import packing_shards
@@ -67,7 +68,7 @@ def propose_packed(
     budget: Budget | None = None,
     context: int | None = None,
 ) -> PackedPull:
-    """Ask the Hub about a model and the headers of its shards; "auto" is as it is stored.
+    """Ask the Hub about a model and the headers of its shards; "auto" is `Weights.packed_dtype`.
 
     ConfigError or CheckpointError for what cannot be packed, DiskError if `target` is something else.
     """
@@ -76,7 +77,10 @@ def propose_packed(
     if not keep:
         manifest = replace(manifest, texts=tuple(file for file in manifest.texts if is_text(file.name)))
     weights = announced(ref.name, manifest.config, partial(_tensors, manifest, tell))
-    layout = choose_layout(weights, weights.dtype if dtype == "auto" else dtype)
+    layout = choose_layout(weights, weights.packed_dtype if dtype == "auto" else dtype)
+    if dtype == "auto" and layout.dtype != weights.dtype:
+        budget, context = budget or Budget.of(), context or default_context(weights.spec)
+        proposal = replace(proposal, estimate=estimate_one(weights.spec, budget, layout.dtype, context))
     target = target or stores.default_folder(ref.name, layout.dtype)
     fingerprint = header_fingerprint(weights.checkpoint.tensors.values())
     origin = Origin(ref.name, manifest.repo, manifest.commit, None, fingerprint)
@@ -166,7 +170,7 @@ def _pending(target: Path, weights: Weights, layout: StoreLayout, origin: Origin
     """The shards that are still to be packed. Nothing is begun for that."""
     if journal.read_plan(partial_folder(target)) is None:
         sources = (source for job in jobs(weights, layout) for source in job.sources)
-        return list(dict.fromkeys(source.stored.path.as_posix() for source in sources))
+        return list(dict.fromkeys(part.path.as_posix() for source in sources for part in source.stored.parts))
     with packing_shards(target, weights, layout, origin) as packer:
         return packer.pending
 

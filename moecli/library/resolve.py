@@ -13,7 +13,7 @@ from moecli.checkpoint.files import RELEASE_FOLDER
 from moecli.errors import ModelNotFound, UsageError, printable
 from moecli.formats import FORMATS, nearest
 from moecli.hub import cache as hub_cache
-from moecli.library import address, stores
+from moecli.library import address, gguf, stores
 from moecli.library.stores import LocalStore
 from moecli.model import catalog
 from moecli.store import manifest
@@ -50,8 +50,8 @@ class ModelRef:
     typed: str  # as on the command line: what hints repeat
     name: str  # as shown
     kind: Kind
-    folder: Path | None = None  # a checkpoint or packed model that can be run
-    file: Path | None = None  # a whole model in one file; else a config.json whose weights are not here
+    folder: Path | None = None  # a checkpoint or packed model that can be run; of a file, what it says written out
+    file: Path | None = None  # a whole model in one file; or a config.json whose weights are not here
     repo: str | None = None
     revision: str | None = None
     entry: catalog.Entry | None = None
@@ -66,7 +66,7 @@ class ModelRef:
     @property
     def by_path(self) -> bool:
         """Whether the user named a file or folder."""
-        return (self.folder or self.file) == path_named(self.typed)
+        return path_named(self.typed) in (self.folder, self.file)
 
     @property
     def by_hub_id(self) -> bool:
@@ -198,7 +198,7 @@ def _from_path(model: str) -> ModelRef:
     if not hub_cache.is_file(path):
         raise ModelNotFound(f"there is no folder '{shown}'")
     if path.suffix in _WEIGHT_FILES:
-        return ModelRef(model, path.stem, Kind.FILE, file=path)
+        return ModelRef(model, path.stem, Kind.FILE, gguf.unfolded(path), path)
     if path.suffix != ".json":
         raise _is_a_file(shown)
     name = _folder_name(path.parent) if path.name == "config.json" else path.stem
@@ -260,8 +260,6 @@ def packed_from(names: tuple[str | None, ...], dtype: str) -> LocalStore | None:
 
 def _no_weights(ref: ModelRef) -> ModelNotFound:
     name = ref.name
-    if ref.kind is Kind.FILE:
-        return _is_a_file(_shown(str(ref.file)))
     if ref.file is not None:
         return ModelNotFound(f"'{_shown(str(ref.file))}' is a configuration without weights", _NAME_FOLDER)
     return ModelNotFound(f"the built-in model '{name}' is missing from this installation", "reinstall moecli")

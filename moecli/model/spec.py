@@ -337,9 +337,24 @@ class ModelSpec:
         return tuple((index, layer.ffn) for index, layer in enumerate(self.blocks) if isinstance(layer.ffn, Mixture))
 
 
+# The quantised formats whose weights are read, by the names that screens have for them; then those of GGUF files.
+DECODED = frozenset(
+    {
+        "fp8", "int8", "gptq", "awq", "compressed-tensors 4-bit", "compressed-tensors fp8", "bitsandbytes 4-bit",
+        "bitsandbytes 8-bit", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
+        "IQ4_XS", "MXFP4",
+    }
+)  # fmt: skip
+
+
+def is_decoded(quantised: str | None) -> bool:
+    """Whether weights of this format can be read; None: plain numbers."""
+    return quantised is None or quantised in DECODED
+
+
 def lacks(spec: ModelSpec, quantised: str | None) -> tuple[str, ...]:
     """What the engine lacks for a model whose weights are stored so: mathematics first, then the format."""
-    return (*spec.lacks, f"{quantised} weights") if quantised else spec.lacks
+    return spec.lacks if is_decoded(quantised) else (*spec.lacks, f"{quantised} weights")
 
 
 def alike(layers: Sequence[Layer]) -> list[tuple[Layer, int]]:

@@ -88,6 +88,9 @@ def _facts(loaded: LoadedModel, result: Result) -> list[tuple[str, str]]:
         ("weights", f"{format_bytes(per_token)} for each token; loaded in {figure(result.load_s)} s"),
         ("RAM", ram),
     ]
+    if plan.device.dense:
+        source = "" if bandwidths.sources.device == "measured" else f" ({bandwidths.sources.device})"
+        rows.append(("GPU", f"{_rate(bandwidths.device)}, over its link {_rate(bandwidths.link)}{source}"))
     if result.disk_rate is not None and result.hit_rate is not None:
         rows += [
             ("disk", f"reads {_rate(bandwidths.disk)}; {_rate(result.disk_rate)} while experts were read"),

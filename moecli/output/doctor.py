@@ -16,6 +16,7 @@ from moecli.doctor.models import Held
 from moecli.doctor.problem import Problem
 from moecli.doctor.processor import Processor
 from moecli.output import tables
+from moecli.planning.choice import DEVICE_KERNELS
 from moecli.units import format_bytes
 
 _Row = tuple[str, str]
@@ -46,6 +47,14 @@ def _rows(found: Examination) -> Iterator[_Row]:
         free = "" if gpu.free_bytes is None else f", {format_bytes(gpu.free_bytes)} free"
         size = f"{format_bytes(gpu.total_bytes)}{free}"
         yield "GPU", f"{gpu.name}, {size}, compute capability {gpu.compute_capability}"
+        if not gpu.failure:
+            whose = (
+                "by moecli's own kernels" if gpu.kernels else "left to the processor, no kernels of moecli run there"
+            )
+            yield "", f"{', '.join(DEVICE_KERNELS)}: {whose}"
+        if gpu.memory_bytes_per_s and gpu.up_bytes_per_s and gpu.down_bytes_per_s:
+            link = f"{_rate(gpu.up_bytes_per_s)} to it, {_rate(gpu.down_bytes_per_s)} back"
+            yield "", f"copies {_rate(gpu.memory_bytes_per_s)} of its own memory; its link {link}"
     if found.graphics.absence:
         yield "GPU", f"none: {found.graphics.absence}"
     for disk in found.disks:
@@ -120,6 +129,10 @@ def _disk(disk: Disk) -> Iterator[_Row]:
 
 def _speed(bytes_per_s: float | None, reason: str | None) -> str:
     return f"speed not measured: {reason}" if bytes_per_s is None else f"reads {format_bytes(bytes_per_s)}/s"
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{format_bytes(bytes_per_s)}/s"
 
 
 def _held(held: Held) -> str:

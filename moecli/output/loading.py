@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from moecli.output import terminal
+from moecli.planning.placement import least_device
+from moecli.planning.rates import copied_from
 from moecli.store.progress import Progress
 from moecli.units import figure, format_bytes, format_duration
 
 if TYPE_CHECKING:
     from moecli.engine.chat import GenerationConfig
+    from moecli.engine.loaded import LoadedModel
     from moecli.planning.placement import Plan, Tier
+    from moecli.planning.rates import Rates
     from moecli.planning.speed import Throughput
 
 
@@ -26,13 +30,49 @@ def explain(plan: Plan) -> str:
     need = plan.memory
     lines = [f"{need.dtype}, context {need.context:,}, prompt in blocks of {need.block:,} and chunks of {need.chunk:,}"]
     lines += [f"  {term.name:<15} {format_bytes(term.bytes):>9} = {term.formula}" for term in need.terms if term.bytes]
-    lines.append(f"  RAM budget {format_bytes(plan.ram_budget)}; all in RAM takes {format_bytes(plan.full_ram)}")
+    device = "" if plan.device_budget is None else f", device budget {format_bytes(plan.device_budget)}"
+    whole = f"{'the rest' if plan.device.dense else 'all'} in RAM takes {format_bytes(plan.full_ram)}"
+    lines.append(f"  RAM budget {format_bytes(plan.ram_budget)}{device}; {whole}")
     for name, tier in (("device", plan.device), ("RAM", plan.ram)):
         if tier.total:
             lines.append(f"  {name}: {_tier(plan, tier)}")
     if plan.disk.experts:
         lines.append(f"  disk: {plan.disk.experts:,} of {need.expert_count:,} experts")
     return "\n".join(lines)
+
+
+def reasons(loaded: LoadedModel) -> str:
+    """Once it is loaded: why its experts are computed where they are, and what speed to expect, a line each."""
+    plan, opened = loaded.plan, loaded.opened
+    lines = []
+    if opened.vram is not None and not plan.device.dense:
+        lines.append(f"  {opened.asked_device} is left out: {_left_out(plan)}")
+    if (rates := loaded.rates) and plan.ram.experts + plan.disk.experts:
+        lines.append(f"  an expert elsewhere {_elsewhere(plan, rates, loaded.device)}")
+    if plan.fits:
+        expected = opened.estimate_throughput(plan, rates)
+        lines.append(f"  expect about {_expected(expected)}")
+    return "\n".join(lines)
+
+
+def _left_out(plan: Plan) -> str:
+    if plan.device_budget is None:
+        return f"torch would unpack {plan.memory.dtype} there for every product; --device cuda insists"
+    return f"{format_bytes(least_device(plan.memory))} are needed there before any expert"
+
+
+def _elsewhere(plan: Plan, rates: Rates, device: object) -> str:
+    """Where one is computed that is not on the device, and by which figures."""
+    copied = f"copied to {device} at {rates.copy / 1e9:.1f} GB/s"
+    here = f"computed by the processor at {rates.host.bytes_per_s / 1e9:.1f} GB/s"
+    first = copied_from(plan.memory.bytes_per_expert, rates)
+    if first == 1:
+        return f"is {copied}, instead of {here}"
+    return f"is {here}, {f'from {first:,} tokens on' if first else 'instead of'} {copied}"
+
+
+def _expected(speed: Throughput) -> str:
+    return f"{figure(speed.middle)} tokens/s ({figure(speed.low)} to {figure(speed.high)}, {speed.evidence} bandwidths)"
 
 
 def _tier(plan: Plan, tier: Tier) -> str:
@@ -65,8 +105,7 @@ def sampled(config: GenerationConfig) -> str:
 def expectation(plan: Plan, speed: Throughput) -> str:
     """One line: what is read from disk, and how fast that will be."""
     return (
-        f"{plan.disk.experts:,} of {plan.memory.expert_count:,} experts stay on disk: expect about "
-        f"{figure(speed.middle)} tokens/s ({figure(speed.low)} to {figure(speed.high)}, {speed.evidence} bandwidths)"
+        f"{plan.disk.experts:,} of {plan.memory.expert_count:,} experts stay on disk: expect about {_expected(speed)}"
     )
 
 

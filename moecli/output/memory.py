@@ -20,10 +20,13 @@ from moecli.planning.estimate import Estimate, Result
 from moecli.planning.gpus import GPUS
 from moecli.planning.memory import estimate_memory, read_bytes_per_token
 from moecli.planning.placement import Plan, Tier
-from moecli.planning.speed import Throughput
+from moecli.planning.speed import Place, Source, Throughput, places
 from moecli.units import figure, format_bytes, round_up
 
 _FROM = {"vram": "in VRAM", "ram": "in RAM", "disk": "from disk", None: "no"}
+_SOURCES: dict[Source, str] = {
+    "measured": "measured here", "given": "as given", "maker": "as its maker prints it", "typical": "typical"
+}  # fmt: skip
 _NARROW, _WIDE = 60, 90  # columns below which a table leaves out what can be spared
 
 
@@ -49,7 +52,8 @@ def screen(subject: Subject, explain: bool, no_color: bool) -> None:
     if result.asked:
         parts.append(_placement(result))
     else:
-        parts.append(tables.Facts([("for", _machine(result)), *_recommendation(subject), *_ending(subject)]))
+        rows = [("for", _machine(result)), *_recommendation(subject), *_figures(result), *_ending(subject)]
+        parts.append(tables.Facts(rows))
     tables.show(to, *parts)
 
 
@@ -78,8 +82,11 @@ def comparison(subjects: Sequence[Subject], no_color: bool) -> None:
 
 def gpus(no_color: bool) -> None:
     """Print the GPUs that --gpu knows."""
-    rows = [(each.name, format_bytes(each.memory), f"{each.bandwidth / 1e9:,.0f} GB/s") for each in GPUS.values()]
-    tables.show(tables.console(no_color), tables.grid(("--gpu", "memory", "bandwidth"), rows))
+    rows = [
+        (each.name, format_bytes(each.memory), _gigabytes(each.bandwidth), f"{each.pcie}.0 x{each.lanes}")
+        for each in GPUS.values()
+    ]
+    tables.show(tables.console(no_color), tables.grid(("--gpu", "memory", "bandwidth", "PCIe"), rows))
 
 
 def largest_context(result: Result) -> None:
@@ -229,10 +236,35 @@ def _verdict(subject: Subject) -> list[tuple[str, str]]:
         band = _band(one.speed.first_token_low_s, one.speed.first_token_high_s)
         rows.append(("speed", speed(one.speed)))
         rows.append(("first token", f"after about {figure(first)} s ({band}) of a prompt of 512"))
+        rows += _figures(result)
     rows.append(("reads", f"{format_bytes(read_bytes_per_token(result.spec, one.memory.dtype))} of weights per token"))
     if result.budget.gpu and one.gpus_needed:
         rows.append(("all in VRAM", f"takes {one.gpus_needed} x {result.budget.gpu.name}"))
     return rows
+
+
+def _figures(result: Result) -> list[tuple[str, str]]:
+    """What forecasts are made of, and where each figure comes from."""
+    budget, bandwidths = result.budget, result.budget.bandwidths
+    used = {place for one in result.every if one.plan.runs for place in places(one.plan)}
+    card = budget.gpu.name if budget.gpu else budget.card.name if budget.card else "GPU"
+    link = f"PCIe {budget.gpu.pcie}.0 x{budget.gpu.lanes}" if budget.gpu else "its link"
+    known: tuple[tuple[Place, str, float], ...] = (
+        ("ram", "RAM", bandwidths.ram),
+        ("disk", "disk", bandwidths.disk),
+        ("device", card, bandwidths.device),
+        ("link", link, bandwidths.link),
+    )
+    by_source: dict[Source, list[str]] = {}
+    for place, name, speed in known:
+        if place in used:
+            by_source.setdefault(getattr(bandwidths.sources, place), []).append(f"{name} {_gigabytes(speed)}")
+    said = "; ".join(f"{', '.join(each)}: {_SOURCES[source]}" for source, each in by_source.items())
+    return [("figures", said)] if said else []
+
+
+def _gigabytes(bytes_per_s: float) -> str:
+    return f"{figure(bytes_per_s / 1e9)} GB/s"
 
 
 def _recommendation(subject: Subject) -> list[tuple[str, str]]:
@@ -255,12 +287,24 @@ def _ending(subject: Subject) -> list[tuple[str, str]]:
         rows.append(("smaller", f"{SMALLEST}: {format_bytes(_smallest(result))} in all"))
     if warning := beyond(result.spec, result.chosen.memory.context):
         rows.append(("note", warning))
+    rows += [("note", note) for note in _card_notes(result)]
     if report.quantised and report.source is not Kind.STORE:
         size = f", {report.stored.bytes:,} bytes ({format_bytes(report.stored.bytes)})" if report.stored else ""
         rows.append(("files", f"published in {report.quantised}{size}"))
     if advice.obstacle:
         rows += [("engine", advice.obstacle)] * (not result.asked)  # else it is said first
     return rows + next_step(advice)
+
+
+def _card_notes(result: Result) -> list[str]:
+    """What a run does not do with the cards of this budget."""
+    budget, notes = result.budget, list[str]()
+    left = [one.memory.dtype for one in result.every if budget.device and budget.device_for(one.memory.dtype) is None]
+    if left:
+        notes.append(f"{', '.join(left)} would be unpacked on this GPU for every product: left to the processor")
+    if budget.gpus > 1:
+        notes.append(f"a run uses one GPU; this counts {budget.gpus} as one that is as large as all")
+    return notes
 
 
 def next_step(advice: Advice) -> list[tuple[str, str]]:
@@ -295,6 +339,8 @@ def _machine(result: Result) -> str:
     ram = f"{format_bytes(plan.ram_budget)} RAM" + ("" if budget.ram_given else " (free now)")
     if budget.gpu:
         return f"{budget.gpus} x {budget.gpu.name} and {ram}"
+    if budget.card:
+        return f"{budget.card.name} ({format_bytes(budget.card.free)} free) and {ram}"
     return ram if budget.device is None else f"{format_bytes(budget.device)} VRAM and {ram}"
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 from moecli import settings
 from moecli.output import terminal
 from moecli.output.bars import byte_bars
+from moecli.store.cost import Cost
 from moecli.store.layout import DENSE, StoreLayout
 from moecli.store.packed import PackedStore
 from moecli.units import format_bytes
@@ -69,8 +70,8 @@ def explain(layout: StoreLayout, target: Path) -> None:
         terminal.say(f"  {sum(layout.experts.values()):,} experts in {len(layout.records)} layers, {sizes}")
 
 
-def summary(store: PackedStore, watch: Account) -> None:
-    """Say what was made of what, how long it took, and which format each role has."""
+def summary(store: PackedStore, watch: Account, cost: Cost | None = None) -> None:
+    """Say what was made of what, how long it took, which format each role has, and what a quantised source lost."""
     if watch.resumed_bytes is None:
         terminal.say(f"{store.name} is here already: {store.dtype}, {format_bytes(store.bytes)}")
         return
@@ -83,8 +84,18 @@ def summary(store: PackedStore, watch: Account) -> None:
     held = {dtype: _held_in(store, dtype) for dtype in set(store.layout.roles.values())}
     for dtype, (size, roles) in sorted(held.items(), key=lambda each: each[1], reverse=True):
         terminal.say(f"  {dtype:<5} {format_bytes(size):>9}  {', '.join(roles)}")
+    if cost is not None:
+        terminal.say(f"  {_lost(cost)}")
     known = store.folder.parent == settings.stores()
     terminal.say(f"next: moecli run {shlex.quote(store.name if known else str(store.folder))}")
+
+
+def _lost(cost: Cost) -> str:
+    """What converting one quantised format into another did to the weights."""
+    measured = f"measured on {cost.measured:,} of {cost.matrices:,} matrices"
+    if not cost.error:
+        return f"no weight was changed by the conversion ({measured})"
+    return f"the conversion changed weights by {cost.error:.2%} of their size (root mean square, {measured})"
 
 
 def _held_in(store: PackedStore, dtype: str) -> tuple[int, list[str]]:

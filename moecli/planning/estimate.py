@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moecli.errors import UsageError
 from moecli.formats import FORMATS, check_dtype, stored_as
 from moecli.model.spec import ModelSpec
 from moecli.planning import choice, machine, measured
 from moecli.planning.gpus import Gpu, parse_gpu
+from moecli.planning.measured import Card
 from moecli.planning.memory import DEVICE_CONTEXT, MemoryEstimate, default_context, estimate_memory
 from moecli.planning.placement import Plan, largest_context, place
 from moecli.planning.speed import Bandwidths, Throughput, estimate_throughput
@@ -19,7 +20,7 @@ from moecli.units import parse_size
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The machine to plan for."""
+    """The machine to plan for. `gpu`: a card named with --gpu; `card`: this machine's own, as a run found it last."""
 
     ram: int
     ram_given: bool
@@ -27,6 +28,7 @@ class Budget:
     gpu: Gpu | None
     gpus: int
     bandwidths: Bandwidths
+    card: Card | None = None
 
     @classmethod
     def of(
@@ -37,17 +39,8 @@ class Budget:
         ram_speed: str | None = None,
         disk_speed: str | None = None,
     ) -> Budget:
-        """Budgets as people write them. RAM left out: what this machine has free now. UsageError if unreadable."""
-        card, count = parse_gpu(gpu) if gpu else (None, 1)
-        device = parse_size(vram) if vram else count * card.memory if card else None
-        usual = measured.recall()
-        speeds = (ram_speed, disk_speed, gpu)
-        bandwidths = Bandwidths(
-            ram=parse_size(ram_speed) if ram_speed else usual.ram,
-            disk=parse_size(disk_speed) if disk_speed else usual.disk,
-            device=card.bandwidth if card else usual.device,
-            evidence="given" if any(speeds) else usual.evidence,
-        )
+        """Budgets as people write them. Left out: what this machine has free, of RAM now, of its card when it was used
+        last; `gpu` "none" leaves that out. UsageError if unreadable."""
         for option, size in (
             ("--ram", ram),
             ("--vram", vram),
@@ -56,7 +49,37 @@ class Budget:
         ):
             if size is not None and parse_size(size) == 0:
                 raise UsageError(f"{option} {size} is nothing", "name a size such as 6GiB")
-        return cls(parse_size(ram) if ram else machine.free_ram(), ram is not None, device, card, count, bandwidths)
+        found = measured.recall()
+        if ram_speed:
+            found = replace(found, ram=parse_size(ram_speed), sources=replace(found.sources, ram="given"))
+        if disk_speed:
+            found = replace(found, disk=parse_size(disk_speed), sources=replace(found.sources, disk="given"))
+        known, gpus, own = None, 1, None
+        device = parse_size(vram) if vram else None
+        if gpu is not None and gpu.casefold() != "none":
+            known, gpus = parse_gpu(gpu)
+            device = device or gpus * known.memory
+            found = of_card(found, known)
+        elif gpu is None and vram is None and (last := measured.recall_card()):
+            own, device = last, last.free
+        return cls(parse_size(ram) if ram else machine.free_ram(), ram is not None, device, known, gpus, found, own)
+
+    def device_for(self, dtype: str) -> int | None:
+        """Bytes of the device that a run in this format takes; None without one."""
+        return choice.device_for(dtype, self.device, self.bandwidths.kernels)
+
+
+def of_card(bandwidths: Bandwidths, gpu: Gpu) -> Bandwidths:
+    """The same machine with this card in it, as its maker prints it."""
+    sources = replace(bandwidths.sources, device="maker", link="maker")
+    return replace(
+        bandwidths,
+        device=gpu.bandwidth,
+        link=gpu.link,
+        operations=gpu.operations,
+        kernels=gpu.has_kernels,
+        sources=sources,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +133,7 @@ def estimate(
     every = {each: estimate_one(spec, budget, each, context, batch) for each in dict.fromkeys([*shown, chosen])}
     longest, most = None, None
     if find_context:  # of equal ones the first, which is the most precise
-        contexts = {each: largest_context(spec, each, batch, budget.ram, budget.device) for each in shown}
+        contexts = {each: largest_context(spec, each, batch, budget.ram, budget.device_for(each)) for each in shown}
         most = max(contexts, key=contexts.__getitem__)
         longest = contexts[most]
     return Result(
@@ -136,6 +159,7 @@ def best_of(estimates: Sequence[Estimate], streams: bool = True) -> Estimate | N
 def estimate_one(spec: ModelSpec, budget: Budget, dtype: str, context: int, batch: int = 1) -> Estimate:
     """One format, for `batch` texts of `context` tokens."""
     memory = estimate_memory(spec, dtype, context, batch)
-    plan = place(memory, budget.ram, budget.device)
+    plan = place(memory, budget.ram, budget.device_for(dtype))
     count = math.ceil(memory.total / (budget.gpu.memory - DEVICE_CONTEXT)) if budget.gpu else None
-    return Estimate(memory, plan, estimate_throughput(spec, plan, budget.bandwidths), count)
+    rates = budget.card.of(memory) if budget.card and plan.device.dense else None
+    return Estimate(memory, plan, estimate_throughput(spec, plan, budget.bandwidths, rates=rates), count)

@@ -78,7 +78,7 @@ def estimate_memory(
     block = _at_once(spec, context, BLOCK) if block is None else block
     mixtures = _mixtures(spec)
     records = [mixture_record(spec, mixture, dtype) for mixture in mixtures]
-    sizes = [_expert_bytes(spec, mixture, dtype) for mixture in mixtures]
+    sizes = [expert_bytes(spec, mixture, dtype) for mixture in mixtures]
     return MemoryEstimate(
         dtype,
         context,
@@ -128,7 +128,7 @@ def kv_bytes_per_token(spec: ModelSpec) -> int:
 def read_bytes_per_token(spec: ModelSpec, dtype: str) -> int:
     """Weights that one decode step reads: the active experts and all dense weights but the input table."""
     spec = replace(spec, encoder=())  # which is at rest then
-    active = sum(n * m.router.top_k * _expert_bytes(spec, m, dtype) for m, n in _mixtures(spec).items())
+    active = sum(n * m.router.top_k * expert_bytes(spec, m, dtype) for m, n in _mixtures(spec).items())
     return active + dense_read_bytes(spec, dtype)
 
 
@@ -152,6 +152,14 @@ def tensor_bytes(tensor: Tensor, dtype: str) -> int:
     return bytes_for(dense_dtype(tensor, dtype), tensor.shape)
 
 
+def expert_bytes(spec: ModelSpec, mixture: Mixture, dtype: str) -> int:
+    """One routed expert of a mixture in this format."""
+    width = mixture.latent_width or spec.hidden_size
+    shapes = expert_shapes(width, mixture.expert)
+    biases = expert_count(width, mixture.expert) - sum(rows * columns for rows, columns in shapes.values())
+    return sum(bytes_for(dtype, shape) for shape in shapes.values()) + bytes_for(dtype, (biases,))
+
+
 def _mixtures(spec: ModelSpec) -> Counter[Mixture]:
     """Each kind, in the order of the layers, and in how many layers it is."""
     found: Counter[Mixture] = Counter()
@@ -159,13 +167,6 @@ def _mixtures(spec: ModelSpec) -> Counter[Mixture]:
         if isinstance(layer.ffn, Mixture):
             found[layer.ffn] += times
     return found
-
-
-def _expert_bytes(spec: ModelSpec, mixture: Mixture, dtype: str) -> int:
-    width = mixture.latent_width or spec.hidden_size
-    shapes = expert_shapes(width, mixture.expert)
-    biases = expert_count(width, mixture.expert) - sum(rows * columns for rows, columns in shapes.values())
-    return sum(bytes_for(dtype, shape) for shape in shapes.values()) + bytes_for(dtype, (biases,))
 
 
 def _experts(mixtures: Counter[Mixture], sizes: Sequence[int]) -> Term:

@@ -42,7 +42,8 @@ def look(advice: Advice, prompts: Sequence[Prompt]) -> Look | None:
     texts = [prompt.text for prompt in prompts]
     lengths = [len(tokenizer.encode(text)) if tokenizer else len(text) // _LETTERS + 1 for text in texts]
     tokens, budget = sum(lengths), advice.budget
-    plan = fit_layerwise(advice.spec, advice.way.dtype, max(lengths), tokens, budget.ram, True, budget.device)
+    dtype = advice.way.dtype
+    plan = fit_layerwise(advice.spec, dtype, max(lengths), tokens, budget.ram, True, budget.device_for(dtype))
     time = estimate_throughput(advice.spec, plan, budget.bandwidths, prompt=tokens)
     return Look(len(prompts), tokens, tokenizer is not None, time)
 

@@ -83,26 +83,25 @@ class ShardPacker:
     def _missing(self) -> Iterator[StoredTensor]:
         for job in self._todo.values():
             for source in job.sources:
-                if source.stored.name not in self._aside:
-                    yield source.stored
+                yield from (part for part in source.stored.parts if part.name not in self._aside)
 
     def _announced(self, shard: str, path: Path) -> dict[str, StoredTensor]:
         """The tensors of a shard that are still to come, where they really lie."""
-        header = read_header(path, shard)
+        header = {part.name: part for each in read_header(path, shard).values() for part in each.parts}
         found: dict[str, StoredTensor] = {}
         for stored in self._missing():
             if stored.path.as_posix() == shard:
                 here = header.get(stored.name)
                 if here is None or here.at(stored.path) != stored:
                     raise CheckpointError(f"{path} does not hold '{stored.name}' as was announced", "fetch it again")
-                found |= {part.name: part for part in here.parts}
+                found[here.name] = here
         return found
 
     def _put_aside(self, shard: str, here: Mapping[str, StoredTensor]) -> None:
         waiting = {stored.name for stored in self._missing()} & here.keys()
         if not waiting:
             return
-        tensors = [part for name in sorted(waiting) for part in here[name].parts]
+        tensors = [here[name] for name in sorted(waiting)]
         path = self._left_over(shard)
         growing = path.with_suffix(GROWING)
         checkpoint = Checkpoint(here)
@@ -137,9 +136,8 @@ def _needs(job: Job) -> set[str]:
 def _located(job: Job, at_hand: Mapping[str, StoredTensor]) -> Job:
     """The job with its sources where they lie now."""
 
-    def moved(stored: StoredTensor) -> StoredTensor:
-        here = at_hand[stored.name]
-        scales = None if stored.scales is None else moved(stored.scales)
-        return replace(stored, path=here.path, offset=here.offset, scales=scales)
+    def here(part: StoredTensor) -> StoredTensor:
+        return replace(part, path=at_hand[part.name].path, offset=at_hand[part.name].offset)
 
-    return replace(job, sources=tuple(replace(each, stored=moved(each.stored)) for each in job.sources))
+    sources = tuple(replace(each, stored=each.stored.located(here)) for each in job.sources)
+    return replace(job, sources=sources)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from moecli.checkpoint.binding import Weights
+from moecli.checkpoint.decoding import decoded
 from moecli.checkpoint.files import SAFETENSORS
 from moecli.checkpoint.folder import Checkpoint
-from moecli.checkpoint.prequantized import packed_format
+from moecli.checkpoint.gguf import noted_file
 from moecli.checkpoint.stored import StoredTensor
 from moecli.checkpoint.towers import split_towers
 from moecli.errors import CheckpointError, ConfigError, reading
+from moecli.formats import stored_as
 from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.store import manifest
@@ -30,7 +32,7 @@ def open_source(folder: Path) -> Weights:
                 "to have another format, pack the checkpoint it was made from",
             )
         config = families.load_config(folder / "config.json")
-        return _bind(str(folder), config, lambda: Checkpoint.open(folder)).with_true_ties()
+        return _bind(str(folder), config, lambda: Checkpoint.open(folder), here=True).with_true_ties()
 
 
 def announced(name: str, config: Mapping[str, Any], tensors: Callable[[], Mapping[str, StoredTensor]]) -> Weights:
@@ -45,7 +47,7 @@ def origin_of(
 
     `tokenizer`: a file or folder that has the tokenizer instead of the checkpoint.
     """
-    path = None if repo else _text(str(folder.resolve()))
+    path = None if repo else _text(str((noted_file(folder) or folder).resolve()))
     return Origin(_text(name), repo, revision, path, fingerprint(folder, weights, tokenizer))
 
 
@@ -89,19 +91,17 @@ def check_runs(spec: ModelSpec, name: str) -> None:
         )
 
 
-def _bind(name: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkpoint]) -> Weights:
+def _bind(name: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkpoint], here: bool = False) -> Weights:
     family = families.find(config)
     spec = family.read(config)
     check_runs(spec, name)
     opened = checkpoint()
     found, others = split_towers(opened.tensors)
-    if (format_ := packed_format(found)) is not None:
-        raise CheckpointError(
-            f"the checkpoint is quantised ({format_}), which cannot be run yet",
-            "use an unquantised bf16 or fp16 revision",
-        )
+    found = decoded(
+        found, families.quantization_scheme(config), stored_as(spec.stored_dtype), opened.whole if here else None
+    )
     notes = []
-    if spec.quantization is not None:
+    if spec.quantization is not None and not any(stored.encoding for stored in found.values()):
         notes.append(f"config.json says that the weights are {spec.quantization}, but none is: they run as they are")
     if others:
         notes.append(f"{len(others)} tensors of vision or audio towers are left out: the text model runs alone")

@@ -103,6 +103,11 @@ class SpanStream:
         """Whether nothing follows: behind a stop text, or the last span."""
         return self._closed or self._stream.stopped
 
+    @property
+    def stop(self) -> str | None:
+        """The stop text that ended it."""
+        return self._stream.stop
+
     def push(self, token_id: int) -> str:
         """The text that can be printed now that this token is known."""
         if self.stopped:

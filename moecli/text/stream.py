@@ -22,7 +22,7 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), prompt_ids: Sequence[int] = ()) -> None:
-        self.stopped = False
+        self.stop: str | None = None  # the stop string that ended the text
         self._tokenizer = tokenizer
         self._stops = [stop for stop in stops if stop]
         self._pieces: list[str] = []
@@ -38,6 +38,11 @@ class TextStream:
             else:  # only a token that prints nothing in front: it still is the first one
                 self._window = [number for number in prompt_ids if number not in tokenizer.special_ids]
         self._anchor_length = len(tokenizer.decode(self._anchor))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self.stop is not None
 
     @property
     def text(self) -> str:
@@ -99,10 +104,9 @@ class TextStream:
         """Add decoded text and let go of what can no longer be the start of a stop string."""
         self._held += new
         found = [(self._held.find(stop), stop) for stop in self._stops]
-        ends = [(start + len(stop), start) for start, stop in found if start >= 0]
+        ends = [(start + len(stop), start, stop) for start, stop in found if start >= 0]
         if ends:  # the one that is complete first, however the text was cut into tokens
-            self.stopped = True
-            kept = min(ends)[1]
+            _, kept, self.stop = min(ends)
             piece, self._held = self._held[:kept], ""
         else:
             kept = min((_possible_start(self._held, stop) for stop in self._stops), default=len(self._held))

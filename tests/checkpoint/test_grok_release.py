@@ -38,12 +38,13 @@ def test_every_leaf_by_its_path(tmp_path: Path) -> None:
         assert stored.transposed == (len(shape) == 2 and "embed" not in path)
         content = stored.path.read_bytes()
         if isinstance(leaf, tuple):
-            assert stored.scales is not None
+            codes, scales = stored.parts
+            assert (codes.offset, codes.size) == (stored.offset, stored.size)
             assert content[stored.offset :][: stored.size] == leaf[0].tobytes()
             expected = leaf[1].view(torch.int16).numpy().tobytes()
-            assert content[stored.scales.offset :][: stored.scales.size] == expected
+            assert content[scales.offset :][: scales.size] == expected
         else:
-            assert stored.scales is None and content[stored.offset :][: stored.size] == leaf.tobytes()
+            assert stored.encoding is None and content[stored.offset :][: stored.size] == leaf.tobytes()
 
 
 def test_a_file_that_is_missing(tmp_path: Path) -> None:

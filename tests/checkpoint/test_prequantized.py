@@ -89,7 +89,10 @@ def test_what_is_no_part_of_the_model_is_reported_apart(tmp_path):
         "model.layers.0.ffn.tid2eid": ("I64", (32000, 2)),
     }
     inventory, _ = opened(tmp_path, "mixtral", headers.packed(headers.mixtral(), "fp8") | extra)
-    assert inventory.parameters == MIXTRAL and not inventory.differences
+    assert inventory.parameters == MIXTRAL
+    assert inventory.differences == (
+        "the checkpoint holds 'model.layers.0.ffn.tid2eid', which mixtral does not know (and 2 more)",
+    )
     assert {each.reason: each.parameters for each in inventory.excluded} == {
         "multi-token prediction": 32768, "vision and audio": 4096, "buffers": 64, "tables of integers": 64000,
     }  # fmt: skip

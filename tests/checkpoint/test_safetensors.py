@@ -372,17 +372,10 @@ def test_prediction_layers_after_the_last_are_left_alone(models: dict[str, Path]
 @pytest.mark.parametrize(
     ("said", "body", "beside"),
     [
-        ("gptq", ("qweight", torch.zeros(4, 32, dtype=torch.int32)),
-         {"qzeros": torch.zeros(1, 4, dtype=torch.int32), "scales": torch.zeros(1, 32, dtype=torch.float16)}),
-        ("awq", ("qweight", torch.zeros(32, 4, dtype=torch.int32)),
-         {"qzeros": torch.zeros(1, 4, dtype=torch.int32), "scales": torch.zeros(1, 32, dtype=torch.float16)}),
-        ("fp8", ("weight", torch.zeros(32, 32, dtype=torch.float8_e4m3fn)), {"weight_scale_inv": torch.ones(1, 1)}),
         ("MLX 4-bit", ("weight", torch.zeros(32, 16, dtype=torch.uint32)),
          {"scales": torch.ones(32, 2), "biases": torch.ones(32, 2)}),
         ("ModelOpt nvfp4", ("weight", torch.zeros(32, 16, dtype=torch.uint8)),
          {"weight_scale": torch.ones(32, 2), "weight_scale_2": torch.ones(()), "input_scale": torch.ones(())}),
-        ("compressed-tensors 4-bit", ("weight_packed", torch.zeros(32, 4, dtype=torch.int32)),
-         {"weight_scale": torch.ones(32, 1), "weight_shape": torch.ones(2, dtype=torch.int64)}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

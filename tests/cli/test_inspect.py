@@ -144,20 +144,20 @@ def test_what_is_published_quantised_shows_its_bytes_without_a_network(moecli):
 def test_what_run_refuses_is_not_called_runnable(moecli, tmp_path):
     """By the headers of a folder, by config.json where there are none, and side by side."""
     config = catalog.find("mixtral").config()
-    awq = headers.write(tmp_path / "awq", config, headers.packed(headers.mixtral(), "awq"))
+    nvfp4 = headers.write(tmp_path / "nvfp4", config, headers.packed(headers.mixtral(), "nvfp4"))
     plain = headers.write(
         tmp_path / "plain", config | {"quantization_config": {"quant_method": "fp8"}}, headers.plain(headers.mixtral())
     )
     bare = tmp_path / "bare.json"
     bare.write_text(json.dumps(config | {"quantization": {"group_size": 64, "bits": 4}}))
-    found = json.loads(moecli("inspect", str(awq), str(plain), str(bare), "kimi-k2", "--json").stdout)
-    assert [each["runnable"] for each in found] == [False, True, False, False]
-    assert [each["lacks"] for each in found] == [["awq weights"], [], ["MLX 4-bit weights"], ["fp8 weights"]]
+    found = json.loads(moecli("inspect", str(nvfp4), str(plain), str(bare), "kimi-k2", "--json").stdout)
+    assert [each["runnable"] for each in found] == [False, True, False, True]
+    assert [each["lacks"] for each in found] == [["ModelOpt nvfp4 weights"], [], ["MLX 4-bit weights"], []]
     assert any("fp8" in note for note in found[1]["notes"])
-    row = next(line for line in moecli("inspect", str(awq), str(plain)).stdout.splitlines() if "engine" in line)
+    row = next(line for line in moecli("inspect", str(nvfp4), str(plain)).stdout.splitlines() if "engine" in line)
     assert row.split()[1:] == ["no", "yes"]
-    assert "lacks awq weights" in moecli("inspect", str(awq)).stdout
-    assert "published in awq" in moecli("memory", str(awq)).stdout
+    assert "lacks ModelOpt nvfp4 weights" in moecli("inspect", str(nvfp4)).stdout
+    assert "published in ModelOpt nvfp4" in moecli("memory", str(nvfp4)).stdout
     assert "cannot run" not in moecli("memory", str(plain)).stdout
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "bitsandbytes", "tokenizers", "safetensors", "huggingface_hub", "transformers", "numpy", "jinja2"}
+HEAVY = {
+    "torch", "bitsandbytes", "tokenizers", "safetensors", "huggingface_hub", "transformers", "numpy", "jinja2",
+    "starlette", "uvicorn",
+}  # fmt: skip
 SLOW = {"pydantic", "rich"}  # nothing heavy, but help and TAB have no use for them
 COMPLETIONS = {"bash": "moecli.bash", "zsh": "_moecli", "fish": "moecli.fish"}
 
@@ -16,7 +19,7 @@ COMPLETIONS = {"bash": "moecli.bash", "zsh": "_moecli", "fish": "moecli.fish"}
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--version"], ["-h"], ["--help"], ["run", "--help"], ["bench", "-h"], ["doctor", "-h"],
+        ["--version"], ["-h"], ["--help"], ["run", "--help"], ["bench", "-h"], ["doctor", "-h"], ["serve", "-h"],
         ["run", "mixtrl", "x"], ["completion", "bash"], ["__complete", "zsh", "run", ""],
         ["inspect", "dbrx"], ["inspect", "mixtral", "grok-1", "llama-2-70b", "--json"], ["list"], ["list", "--known"],
     ],

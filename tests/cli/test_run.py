@@ -47,6 +47,22 @@ def test_json_is_valid_complete_and_the_same_twice(moecli):
     assert first["text"].strip()
 
 
+def test_log_probabilities_are_those_of_the_model(moecli):
+    """Of the tokens that were drawn, the filters and the penalty notwithstanding."""
+    found = json.loads(moecli("run", "tiny", "The sea", "-n", "8", "--seed", "3", "--json", "--logprobs", "2").stdout)
+    scores = found["logprobs"]
+    assert [each["token_id"] for each in scores] == found["token_ids"]
+    assert "".join(each["token"] for each in scores) == found["text"]
+    for each in scores:
+        assert len(each["top"]) == 2 and each["logprob"] <= each["top"][0]["logprob"] < 0
+    assert moecli("run", "tiny", "The sea", "--logprobs", "2").returncode == 2
+    likeliest = scores[0]["top"][0]
+    labels = f"{likeliest['token'].strip()},ship"
+    scored = json.loads(moecli("score", "tiny", "The sea", "--labels", labels, "--json").stdout)
+    assert scored["prompt_tokens"] == found["prompt_tokens"] and [scored["best"], "ship"] == labels.split(",")
+    assert scored["labels"][0]["logprob"] == likeliest["logprob"] > scored["labels"][1]["logprob"]
+
+
 def test_stdout_is_the_text_alone(moecli):
     text = json.loads(moecli("run", "tiny", "The sea", *GREEDY, "--json").stdout)["text"]
     plain = moecli("run", "tiny", "The sea", *GREEDY)

@@ -16,8 +16,8 @@ from moecli.engine.decoder import Decoder
 from moecli.engine.device import choose_device
 from moecli.engine.load import open_model
 from moecli.errors import UsageError
-from moecli.experts.rates import Pace, Rates
 from moecli.formats import bnb
+from moecli.planning.rates import Pace, Rates
 from tests.support.absent_device import absent_device
 from tests.support.checkpoints import ENCODER_DECODERS, MIXTURES, make, prompt, write
 from tests.support.running import answer, session

@@ -14,8 +14,9 @@ import moecli
 from moecli.engine import limits
 from moecli.engine.load import open_model
 from moecli.planning import machine
+from moecli.planning.measured import Card, CardSpeeds
 from moecli.planning.placement import Tier, fit
-from moecli.planning.speed import TYPICAL_DISK
+from moecli.planning.speed import TYPICAL_DISK, Sources
 
 TINY = Path(moecli.__file__).parent / "tiny"
 MIB = 2**20
@@ -41,15 +42,19 @@ def test_a_sample_takes_no_more_than_the_plan_leaves(planned, held, sample, monk
 def test_nothing_is_measured_that_the_plan_does_not_use() -> None:
     model = open_model(TINY)
     found = limits.measure_bandwidths(model, plan(400 * MIB), 4 * MIB)
-    assert found.disk == TYPICAL_DISK and found.evidence == "measured"
+    assert found.disk == TYPICAL_DISK and found.sources == Sources(ram="measured")
     assert 1e8 < found.ram < 1e12
     assert found.linear is not None
     assert 1e7 < found.linear.bytes_per_s < 1e12 and 1e8 < found.linear.operations_per_s < 1e14
 
 
-def test_a_device_is_not_measured() -> None:
+def test_a_card_is_what_is_known_of_it() -> None:
     planned = replace(plan(400 * MIB), device=Tier(dense=1))
-    assert limits.measure_bandwidths(open_model(TINY), planned, 4 * MIB).evidence == "typical"
+    card = Card("A card", 2**33, False, CardSpeeds(3e11, 2e10, 1e10))
+    found = limits.measure_bandwidths(open_model(TINY), planned, 4 * MIB, card)
+    assert (found.device, found.link, found.kernels) == (3e11, 2e10, False)
+    assert found.evidence(["ram", "device", "link"]) == "measured"
+    assert limits.measure_bandwidths(open_model(TINY), planned, 4 * MIB).evidence(["device"]) == "typical"
 
 
 def test_the_fastest_disk_of_several_bursts_counts() -> None:

@@ -18,6 +18,7 @@ from moecli.engine.sampling import Sampling, SamplingOptions
 from moecli.errors import MoecliError, NotEnoughMemory
 from moecli.library.resolve import Kind, ModelRef
 from moecli.planning import machine
+from moecli.planning.measured import Card, CardSpeeds, recall_card
 from moecli.planning.placement import fit
 from moecli.text.defaults import GenerationDefaults
 
@@ -51,12 +52,42 @@ def test_a_budget_that_was_asked_for_is_not_measured(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "there"), [("auto", "bf16", True), ("auto", "q4", False), ("cuda", "q4", True)]
-)
-def test_a_device_nobody_named_gets_no_format_without_a_kernel_there(device: str, dtype: str, there: bool) -> None:
+    ("device", "dtype", "kernels", "there"),
+    [
+        ("auto", "bf16", False, True), ("auto", "q4", False, False), ("auto", "q4", True, True),
+        ("cuda", "q4", False, True), ("auto", "q4", None, True),
+    ],
+)  # fmt: skip
+def test_a_device_nobody_named_gets_no_format_without_a_kernel_there(
+    device: str, dtype: str, kernels: bool | None, there: bool
+) -> None:
     one = opened(ram=2**33, dtype=dtype)
-    one = replace(one, vram=2**32, options=replace(one.options, device=device), asked_device=torch.device("cuda"))
+    card = None if kernels is None else Card("A card", 2**32, kernels, CardSpeeds(3e11, 2e10, 2e10))
+    options = replace(one.options, device=device)
+    one = replace(one, vram=2**32, options=options, asked_device=torch.device("cuda"), card=card)
     assert (one.plan(64).device.dense > 0) == there
+
+
+def test_a_forecast_is_made_of_what_is_known_of_the_card() -> None:
+    one = replace(opened(ram=2**33), vram=2**32, asked_device=torch.device("cuda"))
+    plan = one.plan(64)
+    assert plan.device.dense and one.estimate_throughput(plan).evidence == "typical"
+    cards = [Card("A card", 2**32, True, CardSpeeds(speed, 2e10, 2e10)) for speed in (3e11, 3e9)]
+    fast, slow = (replace(one, card=card).estimate_throughput(plan) for card in cards)
+    assert fast.evidence == slow.evidence == "measured" and fast.high > slow.high
+
+
+def test_the_rates_of_a_run_are_remembered_with_its_card() -> None:
+    """A second arena in the role of the device; of a model that is all in RAM there are none."""
+    one = replace(opened(ram=2**33), vram=2**32, card=Card("A card", 2**32, True, CardSpeeds(3e11, 2e10, 2e10)))
+    plan = one.plan(64)
+    loaded = one.load(plan, silent)
+    found = recall_card()
+    assert found is not None and found.of(plan.memory) == loaded.rates is not None
+    assert one.known_rates(plan) is None and replace(one, card=found).known_rates(plan) == loaded.rates
+    in_ram = replace(one, vram=None, card=found).plan(64)
+    assert replace(one, card=found).known_rates(in_ram) is None and one.load(in_ram, silent).rates is None
+    assert recall_card() == found
 
 
 def test_hints_repeat_the_model_as_it_was_typed() -> None:

@@ -22,7 +22,7 @@ from moecli.errors import MoecliError
 from moecli.library.resolve import Kind, ModelRef
 from moecli.planning import measured
 from moecli.planning.placement import Tier, fit
-from moecli.planning.speed import Bandwidths
+from moecli.planning.speed import Bandwidths, Sources
 from tests.support.running import load
 
 TINY = Path(moecli.__file__).parent / "tiny"
@@ -228,5 +228,6 @@ def test_only_what_was_measured_well_is_remembered(
     model = SimpleNamespace(spec=spec, measure_disk=iter(bursts or ()).__next__)
     plan = replace(fit(spec, "bf16", 64, 2**40), disk=Tier(experts=0 if bursts is None else 3))
     found = limits.measure_bandwidths(model, plan, sample)  # type: ignore[arg-type]
-    assert found == Bandwidths(ram=7e9, disk=disk, linear=(spec, "bf16"), evidence="measured")  # type: ignore[arg-type]
+    sources = Sources("measured", "measured" if kept["disk"] else "typical")
+    assert found == Bandwidths(ram=7e9, disk=disk, linear=(spec, "bf16"), sources=sources)  # type: ignore[arg-type]
     assert remembered == [kept] and freed == [1]

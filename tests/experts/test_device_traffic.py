@@ -7,9 +7,9 @@ import torch
 
 from moecli.experts.arena import CPU, Arena
 from moecli.experts.gpu_offloaded import Capacity, GpuOffloadedExperts
-from moecli.experts.rates import Pace, Rates
 from moecli.kernels.blocking import STAGED
 from moecli.kernels.linear import Packed
+from moecli.planning.rates import Pace, Rates
 from moecli.store.packed import PackedStore
 from tests.support.stores import Stores
 

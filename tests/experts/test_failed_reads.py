@@ -16,10 +16,10 @@ from moecli.errors import CheckpointError
 from moecli.experts.arena import CPU
 from moecli.experts.gpu_offloaded import Capacity, GpuOffloadedExperts
 from moecli.experts.offloaded import OffloadedExperts
-from moecli.experts.rates import Pace, Rates
 from moecli.experts.readers import PendingRead, Range, Readers
 from moecli.experts.store import ExpertStore
 from moecli.kernels.linear import Packed
+from moecli.planning.rates import Pace, Rates
 from moecli.store.expert_record import PAGE
 from moecli.store.packed import PackedStore
 from tests.support.checkpoints import make, write

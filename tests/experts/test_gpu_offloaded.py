@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from moecli.engine.decoder import Decoder
@@ -20,9 +18,10 @@ from moecli.experts.arena import CPU, Arena
 from moecli.experts.copies import Copies, Parts, copies_for
 from moecli.experts.gpu_offloaded import Capacity, GpuOffloadedExperts
 from moecli.experts.policies import POLICIES
-from moecli.experts.rates import Pace, Rates, cheaper, measure, split
+from moecli.experts.rates import measure
 from moecli.experts.slot_map import Place, SlotMap
 from moecli.model.spec import Activation
+from moecli.planning.rates import Pace, Rates
 from moecli.store import expert_record
 from moecli.store.packed import PackedStore
 from tests.support.checkpoints import make, prompt, write
@@ -225,25 +224,6 @@ def test_a_store_obeys_its_plan(stores: Stores) -> None:
     assert plan.fits and found.experts.statistics.misses <= experts_in(store)
 
 
-def test_the_cheaper_way_by_hand() -> None:
-    """10 bytes/s to copy, 5 on the CPU, 100 on the device; further tokens cost the CPU as much as the first."""
-    rates = Rates(10.0, Pace(5.0, 1.0), Pace(100.0, 0.0))
-    assert rates.host.seconds(3, 10) == 6.0
-    assert cheaper(1, 10, rates)  # 1.1 s, not 2
-    slow = Rates(4.0, Pace(5.0, 1.0), Pace(100.0, 0.0))
-    assert not cheaper(1, 10, slow)  # 2.6 s, not 2
-    assert cheaper(2, 10, slow)  # 2.6 s, not 4
-
-
-def test_copies_and_the_processor_end_together() -> None:
-    rates = Rates(10.0, Pace(10.0, 0.0), Pace(1e9, 0.0))
-    assert len(split(dict.fromkeys(range(8), 1), 10, rates)) == 4
-    assert len(split(dict.fromkeys(range(9), 1), 10, Rates(20.0, Pace(10.0, 0.0), Pace(1e9, 0.0)))) == 6
-    assert split({0: 1, 1: 500, 2: 2}, 10, Rates(10.0, Pace(11.0, 1.0), Pace(1e9, 0.0))) == [1, 0]
-    assert split({}, 10, rates) == []
-    assert split({3: 1, 1: 1, 2: 1, 0: 1}, 10, rates) == [1, 3]  # of equal ones the lower number chooses first
-
-
 def test_rates_by_hand(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """What 31 tokens more take, as a share of what the first takes."""
     record = stores("mixtral", "q4").record(0)
@@ -254,19 +234,6 @@ def test_rates_by_hand(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
         pace = Pace(record.size / 0.14, pytest.approx(further * 3 / 3.1 if further else 0.0))
         found = measure(record, Activation.SILU, torch.float32, slots, ram, Copies(slots))
         assert found == Rates(ram.size / 0.5, pace, pace)
-
-
-@given(
-    counts=st.dictionaries(st.integers(0, 63), st.integers(1, 512)), copy=st.floats(0.1, 10), further=st.floats(0, 1)
-)
-def test_a_split_is_never_slower_than_the_processor_alone(counts: dict[int, int], copy: float, further: float) -> None:
-    rates = Rates(copy, Pace(1.0, further), Pace(100.0, 0.01))
-    copied = split(counts, 1, rates)
-    alone = sum(rates.host.seconds(tokens, 1) for tokens in counts.values())
-    here = sum(rates.host.seconds(tokens, 1) for expert, tokens in counts.items() if expert not in copied)
-    there = len(copied) / copy + rates.device.seconds(max((counts[e] for e in copied), default=1), 1) * bool(copied)
-    assert here <= alone + 1e-9
-    assert there <= alone + 1e-9
 
 
 def test_places_by_hand() -> None:

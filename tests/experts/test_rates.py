@@ -12,8 +12,9 @@ from torch import Tensor
 from moecli.experts import rates
 from moecli.experts.arena import Arena
 from moecli.experts.copies import Copies
-from moecli.experts.rates import Pace, Rates
 from moecli.model.spec import Activation, FeedForward
+from moecli.planning.measured import CardSpeeds
+from moecli.planning.rates import Pace, Rates
 from moecli.store.expert_record import expert_record
 
 RECORD = expert_record(32, FeedForward(48, Activation.SILU), "bf16")
@@ -91,3 +92,35 @@ def test_copies_and_products_take_other_weights_each_time(
     assert places[:5] == places[5:] and len(set(places)) == len(set(turns))
     if in_ram:
         assert places[:5] == [ram.slot(turn).data_ptr() for turn in turns]
+
+
+def test_a_card_copies_its_own_memory_and_pinned_memory_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within it every byte is read and written."""
+    calls = list[list[tuple[object, ...]]]()
+
+    class Traced(Noted):
+        def download(self, slot: int, target: Tensor, host: int) -> None:
+            self.calls.append(("download", slot, host, len(target)))
+            super().download(slot, target, host)
+
+        def synchronize(self) -> None:
+            self.calls.append(("synchronize",))
+
+    made = list[Traced]()
+
+    def fastest(work: Callable[[], object]) -> float:
+        work()
+        calls.append(made[0].calls.copy())
+        made[0].calls.clear()
+        return 0.5 / len(calls)
+
+    monkeypatch.setattr(rates, "copies_for", lambda slots, device: made.append(Traced(slots)) or made[0])
+    monkeypatch.setattr(rates, "_fastest", fastest)
+    assert rates.card_speeds(torch.device("cpu"), 1000) == CardSpeeds(2000 / 0.5, 1000 / 0.25, 1000 / (0.5 / 3))
+    up, down = [("upload", 0, 0, 0, 1000), ("wait", 0)], [("download", 0, 0, 1000), ("wait", 0)]
+    assert calls == [[("synchronize",)], up, down]
+
+
+def test_speeds_are_measured() -> None:
+    found = rates.card_speeds(torch.device("cpu"), 2**20)
+    assert all(1e8 < speed < 1e12 for speed in (found.memory, found.up, found.down))

@@ -109,6 +109,66 @@ def pickles(folder: Path) -> Target:
     return case
 
 
+def quantised(folder: Path) -> Target:
+    """The header of a quantised checkpoint, and what its config.json says of how it was made."""
+    scheme = {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": 128,
+        "desc_act": True,
+        "dynamic": {"+:.*w1": {"bits": 4}},
+    }
+    groups = {"group_0": {"targets": ["re:.*"], "weights": {"num_bits": 4, "type": "int", "group_size": 32}}}
+    kinds = {
+        "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ["lm_head"]},
+        "gptq": scheme,
+        "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
+        "compressed": {"quant_method": "compressed-tensors", "config_groups": groups},
+    }
+    config = _config() | {"hidden_size": 256, "intermediate_size": 128, "head_dim": 64}
+    packed = {kind: headers.packed(headers.mixtral(2, 256, 128, 4), kind) for kind in kinds}
+
+    def case(mutator: Mutator) -> Command:
+        kind = mutator.random.choice(list(kinds))
+        start, size = headers.header(packed[kind])
+        model = headers.write(folder / kind, config, packed[kind])
+        if mutator.random.random() < 0.5:
+            document = config | {"quantization_config": mutator.document(kinds[kind])}
+            (model / "config.json").write_text(json.dumps(document))
+        else:
+            text = mutator.encoded({"__metadata__": {"format": "pt"}, **json.loads(start[8:])})
+            with (model / "model.safetensors").open("wb") as written:
+                written.write(len(text).to_bytes(8, "little") + text)
+                written.truncate(8 + len(text) + size - len(start))
+        return [*mutator.random.choice([*_LOOK, ["run"]]), str(model)]
+
+    return case
+
+
+def gguf(folder: Path) -> Target:
+    """What a GGUF file says of its model and where its tensors are."""
+    from tests.support.gguf_files import make, with_merges, with_pieces
+
+    merges = json.loads(toy_tokenizers.byte_level().to_str())
+    seeds = []
+    for family, tokenizer in (
+        ("mixtral", with_pieces(vocabularies.sentencepiece())), ("qwen3_moe", with_merges(merges, "gpt-2", "{{ x }}")),
+        ("deepseek_v3", None), ("dbrx", None),
+    ):  # fmt: skip
+        content = make(family, folder / family, "Q8_0", tokenizer=tokenizer, vocab_size=1024).file.read_bytes()
+        seeds.append(content[: content.index(b"token_embd.weight") + 4096])
+    file = folder / "case.gguf"
+
+    def case(mutator: Mutator) -> Command:
+        content = mutator.random.choice(seeds)
+        file.write_bytes(mutator.random.choice([mutator.damaged, mutator.nudged, mutator.nudged])(content))
+        with file.open("r+b") as written:
+            written.truncate(1 << 27)  # the tensors, as holes
+        return [*mutator.random.choice([*_LOOK, ["verify"]]), str(file)]
+
+    return case
+
+
 def tokenizers(folder: Path) -> Target:
     """What stands beside the weights: the tokenizer of each kind, its settings and tables, how to generate."""
     model = random_mixtral(folder / "model", **_SMALL)
@@ -350,6 +410,8 @@ TARGETS: dict[str, tuple[Callable[[Path], Target], float]] = {
     "indexes": (indexes, 0.15),
     "headers": (shards, 0.2),
     "pickles": (pickles, 0.1),
+    "quantised": (quantised, 0.08),
+    "gguf": (gguf, 0.08),
     "tokenizers": (tokenizers, 0.08),
     "hub": (hub, 0.1),
     "traces": (traces, 0.05),

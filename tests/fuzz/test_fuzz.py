@@ -15,4 +15,4 @@ def test_a_few_hundred_cases_find_nothing():
     ended = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
     rows = [row.split("|") for row in ended.stdout.splitlines()[2:]]
-    assert len(rows) == 9 and all(int(row[3]) > 0 and int(row[4]) > 0 for row in rows), ended.stdout
+    assert len(rows) == 11 and all(int(row[3]) > 0 and int(row[4]) > 0 for row in rows), ended.stdout

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils._validators import validate_repo_id
 
-from moecli.errors import ModelNotFound, UsageError
+from moecli.errors import CheckpointError, ModelNotFound, UsageError
 from moecli.hub import cache as hub_cache
 from moecli.library import resolve as front_door
 from moecli.library.resolve import Kind, resolve, without_dtype
@@ -181,7 +181,8 @@ def test_paths_that_cannot_be_run() -> None:
     Path("m.gguf").write_text("GGUF")
     assert refusal("./empty")[0] == "the folder 'empty' holds no config.json"
     assert refusal("empty") == ("no model is called 'empty'", "the folder 'empty' holds no config.json")
-    assert refusal("./m.gguf")[0] == "'m.gguf' is a file, not a folder"
+    with pytest.raises(CheckpointError, match=r"m\.gguf is damaged: its head is cut short"):
+        resolve("./m.gguf")
     assert refusal("./nowhere")[0] == "there is no folder 'nowhere'"
     assert refusal("~nobody-here/x")[0] == "there is no folder '~nobody-here/x'"
     assert "there is no folder" in refusal("C:\\models\\m")[0]

@@ -10,7 +10,7 @@ import pytest
 from moecli.model import catalog, families
 from moecli.planning import choice, measured
 from moecli.planning.estimate import Budget, best_of, estimate, estimate_one
-from moecli.planning.speed import TYPICAL_DISK, TYPICAL_RAM
+from moecli.planning.speed import TYPICAL_DISK, TYPICAL_RAM, Bandwidths, Sources
 
 GIB = 2**30
 
@@ -52,13 +52,9 @@ def test_check_and_context_answer_for_the_format_that_does_best():
 def test_what_was_measured_is_kept_and_damage_is_nothing(tmp_path: Path, monkeypatch, damage):
     monkeypatch.setenv("MOECLI_HOME", str(tmp_path))
     measured.remember(ram=12e9)
-    assert (measured.recall().ram, measured.recall().disk, measured.recall().evidence) == (
-        12e9,
-        TYPICAL_DISK,
-        "typical",
-    )
+    assert measured.recall() == Bandwidths(12e9, TYPICAL_DISK, sources=Sources(ram="measured"))
     measured.remember(disk=2e9)
-    assert (measured.recall().ram, measured.recall().disk, measured.recall().evidence) == (12e9, 2e9, "measured")
+    assert measured.recall() == Bandwidths(12e9, 2e9, sources=Sources("measured", "measured"))
     (tmp_path / "bandwidths.json").write_text(damage)
     assert measured.recall().ram == TYPICAL_RAM
     measured.remember(ram=float("inf"), disk=3e9)
@@ -70,3 +66,11 @@ def test_a_home_that_cannot_be_written_keeps_nothing(tmp_path: Path, monkeypatch
     monkeypatch.setenv("MOECLI_HOME", str(tmp_path / "file"))
     measured.remember(ram=12e9)
     assert measured.recall().ram == TYPICAL_RAM
+
+
+@pytest.mark.parametrize("dtype", ["q8", "q4", "q3", "bf16", "fp32", "nf4", "int8"])
+def test_a_device_nobody_named_gets_no_format_that_torch_unpacks_there(dtype):
+    packed = dtype in ("q8", "q4", "q3")
+    assert choice.device_for(dtype, 5, kernels=True) == 5
+    assert choice.device_for(dtype, 5, kernels=False) == (None if packed else 5)
+    assert choice.device_for(dtype, None, kernels=True) is None

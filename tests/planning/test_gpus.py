@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moecli.errors import UsageError
-from moecli.planning.gpus import GPUS, Gpu, parse_gpu
+from moecli.planning.gpus import GPUS, parse_gpu
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,33 @@ STACKED = {  # GiB and GB/s, where memory is stacked on the chip
     "v100": (32, 900), "a100-40": (40, 1555), "a100-80": (80, 2039), "h100": (80, 3350), "h200": (141, 4800),
     "b200": (180, 8000), "mi300x": (192, 5300),
 }  # fmt: skip
+# Shader cores, GHz at most, and operations of 16-bit matrices, summed in 32 bits, for each core and clock.
+CORES = {
+    "t4": (2560, 1.59, 16), "v100": (5120, 1.53, 16), "a10": (9216, 1.695, 8), "l4": (7424, 2.04, 8),
+    "l40s": (18176, 2.52, 8), "rtx6000ada": (18176, 2.505, 8), "a100-40": (6912, 1.41, 32), "a100-80": (6912, 1.41, 32),
+    "rtx3060": (3584, 1.777, 4), "rtx3090": (10496, 1.695, 4), "rtx4060": (3072, 2.46, 4), "rtx4070": (5888, 2.475, 4),
+    "rtx4080": (9728, 2.505, 4), "rtx4090": (16384, 2.52, 4), "rtx5070": (6144, 2.512, 4), "rtx5080": (10752, 2.617, 4),
+    "rtx5090": (21760, 2.407, 4), "h100": (16896, 1.83, 32), "h200": (16896, 1.83, 32),
+}  # fmt: skip
 
 
 def test_what_their_makers_print() -> None:
     printed = STACKED | {name: (gib, round(bits * rate / 8)) for name, (gib, bits, rate) in BOARDS.items()}
-    assert {name: Gpu(name, gib * 2**30, speed * 1e9) for name, (gib, speed) in printed.items()} == GPUS
+    memories = {name: (each.memory / 2**30, each.bandwidth / 1e9) for name, each in GPUS.items()}
+    assert memories == printed and all(name == each.name for name, each in GPUS.items())
+
+
+def test_operations_follow_from_cores_and_clocks() -> None:
+    for name, (cores, gigahertz, each) in CORES.items():
+        assert GPUS[name].operations == pytest.approx(cores * gigahertz * 1e9 * each, rel=0.02), name
+    assert GPUS.keys() - CORES.keys() == {"b200", "mi300x"}
+
+
+def test_a_link_by_hand() -> None:
+    """16 lanes of PCIe 3.0, 4.0 and 5.0 carry 15.75, 31.5 and 63 GB/s; a copy reaches 85 % of that."""
+    for name, whole in (("t4", 15.75e9), ("rtx3060", 31.5e9), ("h100", 63e9), ("rtx4060", 15.75e9)):
+        assert GPUS[name].link == pytest.approx(0.85 * whole, rel=1e-3)
+
+
+def test_kernels_run_from_turing_on() -> None:
+    assert {name for name, each in GPUS.items() if not each.has_kernels} == {"v100", "mi300x"}

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.checkpoint import SHAPES
 from moecli.kernels import built
 from moecli.model import catalog
+from moecli.model.families import read_spec
+from moecli.planning.gpus import GPUS
 from moecli.planning.memory import dense_read_bytes, estimate_memory
 from moecli.planning.placement import fit, least_device, place
-from moecli.planning.speed import Bandwidths, LinearThroughput, Throughput, bytes_per_token, estimate_throughput
+from moecli.planning.rates import Pace, Rates
+from moecli.planning.speed import (
+    Bandwidths,
+    LinearThroughput,
+    Sources,
+    Throughput,
+    bytes_per_token,
+    estimate_throughput,
+    expert_rates,
+    places,
+)
 from tests.support.specs import spec_of
 
 SPECS = {entry.alias: spec_of(entry.alias) for entry in catalog.known()}
 RUNNABLE = [name for name, spec in SPECS.items() if not spec.unsupported]
-KNOWN = Bandwidths(30e9, 2e9, evidence="measured", linear=LinearThroughput(40e9, 500e9))
+KNOWN = Bandwidths(30e9, 2e9, linear=LinearThroughput(40e9, 500e9), sources=Sources("measured", "measured"))
 STEP_S = 20e-6 if built.expected() else 0.2e-3  # of a layer, at best
 
 
@@ -36,17 +50,19 @@ def never_better(slower: Throughput, faster: Throughput) -> bool:
     name=st.sampled_from(RUNNABLE),
     dtype=st.sampled_from(["bf16", "q8", "q4", "nf4"]),
     ram=st.integers(2**30, 2**42),
+    device=st.none() | st.integers(2**30, 2**40),
     prompt=st.integers(1, 5000),
     held=st.integers(0, 6000),
 )
-def test_a_band_is_positive_and_in_order(name, dtype, ram, prompt, held):
+def test_a_band_is_positive_and_in_order(name, dtype, ram, device, prompt, held):
     spec = SPECS[name]
-    plan = place(estimate_memory(spec, dtype, 8192), ram)
+    plan = place(estimate_memory(spec, dtype, 8192), ram, device)
     for bandwidths in (Bandwidths(), KNOWN):
         speed = estimate_throughput(spec, plan, bandwidths, prompt, held)
         assert 0 < speed.low < speed.middle < speed.high
         assert 0 < speed.first_token_low_s < speed.first_token_high_s
-        assert speed.evidence == bandwidths.evidence
+        expected = "measured" if bandwidths is KNOWN and not plan.device.dense else "typical"
+        assert speed.evidence == expected
 
 
 @pytest.mark.slow
@@ -158,17 +174,105 @@ def test_a_token_by_hand_with_experts_on_disk():
         assert 1 / found.low == pytest.approx(computing / 0.4 + read / disk / 0.4 + 32 * 2e-3)
 
 
+# A device of 500 GB/s behind a link of 20 GB/s; of RAM 60 GB/s, of which the CPU multiplies 40. At best and at worst:
+CARD = replace(KNOWN, ram=60e9, device=500e9, link=20e9, operations=50e12)
+HERE = [40e9 * 1.15, 40e9 * 0.4]
+THERE = [500e9 * 0.95, 500e9 * 0.35]
+LINK = [20e9 * 1.05, 20e9 * 0.3]
+BESIDE = [0.2e-3 + 40e-6, 5e-3 + 0.5e-3]  # fixed cost of a layer some of whose experts are elsewhere
+
+
 def test_a_token_by_hand_on_a_device():
-    """Dense weights, cache and some experts are read there, the other experts by the processor."""
+    """The device computes its own experts while the CPU computes one and copies another, where that ends sooner."""
     spec = SPECS["mixtral"]
     need = estimate_memory(spec, "bf16", 4096)
     plan = place(need, 1 << 40, least_device(need) + 128 * need.slot_bytes)
     assert (plan.device.experts, plan.ram.experts) == (128, 128)
-    found = estimate_throughput(spec, plan, replace(KNOWN, device=500e9), held=1000)
-    half = 32 * 2 * EXPERT / 2
-    computing = (DENSE + 1000 * KV + half) / 500e9 + max(half / 30e9, half / 40e9)
-    assert 1 / found.high == pytest.approx(computing / 1.15 + 32 * 0.2e-3)
-    assert 1 / found.low == pytest.approx(computing / 0.4 + 32 * 2e-3)
+    found = estimate_throughput(spec, plan, CARD, held=1000)
+    for case, rate in enumerate((found.high, found.low)):
+        own, here = EXPERT / THERE[case], EXPERT / HERE[case]
+        both = here if here > EXPERT / LINK[case] + own else min(2 * here, EXPERT / LINK[case] + own)
+        hit = (math.sqrt(0.5), 0.5)[case]
+        layer = hit**2 * 2 * own + 2 * hit * (1 - hit) * max(own, here) + (1 - hit) ** 2 * both
+        seconds = (DENSE + 1000 * KV) / THERE[case] + 32 * layer
+        assert 1 / rate == pytest.approx(seconds + 32 * BESIDE[case])
+    assert places(plan) == ("device", "link", "ram") and found.evidence == "typical"
+
+
+def test_what_is_copied_and_what_is_read_share_the_memory():
+    """With a link that outruns RAM, both experts of a token still come out of it."""
+    spec = SPECS["mixtral"]
+    need = estimate_memory(spec, "bf16", 4096)
+    plan = place(need, 1 << 40, least_device(need))
+    assert plan.device.experts == 0 and plan.device.dense
+    found = estimate_throughput(spec, plan, replace(CARD, ram=10e9, link=1e12), held=0)
+    assert 1 / found.high == pytest.approx(DENSE / THERE[0] + 64 * EXPERT / (10e9 * 1.15) + 32 * BESIDE[0])
+
+
+def test_all_on_a_device_is_read_at_its_bandwidth():
+    spec = SPECS["mixtral"]
+    need = estimate_memory(spec, "q4", 4096)
+    plan = place(need, 1 << 40, 1 << 40)
+    assert plan.runs_from == "vram" and places(plan) == ("device",)
+    read = bytes_per_token(spec, plan, 1000)["device"]
+    for bandwidths, steps in ((CARD, (30e-6, 1e-3)), (replace(CARD, kernels=False), (0.2e-3, 5e-3))):
+        found = estimate_throughput(spec, plan, bandwidths, held=1000)
+        there = THERE if bandwidths.kernels else (40e9, 1e9)
+        assert 1 / found.high == pytest.approx(read / there[0] + 32 * steps[0])
+        assert 1 / found.low == pytest.approx(read / there[1] + 32 * steps[1])
+
+
+def test_measured_rates_of_experts_count_before_bandwidths():
+    spec, rates = SPECS["mixtral"], Rates(1e9, Pace(2e9, 0.1), Pace(3e9, 0.2))
+    mixture = next(layer.ffn for layer in spec.layers)
+    best, worst = (expert_rates(spec, mixture, "q4", CARD, case, rates) for case in (0, 1))
+    assert best == Rates(1.15e9, Pace(2.3e9, 0.1), Pace(pytest.approx(3.45e9), 0.2))
+    assert worst == Rates(0.4e9, Pace(0.8e9, 0.1), Pace(pytest.approx(1.2e9), 0.2))
+    need = estimate_memory(spec, "q4", 4096)
+    plan = place(need, 1 << 40, least_device(need))
+    slow, fast = (estimate_throughput(spec, plan, CARD, rates=each) for each in (rates, None))
+    assert slow.high < fast.high / 10 and slow.first_token_low_s > fast.first_token_low_s
+
+
+def test_paces_by_hand():
+    """A token takes the time of an expert's bytes, each further one that of its two operations a weight."""
+    spec = SPECS["mixtral"]
+    rates = expert_rates(spec, spec.layers[0].ffn, "bf16", CARD, 0)
+    assert rates.copy == LINK[0]
+    assert rates.host.seconds(1, EXPERT) == pytest.approx(EXPERT / HERE[0])
+    assert rates.host.seconds(11, EXPERT) - rates.host.seconds(1, EXPERT) == pytest.approx(10 * EXPERT / (500e9 * 1.15))
+    assert rates.device.seconds(1, EXPERT) == pytest.approx(EXPERT / THERE[0])
+    further = rates.device.seconds(11, EXPERT) - rates.device.seconds(1, EXPERT)
+    assert further == pytest.approx(10 * EXPERT / (50e12 * 0.6))
+    slow = expert_rates(spec, spec.layers[0].ffn, "bf16", replace(CARD, ram=20e9), 1)
+    assert slow.host.bytes_per_s == pytest.approx(8e9)
+
+
+@pytest.mark.parametrize(("source", "evidence"), [("maker", "given"), ("given", "given"), ("measured", "measured")])
+def test_one_word_for_all_figures(source, evidence):
+    found = replace(KNOWN, sources=Sources("measured", "typical", source, "measured"))
+    assert found.evidence(["ram", "device"]) == evidence
+    assert found.evidence(["ram", "disk", "link"]) == "typical" and found.evidence(["ram"]) == "measured"
+
+
+@pytest.mark.slow
+@given(
+    on_device=st.integers(0, 250),
+    more=st.integers(1, 6),
+    prompt=st.integers(1, 4000),
+    slower=st.floats(0.1, 1),
+    name=st.sampled_from(["link", "device", "operations", "ram"]),
+)
+def test_nothing_that_takes_longer_is_faster_beside_a_device(on_device, more, prompt, slower, name):
+    """Nor do more experts on the device ever make it slower."""
+    spec = SPECS["mixtral"]
+    need = estimate_memory(spec, "q4", 4096)
+    few, many = (place(need, 1 << 40, least_device(need) + n * need.slot_bytes) for n in (on_device, on_device + more))
+    speed = estimate_throughput(spec, few, CARD, prompt)
+    worse = replace(CARD, **{name: getattr(CARD, name) * slower})
+    assert bounds(estimate_throughput(spec, few, worse, prompt))[:2] <= tuple(b * (1 + 1e-9) for b in bounds(speed)[:2])
+    assert never_better(estimate_throughput(spec, few, worse, prompt), speed)
+    assert bounds(speed)[:2] <= tuple(b * (1 + 1e-9) for b in bounds(estimate_throughput(spec, many, CARD, prompt))[:2])
 
 
 @pytest.mark.parametrize(("dtype", "native", "rates"), [
@@ -198,15 +302,37 @@ def test_a_prompt_by_hand(dtype, native, rates, prompt, monkeypatch):
 
 
 def test_a_prompt_by_hand_on_a_device():
-    """Only the experts that lie elsewhere are computed here."""
+    """512 tokens choose every expert, 128 tokens each, and all of them lie elsewhere: a long enough prompt copies them
+    while the CPU computes a few."""
     spec = SPECS["mixtral"]
     need = estimate_memory(spec, "bf16", 4096)
     plan = place(need, place(need, 0, least_device(need)).least_ram + 64 * need.slot_bytes, least_device(need))
     assert (plan.device.experts, plan.ram.experts, plan.disk.experts) == (0, 64, 192)
-    found = estimate_throughput(spec, plan, KNOWN, 512)
-    host, read = 256 * EXPERT / 30e9, 192 * EXPERT / 2e9
-    assert found.first_token_low_s == pytest.approx(max(host / 1.15, read / 1.5) + 32 * 0.2e-3 + 256 * 10e-6)
-    assert found.first_token_high_s == pytest.approx(host / 0.4 + read / 0.4 + 32 * 2e-3 + 256 * 0.3e-3)
+    bandwidths = replace(CARD, ram=1e12, linear=LinearThroughput(40e9, 2e9))
+    found = estimate_throughput(spec, plan, bandwidths, 512)
+    pairs = 32 * 32 * 512 * 512 / 2
+    operations = 512 * (DENSE - HEAD) + 4 * 128 * pairs
+    for case, seconds in enumerate((found.first_token_low_s, found.first_token_high_s)):
+        reached = 50e12 * (0.6, 0.05)[case]
+        own = EXPERT / THERE[case] + 127 * EXPERT / reached
+        layer = 8 * EXPERT / LINK[case] + own if own < EXPERT / LINK[case] else EXPERT / LINK[case] + 8 * own
+        computing = DENSE / THERE[case] + operations / reached + 32 * layer
+        read = 192 * EXPERT / 2e9 / (1.5, 0.4)[case]
+        expected = computing + read if case else max(computing, read)
+        assert seconds == pytest.approx(expected + 32 * BESIDE[case] + 256 * (10e-6, 0.5e-3)[case])
+
+
+def test_a_long_prompt_gains_more_from_a_device_than_a_short_one():
+    """Its experts are copied for many tokens each; beside a slow processor that pays."""
+    spec = SPECS["mixtral"]
+    need = estimate_memory(spec, "q4", 4096)
+    beside, without = place(need, 1 << 40, least_device(need)), place(need, 1 << 40)
+
+    def gain(prompt: int) -> float:
+        slow, fast = (estimate_throughput(spec, plan, CARD, prompt).first_token_low_s for plan in (without, beside))
+        return slow / fast
+
+    assert gain(2048) > 4 * gain(1) > 0
 
 
 def test_a_window_bounds_what_a_token_sees():
@@ -218,3 +344,21 @@ def test_a_window_bounds_what_a_token_sees():
     wide, less = (estimate_throughput(each, plan, KNOWN, 512).first_token_high_s for each in (spec, narrow))
     pairs = 32 * 32 * 512 * (512 - 64) / 2
     assert wide - less == pytest.approx((80 * pairs / 30e9 + 4 * 128 * pairs / 500e9) / 0.4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "share", "prefill", "decode"),
+    [
+        ("bf16", 1.0, 12545, 92.1), ("bf16", 0.5, 2069, 64.5), ("bf16", 0.06, 4783, 58.7),
+        ("q4", 1.0, 807, 7.4), ("q4", 0.5, 1052, 9.2), ("q4", 0.06, 1571, 13.1),
+    ],
+)  # fmt: skip
+def test_the_bands_hold_what_an_h100_measured(dtype, share, prefill, decode):
+    """By torch alone, four layers of OLMoE: docs/performance.md. Its copies, its link and the RAM beside it."""
+    spec = read_spec(SHAPES["olmoe-4-layers"])
+    card = Bandwidths(140e9, device=2962e9, link=50e9, operations=GPUS["h100"].operations, kernels=False)
+    need = estimate_memory(spec, dtype, 600)
+    plan = place(need, 1 << 40, least_device(need) + int(share * need.expert_count) * need.slot_bytes)
+    found = estimate_throughput(spec, plan, card, prompt=512, held=540)
+    assert found.low < decode < found.high
+    assert 512 / found.first_token_high_s < prefill < 512 / found.first_token_low_s

@@ -8,8 +8,8 @@ import torch
 
 from moecli.engine.decoder import Decoder
 from moecli.engine.load import Model
-from moecli.experts.rates import Pace, Rates
 from moecli.planning.memory import estimate_memory
+from moecli.planning.rates import Pace, Rates
 from tests.support.stores import split_plan
 
 _QUICK, _SLOW = Pace(1e15, 0.0), Pace(1.0, 1.0)

@@ -132,6 +132,10 @@ def _pack(name: str, rows: int, columns: int, packing: str) -> Iterator[tuple[st
     elif packing == "fp8":
         yield name, ("F8_E4M3", (rows, columns))
         yield f"{name}_scale_inv", ("F32", (-(-rows // 128), groups))
+    elif packing == "nvfp4":
+        yield name, ("U8", (rows, columns // 2))
+        yield f"{name}_scale", ("F8_E4M3", (rows, columns // 16))
+        yield f"{name}_scale_2", ("F32", ())
     elif packing == "compressed":
         yield f"{name}_packed", ("I32", (rows, columns // 8))
         yield f"{name}_scale", ("BF16", (rows, columns // 32))

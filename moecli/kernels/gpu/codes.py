@@ -1,7 +1,6 @@
 """Weights of q4, q3 and q8 as signed bytes, four to a register, and their products with int8 activations.
 
-The formats' bytes are described in `moecli/formats/`. `prmt` looks up four bytes at once, `dp4a` multiplies them; where
-Triton interprets, which knows no assembly, plain operators give the same integers.
+The formats' bytes are described in `moecli/formats/`. `prmt` looks up four bytes at once, and `dp4a` multiplies them.
 """
 
 from __future__ import annotations
@@ -10,10 +9,7 @@ import triton.language as tl
 
 from moecli.formats import q3, q4
 from moecli.formats.codebook import MULTIPLES
-from moecli.kernels.gpu import interpreted
 from moecli.kernels.gpu.functions import device_function
-
-INTERPRETED = tl.constexpr(interpreted())
 
 # prmt takes the fourth bit of a place for "repeat the sign". Of q4's codes less 97 all are negative, so what a table of
 # eight gives for places of the other table is all ones, and "and" joins the two.
@@ -33,16 +29,8 @@ def _assembly(text: str, numbers: tuple[int, ...]) -> tl.constexpr:
     return tl.constexpr(text)
 
 
-def _table(numbers: tuple[int, ...]) -> list[tl.constexpr]:
-    """The words as the interpreter takes them."""
-    return [tl.constexpr(word - (word >> 31 << 32)) for word in _words(numbers)]
-
-
 _BIASED = tuple(code - BIAS.value for code in q4.CODES)
 _SIGNED = (*MULTIPLES, *(-each for each in MULTIPLES))
-_Q4_0, _Q4_1, _Q4_2, _Q4_3 = _table(_BIASED)
-_Q3_0, _Q3_1 = _table(q3.CODES)
-_M_0, _M_1, _M_2, _M_3 = _table(_SIGNED)
 
 _Q4 = _assembly(
     """{
@@ -92,40 +80,15 @@ _MULTIPLES = _assembly(
 @device_function
 def dp4a(a, b, sums):
     """sums + the four products of the signed bytes in a and b; int32."""
-    if INTERPRETED:
-        for byte in tl.static_range(4):
-            sums += ((a << (24 - 8 * byte)) >> 24) * ((b << (24 - 8 * byte)) >> 24)
-        return sums
-    else:
-        return tl.inline_asm_elementwise(
-            "dp4a.s32.s32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, sums], dtype=tl.int32, is_pure=True, pack=1
-        )
-
-
-@device_function
-def _look_up(index, W0, W1, W2, W3):
-    """The byte, 0 to 255, at an index of 0 to 15 in four words."""
-    word = tl.where(index < 8, tl.where(index < 4, W0, W1), tl.where(index < 12, W2, W3))
-    return (word >> ((index & 3) * 8)) & 255
-
-
-@device_function
-def _nibbles(lanes, W0, W1, W2, W3):
-    """What 8 nibbles a lane stand for: four bytes for the low ones, four for the high ones."""
-    low, high = lanes * 0, lanes * 0
-    for byte in tl.static_range(4):
-        low |= _look_up((lanes >> (8 * byte)) & 15, W0, W1, W2, W3) << (8 * byte)
-        high |= _look_up((lanes >> (8 * byte + 4)) & 15, W0, W1, W2, W3) << (8 * byte)
-    return low, high
+    return tl.inline_asm_elementwise(
+        "dp4a.s32.s32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, sums], dtype=tl.int32, is_pure=True, pack=1
+    )
 
 
 @device_function
 def q4_codes(line):
     """Of a line of q4's indices, less BIAS: 4 codes of the first 16 columns of each row, and 4 of the others."""
-    if INTERPRETED:
-        return _nibbles(line, _Q4_0, _Q4_1, _Q4_2, _Q4_3)
-    else:
-        return tl.inline_asm_elementwise(_Q4, "=r,=r,r", [line], dtype=(tl.int32, tl.int32), is_pure=True, pack=1)
+    return tl.inline_asm_elementwise(_Q4, "=r,=r,r", [line], dtype=(tl.int32, tl.int32), is_pure=True, pack=1)
 
 
 @device_function
@@ -135,23 +98,13 @@ def q3_codes(low_bits, high_bits, J: tl.constexpr):
     high = high_bits >> (2 * J)
     nibbles = (low & 0x03030303) | ((low & 0x0C0C0C0C) << 2)
     nibbles |= ((high & 0x01010101) << 2) | ((high & 0x02020202) << 5)
-    if INTERPRETED:
-        return _nibbles(nibbles, _Q3_0, _Q3_1, _Q3_0, _Q3_1)
-    else:
-        return tl.inline_asm_elementwise(_Q3, "=r,=r,r", [nibbles], dtype=(tl.int32, tl.int32), is_pure=True, pack=1)
+    return tl.inline_asm_elementwise(_Q3, "=r,=r,r", [nibbles], dtype=(tl.int32, tl.int32), is_pure=True, pack=1)
 
 
 @device_function
 def multiples(choices):
     """What a byte of choices, in int32, multiplies the first and the other 16 columns of a group by."""
-    if INTERPRETED:
-        first = _look_up(choices & 15, _M_0, _M_1, _M_2, _M_3)
-        second = _look_up((choices >> 4) & 15, _M_0, _M_1, _M_2, _M_3)
-        return (first << 24) >> 24, (second << 24) >> 24
-    else:
-        return tl.inline_asm_elementwise(
-            _MULTIPLES, "=r,=r,r", [choices], dtype=(tl.int32, tl.int32), is_pure=True, pack=1
-        )
+    return tl.inline_asm_elementwise(_MULTIPLES, "=r,=r,r", [choices], dtype=(tl.int32, tl.int32), is_pure=True, pack=1)
 
 
 @device_function

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from moecli.formats import PLAIN
-from moecli.kernels.gpu import codes, rows
+from moecli.kernels.gpu import codes, interpreted, rows
 from moecli.kernels.gpu.activations import NUMBERS, activate
 from moecli.kernels.gpu.functions import device_function
 from moecli.kernels.gpu.norms import Normed
@@ -174,8 +174,10 @@ def _inner(
     group, choice = tl.program_id(0), tl.program_id(1)
     token = choice // top_k
     groups = (columns + 31) // 32
-    expert = tl.load(records + tl.load(ids + choice)).to(tl.pointer_type(tl.int32))
-    expert = tl.multiple_of(expert, 64)
+    address = tl.load(records + tl.load(ids + choice))
+    if address == 0:
+        return
+    expert = tl.multiple_of(address.to(tl.pointer_type(tl.int32)), 64)
     size = strip_words(columns, FORMAT)
     strips = (rows + 15) // 16
     row = tl.arange(0, 64 if GATED else 32)
@@ -206,8 +208,10 @@ def _down(
     """A few strips of one expert's last matrix, for one token that takes it: out [choices, rows]."""
     first, choice = tl.program_id(0) * STRIPS, tl.program_id(1)
     groups = (columns + 31) // 32
-    expert = tl.load(records + tl.load(ids + choice)).to(tl.pointer_type(tl.int32))
-    expert = tl.multiple_of(expert, 64)
+    address = tl.load(records + tl.load(ids + choice))
+    if address == 0:
+        return
+    expert = tl.multiple_of(address.to(tl.pointer_type(tl.int32)), 64)
     row = tl.arange(0, STRIPS * _ROWS)
     strip = tl.minimum(first + row // _ROWS, (rows + 15) // 16 - 1)
     offsets = down + strip * strip_words(columns, FORMAT)
@@ -243,7 +247,7 @@ def quantised_linear(
     rows, columns = shape
     tokens = len(codes)
     out = torch.empty(tokens, rows, dtype=torch.float32, device=codes.device) if out is None else out
-    cut = blocking(columns)
+    cut = blocking(columns, 64 if interpreted() else 1)  # which takes its time for a program, not for its numbers
     _linear[(triton.cdiv(rows, 16 * cut.strips),)](
         packed.view(torch.int32), codes.view(torch.int32), scales, out, rows, columns,
         tokens, FORMATS[dtype], cut.strips, cut.groups, cut.whole(columns), num_warps=cut.warps,
@@ -253,18 +257,19 @@ def quantised_linear(
 
 def blocking(columns: int, strips: int = 1) -> Blocking:
     """Whatever the tokens: a sum is the same in any company. As many columns at once as fill whole rounds, if any do."""
-    most = max(16, 64 // strips)
+    most = 64 if strips == 1 else 32
     groups = triton.next_power_of_2(max(16, min(most, -(-columns // 32))))
     while groups > 16 and columns % 512 == 0 and columns % (32 * groups):
         groups //= 2
-    return Blocking(strips, groups, max(2, groups * strips // 8))
+    return Blocking(strips, groups, 8 if strips > 1 or groups == 64 else 4)
 
 
 @dataclass(frozen=True, slots=True)
 class Experts:
     """Experts on a device: `records` int64 [E], where each one's begins, and the offsets in it of its matrices, bytes.
 
-    `gate` is None where there is none; `downs` are records of the last matrices where these lie apart.
+    A record at 0 is elsewhere: its expert computes nothing. `gate` is None where there is none; `downs` are records of
+    the last matrices where these lie apart.
     """
 
     dtype: str
@@ -277,23 +282,26 @@ class Experts:
     down: int
     downs: Tensor | None = None
 
-    def __call__(self, normed: Normed, ids: Tensor, top_k: int) -> Tensor:
+    def __call__(self, normed: Normed, ids: Tensor, top_k: int, out: Tensor | None = None) -> Tensor:
         """What the chosen ones, ids [T * top_k] token by token, make of up to eight tokens: float32 [T * top_k, D]."""
+        if out is None:
+            out = normed.scales.new_empty(ids.numel(), self.hidden_size)
         downs = self.records if self.downs is None else self.downs
         if self.dtype in PLAIN:
             size = normed.states.element_size()
             offsets = None if self.gate is None else self.gate // size, self.up // size, self.down // size
-            return rows.experts(
-                self.records, downs, ids, normed.states, top_k, offsets, self.intermediate_size, self.activation
-            )
-        return self._packed(normed, downs, ids, top_k)
+            rows.experts(
+                self.records, downs, ids, normed.states, top_k, offsets, self.intermediate_size, self.activation, out
+            )  # fmt: skip
+        else:
+            self._packed(normed, downs, ids, top_k, out)
+        return out
 
-    def _packed(self, normed: Normed, downs: Tensor, ids: Tensor, top_k: int) -> Tensor:
+    def _packed(self, normed: Normed, downs: Tensor, ids: Tensor, top_k: int, out: Tensor) -> None:
         choices, inner, width = ids.numel(), self.intermediate_size, self.hidden_size
         groups = -(-inner // 32)
         hidden = normed.codes.new_empty(choices, groups * 32)
         scales = normed.scales.new_empty(choices, groups)
-        out = normed.scales.new_empty(choices, width)
         first, second = blocking(width, strips=4), blocking(inner)
         _inner[groups, choices](
             self.records, ids, normed.codes.view(torch.int32), normed.scales, hidden, scales,
@@ -305,4 +313,3 @@ class Experts:
             downs, ids, hidden.view(torch.int32), scales, out, self.down // 4, width, inner,
             FORMATS[self.dtype], second.strips, second.groups, second.whole(inner), num_warps=second.warps,
         )  # fmt: skip
-        return out

@@ -17,7 +17,8 @@ from torch import Tensor
 from moecli.formats import PLAIN
 from moecli.formats.plain import torch_dtype
 from moecli.kernels.gpu.decode import decode_q3, decode_q4, decode_q8
-from moecli.kernels.gpu.quantise import COMPILED, codes_and_scales, place_in_group, quantise
+from moecli.kernels.gpu.launch import card
+from moecli.kernels.gpu.quantise import codes_and_scales, place_in_group, quantise
 from moecli.model.spec import Activation
 
 
@@ -118,8 +119,6 @@ def _plain_product(
         inside = first + column < columns
         a = tl.load(tokens + first, inside[None, :], other=0.0)
         b = tl.load(numbers + first, inside[:, None], other=0.0)
-        if not COMPILED:  # its bf16 are bits
-            a, b = a.to(tl.float32), b.to(tl.float32)
         sums = tl.dot(a, b, sums, input_precision="ieee")
     return sums
 
@@ -180,7 +179,7 @@ def _block_of(program, first, experts, TOKENS: tl.constexpr, EXPERTS: tl.constex
 @triton.jit
 def _activate(x, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
-        return tl.maximum(x, 0.0)
+        return tl.where(x < 0, 0.0, x)  # what is no number stays visible
     elif ACTIVATION == "gelu":
         return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
     elif ACTIVATION == "gelu_pytorch_tanh":
@@ -308,8 +307,7 @@ def blocks_for(tokens: int, device: torch.device) -> Blocks:
 
     Before Ampere Triton multiplies without tensor cores, in registers that hold half as much.
     """
-    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
-    sizes = (16, 32) if old else (16, 32, 64)
+    sizes = (16, 32) if card(device).capability < (8, 0) else (16, 32, 64)
     return Blocks(next((size for size in sizes if size >= tokens), sizes[-1]))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -33,8 +32,10 @@ def _inner(
 ):  # fmt: skip
     """R numbers inside one expert, for one token that takes it: activation(gate x) * up x."""
     choice = tl.program_id(1)
-    expert = tl.load(records + tl.load(ids + choice)).to(tl.pointer_type(x.dtype.element_ty))
-    expert = tl.multiple_of(expert, 64)
+    address = tl.load(records + tl.load(ids + choice))
+    if address == 0:
+        return
+    expert = tl.multiple_of(address.to(tl.pointer_type(x.dtype.element_ty)), 64)
     row = tl.program_id(0) * R + tl.arange(0, R)
     token = x + (choice // top_k).to(tl.int64) * columns
     hidden = _row_sums(expert + up, row, rows, columns, token, BLOCK)
@@ -51,8 +52,10 @@ def _down(
 ):  # fmt: skip
     """R rows of one expert's last matrix, for one token that takes it."""
     choice = tl.program_id(1)
-    expert = tl.load(records + tl.load(ids + choice)).to(tl.pointer_type(x.dtype.element_ty))
-    expert = tl.multiple_of(expert, 64)
+    address = tl.load(records + tl.load(ids + choice))
+    if address == 0:
+        return
+    expert = tl.multiple_of(address.to(tl.pointer_type(x.dtype.element_ty)), 64)
     row = tl.program_id(0) * R + tl.arange(0, R)
     sums = _row_sums(expert + down, row, rows, columns, x + choice.to(tl.int64) * columns, BLOCK)
     tl.store(out + choice.to(tl.int64) * rows + row, sums, row < rows)
@@ -60,13 +63,12 @@ def _down(
 
 def experts(
     records: Tensor, downs: Tensor, ids: Tensor, x: Tensor, top_k: int, offsets: tuple[int | None, int, int],
-    intermediate_size: int, activation: Activation,
-) -> Tensor:  # fmt: skip
+    intermediate_size: int, activation: Activation, out: Tensor,
+) -> None:  # fmt: skip
     """As `products.Experts`, of x [T, D] in the weights' type; `offsets` of gate, up and down in numbers."""
     gate, up, down = offsets
     choices, width = ids.numel(), x.shape[1]
     hidden = x.new_empty(choices, intermediate_size)
-    out = x.new_empty(choices, width, dtype=torch.float32)
     rows = 4
     first, second = (min(1024, triton.next_power_of_2(columns)) for columns in (width, intermediate_size))
     _inner[triton.cdiv(intermediate_size, rows), choices](
@@ -76,4 +78,3 @@ def experts(
     _down[triton.cdiv(width, rows), choices](
         downs, ids, hidden, out, down, width, intermediate_size, rows, second
     )  # fmt: skip
-    return out

@@ -28,6 +28,7 @@ __all__ = [
     "find",
     "load_config",
     "quantization_name",
+    "quantization_scheme",
     "read_spec",
     "runnable",
 ]
@@ -117,6 +118,12 @@ def _read_text(read: Callable[[Mapping[str, Any]], ModelSpec], config: Mapping[s
     spec = read(part)
     others = any(isinstance(value, dict) and name.endswith("_config") for name, value in config.items() if name != key)
     return replace(spec, notes=(*spec.notes, _TEXT_ALONE)) if others else spec
+
+
+def quantization_scheme(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How a config.json says that its weights were quantised, as it says it; empty where it says nothing."""
+    found = text_part(config)[1].get("quantization_config")
+    return found if isinstance(found, Mapping) else {}
 
 
 _TEXT_ALONE = "the text model alone: the vision tower is not counted"

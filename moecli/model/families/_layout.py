@@ -105,3 +105,29 @@ def both_layouts(dense: Mapping[str, tuple[str, ...]]) -> tuple[Layout, ...]:
         Layout(dense, per_expert("mlp.experts", "gate_proj", "up_proj", "down_proj"), BUFFERS),
         Layout(dense, fused("mlp.experts"), BUFFERS),
     )
+
+
+_GGUF_BLOCK = "blk.{layer}."
+_GGUF = (
+    names(embedding="token_embd", final_norm="output_norm", lm_head="output")
+    | names(
+        _GGUF_BLOCK, attn_norm="attn_norm", ffn_norm="ffn_norm", qkv="attn_q attn_k attn_v", o="attn_output",
+        q_norm="attn_q_norm", k_norm="attn_k_norm", q="attn_q", q_a="attn_q_a", q_a_norm="attn_q_a_norm",
+        q_b="attn_q_b", kv_a="attn_kv_a_mqa", kv_a_norm="attn_kv_a_norm", kv_b="attn_kv_b", router="ffn_gate_inp",
+        gate_up="ffn_gate ffn_up", down="ffn_down", shared_gate_up="ffn_gate_shexp ffn_up_shexp",
+        shared_down="ffn_down_shexp",
+    )
+    | names(_GGUF_BLOCK, ".bias", router_bias="exp_probs_b")
+)  # fmt: skip
+
+
+def gguf_layouts(**roles: str) -> tuple[Layout, ...]:
+    """The ways llama.cpp's converters name tensors: experts in one tensor, in older files in one each.
+
+    `roles` are names of the family that are not those of most.
+    """
+    dense = _GGUF | names(_GGUF_BLOCK, **roles)
+    matrices = ("ffn_gate", "ffn_up", "ffn_down")
+    stacked = ExpertNames(*(NamedSlice(f"{_GGUF_BLOCK}{name}_exps.weight", stacked=True) for name in matrices))
+    single = ExpertNames(*(NamedSlice(f"{_GGUF_BLOCK}{name}.{{expert}}.weight") for name in matrices))
+    return Layout(dense, stacked), Layout(dense, single)

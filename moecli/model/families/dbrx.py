@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BUFFERS, ExpertNames, Family, Layout, NamedSlice, names
+from moecli.model.families._layout import BUFFERS, ExpertNames, Family, Layout, NamedSlice, gguf_layouts, names
 from moecli.model.families._parts import make_spec, uniform_layers
 from moecli.model.families._rope import read_rope
 from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, NormKind, Router
@@ -84,5 +84,6 @@ FAMILY = Family(
             ),
             BUFFERS,
         ),
+        *gguf_layouts(qkv="attn_qkv", ffn_norm="attn_output_norm"),
     ),
 )

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, MLP, MULTI_HEAD_LATENT, SHARED_EXPERTS, Family, both_layouts
+from moecli.model.families._layout import (
+    BODY,
+    MLP,
+    MULTI_HEAD_LATENT,
+    SHARED_EXPERTS,
+    Family,
+    both_layouts,
+    gguf_layouts,
+)
 from moecli.model.families._parts import check_router, layer_count, make_spec, multi_head_latent
 from moecli.model.spec import FeedForward, GroupScore, Layer, Mixture, ModelSpec, Router
 
@@ -74,5 +82,5 @@ FAMILY = Family(
     architectures=("DeepseekV2ForCausalLM",),
     model_types=("deepseek_v2",),
     read=read,
-    layouts=both_layouts(BODY | MULTI_HEAD_LATENT | MLP | SHARED_EXPERTS),
+    layouts=(*both_layouts(BODY | MULTI_HEAD_LATENT | MLP | SHARED_EXPERTS), *gguf_layouts()),
 )

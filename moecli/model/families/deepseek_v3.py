@@ -14,6 +14,7 @@ from moecli.model.families._layout import (
     SHARED_EXPERTS,
     Family,
     both_layouts,
+    gguf_layouts,
 )
 from moecli.model.families._parts import make_spec, multi_head_latent
 from moecli.model.families.deepseek_v2 import dense_then_sparse
@@ -57,5 +58,5 @@ FAMILY = Family(
     architectures=("DeepseekV3ForCausalLM",),
     model_types=("deepseek_v3", "kimi_k2"),
     read=read,
-    layouts=both_layouts(BODY | MULTI_HEAD_LATENT | MLP | SHARED_EXPERTS | CORRECTION_BIAS),
+    layouts=(*both_layouts(BODY | MULTI_HEAD_LATENT | MLP | SHARED_EXPERTS | CORRECTION_BIAS), *gguf_layouts()),
 )

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BUFFERS, ExpertNames, Family, Layout, NamedSlice, names, per_expert
+from moecli.model.families._layout import (
+    BUFFERS,
+    ExpertNames,
+    Family,
+    Layout,
+    NamedSlice,
+    gguf_layouts,
+    names,
+    per_expert,
+)
 from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, Router
 
@@ -94,6 +103,14 @@ FAMILY = Family(
     architectures=("Grok1ModelForCausalLM", "GrokForCausalLM"),
     model_types=("grok-1", "grok"),
     read=read,
-    layouts=(_hpcai(".scale"), _hpcai(".weight"), _SGLANG, _keyfan(".weight"), _keyfan(".scale"), _RELEASE),
+    layouts=(
+        _hpcai(".scale"),
+        _hpcai(".weight"),
+        _SGLANG,
+        _keyfan(".weight"),
+        _keyfan(".scale"),
+        _RELEASE,
+        *gguf_layouts(post_attn_norm="attn_output_norm", post_ffn_norm="layer_output_norm"),
+    ),
     signature="embedding_multiplier_scale",
 )

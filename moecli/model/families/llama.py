@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, MLP, Family, Layout
+from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, MLP, Family, Layout, gguf_layouts
 from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, ModelSpec
 
@@ -25,5 +25,5 @@ FAMILY = Family(
     architectures=("LlamaForCausalLM",),
     model_types=("llama",),
     read=read,
-    layouts=(Layout(BODY | GROUPED_QUERY | MLP, ignored=BUFFERS),),
+    layouts=(Layout(BODY | GROUPED_QUERY | MLP, ignored=BUFFERS), *gguf_layouts()),
 )

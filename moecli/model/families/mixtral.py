@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, Family, Layout, fused, names, per_expert
+from moecli.model.families._layout import (
+    BODY,
+    BUFFERS,
+    GROUPED_QUERY,
+    Family,
+    Layout,
+    fused,
+    gguf_layouts,
+    names,
+    per_expert,
+)
 from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, Router
 
@@ -34,5 +44,6 @@ FAMILY = Family(
     layouts=(
         Layout(BODY | GROUPED_QUERY | _PUBLISHED, per_expert("block_sparse_moe.experts", "w1", "w3", "w2"), BUFFERS),
         Layout(BODY | GROUPED_QUERY | names("model.layers.{layer}.mlp.", router="gate"), fused("mlp.experts"), BUFFERS),
+        *gguf_layouts(),
     ),
 )

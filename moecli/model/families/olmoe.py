@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts
+from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts, gguf_layouts
 from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, QkNorm, Router
 
@@ -36,5 +36,5 @@ FAMILY = Family(
     architectures=("OlmoeForCausalLM",),
     model_types=("olmoe",),
     read=read,
-    layouts=both_layouts(BODY | GROUPED_QUERY | MLP),
+    layouts=(*both_layouts(BODY | GROUPED_QUERY | MLP), *gguf_layouts()),
 )

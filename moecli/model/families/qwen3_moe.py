@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts
+from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts, gguf_layouts
 from moecli.model.families._parts import grouped_query, make_spec, sparse_steps
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, QkNorm, Router
 
@@ -38,5 +38,5 @@ FAMILY = Family(
     architectures=("Qwen3MoeForCausalLM",),
     model_types=("qwen3_moe",),
     read=read,
-    layouts=both_layouts(BODY | GROUPED_QUERY | MLP),
+    layouts=(*both_layouts(BODY | GROUPED_QUERY | MLP), *gguf_layouts()),
 )

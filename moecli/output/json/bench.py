@@ -59,6 +59,8 @@ def document(loaded: LoadedModel, result: Result) -> dict[str, Any]:
             "ram_bandwidth_bytes_per_s": bandwidths.ram,
             "ram_sample_bytes": result.expected.sample,
             "disk_bandwidth_bytes_per_s": bandwidths.disk if plan.disk.experts else None,
+            "device_bandwidth_bytes_per_s": bandwidths.device if plan.device.dense else None,
+            "link_bandwidth_bytes_per_s": bandwidths.link if plan.device.dense else None,
         },
         "other_programs_share": result.others,
         "within_forecast": result.within_forecast,

@@ -7,9 +7,10 @@ from typing import Any
 from moecli.library.advice import Advice
 from moecli.library.inspection import Report
 from moecli.output.json import SCHEMA_VERSION, shared
-from moecli.planning.estimate import Estimate, Result
+from moecli.planning.estimate import Budget, Estimate, Result
 from moecli.planning.memory import kv_bytes_per_token, read_bytes_per_token
 from moecli.planning.placement import Tier
+from moecli.planning.speed import Place
 
 
 def document(result: Result, report: Report, advice: Advice) -> dict[str, Any]:
@@ -17,11 +18,14 @@ def document(result: Result, report: Report, advice: Advice) -> dict[str, Any]:
 
     `recommended` is the format to take on this machine, null where none runs.
     """
+    card = result.budget.gpu or result.budget.card
     every = [] if result.asked else [_facts(result, each) for each in result.every]
     return {
         "schema_version": SCHEMA_VERSION,
         "model": result.model,
         **_facts(result, result.chosen),
+        "gpu": None if card is None else card.name,
+        "bandwidths": _bandwidths(result.budget),
         "max_context": result.max_context,
         "max_context_dtype": result.max_dtype,
         "recommended": None if result.best is None or advice.obstacle else _recommended(result.best, advice),
@@ -65,6 +69,13 @@ def _facts(result: Result, one: Estimate) -> dict[str, Any]:
             "first_token_high_s": speed.first_token_high_s,
         },
     }
+
+
+def _bandwidths(budget: Budget) -> dict[str, dict[str, Any]]:
+    """What forecasts are made of: "source" is measured (here), given, maker (of the named GPU) or typical."""
+    known: tuple[Place, ...] = ("ram", "disk") if budget.device is None else ("ram", "disk", "device", "link")
+    found = budget.bandwidths
+    return {place: {"bytes_per_s": getattr(found, place), "source": getattr(found.sources, place)} for place in known}
 
 
 def _recommended(best: Estimate, advice: Advice) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def document(session: ChatSession, answer: Answer) -> dict[str, Any]:
         "seed": session.config.seed,
         "text": answer.text,
         "token_ids": answer.token_ids,
+        **_scored(session, answer),
         "prompt_tokens": timing.prompt_tokens,
         "completion_tokens": len(answer.token_ids),
         "drafted_tokens": timing.drafted,
@@ -40,6 +41,27 @@ def document(session: ChatSession, answer: Answer) -> dict[str, Any]:
         "planned_bytes": planned_bytes(loaded.plan),
         "expert_cache": asdict(loaded.decoder.experts.statistics),
         **_filled(session, answer),
+    }
+
+
+def _scored(session: ChatSession, answer: Answer) -> dict[str, Any]:
+    """The log-probability of each token, and of the likeliest in its place, where they were asked for."""
+    if session.config.top_logprobs is None:
+        return {}
+    tokenizer = session.loaded.opened.tokenizer
+
+    def named(token_id: int, logprob: float) -> dict[str, Any]:
+        return {
+            "token_id": token_id,
+            "token": tokenizer.decode([token_id], skip_special=False),
+            "logprob": logprob,
+        }
+
+    return {
+        "logprobs": [
+            named(each.token_id, each.logprob) | {"top": [named(*other) for other in each.top]}
+            for each in answer.scores[: len(answer.token_ids)]
+        ]
     }
 
 

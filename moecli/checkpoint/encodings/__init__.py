@@ -1,0 +1,1 @@
+"""How quantised tensors become numbers: a decoder for each encoding that others publish."""

@@ -1,0 +1,138 @@
+"""The models that a server may be asked for: found by name, opened, and one of them loaded with its caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moecli.engine.device import free_vram
+from moecli.engine.loaded import LoadedModel, OpenedModel
+from moecli.errors import ModelNotFound, MoecliError, NotEnoughMemory, printable
+from moecli.kernels.blocking import BLOCK
+from moecli.kernels.decode_step import MAX_TOKENS
+from moecli.library import listing
+from moecli.library.resolve import Kind, ModelRef, resolve
+from moecli.planning import machine
+from moecli.planning.memory import default_context
+from moecli.planning.placement import Plan
+from moecli.serve.prefixes import Slots
+from moecli.store.progress import Progress
+
+_HERE = (Kind.BUILT_IN, Kind.STORE, Kind.CACHE)
+_PIECE = 128  # prompt tokens read between two steps of other texts, where no expert has to be read for them again
+_SMALL = 8  # caches may take one part in so many of a budget that all experts do not fit in
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model as the APIs list it."""
+
+    name: str
+    ref: ModelRef
+    bytes: int
+    format: str
+    changed: float  # seconds since 1970
+
+
+class Shelf:
+    """Either the models that were named, or all that are on this machine."""
+
+    def __init__(self, named: Sequence[ModelRef], dtype: str) -> None:
+        """`dtype` is that of models that are found by a client's word."""
+        self._named, self._dtype = named, dtype
+
+    def find(self, name: str) -> ModelRef:
+        """What a client's word means. ModelNotFound, which tells no paths, if it is none of the models here."""
+        word = name.removesuffix(":latest")
+        for ref in self._named:
+            if word in (ref.name, ref.typed):
+                return ref
+        found = None
+        if not self._named:
+            with suppress(MoecliError):
+                found = resolve(word, dtype=self._dtype)
+        if found is None or found.kind not in _HERE or found.by_path:  # a client names no files
+            here = ", ".join(each.name for each in self.all()) or "none"
+            raise ModelNotFound(
+                f"the model '{printable(name, 80)}' is not served", f"these are: {printable(here, 400)}"
+            )
+        return found
+
+    def all(self) -> Iterator[Served]:
+        """Every model by name."""
+        if self._named:
+            yield from map(_named, self._named)
+            return
+        for model in listing.here():
+            if model.complete and not model.damaged:
+                with suppress(MoecliError):
+                    ref = resolve(model.name, dtype=self._dtype)
+                    yield Served(model.name, ref, model.bytes, model.format, model.path.stat().st_mtime)
+
+
+def _named(ref: ModelRef) -> Served:
+    files = [file.stat() for file in ref.weights.iterdir() if file.is_file()]
+    known = {model.path: model.format for model in listing.here()}
+    size, changed = sum(file.st_size for file in files), max((file.st_mtime for file in files), default=0.0)
+    return Served(ref.name, ref, size, known.get(ref.weights, ref.dtype), changed)
+
+
+Identity = tuple[Path | None, str, Path | None]
+
+
+def identity(ref: ModelRef) -> Identity:
+    """What two names of the same model in the same format have in common."""
+    return ref.folder, ref.dtype, ref.tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """The model that is loaded, and the caches of texts that are generated side by side."""
+
+    loaded: LoadedModel
+    slots: Slots
+
+    @property
+    def ref(self) -> ModelRef:
+        return self.loaded.opened.ref
+
+
+def context_of(opened: OpenedModel) -> int:
+    """Tokens that a text may have, prompt and answer together."""
+    return opened.options.context or default_context(opened.spec)
+
+
+def load(opened: OpenedModel, texts: int | None, progress: Progress) -> Resident:
+    """Read a model's weights, within what is free now, for `texts` side by side (None: as many as cost little).
+
+    NotEnoughMemory if it does not fit.
+    """
+    options = opened.options
+    if options.ram is None:
+        opened = replace(opened, ram=machine.free_ram())
+    if options.vram is None and opened.vram is not None:
+        opened = replace(opened, vram=free_vram(opened.asked_device))
+    plan, count = _plan(opened, texts)
+    loaded = opened.load(plan, progress)
+    decoder, first = loaded.decoder, loaded.cache
+    caches = [first, *(decoder.new_cache(first.capacity, first.chunk) for _ in range(count - 1))]
+    whole = decoder.encoder is not None or decoder.rotates_by_length  # such a prompt is read at once
+    block = first.capacity if whole else _PIECE if plan.fits else BLOCK
+    return Resident(loaded, Slots(caches, block, MAX_TOKENS))
+
+
+def _plan(opened: OpenedModel, texts: int | None) -> tuple[Plan, int]:
+    """The plan, and for how many texts it is: more than one, unless their caches take experts' place."""
+    context = context_of(opened)
+    if texts is not None:
+        return opened.plan(context, texts), texts
+    alone = opened.plan(context)
+    for count in (MAX_TOKENS, MAX_TOKENS // 2, MAX_TOKENS // 4):
+        with suppress(NotEnoughMemory):
+            plan = opened.plan(context, count)
+            as_good = plan.memory.dtype == alone.memory.dtype and plan.runs_from == alone.runs_from
+            if as_good and (plan.fits or plan.memory.kv.bytes * _SMALL <= opened.ram):
+                return plan, count
+    return alone, 1

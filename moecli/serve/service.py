@@ -1,0 +1,206 @@
+"""What every API asks for: a model by name, prompts as ids, and replies; alike for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from moecli.engine.loaded import OpenedModel
+from moecli.engine.sampling import SamplingOptions, new_seed
+from moecli.errors import MoecliError
+from moecli.library.resolve import ModelRef
+from moecli.serve.engine import Engine
+from moecli.serve.http import Refused, while_there
+from moecli.serve.models import Served, Shelf, context_of
+from moecli.serve.reply import Ended, Job, Piece, Reply
+from moecli.text.chat import Message
+
+T = TypeVar("T")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_ROLES = {"developer": "system"}  # as later documents of OpenAI call it
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How an answer is to be made, as all APIs can say it; None leaves it to the model's vendor, or to chance."""
+
+    sampling: SamplingOptions
+    seed: int | None = None
+    max_tokens: int | None = None
+    stops: Sequence[str] = ()
+    top_logprobs: int | None = None
+    keep_alive: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply that is complete."""
+
+    pieces: Sequence[Piece]
+    ended: Ended
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+
+class Service:
+    """The models that are served, and the engine."""
+
+    def __init__(self, engine: Engine, shelf: Shelf) -> None:
+        self.engine, self.shelf = engine, shelf
+
+    async def all(self) -> list[Served]:
+        """Every model by name."""
+        return await asyncio.to_thread(lambda: list(self.shelf.all()))
+
+    async def find(self, name: str) -> ModelRef:
+        """The model of that name. ModelNotFound if it is not served."""
+        return await asyncio.to_thread(self.shelf.find, name)
+
+    async def open(self, name: str) -> OpenedModel:
+        """The same, with its tokenizer and headers read. MoecliError if they are unfit."""
+        return await asyncio.wrap_future(self.engine.open(await self.find(name)))
+
+    async def chat(self, opened: OpenedModel, messages: Sequence[Message]) -> tuple[list[int], bool]:
+        """The ids of a conversation, and whether the answer goes on in its own text.
+
+        A model without a chat template continues the messages, blank lines between them.
+        """
+        said = [Message(_ROLES.get(each.role, each.role), each.content) for each in messages]
+        if opened.tokenizer.chat_template is None or opened.spec.encoder:
+            return await self.text(opened, "\n\n".join(each.content for each in said if each.content))
+        return self._checked(opened, await asyncio.to_thread(opened.tokenizer.encode_chat, said)), False
+
+    async def text(self, opened: OpenedModel, text: str) -> tuple[list[int], bool]:
+        """The ids of a text, and that the answer goes on in it."""
+        ids = await asyncio.to_thread(opened.tokenizer.encode, text)
+        return self._checked(opened, ids), not opened.spec.encoder
+
+    async def any(self, opened: OpenedModel, prompt: str | Sequence[int]) -> tuple[list[int], bool]:
+        """The same of a text, or of ids that a client has made."""
+        if isinstance(prompt, str):
+            return await self.text(opened, prompt)
+        return self._checked(opened, list(prompt)), not opened.spec.encoder
+
+    def submit(self, opened: OpenedModel, prompt: Sequence[int], continues: bool, wish: Wish) -> Reply:
+        """The reply to come. Busy if too many wait."""
+        seed = new_seed() if wish.seed is None else wish.seed & (2**64 - 1)
+        sampling = wish.sampling.resolve(opened.defaults)
+        return self.engine.submit(
+            Job(
+                opened.ref, prompt, sampling, seed, wish.max_tokens, tuple(filter(None, wish.stops)), continues,
+                wish.top_logprobs, wish.keep_alive,
+            )
+        )  # fmt: skip
+
+    def submit_all(self, wanted: Sequence[tuple[OpenedModel, Sequence[int], bool, Wish]]) -> list[Reply]:
+        """The replies to several at once; none if one is refused."""
+        replies: list[Reply] = []
+        try:
+            for each in wanted:
+                replies.append(self.submit(*each))
+        except MoecliError:
+            for reply in replies:
+                reply.abandon()
+            raise
+        return replies
+
+    def preload(self, opened: OpenedModel, keep_alive: float | None) -> Reply:
+        """A reply that is over once the model is loaded."""
+        return self.submit(opened, (), False, Wish(SamplingOptions(), keep_alive=keep_alive))
+
+    def _checked(self, opened: OpenedModel, ids: list[int]) -> list[int]:
+        if not ids:
+            raise Refused(400, "the prompt holds no tokens")
+        if not 0 <= min(ids) <= max(ids) < opened.spec.vocab_size:
+            raise Refused(400, f"token ids of {opened.name} are 0 to {opened.spec.vocab_size - 1}")
+        if len(ids) > (most := context_of(opened)):
+            hint = "shorten it, or start the server with a larger --ctx"
+            raise Refused(400, f"the prompt is {len(ids)} tokens and the context {most}", hint)
+        return ids
+
+
+async def begun(request: Request, replies: Sequence[Reply]) -> float:
+    """Wait until the first of these answers begins; the seconds that loading took. MoecliError if one cannot."""
+
+    async def wait() -> float:
+        return max([(await reply.started()).load_s for reply in replies[:1]], default=0.0)
+
+    return await _kept(request, replies, wait())
+
+
+async def whole(request: Request, replies: Sequence[Reply]) -> list[Answer]:
+    """The complete answers. MoecliError where one fails."""
+
+    async def collect() -> list[Answer]:
+        return [await _answer(reply) for reply in replies]
+
+    return await _kept(request, replies, collect())
+
+
+async def merged(replies: Sequence[Reply]) -> AsyncIterator[tuple[int, Piece | Ended]]:
+    """Numbered events of several answers as they come; the first reply has begun."""
+    events: asyncio.Queue[tuple[int, Piece | Ended | BaseException]] = asyncio.Queue()
+
+    async def follow(number: int, reply: Reply) -> None:
+        try:
+            if number:
+                await reply.started()
+            async for event in reply:
+                events.put_nowait((number, event))
+        except Exception as error:
+            events.put_nowait((number, error))
+
+    tasks = [asyncio.ensure_future(follow(*each)) for each in enumerate(replies)]
+    try:
+        left = len(tasks)
+        while left:
+            number, event = await events.get()
+            if isinstance(event, BaseException):
+                raise event
+            left -= isinstance(event, Ended)
+            yield number, event
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def keep_alive_seconds(value: str | float) -> float:
+    """Ollama's notation: "5m", "1h30m", 300 (seconds), 0 to unload at once, any negative for ever. Refused if none."""
+    if isinstance(value, str):
+        text = value.strip()
+        parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)", text)
+        if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", text):
+            value = float(text)
+        elif parts and re.fullmatch(r"-?([0-9.]+(ms|s|m|h))+", text):
+            value = sum(float(number) * _UNITS[unit] for number, unit in parts) * (-1 if text[0] == "-" else 1)
+        else:
+            raise Refused(400, f"keep_alive '{value[:40]}' is no duration", 'it takes "5m", seconds, 0 or -1')
+    return math.inf if value < 0 else value
+
+
+async def _answer(reply: Reply) -> Answer:
+    await reply.started()
+    pieces: list[Piece] = []
+    async for event in reply:
+        if isinstance(event, Ended):
+            return Answer(pieces, event)
+        pieces.append(event)
+    raise AssertionError("an answer ends with Ended")
+
+
+async def _kept(request: Request, replies: Sequence[Reply], work: Coroutine[Any, Any, T]) -> T:
+    """What comes of `work`; whatever ends it, a client that leaves or another answer's failure, ends the replies."""
+    try:
+        return await while_there(request, work)
+    except BaseException:
+        for reply in replies:
+            reply.abandon()
+        raise

@@ -1,0 +1,226 @@
+"""Quantised checkpoints run, are packed and inspected: their weights are those of the published rule, to the bit."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from moecli.checkpoint.binding import Slice, Weights, format_of
+from moecli.checkpoint.headers import read_header
+from moecli.checkpoint.reading import read_rows, read_slice
+from moecli.formats.plain import torch_dtype
+from moecli.model.families import load_config
+from moecli.store.incremental import packing_shards
+from moecli.store.layout import choose_layout
+from moecli.store.manifest import Origin
+from moecli.store.source import announced, open_source
+from tests.support.checkpoints import prompt
+from tests.support.encodings import CASES, Encoded, fp8
+from tests.support.in_process import moecli
+from tests.support.running import greedy, load, score
+from tests.support.stores import contents, packed
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folders(case: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """As published, and with plain weights."""
+    return CASES[case].make().write(tmp_path_factory.mktemp("encoded"))
+
+
+def experts(weights: Weights) -> dict[tuple[int, int, str], Slice]:
+    return {
+        (layer, expert, matrix): weights.expert(layer, expert, matrix)
+        for layer, mixture in weights.spec.mixtures
+        for expert in range(mixture.router.experts)
+        for matrix in weights.expert_matrices(layer)
+    }
+
+
+def test_weights_are_those_of_the_rule(folders: tuple[Path, Path]) -> None:
+    """Whole, and in strips of any rows; bit for bit."""
+    stored, plain = map(open_source, folders)
+    encoded = 0
+    for place, part in experts(stored).items():
+        dtype = torch_dtype(format_of(part.stored))
+        expected = read_slice(plain.checkpoint, experts(plain)[place], dtype)
+        assert torch.equal(read_slice(stored.checkpoint, part, dtype), expected)
+        encoded += part.stored.encoding is not None
+        for first, last in ((0, 1), (3, 20), (len(expected) - 5, len(expected))):
+            strip = torch.empty(last - first, expected.shape[1], dtype=dtype)
+            read_rows(strip, stored.checkpoint, part, first)
+            assert torch.equal(strip, expected[first:last])
+    assert encoded == len(experts(stored))
+
+
+def test_it_says_what_the_plain_weights_say(folders: tuple[Path, Path]) -> None:
+    stored, plain = (load(folder, open_source(folders[0]).dtype) for folder in folders)
+    ids = prompt(40)
+    assert torch.equal(score(stored, ids), score(plain, ids))
+    assert greedy(stored, ids[:8], 24) == greedy(plain, ids[:8], 24)
+
+
+def test_packed_it_is_what_is_packed_of_the_plain_weights(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    one, other = (contents(packed(folder, tmp_path / folder.name, "q8").folder) for folder in folders)
+    assert one.keys() == other.keys()
+    assert all(one[name] == other[name] for name in one if name.endswith(".safetensors"))
+
+
+def test_it_is_inspected_as_what_it_is(case: str, folders: tuple[Path, Path]) -> None:
+    found = moecli("inspect", folders[0], "--json").json
+    plain = moecli("inspect", folders[1], "--json").json
+    assert found["runnable"] and not found["lacks"] and not found["differences"], found["differences"]
+    assert found["parameters"] == plain["parameters"] and found["stored_format"] == CASES[case].name
+    assert found["stored_bytes"] < plain["stored_bytes"] and found["stored_parameters"] == plain["stored_parameters"]
+    memory = moecli("memory", folders[0], "--json").json
+    assert memory["runnable"] and memory["stored_format"] == CASES[case].name
+
+
+def test_blocks_are_decoded_as_by_transformers() -> None:
+    """The encoder of these tests is held against the library that publishes and reads them."""
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    parts, numbers = fp8(16, 32)(torch.randn(48, 96))
+    found = Fp8Dequantize(None)._dequantize_one(parts[".weight"], parts[".weight_scale_inv"], torch.bfloat16)
+    assert torch.equal(found, numbers)
+
+
+def broken(change: Callable[[dict[str, torch.Tensor], dict[str, Any]], object], name: str, folder: Path) -> str:
+    """The sentence that a changed checkpoint ends with when it is packed."""
+    encoded = CASES[name].make()
+    config = dict(encoded.config)
+    change(encoded.stored, config)
+    stored, _ = Encoded(encoded.stored, encoded.plain, config).write(folder)
+    inspected = moecli("inspect", stored, "--json")
+    assert inspected.code in (0, 1) and "Traceback" not in inspected.err
+    ended = moecli("pack", stored, "-o", folder / "packed", "--dtype", "q8", "--yes")
+    assert ended.code == 1 and re.fullmatch(r"error: [^\n]+\nhint: [^\n]+\n", ended.failure), ended.err
+    return ended.failure.splitlines()[0]
+
+
+EXPERT = "model.layers.0.block_sparse_moe.experts.1.w2"
+QWEN = "model.layers.0.mlp.experts.1.down_proj"
+FAULTS: dict[str, tuple[str, Callable[[dict[str, torch.Tensor], dict[str, Any]], object], str]] = {
+    "scales of another shape": (
+        "fp8, small blocks", lambda t, c: t.update({f"{QWEN}.weight_scale_inv": torch.ones(3, 5)}), "does not fit",
+    ),
+    "no scales": ("fp8, rows", lambda t, c: t.pop(f"{EXPERT}.weight_scale"), "F8_E4M3, and nothing beside it says"),
+    "an infinite scale": (
+        "fp8, one scale", lambda t, c: t.update({f"{EXPERT}.weight_scale": torch.tensor([torch.inf])}),
+        "holds a scale that is infinite",
+    ),
+    "a code that is no number": (
+        "fp8, one scale", lambda t, c: t[f"{EXPERT}.weight"].view(torch.uint8)[3:4].fill_(0x7F),
+        "infinite or not a number",
+    ),
+    "absurd blocks": (
+        "fp8, small blocks", lambda t, c: c["quantization_config"].update(weight_block_size=[0, "x"]),
+        "weight_block_size must be",
+    ),
+    "other blocks": (
+        "fp8, small blocks", lambda t, c: c["quantization_config"].update(weight_block_size=[8, 8]), "does not fit",
+    ),
+    "gptq: another group size": (
+        "gptq, 4 bits", lambda t, c: c["quantization_config"].update(group_size=64), "says that group_size is 64",
+    ),
+    "gptq: other bits": (
+        "gptq, 4 bits", lambda t, c: c["quantization_config"].update(bits=8), "says that bits is 8",
+    ),
+    "gptq: zero points of another shape": (
+        "gptq, 4 bits", lambda t, c: t.update({f"{EXPERT}.qzeros": torch.zeros(3, 3, dtype=torch.int32)}), "",
+    ),
+    "gptq: a group without scales": (
+        "gptq, 8 bits, in any order", lambda t, c: t[f"{QWEN}.g_idx"].fill_(1000), "names a group that has no scale",
+    ),
+    "gptq: an infinite scale": (
+        "gptq, 4 bits", lambda t, c: t[f"{EXPERT}.scales"][1].fill_(torch.nan), "holds a scale that is infinite",
+    ),
+    "awq: another version": (
+        "awq", lambda t, c: c["quantization_config"].update(version="gemv"), "of version 'gemv' are not read",
+    ),
+    "awq: scales of another shape": (
+        "awq", lambda t, c: t.update({f"{EXPERT}.scales": torch.ones(5, 64, dtype=torch.float16)}), "",
+    ),
+    "compressed-tensors: other bits": (
+        "compressed-tensors, rows",
+        lambda t, c: c["quantization_config"].update(
+            config_groups={"g": {"targets": ["re:((a+)+)+$"], "weights": {"num_bits": 3}}}
+        ),
+        "of 3 bits",
+    ),
+    "compressed-tensors: scales of another shape": (
+        "compressed-tensors, groups",
+        lambda t, c: t.update({f"{QWEN}.weight_scale": torch.ones(1, 1, dtype=torch.bfloat16)}), "does not",
+    ),
+    "an encoding that is not read": (
+        "fp8, rows",
+        lambda t, c: t.update(
+            {f"{EXPERT}.weight": torch.zeros(64, 48, dtype=torch.uint8), f"{EXPERT}.weight_scale_2": torch.ones(())}
+        ),
+        r"quantised \(ModelOpt nvfp4\), which cannot be run yet",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_be_ends_in_one_sentence(fault: str, tmp_path: Path) -> None:
+    name, change, said = FAULTS[fault]
+    assert re.search(said, broken(change, name, tmp_path))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp8, rows", "q8"), ("gptq, 4 bits", "q4"), ("awq", "q4")])
+def test_packed_without_a_format_it_keeps_its_width(name: str, dtype: str, tmp_path: Path) -> None:
+    """And says what that cost: as much as the difference of the weights."""
+    stored, _ = CASES[name].make().write(tmp_path)
+    ended = moecli("pack", stored, "--dtype", "auto", "-o", tmp_path / "packed", "--yes")
+    cost = float(re.search(r"changed weights by ([0-9.]+)% of their size", ended.err)[1])
+    assert f"{dtype} " in ended.err and (0.2 < cost < 1 if dtype == "q8" else 2 < cost < 12)
+    plain = moecli("pack", tmp_path / "plain", "--dtype", dtype, "-o", tmp_path / "same", "--json", "--yes").json
+    assert plain["conversion_error"] is None
+    assert moecli("verify", tmp_path / "packed").code == 0
+    assert moecli("run", tmp_path / "packed", "--help").code == 0
+
+
+def test_scales_in_another_shard_are_pulled_and_packed_as_one(tmp_path: Path) -> None:
+    """Shard by shard, where codes and scales lie apart."""
+    stored, _ = CASES["fp8, small blocks"].make().write(tmp_path / "made")
+    tensors = load_file(stored / "model.safetensors")
+    names = [sorted(name for name in tensors if ("scale" in name) == late) for late in (False, True)]
+    (stored / "model.safetensors").unlink()
+    for number, part in enumerate(names, 1):
+        save_file({name: tensors[name] for name in part}, stored / f"model-{number:05}-of-00002.safetensors")
+    config = load_config(stored / "config.json")
+    shards = sorted(stored.glob("*.safetensors"))
+    headers = {each.name: each.at(Path(shard.name)) for shard in shards for each in read_header(shard).values()}
+    weights = announced("parts", config, lambda: headers)
+    origin = Origin("parts", "someone/parts", "c0ffee", None, "")
+    with packing_shards(tmp_path / "store", weights, choose_layout(weights, "q8"), origin) as packer:
+        assert packer.pending == [shard.name for shard in shards]
+        for shard in packer.pending:
+            packer.take(shard, stored / shard)
+        pulled = packer.finish(stored)
+    one, other = (contents(store.folder) for store in (pulled, packed(stored, tmp_path / "packed", "q8")))
+    assert all(one[name] == other[name] for name in one if name.endswith(".safetensors"))
+
+
+def test_what_is_decoded_counts_for_the_format_of_config_json(tmp_path: Path) -> None:
+    """GPTQ's numbers are fp16 by their scales, in models meant for bf16."""
+    encoded = CASES["gptq, 4 bits"].make()
+    stored, _ = Encoded(encoded.stored, encoded.plain, encoded.config | {"dtype": "bfloat16"}).write(tmp_path)
+    config = json.loads((stored / "config.json").read_text())
+    config.pop("torch_dtype")
+    (stored / "config.json").write_text(json.dumps(config))
+    assert open_source(stored).dtype == "bf16"
