@@ -168,14 +168,18 @@ def test_scores_of_any_size(tokens: int, precision: torch.dtype, device: torch.d
 
 
 @pytest.mark.slow
-def test_a_cache_of_more_numbers_than_an_int_counts(device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("shape", "strides"), [((1, 2**27 + 64, 16), (2**31, 16, 1)), ((2, 64, 16), (2**31, 16, 1))], ids=["rows", "heads"]
+)
+def test_a_cache_of_more_numbers_than_an_int_counts(
+    shape: tuple[int, ...], strides: tuple[int, ...], device: torch.device
+) -> None:
     """Its memory is never touched but where the keys lie."""
-    rows = 2**26 + 128
-    k = torch.empty(2, rows, 16, dtype=torch.float16, device=device)
+    k = torch.empty(2**31 + 1024, dtype=torch.float16, device=device).as_strided(shape, strides)
     q = gaussian(1, 2, 16).half().to(device)
-    k[:, -64:] = gaussian(2, 64, 16).half().to(device)
-    found = attend(q, k, k, placed(rows - 1, 0, device), scale=1, window=64)
-    wanted = by_formula(q, k[:, -64:], k[:, -64:], scale=1, own=63)
+    seen = k[:, -64:].copy_(gaussian(len(k), 64, 16))
+    found = attend(q, k, k, placed(k.shape[1] - 1, 0, device), scale=1, window=64)
+    wanted = by_formula(q, seen, seen, scale=1, own=63)
     assert (found.cpu() - wanted).abs().max() < 1e-2
 
 

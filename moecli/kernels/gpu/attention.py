@@ -349,6 +349,8 @@ def choose_tiling(
     Widest that keep all of a tile in registers, as compiled for each kind of card.
     """
     queries = tokens * group
+    first, rest, value = widths.blocks
+    key = first + (rest if widths.rest else 0)
     rows = min(max(16, triton.next_power_of_2(queries)), 32 if widths.shared else 64)
     if not card.has_tensor_cores(size):
         rows, keys, warps = 16, 16, 4
@@ -357,18 +359,14 @@ def choose_tiling(
     else:
         if 4 * triton.cdiv(queries, 128) * kv_heads >= 3 * card.processors:
             rows = 128
-        wide = rows >= 64 and (card.capability < (9, 0) or rows == 64)
-        keys, warps = 32 if wide and sum(widths.blocks[:2]) > 64 else 64, 8 if rows == 128 else 4
+        crowded = key > 64 and (rows == 64 or (rows == 128 and not card.has_warp_groups))
+        keys, warps = 32 if crowded else 64, 8 if rows == 128 else 4
     blocks = triton.cdiv(queries, rows)
     tiles = blocks * kv_heads
+    full = card.processors if blocks == 1 else card.processors // 2  # then shares cost more than they bring
     shares = min(2 * card.processors // tiles, triton.cdiv(capacity, keys), _MOST_SPLITS)
-    full = (
-        card.processors if blocks == 1 else card.processors // 2
-    )  # with more, what shares write costs more than it brings
     splits = 1 << (shares.bit_length() - 1) if tiles <= full else 1
-    first, rest, value = widths.blocks
-    key = first + (rest if widths.rest else 0)
-    buffers = 3 if rows >= 64 and card.capability >= (9, 0) else 2  # of keys and values, where three stages overlap
+    buffers = 3 if rows >= 64 and card.has_warp_groups else 2  # of keys and values, where three stages overlap
     deep = rows * (key + keys) + buffers * keys * (key + (0 if widths.shared else value))
     return Tiling(rows, keys, splits, warps, 3 if deep * size <= card.shared else 2)
 

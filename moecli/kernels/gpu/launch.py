@@ -21,6 +21,11 @@ class Card:
         """For numbers of `size` bytes, that Triton knows: none for float32, nor before Ampere."""
         return size == 2 and self.capability >= (8, 0)
 
+    @property
+    def has_warp_groups(self) -> bool:
+        """Whether four warps together multiply 64 rows, from shared memory: the chips of data centres since Hopper."""
+        return 9 <= self.capability[0] < 12
+
 
 _INTERPRETED = Card((8, 0), 4, 163 * 2**10)
 
