@@ -100,7 +100,7 @@ def serve(
         from moecli.engine.loaded import LoadOptions
         from moecli.serve.engine import Engine, EngineOptions
         from moecli.serve.http import Refused
-        from moecli.serve.models import Shelf
+        from moecli.serve.models import ServedModels
         from moecli.serve.server import ServerOptions, listen, url_of
         from moecli.serve.server import serve as answer
         from moecli.serve.service import keep_alive_seconds
@@ -125,7 +125,7 @@ def serve(
             terminal.say("answers the clients of OpenAI (/v1), Ollama (/api) and Anthropic; Ctrl-C ends it")
 
     engine = Engine(EngineOptions(load, parallel, queue, stays), partial(loading.progress, quiet=quiet))
-    answer(engine, Shelf(refs, dtype), listening, where, ready)
+    answer(engine, ServedModels(refs, dtype), listening, where, ready)
 
 
 def _require() -> None:

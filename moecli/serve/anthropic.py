@@ -18,7 +18,7 @@ from moecli.serve.http import Body, Refused, Stream, event, explained, read, sta
 from moecli.serve.parts import Content, TopK, Unit, nucleus, sampled_from, text_of
 from moecli.serve.reply import Ended, Piece
 from moecli.serve.route import Route
-from moecli.serve.service import Service, Wish, begun, merged, whole
+from moecli.serve.service import AnswerOptions, Service, begun, merged, whole
 from moecli.text.chat import Message
 
 
@@ -29,7 +29,7 @@ class ChatMessage(Body):
     content: Content
 
 
-class Conversation(Body):
+class CountTokensRequest(Body):
     """POST /v1/messages/count_tokens."""
 
     model: str
@@ -50,7 +50,7 @@ class Conversation(Body):
         )
 
 
-class Wanted(Conversation):
+class MessagesRequest(CountTokensRequest):
     """POST /v1/messages."""
 
     max_tokens: Annotated[int, Field(ge=1)]
@@ -60,31 +60,31 @@ class Wanted(Conversation):
     top_k: TopK | None = None
     top_p: Unit | None = None
 
-    def wish(self) -> Wish:
+    def answer_options(self) -> AnswerOptions:
         """As the request says it."""
         sampling = SamplingOptions(self.temperature, sampled_from(self.top_k), nucleus(self.top_p))
-        return Wish(sampling, max_tokens=self.max_tokens, stops=self.stop_sequences or ())
+        return AnswerOptions(sampling, max_tokens=self.max_tokens, stops=self.stop_sequences or ())
 
 
 def routes(service: Service) -> list[Route]:
     """What is answered, and by whom."""
     return [
-        Route("POST", "/v1/messages", partial(_messages, service), Wanted),
-        Route("POST", "/v1/messages/count_tokens", partial(_count, service), Conversation),
+        Route("POST", "/v1/messages", partial(_messages, service), MessagesRequest),
+        Route("POST", "/v1/messages/count_tokens", partial(_count, service), CountTokensRequest),
     ]
 
 
 async def _count(service: Service, request: Request) -> Response:
-    body = await read(request, Conversation)
+    body = await read(request, CountTokensRequest)
     prompt, _ = await body.ids(service, await service.open(body.model))
     return JSONResponse({"input_tokens": len(prompt)})
 
 
 async def _messages(service: Service, request: Request) -> Response:
-    body = await read(request, Wanted)
+    body = await read(request, MessagesRequest)
     opened = await service.open(body.model)
     prompt, continues = await body.ids(service, opened)
-    reply = service.submit(opened, prompt, continues, body.wish())
+    reply = service.submit(opened, prompt, continues, body.answer_options())
     message: dict[str, Any] = {
         "id": f"msg_{uuid.uuid4().hex}",
         "type": "message",

@@ -29,7 +29,7 @@ from moecli.kernels.blocking import MAX_TOKENS
 from moecli.library.resolve import ModelRef
 from moecli.serve.generation import Generation
 from moecli.serve.metrics import Metrics
-from moecli.serve.models import Identity, Resident, identity, load
+from moecli.serve.models import Identity, ResidentModel, identity, load
 from moecli.serve.reply import Job, Reply, Started
 from moecli.store.progress import Progress
 
@@ -66,7 +66,7 @@ class Engine:
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._waiting: deque[Reply] = deque()
         self._running: list[Generation] = []
-        self._resident: Resident | None = None
+        self._resident: ResidentModel | None = None
         self._opened: OrderedDict[Identity, OpenedModel] = OrderedDict()
         self._lock = threading.Lock()
         self._unstarted = 0  # replies that were submitted and not begun
@@ -74,7 +74,7 @@ class Engine:
         self._stopping = self._over = False
 
     @property
-    def resident(self) -> Resident | None:
+    def resident(self) -> ResidentModel | None:
         """The model that is loaded."""
         return self._resident
 
@@ -213,7 +213,7 @@ class Engine:
         with self._lock:
             self._unstarted -= 1
 
-    def _bring(self, reply: Reply) -> tuple[Resident | None, float]:
+    def _bring(self, reply: Reply) -> tuple[ResidentModel | None, float]:
         """The model that a reply needs, and the seconds that loading it took; None while another one is in use."""
         if self._resident is not None and identity(self._resident.ref) == identity(reply.job.ref):
             return self._resident, 0.0
@@ -322,8 +322,8 @@ class Engine:
         self._extend(text.reply)
 
     def _extend(self, reply: Reply) -> None:
-        wished = reply.job.keep_alive
-        self._expires = time.monotonic() + (self.options.keep_alive if wished is None else wished)
+        asked = reply.job.keep_alive
+        self._expires = time.monotonic() + (self.options.keep_alive if asked is None else asked)
 
     def _fail_all(self, error: MoecliError) -> None:
         """Every answer under way fails, and what its cache holds counts no more; those that wait go on waiting."""

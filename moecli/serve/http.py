@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import logging
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -21,7 +20,6 @@ from moecli.errors import ModelNotFound, MoecliError, NotEnoughMemory, TextError
 from moecli.serve.engine import Busy
 from moecli.serve.reply import Reply
 
-_LOG = logging.getLogger(__name__)
 _LARGEST_BODY = 16 * 2**20
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _OPEN = ("/", "/health")  # to those without the key

@@ -25,7 +25,7 @@ _SMALL = 8  # caches may take one part in so many of a budget that all experts d
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedModel:
     """A model as the APIs list it."""
 
     name: str
@@ -35,7 +35,7 @@ class Served:
     changed: float  # seconds since 1970
 
 
-class Shelf:
+class ServedModels:
     """Either the models that were named, or all that are on this machine."""
 
     def __init__(self, named: Sequence[ModelRef], dtype: str) -> None:
@@ -59,7 +59,7 @@ class Shelf:
             )
         return found
 
-    def all(self) -> Iterator[Served]:
+    def all(self) -> Iterator[ServedModel]:
         """Every model by name."""
         if self._named:
             yield from map(_named, self._named)
@@ -68,14 +68,14 @@ class Shelf:
             if model.complete and not model.damaged:
                 with suppress(MoecliError):
                     ref = resolve(model.name, dtype=self._dtype)
-                    yield Served(model.name, ref, model.bytes, model.format, model.path.stat().st_mtime)
+                    yield ServedModel(model.name, ref, model.bytes, model.format, model.path.stat().st_mtime)
 
 
-def _named(ref: ModelRef) -> Served:
+def _named(ref: ModelRef) -> ServedModel:
     files = [file.stat() for file in ref.weights.iterdir() if file.is_file()]
     known = {model.path: model.format for model in listing.here()}
     size, changed = sum(file.st_size for file in files), max((file.st_mtime for file in files), default=0.0)
-    return Served(ref.name, ref, size, known.get(ref.weights, ref.dtype), changed)
+    return ServedModel(ref.name, ref, size, known.get(ref.weights, ref.dtype), changed)
 
 
 Identity = tuple[Path | None, str, Path | None]
@@ -87,7 +87,7 @@ def identity(ref: ModelRef) -> Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Resident:
+class ResidentModel:
     """The model that is loaded, and the caches of texts that are generated side by side."""
 
     loaded: LoadedModel
@@ -103,7 +103,7 @@ def context_of(opened: OpenedModel) -> int:
     return opened.options.context or default_context(opened.spec)
 
 
-def load(opened: OpenedModel, texts: int | None, progress: Progress) -> Resident:
+def load(opened: OpenedModel, texts: int | None, progress: Progress) -> ResidentModel:
     """Read a model's weights, within what is free now, for `texts` side by side (None: as many as cost little).
 
     NotEnoughMemory if it does not fit.
@@ -119,7 +119,7 @@ def load(opened: OpenedModel, texts: int | None, progress: Progress) -> Resident
     caches = [first, *(decoder.new_cache(first.capacity, first.chunk) for _ in range(count - 1))]
     whole = decoder.encoder is not None or decoder.rotates_by_length  # such a prompt is read at once
     block = first.capacity if whole else _PIECE if plan.fits else BLOCK
-    return Resident(loaded, Slots(caches, block, MAX_TOKENS))
+    return ResidentModel(loaded, Slots(caches, block, MAX_TOKENS))
 
 
 def _plan(opened: OpenedModel, texts: int | None) -> tuple[Plan, int]:

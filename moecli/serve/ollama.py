@@ -20,11 +20,11 @@ from moecli.engine.sampling import SamplingOptions
 from moecli.errors import ModelNotFound, MoecliError
 from moecli.model import params
 from moecli.serve.http import Body, Refused, Stream, explained, line, read
-from moecli.serve.models import Served
+from moecli.serve.models import ServedModel
 from moecli.serve.parts import TopK, Unit, nucleus, sampled_from
 from moecli.serve.reply import Ended, Piece, Reply
 from moecli.serve.route import Route
-from moecli.serve.service import Service, Wish, begun, keep_alive_seconds, merged, whole
+from moecli.serve.service import AnswerOptions, Service, begun, keep_alive_seconds, merged, whole
 from moecli.text.chat import Message
 from moecli.units import figure
 
@@ -45,7 +45,7 @@ class Options(Body):
     stop: str | list[str] | None = None
 
 
-class Common(Body):
+class CommonFields(Body):
     """What both endpoints take."""
 
     model: str
@@ -66,7 +66,7 @@ class Common(Body):
     def kept(self) -> float | None:
         return None if self.keep_alive is None else keep_alive_seconds(self.keep_alive)
 
-    def wish(self) -> Wish:
+    def answer_options(self) -> AnswerOptions:
         """As the options say it."""
         options = self.options or Options()
         stops = [options.stop] if isinstance(options.stop, str) else options.stop or ()
@@ -76,10 +76,10 @@ class Common(Body):
         )  # fmt: skip
         most = options.num_predict if options.num_predict and options.num_predict > 0 else None
         seed = None if options.seed is None or options.seed < 0 else options.seed
-        return Wish(sampling, seed, most, stops, keep_alive=self.kept)
+        return AnswerOptions(sampling, seed, most, stops, keep_alive=self.kept)
 
 
-class Generate(Common):
+class GenerateRequest(CommonFields):
     """POST /api/generate."""
 
     prompt: str | None = ""
@@ -104,7 +104,7 @@ class ChatMessage(Body):
     images: list[Any] | None = None
 
 
-class Chat(Common):
+class ChatRequest(CommonFields):
     """POST /api/chat."""
 
     messages: list[ChatMessage] | None = None
@@ -118,7 +118,7 @@ class Chat(Common):
             raise Refused(400, "images are not supported")
 
 
-class Named(Body):
+class ModelRequest(Body):
     """A model by either of the names that the field has had."""
 
     model: str | None = None
@@ -134,18 +134,18 @@ class Named(Body):
 def routes(service: Service) -> list[Route]:
     """What is answered, and by whom."""
     return [
-        Route("POST", "/api/generate", partial(_generate, service), Generate),
-        Route("POST", "/api/chat", partial(_chat, service), Chat),
+        Route("POST", "/api/generate", partial(_generate, service), GenerateRequest),
+        Route("POST", "/api/chat", partial(_chat, service), ChatRequest),
         Route("GET", "/api/tags", partial(_tags, service)),
-        Route("POST", "/api/show", partial(_show, service), Named),
+        Route("POST", "/api/show", partial(_show, service), ModelRequest),
         Route("GET", "/api/ps", partial(_ps, service)),
         Route("GET", "/api/version", _version),
-        Route("POST", "/api/pull", partial(_pull, service), Named),
+        Route("POST", "/api/pull", partial(_pull, service), ModelRequest),
     ]
 
 
 async def _generate(service: Service, request: Request) -> Response:
-    body = await read(request, Generate)
+    body = await read(request, GenerateRequest)
     body.refuse()
     opened = await service.open(body.model)
     if not body.prompt:
@@ -155,12 +155,12 @@ async def _generate(service: Service, request: Request) -> Response:
     else:
         system = [Message("system", body.system)] if body.system else []
         prompt, continues = await service.chat(opened, [*system, Message("user", body.prompt)])
-    reply = service.submit(opened, prompt, continues, body.wish())
+    reply = service.submit(opened, prompt, continues, body.answer_options())
     return await _answer(request, body, reply, lambda text: {"response": text})
 
 
 async def _chat(service: Service, request: Request) -> Response:
-    body = await read(request, Chat)
+    body = await read(request, ChatRequest)
     body.refuse()
     opened = await service.open(body.model)
 
@@ -171,10 +171,10 @@ async def _chat(service: Service, request: Request) -> Response:
         return await _load(service, request, body, opened, fill)
     messages = [Message(each.role, each.content or "") for each in body.messages]
     prompt, continues = await service.chat(opened, messages)
-    return await _answer(request, body, service.submit(opened, prompt, continues, body.wish()), fill)
+    return await _answer(request, body, service.submit(opened, prompt, continues, body.answer_options()), fill)
 
 
-async def _load(service: Service, request: Request, body: Common, opened: OpenedModel, fill: Fill) -> Response:
+async def _load(service: Service, request: Request, body: CommonFields, opened: OpenedModel, fill: Fill) -> Response:
     """No prompt loads the model, or lets it go."""
     if body.kept == 0:
         await asyncio.wrap_future(service.engine.keep(opened.ref, 0))
@@ -185,7 +185,7 @@ async def _load(service: Service, request: Request, body: Common, opened: Opened
     return JSONResponse({"model": body.model, "created_at": _now()} | fill("") | {"done": True, "done_reason": reason})
 
 
-async def _answer(request: Request, body: Common, reply: Reply, fill: Fill) -> Response:
+async def _answer(request: Request, body: CommonFields, reply: Reply, fill: Fill) -> Response:
     if body.stream is False:
         (answer,) = await whole(request, [reply])
         return JSONResponse(_closing(body.model, fill(answer.text), answer.ended))
@@ -227,7 +227,7 @@ async def _tags(service: Service, request: Request) -> Response:
     return JSONResponse({"models": [_tag(each) for each in await service.all()]})
 
 
-def _tag(model: Served) -> dict[str, Any]:
+def _tag(model: ServedModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "model": model.name,
@@ -239,7 +239,7 @@ def _tag(model: Served) -> dict[str, Any]:
 
 
 async def _show(service: Service, request: Request) -> Response:
-    body = await read(request, Named)
+    body = await read(request, ModelRequest)
     opened = await service.open(body.word)
     spec, counts = opened.spec, params.count(opened.spec)
     size, format = f"{figure(counts.total / 1e9)}B", opened.model.dtypes[0]
@@ -294,7 +294,7 @@ async def _version(request: Request) -> Response:
 
 async def _pull(service: Service, request: Request) -> Response:
     """A model that is here is there at once; none is fetched."""
-    body = await read(request, Named)
+    body = await read(request, ModelRequest)
     try:
         await service.find(body.word)
     except ModelNotFound as error:

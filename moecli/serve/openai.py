@@ -18,7 +18,7 @@ from moecli.serve.http import Body, Refused, Stream, event, explained, read, sta
 from moecli.serve.parts import Content, TopK, Unit, nucleus, sampled_from, text_of
 from moecli.serve.reply import Ended, Piece, Scored
 from moecli.serve.route import Route
-from moecli.serve.service import Service, Wish, begun, merged, whole
+from moecli.serve.service import AnswerOptions, Service, begun, merged, whole
 from moecli.text.chat import Message
 
 _SHORT = 16  # tokens of /v1/completions that nobody asked for, as the API has it
@@ -37,7 +37,7 @@ class ResponseFormat(Body):
     type: str = "text"
 
 
-class Common(Body):
+class CommonFields(Body):
     """What requests for chats and for completions share, and what other servers of this API add to it."""
 
     model: str
@@ -62,13 +62,13 @@ class Common(Body):
             if getattr(self, name):
                 raise Refused(400, f"{name} is not supported", "repeat_penalty is")
 
-    def wish(self, max_tokens: int | None, top_logprobs: int | None, number: int) -> Wish:
+    def answer_options(self, max_tokens: int | None, top_logprobs: int | None, number: int) -> AnswerOptions:
         """Of the choice with this `number`."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or ()
         top_k = sampled_from(self.top_k)
         sampling = SamplingOptions(self.temperature, top_k, nucleus(self.top_p), self.min_p, self.repeat_penalty)
         seed = None if self.seed is None else self.seed + number
-        return Wish(sampling, seed, max_tokens, stops, top_logprobs)
+        return AnswerOptions(sampling, seed, max_tokens, stops, top_logprobs)
 
 
 class ChatMessage(Body):
@@ -78,7 +78,7 @@ class ChatMessage(Body):
     content: Content = None
 
 
-class Chat(Common):
+class ChatRequest(CommonFields):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
@@ -98,7 +98,7 @@ class Chat(Common):
             raise Refused(400, f"response_format {self.response_format.type[:40]} is not supported", "text is")
 
 
-class Completion(Common):
+class CompletionRequest(CommonFields):
     """POST /v1/completions."""
 
     prompt: str | list[int] | Annotated[list[str] | list[list[int]], Field(min_length=1, max_length=64)]
@@ -119,8 +119,8 @@ def routes(service: Service) -> list[Route]:
     return [
         Route("GET", "/v1/models", partial(_models, service)),
         Route("GET", "/v1/models/{name:path}", partial(_model, service)),
-        Route("POST", "/v1/chat/completions", partial(_chat, service), Chat),
-        Route("POST", "/v1/completions", partial(_complete, service), Completion),
+        Route("POST", "/v1/chat/completions", partial(_chat, service), ChatRequest),
+        Route("POST", "/v1/completions", partial(_complete, service), CompletionRequest),
     ]
 
 
@@ -140,15 +140,15 @@ def _described(name: str, changed: float) -> dict[str, Any]:
 
 
 async def _chat(service: Service, request: Request) -> Response:
-    body = await read(request, Chat)
+    body = await read(request, ChatRequest)
     body.refuse()
     opened = await service.open(body.model)
     messages = [Message(each.role, text_of(each.content)) for each in body.messages]
     prompt, continues = await service.chat(opened, messages)
     scored = (body.top_logprobs or 0) if body.logprobs else None
     most = body.max_completion_tokens or body.max_tokens
-    wishes = [body.wish(most, scored, number) for number in range(body.n or 1)]
-    replies = service.submit_all([(opened, prompt, continues, wish) for wish in wishes])
+    wanted = [body.answer_options(most, scored, number) for number in range(body.n or 1)]
+    replies = service.submit_all([(opened, prompt, continues, options) for options in wanted])
     frame = _frame("chatcmpl", "chat.completion", body.model)
     if not body.stream:
         answers = await whole(request, replies)
@@ -162,7 +162,7 @@ async def _chat(service: Service, request: Request) -> Response:
             for number, answer in enumerate(answers)
         ]
         return JSONResponse(
-            frame | {"choices": choices, "usage": _usage([each.ended for each in answers], len(wishes))}
+            frame | {"choices": choices, "usage": _usage([each.ended for each in answers], len(wanted))}
         )
     await begun(request, replies)
 
@@ -177,18 +177,18 @@ async def _chat(service: Service, request: Request) -> Response:
 
     frame["object"] = "chat.completion.chunk"
     first = [opening(number) for number in range(len(replies))]
-    chunks = _chunks(frame, first, choice, merged(replies), _wants_usage(body), len(wishes), request.url.path)
+    chunks = _chunks(frame, first, choice, merged(replies), _wants_usage(body), len(wanted), request.url.path)
     return Stream(chunks, "text/event-stream", replies)
 
 
 async def _complete(service: Service, request: Request) -> Response:
-    body = await read(request, Completion)
+    body = await read(request, CompletionRequest)
     body.refuse()
     opened = await service.open(body.model)
     prompts = [await service.any(opened, each) for each in _prompts(body.prompt)]
     count = body.n or 1
-    wishes = [body.wish(body.max_tokens, body.logprobs, number) for number in range(count)]
-    replies = service.submit_all([(opened, *prompt, wish) for prompt in prompts for wish in wishes])
+    wanted = [body.answer_options(body.max_tokens, body.logprobs, number) for number in range(count)]
+    replies = service.submit_all([(opened, *prompt, options) for prompt in prompts for options in wanted])
     frame = _frame("cmpl", "text_completion", body.model)
     if not body.stream:
         answers = await whole(request, replies)
@@ -224,7 +224,7 @@ def _prompts(given: str | list[int] | list[str] | list[list[int]]) -> list[str |
     return [each for each in given if not isinstance(each, int)]
 
 
-def _wants_usage(body: Common) -> bool:
+def _wants_usage(body: CommonFields) -> bool:
     return body.stream_options is not None and body.stream_options.include_usage
 
 

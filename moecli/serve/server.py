@@ -21,7 +21,7 @@ from moecli.errors import MoecliError
 from moecli.serve import anthropic, ollama, openai
 from moecli.serve.engine import Engine
 from moecli.serve.http import ClientGone, Guard, failed
-from moecli.serve.models import Shelf
+from moecli.serve.models import ServedModels
 from moecli.serve.route import Route, described
 from moecli.serve.service import Service
 
@@ -63,14 +63,14 @@ def url_of(listening: socket.socket) -> str:
 
 
 def serve(
-    engine: Engine, shelf: Shelf, listening: socket.socket, options: ServerOptions, ready: Callable[[], None]
+    engine: Engine, models: ServedModels, listening: socket.socket, options: ServerOptions, ready: Callable[[], None]
 ) -> None:
     """Answer until SIGTERM or SIGINT, which let answers under way come to their end; a second one does not wait.
 
     The calling thread, which must be the main one, is the engine's. `ready` is called once the server listens.
     """
     config = uvicorn.Config(
-        application(Service(engine, shelf), options),
+        application(Service(engine, models), options),
         http="h11",
         ws="none",
         lifespan="off",

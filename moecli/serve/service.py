@@ -17,7 +17,7 @@ from moecli.errors import MoecliError
 from moecli.library.resolve import ModelRef
 from moecli.serve.engine import Engine
 from moecli.serve.http import Refused, while_there
-from moecli.serve.models import Served, Shelf, context_of
+from moecli.serve.models import ServedModel, ServedModels, context_of
 from moecli.serve.reply import Ended, Job, Piece, Reply
 from moecli.text.chat import Message
 
@@ -27,7 +27,7 @@ _ROLES = {"developer": "system"}  # as later documents of OpenAI call it
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class AnswerOptions:
     """How an answer is to be made, as all APIs can say it; None leaves it to the model's vendor, or to chance."""
 
     sampling: SamplingOptions
@@ -53,16 +53,16 @@ class Answer:
 class Service:
     """The models that are served, and the engine."""
 
-    def __init__(self, engine: Engine, shelf: Shelf) -> None:
-        self.engine, self.shelf = engine, shelf
+    def __init__(self, engine: Engine, models: ServedModels) -> None:
+        self.engine, self.models = engine, models
 
-    async def all(self) -> list[Served]:
+    async def all(self) -> list[ServedModel]:
         """Every model by name."""
-        return await asyncio.to_thread(lambda: list(self.shelf.all()))
+        return await asyncio.to_thread(lambda: list(self.models.all()))
 
     async def find(self, name: str) -> ModelRef:
         """The model of that name. ModelNotFound if it is not served."""
-        return await asyncio.to_thread(self.shelf.find, name)
+        return await asyncio.to_thread(self.models.find, name)
 
     async def open(self, name: str) -> OpenedModel:
         """The same, with its tokenizer and headers read. MoecliError if they are unfit."""
@@ -89,18 +89,18 @@ class Service:
             return await self.text(opened, prompt)
         return self._checked(opened, list(prompt)), not opened.spec.encoder
 
-    def submit(self, opened: OpenedModel, prompt: Sequence[int], continues: bool, wish: Wish) -> Reply:
+    def submit(self, opened: OpenedModel, prompt: Sequence[int], continues: bool, options: AnswerOptions) -> Reply:
         """The reply to come. Busy if too many wait."""
-        seed = new_seed() if wish.seed is None else wish.seed & (2**64 - 1)
-        sampling = wish.sampling.resolve(opened.defaults)
+        seed = new_seed() if options.seed is None else options.seed & (2**64 - 1)
+        sampling = options.sampling.resolve(opened.defaults)
         return self.engine.submit(
             Job(
-                opened.ref, prompt, sampling, seed, wish.max_tokens, tuple(filter(None, wish.stops)), continues,
-                wish.top_logprobs, wish.keep_alive,
+                opened.ref, prompt, sampling, seed, options.max_tokens, tuple(filter(None, options.stops)), continues,
+                options.top_logprobs, options.keep_alive,
             )
         )  # fmt: skip
 
-    def submit_all(self, wanted: Sequence[tuple[OpenedModel, Sequence[int], bool, Wish]]) -> list[Reply]:
+    def submit_all(self, wanted: Sequence[tuple[OpenedModel, Sequence[int], bool, AnswerOptions]]) -> list[Reply]:
         """The replies to several at once; none if one is refused."""
         replies: list[Reply] = []
         try:
@@ -114,7 +114,7 @@ class Service:
 
     def preload(self, opened: OpenedModel, keep_alive: float | None) -> Reply:
         """A reply that is over once the model is loaded."""
-        return self.submit(opened, (), False, Wish(SamplingOptions(), keep_alive=keep_alive))
+        return self.submit(opened, (), False, AnswerOptions(SamplingOptions(), keep_alive=keep_alive))
 
     def _checked(self, opened: OpenedModel, ids: list[int]) -> list[int]:
         if not ids:

@@ -12,9 +12,11 @@ import httpx2
 import pytest
 
 from moecli.errors import MoecliError
+from moecli.planning.placement import fit
 from moecli.serve.server import ServerOptions, listen
 from tests.support.processes import wait_for
-from tests.support.server import Server, said, serving
+from tests.support.server import TINY, Server, said, serving
+from tests.support.stores import packed
 
 pytestmark = pytest.mark.slow
 ENDLESS = {"temperature": 0, "repeat_penalty": 1}  # of "The sea": it repeats itself
@@ -136,6 +138,25 @@ def test_a_port_that_is_taken(server: Server) -> None:
     port = server.url.rpartition(":")[2]
     with pytest.raises(MoecliError, match=f"cannot listen on 127.0.0.1:{port}: .*in use"):
         listen(ServerOptions("127.0.0.1", int(port), None))
+
+
+def test_experts_from_disk_are_read_once_for_all_texts(tmp_path: Path) -> None:
+    """A store that does not fit: the same tokens as where all is in memory, and fewer reads than one by one."""
+    (tmp_path / "models").mkdir()
+    store = packed(TINY, tmp_path / "models" / "small", "q4")
+    least = fit(store.spec, "q4", 512, 0, None, 4).least_ram
+    prompts = ["The sea was calm. " * (1 + 6 * number) for number in range(4)]
+    alone = [said(prompt, 12, seed, store.folder, temperature=0.9) for seed, prompt in enumerate(prompts)]
+    options = ("small", "--ctx", "512", "--ram", f"{least + (1 << 19)}B", "--parallel", "4")
+    with serving(tmp_path, *options) as server, ThreadPoolExecutor(4) as clients:
+
+        def ask(number: int) -> str:
+            return complete(server, prompts[number], number, model="small", max_tokens=12)
+
+        assert list(clients.map(ask, range(4))) == alone
+        together = server.metric("expert_misses")
+        assert list(map(ask, range(4))) == alone
+        assert 0 < together < server.metric("expert_misses") - together
 
 
 def test_a_key_a_full_queue_and_the_end(tmp_path: Path) -> None:

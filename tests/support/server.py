@@ -86,14 +86,14 @@ def add_dbrx(home: Path) -> None:
 
 
 @cache
-def _loaded() -> LoadedModel:
-    opened = open_for_run(ModelRef("tiny", "tiny", Kind.BUILT_IN, TINY), LoadOptions(threads=1, context=1024))
+def _loaded(folder: Path) -> LoadedModel:
+    opened = open_for_run(ModelRef("tiny", "tiny", Kind.FOLDER, folder), LoadOptions(threads=1, context=1024))
     return opened.load(opened.plan(1024), silent)
 
 
-def said(prompt: str, max_tokens: int, seed: int = 0, **sampling: Any) -> str:
-    """What tiny answers where nobody else is served: as `moecli run` does."""
-    loaded = _loaded()
+def said(prompt: str, max_tokens: int, seed: int = 0, folder: Path = TINY, **sampling: Any) -> str:
+    """What tiny, or its store in `folder`, answers where nobody else is served: as `moecli run` does."""
+    loaded = _loaded(folder)
     config = GenerationConfig(SamplingOptions(**sampling).resolve(loaded.opened.defaults), seed, max_tokens)
     plan_for(loaded.opened, config, prompt)
     return "".join(ChatSession(loaded, config).ask(prompt, Answer()))
