@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from moecli.checkpoint.binding import Slice, Weights, format_of
 from moecli.checkpoint.headers import read_header
 from moecli.checkpoint.reading import read_rows, read_slice
+from moecli.errors import CheckpointError
 from moecli.formats.plain import torch_dtype
 from moecli.model.families import load_config
 from moecli.store.incremental import packing_shards
@@ -224,3 +225,12 @@ def test_what_is_decoded_counts_for_the_format_of_config_json(tmp_path: Path) ->
     config.pop("torch_dtype")
     (stored / "config.json").write_text(json.dumps(config))
     assert open_source(stored).dtype == "bf16"
+
+
+def test_shapes_that_no_header_says_are_asked_for_before_anything_arrives(tmp_path: Path) -> None:
+    """bitsandbytes says them in a tensor: such a checkpoint is fetched whole and packed then."""
+    stored, _ = CASES["bitsandbytes, nf4"].make().write(tmp_path)
+    config = load_config(stored / "config.json")
+    with pytest.raises(CheckpointError, match="cannot be converted while they arrive") as refused:
+        announced("x", config, lambda: read_header(stored / "model.safetensors"))
+    assert refused.value.hint == "moecli pull the model, then moecli pack it"

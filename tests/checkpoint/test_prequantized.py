@@ -111,6 +111,7 @@ def test_a_missing_tensor_is_a_difference(tmp_path):
     inventory, _ = opened(tmp_path, "mixtral", tensors)
     assert inventory.differences == (
         "the files hold 46,644,072,448 parameters and config.json implies 46,702,792,704: 58,720,256 fewer",
+        "tensor 'model.layers.3.block_sparse_moe.experts.5.w2.weight' is missing from the checkpoint",
     )
 
 
