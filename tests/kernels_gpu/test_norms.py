@@ -1,4 +1,4 @@
-"""What lies between the products of a decode step: a branch is added and the sum normed as the layers in torch do it."""
+"""Between the products of a decode step: a branch is added and the sum normed as the layers in torch do it."""
 
 from __future__ import annotations
 
