@@ -19,7 +19,8 @@ from tests.support.native_samples import gaussian, matrix
 ROUNDING = 3e-6  # of sums in float32: what is rounded before is the same
 PLAIN = {torch.float32: ("fp32", 1e-6), torch.bfloat16: ("bf16", 1e-2), torch.float16: ("fp16", 1e-3)}
 MANY_STRIPS = (1100, 40)
-SHAPES = [(96, 1024), (40, 608), (17, 40), (33, 1536), (20, 2080), MANY_STRIPS]  # rows, columns
+SEVERAL_ROUNDS = [pytest.param(shape, marks=pytest.mark.slow) for shape in ((33, 1536), (20, 2080))]
+SHAPES = [(96, 1024), (40, 608), (17, 40), MANY_STRIPS, *SEVERAL_ROUNDS]  # rows, columns
 
 needs_native = pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")
 
