@@ -23,6 +23,7 @@ pytestmark = [
 ]
 
 # Outside the home that each test has, so that kernels that did not change are compiled once.
+ROOT = Path(__file__).parents[2]
 CACHE = os.environ.get("TRITON_CACHE_DIR") or str(Path.home() / ".triton" / "cache")
 SMALL = """
 import torch, triton, triton.language as tl
@@ -55,7 +56,7 @@ for each in launches.values():
 def alone(*arguments: str) -> list[str]:
     """What a process says that compiles kernels."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = CACHE
+    environment |= {"TRITON_CACHE_DIR": CACHE, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
