@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -144,7 +144,9 @@ class DeviceStep:
             DeviceFeedForward(spec, index, weights, experts) for index, weights in enumerate(dense.layers)
         ]
         self._lm_head = Product(dense.outside.matrix("lm_head" if "lm_head" in dense.outside else "embedding"))
-        self._programs: WeakKeyDictionary[Cache, dict[tuple[int, ...], _Program]] = WeakKeyDictionary()
+        self._programs: WeakKeyDictionary[Cache, dict[tuple[int, tuple[ref[Cache], ...]], _Program]] = (
+            WeakKeyDictionary()
+        )
         self._last: _Program | None = None
         self._recorder = _Recorder(dense.device) if dense.device.type == "cuda" else None
 
@@ -173,8 +175,11 @@ class DeviceStep:
     def _program(self, tokens: int, caches: Sequence[Cache]) -> _Program:
         """That of these texts, made when they first come; it lasts as long as the first one's cache."""
         known = self._programs.setdefault(caches[0], {})
-        key = tokens, *map(id, caches[1:])
+        key = tokens, tuple(map(ref, caches[1:]))
         if key not in known:
+            for tokens_of, others in list(known):
+                if any(other() is None for other in others):  # whose memory a program would hold
+                    del known[tokens_of, others]
             known[key] = self._compose(tokens, caches)
         return known[key]
 
