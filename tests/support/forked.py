@@ -73,7 +73,7 @@ def _main(
         streams = [None if number in closed else os.fdopen(number, "w" if number else "r") for number in range(3)]
         sys.stdin, sys.stdout, sys.stderr = streams  # type: ignore[assignment]
         sys.argv = ["moecli", *map(str, arguments)]
-        os.environ.update(environment)
+        os.environ.update({"MOECLI_THREADS": "1", **os.environ, **environment})  # a fork has no other of the pool
         before()
         from moecli.cli.app import main
 
