@@ -11,6 +11,8 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():  # before any library imports Triton: see tests/kernels_gpu
+    os.environ["TRITON_INTERPRET"] = "1"
 settings.register_profile("moecli", database=None, deadline=None, derandomize=True)
 settings.load_profile("moecli")
 
