@@ -270,7 +270,10 @@ class _Machine:
             self._refuse("it sets the state of what has none")
 
     def _persistent(self) -> None:
-        self._push(Persistent(self._pop()))
+        """No writer names a storage by another one: a tower of them is refused at its second stone."""
+        if type(about := self._pop()) is Persistent:
+            self._refuse("it refers to what is itself a reference")
+        self._push(Persistent(about))
 
 
 _Step = Callable[[_Machine], None]
