@@ -218,17 +218,21 @@ class _Handler(BaseHTTPRequestHandler):
         step, seconds = fault.pace
         for begin in range(first, end, step):
             chunk = file.part(begin, min(begin + step, end))
+            self._count(name, len(chunk))  # before the reader has it, who may ask at once
             try:
                 self.wfile.write(b"\1" * len(chunk) if fault.wrong else chunk)
             except OSError:  # the reader has enough
+                self._count(name, -len(chunk))
                 self.close_connection = True
                 return
-            self.hub.sent += len(chunk)
-            self.hub.sent_of[name] += len(chunk)
             time.sleep(seconds)
             if fault.gate is not None:
                 fault.gate.wait(120)
         time.sleep(fault.stall)
+
+    def _count(self, name: str, size: int) -> None:
+        self.hub.sent += size
+        self.hub.sent_of[name] += size
 
     def _raw(self, answer: Callable[[Send], object]) -> None:
         """Until the reader has enough."""
