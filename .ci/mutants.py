@@ -81,7 +81,8 @@ ROOMS = {
          "tests/experts/test_pieces.py", "tests/experts/test_readers.py", "tests/experts/test_disk.py",
          "tests/experts/test_device_traffic.py", "tests/experts/test_passes.py", "tests/experts/test_resident.py",
          "tests/experts/test_failed_reads.py", "tests/engine/test_experts.py",
-         "tests/experts/test_policies.py", "tests/experts/test_gpu_offloaded.py", "tests/experts/test_offloaded.py"),
+         "tests/experts/test_policies.py", "tests/experts/test_gpu_offloaded.py", "tests/experts/test_offloaded.py",
+         "tests/experts/test_device_tables.py", "tests/experts/test_far_device.py"),
         skipped="int8 or nf4 or fp16 or qwen2 or each_trace",
     ),
     "planning": Room(
@@ -111,7 +112,8 @@ ROOMS = {
         ("engine/answer", "engine/chat", "engine/generate", "engine/limits", "engine/sampling"),
         ("tests/engine/test_answer.py", "tests/engine/test_steps.py", "tests/engine/test_chat.py",
          "tests/engine/test_limits.py", "tests/engine/test_loaded.py", "tests/engine/test_generate.py",
-         "tests/engine/test_sampling.py", "tests/engine/test_finite.py"),
+         "tests/engine/test_sampling.py", "tests/engine/test_finite.py", "tests/engine/test_drafts.py",
+         "tests/engine/test_score.py"),
     ),
 }  # fmt: skip
 
