@@ -16,12 +16,14 @@ from torch import Tensor
 
 from moecli.engine.block import RoutingObserver
 from moecli.engine.cache import Cache
+from moecli.engine.cuda_graphs import GraphRecorder, Stage
+from moecli.engine.device_hops import Hop, work_of
 from moecli.engine.device_layers import DeviceAttention, DeviceFeedForward, DeviceLatentAttention, Product
 from moecli.engine.layers import RotaryEmbedding
 from moecli.engine.router import Routing
 from moecli.engine.weights import DenseWeights
-from moecli.experts.gpu_offloaded import DeviceStatistics, GpuOffloadedExperts
-from moecli.experts.store import ExpertStore, compute, each_output
+from moecli.experts.gpu_offloaded import DeviceStatistics
+from moecli.experts.store import ExpertStore
 from moecli.formats import PLAIN, TILED
 from moecli.kernels.blocking import MAX_TOKENS
 from moecli.kernels.gpu import activations, router
@@ -55,59 +57,6 @@ def _serves_layer(layer: Layer) -> bool:
         and all(each.activation in activations.NUMBERS for each in inner)
         and (shared is None or (shared.gated and shared.intermediate_size % 16 == 0))  # whole strips of gate
     )
-
-
-class _Recorder:
-    """Makes CUDA graphs of launches, all in one pool of memory: they never run at the same time."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)
-
-    def record(self, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                launch()
-            finally:
-                graph.capture_end()
-        current.wait_stream(self._stream)
-        return graph
-
-
-@dataclass(slots=True)
-class _Stage:
-    """Launches without a look from the host: recorded when they have run once, and played again from then on."""
-
-    launch: Callable[[], None]
-    recorder: _Recorder | None
-    ran: bool = False
-    graph: torch.cuda.CUDAGraph | None = None
-
-    def __call__(self) -> None:
-        if self.graph is None and self.ran and self.recorder is not None:
-            self.graph = self.recorder.record(self.launch)
-        if self.graph is not None:
-            self.graph.replay()
-        else:
-            self.launch()  # kernels are compiled, which no graph can hold
-            self.ran = True
-
-
-@dataclass(slots=True)
-class _Hop:
-    """A layer whose experts are not all on the device: what the host is told, and what it gives."""
-
-    layer: int
-    outputs: Tensor  # float32 [T * A, D]
-    chosen: Tensor  # int64 [T, A] on the host, as what follows
-    states: Tensor  # normed, [T, D]
-    made: Tensor  # float32 [T * A, D]
-    normed: Normed | None = None
-    routing: Routing | None = None
 
 
 @dataclass(slots=True)
@@ -148,7 +97,7 @@ class DeviceStep:
             WeakKeyDictionary()
         )
         self._last: _Program | None = None
-        self._recorder = _Recorder(dense.device) if dense.device.type == "cuda" else None
+        self._recorder = GraphRecorder(dense.device) if dense.device.type == "cuda" else None
 
     def forward(self, ids: Tensor, caches: Sequence[Cache], observer: RoutingObserver | None = None) -> Tensor:
         """Normed states [T, D] of ids [T], as many of each text, appended to the texts' caches.
@@ -159,7 +108,8 @@ class DeviceStep:
         self._tell(program, ids, caches)
         for step in program.steps:
             step()
-        self._wait()
+        if self._recorder is not None:
+            self._recorder.wait()
         self._count(program, observer)
         self._last = program
         assert program.states is not None
@@ -201,7 +151,7 @@ class DeviceStep:
                 continue
             hop = self._hop(index, tokens, half.mixture.router.top_k)
             program.steps.append(self._stage(program, caches, told, range(first, index + 1), begin, hop))
-            program.steps += self._meanwhile(hop, half)
+            program.steps.append(work_of(hop, half, self._store, self._recorder))
             first, begin = index + 1, hop
         if program.resident:
             program.chosen = self._host(
@@ -218,9 +168,9 @@ class DeviceStep:
         assert mixture is not None
         return mixture.router.top_k
 
-    def _hop(self, layer: int, tokens: int, top_k: int) -> _Hop:
+    def _hop(self, layer: int, tokens: int, top_k: int) -> Hop:
         width = self._spec.hidden_size
-        return _Hop(
+        return Hop(
             layer,
             self._on_device(tokens * top_k, width),
             self._host(tokens, top_k, dtype=torch.int64),
@@ -240,9 +190,9 @@ class DeviceStep:
         caches: Sequence[Cache],
         told: Tensor,
         layers: range,
-        begin: _Hop | None,
-        end: _Hop | None,
-    ) -> _Stage:
+        begin: Hop | None,
+        end: Hop | None,
+    ) -> Stage:
         """The states through some layers, from what a hop gave, or from the ids, to what another asks, or the end."""
         tokens = len(program.x)
         buffers = [[cache.layers[index].buffers for cache in caches] for index in layers]
@@ -279,7 +229,7 @@ class DeviceStep:
             final = self._add(program.x, branch, before, "ffn", self._dense.outside["final_norm"])
             self._finish(program, final)
 
-        return _Stage(launch, self._recorder)
+        return Stage(launch, self._recorder)
 
     def _finish(self, program: _Program, final: Normed) -> None:
         program.states = final.states
@@ -317,57 +267,6 @@ class DeviceStep:
                 program.told[place : place + 2] = torch.tensor(where, dtype=torch.int32)
         if not self._dense.has_table:
             program.x.copy_(self._embed(ids))
-
-    def _meanwhile(self, hop: _Hop, half: DeviceFeedForward) -> list[Callable[[], None]]:
-        """What is done between the router's choice and the next stage."""
-        store = self._store
-        assert half.mixture is not None
-        activation = half.mixture.expert.activation
-        if half.experts is None or not isinstance(store, GpuOffloadedExperts):
-
-            def ask() -> None:
-                assert hop.normed is not None
-                self._wait()
-                each_output(store, hop.layer, activation, hop.normed.states, hop.chosen, hop.outputs)
-
-            return [ask]
-        told = torch.cuda.Event() if self._recorder is not None else None
-
-        def compute_on_device() -> None:
-            assert hop.normed is not None and hop.routing is not None
-            half.routed(hop.normed, hop.routing, hop.outputs)
-
-        def compute_rest() -> None:
-            if told is not None:
-                told.synchronize()
-            places: dict[int, list[int]] = {}
-            for place, expert in enumerate(hop.chosen.flatten().tolist()):
-                places.setdefault(expert, []).append(place)
-            counts = {expert: len(its) for expert, its in places.items()}
-            rest = store.rest_of(hop.layer, counts, len(hop.states))
-            together = len(hop.states) == 1 and bool(rest) and all(isinstance(each, tuple) for _, each in rest)
-            for group in [rest] if together else [[each] for each in rest]:
-                its = [place for expert, _ in group for place in places[expert]]
-                tokens = [0] if together else [place // hop.chosen.shape[1] for place in its]
-                made = compute(hop.states[tokens], group, activation).flatten(0, 1)
-                for place, row in zip(its, made, strict=True):
-                    hop.made[place] = row
-                    hop.outputs[place].copy_(hop.made[place], non_blocking=True)
-            store.settle(hop.layer, rest)
-
-        stage = _Stage(compute_on_device, self._recorder)
-
-        def tell_and_compute() -> None:
-            if told is not None:
-                told.record()
-            stage()
-            compute_rest()
-
-        return [tell_and_compute]
-
-    def _wait(self) -> None:
-        if self._recorder is not None:
-            torch.cuda.current_stream(self._dense.device).synchronize()
 
     def _count(self, program: _Program, observer: RoutingObserver | None) -> None:
         """Tell the store how many of its experts on the device were used, and the observer which of all."""
