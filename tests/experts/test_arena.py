@@ -49,6 +49,10 @@ def test_slots_lie_one_behind_the_other(count: int, size: int) -> None:
         assert arena.slot(0).data_ptr() % 4096 == 0
 
 
+def test_slots_of_a_device_are_there() -> None:
+    assert Arena(2, 16, torch.device("meta")).device.type == "meta"
+
+
 @pytest.fixture
 def locked(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
     """Sizes by address of what is locked now. More than a mebibyte is refused."""
