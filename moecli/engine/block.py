@@ -32,6 +32,13 @@ class RoutingObserver(Protocol):
         """The token ids [T] that pass the layers next."""
         ...
 
+    def foresee(self, layer: int, topk_ids: Tensor) -> None:
+        """The experts [T, A] that a layer's router would take of those tokens as they enter the layer.
+
+        It is told of prompts alone, before the routing.
+        """
+        ...
+
     def record(self, layer: int, routing: Routing) -> None:
         """The routing of those tokens at one layer."""
         ...
@@ -63,6 +70,12 @@ class Block:
         )
         self.dropped = 0  # choices of the last pass whose expert was full
         self._cross = None if layer.cross is None else CrossAttention(layer.cross, weights, scratch)
+
+    def foresee(self, x: Tensor, observer: RoutingObserver) -> None:
+        """Route x [T, D] as it is before attention, and tell the observer: the layer before could have done so."""
+        if isinstance(ffn := self._ffn, Mixture):
+            parts = [self.route(self._norm("ffn_norm", part), ffn).topk_ids for part in x.split(CHUNK)]
+            observer.foresee(self._index, torch.cat(parts))
 
     def attend(self, x: Tensor, cache: LayerCache, prompt: int) -> Tensor:
         """x [T, D] -> [T, D]: each token sees itself and those before it, in `cache` too, where it is put.

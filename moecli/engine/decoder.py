@@ -226,6 +226,7 @@ class Decoder:
                 rows = cache_rows(layer.attention, longest, chunk)
                 cache = LayerCache(layer.attention, rows, self.dtype, self.device)
                 kept = block.keep_input(x)
+                block.foresee(x, observer)
                 for text in x.split([len(text) for text in texts]):
                     cache.clear()
                     self._rotary[layer.attention.rope].prepare(len(text))
@@ -266,6 +267,8 @@ class Decoder:
         x = self._embed(ids)
         for number, (block, layer_cache) in enumerate(zip(self._blocks, cache.layers, strict=True)):
             kept = block.keep_input(x)
+            if observer is not None:
+                block.foresee(x, observer)
             for part in x.split(cache.chunk):
                 self._adjust_threads()
                 part.copy_(block.attend(part, layer_cache, prompt))

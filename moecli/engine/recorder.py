@@ -65,6 +65,7 @@ class _Pass:
     ids: list[int]
     generated: bool
     layers: dict[int, Routing] = field(default_factory=dict)
+    foreseen: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Recorder:
@@ -94,6 +95,10 @@ class Recorder:
         self._passes.append(_Pass(ids.tolist(), self.generated))
         self._waiting += len(ids)
 
+    def foresee(self, layer: int, topk_ids: Tensor) -> None:
+        """Remember what could be foreseen of that."""
+        self._passes[-1].foreseen[layer] = topk_ids
+
     def record(self, layer: int, routing: Routing) -> None:
         """Remember the routing of the chunk's tokens at one layer."""
         self._passes[-1].layers[layer] = routing
@@ -107,6 +112,9 @@ class Recorder:
             self._builder.tokens(each.ids, each.generated)
         for layer, router in self._routers.items() if self._passes else ():
             routings = [each.layers[layer] for each in self._passes]
+            for each in self._passes:
+                if layer in each.foreseen:
+                    _compare(self._builder, layer, each.foreseen[layer], each.layers[layer].topk_ids)
             topk_ids, topk_weights, logits = (torch.cat(parts) for parts in zip(*routings, strict=True))
             _hand_over(self._builder, layer, Routing(topk_ids, topk_weights, logits), gate_scores(logits, router))
         self._passes.clear()
@@ -136,6 +144,7 @@ class LayerwiseRecorder:
     def __init__(self, spec: ModelSpec, builder: TraceBuilder, texts: Sequence[Text]) -> None:
         self._builder, self._texts = builder, texts
         self._routers = {layer: mixture.router for layer, mixture in spec.mixtures}
+        self._foreseen: Tensor | None = None
         for text in texts:
             builder.begin(text.prompt, text.domain)
             builder.tokens(text.ids, False)
@@ -143,14 +152,26 @@ class LayerwiseRecorder:
     def tokens(self, ids: Tensor) -> None:
         """Nothing to remember: all texts were known at the start."""
 
+    def foresee(self, layer: int, topk_ids: Tensor) -> None:
+        """Remember what could be foreseen of the layer's routing, which comes next."""
+        self._foreseen = topk_ids
+
     def record(self, layer: int, routing: Routing) -> None:
         """Put the routing of all texts, one after another, at one layer into the trace."""
+        if self._foreseen is not None:
+            _compare(self._builder, layer, self._foreseen, routing.topk_ids)
         lengths = [len(text.ids) for text in self._texts]
         scores = gate_scores(routing.logits, self._routers[layer])
         parts = zip(*(tensor.split(lengths) for tensor in (*routing, scores)), strict=True)
         for text, (topk_ids, topk_weights, logits, gates) in zip(self._texts, parts, strict=True):
             self._builder.begin(text.prompt, text.domain)
             _hand_over(self._builder, layer, Routing(topk_ids, topk_weights, logits), gates)
+
+
+def _compare(builder: TraceBuilder, layer: int, foreseen: Tensor, chosen: Tensor) -> None:
+    """Count the choices [T, A] that were foreseen, [T, A]."""
+    right = (chosen[:, :, None] == foreseen[:, None, :]).any(-1)
+    builder.foreseen(layer, int(right.sum()), right.numel())
 
 
 def _hand_over(builder: TraceBuilder, layer: int, routing: Routing, scores: Tensor) -> None:

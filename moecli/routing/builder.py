@@ -21,6 +21,8 @@ class _Layer:
     probabilities: list[Singles] = field(default_factory=list)
     sums: dict[int, Floats] = field(default_factory=dict)  # domain -> gate probabilities [E], summed over its tokens
     log_sum_squared: float = 0.0
+    foreseen: int = 0  # choices that could be foreseen
+    foreseen_of: int = 0
 
 
 class TraceBuilder:
@@ -79,6 +81,11 @@ class TraceBuilder:
         if log_sums is not None:
             rows.log_sum_squared += float((np.asarray(log_sums, np.float64) ** 2).sum())
 
+    def foreseen(self, layer: int, right: int, choices: int) -> None:
+        """So many of so many choices are what the layer's router would have taken of the state before the layer."""
+        self._layers[layer].foreseen += right
+        self._layers[layer].foreseen_of += choices
+
     def build(
         self,
         pieces: Mapping[int, str] | None = None,
@@ -122,6 +129,7 @@ class TraceBuilder:
             means,
             rows.log_sum_squared / total if rows.log_sum_squared else None,
             _joined(rows.probabilities, total),
+            rows.foreseen / rows.foreseen_of if rows.foreseen_of else None,
         )
 
 

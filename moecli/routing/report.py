@@ -44,6 +44,7 @@ class Figures:
     gate_entropy: float | None = None
     auxiliary_loss: float | None = None
     z_loss: float | None = None
+    foreseen: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +65,7 @@ class LayerReport:
     gate_entropy: float | None  # mean over tokens of H(gate) / ln E: the router's doubt
     auxiliary_loss: float | None  # E * sum f_e P_e with f_e = c_e / T; a uniform router has k
     z_loss: float | None  # mean logsumexp^2
+    foreseen: float | None  # share of choices that the router takes of the state before the layer, too
     coactivation: Coactivation
     vocabulary: Vocabulary
     chances: Mapping[str, Chance] = field(default_factory=dict)  # by the names of Figures; those with a verdict
@@ -71,13 +73,14 @@ class LayerReport:
     @property
     def figures(self) -> Figures:
         """The layer's figures as measured."""
-        measured = self.gate_entropy, self.auxiliary_loss, self.z_loss
+        measured = self.gate_entropy, self.auxiliary_loss, self.z_loss, self.foreseen
         return _figures(self.balance, self.locality, *measured)
 
     @property
     def uniform(self) -> Figures:
         """What a uniform router shows on average."""
-        return _figures(self.noise.mean, self.locality_baseline.uniform, None, self.active)
+        by_luck = self.active / self.experts
+        return _figures(self.noise.mean, self.locality_baseline.uniform, None, self.active, None, by_luck)
 
     @property
     def limit(self) -> Figures:
@@ -136,11 +139,11 @@ class RoutingReport:
 
 def _figures(
     load: Balance, repeated: TemporalLocality, gate_entropy: float | None = None, auxiliary_loss: float | None = None,
-    z_loss: float | None = None,
+    z_loss: float | None = None, foreseen: float | None = None,
 ) -> Figures:  # fmt: skip
     return Figures(
         load.entropy, load.max_violation, load.cv2, load.gini, load.dead, repeated.top1, repeated.any,
-        repeated.overlap, gate_entropy, auxiliary_loss, z_loss,
+        repeated.overlap, gate_entropy, auxiliary_loss, z_loss, foreseen,
     )  # fmt: skip
 
 
@@ -225,6 +228,7 @@ def _layer(
         gate_entropy=None if layer.entropy is None else float(layer.entropy.mean()),
         auxiliary_loss=_auxiliary_loss(layer, trace),
         z_loss=layer.log_sum_squared,
+        foreseen=layer.foreseen,
         coactivation=coactivation(layer, prompts.of_token, adjacent_ranks=adjacent_ranks),
         vocabulary=vocabulary(layer, trace.ids, prompts.of_token),
         chances=_chances(layer, trace, prompts, prompt_counts),

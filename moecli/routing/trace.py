@@ -32,6 +32,7 @@ class LayerTrace:
     mean_probabilities: Floats | None = None  # [domains, E], over the tokens of each domain
     log_sum_squared: float | None = None  # mean over tokens of logsumexp(logits)^2
     probabilities: Singles | None = None  # [T, E], only when asked for
+    foreseen: float | None = None  # share of the prompts' choices that its router takes before its attention, too
 
     @property
     def active(self) -> int:

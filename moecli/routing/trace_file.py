@@ -46,7 +46,7 @@ def save(trace: RoutingTrace, path: Path) -> None:
             if (array := getattr(layer, name)) is not None:
                 arrays[f"{layer.layer}/{name}"] = array.astype(f"<{kind}")
         row = {"layer": layer.layer, "experts": layer.experts, "active": layer.active}
-        layers.append(row | {"log_sum_squared": layer.log_sum_squared})
+        layers.append(row | {"log_sum_squared": layer.log_sum_squared, "foreseen": layer.foreseen})
     header = {
         **{name: getattr(trace, name) for name in _TEXTS},
         "provenance": dict(trace.provenance),
@@ -136,6 +136,8 @@ def _layer(row: dict[str, Any], arrays: dict[str, NDArray[Any]], tokens: int, do
     _require(all(type(n) is int and n >= 0 for n in (number, experts, active)), "a layer's sizes")
     _require(0 < active <= experts <= MOST_EXPERTS, f"{active} of {experts} experts")
     _require(log_sum_squared is None or 0 <= float(log_sum_squared) < math.inf, "log_sum_squared")
+    foreseen = row.get("foreseen")
+    _require(foreseen is None or 0 <= float(foreseen) <= 1, "foreseen")
     shapes = {
         "weights": (tokens, active),
         "entropy": (tokens,),
@@ -152,7 +154,9 @@ def _layer(row: dict[str, Any], arrays: dict[str, NDArray[Any]], tokens: int, do
             wide = np.float64 if name == "mean_probabilities" else np.float32
             parts[name] = _shaped(arrays, f"{number}/{name}", shape).astype(wide)
             _require(bool(np.isfinite(parts[name]).all()), f"a number in {name} of layer {number} that is none")
-    return LayerTrace(number, experts, chosen.astype(np.uint16), log_sum_squared=log_sum_squared, **parts)
+    return LayerTrace(
+        number, experts, chosen.astype(np.uint16), log_sum_squared=log_sum_squared, foreseen=foreseen, **parts
+    )
 
 
 def _shaped(arrays: dict[str, NDArray[Any]], name: str, shape: tuple[int, ...]) -> NDArray[Any]:

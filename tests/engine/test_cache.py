@@ -179,6 +179,9 @@ class Interruption:
     def tokens(self, ids: torch.Tensor) -> None:
         """They are not looked at."""
 
+    def foresee(self, layer: int, topk_ids: torch.Tensor) -> None:
+        """Not of interest."""
+
     def record(self, layer: int, routing: Routing) -> None:
         if layer == self.layer:
             raise KeyboardInterrupt

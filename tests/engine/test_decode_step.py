@@ -44,6 +44,9 @@ class Seen:
     def tokens(self, ids: torch.Tensor) -> None:
         pass
 
+    def foresee(self, layer: int, topk_ids: torch.Tensor) -> None:
+        """Not of interest."""
+
     def record(self, layer: int, routing: Routing) -> None:
         self.routings.append(routing)
 

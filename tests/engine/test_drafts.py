@@ -69,7 +69,7 @@ def test_a_text_that_repeats_itself_takes_few_steps(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(decoder, "forward", counted)
     monkeypatch.setattr(PromptLookup, "measured", lambda self, tokens, seconds: setattr(self, "_single", 1.0))
     found, timing = generated(decoder, ids, 80, Sampling(), lookup=True)
-    assert found == plain and 80 == 1 + timing.steps
+    assert found == plain and 1 + timing.steps == 80
     assert sum(steps[1:]) == timing.steps + timing.drafted - timing.drafted_right
     assert len(steps) - 1 == timing.steps - timing.drafted_right < 40
     assert generated(decoder, ids, 80, Sampling(), lookup=True, watched=True)[1].drafted == 0  # whose routing is seen

@@ -66,6 +66,9 @@ class Recording:
     def tokens(self, ids: torch.Tensor) -> None:
         self.read += ids.tolist()
 
+    def foresee(self, layer: int, topk_ids: torch.Tensor) -> None:
+        """Not of interest."""
+
     def record(self, layer: int, routing: Routing) -> None:
         self.seen.append((layer, routing.topk_ids.shape, routing.topk_weights.shape))
 

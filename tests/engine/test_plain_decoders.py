@@ -177,5 +177,8 @@ class Choices:
     def tokens(self, ids: torch.Tensor) -> None:
         pass
 
+    def foresee(self, layer: int, topk_ids: torch.Tensor) -> None:
+        """Not of interest."""
+
     def record(self, layer: int, routing: Routing) -> None:
         self.of[layer].append(routing.topk_ids.clone())

@@ -79,6 +79,7 @@ def same(one: RoutingTrace, other: RoutingTrace) -> None:
         assert np.array_equal(a.chosen, b.chosen)
         for name in ("weights", "entropy", "mean_probabilities", "probabilities", "log_sum_squared"):
             np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-3, atol=1e-5, err_msg=name)
+        assert a.foreseen == pytest.approx(b.foreseen, abs=0.01)  # of few tokens, which are a decode step, nothing is
 
 
 def theirs(model: PreTrainedModel, ids: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -132,6 +133,20 @@ def test_choices_are_those_of_transformers(family: str, tmp_path: Path) -> None:
         assert layer.log_sum_squared == pytest.approx(float((logits.logsumexp(-1) ** 2).mean()), rel=1e-4)
 
 
+def test_what_is_foreseen_is_the_router_on_the_state_before_the_layer(tmp_path: Path) -> None:
+    model = make("mixtral")
+    ids = torch.tensor([prompt(60)])
+    with torch.inference_mode():
+        states = model(ids, output_hidden_states=True).hidden_states
+        expected = []
+        for layer, before, (chosen, *_) in zip(model.model.layers, states, theirs(model, prompt(60)), strict=False):
+            early = layer.mlp.gate(layer.post_attention_layernorm(before))[-1]
+            expected.append(float((chosen[:, :, None] == early[:, None, :]).any(-1).float().mean()))
+    trace = one_by_one(load(write(model, tmp_path)), [Text(0, "", prompt(60))], chunk=25, count=13)
+    assert [layer.foreseen for layer in trace.layers] == pytest.approx(expected)  # the answer's tokens left out
+    assert min(expected) > 0 and max(expected) < 1
+
+
 @pytest.mark.parametrize("family", MIXTURES)
 def test_all_texts_layer_by_layer_choose_as_each_by_itself(family: str, tmp_path: Path) -> None:
     decoder = load(write(make(family), tmp_path))
@@ -163,6 +178,9 @@ class Interrupted(Recorder):
     """Ctrl-C in the middle of the second pass."""
 
     passes = 0
+
+    def foresee(self, layer: int, topk_ids: torch.Tensor) -> None:
+        """Not of interest."""
 
     def record(self, layer: int, routing: Routing) -> None:
         super().record(layer, routing)

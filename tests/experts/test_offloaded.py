@@ -138,6 +138,9 @@ class Used:
     def tokens(self, ids: torch.Tensor) -> None:
         self.experts.clear()
 
+    def foresee(self, layer: int, topk_ids: torch.Tensor) -> None:
+        """Not of interest."""
+
     def record(self, layer: int, routing: Routing) -> None:
         self.experts.update((layer, expert) for expert in routing.topk_ids.flatten().tolist())
 

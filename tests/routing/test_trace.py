@@ -37,6 +37,8 @@ def recorded(keep: bool = True) -> RoutingTrace:
                 shares = gates(size, experts, seed)
                 order = np.argsort(-shares, 1)[:, :active]
                 builder.record(layer, order, np.take_along_axis(shares, order, 1), 5 * shares, np.full(size, 2.0))
+                if not generated:
+                    builder.foreseen(layer, prompt + 1, 10)
             seed += 1
     return builder.build({0: "a", 7: "\n…"}, name="tiny", revision="abc", dtype="bf16", family="mixtral")
 
@@ -69,7 +71,7 @@ def test_what_was_recorded_is_in_the_trace() -> None:
     assert p.sum(1) == pytest.approx(1)
     assert layer.entropy == pytest.approx(-(p * np.log(p)).sum(1) / np.log(8), abs=1e-5)
     assert layer.mean_probabilities[1] == pytest.approx(p[8:].mean(0), abs=1e-5)
-    assert layer.log_sum_squared == 4
+    assert layer.log_sum_squared == 4 and layer.foreseen == 3 / 20
     assert np.argsort(-p, 1)[:, :2].tolist() == layer.chosen.tolist()
 
 
@@ -203,6 +205,7 @@ FORGERIES = {
     "a piece that is a number": set_at("pieces", {"1": 2}),
     "a model that is a list": set_at("model", [1]),
     "nan": set_at("layers", 0, "log_sum_squared", float("nan")),
+    "more foreseen than chosen": set_at("layers", 0, "foreseen", 1.5),
     "bytes left over": lambda header, data: data + b"\0",
     "an expert out of range": lambda header, data: data[: 16 * 11] + b"\x08" + data[16 * 11 + 1 :],
     "an expert twice": lambda header, data: data[: 16 * 11] + b"\1\1" + data[16 * 11 + 2 :],
@@ -263,7 +266,8 @@ def test_csv_that_cannot_be_meant(lines: list[str], message: str) -> None:
 def test_jsonl_and_back() -> None:
     trace = recorded()
     stripped = tuple(
-        replace(layer, entropy=None, mean_probabilities=None, log_sum_squared=None) for layer in trace.layers
+        replace(layer, entropy=None, mean_probabilities=None, log_sum_squared=None, foreseen=None)
+        for layer in trace.layers
     )
     back = from_jsonl(to_jsonl(trace))
     used = {number: text for number, text in trace.pieces.items() if number in trace.ids}

@@ -51,6 +51,9 @@ class _Recorder:
     def tokens(self, ids: torch.Tensor) -> None:
         """Known already."""
 
+    def foresee(self, layer: int, topk_ids: torch.Tensor) -> None:
+        """Not of interest."""
+
     def record(self, layer: int, routing: Routing) -> None:
         self.chosen.setdefault(layer, []).append(routing.topk_ids.numpy().astype(np.uint16))
 

@@ -17,7 +17,7 @@ from moecli.routing.temporal_locality import TemporalLocality
 
 _OVERALL = (
     "entropy", "max_violation", "cv2", "gini", "repeat_top1", "repeat_any", "mean_overlap", "gate_entropy",
-    "auxiliary_loss", "z_loss",
+    "auxiliary_loss", "z_loss", "foreseen",
 )  # fmt: skip
 
 
@@ -64,6 +64,7 @@ def _layer(layer: LayerReport, domains: tuple[str, ...]) -> dict[str, Any]:
             "repeat_top1_by_load": expected.top1_by_load,
             "overflow": _by_factor(layer.noise.overflow),
             "auxiliary_loss": layer.active,
+            "foreseen": layer.active / layer.experts,
             "coactivation": pairs.baseline,
         },
         "limit": {  # what 1 in 20 uniform routers exceeds (entropy: falls below)
@@ -79,6 +80,7 @@ def _layer(layer: LayerReport, domains: tuple[str, ...]) -> dict[str, Any]:
         "gate_entropy": layer.gate_entropy,
         "auxiliary_loss": layer.auxiliary_loss,
         "z_loss": layer.z_loss,
+        "foreseen": layer.foreseen,
         "counts_by_domain": dict(zip(domains, layer.by_domain, strict=True)),
         "closest_pairs": [asdict(pair) for pair in pairs.top],
         "vocabulary": {

@@ -12,6 +12,11 @@ _DEFINITIONS = (
     ("repeat, first", "P(a token's first choice is that of the token before it) in the same prompt [2401.04088]"),
     ("repeat, any", "P(a token shares an expert with the token before it) [2401.04088]"),
     ("overlap", "mean share of the k experts that neighbouring tokens have in common"),
+    (
+        "foreseen",
+        "share of the prompts' choices that the layer's router takes of the state before the layer's attention, too: "
+        "what could be fetched a layer ahead",
+    ),
     ("gate entropy", "normalised entropy of one token's router probabilities, H(g) / ln E, mean over tokens"),
     (
         "auxiliary loss",

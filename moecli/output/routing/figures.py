@@ -175,6 +175,7 @@ _METRICS = (
     _Metric("repeat_top1", "repeat, first", title="repeated first choice", format=percent),
     _Metric("repeat_any", "repeat, any", title="repeated choice", format=percent),
     _Metric("mean_overlap", "overlap", title="mean overlap", format=percent),
+    _Metric("foreseen", "foreseen", title="foreseen before the layer", format=percent),
     _Metric("gate_entropy", "gate entropy", falls=True, title="normalised gate entropy", format=_fine),
     _Metric("auxiliary_loss", "auxiliary loss"),
     _Metric("z_loss", "z-loss"),

@@ -14,7 +14,7 @@ from moecli.output.routing.words import name
 from moecli.routing.analysis import Analysis
 from moecli.routing.report import RoutingReport
 
-_ROWS = "norm. entropy", "MaxVio", "dead experts", "repeat, first", "repeat, any", "overlap", "gate entropy"
+_ROWS = "norm. entropy", "MaxVio", "dead experts", "repeat, first", "repeat, any", "overlap", "foreseen", "gate entropy"
 
 
 def screen(
