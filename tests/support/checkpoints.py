@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Ernie4_5_Moe",
         _BASE | {"intermediate_size": 40, "moe_intermediate_size": 16, "moe_num_experts": 6, "moe_k": 3},
     ),
+    "gemma4": (
+        "Gemma4",
+        _BASE
+        | {
+            "num_hidden_layers": 3, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "sliding_window": 16, "head_dim": 8, "global_head_dim": 16, "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "final_logit_softcapping": 40.0,
+            "enable_moe_block": True, "intermediate_size": 40, "num_experts": 6, "top_k_experts": 3,
+            "moe_intermediate_size": 16,
+        },
+    ),
     "glm4_moe": ("Glm4Moe", _BASE | _ROUTED | {"head_dim": 12, "attention_bias": True}),
     "glm4_moe_lite": (
         "Glm4MoeLite",
@@ -91,10 +103,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 ENCODER_DECODERS = ("switch_transformers",)
+TEXT_CONFIGS = ("gemma4",)  # whose configuration without "Text" describes more than the text model
 DENSE = ("llama", "mistral")
 DECODERS = tuple(family for family in FAMILIES if family not in ENCODER_DECODERS)
 MIXTURES = tuple(family for family in DECODERS if family not in DENSE)
 LAYOUTS = ("published", "fused")
+FUSED = ("Gemma4", "Llama4")  # as published, so that the second layout is one tensor for each expert
 
 
 def make(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
@@ -113,12 +127,19 @@ def make(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
 
 def configuration(family: str, **changes: Any) -> PretrainedConfig:
     """What config.json says of the model that `make` makes."""
-    stem, base = FAMILIES[family]
-    settings = copy.deepcopy(base)
+    settings = copy.deepcopy(FAMILIES[family][1])
     for key, value in changes.items():
         nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
         settings[key] = settings[key] | value if nested else value
-    return getattr(transformers(), f"{stem}Config")(**settings, architectures=[class_name(family)])
+    return configuration_class(family)(**settings, architectures=[class_name(family)])
+
+
+def configuration_class(family: str) -> type[PretrainedConfig]:
+    """Of its text model alone."""
+    found: type[PretrainedConfig] = getattr(
+        transformers(), f"{FAMILIES[family][0]}{'Text' if family in TEXT_CONFIGS else ''}Config"
+    )
+    return found
 
 
 def class_name(family: str) -> str:
@@ -134,7 +155,7 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
 
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
-            if "inv_freq" in name:
+            if "inv_freq" in name or name.endswith("embed_scale"):
                 continue
             if "correction_bias" in name or name.endswith("bias"):
                 value.copy_(normal(value.shape, 0.3))
@@ -156,8 +177,23 @@ def write(model: PreTrainedModel, folder: Path, layout: str = "published", shard
         model.config.save_pretrained(folder)
         tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
         tensors = {name: value.clone().contiguous() for name, value in model.state_dict().items() if name not in tied}
+        if type(model).__name__.startswith(FUSED):
+            tensors = dict(pair for each in tensors.items() for pair in _taken_apart(*each))
         save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+def _taken_apart(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each expert's matrices, of a tensor that holds all of them."""
+    prefix, _, part = name.rpartition(".")
+    if part not in ("gate_up_proj", "down_proj"):
+        yield name, value
+        return
+    for expert, matrix in enumerate(value):
+        matrix = matrix.T if name.startswith("model.layers") and ".feed_forward." in name else matrix
+        pieces = matrix.chunk(2) if part == "gate_up_proj" else [matrix]
+        for kind, piece in zip(["gate_proj", "up_proj"] if part == "gate_up_proj" else [part], pieces, strict=True):
+            yield f"{prefix}.{expert}.{kind}.weight", piece.contiguous()
 
 
 def prompt(length: int, seed: int = 1) -> list[int]:
