@@ -35,6 +35,26 @@ _QWEN = {"intermediate_size": 40, "moe_intermediate_size": 16, "num_experts": 6,
 # By family that runs, one row: the stem of its transformers classes, and a configuration that is small but not
 # degenerate. The tests of parity, of reading and of names on disk take their families from here.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "afmoe": (
+        "Afmoe",
+        _BASE
+        | {
+            "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "sliding_window": 16, "head_dim": 12, "intermediate_size": 40, "moe_intermediate_size": 16,
+            "num_dense_layers": 1, "num_experts": 6, "num_experts_per_tok": 3, "num_shared_experts": 1,
+            "route_scale": 2.0, "mup_enabled": True,
+        },
+    ),
+    "laguna": (
+        "Laguna",
+        _BASE
+        | {
+            "num_hidden_layers": 3, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "sliding_window": 16, "num_attention_heads_per_layer": [4, 6, 8], "head_dim": 8, "intermediate_size": 40,
+            "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24, "num_experts": 6,
+            "num_experts_per_tok": 3, "moe_routed_scaling_factor": 2.5,
+        },
+    ),
     "mixtral": ("Mixtral", _BASE | {"intermediate_size": 24, "num_local_experts": 5}),
     "dbrx": (
         "Dbrx",
