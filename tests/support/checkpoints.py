@@ -55,6 +55,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts_per_tok": 3, "moe_routed_scaling_factor": 2.5,
         },
     ),
+    "llama4": (
+        "Llama4",
+        _BASE
+        | {
+            "num_hidden_layers": 4, "head_dim": 8, "intermediate_size": 24, "intermediate_size_mlp": 40,
+            "num_local_experts": 5, "interleave_moe_layer_step": 2, "attention_chunk_size": 24, "floor_scale": 16,
+            "no_rope_layer_interval": 3,
+        },
+    ),
+    "phimoe": (
+        "Phimoe",
+        _BASE
+        | {
+            "intermediate_size": 24, "num_local_experts": 6, "attention_bias": True, "lm_head_bias": True,
+            "router_jitter_noise": 0.2,
+        },
+    ),
     "mixtral": ("Mixtral", _BASE | {"intermediate_size": 24, "num_local_experts": 5}),
     "dbrx": (
         "Dbrx",
@@ -123,7 +140,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 ENCODER_DECODERS = ("switch_transformers",)
-TEXT_CONFIGS = ("gemma4",)  # whose configuration without "Text" describes more than the text model
+TEXT_CONFIGS = ("gemma4", "llama4")  # whose configuration without "Text" describes more than the text model
 DENSE = ("llama", "mistral")
 DECODERS = tuple(family for family in FAMILIES if family not in ENCODER_DECODERS)
 MIXTURES = tuple(family for family in DECODERS if family not in DENSE)
