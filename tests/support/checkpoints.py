@@ -72,6 +72,25 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "router_jitter_noise": 0.2,
         },
     ),
+    "cohere2_moe": (
+        "Cohere2Moe",
+        _BASE
+        | {
+            "num_hidden_layers": 4, "sliding_window_pattern": 2, "sliding_window": 16, "head_dim": 12,
+            "intermediate_size": 24, "prefix_dense_intermediate_size": 40, "num_experts": 6, "num_experts_per_tok": 3,
+            "first_k_dense_replace": 1, "logit_scale": 0.5, "rms_norm_eps": 1e-6, "expert_selection_fn": "sigmoid",
+            "norm_topk_prob": False,
+        },
+    ),
+    "exaone_moe": (
+        "ExaoneMoe",
+        _BASE
+        | {
+            "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "sliding_window": 16, "intermediate_size": 40, "moe_intermediate_size": 16, "num_experts": 8,
+            "num_experts_per_tok": 3,
+        },
+    ),
     "mixtral": ("Mixtral", _BASE | {"intermediate_size": 24, "num_local_experts": 5}),
     "dbrx": (
         "Dbrx",
