@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moecli.engine.cache import LayerCache
-from moecli.engine.layers import RelativeBias, RotaryEmbedding, rms_norm
+from moecli.engine.layers import RelativeBias, RotaryEmbedding, growth, rms_norm, soft_cap
 from moecli.engine.weights import LayerWeights
 from moecli.kernels import prompt_attention
 from moecli.kernels.blocking import BUCKET, SCORES
 from moecli.kernels.choice import on_gpu
 from moecli.kernels.gpu.launch import card
 from moecli.kernels.linear import linear
-from moecli.model.spec import MLA, GroupedQuery, QkNorm
+from moecli.model.spec import MLA, Gate, GroupedQuery, QkNorm
 
 _FEW = 16  # so few queries meet the keys as they lie: torch is up to four times slower with the keys transposed
+_WIDEST = 256  # numbers of a head that Triton's attention has room for
 _ABSORB = 8  # up to so many new tokens, scoring against latents beats expanding them
 
 
@@ -60,19 +62,31 @@ def attend(
     softcap: float | None = None,
     bias: RelativeBias | None = None,
     causal: bool = True,
+    chunked: bool = False,
 ) -> Tensor:
     """Attention of q [T, H, d] over k [K, rows, d] and v [K, rows, w]: [T, H * w].
 
-    Query 0 stands at position `start`, row 0 at position `first`; unless `causal`, every query sees every row. By the
+    Query 0 stands at position `start`, row 0 at position `first`; unless `causal`, every query sees every row. Where
+    `chunked`, a window does not slide, but begins anew at each of its multiples. By the
     native kernel or Triton's where one serves, else by torch: softmax in float32, in blocks of queries. There keys are
     taken in whole buckets, those not visible masked: a matrix product whose shape changed with every token would be
     compiled anew for every token.
     """
+    if chunked and window is not None:
+        parts, scores = [], {"scratch": scratch, "scale": scale, "softcap": softcap}
+        for begin in range(start // window * window, start + len(q), window):
+            seen = max(0, begin - first)
+            end = min(begin + window, start + len(q))
+            mine, rows = slice(max(0, begin - start), end - start), slice(seen, end - first)
+            parts.append(
+                attend(q[mine], k[:, rows], v[:, rows], start=start + mine.start, first=first + seen, **scores)
+            )
+        return torch.cat(parts)
     if causal and bias is None and prompt_attention.serves(q):
         return prompt_attention.grouped_query(
             q, k, v, scale=scale, start=start, first=first, window=window, softcap=softcap
         )
-    if causal and bias is None and _triton_serves(q):
+    if causal and bias is None and _triton_serves(q) and q.shape[-1] == v.shape[-1] <= _WIDEST:
         from moecli.kernels.gpu import attention
 
         place = scratch.place(start, first, q.device)
@@ -99,7 +113,7 @@ def attend(
             torch.bmm(block, k[:, first:last].transpose(1, 2), out=product)
             scores = scratch.acquire("scores", shape, q, torch.float32).copy_(product).mul_(scale)
         if softcap is not None:
-            scores.div_(softcap).tanh_().mul_(softcap)
+            soft_cap(scores, softcap)
         if bias is not None:
             scores.view(-1, end - begin, last).add_(bias(offset + begin, end - begin, last))
         if causal and end - begin == 1 and window is None:
@@ -119,6 +133,13 @@ def _triton_serves(q: Tensor) -> bool:
     return on_gpu(q.device) and (not q.is_cuda or card(q.device).has_tensor_cores(q.element_size()))
 
 
+def triton_appends(spec: GroupedQuery) -> bool:
+    """Whether Triton's kernel makes keys and values of a projection as this attention wants them."""
+    plain_values = not (spec.keys_as_values or spec.value_norm) and spec.value_scale == 1
+    widths = spec.value_head_dim == spec.head_dim <= _WIDEST and spec.rope.dims > 0
+    return plain_values and widths and spec.qk_norm is not QkNorm.UNWEIGHTED
+
+
 def _hidden(start: int, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
     """[queries, keys]: True where a key is not visible; query 0 stands at key `start`."""
     query = torch.arange(start, start + queries, device=device)[:, None]
@@ -128,7 +149,7 @@ def _hidden(start: int, queries: int, keys: int, window: int | None, device: tor
 
 
 class GroupedQueryAttention:
-    """x -> q, k, v -> (norm, clip, rotate, or norm after it) -> attend -> output."""
+    """x -> q, k, v -> (norm, clip, rotate, or norm after it) -> attend -> (gate) -> output."""
 
     def __init__(
         self,
@@ -145,9 +166,11 @@ class GroupedQueryAttention:
         self._scratch = scratch
         self._rotary = rotary
         self._eps = eps
-        self._qkv, self._qkv_bias = weights.matrix("qkv"), weights.get("qkv_bias")
+        self._qkv, self._qkv_bias = weights.matrix(spec.projection), weights.get(f"{spec.projection}_bias")
+        self._gate = weights.matrix("attn_gate") if spec.gate_width else None
         self._o, self._o_bias = weights.matrix("o"), weights.get("o_bias")
         self._q_norm, self._k_norm = weights.get("q_norm"), weights.get("k_norm")
+        self._head_norm: Tensor | None = None
         if spec.qk_norm in (QkNorm.HEAD, QkNorm.ROTATED_HEAD):
             q, k = weights["q_norm"], weights["k_norm"]
             self._head_norm = torch.cat((q.expand(spec.heads, -1), k.expand(spec.kv_heads, -1)))  # [H + K, d]
@@ -156,12 +179,18 @@ class GroupedQueryAttention:
         """x [T, D] -> [T, D]; the tokens are appended to `cache`. Of how long a `prompt` they are does not matter."""
         spec, start = self._spec, cache.length
         qkv = linear(x, self._qkv, self._qkv_bias)  # [T, (H + 2 K) * d]
-        q = self._append_by_triton(qkv, cache) if _triton_serves(qkv) else self._append(qkv, cache)
+        by_triton = _triton_serves(qkv) and triton_appends(spec)
+        q = self._append_by_triton(qkv, cache) if by_triton else self._append(qkv, cache)
+        if spec.query_growth is not None:
+            q = q * growth(spec.query_growth, torch.arange(start, start + len(q), device=q.device))[:, None, None]
+            q = q.to(x.dtype)
         k, v = cache.buffers if self._causal else cache.held
         mixed = attend(
             q, k, v, scratch=self._scratch, scale=spec.scale, start=start, first=cache.first, window=spec.window,
-            softcap=spec.softcap, bias=self._bias, causal=self._causal,
+            softcap=spec.softcap, bias=self._bias, causal=self._causal, chunked=spec.chunked,
         )  # fmt: skip
+        if self._gate is not None:
+            mixed = gated(mixed, linear(x, self._gate), spec.gate)
         return linear(mixed, self._o, self._o_bias)
 
     def _append(self, qkv: Tensor, cache: LayerCache) -> Tensor:
@@ -169,10 +198,13 @@ class GroupedQueryAttention:
         spec = self._spec
         qk, v = self._split(qkv)
         qk = self._rotary.rotate(qk.unflatten(-1, (-1, spec.head_dim)), cache.length)  # [T, H + K, d]
-        if spec.qk_norm is QkNorm.ROTATED_HEAD:
+        if spec.qk_norm in (QkNorm.ROTATED_HEAD, QkNorm.UNWEIGHTED):
             qk = self._norm_heads(qk)
         q, k = torch.split(qk, [spec.heads, spec.kv_heads], dim=1)
-        cache.append(k, v.unflatten(-1, (-1, spec.head_dim)))
+        v = v.unflatten(-1, (-1, spec.value_head_dim))
+        if spec.value_norm:
+            v = rms_norm(v, None, self._eps)
+        cache.append(k, v if spec.value_scale == 1 else v * spec.value_scale)
         return q
 
     def _append_by_triton(self, qkv: Tensor, cache: LayerCache) -> Tensor:
@@ -189,11 +221,14 @@ class GroupedQueryAttention:
         )  # fmt: skip
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys side by side [T, (H + K) * d], and values [T, K * d], normed and clipped."""
+        """Queries and keys side by side [T, (H + K) * d], and values [T, K * w], normed and clipped."""
         spec = self._spec
         if spec.clip is not None and spec.qk_norm is QkNorm.NONE:
             qkv = qkv.clamp_(-spec.clip, spec.clip)
-        qk, v = qkv.split((spec.query_width + spec.kv_width, spec.kv_width), dim=-1)
+        if spec.keys_as_values:
+            qk, v = qkv, qkv[:, spec.query_width :]
+        else:
+            qk, v = qkv.split((spec.query_width + spec.kv_width, spec.value_width), dim=-1)
         if spec.qk_norm is QkNorm.FULL:
             q, k = qk.split((spec.query_width, spec.kv_width), dim=-1)
             q = rms_norm(q, self._q_norm, self._eps)
@@ -207,7 +242,15 @@ class GroupedQueryAttention:
 
     def _norm_heads(self, heads: Tensor) -> Tensor:
         """Queries and keys [T, H + K, d], each head by itself."""
-        return rms_norm(heads, None, self._eps) * self._head_norm
+        normed = rms_norm(heads, None, self._eps)
+        return normed if self._head_norm is None else normed * self._head_norm
+
+
+def gated(mixed: Tensor, gate: Tensor, kind: Gate) -> Tensor:
+    """What the heads made, [T, H * w], times a factor of each head, gate [T, H], or of each number."""
+    wide = gate.double()  # as in the router
+    factors = (F.softplus(wide) if kind is Gate.SOFTPLUS else wide.sigmoid()).to(mixed.dtype)
+    return (mixed.unflatten(-1, (gate.shape[1], -1)) * factors[..., None]).flatten(-2)
 
 
 class CrossAttention:
@@ -249,6 +292,9 @@ class LatentAttention:
         """x [T, D] -> [T, D], of a prompt of so many tokens; their latents are appended to `cache`."""
         start = cache.length
         q = self._queries(x).unflatten(-1, (self._spec.heads, -1))  # [T, H, nope + rope]
+        if self._spec.query_growth is not None:
+            positions = torch.arange(start, start + len(x), device=x.device)
+            q = (q * growth(self._spec.query_growth, positions)[:, None, None]).to(x.dtype)
         q_nope, q_rope = q.split((self._spec.nope_dim, self._spec.rope_dim), dim=-1)
         low = linear(x, self._weights["kv_a"], self._weights.get("kv_a_bias"))  # [T, rank + rope]
         if _triton_serves(low):

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from moecli.engine.attention import CrossAttention, GroupedQueryAttention, LatentAttention, Scratch
 from moecli.engine.cache import LayerCache
-from moecli.engine.layers import RelativeBias, RotaryEmbedding, normalise
+from moecli.engine.layers import RelativeBias, RotaryEmbedding, normalise, rms_norm
 from moecli.engine.router import Routing, route, sigmoid
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, moe_forward
 from moecli.kernels.blocking import CHUNK
 from moecli.kernels.linear import feed_forward, inner, linear
-from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Router
+from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Router, Scoring
 
 
 class RoutingObserver(Protocol):
@@ -59,7 +59,7 @@ class Block:
     ) -> None:
         """`index`: its number among `spec.blocks`."""
         self._spec, self._index, self._weights, self._experts = spec, index, weights, experts
-        layer = spec.blocks[index]
+        self._layer = layer = spec.blocks[index]
         attention, self._ffn, self._parallel = layer.attention, layer.ffn, layer.parallel
         self._attention = (
             GroupedQueryAttention(
@@ -94,22 +94,23 @@ class Block:
 
     def keep_input(self, x: Tensor) -> Tensor | None:
         """What `feed_forward` wants of x before attention: a copy, where the mixture reads that."""
-        return x.clone() if self._spec.blocks[self._index].ffn_reads_input else None
+        return x.clone() if self._layer.ffn_reads_input else None
 
     def feed_forward(self, x: Tensor, observer: RoutingObserver | None, kept: Tensor | None = None) -> None:
         """x [T, D], changed in place: each token by itself, and only routed experts see more than CHUNK at once.
 
         `kept`: of these tokens, the last of them, what `keep_input` gave.
         """
+        read = x if kept is None else kept[len(kept) - len(x) :]
+        norm = "attn_norm" if self._layer.one_norm else "ffn_norm"
         if not isinstance(self._ffn, Mixture):
-            for part in x.split(CHUNK):
-                part.add_(self._branch("ffn", self._mlp("", self._norm("ffn_norm", part), self._ffn)))
+            for part, source in zip(x.split(CHUNK), read.split(CHUNK), strict=True):
+                part.add_(self._branch("ffn", self._mlp("", self._norm(norm, source), self._ffn)))
             return
         normed = torch.empty_like(x)
-        read = x if kept is None else kept[len(kept) - len(x) :]
         for part, out in zip(read.split(CHUNK), normed.split(CHUNK), strict=True):
-            out.copy_(self._norm("ffn_norm", part))
-        routing = self.route(normed, self._ffn)
+            out.copy_(self._norm(norm, part))
+        routing = self.route(self._scaled(read) if self._ffn.router.reads_scaled else normed, self._ffn)
         self.dropped = _dropped(routing, self._ffn.router)
         if observer is not None:
             observer.record(self._index, routing)
@@ -118,28 +119,45 @@ class Block:
             out = routed.to(x.dtype)
             if self._ffn.shared is not None:
                 out += self.shared_forward(tokens, self._ffn, self._ffn.shared)
-            out = self._branch("ffn", out)
-            if self._parallel is not None:
-                out = out + self._mlp("parallel_", self._norm("parallel_norm", part), self._parallel)
-            part.add_(out)
+            if self._parallel is None:
+                part.add_(self._branch("ffn", out))
+                continue
+            beside = self._mlp("parallel_", self._norm("parallel_norm", part), self._parallel)
+            if self._layer.parallel_norms:
+                out = self._norm("post_mixture_norm", out) + self._norm("post_parallel_norm", beside)
+                part.add_(self._branch("ffn", out))
+            else:
+                part.add_(self._branch("ffn", out) + beside)
+            if self._layer.output_scale:
+                part.mul_(self._weights["output_scale"])
 
     def route(self, x: Tensor, mixture: Mixture) -> Routing:
-        """The experts that each token of the normed x [T, D] takes, and their weights."""
+        """The experts that each token takes, of what their router reads of them [T, D], and their weights."""
         w = self._weights
-        return route(x, w["router"], w.get("router_bias"), mixture.router, w.get("router_linear_bias"))
+        routing = route(x, w["router"], w.get("router_bias"), mixture.router, w.get("router_linear_bias"))
+        if (scale := w.get("router_expert_scale")) is None:
+            return routing
+        return routing._replace(topk_weights=routing.topk_weights * scale[routing.topk_ids])
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """x [T, D], each token by its own root of the mean square, times the router's vector / sqrt(D): float32."""
+        return rms_norm(x.float(), self._weights["router_scale"], self._spec.norm_eps) * x.shape[1] ** -0.5
 
     def moe_forward(self, x: Tensor, mixture: Mixture, routing: Routing) -> Tensor:
         """What the selected experts make of normed x [T, D]: [T, D] in float32."""
-        return moe_forward(
-            self._experts, self._index, mixture.expert.activation, x, routing.topk_ids, routing.topk_weights
-        )
+        topk_ids, topk_weights = routing.topk_ids, routing.topk_weights
+        if mixture.router.scoring is Scoring.SIGMOID_INPUT:  # what an expert reads is another for each
+            x = (x[:, None] * topk_weights[..., None]).to(x.dtype).flatten(0, 1)
+            topk_ids, topk_weights = topk_ids.view(-1, 1), torch.ones_like(topk_weights).view(-1, 1)
+        sums = moe_forward(self._experts, self._index, mixture.expert.activation, x, topk_ids, topk_weights)
+        return sums if len(sums) == len(routing.topk_ids) else sums.unflatten(0, (-1, mixture.router.top_k)).sum(1)
 
     def shared_forward(self, x: Tensor, mixture: Mixture, shared: FeedForward) -> Tensor:
         """What the shared expert makes of normed x [T, D]: [T, D]."""
         out = self._mlp("shared_", x, shared)
-        if not mixture.shared_gate:
-            return out
-        return out * sigmoid(linear(x, self._weights["shared_gate"]))
+        if mixture.shared_gate:
+            out = out * sigmoid(linear(x, self._weights["shared_gate"]))
+        return out if mixture.shared_scale == 1 else out * mixture.shared_scale
 
     def _mlp(self, prefix: str, x: Tensor, ffn: FeedForward) -> Tensor:
         w = self._weights
@@ -148,7 +166,8 @@ class Block:
         return feed_forward(x, w.matrix(f"{prefix}gate_up"), w.matrix(f"{prefix}down"), ffn.activation)
 
     def _norm(self, role: str, x: Tensor) -> Tensor:
-        return normalise(x, self._weights[role], self._spec.norm, self._spec.norm_eps)
+        w = self._weights
+        return normalise(x, w[role], self._spec.norm, self._spec.norm_eps, w.get(f"{role}_bias"))
 
     def _branch(self, name: str, out: Tensor) -> Tensor:
         if self._spec.branch_norms:

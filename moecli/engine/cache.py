@@ -5,24 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moecli.model.spec import MLA, Attention, ModelSpec
+from moecli.model.spec import MLA, Attention, GroupedQuery, ModelSpec
 from moecli.planning.memory import cache_rows
 
 
 class LayerCache:
-    """What one layer remembers: keys and values [K, rows, d] each, or latents [1, rows, rank + rope]."""
+    """What one layer remembers: keys [K, rows, d] and values [K, rows, w], or latents [1, rows, rank + rope]."""
 
     def __init__(self, attention: Attention, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         shapes = (
             [(1, attention.cache_width)]
             if isinstance(attention, MLA)
-            else [(attention.kv_heads, attention.head_dim)] * 2
+            else [(attention.kv_heads, attention.head_dim), (attention.kv_heads, attention.value_head_dim)]
         )
         self._window = attention.window
+        self._chunked = isinstance(attention, GroupedQuery) and attention.chunked
         # Zeroed, not empty: attention reads some rows past the end, at weight 0.
         self.buffers = tuple(
             torch.zeros(heads, rows, width, dtype=dtype, device=device) for heads, width in shapes
-        )  # keys and values [K, rows, d], or latents
+        )
         self.first = 0  # position of row 0
         self.length = 0  # positions seen
         self.cross: LayerCache | None = None  # of the text that an encoder read
@@ -44,10 +45,13 @@ class LayerCache:
         """Make room for more tokens: of each its position and the rows that it sees, its own, to be filled, last."""
         start = self.length
         end = self._grow(added) - added
-        return [
-            (start + i, range(0 if self._window is None else max(0, end + i + 1 - self._window), end + i + 1))
-            for i in range(added)
-        ]
+        return [(start + i, range(max(0, self._seen_from(start + i) - self.first), end + i + 1)) for i in range(added)]
+
+    def _seen_from(self, position: int) -> int:
+        """The first position that a token at this one sees."""
+        if self._window is None:
+            return 0
+        return position // self._window * self._window if self._chunked else position + 1 - self._window
 
     def _grow(self, added: int) -> int:
         """The end of the rows in use, with room for `added` before it."""

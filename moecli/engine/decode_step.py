@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from moecli.engine.block import Block, RoutingObserver
 from moecli.engine.cache import LayerCache
-from moecli.engine.layers import RotaryEmbedding
+from moecli.engine.layers import RotaryEmbedding, growth
 from moecli.engine.router import Routing
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, each_output
@@ -20,11 +21,12 @@ from moecli.kernels.decode_step import (
     MoeSublayer,
     Place,
     Sublayer,
+    always_on,
     serves,
 )
 from moecli.kernels.linear import Matrix, format_of
 from moecli.kernels.native import can_cut
-from moecli.model.spec import MLA, Mixture, ModelSpec
+from moecli.model.spec import MLA, Layer, Mixture, ModelSpec, Scoring
 
 
 class NativeLayer:
@@ -40,8 +42,8 @@ class NativeLayer:
         block: Block,
     ) -> None:
         self._index, self._rotary, self._experts, self._block = index, rotary, experts, block
-        ffn = spec.layers[index].ffn
-        self._mixture = ffn if isinstance(ffn, Mixture) else None
+        self._layer = layer = spec.layers[index]
+        self._mixture = layer.ffn if isinstance(layer.ffn, Mixture) else None
         self.attention = attention_sublayer(spec, index, weights)
         self.moe = moe_sublayer(spec, index, weights, experts)
         self._attention_call = DecodeStepCall([(self.attention, None)])
@@ -67,32 +69,37 @@ class NativeLayer:
         """x [T, D] -> [T, D], perhaps the same tensor; `kept` as of its block."""
         if self.moe is None:
             self._block.feed_forward(x, observer, kept)
-        elif self.moe.resident:
+        elif self.moe.resident and kept is None:
             self._moe_call(x)
             self.record_resident(len(x), observer)
         else:
-            self.route(self.moe, x, observer)
+            self.route(self.moe, x if kept is None else kept, observer)
             self.moe_forward(self.moe, x)
         return x
 
     def route(self, moe: MoeSublayer, x: Tensor, observer: RoutingObserver | None) -> None:
         """Let the router select experts for the hidden states x [T, D], and show them to the observer."""
         moe.route(x)
-        self._record(moe, len(x), observer)
+        if self._mixture is not None:
+            self._record(moe, len(x), observer)
 
     def moe_forward(self, moe: MoeSublayer, x: Tensor) -> None:
         """Add to x [T, D] what the store's selected experts, and the shared one, make of each token."""
-        assert self._mixture is not None, "a plain feed-forward is resident"
-        activation, top_k = self._mixture.expert.activation, self._mixture.router.top_k
-        normed, topk_ids = moe.normed[: len(x)], moe.topk_ids[: len(x)]
-        each_output(self._experts, self._index, activation, normed, topk_ids, moe.outputs[: len(x) * top_k])
+        if self._mixture is not None:
+            activation, router = self._mixture.expert.activation, self._mixture.router
+            normed, topk_ids = moe.normed[: len(x)], moe.topk_ids[: len(x)]
+            if router.scoring is Scoring.SIGMOID_INPUT:  # what an expert reads is another for each
+                normed = (normed[:, None] * moe.topk_weights[: len(x), :, None]).flatten(0, 1)
+                topk_ids = topk_ids.reshape(-1, 1)
+            each_output(self._experts, self._index, activation, normed, topk_ids, moe.outputs[: len(x) * router.top_k])
         moe.combine(x)
 
     def reserve(self, tokens: int, caches: Sequence[LayerCache]) -> None:
         """Make room in the texts' `caches` for the tokens that come next, in equal parts."""
         assert self.attention is not None
+        grows = self._layer.attention.query_growth
         places = [
-            Place(position, cache.buffers, seen)
+            Place(position, cache.buffers, seen, 1 if grows is None else float(growth(grows, torch.tensor(position))))
             for cache in caches
             for position, seen in cache.extend(tokens // len(caches))
         ]
@@ -150,31 +157,38 @@ def attention_sublayer(spec: ModelSpec, index: int, weights: LayerWeights) -> At
     if isinstance(attention, MLA):
         query = weights.matrix("q" if attention.query_rank is None else "q_b")
         return LatentSublayer(sublayer, attention, weights) if serves(sublayer, [query, output]) else None
-    return (
-        AttentionSublayer(sublayer, attention, weights) if serves(sublayer, [weights.matrix("qkv"), output]) else None
-    )
+    matrices = [weights.matrix(attention.projection), output]
+    if attention.gate_width:
+        matrices.append(weights.matrix("attn_gate"))
+    return AttentionSublayer(sublayer, attention, weights) if serves(sublayer, matrices) else None
 
 
 def moe_sublayer(spec: ModelSpec, index: int, weights: LayerWeights, experts: ExpertStore) -> MoeSublayer | None:
     """A layer's mixture or plain feed-forward as a native call.
 
     None for other formats and devices, for routed and shared experts in two formats, for stacked gates and ups whose
-    rows interlace, and for a mixture with a dense block beside it.
+    rows interlace, and for a mixture with both a shared expert and a dense block beside it.
     """
-    ffn = spec.layers[index].ffn
-    if spec.layers[index].parallel is not None or spec.layers[index].ffn_reads_input:
+    layer = spec.layers[index]
+    ffn, (shared, prefix) = layer.ffn, always_on(layer)
+    if isinstance(ffn, Mixture) and ffn.shared is not None and layer.parallel is not None:
         return None
-    shared, prefix = (ffn.shared, "shared_") if isinstance(ffn, Mixture) else (ffn, "")
     matrices: list[Matrix] = [weights.matrix(f"{prefix}{role}") for role in ("gate_up", "down")] if shared else []
     dtype = experts.dtype if isinstance(ffn, Mixture) else format_of(matrices[0])
     if shared and not can_cut(dtype, shared.intermediate_size):
         return None
     addresses = experts.addresses(index) if isinstance(ffn, Mixture) else None
-    sublayer = _sublayer(spec, "ffn", weights, dtype)
-    return MoeSublayer(sublayer, ffn, weights, addresses) if serves(sublayer, matrices) else None
+    sublayer = _sublayer(spec, "ffn", weights, dtype, layer)
+    return MoeSublayer(sublayer, layer, weights, addresses) if serves(sublayer, matrices) else None
 
 
-def _sublayer(spec: ModelSpec, name: str, weights: LayerWeights, dtype: str) -> Sublayer:
-    before = weights[f"{name}_norm"]
-    after = weights[f"post_{name}_norm"] if spec.branch_norms else None
-    return Sublayer(dtype, before.dtype, spec.norm, spec.norm_eps, spec.residual_multiplier, before, after)
+def _sublayer(spec: ModelSpec, name: str, weights: LayerWeights, dtype: str, layer: Layer | None = None) -> Sublayer:
+    """`layer`: of which this is the last one."""
+    norm = "attn_norm" if layer is not None and layer.one_norm else f"{name}_norm"
+    before, scale = weights[norm], weights.get("output_scale") if layer is not None else None
+    return Sublayer(
+        dtype, before.dtype, spec.norm, spec.norm_eps, spec.residual_multiplier, before,
+        after=weights[f"post_{name}_norm"] if spec.branch_norms else None,
+        before_bias=weights.get(f"{norm}_bias"),
+        scale=scale,
+    )  # fmt: skip

@@ -17,7 +17,7 @@ from moecli.engine.cache import Cache, LayerCache
 from moecli.engine.decode_step import DecodeStep, NativeLayer
 from moecli.engine.encoder import Encoder
 from moecli.engine.finite import is_finite, not_finite
-from moecli.engine.layers import RelativeBias, RotaryEmbedding, normalise
+from moecli.engine.layers import RelativeBias, RotaryEmbedding, normalise, soft_cap
 from moecli.engine.profile import Profile, ProfiledBlock, ProfiledLayer
 from moecli.engine.team import Team
 from moecli.engine.weights import DenseWeights
@@ -151,9 +151,7 @@ class Decoder:
                     count = partial(_count, watch, start, len(ids))
                     states = self._block(part, cache, len(ids), observer, wanted, count)
             watch(len(ids), len(ids))
-            return normalise(
-                states[-1:] if last_only else states, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps
-            )
+            return self._final_norm(states[-1:] if last_only else states)
 
     def forward_texts(self, ids: Tensor, caches: Sequence[Cache]) -> Tensor:
         """One more token of each of several texts, ids [N]: their normed states [N, D], to the bit as for each alone.
@@ -183,7 +181,7 @@ class Decoder:
                     for start, part in zip(range(0, len(ids), some), ids.to(self.device).split(some), strict=True)
                 ]
             )
-            return normalise(states, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps)
+            return self._final_norm(states)
 
     def first_not_finite(self, ids: Tensor, read: Tensor | None = None) -> str:
         """Where the states of a text [T] are first infinite or no numbers, in words: for an error that is certain.
@@ -241,6 +239,10 @@ class Decoder:
             if not is_finite(x):
                 raise not_finite("after the last layer", self.dtype)
 
+    def _final_norm(self, states: Tensor) -> Tensor:
+        w, spec = self._outside, self.spec
+        return normalise(states, w["final_norm"], spec.norm, spec.norm_eps, w.get("final_norm_bias"))
+
     def _embed(self, ids: Tensor) -> Tensor:
         x = self._embedding(ids)  # [t, D]
         return x if self.spec.embedding_multiplier == 1 else x * self.spec.embedding_multiplier
@@ -292,10 +294,11 @@ class Decoder:
         with torch.inference_mode():
             if self._device_step and (made := self._device_step.logits(states)) is not None:
                 return made
-            logits = linear(
-                states, self._outside.matrix("lm_head" if "lm_head" in self._outside else "embedding")
-            ).float()
-            return logits if self.spec.logit_multiplier == 1 else logits * self.spec.logit_multiplier
+            head = self._outside.matrix("lm_head" if "lm_head" in self._outside else "embedding")
+            logits = linear(states, head, self._outside.get("lm_head_bias")).float()
+            if self.spec.logit_multiplier != 1:
+                logits = logits * self.spec.logit_multiplier
+            return logits if self.spec.logit_softcap is None else soft_cap(logits, self.spec.logit_softcap)
 
 
 def _device_step(

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor
 
+from moecli.engine.attention import triton_appends
 from moecli.engine.block import RoutingObserver
 from moecli.engine.cache import Cache
 from moecli.engine.cuda_graphs import GraphRecorder, Stage
@@ -37,7 +38,8 @@ def serves(spec: ModelSpec, dense: DenseWeights, experts: ExpertStore) -> bool:
     """Whether these kernels compute every layer of a model, in the formats that its weights have."""
     matrices = [matrix for layer in dense.layers for matrix in layer.matrices()]
     formats = {format_of(each) for each in matrices} | ({experts.dtype} if spec.mixtures else set())
-    served = not spec.encoder and formats <= {*PLAIN, *TILED} and all(map(_serves_layer, spec.layers))
+    plain = not (spec.encoder or spec.norm_bias or spec.lm_head_bias or spec.logit_softcap)
+    served = plain and formats <= {*PLAIN, *TILED} and all(map(_serves_layer, spec.layers))
     return served and (not any(isinstance(layer.attention, MLA) for layer in spec.layers) or _serves_latents(dense))
 
 
@@ -51,9 +53,13 @@ def _serves_layer(layer: Layer) -> bool:
     ffn = layer.ffn
     shared = ffn.shared if isinstance(ffn, Mixture) else ffn
     inner = [each for each in (shared, ffn.expert if isinstance(ffn, Mixture) else None) if each is not None]
+    attention = layer.attention
+    usual = isinstance(attention, MLA) or (triton_appends(attention) and not attention.gate_width)
     return (
-        not (layer.parallel or layer.ffn_reads_input or layer.cross or layer.attention.rope.depends_on_length)
-        and (not isinstance(ffn, Mixture) or router.serves(ffn.router))
+        not (layer.parallel or layer.ffn_reads_input or layer.cross or attention.rope.depends_on_length)
+        and usual
+        and not (attention.query_growth or getattr(attention, "chunked", False))
+        and (not isinstance(ffn, Mixture) or (router.serves(ffn.router) and ffn.shared_scale == 1))
         and all(each.activation in activations.NUMBERS for each in inner)
         and (shared is None or (shared.gated and shared.intermediate_size % 16 == 0))  # whole strips of gate
     )

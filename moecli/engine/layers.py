@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moecli.model.spec import NormKind, RelativePositions, Rope, RopeKind
+from moecli.model.spec import NormKind, QueryGrowth, RelativePositions, Rope, RopeKind
 
 
-def normalise(x: Tensor, weight: Tensor, kind: NormKind, eps: float) -> Tensor:
-    """RMS or layer norm without bias over the last axis; statistics in float32."""
+def normalise(x: Tensor, weight: Tensor, kind: NormKind, eps: float, bias: Tensor | None = None) -> Tensor:
+    """RMS or layer norm over the last axis; statistics in float32. Only the second has biases."""
     if kind is NormKind.RMS:
         return rms_norm(x, weight, eps)
-    return F.layer_norm(x, weight.shape, weight, None, eps)
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -24,6 +24,16 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     normed = wide * length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return (normed if weight is None else normed.mul_(weight)).to(x.dtype)
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """cap * tanh(x / cap), in place."""
+    return x.div_(cap).tanh_().mul_(cap)
+
+
+def growth(of: QueryGrowth, positions: Tensor) -> Tensor:
+    """What queries at these positions are multiplied by, float32."""
+    return torch.floor((positions.float() + of.offset) / of.every).log1p_().mul_(of.rate).add_(1)
 
 
 class RotaryEmbedding:
@@ -86,6 +96,9 @@ def frequencies(rope: Rope, length: int = 0) -> Tensor:
         stretch = rope.factor * max(length, rope.original_context) / rope.original_context - (rope.factor - 1)
         theta *= stretch ** (rope.dims / (rope.dims - 2))
     plain = 1.0 / theta**exponents
+    if rope.kind is RopeKind.PROPORTIONAL:
+        plain[rope.turning // 2 :] = 0
+        return plain / rope.factor
     if rope.kind is RopeKind.LINEAR:
         return plain / rope.factor
     if rope.kind is RopeKind.YARN:

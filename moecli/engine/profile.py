@@ -121,7 +121,7 @@ class ProfiledLayer(NativeLayer):
         if self._mixture is None:
             with self._profile.time(self._index, "experts"):
                 return super().feed_forward(x, observer, kept)
-        self.route(self.moe, x, observer)
+        self.route(self.moe, x if kept is None else kept, observer)
         self.moe_forward(self.moe, x)
         return x
 

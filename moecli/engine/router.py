@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moecli.engine.layers import soft_cap
 from moecli.kernels.linear import linear
 from moecli.model.spec import GroupScore, Router, Scoring
 
@@ -43,11 +44,18 @@ def _places(topk_ids: Tensor) -> Tensor:
 
 
 def _choose(logits: Tensor, bias: Tensor | None, router: Router) -> Routing:
+    if router.softcap is not None:
+        soft_cap(logits, router.softcap)
+    if router.scoring is Scoring.SPARSEMIXER:
+        return _sparsemixer(logits, router)
     if router.scoring is Scoring.SOFTMAX_OF_CHOSEN:
         best, topk_ids = logits.topk(router.top_k, dim=-1)
         return Routing(topk_ids, best.softmax(-1) * router.scaling, logits)
     scores = gate_scores(logits, router)
-    ranking = scores if bias is None else scores + bias
+    if bias is not None:
+        ranking = scores + bias
+    else:  # large logits have one sigmoid
+        ranking = scores if router.scoring is Scoring.SOFTMAX or router.n_group > 1 else logits
     if router.n_group > 1:
         ranking = _within_best_groups(ranking, router)
     topk_ids = ranking.topk(router.top_k, dim=-1).indices
@@ -56,7 +64,19 @@ def _choose(logits: Tensor, bias: Tensor | None, router: Router) -> Routing:
 
 def gate_scores(logits: Tensor, router: Router) -> Tensor:
     """What the router thinks of each expert, [T, E]: their softmax, or each one's sigmoid."""
-    return sigmoid(logits) if router.scoring is Scoring.SIGMOID else logits.softmax(-1)
+    return sigmoid(logits) if router.scoring in (Scoring.SIGMOID, Scoring.SIGMOID_INPUT) else logits.softmax(-1)
+
+
+def _sparsemixer(logits: Tensor, router: Router) -> Routing:
+    """One expert after the other, its weight its share among the rivals that are left (arXiv 2409.12136)."""
+    left, topk_ids, weights = logits, [], []
+    for _ in range(router.top_k):
+        best, chosen = left.max(-1, keepdim=True)
+        beaten = (best - logits) / torch.maximum(logits.abs(), best) > 2 * router.jitter
+        weights.append(left.masked_fill(beaten, -torch.inf).softmax(-1).gather(-1, chosen))
+        topk_ids.append(chosen)
+        left = left.scatter(-1, chosen, -torch.inf)
+    return Routing(torch.cat(topk_ids, -1), torch.cat(weights, -1), logits)
 
 
 def sigmoid(x: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ from moecli.store.progress import Progress, silent
 Load = Callable[[tensors.Tensor], Matrix]
 Rows = Callable[[Tensor], Tensor]  # ids [T] -> [T, D]
 
-_FLOAT32 = frozenset({"router", "router_bias", "router_linear_bias"})  # the router's arithmetic never loses precision
+_FLOAT32 = frozenset(
+    {"router", "router_bias", "router_linear_bias", "router_scale", "router_expert_scale"}
+)  # the router's arithmetic never loses precision
 
 
 class LayerWeights:

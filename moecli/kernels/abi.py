@@ -76,7 +76,9 @@ class Sublayer(ctypes.Structure):
         ("norm", c_int32),
         ("eps", c_float),
         ("multiplier", c_float),
+        ("scale", c_float),
         ("before", c_void_p),
+        ("before_bias", c_void_p),
         ("after", c_void_p),
         ("x", c_void_p),
         ("hidden_size", c_int64),
@@ -96,6 +98,7 @@ class Place(ctypes.Structure):
         ("rows", c_int64),
         ("first", c_int64),
         ("last", c_int64),
+        ("query_scale", c_float),
     )
 
 
@@ -108,17 +111,24 @@ class Attention(ctypes.Structure):
         ("qkv_bias", c_void_p),
         ("output", c_void_p),
         ("output_bias", c_void_p),
+        ("gate", c_void_p),
         ("heads", c_int64),
         ("kv_heads", c_int64),
         ("head_dim", c_int64),
+        ("value_dim", c_int64),
         ("rotary_dim", c_int64),
+        ("gate_width", c_int64),
         ("qk_norm", c_int32),
         ("interleaved", c_int32),
+        ("keys_as_values", c_int32),
+        ("value_norm", c_int32),
+        ("gate_kind", c_int32),
         ("q_norm", c_void_p),
         ("k_norm", c_void_p),
         ("clip", c_float),
         ("softcap", c_float),
         ("scale", c_float),
+        ("value_scale", c_float),
         ("places", c_void_p),
     )
 
@@ -185,6 +195,8 @@ class Router(ctypes.Structure):
     _fields_ = (
         ("weights", c_void_p),
         ("bias", c_void_p),
+        ("input_scale", c_void_p),
+        ("expert_scale", c_void_p),
         ("experts", c_int64),
         ("top_k", c_int64),
         ("n_group", c_int64),
@@ -195,6 +207,8 @@ class Router(ctypes.Structure):
         ("norm_epsilon", c_float),
         ("norm_floor", c_float),
         ("scaling", c_float),
+        ("softcap", c_float),
+        ("jitter", c_float),
     )
 
 
@@ -209,9 +223,14 @@ class Moe(ctypes.Structure):
         ("shared_intermediate_size", c_int64),
         ("activation", c_int32),
         ("shared_activation", c_int32),
+        ("reads_input", c_int32),
+        ("shared_scale", c_float),
         ("shared_gate_up", c_void_p),
         ("shared_down", c_void_p),
         ("shared_gate", c_void_p),
+        ("shared_before", c_void_p),
+        ("shared_after", c_void_p),
+        ("routed_after", c_void_p),
         ("normed", c_void_p),
         ("logits", c_void_p),
         ("topk_weights", c_void_p),

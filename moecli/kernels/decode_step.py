@@ -17,12 +17,31 @@ from moecli.kernels.choice import chosen
 from moecli.kernels.library import loaded
 from moecli.kernels.linear import Matrix, format_of, native_bytes
 from moecli.kernels.native import ACTIVATIONS, FORMATS, NUMBERS, address
-from moecli.model.spec import MLA, FeedForward, GroupedQuery, GroupScore, Mixture, NormKind, QkNorm, Router, Scoring
+from moecli.model.spec import (
+    MLA,
+    FeedForward,
+    Gate,
+    GroupedQuery,
+    GroupScore,
+    Layer,
+    Mixture,
+    NormKind,
+    QkNorm,
+    Router,
+    Scoring,
+)
 
-# enum norm, qk_norm, scoring and group_score of c/native.h
+# enum norm, qk_norm, gate, scoring and group_score of c/native.h
 _NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1}
-_QK_NORMS = {QkNorm.NONE: 0, QkNorm.FULL: 1, QkNorm.HEAD: 2, QkNorm.ROTATED_HEAD: 3}
-_SCORINGS = {Scoring.SOFTMAX: 0, Scoring.SIGMOID: 1, Scoring.SOFTMAX_OF_CHOSEN: 2}
+_QK_NORMS = {QkNorm.NONE: 0, QkNorm.FULL: 1, QkNorm.HEAD: 2, QkNorm.ROTATED_HEAD: 3, QkNorm.UNWEIGHTED: 3}
+_GATES = {Gate.SIGMOID: 0, Gate.SOFTPLUS: 1}
+_SCORINGS = {
+    Scoring.SOFTMAX: 0,
+    Scoring.SIGMOID: 1,
+    Scoring.SOFTMAX_OF_CHOSEN: 2,
+    Scoring.SIGMOID_INPUT: 3,
+    Scoring.SPARSEMIXER: 4,
+}
 _GROUP_SCORES = {GroupScore.MAX: 0, GroupScore.TOP2_SUM: 1}
 
 
@@ -36,7 +55,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sublayer:
-    """What attention and feed-forward of a block have in common: x += multiplier * after(something(before(x)))."""
+    """What both of a block have in common: x = scale * (x + multiplier * after(something(before(x))))."""
 
     format: str  # of matrices
     dtype: torch.dtype  # of x and of all that is no matrix
@@ -45,6 +64,8 @@ class Sublayer:
     multiplier: float
     before: Tensor  # [D]
     after: Tensor | None
+    before_bias: Tensor | None = None
+    scale: Tensor | None = None  # [1]
 
 
 def serves(sublayer: Sublayer, matrices: Iterable[Matrix]) -> bool:
@@ -58,13 +79,14 @@ def serves(sublayer: Sublayer, matrices: Iterable[Matrix]) -> bool:
 class Place:
     """Where a token goes: its position, its layer's cache, and the rows of it that the token sees.
 
-    `cache` is keys and values [K, rows, d], or latents [1, rows, kv_rank + rope_dim]. The token's own go to the last
-    row of `seen`.
+    `cache` is keys [K, rows, d] and values [K, rows, w], or latents [1, rows, kv_rank + rope_dim]. The token's own go
+    to the last row of `seen`. Its queries are multiplied by `query_scale`.
     """
 
     position: int
     cache: Sequence[Tensor]
     seen: range
+    query_scale: float = 1.0
 
 
 class _CachedAttention:
@@ -86,6 +108,7 @@ class _CachedAttention:
                     rows=place.cache[0].shape[1],
                     first=place.seen.start,
                     last=place.seen.stop - 1,
+                    query_scale=place.query_scale,
                 )
                 for place in places
             )
@@ -99,13 +122,20 @@ class AttentionSublayer(_CachedAttention):
     def __init__(self, sublayer: Sublayer, spec: GroupedQuery, weights: Weights) -> None:
         self.call = abi.Attention(
             sublayer=_sublayer(sublayer),
-            qkv=_address_of(weights.matrix("qkv")),
-            qkv_bias=_plain(weights.get("qkv_bias"), sublayer.dtype),
+            qkv=_address_of(weights.matrix(spec.projection)),
+            qkv_bias=_plain(weights.get(f"{spec.projection}_bias"), sublayer.dtype),
             output=_address_of(weights.matrix("o")),
             output_bias=_plain(weights.get("o_bias"), sublayer.dtype),
+            gate=_address_of(weights.matrix("attn_gate")) if spec.gate_width else None,
+            gate_width=spec.gate_width,
+            gate_kind=_GATES[spec.gate],
             heads=spec.heads,
             kv_heads=spec.kv_heads,
             head_dim=spec.head_dim,
+            value_dim=spec.value_head_dim,
+            keys_as_values=spec.keys_as_values,
+            value_norm=spec.value_norm,
+            value_scale=spec.value_scale,
             qk_norm=_QK_NORMS[spec.qk_norm],
             interleaved=spec.rope.interleaved,
             q_norm=_plain(weights.get("q_norm"), sublayer.dtype),
@@ -151,18 +181,18 @@ class LatentSublayer(_CachedAttention):
 class MoeSublayer:
     """Mixture of experts of a few tokens: norm, router, routed experts, shared expert, residual.
 
-    A plain feed-forward is a shared expert without routed ones. `experts` has the addresses of gate, up and down of
+    A plain feed-forward is a shared expert without routed ones, and a block beside a mixture is one with a norm of its
+    own. `experts` has the addresses of gate, up and down of
     every expert, int64 [E, 3]. Without them the sublayer is not `resident` and cannot be part of a `DecodeStepCall`:
     it takes `route`, somebody who computes the experts into `outputs`, and `combine`. The bits are the same. The first
     rows of `normed` [., D], `logits` [., E], `topk_ids` and `topk_weights` [., A], best first, are of the last tokens;
     `outputs` [., D] has A rows for each, and room for their sums.
     """
 
-    def __init__(
-        self, sublayer: Sublayer, ffn: FeedForward | Mixture, weights: Weights, experts: Tensor | None
-    ) -> None:
-        mixture = ffn if isinstance(ffn, Mixture) else None
-        shared = ffn.shared if isinstance(ffn, Mixture) else ffn
+    def __init__(self, sublayer: Sublayer, layer: Layer, weights: Weights, experts: Tensor | None) -> None:
+        mixture = layer.ffn if isinstance(layer.ffn, Mixture) else None
+        shared, prefix = always_on(layer)
+        dtype = sublayer.dtype
         top_k, count = (mixture.router.top_k, mixture.router.experts) if mixture else (0, 0)
         hidden_size = sublayer.before.shape[0]
         self.normed = torch.empty(MAX_TOKENS, hidden_size)
@@ -178,20 +208,29 @@ class MoeSublayer:
             topk_ids=self.topk_ids.data_ptr(),
             outputs=self.outputs.data_ptr(),
             matrices=None if experts is None else experts.data_ptr(),
+            reads_input=layer.ffn_reads_input,
+            shared_scale=mixture.shared_scale if mixture else 1,
         )
         self.resident = experts is not None or mixture is None
         if mixture:
+            scale = weights.get("router_scale")
+            self._input_scale = None if scale is None else scale * hidden_size**-0.5
             call.router = _router(mixture.router, weights)
+            call.router.input_scale = _plain(self._input_scale, torch.float32)
             call.intermediate_size = mixture.expert.intermediate_size
             call.activation = ACTIVATIONS[mixture.expert.activation]
         if shared:
-            prefix = "shared_" if mixture else ""
             call.shared_intermediate_size = shared.intermediate_size
             call.shared_activation = ACTIVATIONS[shared.activation]
             call.shared_gate_up, call.shared_down = (
                 _address_of(weights.matrix(prefix + role)) for role in ("gate_up", "down")
             )
-            call.shared_gate = _plain(weights.get("shared_gate"), sublayer.dtype)
+            call.shared_gate = _plain(weights.get("shared_gate"), dtype)
+        if layer.parallel is not None:
+            call.shared_before = _plain(weights.get("parallel_norm"), dtype)
+        if layer.parallel_norms:
+            call.shared_after = _plain(weights.get("post_parallel_norm"), dtype)
+            call.routed_after = _plain(weights.get("post_mixture_norm"), dtype)
         self._held = weights, experts
 
     def route(self, x: Tensor) -> None:
@@ -224,6 +263,13 @@ class DecodeStepCall:
         return x
 
 
+def always_on(layer: Layer) -> tuple[FeedForward | None, str]:
+    """What every token of a layer goes through beside routed experts, and how its weights' roles begin."""
+    if not isinstance(layer.ffn, Mixture):
+        return layer.ffn, ""
+    return (layer.ffn.shared, "shared_") if layer.parallel is None else (layer.parallel, "parallel_")
+
+
 def _block(attention: AttentionSublayer | LatentSublayer | None, moe: MoeSublayer | None) -> abi.Block:
     block = abi.Block()
     if attention is not None:
@@ -242,7 +288,9 @@ def _sublayer(sublayer: Sublayer) -> abi.Sublayer:
         norm=_NORMS[sublayer.norm],
         eps=sublayer.eps,
         multiplier=sublayer.multiplier,
+        scale=1 if sublayer.scale is None else float(sublayer.scale),
         before=_plain(sublayer.before, sublayer.dtype),
+        before_bias=_plain(sublayer.before_bias, sublayer.dtype),
         after=_plain(sublayer.after, sublayer.dtype),
         hidden_size=sublayer.before.shape[0],
     )
@@ -252,6 +300,7 @@ def _router(router: Router, weights: Weights) -> abi.Router:
     return abi.Router(
         weights=_plain(weights.get("router"), torch.float32),
         bias=_plain(weights.get("router_bias"), torch.float32),
+        expert_scale=_plain(weights.get("router_expert_scale"), torch.float32),
         experts=router.experts,
         top_k=router.top_k,
         n_group=router.n_group,
@@ -262,6 +311,8 @@ def _router(router: Router, weights: Weights) -> abi.Router:
         norm_epsilon=router.norm_epsilon,
         norm_floor=router.norm_floor,
         scaling=router.scaling,
+        softcap=router.softcap or 0,
+        jitter=router.jitter,
     )
 
 

@@ -51,6 +51,19 @@ class QkNorm(Enum):
     FULL = "full"  # the whole projection (OLMoE)
     HEAD = "head"  # each head by itself (Qwen3)
     ROTATED_HEAD = "rotated head"  # each head by itself, after the rotation (Hunyuan)
+    UNWEIGHTED = "unweighted"  # the same without weights (Llama 4)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether queries and keys are multiplied by a weight each after it."""
+        return self not in (QkNorm.NONE, QkNorm.UNWEIGHTED)
+
+
+class Gate(Enum):
+    """What makes a factor for the heads' outputs of a projection of what attention reads."""
+
+    SIGMOID = "sigmoid"
+    SOFTPLUS = "softplus"  # Laguna
 
 
 class RopeKind(Enum):
@@ -62,6 +75,7 @@ class RopeKind(Enum):
     YARN = "yarn"
     LLAMA3 = "llama3"
     LONGROPE = "longrope"
+    PROPORTIONAL = "proportional"  # of a whole head's pairs only the fastest turn (Gemma 4)
 
 
 class Scoring(Enum):
@@ -105,6 +119,7 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True  # yarn: round the correction range to whole dimensions
+    turning: int = 0  # proportional: the dimensions that do turn
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     short_factors: tuple[float, ...] = ()
@@ -128,6 +143,15 @@ class RelativePositions:
 
 
 @dataclass(frozen=True, slots=True)
+class QueryGrowth:
+    """Queries at position p are multiplied by 1 + rate * ln(1 + floor((p + offset) / every)) (arXiv 2501.19399)."""
+
+    rate: float
+    every: float
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class GroupedQuery:
     """Grouped-query attention (multi-head when `kv_heads == heads`)."""
 
@@ -143,8 +167,13 @@ class GroupedQuery:
     softcap: float | None = None  # logits become cap * tanh(logits / cap)
     window: int | None = None  # key j is visible to query i iff i - j < window
     chunked: bool = False  # the window does not slide: it starts anew at its multiples (Llama 4)
-    value_dim: int | None = None  # of a value head; None: head_dim; 0: the keys serve as values
-    gate_width: int = 0  # outputs of a projection whose sigmoid multiplies the heads, or each number of theirs
+    value_dim: int | None = None  # of a value head; None: head_dim
+    keys_as_values: bool = False  # one projection makes both: the values are the keys before norm and rotation
+    value_norm: bool = False  # each value head by itself, RMS without a weight (Gemma 4)
+    value_scale: float = 1.0  # multiplies the values
+    query_growth: QueryGrowth | None = None
+    gate_width: int = 0  # outputs of a projection that multiplies the heads, or each number of theirs
+    gate: Gate = Gate.SIGMOID
     sinks: bool = False  # one logit per head that takes part in the softmax only (gpt-oss)
     projections: tuple[Extra, ...] = ()  # stand in place of the q, k, v and o matrices and their norms
 
@@ -159,9 +188,29 @@ class GroupedQuery:
         return self.kv_heads * self.head_dim
 
     @property
+    def value_head_dim(self) -> int:
+        """Numbers in one value head."""
+        return self.head_dim if self.value_dim is None else self.value_dim
+
+    @property
     def value_width(self) -> int:
         """Numbers in the values of one token, all key/value heads together."""
-        return self.kv_heads * (self.head_dim if self.value_dim is None else self.value_dim)
+        return self.kv_heads * self.value_head_dim
+
+    @property
+    def projection(self) -> str:
+        """The role of the matrix that makes queries, keys and values."""
+        return "qk" if self.keys_as_values else "qkv"
+
+    @property
+    def projected_width(self) -> int:
+        """Numbers that it makes of one token."""
+        return self.query_width + self.kv_width + (0 if self.keys_as_values else self.value_width)
+
+    @property
+    def mixed_width(self) -> int:
+        """Numbers that the heads make of the values of all tokens for one, all heads together."""
+        return self.heads * self.value_head_dim
 
     @property
     def cache_width(self) -> int:
@@ -185,6 +234,7 @@ class MLA:
     norm_eps: float = 1e-6  # of the norms on the latents; a constant of the family
     window: int | None = None
     gate_width: int = 0  # as in GroupedQuery
+    query_growth: QueryGrowth | None = None
 
     @property
     def head_dim(self) -> int:
@@ -227,6 +277,10 @@ class Router:
     correction_bias: bool = False  # added to the scores for picking only
     bias: bool = False  # of the linear map itself (gpt-oss)
     by_token: bool = False  # a table picks by token id; the scores only weigh (DeepSeek-V4)
+    reads_scaled: bool = False  # not the layer's norm, but x / rms(x) times a vector of its own (Gemma 4)
+    expert_scale: bool = False  # a stored factor of each expert's weight (Gemma 4)
+    softcap: float | None = None  # logits become cap * tanh(logits / cap)
+    jitter: float = 0.0  # sparsemixer: experts this close to the best, relatively and twice over, are its rivals
     capacity: int | None = None  # tokens of one pass that an expert takes; later ones get nothing of it (Switch)
 
 
@@ -251,6 +305,7 @@ class Mixture:
     expert: FeedForward
     shared: FeedForward | None = None  # always on
     shared_gate: bool = False  # its output is multiplied by sigmoid(w . x)
+    shared_scale: float = 1.0  # multiplies its output
     latent_width: int | None = None  # experts read and write a projection this wide (Kimi-K3); None: hidden_size
 
 
@@ -263,7 +318,10 @@ class Layer:
     recurrent: Recurrent | None = None  # where attention is not
     cross: GroupedQuery | None = None  # attention to the encoder's output, after the layer's own, with its norm
     parallel: FeedForward | None = None  # a dense block beside the mixture, with a norm of its own
+    parallel_norms: bool = False  # dense block and mixture each have a norm after them, before they are added (Gemma 4)
     ffn_reads_input: bool = False  # the mixture reads what attention reads, not what comes of it (Arctic)
+    one_norm: bool = False  # and with it the feed-forward reads that as attention's norm leaves it (Cohere)
+    output_scale: bool = False  # a stored factor of the hidden state that the layer leaves (Gemma 4)
     extra: tuple[Extra, ...] = ()
     cache_extra: int = 0  # numbers per token beside keys and values: an indexer's keys, compressed entries
 
@@ -284,6 +342,7 @@ class ModelSpec:
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0  # scales each branch before the residual add
     logit_multiplier: float = 1.0
+    logit_softcap: float | None = None  # logits become cap * tanh(logits / cap)
     stored_dtype: str | None = None  # what config.json says the weights are, e.g. "bfloat16"
     quantization: str | None = None  # how config.json says they are quantised, e.g. "fp8"
     extra_layers: int = 0  # multi-token-prediction layers in the files after the last real one; not loaded

@@ -97,7 +97,7 @@ def _layer_tensors(spec: ModelSpec, index: int, layer: Layer) -> Iterator[Tensor
         yield Tensor("cross_q", (layer.cross.query_width, width), Part.ATTENTION, index)
         yield Tensor("cross_kv", (layer.cross.kv_width + layer.cross.value_width, width), Part.ATTENTION, index)
         yield Tensor("cross_o", (width, layer.cross.query_width), Part.ATTENTION, index)
-    if feeds:
+    if feeds and not layer.one_norm:
         yield from _norm(spec, "ffn_norm", index)
     if spec.branch_norms:
         yield from _norm(spec, "post_attn_norm", index)
@@ -109,6 +109,11 @@ def _layer_tensors(spec: ModelSpec, index: int, layer: Layer) -> Iterator[Tensor
     if layer.parallel is not None:
         yield from _norm(spec, "parallel_norm", index)
         yield from _feed_forward("parallel_", layer.parallel, width, Part.DENSE_FFN, index)
+    if layer.parallel_norms:
+        yield from _norm(spec, "post_parallel_norm", index)
+        yield from _norm(spec, "post_mixture_norm", index)
+    if layer.output_scale:
+        yield Tensor("output_scale", (1,), Part.OTHER, index)
     yield from _extras(layer.extra, index)
 
 
@@ -135,12 +140,11 @@ def _mixer(layer: Layer, width: int, index: int) -> Iterator[Tensor]:
 
 
 def _grouped_query(attention: GroupedQuery, width: int, layer: int) -> Iterator[Tensor]:
-    rows = attention.query_width + attention.kv_width + attention.value_width
-    mixed = attention.heads * (attention.head_dim if attention.value_dim is None else attention.value_dim)
-    yield Tensor("qkv", (rows, width), Part.ATTENTION, layer)
+    role, rows = attention.projection, attention.projected_width
+    yield Tensor(role, (rows, width), Part.ATTENTION, layer)
     if attention.qkv_bias:
-        yield Tensor("qkv_bias", (rows,), Part.ATTENTION, layer)
-    if attention.qk_norm is not QkNorm.NONE:
+        yield Tensor(f"{role}_bias", (rows,), Part.ATTENTION, layer)
+    if attention.qk_norm.has_weights:
         whole = attention.qk_norm is QkNorm.FULL
         yield Tensor("q_norm", (attention.query_width if whole else attention.head_dim,), Part.NORMS, layer)
         yield Tensor("k_norm", (attention.kv_width if whole else attention.head_dim,), Part.NORMS, layer)
@@ -148,7 +152,7 @@ def _grouped_query(attention: GroupedQuery, width: int, layer: int) -> Iterator[
         yield Tensor("sinks", (attention.heads,), Part.ATTENTION, layer)
     if attention.gate_width:
         yield Tensor("attn_gate", (attention.gate_width, width), Part.ATTENTION, layer)
-    yield Tensor("o", (width, mixed), Part.ATTENTION, layer)
+    yield Tensor("o", (width, attention.mixed_width), Part.ATTENTION, layer)
     if attention.output_bias:
         yield Tensor("o_bias", (width,), Part.ATTENTION, layer)
 
@@ -179,6 +183,10 @@ def _latent(attention: MLA, width: int, layer: int) -> Iterator[Tensor]:
 def _mixture(mixture: Mixture, width: int, layer: int) -> Iterator[Tensor]:
     experts = mixture.router.experts
     yield Tensor("router", (experts, width), Part.ROUTER, layer)
+    if mixture.router.reads_scaled:
+        yield Tensor("router_scale", (width,), Part.ROUTER, layer)
+    if mixture.router.expert_scale:
+        yield Tensor("router_expert_scale", (experts,), Part.ROUTER, layer)
     if mixture.router.bias:
         yield Tensor("router_linear_bias", (experts,), Part.ROUTER, layer)
     if mixture.router.correction_bias:

@@ -104,6 +104,14 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "num_hidden_layers": 6, "moe_layer_start_index": 1, "moe_layer_end_index": 3, "moe_layer_interval": 2}),
     ("ernie4_5_moe", "yarn, all sparse, wide heads",
      {"rope_parameters": YARN, "moe_layer_start_index": 0, "head_dim": 12}),
+    ("gemma4", "values of their own, biases, five windows to one",
+     {"attention_k_eq_v": False, "attention_bias": True, "final_logit_softcapping": None, "num_hidden_layers": 7,
+      "layer_types": None}),
+    ("gemma4", "untied, ropes of its own",
+     {"tie_word_embeddings": False, "global_head_dim": 24, "num_global_key_value_heads": None, "rope_parameters": {
+         "full_attention": {
+             "rope_type": "proportional", "rope_theta": 5000.0, "partial_rotary_factor": 0.5, "factor": 2.0},
+         "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0}}}),
     ("glm4_moe", "query and key norms, groups, scaled",
      {"use_qk_norm": True, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5}),
     ("glm4_moe", "no biases, tied, all rotates",

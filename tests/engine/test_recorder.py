@@ -88,22 +88,31 @@ def theirs(model: PreTrainedModel, ids: Sequence[int]) -> list[tuple[torch.Tenso
     logits: list[torch.Tensor] = []
 
     def route(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        inner = next((getattr(module, name) for name in ("layer", "wg") if hasattr(module, name)), module)
-        weight = inner.weight
-        logits.append(inputs[0].flatten(0, -2) @ weight.T)
+        logits.append(inputs[0].flatten(0, -2) @ module.weight.T)
 
-    hooks = [
-        module.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[1], inputs[2])))
-        if name.endswith("experts")
-        else module.register_forward_pre_hook(route)
-        for name, module in model.named_modules()
-        if name.split(".")[-1] in ("experts", "gate", "router")
-    ]
+    def choose(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if len(inputs) > 1:
+            seen.append((inputs[1], inputs[2]))
+        else:  # Llama 4 gives every expert all tokens, most of them times 0
+            best = logits[-1].topk(model.config.num_experts_per_tok)
+            seen.append((best.indices, best.values.sigmoid()))
+
+    hooks = []
+    for name, module in model.named_modules():
+        *_, parent, last = ("", *name.split("."))
+        if last == "experts":
+            hooks.append(module.register_forward_pre_hook(choose))
+        elif last in ("gate", "router") and parent != "router":
+            inner = next((getattr(module, name) for name in _INNER if hasattr(module, name)), module)
+            hooks.append(inner.register_forward_pre_hook(route))
     with torch.inference_mode():
         model(torch.tensor([ids]))
     for hook in hooks:
         hook.remove()
     return [(*given, each) for given, each in zip(seen, logits, strict=True)]
+
+
+_INNER = ("layer", "wg", "proj", "gate")  # of a router that holds its matrix in a module
 
 
 @pytest.mark.parametrize("family", MIXTURES)
@@ -125,7 +134,7 @@ def test_choices_are_those_of_transformers(family: str, tmp_path: Path) -> None:
         )
         ours = np.take_along_axis(layer.weights, order, 1)
         np.testing.assert_allclose(ours, np.take_along_axis(weights.float().numpy(), theirs_order, 1), rtol=1e-4)
-        scores = logits.sigmoid() if scoring is Scoring.SIGMOID else logits.softmax(-1)
+        scores = logits.sigmoid() if scoring in (Scoring.SIGMOID, Scoring.SIGMOID_INPUT) else logits.softmax(-1)
         gates = (scores / scores.sum(-1, keepdim=True)).numpy()
         np.testing.assert_allclose(layer.probabilities, gates, rtol=1e-3, atol=1e-6)
         entropy = -(gates * np.log(gates)).sum(-1) / np.log(layer.experts)

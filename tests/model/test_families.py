@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from moecli.model import catalog
 from moecli.model.families import families, find, load_config, read_spec, runnable
 from moecli.model.spec import MLA, Activation, GroupedQuery, Mixture, ModelSpec, RopeKind
 from moecli.model.tensors import Part, dense_tensors, expert_shapes
-from tests.support.checkpoints import FAMILIES, LAYOUTS, class_name, configuration, make, write
+from tests.support.checkpoints import (
+    FAMILIES,
+    LAYOUTS,
+    class_name,
+    configuration,
+    configuration_class,
+    make,
+    write,
+)
 from tests.support.oracle import transformers
 from tests.support.wild_configs import WILD
 
@@ -377,6 +386,10 @@ def test_a_rope_base_that_does_not_slow_down_is_refused(theta: float) -> None:
 WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "gemma4": {
+        "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 8, "top_k_experts": 2,
+        "moe_intermediate_size": 16,
+    },
     "glm4_moe": {"head_dim": 128},
 }
 
@@ -384,8 +397,7 @@ WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_missing_key_means_what_it_means_to_transformers(family: str) -> None:
     needed = {"architectures": [class_name(family)]} | WITHOUT_DEFAULT.get(family, {})
-    config_class = getattr(transformers(), f"{FAMILIES[family][0]}Config")
-    full = config_class(**{k: v for k, v in needed.items() if k != "architectures"}).to_dict()
+    full = configuration_class(family)(**{k: v for k, v in needed.items() if k != "architectures"}).to_dict()
     spelled = read_spec(json.loads(json.dumps(full)) | needed)
     assert read_spec(needed) == spelled
 
@@ -397,6 +409,7 @@ SPECIAL: dict[str, list[dict[str, Any]]] = {
     "deepseek_v3": [{}, {"attention_bias": True, "n_shared_experts": 2, "first_k_dense_replace": 0}],
     "dots1": [{}, {"attention_bias": True}],
     "ernie4_5_moe": [{}, {"tie_word_embeddings": False, "moe_num_shared_experts": 0}],
+    "gemma4": [{}, {"attention_k_eq_v": False, "tie_word_embeddings": False}],
     "glm4_moe": [{}, {"use_qk_norm": True, "n_shared_experts": 2}],
     "glm4_moe_lite": [{}],
     "hunyuan_v1_moe": [{}, {"attention_bias": True}],
@@ -421,7 +434,7 @@ def test_a_spec_implies_exactly_the_numbers_that_are_stored(
         for _, mixture in spec.mixtures
         for shape in expert_shapes(spec.hidden_size, mixture.expert).values()
     )
-    buffers = sum(value.numel() for name, value in model.named_buffers() if "correction_bias" in name)
+    buffers = sum(value.numel() for name, value in model.named_buffers() if re.search(r"correction_bias|scalar", name))
     assert dense + experts == sum(value.numel() for value in model.parameters()) + buffers
     assert dense + experts == sum(math.prod(stored.shape) for stored in weights.checkpoint.tensors.values())
     norms = sum(tensor.count for tensor in dense_tensors(spec) if tensor.part is Part.NORMS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,62 @@ _QWEN = {"intermediate_size": 40, "moe_intermediate_size": 16, "num_experts": 6,
 # By family that runs, one row: the stem of its transformers classes, and a configuration that is small but not
 # degenerate. The tests of parity, of reading and of names on disk take their families from here.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "afmoe": (
+        "Afmoe",
+        _BASE
+        | {
+            "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "sliding_window": 16, "head_dim": 12, "intermediate_size": 40, "moe_intermediate_size": 16,
+            "num_dense_layers": 1, "num_experts": 6, "num_experts_per_tok": 3, "num_shared_experts": 1,
+            "route_scale": 2.0, "mup_enabled": True,
+        },
+    ),
+    "laguna": (
+        "Laguna",
+        _BASE
+        | {
+            "num_hidden_layers": 3, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "sliding_window": 16, "num_attention_heads_per_layer": [4, 6, 8], "head_dim": 8, "intermediate_size": 40,
+            "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24, "num_experts": 6,
+            "num_experts_per_tok": 3, "moe_routed_scaling_factor": 2.5,
+        },
+    ),
+    "llama4": (
+        "Llama4",
+        _BASE
+        | {
+            "num_hidden_layers": 4, "head_dim": 8, "intermediate_size": 24, "intermediate_size_mlp": 40,
+            "num_local_experts": 5, "interleave_moe_layer_step": 2, "attention_chunk_size": 24, "floor_scale": 16,
+            "no_rope_layer_interval": 3,
+        },
+    ),
+    "phimoe": (
+        "Phimoe",
+        _BASE
+        | {
+            "intermediate_size": 24, "num_local_experts": 6, "attention_bias": True, "lm_head_bias": True,
+            "router_jitter_noise": 0.2,
+        },
+    ),
+    "cohere2_moe": (
+        "Cohere2Moe",
+        _BASE
+        | {
+            "num_hidden_layers": 4, "sliding_window_pattern": 2, "sliding_window": 16, "head_dim": 12,
+            "intermediate_size": 24, "prefix_dense_intermediate_size": 40, "num_experts": 6, "num_experts_per_tok": 3,
+            "first_k_dense_replace": 1, "logit_scale": 0.5, "rms_norm_eps": 1e-6, "expert_selection_fn": "sigmoid",
+            "norm_topk_prob": False,
+        },
+    ),
+    "exaone_moe": (
+        "ExaoneMoe",
+        _BASE
+        | {
+            "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "sliding_window": 16, "intermediate_size": 40, "moe_intermediate_size": 16, "num_experts": 8,
+            "num_experts_per_tok": 3,
+        },
+    ),
     "mixtral": ("Mixtral", _BASE | {"intermediate_size": 24, "num_local_experts": 5}),
     "dbrx": (
         "Dbrx",
@@ -58,6 +115,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ernie4_5_moe": (
         "Ernie4_5_Moe",
         _BASE | {"intermediate_size": 40, "moe_intermediate_size": 16, "moe_num_experts": 6, "moe_k": 3},
+    ),
+    "gemma4": (
+        "Gemma4",
+        _BASE
+        | {
+            "num_hidden_layers": 3, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "sliding_window": 16, "head_dim": 8, "global_head_dim": 16, "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "final_logit_softcapping": 40.0,
+            "enable_moe_block": True, "intermediate_size": 40, "num_experts": 6, "top_k_experts": 3,
+            "moe_intermediate_size": 16,
+        },
     ),
     "glm4_moe": ("Glm4Moe", _BASE | _ROUTED | {"head_dim": 12, "attention_bias": True}),
     "glm4_moe_lite": (
@@ -91,10 +159,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 ENCODER_DECODERS = ("switch_transformers",)
+TEXT_CONFIGS = ("gemma4", "llama4")  # whose configuration without "Text" describes more than the text model
 DENSE = ("llama", "mistral")
 DECODERS = tuple(family for family in FAMILIES if family not in ENCODER_DECODERS)
 MIXTURES = tuple(family for family in DECODERS if family not in DENSE)
 LAYOUTS = ("published", "fused")
+FUSED = ("Gemma4", "Llama4")  # as published, so that the second layout is one tensor for each expert
 
 
 def make(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
@@ -113,12 +183,19 @@ def make(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
 
 def configuration(family: str, **changes: Any) -> PretrainedConfig:
     """What config.json says of the model that `make` makes."""
-    stem, base = FAMILIES[family]
-    settings = copy.deepcopy(base)
+    settings = copy.deepcopy(FAMILIES[family][1])
     for key, value in changes.items():
         nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
         settings[key] = settings[key] | value if nested else value
-    return getattr(transformers(), f"{stem}Config")(**settings, architectures=[class_name(family)])
+    return configuration_class(family)(**settings, architectures=[class_name(family)])
+
+
+def configuration_class(family: str) -> type[PretrainedConfig]:
+    """Of its text model alone."""
+    found: type[PretrainedConfig] = getattr(
+        transformers(), f"{FAMILIES[family][0]}{'Text' if family in TEXT_CONFIGS else ''}Config"
+    )
+    return found
 
 
 def class_name(family: str) -> str:
@@ -134,7 +211,7 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
 
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
-            if "inv_freq" in name:
+            if "inv_freq" in name or name.endswith("embed_scale"):
                 continue
             if "correction_bias" in name or name.endswith("bias"):
                 value.copy_(normal(value.shape, 0.3))
@@ -156,8 +233,23 @@ def write(model: PreTrainedModel, folder: Path, layout: str = "published", shard
         model.config.save_pretrained(folder)
         tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
         tensors = {name: value.clone().contiguous() for name, value in model.state_dict().items() if name not in tied}
+        if type(model).__name__.startswith(FUSED):
+            tensors = dict(pair for each in tensors.items() for pair in _taken_apart(*each))
         save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+def _taken_apart(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each expert's matrices, of a tensor that holds all of them."""
+    prefix, _, part = name.rpartition(".")
+    if part not in ("gate_up_proj", "down_proj"):
+        yield name, value
+        return
+    for expert, matrix in enumerate(value):
+        matrix = matrix.T if name.startswith("model.layers") and ".feed_forward." in name else matrix
+        pieces = matrix.chunk(2) if part == "gate_up_proj" else [matrix]
+        for kind, piece in zip(["gate_proj", "up_proj"] if part == "gate_up_proj" else [part], pieces, strict=True):
+            yield f"{prefix}.{expert}.{kind}.weight", piece.contiguous()
 
 
 def prompt(length: int, seed: int = 1) -> list[int]:

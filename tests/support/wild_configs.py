@@ -139,6 +139,7 @@ _LLAMA3_ROPE = {
 _YARN = {"factor": 4.0, "finetuned": True, "original_max_position_embeddings": 32768, "type": "yarn"}
 
 WILD: dict[str, Wild] = {
+    "gemma 4 as published": Wild(_of("gemma-4-26b-a4b"), 25_233_141_790),
     # Mixtral: the family that people tune and merge most
     "mixtral, tuned, two tokens added": Wild(_of("mixtral-base", **_TRAINER, vocab_size=32002), 46_702_809_088),
     "mixtral, merged from four": Wild(

@@ -87,38 +87,42 @@ struct pack {
 
 enum norm { RMS, LAYER };
 enum qk_norm { NO_NORM, ALL_HEADS, EACH_HEAD, EACH_ROTATED_HEAD };
-enum scoring { SOFTMAX, SIGMOID, SOFTMAX_OF_TOPK };
+enum gate { GATE_SIGMOID, GATE_SOFTPLUS };
+enum scoring { SOFTMAX, SIGMOID, SOFTMAX_OF_TOPK, SIGMOID_INPUT, SPARSEMIXER };
 enum group_score { LARGEST, SUM_OF_TWO };
 
-/* Attention or feed-forward of a block for a few tokens, each for itself: x += multiplier *
-   after(something(before(x))). x [tokens, hidden_size]; `type` is that of x and of all weights that are not multiplied
-   with; `after` may be NULL. */
+/* Attention or feed-forward of a block for a few tokens, each for itself: x = scale * (x + multiplier *
+   after(something(before(x)))). x [tokens, hidden_size]; `type` is that of x and of all weights that are not multiplied
+   with; `after` and the bias of `before` may be NULL. */
 struct sublayer {
     struct thread_pool pool;
     int32_t type, format, norm;
-    float eps, multiplier;
-    const void *before, *after;
+    float eps, multiplier, scale;
+    const void *before, *before_bias, *after;
     void *x;
     int64_t hidden_size, tokens;
 };
 
 /* Where a token stands: its row of the tables [positions, rotary_dim], with the signs of a rotation, and of the cache
-   [heads, rows, numbers]. The token goes to row `last`, and sees `first` to `last`. */
+   [heads, rows, numbers]. The token goes to row `last`, and sees `first` to `last`; its queries are multiplied. */
 struct place {
     const void *cosines, *sines;
     int64_t position;
     void *keys, *values;
     int64_t rows, first, last;
+    float query_scale;
 };
 
-/* Attention of heads that share keys and values in groups. 0: no clip, no softcap; biases and norms may be NULL. */
+/* Attention of heads that share keys and values in groups. 0: no clip, no softcap; biases and norms may be NULL.
+   `keys_as_values`: values are what keys are before norm and rotation, and qkv makes none. `gate` [gate_width,
+   hidden_size] makes a factor of each head's result, or of each number of it; NULL: none. */
 struct attention {
     struct sublayer sublayer;
-    const void *qkv, *qkv_bias, *output, *output_bias;
-    int64_t heads, kv_heads, head_dim, rotary_dim;
-    int32_t qk_norm, interleaved;
+    const void *qkv, *qkv_bias, *output, *output_bias, *gate;
+    int64_t heads, kv_heads, head_dim, value_dim, rotary_dim, gate_width;
+    int32_t qk_norm, interleaved, keys_as_values, value_norm, gate_kind;
     const void *q_norm, *k_norm;
-    float clip, softcap, scale;
+    float clip, softcap, scale, value_scale;
     const struct place *places; /* of each token, of one text or of several */
 };
 
@@ -153,24 +157,30 @@ struct prompt_attention {
     float scale, softcap;
 };
 
-/* weights [experts, hidden_size] and bias [experts] in FP32, bias for the choice alone; norm_power 0: no norm */
+/* weights [experts, hidden_size] and bias [experts] in FP32, bias for the choice alone; norm_power 0: no norm; softcap
+   0: no cap. With an `input_scale` [hidden_size] it reads the hidden state divided by the root of its mean square, times
+   that. `expert_scale` [experts] multiplies the weights. Both may be NULL. */
 struct router {
-    const float *weights, *bias;
+    const float *weights, *bias, *input_scale, *expert_scale;
     int64_t experts, top_k, n_group, topk_group;
     int32_t scoring, group_score;
-    float norm_power, norm_epsilon, norm_floor, scaling;
+    float norm_power, norm_epsilon, norm_floor, scaling, softcap, jitter;
 };
 
 /* Routed experts and the expert that all tokens share, either of which may be missing (top_k or
-   shared_intermediate_size 0). */
+   shared_intermediate_size 0). With a norm of its own before it, that one reads the hidden state and not what the
+   sublayer's norm leaves of it; the norms after them come before the sum. `reads_input`: the routed experts read the
+   hidden state as it was before the block's attention. */
 struct moe {
     struct sublayer sublayer;
     struct router router;
     const void *const *matrices; /* gate, up, down of every expert */
     int64_t intermediate_size, shared_intermediate_size;
-    int32_t activation, shared_activation;
-    const void *shared_gate_up, *shared_down; /* gate and up stacked */
-    const void *shared_gate;                  /* of the shared expert as a whole; may be NULL */
+    int32_t activation, shared_activation, reads_input;
+    float shared_scale;
+    const void *shared_gate_up, *shared_down;               /* gate and up stacked */
+    const void *shared_gate;                                /* of the shared expert as a whole; may be NULL */
+    const void *shared_before, *shared_after, *routed_after; /* norms; may be NULL */
     /* To be filled for each token: [hidden_size], [experts], [top_k] best first, [top_k, hidden_size] and then the sums
        of all tokens [hidden_size], [top_k] */
     float *normed, *logits, *topk_weights, *outputs;

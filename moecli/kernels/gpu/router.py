@@ -15,7 +15,8 @@ _SCORINGS = {Scoring.SOFTMAX: 0, Scoring.SIGMOID: 1, Scoring.SOFTMAX_OF_CHOSEN: 
 
 def serves(router: Router) -> bool:
     """Whether this rule is computed here."""
-    return router.scoring in _SCORINGS and router.norm_power in (None, 1, 2) and router.capacity is None
+    usual = not (router.reads_scaled or router.expert_scale or router.softcap or router.capacity)
+    return usual and router.scoring in _SCORINGS and router.norm_power in (None, 1, 2)
 
 
 @triton.jit

@@ -114,6 +114,18 @@ def uniform_layers(
     return (Layer(attention, ffn),) * layer_count(c, default, key)
 
 
+def layer_overrides(c: ConfigReader, layers: Iterable[int]) -> ConfigReader | None:
+    """What transformers 5 writes as `per_layer_config`: keys that these layers have of their own, all the same."""
+    entries = c.raw("per_layer_config", None)
+    if not entries:
+        return None
+    each = list(entries.values()) if isinstance(entries, dict) else [None]
+    named = {int(key) for key in entries if str(key).isdecimal()} if isinstance(entries, dict) else set()
+    if named != set(layers) or not isinstance(each[0], dict) or any(other != each[0] for other in each):
+        raise c.fail("per_layer_config", "names other layers than those of one kind, or differs between them")
+    return ConfigReader(each[0], c.family, "per_layer_config.")
+
+
 def check_router(c: ConfigReader, mixture: Mixture) -> None:
     """ConfigError for counts that no router can satisfy: more experts chosen than there are, uneven groups."""
     router = mixture.router

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from moecli.model.families._config import ConfigReader
 from moecli.model.spec import Rope, RopeKind
@@ -29,7 +31,45 @@ def read_rope(
     part = parameters or scaling
     if parameters and scaling and config.raw("rope_parameters") != config.raw("rope_scaling"):
         raise config.fail("rope_scaling", "contradicts rope_parameters")
-    dims = _rotating(config, part, dims, partial)
+    return _rope_of(config, part, theta, dims, context, default_theta, interleaved, partial)
+
+
+@dataclass(frozen=True, slots=True)
+class RopeDefaults:
+    """Of one kind of layer: the width of a head, the base, and the share that rotates; None: all, and no key for it."""
+
+    head_dim: int
+    theta: float
+    partial: float | None = None
+    kind: RopeKind = RopeKind.DEFAULT  # where the file says nothing
+
+
+def read_ropes(config: ConfigReader, context: int, kinds: Mapping[str, RopeDefaults]) -> dict[str, Rope]:
+    """The rope of each kind of layer, where rope_parameters has an object for each: Gemma's and its followers' way."""
+    parts = config.nested("rope_parameters")
+    found = {
+        kind: _rope_of(
+            config, (parts.nested(kind) if parts else None) or ConfigReader({"rope_type": of.kind.value}, config.family),
+            None, of.head_dim, context, of.theta, False, of.partial,
+        )  # fmt: skip
+        for kind, of in kinds.items()
+    }
+    if parts is not None:
+        parts.finish((), strict=True)
+    return found
+
+
+def _rope_of(
+    config: ConfigReader,
+    part: ConfigReader | None,
+    theta: float | None,
+    head_dim: int,
+    context: int,
+    default_theta: float,
+    interleaved: bool,
+    partial: float | None,
+) -> Rope:
+    dims = _rotating(config, part, head_dim, partial)
     if part is not None:
         theta = part.optional_number("rope_theta", theta) or theta
     theta = theta or default_theta
@@ -39,6 +79,8 @@ def read_rope(
         return Rope(theta, dims, interleaved)
     part.refuse_objects()
     rope = _read_scaling(part, theta, dims, context, interleaved)
+    if rope.kind is RopeKind.PROPORTIONAL:
+        rope = replace(rope, dims=head_dim, turning=dims)
     part.finish(irrelevant=_TEXT_ONLY)
     return rope
 
@@ -71,6 +113,8 @@ def _read_scaling(part: ConfigReader, theta: float, dims: int, context: int, int
         if kind is RopeKind.DYNAMIC and dims <= 2:
             raise part.fail("rope_type", "dynamic needs more than two rotary dimensions")
         return Rope(theta, dims, interleaved, kind, part.number("factor"), context)
+    if kind is RopeKind.PROPORTIONAL:
+        return Rope(theta, dims, interleaved, kind, part.optional_number("factor", 1.0) or 1.0)
     original = part.count("original_max_position_embeddings", context)
     if kind is RopeKind.LLAMA3:
         return Rope(

@@ -10,6 +10,10 @@ static void take(struct sublayer *sublayer, const struct decode_step *call) {
 static enum status decode_step(const struct decode_step *call) {
     enum status status = DONE;
     for (const struct block *block = call->blocks; block < call->blocks + call->count && status == DONE; block++) {
+        if (block->moe)
+            take(&block->moe->sublayer, call);
+        if (block->moe && block->moe->reads_input)
+            begin_sublayer(&block->moe->sublayer, block->moe->normed);
         if (block->attention) {
             take(&block->attention->sublayer, call);
             status = attention_forward(block->attention);
@@ -18,10 +22,8 @@ static enum status decode_step(const struct decode_step *call) {
             take(&block->latent_attention->sublayer, call);
             status = latent_attention_forward(block->latent_attention);
         }
-        if (block->moe && status == DONE) {
-            take(&block->moe->sublayer, call);
+        if (block->moe && status == DONE)
             status = moe_forward(block->moe);
-        }
     }
     return status;
 }

@@ -180,6 +180,8 @@ static void rotate_and_cache_latent(const struct latent_attention *call, const s
     load_angles(&call->sublayer, place, rotary_dim, angles);
     for (size_t head = 0; head < (size_t)call->heads; head++)
         rotate(call->interleaved, queries + head * (nope_dim + rotary_dim) + nope_dim, angles, rotary_dim);
+    for (size_t i = 0; place->query_scale != 1 && i < (size_t)call->heads * (nope_dim + rotary_dim); i++)
+        queries[i] *= place->query_scale;
     rotate(call->interleaved, latent + call->rank, angles, rotary_dim);
     store_numbers((char *)place->keys + row, call->sublayer.type, latent, width);
 }

@@ -9,17 +9,26 @@
 static void begin_sublayer(const struct sublayer *sublayer, float *normed) {
     size_t hidden_size = (size_t)sublayer->hidden_size, tokens = (size_t)sublayer->tokens;
     load_numbers(normed, sublayer->x, sublayer->type, tokens * hidden_size);
-    for (float *token = normed; token < normed + tokens * hidden_size; token += hidden_size)
+    for (float *token = normed; token < normed + tokens * hidden_size; token += hidden_size) {
         normalise(sublayer->norm, sublayer->eps, sublayer->before, sublayer->type, token, hidden_size);
+        if (sublayer->before_bias)
+            add_to(token, 1, sublayer->before_bias, sublayer->type, hidden_size);
+    }
+}
+
+/* numbers [tokens, hidden_size] normed as the sublayer's are, with other weights; NULL: left as they are */
+static void normalise_tokens(const struct sublayer *sublayer, const void *norm, float *numbers) {
+    size_t hidden_size = (size_t)sublayer->hidden_size, count = (size_t)sublayer->tokens * hidden_size;
+    for (float *token = numbers; norm && token < numbers + count; token += hidden_size)
+        normalise(sublayer->norm, sublayer->eps, norm, sublayer->type, token, hidden_size);
 }
 
 /* Adds `out` [tokens, hidden_size] to the hidden states, and leaves it changed. */
 static void end_sublayer(const struct sublayer *sublayer, float *out) {
     size_t hidden_size = (size_t)sublayer->hidden_size, count = (size_t)sublayer->tokens * hidden_size;
-    for (float *token = out; sublayer->after && token < out + count; token += hidden_size)
-        normalise(sublayer->norm, sublayer->eps, sublayer->after, sublayer->type, token, hidden_size);
+    normalise_tokens(sublayer, sublayer->after, out);
     for (size_t i = 0; i < count; i++)
-        out[i] = number(sublayer->x, sublayer->type, i) + sublayer->multiplier * out[i];
+        out[i] = (number(sublayer->x, sublayer->type, i) + sublayer->multiplier * out[i]) * sublayer->scale;
     store_numbers(sublayer->x, sublayer->type, out, count);
 }
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import Family
+from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, Family, Layout, fused, names, per_expert
 from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, NormKind, Router, Scoring
-from moecli.model.unsupported import Unsupported
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -22,13 +21,16 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         window=window if window is not None and window < context else None,
     )  # fmt: skip
     c.ignore("original_max_position_embeddings", "input_jitter_noise")  # inside rope_scaling as well; training
-    router = Router(c.count("num_local_experts", 16), c.count("num_experts_per_tok", 2), Scoring.SPARSEMIXER)
+    c.expect("num_experts_per_tok", 2)
+    router = Router(
+        c.count("num_local_experts", 16), 2, Scoring.SPARSEMIXER,
+        jitter=c.number("router_jitter_noise", 0.01, positive=False),
+    )  # fmt: skip
     expert = FeedForward(c.count("intermediate_size", 6400), c.activation("hidden_act", "silu"))
     return make_spec(
         c, uniform_layers(c, attention, Mixture(router, expert), default=32),
         hidden_size=hidden_size, context=context, vocab=32064, eps=1e-5,
         norm=NormKind.LAYER, norm_bias=True, lm_head_bias=c.flag("lm_head_bias", False),
-        unsupported=(Unsupported.SPARSEMIXER, Unsupported.NORM_BIAS, Unsupported.LM_HEAD_BIAS),
     )  # fmt: skip
 
 
@@ -43,4 +45,24 @@ def _with_one_temperature(config: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-FAMILY = Family(architectures=("PhiMoEForCausalLM", "PhimoeForCausalLM"), model_types=("phimoe",), read=read)
+_LAYER = "model.layers.{layer}."
+_DENSE = (
+    BODY
+    | GROUPED_QUERY
+    | names("model.", ".bias", final_norm_bias="norm")
+    | names("", ".bias", lm_head_bias="lm_head")
+    | names(_LAYER, ".bias", attn_norm_bias="input_layernorm", ffn_norm_bias="post_attention_layernorm")
+)
+FAMILY = Family(
+    architectures=("PhiMoEForCausalLM", "PhimoeForCausalLM"),
+    model_types=("phimoe",),
+    read=read,
+    layouts=(
+        Layout(
+            _DENSE | names(_LAYER, router="block_sparse_moe.gate"),
+            per_expert("block_sparse_moe.experts", "w1", "w3", "w2"),
+            BUFFERS,
+        ),
+        Layout(_DENSE | names(_LAYER, router="mlp.router"), fused("mlp.experts"), BUFFERS),
+    ),
+)
