@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moecli.engine.cache import LayerCache
 from moecli.engine.layers import RelativeBias, RotaryEmbedding, rms_norm
+from moecli.engine.router import sigmoid
 from moecli.engine.weights import LayerWeights
 from moecli.kernels import prompt_attention
 from moecli.kernels.blocking import BUCKET, SCORES
@@ -139,29 +140,41 @@ class GroupedQueryAttention:
         eps: float,
         bias: RelativeBias | None = None,
         causal: bool = True,
+        zero_centred: bool = False,
     ) -> None:
-        """Unless `causal`, the tokens of a call see each other, and nothing before them."""
+        """Unless `causal`, the tokens of a call see each other, and nothing before them.
+
+        `zero_centred`: the factors of queries and keys are 1 + their norms' weights.
+        """
         self._spec, self._bias, self._causal = spec, bias, causal
         self._scratch = scratch
         self._rotary = rotary
         self._eps = eps
         self._qkv, self._qkv_bias = weights.matrix("qkv"), weights.get("qkv_bias")
+        self._gate = weights.matrix("attn_gate") if spec.gate_width else None
         self._o, self._o_bias = weights.matrix("o"), weights.get("o_bias")
         self._q_norm, self._k_norm = weights.get("q_norm"), weights.get("k_norm")
         if spec.qk_norm in (QkNorm.HEAD, QkNorm.ROTATED_HEAD):
             q, k = weights["q_norm"], weights["k_norm"]
             self._head_norm = torch.cat((q.expand(spec.heads, -1), k.expand(spec.kv_heads, -1)))  # [H + K, d]
+            if zero_centred:
+                self._head_norm = 1 + self._head_norm.float()
+        self._triton_appends = spec.rope.dims > 0 and not zero_centred
 
     def __call__(self, x: Tensor, cache: LayerCache, prompt: int) -> Tensor:
         """x [T, D] -> [T, D]; the tokens are appended to `cache`. Of how long a `prompt` they are does not matter."""
         spec, start = self._spec, cache.length
         qkv = linear(x, self._qkv, self._qkv_bias)  # [T, (H + 2 K) * d]
-        q = self._append_by_triton(qkv, cache) if _triton_serves(qkv) else self._append(qkv, cache)
+        by_triton = self._triton_appends and _triton_serves(qkv)
+        q = self._append_by_triton(qkv, cache) if by_triton else self._append(qkv, cache)
         k, v = cache.buffers if self._causal else cache.held
         mixed = attend(
             q, k, v, scratch=self._scratch, scale=spec.scale, start=start, first=cache.first, window=spec.window,
             softcap=spec.softcap, bias=self._bias, causal=self._causal,
         )  # fmt: skip
+        if self._gate is not None:
+            factors = sigmoid(linear(x, self._gate))
+            mixed = (mixed.unflatten(-1, (factors.shape[1], -1)) * factors[..., None]).flatten(-2)
         return linear(mixed, self._o, self._o_bias)
 
     def _append(self, qkv: Tensor, cache: LayerCache) -> Tensor:
@@ -207,7 +220,7 @@ class GroupedQueryAttention:
 
     def _norm_heads(self, heads: Tensor) -> Tensor:
         """Queries and keys [T, H + K, d], each head by itself."""
-        return rms_norm(heads, None, self._eps) * self._head_norm
+        return (rms_norm(heads, None, self._eps) * self._head_norm).to(heads.dtype)
 
 
 class CrossAttention:

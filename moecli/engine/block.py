@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from moecli.engine.attention import CrossAttention, GroupedQueryAttention, LatentAttention, Scratch
-from moecli.engine.cache import LayerCache
+from moecli.engine.cache import LayerCache, MixerCache
 from moecli.engine.layers import RelativeBias, RotaryEmbedding, normalise
+from moecli.engine.recurrent import RecurrentMixer
 from moecli.engine.router import Routing, route, sigmoid
+from moecli.engine.states import RecurrentCache
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, moe_forward
 from moecli.kernels.blocking import CHUNK
 from moecli.kernels.linear import feed_forward, inner, linear
-from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Router
+from moecli.model.spec import MLA, FeedForward, Mixture, ModelSpec, NormKind, Router
 
 
 class RoutingObserver(Protocol):
@@ -54,21 +56,29 @@ class Block:
         self._spec, self._index, self._weights, self._experts = spec, index, weights, experts
         layer = spec.blocks[index]
         attention, self._ffn, self._parallel = layer.attention, layer.ffn, layer.parallel
-        self._attention = (
-            GroupedQueryAttention(
-                attention, weights, rotary, scratch, spec.norm_eps, bias, causal=index >= len(spec.encoder)
-            )
-            if isinstance(attention, GroupedQuery)
-            else LatentAttention(attention, weights, rotary, scratch)
-        )
+        self._recurrent = None if layer.recurrent is None else RecurrentMixer(layer.recurrent, weights)
+        self._attention: GroupedQueryAttention | LatentAttention | None = None
+        if isinstance(attention, MLA):
+            self._attention = LatentAttention(attention, weights, rotary, scratch)
+        elif attention.heads:
+            self._attention = GroupedQueryAttention(
+                attention, weights, rotary, scratch, spec.norm_eps, bias, causal=index >= len(spec.encoder),
+                zero_centred=spec.norm is NormKind.ZERO_CENTRED,
+            )  # fmt: skip
         self.dropped = 0  # choices of the last pass whose expert was full
         self._cross = None if layer.cross is None else CrossAttention(layer.cross, weights, scratch)
 
-    def attend(self, x: Tensor, cache: LayerCache, prompt: int) -> Tensor:
+    def attend(self, x: Tensor, cache: MixerCache, prompt: int) -> Tensor:
         """x [T, D] -> [T, D]: each token sees itself and those before it, in `cache` too, where it is put.
 
         The same of all tokens of an encoder. `prompt`: the tokens that are read now, of which these are some.
         """
+        if isinstance(cache, RecurrentCache):
+            assert self._recurrent is not None
+            return x + self._branch("attn", self._recurrent(self._norm("attn_norm", x), cache))
+        if self._attention is None:
+            cache.skip(len(x))
+            return x
         x = x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache, prompt))
         if self._cross is None or cache.cross is None:
             return x
@@ -89,6 +99,8 @@ class Block:
         `kept`: of these tokens, the last of them, what `keep_input` gave.
         """
         if not isinstance(self._ffn, Mixture):
+            if not self._ffn.intermediate_size:
+                return
             for part in x.split(CHUNK):
                 part.add_(self._branch("ffn", self._mlp("", self._norm("ffn_norm", part), self._ffn)))
             return

@@ -15,6 +15,8 @@ def normalise(x: Tensor, weight: Tensor, kind: NormKind, eps: float) -> Tensor:
     """RMS or layer norm without bias over the last axis; statistics in float32."""
     if kind is NormKind.RMS:
         return rms_norm(x, weight, eps)
+    if kind is NormKind.ZERO_CENTRED:
+        return rms_norm(x, 1 + weight.float(), eps)
     return F.layer_norm(x, weight.shape, weight, None, eps)
 
 

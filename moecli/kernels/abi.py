@@ -108,10 +108,12 @@ class Attention(ctypes.Structure):
         ("qkv_bias", c_void_p),
         ("output", c_void_p),
         ("output_bias", c_void_p),
+        ("gate", c_void_p),
         ("heads", c_int64),
         ("kv_heads", c_int64),
         ("head_dim", c_int64),
         ("rotary_dim", c_int64),
+        ("gate_width", c_int64),
         ("qk_norm", c_int32),
         ("interleaved", c_int32),
         ("q_norm", c_void_p),
@@ -179,6 +181,35 @@ class PromptAttention(ctypes.Structure):
     )
 
 
+class History(ctypes.Structure):
+    """What one recurrent layer remembers of one text."""
+
+    _fields_ = (
+        ("rows", c_void_p),
+        ("state", c_void_p),
+        ("record", c_void_p),
+        ("kept", c_int64),
+        ("commits", c_int64),
+    )
+
+
+class Recurrent(ctypes.Structure):
+    """A mixer with a state, of a few tokens of several texts, or of many of one that are projected already."""
+
+    _fields_ = (
+        ("sublayer", Sublayer),
+        ("kind", c_int32),
+        *((name, c_void_p) for name in ("in", "in_bias", "gates", "select", "step", "out", "out_bias")),
+        *((name, c_void_p) for name in ("conv", "conv_bias", "decay", "step_bias", "skip", "norm")),
+        *((name, c_void_p) for name in ("step_norm", "write_norm", "read_norm")),
+        *((name, c_int64) for name in ("heads", "head_dim", "groups", "state_dim", "kernel", "rank")),
+        ("norm_eps", c_float),
+        ("histories", c_void_p),
+        ("texts", c_int64),
+        *((name, c_void_p) for name in ("projected", "gated", "mixed")),
+    )
+
+
 class Router(ctypes.Structure):
     """How experts are selected and weighted."""
 
@@ -211,6 +242,7 @@ class Moe(ctypes.Structure):
         ("shared_activation", c_int32),
         ("shared_gate_up", c_void_p),
         ("shared_down", c_void_p),
+        ("shared_up", c_void_p),
         ("shared_gate", c_void_p),
         ("normed", c_void_p),
         ("logits", c_void_p),
@@ -223,7 +255,7 @@ class Moe(ctypes.Structure):
 class Block(ctypes.Structure):
     """The addresses of sublayers, any of which may be missing."""
 
-    _fields_ = (("attention", c_void_p), ("latent_attention", c_void_p), ("moe", c_void_p))
+    _fields_ = tuple((name, c_void_p) for name in ("attention", "latent_attention", "recurrent", "moe"))
 
 
 class DecodeStep(ctypes.Structure):
@@ -249,6 +281,8 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "attention": Attention,
     "latent_attention": LatentAttention,
     "prompt_attention": PromptAttention,
+    "history": History,
+    "recurrent": Recurrent,
     "router": Router,
     "moe": Moe,
     "block": Block,

@@ -29,6 +29,11 @@ _ROUTED = {
     "intermediate_size": 40, "moe_intermediate_size": 16, "n_routed_experts": 8, "n_shared_experts": 1,
     "num_experts_per_tok": 3, "first_k_dense_replace": 1,
 }  # fmt: skip
+_DELTA = {
+    "num_hidden_layers": 4, "head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+    "linear_key_head_dim": 12, "linear_value_head_dim": 10, "linear_conv_kernel_dim": 4,
+    "shared_expert_intermediate_size": 20,
+}  # fmt: skip
 _QWEN = {"intermediate_size": 40, "moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 3}
 
 # By family that runs, one row: the stem of its transformers classes, and a configuration that is small but not
@@ -80,6 +85,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe": ("Olmoe", _BASE | {"intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3}),
     "qwen2_moe": ("Qwen2Moe", _BASE | _QWEN | {"shared_expert_intermediate_size": 20}),
     "qwen3_moe": ("Qwen3Moe", _BASE | _QWEN | {"head_dim": 16}),
+    "qwen3_next": ("Qwen3Next", _BASE | _QWEN | _DELTA),
+    "qwen3_5_moe": ("Qwen3_5Moe", _BASE | _QWEN | _DELTA),
     "switch_transformers": (
         "SwitchTransformers",
         {
@@ -118,7 +125,8 @@ def configuration(family: str, **changes: Any) -> PretrainedConfig:
     for key, value in changes.items():
         nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
         settings[key] = settings[key] | value if nested else value
-    return getattr(transformers(), f"{stem}Config")(**settings, architectures=[class_name(family)])
+    name = "Qwen3_5MoeTextConfig" if family == "qwen3_5_moe" else f"{stem}Config"  # the other has a vision tower
+    return getattr(transformers(), name)(**settings, architectures=[class_name(family)])
 
 
 def class_name(family: str) -> str:
@@ -132,14 +140,18 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
     def normal(shape: torch.Size, scale: float) -> torch.Tensor:
         return torch.randn(shape, generator=generator) * scale
 
+    zero_centred = model.config.model_type.startswith(("qwen3_next", "qwen3_5"))
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if "inv_freq" in name:
                 continue
-            if "correction_bias" in name or name.endswith("bias"):
+            if name.endswith("A_log"):  # of states that remember some tokens
+                value.copy_(normal(value.shape, 1.0) - 1.5)
+            elif "correction_bias" in name or name.endswith("bias"):
                 value.copy_(normal(value.shape, 0.3))
             elif value.dim() == 1:
-                value.copy_(1 + normal(value.shape, 0.3))
+                centre = 0 if zero_centred and not name.endswith(("linear_attn.norm.weight", "dt_bias")) else 1
+                value.copy_(centre + normal(value.shape, 0.3))
             elif re.search(r"(gate|router\.layer|classifier)\.weight$", name):
                 value.copy_(normal(value.shape, 0.4))
             else:

@@ -56,7 +56,7 @@ static const struct {
 };
 
 /* Changes whenever a function does; of the structures `moecli_layout` tells. */
-PUBLIC int moecli_version(void) { return 6; }
+PUBLIC int moecli_version(void) { return 7; }
 
 /* A row of the table of fields; NULL past the last. */
 PUBLIC const struct layout *moecli_layout(int index) {
@@ -88,3 +88,6 @@ PUBLIC int moecli_combine(int isa, const struct moe *call) { return isas[isa].is
 PUBLIC int moecli_prompt_attention(int isa, const struct prompt_attention *call) {
     return isas[isa].isa->prompt_attention(call);
 }
+
+/* A recurrent mixer between its two projections, for whoever makes these. */
+PUBLIC int moecli_mix(int isa, const struct recurrent *call) { return isas[isa].isa->mix(call); }

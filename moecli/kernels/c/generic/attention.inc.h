@@ -96,7 +96,8 @@ static void normalise_heads(const struct attention *call, float *heads) {
     size_t dim = (size_t)call->head_dim, queries = (size_t)call->heads, count = queries + (size_t)call->kv_heads;
     for (size_t head = 0; head < count; head++) {
         const void *norm = head < queries ? call->q_norm : call->k_norm;
-        normalise(RMS, call->sublayer.eps, norm, call->sublayer.type, heads + head * dim, dim);
+        normalise(call->sublayer.norm == ZERO_CENTRED ? ZERO_CENTRED : RMS, call->sublayer.eps, norm,
+                  call->sublayer.type, heads + head * dim, dim);
     }
 }
 
@@ -129,6 +130,17 @@ static void rotate_and_cache(const struct attention *call, const struct place *p
     }
 }
 
+/* mixed [tokens, heads, head_dim] times the gate's factors [tokens, gate_width], of which each is for as many numbers. */
+static void open_gate(const struct attention *call, const float *gates, float *mixed) {
+    size_t count = (size_t)(call->sublayer.tokens * call->gate_width);
+    size_t each = (size_t)(call->heads * call->head_dim / call->gate_width);
+    for (size_t i = 0; i < count; i++, mixed += each) {
+        float factor = 1 / (1 + exponential(-gates[i]));
+        for (size_t j = 0; j < each; j++)
+            mixed[j] *= factor;
+    }
+}
+
 static enum status attention_forward(const struct attention *call) {
     const struct sublayer *sublayer = &call->sublayer;
     size_t hidden_size = (size_t)sublayer->hidden_size, tokens = (size_t)sublayer->tokens, dim = (size_t)call->head_dim;
@@ -142,22 +154,28 @@ static enum status attention_forward(const struct attention *call) {
     struct attention_job job = {.call = call, .pool = &pool, .query_stride = projected};
     job.blocks = ceil_div(most, KEY_BLOCK);
     job.tasks.count = tokens * (size_t)call->kv_heads * job.blocks;
+    size_t gates = (size_t)call->gate_width;
     size_t angles = 2 * (size_t)call->rotary_dim, partials = tokens * heads * job.blocks * partial_size(call);
-    float *hidden = allocate((tokens * (hidden_size + projected + query) + angles + partials) * sizeof *hidden);
+    float *hidden = allocate((tokens * (hidden_size + projected + query + gates) + angles + partials) * sizeof *hidden);
     if (!hidden)
         return NO_MEMORY;
     float *qkv = hidden + tokens * hidden_size, *mixed = qkv + tokens * projected, *angle = mixed + tokens * query;
     job.queries = qkv;
     job.partials = angle + angles;
+    float *gated = job.partials + partials;
     begin_sublayer(sublayer, hidden);
     enum status status =
         multiply(sublayer, sublayer->format, call->qkv, call->qkv_bias, hidden, hidden_size, qkv, projected);
+    if (status == DONE && gates)
+        status = multiply(sublayer, sublayer->format, call->gate, NULL, hidden, hidden_size, gated, gates);
     if (status == DONE) {
         for (size_t token = 0; token < tokens; token++)
             rotate_and_cache(call, call->places + token, qkv + token * projected, angle);
         run(&pool, attend, &job);
         for (size_t token = 0; token < tokens; token++)
             merge(&job, token, mixed + token * query);
+        if (gates)
+            open_gate(call, gated, mixed);
         status =
             multiply(sublayer, sublayer->format, call->output, call->output_bias, mixed, query, hidden, hidden_size);
     }

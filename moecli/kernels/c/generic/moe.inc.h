@@ -127,8 +127,10 @@ static enum status experts_forward(const struct moe *call, const void *const *ma
 }
 
 static enum status shared_forward(const struct moe *call, float *output) {
-    const void *shared[3] = {call->shared_gate_up, call->shared_gate_up, call->shared_down};
-    struct feed_forward layer = {.pool = call->sublayer.pool, .format = call->sublayer.format, .stacked = 1};
+    const void *up = call->shared_up ? call->shared_up : call->shared_gate_up;
+    const void *shared[3] = {call->shared_gate_up, up, call->shared_down};
+    struct feed_forward layer = {.pool = call->sublayer.pool, .format = call->sublayer.format};
+    layer.stacked = !call->shared_up;
     layer.activation = call->shared_activation;
     layer.input = (struct tokens){call->normed, FP32, call->sublayer.tokens, call->sublayer.hidden_size};
     layer.matrices = shared;
