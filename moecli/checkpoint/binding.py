@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.stored import StoredTensor
@@ -41,6 +42,14 @@ class Slice:
         """All of a tensor; `transposed`: the matrix is the transpose of what the tensor is."""
         shape = stored.shape[::-1] if stored.transposed else stored.shape
         return cls(stored, 0, stored.size, shape, transposed != stored.transposed)
+
+    @classmethod
+    def of_rows(cls, stored: StoredTensor, first: int, count: int) -> Slice:
+        """Some rows of a matrix."""
+        if stored.transposed:
+            return cls(stored, 0, stored.size, stored.shape[::-1], True, (first, first + count))
+        row = stored.size // stored.shape[0]
+        return cls(stored, first * row, count * row, (count, *stored.shape[1:]), False)
 
     @property
     def first_row(self) -> int:
@@ -127,6 +136,18 @@ class Weights:
         """The stored tensors that, stacked by rows, are `tensor`."""
         return self._stored(tensor.role, tensor.layer)
 
+    def rows(self, tensor: Tensor) -> list[Slice]:
+        """The runs of rows of stored tensors that, one after another, are `tensor`."""
+        layout, number = self._layout_of(tensor.layer)
+        found: list[Slice] = []
+        for name, stored in zip(layout.dense[tensor.role], self.dense(tensor), strict=True):
+            turns = layout.interleaved.get(name)
+            if turns is None or tensor.layer is None:
+                found.append(Slice.whole(stored))
+            else:
+                found += _turns(stored, turns.rows(self.spec.blocks[tensor.layer]), turns.roles, tensor.role)
+        return found
+
     def _stored(self, role: str, layer: int | None = None) -> list[StoredTensor]:
         layout, number = self._layout_of(layer)
         names = layout.dense[role]
@@ -192,9 +213,8 @@ class Weights:
         """The heads for training that are there."""
         used: set[str] = set()
         for tensor in dense_tensors(self.spec):
-            stored = self.dense(tensor)
-            used.update(part.name for part in stored)
-            _check_dense(tensor, stored)
+            used.update(part.name for part in self.dense(tensor))
+            _check_dense(tensor, self.rows(tensor))
         for layer, expert, matrix, shape in self._expert_matrices():
             found = self.expert(layer, expert, matrix)
             used.add(found.stored.name)
@@ -274,17 +294,32 @@ def _fits(layout: Layout, spec: ModelSpec, checkpoint: Checkpoint, layer: int, m
     return (columns, rows) == shape if named.transposed else columns == shape[1]
 
 
-def _check_dense(tensor: Tensor, stored: list[StoredTensor]) -> None:
+def _turns(stored: StoredTensor, rows: tuple[int, ...], roles: tuple[str, ...], role: str) -> list[Slice]:
+    """The rows that belong to `role`, matrix by matrix, of a tensor in which several take turns."""
+    height, turn = (stored.shape[0] if stored.shape else 0), sum(rows)
+    if height % turn:
+        raise CheckpointError(f"{stored.name} is {list(stored.shape)}: its rows do not take turns of {turn}")
+    starts = list(accumulate(rows, initial=0))
+    return [
+        Slice.of_rows(stored, first + start, count)
+        for start, count, owner in zip(starts, rows, roles, strict=False)
+        if owner == role
+        for first in range(0, height, turn)
+    ]
+
+
+def _check_dense(tensor: Tensor, parts: list[Slice]) -> None:
     rows, *rest = tensor.shape
     where = tensor.role if tensor.layer is None else f"{tensor.role} of layer {tensor.layer}"
-    for part in stored:
-        _check_float(part)
+    shapes = [part.matrix_shape for part in parts]
+    for part in parts:
+        _check_float(part.stored)
     # A vector may be stored as [1, n]; a matrix may not change its columns.
-    found = sum((part.shape[0] if rest and part.shape else max(part.shape, default=0)) for part in stored)
-    same_columns = all(list(part.shape[1:]) == rest or (not rest and part.shape == (1, rows)) for part in stored)
+    found = sum((shape[0] if rest and shape else max(shape, default=0)) for shape in shapes)
+    same_columns = all(list(shape[1:]) == rest or (not rest and shape == (1, rows)) for shape in shapes)
     if found != rows or not same_columns:
-        shapes = " + ".join(str(list(part.shape)) for part in stored)
-        raise CheckpointError(f"{stored[0].name}: {where} must be {list(tensor.shape)} but the file has {shapes}")
+        held = " + ".join(str(list(shape)) for shape in shapes[:4]) + (" + ..." if len(shapes) > 4 else "")
+        raise CheckpointError(f"{parts[0].stored.name}: {where} must be {list(tensor.shape)} but the file has {held}")
 
 
 def _stack_shape(stored: StoredTensor, experts: int) -> tuple[int, int]:

@@ -160,8 +160,12 @@ class GroupedQueryAttention:
         eps: float,
         bias: RelativeBias | None = None,
         causal: bool = True,
+        zero_centred: bool = False,
     ) -> None:
-        """Unless `causal`, the tokens of a call see each other, and nothing before them."""
+        """Unless `causal`, the tokens of a call see each other, and nothing before them.
+
+        `zero_centred`: the factors of queries and keys are 1 + their norms' weights.
+        """
         self._spec, self._bias, self._causal = spec, bias, causal
         self._scratch = scratch
         self._rotary = rotary
@@ -174,12 +178,15 @@ class GroupedQueryAttention:
         if spec.qk_norm in (QkNorm.HEAD, QkNorm.ROTATED_HEAD):
             q, k = weights["q_norm"], weights["k_norm"]
             self._head_norm = torch.cat((q.expand(spec.heads, -1), k.expand(spec.kv_heads, -1)))  # [H + K, d]
+            if zero_centred:
+                self._head_norm = 1 + self._head_norm.float()
+        self._triton_appends = spec.rope.dims > 0 and not zero_centred
 
     def __call__(self, x: Tensor, cache: LayerCache, prompt: int) -> Tensor:
         """x [T, D] -> [T, D]; the tokens are appended to `cache`. Of how long a `prompt` they are does not matter."""
         spec, start = self._spec, cache.length
         qkv = linear(x, self._qkv, self._qkv_bias)  # [T, (H + 2 K) * d]
-        by_triton = _triton_serves(qkv) and triton_appends(spec)
+        by_triton = self._triton_appends and _triton_serves(qkv)
         q = self._append_by_triton(qkv, cache) if by_triton else self._append(qkv, cache)
         if spec.query_growth is not None:
             q = q * growth(spec.query_growth, torch.arange(start, start + len(q), device=q.device))[:, None, None]
@@ -243,11 +250,11 @@ class GroupedQueryAttention:
     def _norm_heads(self, heads: Tensor) -> Tensor:
         """Queries and keys [T, H + K, d], each head by itself."""
         normed = rms_norm(heads, None, self._eps)
-        return normed if self._head_norm is None else normed * self._head_norm
+        return normed if self._head_norm is None else (normed * self._head_norm).to(heads.dtype)
 
 
 def gated(mixed: Tensor, gate: Tensor, kind: Gate) -> Tensor:
-    """What the heads made, [T, H * w], times a factor of each head, gate [T, H], or of each number."""
+    """What the heads made, [T, H * w], times a factor of each head, gate [T, H], or of each number of it."""
     wide = gate.double()  # as in the router
     factors = (F.softplus(wide) if kind is Gate.SOFTPLUS else wide.sigmoid()).to(mixed.dtype)
     return (mixed.unflatten(-1, (gate.shape[1], -1)) * factors[..., None]).flatten(-2)

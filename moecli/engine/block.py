@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from moecli.engine.attention import CrossAttention, GroupedQueryAttention, LatentAttention, Scratch
-from moecli.engine.cache import LayerCache
+from moecli.engine.cache import LayerCache, MixerCache
 from moecli.engine.layers import RelativeBias, RotaryEmbedding, normalise, rms_norm
+from moecli.engine.recurrent import RecurrentMixer
 from moecli.engine.router import Routing, route, sigmoid
+from moecli.engine.states import RecurrentCache
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, moe_forward
 from moecli.kernels.blocking import CHUNK
 from moecli.kernels.linear import feed_forward, inner, linear
-from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Router, Scoring
+from moecli.model.spec import MLA, FeedForward, Mixture, ModelSpec, NormKind, Router, Scoring
 
 
 class RoutingObserver(Protocol):
@@ -61,27 +63,37 @@ class Block:
         self._spec, self._index, self._weights, self._experts = spec, index, weights, experts
         self._layer = layer = spec.blocks[index]
         attention, self._ffn, self._parallel = layer.attention, layer.ffn, layer.parallel
-        self._attention = (
-            GroupedQueryAttention(
-                attention, weights, rotary, scratch, spec.norm_eps, bias, causal=index >= len(spec.encoder)
-            )
-            if isinstance(attention, GroupedQuery)
-            else LatentAttention(attention, weights, rotary, scratch)
-        )
+        self._recurrent = None if layer.recurrent is None else RecurrentMixer(layer.recurrent, weights)
+        self._attention: GroupedQueryAttention | LatentAttention | None = None
+        if isinstance(attention, MLA):
+            self._attention = LatentAttention(attention, weights, rotary, scratch)
+        elif attention.heads:
+            self._attention = GroupedQueryAttention(
+                attention, weights, rotary, scratch, spec.norm_eps, bias, causal=index >= len(spec.encoder),
+                zero_centred=spec.norm is NormKind.ZERO_CENTRED,
+            )  # fmt: skip
         self.dropped = 0  # choices of the last pass whose expert was full
         self._cross = None if layer.cross is None else CrossAttention(layer.cross, weights, scratch)
 
     def foresee(self, x: Tensor, observer: RoutingObserver) -> None:
         """Route x [T, D] as it is before attention, and tell the observer: the layer before could have done so."""
         if isinstance(ffn := self._ffn, Mixture):
-            parts = [self.route(self._norm("ffn_norm", part), ffn).topk_ids for part in x.split(CHUNK)]
-            observer.foresee(self._index, torch.cat(parts))
+            norm = "attn_norm" if self._layer.one_norm else "ffn_norm"
+            scaled = ffn.router.reads_scaled
+            seen = (self._scaled(part) if scaled else self._norm(norm, part) for part in x.split(CHUNK))
+            observer.foresee(self._index, torch.cat([self.route(part, ffn).topk_ids for part in seen]))
 
-    def attend(self, x: Tensor, cache: LayerCache, prompt: int) -> Tensor:
+    def attend(self, x: Tensor, cache: MixerCache, prompt: int) -> Tensor:
         """x [T, D] -> [T, D]: each token sees itself and those before it, in `cache` too, where it is put.
 
         The same of all tokens of an encoder. `prompt`: the tokens that are read now, of which these are some.
         """
+        if isinstance(cache, RecurrentCache):
+            assert self._recurrent is not None
+            return x + self._branch("attn", self._recurrent(self._norm("attn_norm", x), cache))
+        if self._attention is None:
+            cache.skip(len(x))
+            return x
         x = x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache, prompt))
         if self._cross is None or cache.cross is None:
             return x
@@ -104,6 +116,8 @@ class Block:
         read = x if kept is None else kept[len(kept) - len(x) :]
         norm = "attn_norm" if self._layer.one_norm else "ffn_norm"
         if not isinstance(self._ffn, Mixture):
+            if not self._ffn.intermediate_size:
+                return
             for part, source in zip(x.split(CHUNK), read.split(CHUNK), strict=True):
                 part.add_(self._branch("ffn", self._mlp("", self._norm(norm, source), self._ffn)))
             return

@@ -1,11 +1,12 @@
-"""The KV cache: preallocated, appended in place, never copied per token."""
+"""What layers remember of a text: the KV cache, preallocated and appended in place, and states of recurrent mixers."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from moecli.model.spec import MLA, Attention, GroupedQuery, ModelSpec
+from moecli.engine.states import RecurrentCache
+from moecli.model.spec import MLA, Attention, GroupedQuery, Layer, ModelSpec
 from moecli.planning.memory import cache_rows
 
 
@@ -21,9 +22,7 @@ class LayerCache:
         self._window = attention.window
         self._chunked = isinstance(attention, GroupedQuery) and attention.chunked
         # Zeroed, not empty: attention reads some rows past the end, at weight 0.
-        self.buffers = tuple(
-            torch.zeros(heads, rows, width, dtype=dtype, device=device) for heads, width in shapes
-        )
+        self.buffers = tuple(torch.zeros(heads, rows, width, dtype=dtype, device=device) for heads, width in shapes)
         self.first = 0  # position of row 0
         self.length = 0  # positions seen
         self.cross: LayerCache | None = None  # of the text that an encoder read
@@ -53,6 +52,10 @@ class LayerCache:
             return 0
         return position // self._window * self._window if self._chunked else position + 1 - self._window
 
+    def skip(self, added: int) -> None:
+        """Count tokens of which a layer without a mixer remembers nothing."""
+        self._grow(added)
+
     def _grow(self, added: int) -> int:
         """The end of the rows in use, with room for `added` before it."""
         if self.length - self.first + added > self.buffers[0].shape[1]:
@@ -73,8 +76,9 @@ class LayerCache:
         """Forget every position; the buffers stay."""
         self.first = self.length = 0
 
-    def copy(self, other: LayerCache, length: int) -> None:
+    def copy(self, other: MixerCache, length: int) -> None:
         """Hold what `other` does, at least its first `length` positions."""
+        assert isinstance(other, LayerCache)
         self.first, self.length = other.first, other.length
         rows = other.length if other._window is not None else length
         for mine, theirs in zip(self.buffers, other.buffers, strict=True):
@@ -83,6 +87,29 @@ class LayerCache:
     def can_rewind(self, length: int) -> bool:
         """Whether every key that a query at `length` sees is still held."""
         return self.first == 0 or (self._window is not None and self.first <= length - self._window + 1)
+
+    def reach(self, length: int) -> int:
+        """How much of the first `length` tokens it can go back to: 0 where a window has moved on."""
+        return length if self.can_rewind(length) else 0
+
+    def rewind(self, length: int) -> None:
+        """Forget all after `length` tokens, which it can `reach`."""
+        self.length = length
+        if length == 0:
+            self.first = 0
+
+
+MixerCache = LayerCache | RecurrentCache
+
+
+def new_cache(layer: Layer, capacity: int, chunk: int, dtype: torch.dtype, device: torch.device) -> MixerCache:
+    """What one layer remembers of a text of at most `capacity` tokens, fed at most `chunk` at a time."""
+    if layer.recurrent is not None:
+        return RecurrentCache(layer.recurrent, device)
+    cache = LayerCache(layer.attention, cache_rows(layer.attention, capacity, chunk), dtype, device)
+    if layer.cross is not None:
+        cache.cross = LayerCache(layer.cross, capacity, dtype, device)
+    return cache
 
 
 class Cache:
@@ -94,27 +121,27 @@ class Cache:
         self.capacity = capacity
         self.chunk = chunk
         device = device or torch.device("cpu")
-        self.layers = [
-            LayerCache(layer.attention, cache_rows(layer.attention, capacity, chunk), dtype, device)
-            for layer in spec.layers
-        ]
-        for layer, cache in zip(spec.layers, self.layers, strict=True):
-            if layer.cross is not None:
-                cache.cross = LayerCache(layer.cross, capacity, dtype, device)
+        self.layers = [new_cache(layer, capacity, chunk, dtype, device) for layer in spec.layers]
 
     @property
     def length(self) -> int:
         """Positions that every layer has seen."""
         return min(layer.length for layer in self.layers)
 
+    def reach(self, length: int) -> int:
+        """How much of the first `length` tokens every layer can go back to.
+
+        0 where a window has moved on; what is left of a state is the nearest one that was kept.
+        """
+        while (reached := min(layer.reach(length) for layer in self.layers)) < length:
+            length = reached
+        return length
+
     def rewind(self, length: int) -> int:
-        """Forget all after `length` tokens; returns the length really kept (0 where a window has moved on)."""
-        if not all(layer.can_rewind(length) for layer in self.layers):
-            length = 0
+        """Forget all after `length` tokens; returns the length really kept, that within `reach`."""
+        length = self.reach(length)
         for layer in self.layers:
-            layer.length = length
-            if length == 0:
-                layer.first = 0
+            layer.rewind(length)
         return length
 
     def copy(self, other: Cache, length: int) -> int:
@@ -122,6 +149,7 @@ class Cache:
 
         Nothing is copied of what an encoder read.
         """
+        length = other.reach(length)
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             mine.copy(theirs, length)
         return self.rewind(length)

@@ -8,25 +8,30 @@ import torch
 from torch import Tensor
 
 from moecli.engine.block import Block, RoutingObserver
-from moecli.engine.cache import LayerCache
+from moecli.engine.cache import MixerCache
 from moecli.engine.layers import RotaryEmbedding, growth
+from moecli.engine.recurrent import small_weights
 from moecli.engine.router import Routing
+from moecli.engine.states import RecurrentCache
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, each_output
-from moecli.kernels.blocking import MAX_TOKENS
+from moecli.kernels.blocking import MAX_TOKENS, STATE_STEP
 from moecli.kernels.decode_step import (
     AttentionSublayer,
     DecodeStepCall,
     LatentSublayer,
+    Mixer,
     MoeSublayer,
     Place,
+    RecurrentSublayer,
     Sublayer,
     always_on,
     serves,
 )
 from moecli.kernels.linear import Matrix, format_of
 from moecli.kernels.native import can_cut
-from moecli.model.spec import MLA, Layer, Mixture, ModelSpec, Scoring
+from moecli.kernels.recurrent import NativeMixer, Past
+from moecli.model.spec import MLA, Layer, Mixture, ModelSpec, Recurrent, Scoring
 
 
 class NativeLayer:
@@ -44,22 +49,28 @@ class NativeLayer:
         self._index, self._rotary, self._experts, self._block = index, rotary, experts, block
         self._layer = layer = spec.layers[index]
         self._mixture = layer.ffn if isinstance(layer.ffn, Mixture) else None
-        self.attention = attention_sublayer(spec, index, weights)
-        self.moe = moe_sublayer(spec, index, weights, experts)
+        self._mixes, self._feeds = layer.mixes, layer.feeds
+        self.attention = mixer_sublayer(spec, index, weights) if layer.mixes else None
+        self.moe = moe_sublayer(spec, index, weights, experts) if layer.feeds else None
         self._attention_call = DecodeStepCall([(self.attention, None)])
         self._moe_call = DecodeStepCall([(None, self.moe)])
 
     @property
+    def native(self) -> bool:
+        """Whether there is a native call for each sublayer that it has."""
+        return (self.attention is not None or not self._mixes) and (self.moe is not None or not self._feeds)
+
+    @property
     def resident(self) -> bool:
         """Whether native code alone can take a token through all of it."""
-        return self.attention is not None and self.moe is not None and self.moe.resident
+        return self.native and (self.moe is None or self.moe.resident)
 
-    def attend(self, x: Tensor, caches: Sequence[LayerCache]) -> Tensor:
+    def attend(self, x: Tensor, caches: Sequence[MixerCache]) -> Tensor:
         """x [T, D] -> [T, D], perhaps the same tensor: as many tokens of each text, appended to the texts' `caches`."""
-        if self.attention is None:
+        if self.attention is None and self._mixes:
             return self._block.attend(x, caches[0], 1)  # one token of one text
         self.reserve(len(x), caches)
-        return self._attention_call(x)
+        return self._attention_call(x) if self._mixes else x
 
     def keep(self, x: Tensor) -> Tensor | None:
         """As of its block."""
@@ -68,7 +79,8 @@ class NativeLayer:
     def feed_forward(self, x: Tensor, observer: RoutingObserver | None, kept: Tensor | None = None) -> Tensor:
         """x [T, D] -> [T, D], perhaps the same tensor; `kept` as of its block."""
         if self.moe is None:
-            self._block.feed_forward(x, observer, kept)
+            if self._feeds:
+                self._block.feed_forward(x, observer, kept)
         elif self.moe.resident and kept is None:
             self._moe_call(x)
             self.record_resident(len(x), observer)
@@ -94,16 +106,27 @@ class NativeLayer:
             each_output(self._experts, self._index, activation, normed, topk_ids, moe.outputs[: len(x) * router.top_k])
         moe.combine(x)
 
-    def reserve(self, tokens: int, caches: Sequence[LayerCache]) -> None:
+    def reserve(self, tokens: int, caches: Sequence[MixerCache]) -> None:
         """Make room in the texts' `caches` for the tokens that come next, in equal parts."""
-        assert self.attention is not None
+        each, places, pasts = tokens // len(caches), list[Place](), list[Past]()
+        for cache in caches:
+            if isinstance(cache, RecurrentCache):
+                pasts.append(_past(cache, each))
+            elif self.attention is None:
+                cache.skip(each)
+            else:
+                places += [
+                    Place(position, cache.buffers, seen, self._growth(position))
+                    for position, seen in cache.extend(each)
+                ]
+        if isinstance(self.attention, RecurrentSublayer):
+            self.attention.reserve(pasts)
+        elif self.attention is not None:
+            self.attention.reserve(self._rotary.tables, places)
+
+    def _growth(self, position: int) -> float:
         grows = self._layer.attention.query_growth
-        places = [
-            Place(position, cache.buffers, seen, 1 if grows is None else float(growth(grows, torch.tensor(position))))
-            for cache in caches
-            for position, seen in cache.extend(tokens // len(caches))
-        ]
-        self.attention.reserve(self._rotary.tables, places)
+        return 1 if grows is None else float(growth(grows, torch.tensor(position)))
 
     def record_resident(self, tokens: int, observer: RoutingObserver | None) -> None:
         """A native call has taken tokens through resident experts: count and show which."""
@@ -125,13 +148,12 @@ class DecodeStep:
 
     def __init__(self, layers: Sequence[NativeLayer], single_call: bool = True) -> None:
         self._layers = layers
-        native = all(layer.attention and layer.moe for layer in layers)
-        self.max_tokens = MAX_TOKENS if native else 1
+        self.max_tokens = MAX_TOKENS if all(layer.native for layer in layers) else 1
         resident = single_call and all(layer.resident for layer in layers)
         self._call = DecodeStepCall([(layer.attention, layer.moe) for layer in layers]) if resident else None
 
     def forward(
-        self, x: Tensor, texts: Sequence[Sequence[LayerCache]], observer: RoutingObserver | None = None
+        self, x: Tensor, texts: Sequence[Sequence[MixerCache]], observer: RoutingObserver | None = None
     ) -> Tensor:
         """x [T, D] -> [T, D], perhaps the same tensor: as many tokens of each text, appended to its layers' caches."""
         assert x.shape[0] <= self.max_tokens and x.shape[0] % len(texts) == 0
@@ -149,8 +171,29 @@ class DecodeStep:
         return x
 
 
-def attention_sublayer(spec: ModelSpec, index: int, weights: LayerWeights) -> AttentionSublayer | LatentSublayer | None:
-    """A layer's attention as a native call; None for other formats and devices."""
+def _past(cache: RecurrentCache, tokens: int) -> Past:
+    """What it remembers before so many tokens; a state that has grown by a step is kept before them."""
+    if cache.length % STATE_STEP == 0:
+        cache.snapshot()
+    kept, commits = cache.extend(tokens, commits=tokens == 1), tokens == 1
+    return Past(cache.rows, cache.state, cache.record, kept, commits)
+
+
+def mixer_sublayer(spec: ModelSpec, index: int, weights: LayerWeights) -> Mixer | None:
+    """A layer's attention, or what stands in its place, as a native call; None for other formats and devices."""
+    recurrent = spec.layers[index].recurrent
+    return _attention(spec, index, weights) if recurrent is None else _recurrent(spec, recurrent, weights)
+
+
+def _recurrent(spec: ModelSpec, recurrent: Recurrent, weights: LayerWeights) -> RecurrentSublayer | None:
+    matrices = [weights.matrix("mixer_in"), weights.matrix("mixer_out")]
+    sublayer = _sublayer(spec, "attn", weights, format_of(matrices[1]))
+    if not serves(sublayer, matrices):
+        return None
+    return RecurrentSublayer(sublayer, NativeMixer(recurrent, small_weights(weights), sublayer.dtype), weights)
+
+
+def _attention(spec: ModelSpec, index: int, weights: LayerWeights) -> AttentionSublayer | LatentSublayer | None:
     attention = spec.layers[index].attention
     output = weights.matrix("o")
     sublayer = _sublayer(spec, "attn", weights, format_of(output))
@@ -173,9 +216,10 @@ def moe_sublayer(spec: ModelSpec, index: int, weights: LayerWeights, experts: Ex
     ffn, (shared, prefix) = layer.ffn, always_on(layer)
     if isinstance(ffn, Mixture) and ffn.shared is not None and layer.parallel is not None:
         return None
-    matrices: list[Matrix] = [weights.matrix(f"{prefix}{role}") for role in ("gate_up", "down")] if shared else []
+    inner = "gate_up" if shared is None or shared.gated else "up"
+    matrices: list[Matrix] = [weights.matrix(f"{prefix}{role}") for role in (inner, "down")] if shared else []
     dtype = experts.dtype if isinstance(ffn, Mixture) else format_of(matrices[0])
-    if shared and not can_cut(dtype, shared.intermediate_size):
+    if shared and shared.gated and not can_cut(dtype, shared.intermediate_size):
         return None
     addresses = experts.addresses(index) if isinstance(ffn, Mixture) else None
     sublayer = _sublayer(spec, "ffn", weights, dtype, layer)

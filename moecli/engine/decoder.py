@@ -13,7 +13,7 @@ from torch import Tensor
 from moecli import settings
 from moecli.engine.attention import Scratch
 from moecli.engine.block import Block, RoutingObserver
-from moecli.engine.cache import Cache, LayerCache
+from moecli.engine.cache import Cache, new_cache
 from moecli.engine.decode_step import DecodeStep, NativeLayer
 from moecli.engine.encoder import Encoder
 from moecli.engine.finite import is_finite, not_finite
@@ -27,7 +27,6 @@ from moecli.kernels.blocking import BLOCK, BUCKET
 from moecli.kernels.choice import on_gpu, serves
 from moecli.kernels.linear import linear
 from moecli.model.spec import ModelSpec, Rope
-from moecli.planning.memory import cache_rows
 from moecli.store.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -221,8 +220,7 @@ class Decoder:
         with torch.inference_mode():
             x = torch.cat([self._embed(text.to(self.device)) for text in texts])
             for number, (block, layer) in enumerate(zip(self._blocks, self.spec.layers, strict=True)):
-                rows = cache_rows(layer.attention, longest, chunk)
-                cache = LayerCache(layer.attention, rows, self.dtype, self.device)
+                cache = new_cache(layer, longest, chunk, self.dtype, self.device)
                 kept = block.keep_input(x)
                 block.foresee(x, observer)
                 for text in x.split([len(text) for text in texts]):

@@ -31,7 +31,7 @@ from moecli.kernels.gpu import activations, router
 from moecli.kernels.gpu.launch import card
 from moecli.kernels.gpu.norms import Branch, Normed, add_and_norm
 from moecli.kernels.linear import format_of
-from moecli.model.spec import MLA, GroupedQuery, Layer, Mixture, ModelSpec
+from moecli.model.spec import MLA, GroupedQuery, Layer, Mixture, ModelSpec, NormKind
 
 
 def serves(spec: ModelSpec, dense: DenseWeights, experts: ExpertStore) -> bool:
@@ -39,6 +39,7 @@ def serves(spec: ModelSpec, dense: DenseWeights, experts: ExpertStore) -> bool:
     matrices = [matrix for layer in dense.layers for matrix in layer.matrices()]
     formats = {format_of(each) for each in matrices} | ({experts.dtype} if spec.mixtures else set())
     plain = not (spec.encoder or spec.norm_bias or spec.lm_head_bias or spec.logit_softcap)
+    plain = plain and spec.norm is not NormKind.ZERO_CENTRED
     served = plain and formats <= {*PLAIN, *TILED} and all(map(_serves_layer, spec.layers))
     return served and (not any(isinstance(layer.attention, MLA) for layer in spec.layers) or _serves_latents(dense))
 
@@ -56,7 +57,10 @@ def _serves_layer(layer: Layer) -> bool:
     attention = layer.attention
     usual = isinstance(attention, MLA) or (triton_appends(attention) and not attention.gate_width)
     return (
-        not (layer.parallel or layer.ffn_reads_input or layer.cross or attention.rope.depends_on_length)
+        layer.mixes
+        and layer.feeds
+        and not (layer.recurrent or layer.parallel or layer.ffn_reads_input or layer.cross)
+        and not attention.rope.depends_on_length
         and usual
         and not (attention.query_growth or getattr(attention, "chunked", False))
         and (not isinstance(ffn, Mixture) or (router.serves(ffn.router) and ffn.shared_scale == 1))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from moecli.engine.block import Block, RoutingObserver
-from moecli.engine.cache import LayerCache
+from moecli.engine.cache import MixerCache
 from moecli.engine.decode_step import NativeLayer
 from moecli.engine.router import Routing
 from moecli.experts.store import Statistics
@@ -78,7 +78,7 @@ class ProfiledBlock(Block):
         super().__init__(*block)
         self._profile = profile
 
-    def attend(self, x: Tensor, cache: LayerCache, prompt: int) -> Tensor:
+    def attend(self, x: Tensor, cache: MixerCache, prompt: int) -> Tensor:
         with self._profile.time(self._index, "attention"):
             return super().attend(x, cache, prompt)
 
@@ -109,7 +109,7 @@ class ProfiledLayer(NativeLayer):
         super().__init__(*layer)
         self._profile = profile
 
-    def attend(self, x: Tensor, caches: Sequence[LayerCache]) -> Tensor:
+    def attend(self, x: Tensor, caches: Sequence[MixerCache]) -> Tensor:
         if self.attention is None:
             return super().attend(x, caches)
         with self._profile.time(self._index, "attention"):

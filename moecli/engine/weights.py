@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moecli import formats
-from moecli.checkpoint.binding import Slice, Weights, format_of
+from moecli.checkpoint.binding import Weights, format_of
 from moecli.checkpoint.reading import read_into, read_rows
 from moecli.experts.arena import CPU
 from moecli.formats import q8
@@ -25,10 +25,6 @@ from moecli.store.progress import Progress, silent
 
 Load = Callable[[tensors.Tensor], Matrix]
 Rows = Callable[[Tensor], Tensor]  # ids [T] -> [T, D]
-
-_FLOAT32 = frozenset(
-    {"router", "router_bias", "router_linear_bias", "router_scale", "router_expert_scale"}
-)  # the router's arithmetic never loses precision
 
 
 class LayerWeights:
@@ -139,14 +135,14 @@ def store_weights(
 
 
 def _precision(role: str, dtype: str) -> torch.dtype:
-    return torch.float32 if role in _FLOAT32 else torch_dtype(dtype)
+    return torch.float32 if role in tensors.FLOAT32 else torch_dtype(dtype)
 
 
 def _read(weights: Weights, tensor: tensors.Tensor, dtype: torch.dtype) -> Tensor:
     loaded = torch.empty(tensor.shape, dtype=dtype)
     start = 0
-    for stored in weights.dense(tensor):
-        rows = math.prod(stored.shape) // math.prod(tensor.shape[1:])
-        read_rows(loaded[start : start + rows], weights.checkpoint, Slice.whole(stored))
+    for part in weights.rows(tensor):
+        rows = math.prod(part.matrix_shape) // math.prod(tensor.shape[1:])
+        read_rows(loaded[start : start + rows], weights.checkpoint, part)
         start += rows
     return loaded

@@ -189,6 +189,35 @@ class PromptAttention(ctypes.Structure):
     )
 
 
+class History(ctypes.Structure):
+    """What one recurrent layer remembers of one text."""
+
+    _fields_ = (
+        ("rows", c_void_p),
+        ("state", c_void_p),
+        ("record", c_void_p),
+        ("kept", c_int64),
+        ("commits", c_int64),
+    )
+
+
+class Recurrent(ctypes.Structure):
+    """A mixer with a state, of a few tokens of several texts, or of many of one that are projected already."""
+
+    _fields_ = (
+        ("sublayer", Sublayer),
+        ("kind", c_int32),
+        *((name, c_void_p) for name in ("in", "in_bias", "gates", "select", "step", "out", "out_bias")),
+        *((name, c_void_p) for name in ("conv", "conv_bias", "decay", "step_bias", "skip", "norm")),
+        *((name, c_void_p) for name in ("step_norm", "write_norm", "read_norm")),
+        *((name, c_int64) for name in ("heads", "head_dim", "groups", "state_dim", "kernel", "rank")),
+        ("norm_eps", c_float),
+        ("histories", c_void_p),
+        ("texts", c_int64),
+        *((name, c_void_p) for name in ("projected", "gated", "mixed")),
+    )
+
+
 class Router(ctypes.Structure):
     """How experts are selected and weighted."""
 
@@ -227,6 +256,7 @@ class Moe(ctypes.Structure):
         ("shared_scale", c_float),
         ("shared_gate_up", c_void_p),
         ("shared_down", c_void_p),
+        ("shared_up", c_void_p),
         ("shared_gate", c_void_p),
         ("shared_before", c_void_p),
         ("shared_after", c_void_p),
@@ -242,7 +272,7 @@ class Moe(ctypes.Structure):
 class Block(ctypes.Structure):
     """The addresses of sublayers, any of which may be missing."""
 
-    _fields_ = (("attention", c_void_p), ("latent_attention", c_void_p), ("moe", c_void_p))
+    _fields_ = tuple((name, c_void_p) for name in ("attention", "latent_attention", "recurrent", "moe"))
 
 
 class DecodeStep(ctypes.Structure):
@@ -268,6 +298,8 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "attention": Attention,
     "latent_attention": LatentAttention,
     "prompt_attention": PromptAttention,
+    "history": History,
+    "recurrent": Recurrent,
     "router": Router,
     "moe": Moe,
     "block": Block,

@@ -12,3 +12,7 @@ QUERIES = 128  # of a task
 SHARING = 512  # of a task that expands latents
 THREADS = 16  # that the plan counts
 STAGED = 2  # experts on their way to a device
+# Of mixers with a state: see c/generic/recurrent.inc.h
+STATE_TILE = 32  # columns of a head's state that lie together
+STATE_STEP = 64  # tokens of a prompt that pass a recurrence together; states are kept at multiples of it
+SNAPSHOTS = 3  # states of a text that are kept to go back to

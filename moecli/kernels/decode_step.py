@@ -17,6 +17,7 @@ from moecli.kernels.choice import chosen
 from moecli.kernels.library import loaded
 from moecli.kernels.linear import Matrix, format_of, native_bytes
 from moecli.kernels.native import ACTIVATIONS, FORMATS, NUMBERS, address
+from moecli.kernels.recurrent import NativeMixer, Past
 from moecli.model.spec import (
     MLA,
     FeedForward,
@@ -32,7 +33,7 @@ from moecli.model.spec import (
 )
 
 # enum norm, qk_norm, gate, scoring and group_score of c/native.h
-_NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1}
+_NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1, NormKind.ZERO_CENTRED: 2}
 _QK_NORMS = {QkNorm.NONE: 0, QkNorm.FULL: 1, QkNorm.HEAD: 2, QkNorm.ROTATED_HEAD: 3, QkNorm.UNWEIGHTED: 3}
 _GATES = {Gate.SIGMOID: 0, Gate.SOFTPLUS: 1}
 _SCORINGS = {
@@ -178,6 +179,21 @@ class LatentSublayer(_CachedAttention):
         self._held = weights  # as long as their addresses
 
 
+class RecurrentSublayer:
+    """A mixer with a state of a few tokens: norm, projections, convolution, recurrence, gate, output, residual."""
+
+    def __init__(self, sublayer: Sublayer, mixer: NativeMixer, weights: Weights) -> None:
+        self._mixer, self.call = mixer, mixer.call
+        self.call.sublayer = _sublayer(sublayer)
+        for name in ("in", "out"):
+            setattr(self.call, name, _address_of(weights.matrix(f"mixer_{name}")))
+        self._held = weights  # as long as their addresses
+
+    def reserve(self, texts: Sequence[Past]) -> None:
+        """Say what the layer remembers of each text that the next tokens are of."""
+        self._mixer.remember(texts)
+
+
 class MoeSublayer:
     """Mixture of experts of a few tokens: norm, router, routed experts, shared expert, residual.
 
@@ -222,9 +238,9 @@ class MoeSublayer:
         if shared:
             call.shared_intermediate_size = shared.intermediate_size
             call.shared_activation = ACTIVATIONS[shared.activation]
-            call.shared_gate_up, call.shared_down = (
-                _address_of(weights.matrix(prefix + role)) for role in ("gate_up", "down")
-            )
+            inner = "shared_gate_up" if shared.gated else "shared_up"
+            setattr(call, inner, _address_of(weights.matrix(prefix + inner.removeprefix("shared_"))))
+            call.shared_down = _address_of(weights.matrix(f"{prefix}down"))
             call.shared_gate = _plain(weights.get("shared_gate"), dtype)
         if layer.parallel is not None:
             call.shared_before = _plain(weights.get("parallel_norm"), dtype)
@@ -250,13 +266,13 @@ class MoeSublayer:
 class DecodeStepCall:
     """A few tokens through blocks, or sublayers of one, in a single native call."""
 
-    def __init__(self, blocks: Sequence[tuple[AttentionSublayer | LatentSublayer | None, MoeSublayer | None]]) -> None:
+    def __init__(self, blocks: Sequence[tuple[Mixer | None, MoeSublayer | None]]) -> None:
         self._held = blocks  # as long as their addresses
         self._blocks = (abi.Block * len(blocks))(*(_block(*block) for block in blocks))
         self._call = abi.DecodeStep(blocks=ctypes.addressof(self._blocks), count=len(blocks))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [T, D], at most MAX_TOKENS, changed in place. Every attention must know their places by `reserve`."""
+        """x [T, D], at most MAX_TOKENS, changed in place. Every mixer must know their places by `reserve`."""
         assert x.is_contiguous() and len(x) <= MAX_TOKENS
         self._call.x, self._call.tokens, self._call.threads = x.data_ptr(), len(x), torch.get_num_threads()
         loaded().call("decode_step", self._call)
@@ -270,11 +286,16 @@ def always_on(layer: Layer) -> tuple[FeedForward | None, str]:
     return (layer.ffn.shared, "shared_") if layer.parallel is None else (layer.parallel, "parallel_")
 
 
-def _block(attention: AttentionSublayer | LatentSublayer | None, moe: MoeSublayer | None) -> abi.Block:
+Mixer = AttentionSublayer | LatentSublayer | RecurrentSublayer
+_FIELDS: dict[type[Mixer], str] = {
+    AttentionSublayer: "attention", LatentSublayer: "latent_attention", RecurrentSublayer: "recurrent",
+}  # fmt: skip
+
+
+def _block(mixer: Mixer | None, moe: MoeSublayer | None) -> abi.Block:
     block = abi.Block()
-    if attention is not None:
-        kind = "attention" if isinstance(attention, AttentionSublayer) else "latent_attention"
-        setattr(block, kind, ctypes.addressof(attention.call))
+    if mixer is not None:
+        setattr(block, _FIELDS[type(mixer)], ctypes.addressof(mixer.call))
     if moe is not None:
         block.moe = ctypes.addressof(moe.call)
     return block

@@ -52,6 +52,10 @@ Matrix = Tensor | Packed
 Expert = tuple[Matrix, ...]  # gate [I, D], up [I, D], down [D, I]; without a gate where it has two
 
 
+def _relu_squared(x: Tensor) -> Tensor:
+    return torch.relu(x).square()
+
+
 def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
@@ -61,6 +65,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.GELU: F.gelu,
     Activation.GELU_TANH: _gelu_tanh,
     Activation.RELU: torch.relu,
+    Activation.RELU_SQUARED: _relu_squared,
 }
 
 

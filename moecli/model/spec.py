@@ -38,10 +38,11 @@ class Activation(Enum):
 
 
 class NormKind(Enum):
-    """How a hidden state is normalised; both without bias, statistics in float32."""
+    """How a hidden state is normalised; all without bias, statistics in float32."""
 
     RMS = "rms"
     LAYER = "layer"
+    ZERO_CENTRED = "zero-centred rms"  # RMS whose factors are 1 + what is stored; those of queries and keys too
 
 
 class QkNorm(Enum):
@@ -251,13 +252,49 @@ Attention = GroupedQuery | MLA
 NO_ATTENTION = GroupedQuery(heads=0, kv_heads=0, head_dim=0, rope=NO_ROPE, scale=1.0)
 
 
+class RecurrentKind(Enum):
+    """What a mixer with a state computes, in plain words."""
+
+    DELTA_NET = "gated delta net"  # arXiv 2412.06464
+    SHORT_CONVOLUTION = "short convolution"  # LFM2
+    MAMBA = "mamba"  # with norms on step and maps (Jamba)
+    MAMBA2 = "mamba-2"  # arXiv 2405.21060
+    LIGHTNING = "lightning attention"
+    KIMI_DELTA = "kimi delta attention"
+
+
 @dataclass(frozen=True, slots=True)
 class Recurrent:
-    """A token mixer that keeps a state of fixed size instead of a cache."""
+    """A token mixer that keeps a state of fixed size instead of a cache; its sizes are 0 where it is only counted."""
 
-    kind: str  # in plain words: "mamba", "gated delta net"
+    kind: RecurrentKind
     tensors: tuple[Extra, ...]
     state: int  # numbers kept per sequence, whatever its length
+    heads: int = 0  # channels, where each is a head of its own
+    head_dim: int = 0
+    groups: int = 0  # of heads that share what writes and reads the state: key heads
+    state_dim: int = 0  # rows of a head's state: key_dim
+    kernel: int = 0  # tokens that the convolution sees
+    rank: int = 0  # of Mamba's steps
+    norm_eps: float = 1e-6
+
+    @property
+    def inner(self) -> int:
+        """Numbers that it makes of a token, before the output projection."""
+        return self.heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """Numbers of a token that are convolved."""
+        maps = self.kind in (RecurrentKind.DELTA_NET, RecurrentKind.MAMBA2)
+        return self.inner + (2 * self.groups * self.state_dim if maps else 0)
+
+    @property
+    def operands(self) -> int:
+        """Numbers of a token that its recurrence computes with."""
+        if self.kind is RecurrentKind.SHORT_CONVOLUTION:
+            return 0
+        return 2 * (self.inner + self.state_dim) if self.kind is RecurrentKind.MAMBA else self.channels + 2 * self.heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +361,16 @@ class Layer:
     output_scale: bool = False  # a stored factor of the hidden state that the layer leaves (Gemma 4)
     extra: tuple[Extra, ...] = ()
     cache_extra: int = 0  # numbers per token beside keys and values: an indexer's keys, compressed entries
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it has the half that sees other tokens."""
+        return self.recurrent is not None or isinstance(self.attention, MLA) or self.attention.heads > 0
+
+    @property
+    def feeds(self) -> bool:
+        """Whether it has the half that sees each token alone."""
+        return isinstance(self.ffn, Mixture) or self.ffn.intermediate_size > 0
 
 
 @dataclass(frozen=True, slots=True)

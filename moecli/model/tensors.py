@@ -8,7 +8,18 @@ from dataclasses import dataclass, replace
 
 from moecli.model.spec import MLA, Extra, FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, Part, QkNorm, alike
 
-__all__ = ["EXPERT_MATRICES", "Part", "Tensor", "counted_tensors", "dense_tensors", "expert_count", "expert_shapes"]
+__all__ = [
+    "EXPERT_MATRICES",
+    "FLOAT32",
+    "MIXER_FLOAT32",
+    "MIXER_PROJECTIONS",
+    "Part",
+    "Tensor",
+    "counted_tensors",
+    "dense_tensors",
+    "expert_count",
+    "expert_shapes",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +39,14 @@ class Tensor:
 
 
 EXPERT_MATRICES = ("gate", "up", "down")
+# Of a mixer with a state: its two large projections, and what is computed with in float32, as the router is.
+MIXER_PROJECTIONS = frozenset({"mixer_in", "mixer_out"})
+MIXER_FLOAT32 = frozenset(
+    f"mixer_{role}"
+    for role in ("conv", "conv_bias", "decay", "step_bias", "skip", "norm", "step_norm", "write_norm", "read_norm")
+)
+# The router's arithmetic never loses precision.
+FLOAT32 = MIXER_FLOAT32 | {"router", "router_bias", "router_linear_bias", "router_scale", "router_expert_scale"}
 
 
 def expert_shapes(hidden_size: int, expert: FeedForward) -> dict[str, tuple[int, int]]:
@@ -87,9 +106,7 @@ def _position_tables(spec: ModelSpec) -> Iterator[Tensor]:
 
 def _layer_tensors(spec: ModelSpec, index: int, layer: Layer) -> Iterator[Tensor]:
     width = spec.hidden_size
-    mixes = isinstance(layer.attention, MLA) or layer.attention.heads > 0 or layer.recurrent is not None
-    feeds = isinstance(layer.ffn, Mixture) or layer.ffn.intermediate_size > 0
-    if mixes:
+    if layer.mixes:
         yield from _norm(spec, "attn_norm", index)
         yield from _mixer(layer, width, index)
     if layer.cross is not None:
@@ -97,14 +114,14 @@ def _layer_tensors(spec: ModelSpec, index: int, layer: Layer) -> Iterator[Tensor
         yield Tensor("cross_q", (layer.cross.query_width, width), Part.ATTENTION, index)
         yield Tensor("cross_kv", (layer.cross.kv_width + layer.cross.value_width, width), Part.ATTENTION, index)
         yield Tensor("cross_o", (width, layer.cross.query_width), Part.ATTENTION, index)
-    if feeds and not layer.one_norm:
+    if layer.feeds and not layer.one_norm:
         yield from _norm(spec, "ffn_norm", index)
     if spec.branch_norms:
         yield from _norm(spec, "post_attn_norm", index)
         yield from _norm(spec, "post_ffn_norm", index)
     if isinstance(layer.ffn, Mixture):
         yield from _mixture(layer.ffn, width, index)
-    elif feeds:
+    elif layer.feeds:
         yield from _feed_forward("", layer.ffn, width, Part.DENSE_FFN, index)
     if layer.parallel is not None:
         yield from _norm(spec, "parallel_norm", index)

@@ -39,7 +39,7 @@ def attention_lines(spec: ModelSpec) -> list[str]:
 
 def _mixer(layer: Layer) -> str:
     if layer.recurrent is not None:
-        return layer.recurrent.kind
+        return layer.recurrent.kind.value
     if isinstance(layer.attention, GroupedQuery) and not layer.attention.heads:
         return ""
     return attention(layer.attention)

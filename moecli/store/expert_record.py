@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from moecli.formats import PLAIN, TILED, bytes_for
 from moecli.formats.blocks import block_rows
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, Part
-from moecli.model.tensors import Tensor, expert_shapes
+from moecli.model.tensors import MIXER_PROJECTIONS, Tensor, expert_shapes
 
 PAGE = 4096  # records start on one: what O_DIRECT and huge pages ask for
 PIECE = 16 * 2**20  # an expert larger than this is read and multiplied in rows of about so many bytes
@@ -31,11 +31,12 @@ def compute_dtype(dtype: str, stored: str) -> str:
 def dense_dtype(tensor: Tensor, dtype: str, compute: str = "bf16") -> str:
     """The format of one dense tensor in a model of format `dtype`: sensitive ones are never quantised.
 
-    A table that is the head too is read whole for every token: in q8, which loses next to nothing.
+    A table that is the head too, and the projections of a mixer with a state, are read whole for every token: in q8,
+    which loses next to nothing.
     """
     if dtype in PLAIN:
         return dtype
-    if tensor.tied and dtype in TILED:
+    if (tensor.tied or tensor.role in MIXER_PROJECTIONS) and dtype in TILED:
         return "q8"
     precise = tensor.role in _PRECISE_ROLES or tensor.part in _PRECISE_PARTS or len(tensor.shape) != 2
     return compute if precise else dtype

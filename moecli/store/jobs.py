@@ -42,7 +42,7 @@ def by_layer(todo: Iterable[Job]) -> Iterator[list[Job]]:
 def _dense(weights: Weights, layout: StoreLayout) -> Iterator[Job]:
     for place in layout.dense:
         tensor = place.tensor
-        sources = tuple(Slice.whole(stored) for stored in weights.dense(tensor))
+        sources = tuple(weights.rows(tensor))
         layer = -1 if tensor.layer is None else tensor.layer
         yield Job(place.name, layer, DENSE, place.offset, place.dtype, tensor.shape, sources)
 

@@ -30,6 +30,11 @@ _ROUTED = {
     "intermediate_size": 40, "moe_intermediate_size": 16, "n_routed_experts": 8, "n_shared_experts": 1,
     "num_experts_per_tok": 3, "first_k_dense_replace": 1,
 }  # fmt: skip
+_DELTA = {
+    "num_hidden_layers": 4, "head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+    "linear_key_head_dim": 12, "linear_value_head_dim": 10, "linear_conv_kernel_dim": 4,
+    "shared_expert_intermediate_size": 20,
+}  # fmt: skip
 _QWEN = {"intermediate_size": 40, "moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 3}
 
 # By family that runs, one row: the stem of its transformers classes, and a configuration that is small but not
@@ -148,6 +153,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe": ("Olmoe", _BASE | {"intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3}),
     "qwen2_moe": ("Qwen2Moe", _BASE | _QWEN | {"shared_expert_intermediate_size": 20}),
     "qwen3_moe": ("Qwen3Moe", _BASE | _QWEN | {"head_dim": 16}),
+    "qwen3_next": ("Qwen3Next", _BASE | _QWEN | _DELTA),
+    "qwen3_5_moe": ("Qwen3_5Moe", _BASE | _QWEN | _DELTA),
     "switch_transformers": (
         "SwitchTransformers",
         {
@@ -159,7 +166,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 ENCODER_DECODERS = ("switch_transformers",)
-TEXT_CONFIGS = ("gemma4", "llama4")  # whose configuration without "Text" describes more than the text model
+TEXT_CONFIGS = (
+    "gemma4",
+    "llama4",
+    "qwen3_5_moe",
+)  # whose configuration without "Text" describes more than the text model
 DENSE = ("llama", "mistral")
 DECODERS = tuple(family for family in FAMILIES if family not in ENCODER_DECODERS)
 MIXTURES = tuple(family for family in DECODERS if family not in DENSE)
@@ -209,14 +220,18 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
     def normal(shape: torch.Size, scale: float) -> torch.Tensor:
         return torch.randn(shape, generator=generator) * scale
 
+    zero_centred = model.config.model_type.startswith(("qwen3_next", "qwen3_5"))
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if "inv_freq" in name or name.endswith("embed_scale"):
                 continue
-            if "correction_bias" in name or name.endswith("bias"):
+            if name.endswith("A_log"):  # of states that remember some tokens
+                value.copy_(normal(value.shape, 1.0) - 1.5)
+            elif "correction_bias" in name or name.endswith("bias"):
                 value.copy_(normal(value.shape, 0.3))
             elif value.dim() == 1:
-                value.copy_(1 + normal(value.shape, 0.3))
+                centre = 0 if zero_centred and not name.endswith(("linear_attn.norm.weight", "dt_bias")) else 1
+                value.copy_(centre + normal(value.shape, 0.3))
             elif re.search(r"(gate|router\.layer|classifier)\.weight$", name):
                 value.copy_(normal(value.shape, 0.4))
             else:

@@ -88,3 +88,6 @@ PUBLIC int moecli_combine(int isa, const struct moe *call) { return isas[isa].is
 PUBLIC int moecli_prompt_attention(int isa, const struct prompt_attention *call) {
     return isas[isa].isa->prompt_attention(call);
 }
+
+/* A recurrent mixer between its two projections, for whoever makes these. */
+PUBLIC int moecli_mix(int isa, const struct recurrent *call) { return isas[isa].isa->mix(call); }

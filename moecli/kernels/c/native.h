@@ -36,7 +36,7 @@ enum format { Q4, Q3, Q8, PLAIN, INT8 = PLAIN + 3, NF4 };
      1.0f}
 
 enum number { FP32, BF16, FP16 };
-enum activation { SILU, GELU, GELU_TANH, RELU };
+enum activation { SILU, GELU, GELU_TANH, RELU, RELU_SQUARED };
 enum status { DONE, NO_MEMORY, NOT_FINITE, TOO_LARGE };
 
 /* The OpenMP runtime of torch, by two of its entry points; without them all work is done by the caller. */
@@ -85,7 +85,7 @@ struct pack {
     void *packed;
 };
 
-enum norm { RMS, LAYER };
+enum norm { RMS, LAYER, ZERO_CENTRED }; /* the last: RMS whose weights lack 1 */
 enum qk_norm { NO_NORM, ALL_HEADS, EACH_HEAD, EACH_ROTATED_HEAD };
 enum gate { GATE_SIGMOID, GATE_SOFTPLUS };
 enum scoring { SOFTMAX, SIGMOID, SOFTMAX_OF_TOPK, SIGMOID_INPUT, SPARSEMIXER };
@@ -157,9 +157,37 @@ struct prompt_attention {
     float scale, softcap;
 };
 
+enum recurrence { DELTA_NET, SHORT_CONVOLUTION, MAMBA, MAMBA2 };
+
+/* What one layer remembers of one text: what the convolution saw last [kernel - 1, channels] and the state. A step
+   whose tokens may be forgotten does not `commit`: it leaves the state, and what it would have seen behind `rows` and
+   in `record`. The next step comes after the first `kept` of these tokens. See recurrent.inc.h for their widths. */
+struct history {
+    float *rows, *state, *record;
+    int64_t kept, commits;
+};
+
+/* A mixer with a state. `in` and `out` are in the sublayer's format, `gates` (of DELTA_NET: two numbers for each head),
+   `select` and `step` (of MAMBA) in its type, everything else in FP32. conv [kernel, channels]; decay, negative:
+   [heads], of MAMBA as the state lies; step_bias and skip [heads], of MAMBA [heads * head_dim]. Biases may be NULL, and
+   what a kind does not have. `groups` are heads that share what writes and reads the state. */
+struct recurrent {
+    struct sublayer sublayer;
+    int32_t kind;
+    const void *in, *in_bias, *gates, *select, *step, *out, *out_bias;
+    const float *conv, *conv_bias, *decay, *step_bias, *skip, *norm, *step_norm, *write_norm, *read_norm;
+    int64_t heads, head_dim, groups, state_dim, kernel, rank;
+    float norm_eps;
+    const struct history *histories; /* of each text, which has as many of the tokens as the others */
+    int64_t texts;
+    /* For whoever has projected the tokens of one text: in, gates, and what is to be multiplied by out */
+    const float *projected, *gated;
+    float *mixed;
+};
+
 /* weights [experts, hidden_size] and bias [experts] in FP32, bias for the choice alone; norm_power 0: no norm; softcap
-   0: no cap. With an `input_scale` [hidden_size] it reads the hidden state divided by the root of its mean square, times
-   that. `expert_scale` [experts] multiplies the weights. Both may be NULL. */
+   0: no cap. With an `input_scale` [hidden_size] it reads the hidden state divided by the root of its mean square,
+   times that. `expert_scale` [experts] multiplies the weights. Both may be NULL. */
 struct router {
     const float *weights, *bias, *input_scale, *expert_scale;
     int64_t experts, top_k, n_group, topk_group;
@@ -178,8 +206,9 @@ struct moe {
     int64_t intermediate_size, shared_intermediate_size;
     int32_t activation, shared_activation, reads_input;
     float shared_scale;
-    const void *shared_gate_up, *shared_down;               /* gate and up stacked */
-    const void *shared_gate;                                /* of the shared expert as a whole; may be NULL */
+    const void *shared_gate_up, *shared_down;                /* gate and up stacked */
+    const void *shared_up;                                   /* instead of both, where the shared expert has no gate */
+    const void *shared_gate;                                 /* of the shared expert as a whole; may be NULL */
     const void *shared_before, *shared_after, *routed_after; /* norms; may be NULL */
     /* To be filled for each token: [hidden_size], [experts], [top_k] best first, [top_k, hidden_size] and then the sums
        of all tokens [hidden_size], [top_k] */
@@ -187,10 +216,11 @@ struct moe {
     int64_t *topk_ids;
 };
 
-/* One kind of attention at most; whatever is missing is NULL. */
+/* One kind of attention at most, or a recurrent mixer; whatever is missing is NULL. */
 struct block {
     struct attention *attention;
     struct latent_attention *latent_attention;
+    struct recurrent *recurrent;
     struct moe *moe;
 };
 
@@ -211,6 +241,7 @@ struct isa {
     enum status (*decode_step)(const struct decode_step *);
     enum status (*route)(const struct moe *), (*combine)(const struct moe *);
     enum status (*prompt_attention)(const struct prompt_attention *);
+    enum status (*mix)(const struct recurrent *);
 };
 
 #endif

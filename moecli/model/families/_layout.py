@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
-from moecli.model.spec import ModelSpec
+from moecli.model.spec import Layer, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,14 @@ class ExpertNames:
 
 
 @dataclass(frozen=True, slots=True)
+class Interleaved:
+    """A stored tensor whose rows belong to several matrices in turn: some of each, then of the first again."""
+
+    rows: Callable[[Layer], tuple[int, ...]]  # of each matrix in one turn
+    roles: tuple[str, ...]  # of each matrix; several of one role are stacked
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """One way a family is written to disk. Several names under a role are stacked by rows."""
 
@@ -37,6 +46,7 @@ class Layout:
     ignored: tuple[str, ...] = ()  # regular expressions of names that carry no weights we need
     encoder: Layout | None = None  # its layers, numbered from 0 in their names
     copies: tuple[str, ...] = ()  # further names of the input table
+    interleaved: Mapping[str, Interleaved] = field(default_factory=dict)  # by the name under each of its roles
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +109,17 @@ def fused(prefix: str, transposed: bool = False) -> ExpertNames:
     )
 
 
-def both_layouts(dense: Mapping[str, tuple[str, ...]]) -> tuple[Layout, ...]:
-    """The two ways `mlp.experts` is written: one tensor per expert, and fused."""
-    return (
-        Layout(dense, per_expert("mlp.experts", "gate_proj", "up_proj", "down_proj"), BUFFERS),
-        Layout(dense, fused("mlp.experts"), BUFFERS),
+def both_layouts(
+    dense: Mapping[str, tuple[str, ...]],
+    prefix: str = "mlp.experts",
+    matrices: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    ignored: tuple[str, ...] = BUFFERS,
+    interleaved: Mapping[str, Interleaved] = MappingProxyType({}),
+) -> tuple[Layout, ...]:
+    """The two ways experts are written: one tensor for each matrix of each, and fused."""
+    return tuple(
+        Layout(dense, experts, ignored, interleaved=interleaved)
+        for experts in (per_expert(prefix, *matrices), fused(prefix))
     )
 
 

@@ -49,8 +49,14 @@ def read_ropes(config: ConfigReader, context: int, kinds: Mapping[str, RopeDefau
     parts = config.nested("rope_parameters")
     found = {
         kind: _rope_of(
-            config, (parts.nested(kind) if parts else None) or ConfigReader({"rope_type": of.kind.value}, config.family),
-            None, of.head_dim, context, of.theta, False, of.partial,
+            config,
+            (parts.nested(kind) if parts else None) or ConfigReader({"rope_type": of.kind.value}, config.family),
+            None,
+            of.head_dim,
+            context,
+            of.theta,
+            False,
+            of.partial,
         )  # fmt: skip
         for kind, of in kinds.items()
     }

@@ -53,9 +53,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     check_router(c, mixture)
     dense = FeedForward(c.count("intermediate_size", 8192), activation)
     mlps = c.choices("mlp_layer_types", count, ("dense", "sparse"), ["dense"] + ["sparse"] * (count - 1))
-    layers = [
-        Layer(attentions[i][kinds[i]], mixture if mlps[i] == "sparse" else dense) for i in range(count)
-    ]
+    layers = [Layer(attentions[i][kinds[i]], mixture if mlps[i] == "sparse" else dense) for i in range(count)]
     return make_spec(c, layers, hidden_size=hidden_size, context=context, vocab=100_352)
 
 
@@ -88,9 +86,9 @@ def _attentions(c: ConfigReader, context: int, count: int) -> list[dict[str, Gro
 
 _LAYER = "model.layers.{layer}."
 _DENSE = BODY | GROUPED_QUERY | MLP | names(_LAYER, attn_gate="self_attn.g_proj")
-_PUBLISHED = names(
-    _LAYER + "mlp.shared_expert.", shared_gate_up="gate_proj up_proj", shared_down="down_proj"
-) | names(_LAYER + "mlp.experts.", "", router_bias="e_score_correction_bias")
+_PUBLISHED = names(_LAYER + "mlp.shared_expert.", shared_gate_up="gate_proj up_proj", shared_down="down_proj") | names(
+    _LAYER + "mlp.experts.", "", router_bias="e_score_correction_bias"
+)
 FAMILY = Family(
     architectures=("LagunaForCausalLM",),
     model_types=("laguna",),

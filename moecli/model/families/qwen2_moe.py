@@ -51,19 +51,15 @@ def _windows(c: ConfigReader, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     )
 
 
+SHARED_EXPERT = names(
+    "model.layers.{layer}.mlp.",
+    shared_gate_up="shared_expert.gate_proj shared_expert.up_proj",
+    shared_down="shared_expert.down_proj",
+    shared_gate="shared_expert_gate",
+)
 FAMILY = Family(
     architectures=("Qwen2MoeForCausalLM",),
     model_types=("qwen2_moe",),
     read=read,
-    layouts=both_layouts(
-        BODY
-        | GROUPED_QUERY
-        | MLP
-        | names(
-            "model.layers.{layer}.mlp.",
-            shared_gate_up="shared_expert.gate_proj shared_expert.up_proj",
-            shared_down="shared_expert.down_proj",
-            shared_gate="shared_expert_gate",
-        )
-    ),
+    layouts=both_layouts(BODY | GROUPED_QUERY | MLP | SHARED_EXPERT),
 )

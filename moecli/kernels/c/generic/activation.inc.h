@@ -41,6 +41,8 @@ INLINE float gelu(float x) {
 
 INLINE float relu(float x) { return x < 0 ? 0 : x; }
 
+INLINE float relu_squared(float x) { return x < 0 ? 0 : x * x; }
+
 /* hidden = activation(gate) * up, for 32 numbers */
 static void activate(enum activation activation, const float *gate, const float *up, float *hidden) {
 #define EACH(f)                                                                                                        \
@@ -52,6 +54,7 @@ static void activate(enum activation activation, const float *gate, const float 
     case GELU: EACH(gelu);
     case GELU_TANH: EACH(gelu_tanh);
     case RELU: EACH(relu);
+    case RELU_SQUARED: EACH(relu_squared);
     }
 #undef EACH
 }

@@ -2,6 +2,7 @@
 #include "attention.inc.h"
 #include "latent_attention.inc.h"
 #include "moe.inc.h"
+#include "recurrent.inc.h"
 
 static void take(struct sublayer *sublayer, const struct decode_step *call) {
     sublayer->x = call->x, sublayer->tokens = call->tokens, sublayer->pool.threads = call->threads;
@@ -22,6 +23,10 @@ static enum status decode_step(const struct decode_step *call) {
             take(&block->latent_attention->sublayer, call);
             status = latent_attention_forward(block->latent_attention);
         }
+        if (block->recurrent) {
+            take(&block->recurrent->sublayer, call);
+            status = recurrent_forward(block->recurrent);
+        }
         if (block->moe && status == DONE)
             status = moe_forward(block->moe);
     }
@@ -32,5 +37,5 @@ static enum status decode_step(const struct decode_step *call) {
 #define NAMED_(name) moecli_##name
 #define TEXT(name) TEXT_(name)
 #define TEXT_(name) #name
-const struct isa NAMED(ISA) = {TEXT(ISA),   linear, feed_forward, gated,           pack,
-                               decode_step, route,  combine,      prompt_attention};
+const struct isa NAMED(ISA) = {TEXT(ISA), linear,  feed_forward,     gated,        pack, decode_step,
+                               route,     combine, prompt_attention, mix_projected};

@@ -148,8 +148,8 @@ static enum status route_normed(const struct moe *call) {
     float *scores = (float *)(kept + n_group), *input = scores + 2 * experts + n_group;
     if (own)
         scale_input(call, input);
-    enum status status = multiply(&call->sublayer, PLAIN + FP32, call->router.weights, NULL,
-                                  own ? input : call->normed, hidden_size, call->logits, experts);
+    enum status status = multiply(&call->sublayer, PLAIN + FP32, call->router.weights, NULL, own ? input : call->normed,
+                                  hidden_size, call->logits, experts);
     for (size_t token = 0; status == DONE && token < (size_t)call->sublayer.tokens; token++)
         select_experts(call, token, (struct router_scratch){scores, scores + experts, scores + 2 * experts, kept});
     free(kept);
@@ -175,8 +175,10 @@ static enum status experts_forward(const struct moe *call, const void *const *ma
 }
 
 static enum status shared_forward(const struct moe *call, const float *input, float *output) {
-    const void *shared[3] = {call->shared_gate_up, call->shared_gate_up, call->shared_down};
-    struct feed_forward layer = {.pool = call->sublayer.pool, .format = call->sublayer.format, .stacked = 1};
+    const void *up = call->shared_up ? call->shared_up : call->shared_gate_up;
+    const void *shared[3] = {call->shared_gate_up, up, call->shared_down};
+    struct feed_forward layer = {.pool = call->sublayer.pool, .format = call->sublayer.format};
+    layer.stacked = !call->shared_up;
     layer.activation = call->shared_activation;
     layer.input = (struct tokens){input, FP32, call->sublayer.tokens, call->sublayer.hidden_size};
     layer.matrices = shared;

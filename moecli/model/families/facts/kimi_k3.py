@@ -20,6 +20,7 @@ from moecli.model.spec import (
     ModelSpec,
     Part,
     Recurrent,
+    RecurrentKind,
     Router,
     Scoring,
 )
@@ -133,7 +134,7 @@ def _delta(part: ConfigReader, hidden_size: int) -> Recurrent:
         "o": (hidden_size, inner),
     }
     tensors = tuple(Extra(f"linear_{role}", shape, Part.MIXER_OTHER) for role, shape in shapes.items())
-    return Recurrent("kimi delta attention", tensors, state=inner * dim + 3 * inner * (kernel - 1))
+    return Recurrent(RecurrentKind.KIMI_DELTA, tensors, state=inner * dim + 3 * inner * (kernel - 1))
 
 
 FAMILY = Family(architectures=("KimiK3ForConditionalGeneration",), model_types=("kimi_k3",), read=read)

@@ -8,7 +8,18 @@ from typing import Any
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
-from moecli.model.spec import NO_ATTENTION, Extra, FeedForward, Layer, Mixture, ModelSpec, Part, Recurrent, Router
+from moecli.model.spec import (
+    NO_ATTENTION,
+    Extra,
+    FeedForward,
+    Layer,
+    Mixture,
+    ModelSpec,
+    Part,
+    Recurrent,
+    RecurrentKind,
+    Router,
+)
 from moecli.model.unsupported import Unsupported
 
 
@@ -45,7 +56,7 @@ def _lightning(hidden_size: int, heads: int, head_dim: int) -> Recurrent:
         Extra("linear_norm", (inner,), Part.MIXER_OTHER),
         Extra("linear_o", (hidden_size, inner), Part.MIXER_OTHER),
     )
-    return Recurrent("lightning attention", tensors, state=inner * head_dim)
+    return Recurrent(RecurrentKind.LIGHTNING, tensors, state=inner * head_dim)
 
 
 FAMILY = Family(architectures=("MiniMaxM1ForCausalLM",), model_types=("minimax_m1",), read=read)

@@ -7,21 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import Family
+from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, MLP, Family, both_layouts
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
-from moecli.model.spec import (
-    NO_ATTENTION,
-    Extra,
-    FeedForward,
-    Layer,
-    Mixture,
-    ModelSpec,
-    Part,
-    QkNorm,
-    Recurrent,
-    Router,
-)
-from moecli.model.unsupported import Unsupported
+from moecli.model.families._recurrent import GATED_QUERIES, delta_net_names, delta_net_turns, gated_delta_net
+from moecli.model.families.qwen2_moe import SHARED_EXPERT
+from moecli.model.spec import NO_ATTENTION, FeedForward, Layer, Mixture, ModelSpec, NormKind, QkNorm, Router
 
 _KINDS = ("linear_attention", "full_attention")
 
@@ -34,13 +24,12 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
 def hybrid(c: ConfigReader, *, layers: int, experts: int, top_k: int, dense_width: int, vocab: int) -> ModelSpec:
     """Qwen's hybrid; the numbers are the family's defaults."""
     hidden_size, context = c.count("hidden_size", 2048), c.count("max_position_embeddings", 32768)
-    bias = c.flag("attention_bias", False)
+    c.expect("attention_bias", False)  # its queries' would be the gate's too
+    c.expect("attn_output_gate", True)
     attention = grouped_query(
-        c, hidden_size, context, heads=16, kv_heads=2, head_dim=256, rotary=0.25, qk_norm=QkNorm.HEAD, qkv_bias=bias,
-        output_bias=bias,
-    )  # fmt: skip
-    if c.flag("attn_output_gate", True):
-        attention = replace(attention, gate_width=attention.query_width)
+        c, hidden_size, context, heads=16, kv_heads=2, head_dim=256, rotary=0.25, qk_norm=QkNorm.HEAD
+    )
+    attention = replace(attention, gate_width=attention.query_width)
     c.ignore("mamba_ssm_dtype")
     activation = c.activation("hidden_act", "silu")
     mixture = Mixture(
@@ -58,35 +47,30 @@ def hybrid(c: ConfigReader, *, layers: int, experts: int, top_k: int, dense_widt
     count, every = layer_count(c, layers), c.count("full_attention_interval", 4)
     step, plain = c.count("decoder_sparse_step", 1), c.indices("mlp_only_layers", count)
     kinds = c.choices("layer_types", count, _KINDS, [_KINDS[(i + 1) % every == 0] for i in range(count)])
-    delta = gated_delta_net(c, hidden_size)
+    eps = c.number("rms_norm_eps", 1e-6)
+    delta = gated_delta_net(c, hidden_size, eps)
 
     def layer(index: int) -> Layer:
         ffn = mixture if index not in plain and (index + 1) % step == 0 else dense
         return Layer(attention, ffn) if kinds[index] == "full_attention" else Layer(NO_ATTENTION, ffn, delta)
 
     return make_spec(
-        c, [layer(index) for index in range(count)], hidden_size=hidden_size, context=context, vocab=vocab,
-        unsupported=(Unsupported.LINEAR_ATTENTION, Unsupported.ATTENTION_GATE, Unsupported.ZERO_CENTRED_NORMS),
+        c, [layer(index) for index in range(count)], hidden_size=hidden_size, context=context, vocab=vocab, eps=eps,
+        norm=NormKind.ZERO_CENTRED,
     )  # fmt: skip
 
 
-def gated_delta_net(c: ConfigReader, hidden_size: int) -> Recurrent:
-    """Gated DeltaNet (arXiv 2412.06464): q, k, v through a short convolution, a matrix of state per value head."""
-    value_heads, key_dim = c.count("linear_num_value_heads", 32), c.count("linear_key_head_dim", 128)
-    value_dim, kernel = c.count("linear_value_head_dim", 128), c.count("linear_conv_kernel_dim", 4)
-    keys, values = c.count("linear_num_key_heads", 16) * key_dim, value_heads * value_dim
-    mixed = 2 * keys + values
-    shapes: dict[str, tuple[int, ...]] = {
-        "qkvz": (mixed + values, hidden_size),
-        "ba": (2 * value_heads, hidden_size),
-        "conv": (mixed, kernel),
-        "dt_bias": (value_heads,),
-        "a_log": (value_heads,),
-        "norm": (value_dim,),
-        "o": (hidden_size, values),
-    }
-    tensors = tuple(Extra(f"linear_{role}", shape, Part.MIXER_OTHER) for role, shape in shapes.items())
-    return Recurrent("gated delta net", tensors, state=values * key_dim + mixed * (kernel - 1))
-
-
-FAMILY = Family(architectures=("Qwen3NextForCausalLM",), model_types=("qwen3_next",), read=read)
+FURTHER_TOKENS = (r"mtp\..*",)  # what predicts more than the next one
+NAMES = (
+    BODY | GROUPED_QUERY | MLP | SHARED_EXPERT | {"attn_gate": ("model.layers.{layer}.self_attn.q_proj.weight",)}
+)  # fmt: skip
+FAMILY = Family(
+    architectures=("Qwen3NextForCausalLM",),
+    model_types=("qwen3_next",),
+    read=read,
+    layouts=both_layouts(
+        NAMES | delta_net_names("in_proj_qkvz", "in_proj_ba"),
+        ignored=(*BUFFERS, *FURTHER_TOKENS),
+        interleaved=GATED_QUERIES | delta_net_turns(),
+    ),
+)

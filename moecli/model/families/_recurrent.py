@@ -1,0 +1,119 @@
+"""Mixers with a state, as several families read them: sizes, tensors by role, and the names of those."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from moecli.model.families._config import ConfigReader
+from moecli.model.families._layout import Interleaved, names
+from moecli.model.spec import Extra, Layer, Part, Recurrent, RecurrentKind
+
+_LAYER = "model.layers.{layer}."
+
+
+def gated_delta_net(c: ConfigReader, hidden_size: int, eps: float) -> Recurrent:
+    """Gated DeltaNet (arXiv 2412.06464): q, k, v through a short convolution, a matrix of state per value head."""
+    heads, key_dim = c.count("linear_num_value_heads", 32), c.count("linear_key_head_dim", 128)
+    value_dim, kernel = c.count("linear_value_head_dim", 128), c.count("linear_conv_kernel_dim", 4)
+    groups = c.count("linear_num_key_heads", 16)
+    if heads % groups:
+        raise c.fail("linear_num_key_heads", f"is {groups}, which does not divide the {heads} value heads")
+    values = heads * value_dim
+    mixed = 2 * groups * key_dim + values
+    shapes = {
+        "in": (mixed + values, hidden_size),
+        "gates": (2 * heads, hidden_size),
+        "conv": (mixed, 1, kernel),
+        "step_bias": (heads,),
+        "decay": (heads,),
+        "norm": (value_dim,),
+        "out": (hidden_size, values),
+    }
+    return Recurrent(
+        RecurrentKind.DELTA_NET, tensors(shapes), values * key_dim + mixed * (kernel - 1), heads, value_dim, groups,
+        key_dim, kernel, norm_eps=eps,
+    )  # fmt: skip
+
+
+def mamba2(
+    hidden_size: int,
+    *,
+    heads: int,
+    head_dim: int,
+    groups: int,
+    state_dim: int,
+    kernel: int,
+    conv_bias: bool,
+    eps: float,
+    bias: bool = False,
+) -> Recurrent:
+    """Mamba-2 (arXiv 2405.21060): one decay per head, input and output maps shared within groups."""
+    inner = heads * head_dim
+    mixed, projected = inner + 2 * groups * state_dim, 2 * inner + 2 * groups * state_dim + heads
+    shapes: dict[str, tuple[int, ...]] = {
+        "in": (projected, hidden_size),
+        "conv": (mixed, 1, kernel),
+        "step_bias": (heads,),
+        "decay": (heads,),
+        "skip": (heads,),
+        "norm": (inner,),
+        "out": (hidden_size, inner),
+    }
+    shapes |= {"conv_bias": (mixed,)} if conv_bias else {}
+    shapes |= {"in_bias": (projected,), "out_bias": (hidden_size,)} if bias else {}
+    return Recurrent(
+        RecurrentKind.MAMBA2, tensors(shapes), inner * state_dim + mixed * (kernel - 1), heads, head_dim, groups,
+        state_dim, kernel, norm_eps=eps,
+    )  # fmt: skip
+
+
+def tensors(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Extra, ...]:
+    """A mixer's tensors, by their role in it."""
+    return tuple(Extra(f"mixer_{role}", shape, Part.MIXER_OTHER) for role, shape in shapes.items())
+
+
+def delta_net_names(inputs: str, gates: str) -> dict[str, tuple[str, ...]]:
+    """Where they lie in Qwen's files; `inputs` and `gates` are called otherwise from one release to another."""
+    prefix = f"{_LAYER}linear_attn."
+    return (
+        names(prefix, mixer_in=inputs, mixer_gates=gates, mixer_conv="conv1d", mixer_norm="norm", mixer_out="out_proj")
+        | names(prefix, "", mixer_step_bias="dt_bias", mixer_decay="A_log")
+    )  # fmt: skip
+
+
+def mamba_names(prefix: str) -> dict[str, tuple[str, ...]]:
+    """Where those of Mamba and Mamba-2 lie, behind a prefix with {layer}."""
+    return (
+        names(
+            prefix, mixer_in="in_proj", mixer_conv="conv1d", mixer_norm="norm", mixer_out="out_proj",
+            mixer_select="x_proj", mixer_step="dt_proj", mixer_step_norm="dt_layernorm", mixer_write_norm="b_layernorm",
+            mixer_read_norm="c_layernorm",
+        )
+        | names(prefix, ".bias", mixer_in_bias="in_proj", mixer_out_bias="out_proj", mixer_conv_bias="conv1d")
+        | names(prefix, "", mixer_decay="A_log", mixer_skip="D")
+    )  # fmt: skip
+
+
+# Each query head of Qwen's gated attention is followed by what its gate is made of.
+GATED_QUERIES = {
+    f"{_LAYER}self_attn.q_proj.weight": Interleaved(lambda layer: (layer.attention.head_dim,) * 2, ("qkv", "attn_gate"))
+}
+
+
+def delta_net_turns() -> dict[str, Interleaved]:
+    """Rows of Qwen3-Next's two input projections: those of one key head and its value heads lie together."""
+
+    def inputs(layer: Layer) -> tuple[int, ...]:
+        assert layer.recurrent is not None
+        values = layer.recurrent.inner // layer.recurrent.groups
+        return layer.recurrent.state_dim, layer.recurrent.state_dim, values, values
+
+    def gates(layer: Layer) -> tuple[int, ...]:
+        assert layer.recurrent is not None
+        return (layer.recurrent.heads // layer.recurrent.groups,) * 2
+
+    prefix = f"{_LAYER}linear_attn."
+    return {
+        f"{prefix}in_proj_qkvz.weight": Interleaved(inputs, ("mixer_in",) * 4),
+        f"{prefix}in_proj_ba.weight": Interleaved(gates, ("mixer_gates",) * 2),
+    }
