@@ -14,7 +14,8 @@ from moecli.engine.router import Routing, route, sigmoid
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, moe_forward
 from moecli.kernels.blocking import CHUNK
-from moecli.kernels.linear import feed_forward, inner, linear
+from moecli.kernels.linear import ExpertBiases, feed_forward, inner, linear
+from moecli.model.tensors import EXPERT_MATRICES
 from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Router
 
 
@@ -61,6 +62,7 @@ class Block:
             if isinstance(attention, GroupedQuery)
             else LatentAttention(attention, weights, rotary, scratch)
         )
+        self.biases = expert_biases(weights)
         self.dropped = 0  # choices of the last pass whose expert was full
         self._cross = None if layer.cross is None else CrossAttention(layer.cross, weights, scratch)
 
@@ -118,8 +120,9 @@ class Block:
     def moe_forward(self, x: Tensor, mixture: Mixture, routing: Routing) -> Tensor:
         """What the selected experts make of normed x [T, D]: [T, D] in float32."""
         return moe_forward(
-            self._experts, self._index, mixture.expert.activation, x, routing.topk_ids, routing.topk_weights
-        )
+            self._experts, self._index, mixture.expert.activation, x, routing.topk_ids, routing.topk_weights,
+            self.biases,
+        )  # fmt: skip
 
     def shared_forward(self, x: Tensor, mixture: Mixture, shared: FeedForward) -> Tensor:
         """What the shared expert makes of normed x [T, D]: [T, D]."""
@@ -141,6 +144,12 @@ class Block:
         if self._spec.branch_norms:
             out = self._norm(f"post_{name}_norm", out)
         return out if self._spec.residual_multiplier == 1 else out * self._spec.residual_multiplier
+
+
+def expert_biases(weights: LayerWeights) -> ExpertBiases | None:
+    """Those of a layer's routed experts, if they have any."""
+    tables = [table for name in EXPERT_MATRICES if (table := weights.get(f"experts_{name}_bias")) is not None]
+    return ExpertBiases(tables) if tables else None
 
 
 def _dropped(routing: Routing, router: Router) -> int:

@@ -85,7 +85,8 @@ class NativeLayer:
         assert self._mixture is not None, "a plain feed-forward is resident"
         activation, top_k = self._mixture.expert.activation, self._mixture.router.top_k
         normed, topk_ids = moe.normed[: len(x)], moe.topk_ids[: len(x)]
-        each_output(self._experts, self._index, activation, normed, topk_ids, moe.outputs[: len(x) * top_k])
+        outputs = moe.outputs[: len(x) * top_k]
+        each_output(self._experts, self._index, activation, normed, topk_ids, outputs, self._block.biases)
         moe.combine(x)
 
     def reserve(self, tokens: int, caches: Sequence[LayerCache]) -> None:

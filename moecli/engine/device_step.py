@@ -52,7 +52,8 @@ def _serves_layer(layer: Layer) -> bool:
     return (
         not (layer.parallel or layer.ffn_reads_input or layer.cross or layer.attention.rope.depends_on_length)
         and (not isinstance(ffn, Mixture) or router.serves(ffn.router))
-        and all(each.activation in activations.NUMBERS for each in inner)
+        and all(each.activation in activations.NUMBERS and not each.bias for each in inner)
+        and not (isinstance(layer.attention, GroupedQuery) and layer.attention.sinks)
         and (shared is None or (shared.gated and shared.intermediate_size % 16 == 0))  # whole strips of gate
     )
 

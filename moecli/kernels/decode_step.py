@@ -18,6 +18,7 @@ from moecli.kernels.library import loaded
 from moecli.kernels.linear import Matrix, format_of, native_bytes
 from moecli.kernels.native import ACTIVATIONS, FORMATS, NUMBERS, address
 from moecli.model.spec import MLA, FeedForward, GroupedQuery, GroupScore, Mixture, NormKind, QkNorm, Router, Scoring
+from moecli.model.tensors import EXPERT_MATRICES
 
 # enum norm, qk_norm, scoring and group_score of c/native.h
 _NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1}
@@ -110,6 +111,7 @@ class AttentionSublayer(_CachedAttention):
             interleaved=spec.rope.interleaved,
             q_norm=_plain(weights.get("q_norm"), sublayer.dtype),
             k_norm=_plain(weights.get("k_norm"), sublayer.dtype),
+            sinks=_plain(weights.get("sinks"), sublayer.dtype),
             clip=spec.clip or 0,
             softcap=spec.softcap or 0,
             scale=spec.scale,
@@ -180,7 +182,11 @@ class MoeSublayer:
             matrices=None if experts is None else experts.data_ptr(),
         )
         self.resident = experts is not None or mixture is None
+        biases = None
         if mixture:
+            if mixture.expert.bias:
+                biases = _bias_addresses(weights, mixture, sublayer.dtype)
+                call.biases = biases.data_ptr()
             call.router = _router(mixture.router, weights)
             call.intermediate_size = mixture.expert.intermediate_size
             call.activation = ACTIVATIONS[mixture.expert.activation]
@@ -192,7 +198,7 @@ class MoeSublayer:
                 _address_of(weights.matrix(prefix + role)) for role in ("gate_up", "down")
             )
             call.shared_gate = _plain(weights.get("shared_gate"), sublayer.dtype)
-        self._held = weights, experts
+        self._held = weights, experts, biases
 
     def route(self, x: Tensor) -> None:
         """Fill `normed`, `logits`, `topk_ids` and `topk_weights` from the hidden states x [T, D]."""
@@ -251,6 +257,7 @@ def _sublayer(sublayer: Sublayer) -> abi.Sublayer:
 def _router(router: Router, weights: Weights) -> abi.Router:
     return abi.Router(
         weights=_plain(weights.get("router"), torch.float32),
+        linear_bias=_plain(weights.get("router_linear_bias"), torch.float32),
         bias=_plain(weights.get("router_bias"), torch.float32),
         experts=router.experts,
         top_k=router.top_k,
@@ -263,6 +270,16 @@ def _router(router: Router, weights: Weights) -> abi.Router:
         norm_floor=router.norm_floor,
         scaling=router.scaling,
     )
+
+
+def _bias_addresses(weights: Weights, mixture: Mixture, dtype: torch.dtype) -> Tensor:
+    """Where the biases of gate, up and down of every expert lie, int64 [E, 3]; 0 where there is no gate."""
+    every = torch.arange(mixture.router.experts)
+    found = torch.zeros(len(every), len(EXPERT_MATRICES), dtype=torch.int64)
+    for place, name in enumerate(EXPERT_MATRICES):
+        if (table := weights.get(f"experts_{name}_bias")) is not None:
+            found[:, place] = (_plain(table, dtype) or 0) + every * table.stride(0) * table.element_size()
+    return found
 
 
 def _plain(tensor: Tensor | None, dtype: torch.dtype) -> int | None:

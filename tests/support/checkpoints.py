@@ -46,6 +46,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek_v2": ("DeepseekV2", _BASE | _LATENT | {"q_lora_rank": 12, "n_shared_experts": 2}),
     "deepseek_v3": ("DeepseekV3", _BASE | _LATENT | {"q_lora_rank": 12, "n_group": 4, "topk_group": 2}),
+    "gpt_oss": (
+        "GptOss",
+        _BASE | {"intermediate_size": 24, "num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 12,
+                 "sliding_window": 16},
+    ),
     "granitemoe": (
         "GraniteMoe",
         _BASE
@@ -136,11 +141,13 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if "inv_freq" in name:
                 continue
-            if "correction_bias" in name or name.endswith("bias"):
+            if name.endswith("gate_up_proj_bias"):
+                value.copy_(normal(value.shape, 5.0))  # beyond the limits of the activation
+            elif "correction_bias" in name or name.endswith("bias"):
                 value.copy_(normal(value.shape, 0.3))
             elif value.dim() == 1:
                 value.copy_(1 + normal(value.shape, 0.3))
-            elif re.search(r"(gate|router\.layer|classifier)\.weight$", name):
+            elif re.search(r"(gate|router|router\.layer|classifier)\.weight$", name):
                 value.copy_(normal(value.shape, 0.4))
             else:
                 value.copy_(normal(value.shape, 1.0 if re.search("embed_tokens|wte|shared", name) else 0.25))

@@ -16,6 +16,7 @@ class NamedSlice:
     name: str  # with {layer} and, for per-expert tensors, {expert}
     stacked: bool = False  # all experts along axis 0, as [E, rows, columns] or [E * rows, columns]
     half: int | None = None  # 0 or 1: first or second half of the outputs (gate and up fused)
+    interleaved: bool = False  # the halves take turns, output by output
     transposed: bool = False  # stored [in, out]
 
 
@@ -37,6 +38,7 @@ class Layout:
     ignored: tuple[str, ...] = ()  # regular expressions of names that carry no weights we need
     encoder: Layout | None = None  # its layers, numbered from 0 in their names
     copies: tuple[str, ...] = ()  # further names of the input table
+    biases: ExpertNames | None = None  # of the experts' matrices: [E, out]
 
 
 @dataclass(frozen=True, slots=True)
