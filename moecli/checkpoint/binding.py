@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
+from moecli.checkpoint.encodings.interleaved import half_of
 from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
@@ -138,9 +139,10 @@ class Weights:
 
     def rows(self, tensor: Tensor) -> list[Slice]:
         """The runs of rows of stored tensors that, one after another, are `tensor`."""
-        layout, number = self._layout_of(tensor.layer)
-        found: list[Slice] = []
-        for name, stored in zip(layout.dense[tensor.role], self.dense(tensor), strict=True):
+        layout, _ = self._layout_of(tensor.layer)
+        parts, found = self.dense(tensor), list[Slice]()
+        names = layout.dense.get(tensor.role, ("",) * len(parts))  # biases of experts have no name here
+        for name, stored in zip(names, parts, strict=True):
             turns = layout.interleaved.get(name)
             if turns is None or tensor.layer is None:
                 found.append(Slice.whole(stored))
@@ -150,6 +152,9 @@ class Weights:
 
     def _stored(self, role: str, layer: int | None = None) -> list[StoredTensor]:
         layout, number = self._layout_of(layer)
+        if layout.biases is not None and (match := re.fullmatch(r"experts_(\w+)_bias", role)):
+            named: NamedSlice = getattr(layout.biases, match[1])
+            return [self._stacked(named, named.name.format(layer=number))]
         names = layout.dense[role]
         if (
             role == "embedding" and names[0] not in self.checkpoint
@@ -167,7 +172,7 @@ class Weights:
         layout, number = self._layout_of(layer)
         assert layout.experts is not None, "a dense model has no routed experts"
         named: NamedSlice = getattr(layout.experts, matrix)
-        stored = self.checkpoint[named.name.format(layer=number, expert=expert)]
+        stored = self._stacked(named, named.name.format(layer=number, expert=expert))
         if not named.stacked:
             return Slice.whole(stored, named.transposed)
         if stored.transposed:
@@ -175,6 +180,8 @@ class Weights:
         experts = self._experts_of(layer)
         rows, columns = _stack_shape(stored, experts)
         size, offset = stored.size // experts, expert * (stored.size // experts)
+        if named.interleaved:
+            return Slice(stored, offset, size // 2, (rows, columns), named.transposed)
         if named.half is not None and named.transposed:
             half = columns // 2
             where = named.half * half, (named.half + 1) * half
@@ -185,6 +192,15 @@ class Weights:
             size, rows = size // 2, rows // 2
             offset += named.half * size
         return Slice(stored, offset, size, (rows, columns), named.transposed)
+
+    def _stacked(self, named: NamedSlice, name: str) -> StoredTensor:
+        """A tensor of experts; where gate and up take turns in it, the one that is meant."""
+        stored = self.checkpoint[name]
+        if not named.interleaved or named.half is None:
+            return stored
+        if stored.shape[-1:] and stored.shape[-1] % 2:
+            raise CheckpointError(f"{stored.name} is {list(stored.shape)}: an odd number of outputs for gate and up")
+        return half_of(stored, named.half)
 
     def expert_matrices(self, layer: int) -> tuple[str, ...]:
         """What an expert of this layer consists of: "gate", "up" and "down", or the last two."""

@@ -61,13 +61,15 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
     bias: RelativeBias | None = None,
+    sinks: Tensor | None = None,
     causal: bool = True,
     chunked: bool = False,
 ) -> Tensor:
     """Attention of q [T, H, d] over k [K, rows, d] and v [K, rows, w]: [T, H * w].
 
     Query 0 stands at position `start`, row 0 at position `first`; unless `causal`, every query sees every row. Where
-    `chunked`, a window does not slide, but begins anew at each of its multiples. By the
+    `chunked`, a window does not slide, but begins anew at each of its multiples. `sinks` [H] are scores of no key that
+    take their part of the softmax (StreamingLLM, arXiv 2309.17453; gpt-oss). By the
     native kernel or Triton's where one serves, else by torch: softmax in float32, in blocks of queries. There keys are
     taken in whole buckets, those not visible masked: a matrix product whose shape changed with every token would be
     compiled anew for every token.
@@ -84,9 +86,9 @@ def attend(
         return torch.cat(parts)
     if causal and bias is None and prompt_attention.serves(q):
         return prompt_attention.grouped_query(
-            q, k, v, scale=scale, start=start, first=first, window=window, softcap=softcap
+            q, k, v, scale=scale, start=start, first=first, window=window, softcap=softcap, sinks=sinks
         )
-    if causal and bias is None and _triton_serves(q) and q.shape[-1] == v.shape[-1] <= _WIDEST:
+    if causal and bias is None and sinks is None and _triton_serves(q) and q.shape[-1] == v.shape[-1] <= _WIDEST:
         from moecli.kernels.gpu import attention
 
         place = scratch.place(start, first, q.device)
@@ -121,11 +123,19 @@ def attend(
         elif causal:
             hidden = _hidden(offset + begin - first, end - begin, last - first, window, q.device)
             scores.view(heads, groups, end - begin, -1).masked_fill_(hidden, -torch.inf)
-        torch.softmax(scores, -1, out=scratch.acquire("weights", shape, q, torch.float32))
-        product.copy_(scratch.acquire("weights", shape, q, torch.float32))
+        mixing = torch.softmax(scores, -1, out=scratch.acquire("weights", shape, q, torch.float32))
+        if sinks is not None:
+            mixing.mul_(_share_of_keys(scores, sinks.view(heads, groups)))
+        product.copy_(mixing)
         mixed = torch.bmm(product, v[:, first:last])  # [K, G * t, w]
         out[begin:end] = mixed.view(heads, groups, end - begin, -1).permute(2, 0, 1, 3)
     return out.flatten(1)
+
+
+def _share_of_keys(scores: Tensor, sinks: Tensor) -> Tensor:
+    """What the sinks [K, G] leave of the softmax of scores [K, G * t, n]: [K, G * t, 1]."""
+    every = sinks.float()[..., None].expand(-1, -1, scores.shape[1] // sinks.shape[1]).flatten(1)
+    return (scores.logsumexp(-1) - every).sigmoid_()[..., None]
 
 
 def _triton_serves(q: Tensor) -> bool:
@@ -175,6 +185,7 @@ class GroupedQueryAttention:
         self._o, self._o_bias = weights.matrix("o"), weights.get("o_bias")
         self._q_norm, self._k_norm = weights.get("q_norm"), weights.get("k_norm")
         self._head_norm: Tensor | None = None
+        self._sinks = weights.get("sinks")
         if spec.qk_norm in (QkNorm.HEAD, QkNorm.ROTATED_HEAD):
             q, k = weights["q_norm"], weights["k_norm"]
             self._head_norm = torch.cat((q.expand(spec.heads, -1), k.expand(spec.kv_heads, -1)))  # [H + K, d]
@@ -194,7 +205,7 @@ class GroupedQueryAttention:
         k, v = cache.buffers if self._causal else cache.held
         mixed = attend(
             q, k, v, scratch=self._scratch, scale=spec.scale, start=start, first=cache.first, window=spec.window,
-            softcap=spec.softcap, bias=self._bias, causal=self._causal, chunked=spec.chunked,
+            softcap=spec.softcap, bias=self._bias, sinks=self._sinks, causal=self._causal, chunked=spec.chunked,
         )  # fmt: skip
         if self._gate is not None:
             mixed = gated(mixed, linear(x, self._gate), spec.gate)

@@ -16,8 +16,9 @@ from moecli.engine.states import RecurrentCache
 from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, moe_forward
 from moecli.kernels.blocking import CHUNK
-from moecli.kernels.linear import feed_forward, inner, linear
+from moecli.kernels.linear import ExpertBiases, feed_forward, inner, linear
 from moecli.model.spec import MLA, FeedForward, Mixture, ModelSpec, NormKind, Router, Scoring
+from moecli.model.tensors import EXPERT_MATRICES
 
 
 class RoutingObserver(Protocol):
@@ -72,6 +73,7 @@ class Block:
                 attention, weights, rotary, scratch, spec.norm_eps, bias, causal=index >= len(spec.encoder),
                 zero_centred=spec.norm is NormKind.ZERO_CENTRED,
             )  # fmt: skip
+        self.biases = expert_biases(weights)
         self.dropped = 0  # choices of the last pass whose expert was full
         self._cross = None if layer.cross is None else CrossAttention(layer.cross, weights, scratch)
 
@@ -163,7 +165,9 @@ class Block:
         if mixture.router.scoring is Scoring.SIGMOID_INPUT:  # what an expert reads is another for each
             x = (x[:, None] * topk_weights[..., None]).to(x.dtype).flatten(0, 1)
             topk_ids, topk_weights = topk_ids.view(-1, 1), torch.ones_like(topk_weights).view(-1, 1)
-        sums = moe_forward(self._experts, self._index, mixture.expert.activation, x, topk_ids, topk_weights)
+        sums = moe_forward(
+            self._experts, self._index, mixture.expert.activation, x, topk_ids, topk_weights, self.biases
+        )
         return sums if len(sums) == len(routing.topk_ids) else sums.unflatten(0, (-1, mixture.router.top_k)).sum(1)
 
     def shared_forward(self, x: Tensor, mixture: Mixture, shared: FeedForward) -> Tensor:
@@ -187,6 +191,12 @@ class Block:
         if self._spec.branch_norms:
             out = self._norm(f"post_{name}_norm", out)
         return out if self._spec.residual_multiplier == 1 else out * self._spec.residual_multiplier
+
+
+def expert_biases(weights: LayerWeights) -> ExpertBiases | None:
+    """Those of a layer's routed experts, if they have any."""
+    tables = [table for name in EXPERT_MATRICES if (table := weights.get(f"experts_{name}_bias")) is not None]
+    return ExpertBiases(tables) if tables else None
 
 
 def _dropped(routing: Routing, router: Router) -> int:

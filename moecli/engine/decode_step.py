@@ -103,7 +103,8 @@ class NativeLayer:
             if router.scoring is Scoring.SIGMOID_INPUT:  # what an expert reads is another for each
                 normed = (normed[:, None] * moe.topk_weights[: len(x), :, None]).flatten(0, 1)
                 topk_ids = topk_ids.reshape(-1, 1)
-            each_output(self._experts, self._index, activation, normed, topk_ids, moe.outputs[: len(x) * router.top_k])
+            outputs = moe.outputs[: len(x) * router.top_k]
+            each_output(self._experts, self._index, activation, normed, topk_ids, outputs, self._block.biases)
         moe.combine(x)
 
     def reserve(self, tokens: int, caches: Sequence[MixerCache]) -> None:

@@ -62,9 +62,9 @@ def _serves_layer(layer: Layer) -> bool:
         and not (layer.recurrent or layer.parallel or layer.ffn_reads_input or layer.cross)
         and not attention.rope.depends_on_length
         and usual
-        and not (attention.query_growth or getattr(attention, "chunked", False))
+        and not (attention.query_growth or getattr(attention, "chunked", False) or getattr(attention, "sinks", False))
         and (not isinstance(ffn, Mixture) or (router.serves(ffn.router) and ffn.shared_scale == 1))
-        and all(each.activation in activations.NUMBERS for each in inner)
+        and all(each.activation in activations.NUMBERS and not each.bias for each in inner)
         and (shared is None or (shared.gated and shared.intermediate_size % 16 == 0))  # whole strips of gate
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from moecli.experts.arena import CPU
 from moecli.experts.store import Streamed
 from moecli.kernels.choice import Kernel, serves
-from moecli.kernels.linear import Expert, Matrix, as_matrix, inner, linear
+from moecli.kernels.linear import Biases, Expert, Matrix, as_matrix, inner, linear
 from moecli.model.spec import Activation
 from moecli.store.expert_record import Piece, Record
 from moecli.store.packed import PackedStore
@@ -28,7 +28,7 @@ class PiecewiseExpert:
     pieces: Callable[[], Pieces]
     device: torch.device = CPU
 
-    def __call__(self, x: Tensor, activation: Activation) -> Tensor:
+    def __call__(self, x: Tensor, activation: Activation, biases: Biases = ()) -> Tensor:
         """x [T, D] -> [T, D]."""
         hidden: Tensor | None = None  # [T, I]
         out = torch.empty_like(x, dtype=torch.float32)
@@ -38,8 +38,10 @@ class PiecewiseExpert:
             if piece.matrices == ("down",):
                 assert hidden is not None, "gate and up come first"
                 out[:, rows] = linear(hidden, matrices[0])
+                if biases:
+                    out[:, rows] += biases[-1][rows]
             else:
-                part = inner(x, matrices, activation)
+                part = inner(x, matrices, activation, tuple(bias[rows] for bias in biases[:-1]))
                 if hidden is None:
                     hidden = part.new_empty(len(x), self.record.fields["up"].shape[0])
                 hidden[:, rows] = part

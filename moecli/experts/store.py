@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from typing import Protocol
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moecli.experts.arena import CPU
 from moecli.kernels.blocking import CHUNK, GROUPED
-from moecli.kernels.linear import Expert, expert_outputs, grouped_outputs, takes_groups
+from moecli.kernels.linear import Biases, Expert, ExpertBiases, expert_outputs, grouped_outputs, takes_groups
 from moecli.model.spec import Activation
 
 
@@ -36,7 +36,7 @@ class Streamed(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def __call__(self, x: Tensor, activation: Activation) -> Tensor:
+    def __call__(self, x: Tensor, activation: Activation, biases: Biases = ()) -> Tensor:
         """x [T, D] -> [T, D]."""
         ...
 
@@ -76,8 +76,9 @@ class ExpertStore(Protocol):
 
 
 def moe_forward(
-    store: ExpertStore, layer: int, activation: Activation, x: Tensor, topk_ids: Tensor, topk_weights: Tensor
-) -> Tensor:
+    store: ExpertStore, layer: int, activation: Activation, x: Tensor, topk_ids: Tensor, topk_weights: Tensor,
+    biases: ExpertBiases | None = None,
+) -> Tensor:  # fmt: skip
     """The weighted sum of the selected experts. x [T, D], topk_ids and topk_weights [T, A]; [T, D] in float32.
 
     The sum is in the order of the experts' numbers, whatever the order of arrival, so that placement never changes a
@@ -87,7 +88,7 @@ def moe_forward(
     topk_ids, sums = topk_ids.cpu(), torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     if len(x) == 1:  # all that are at hand in one call
         made = torch.empty(topk_ids.shape[1], x.shape[1], device=x.device)
-        each_output(store, layer, activation, x, topk_ids, made)
+        each_output(store, layer, activation, x, topk_ids, made, biases)
         weighted = made * topk_weights[0].float()[:, None]
         for rank in topk_ids[0].argsort().tolist():
             sums += weighted[rank]
@@ -101,7 +102,7 @@ def moe_forward(
         """What each expert of a group makes of its tokens, in parts."""
         device = _device(group)
         whole = [(number, expert) for number, expert in group if isinstance(expert, tuple)]
-        if whole and takes_groups(whole[0][1]):
+        if whole and biases is None and takes_groups(whole[0][1], activation):
             for some in taken.cut(whole, GROUPED):
                 tokens = [taken.tokens[number] for number, _ in some]
                 made = grouped_outputs(rows[device], tokens, [expert for _, expert in some], activation)
@@ -113,7 +114,7 @@ def moe_forward(
     def one_by_one(each: tuple[int, Expert | Streamed], at_once: int) -> Iterator[Tensor]:
         device = _device([each])
         for tokens in taken.tokens[each[0]].split(at_once):
-            yield compute(rows[device][tokens.to(device)], [each], activation)[0].to(x.device)
+            yield compute(rows[device][tokens.to(device)], [each], activation, biases)[0].to(x.device)
 
     with closing(store.iter_ready(layer, taken.counts, len(x))) as groups:
         for number, parts in chain.from_iterable(map(outputs, groups)):
@@ -156,8 +157,9 @@ class _Taken:
 
 
 def each_output(
-    store: ExpertStore, layer: int, activation: Activation, x: Tensor, topk_ids: Tensor, outputs: Tensor
-) -> None:
+    store: ExpertStore, layer: int, activation: Activation, x: Tensor, topk_ids: Tensor, outputs: Tensor,
+    biases: ExpertBiases | None = None,
+) -> None:  # fmt: skip
     """What each expert that a token selects, topk_ids [T, A] on the host, makes of it, x [T, D]: float32 [T * A, D].
 
     Each is asked for once, and computed where its weights are, by x or a copy of it on the host.
@@ -170,13 +172,14 @@ def each_output(
         for group in groups:
             rows = x if _device(group) == x.device else host
             if len(x) == 1:  # all in one call
-                for (expert, _), output in zip(group, compute(rows, group, activation), strict=True):
+                for (expert, _), output in zip(group, compute(rows, group, activation, biases), strict=True):
                     outputs[places[expert][0]] = output[0]
                 continue
             for each in group:
                 its = torch.tensor(places[each[0]])
                 tokens = (its // topk_ids.shape[1]).to(rows.device)
-                outputs[its.to(outputs.device)] = compute(rows[tokens], [each], activation)[0].to(outputs.device)
+                made = compute(rows[tokens], [each], activation, biases)[0]
+                outputs[its.to(outputs.device)] = made.to(outputs.device)
 
 
 def _device(group: Group) -> torch.device:
@@ -185,8 +188,10 @@ def _device(group: Group) -> torch.device:
     return expert[1].device if isinstance(expert, tuple) else expert.device
 
 
-def compute(x: Tensor, group: Group, activation: Activation) -> Tensor:
+def compute(x: Tensor, group: Group, activation: Activation, biases: ExpertBiases | None = None) -> Tensor:
     """[n, T, D]: what each expert of the group makes of x [T, D], which is where they are."""
+    added = [] if biases is None else biases.of((number for number, _ in group), x.device)
     if whole := [expert for _, expert in group if isinstance(expert, tuple)]:
-        return expert_outputs(x, whole, activation)
-    return torch.stack([expert(x, activation) for _, expert in group if not isinstance(expert, tuple)])
+        return expert_outputs(x, whole, activation, added)
+    pieces = zip((expert for _, expert in group if not isinstance(expert, tuple)), added or repeat(()), strict=False)
+    return torch.stack([expert(x, activation, its) for expert, its in pieces])

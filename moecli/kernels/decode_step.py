@@ -31,6 +31,7 @@ from moecli.model.spec import (
     Router,
     Scoring,
 )
+from moecli.model.tensors import EXPERT_MATRICES
 
 # enum norm, qk_norm, gate, scoring and group_score of c/native.h
 _NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1, NormKind.ZERO_CENTRED: 2}
@@ -141,6 +142,7 @@ class AttentionSublayer(_CachedAttention):
             interleaved=spec.rope.interleaved,
             q_norm=_plain(weights.get("q_norm"), sublayer.dtype),
             k_norm=_plain(weights.get("k_norm"), sublayer.dtype),
+            sinks=_plain(weights.get("sinks"), sublayer.dtype),
             clip=spec.clip or 0,
             softcap=spec.softcap or 0,
             scale=spec.scale,
@@ -228,9 +230,13 @@ class MoeSublayer:
             shared_scale=mixture.shared_scale if mixture else 1,
         )
         self.resident = experts is not None or mixture is None
+        biases = None
         if mixture:
             scale = weights.get("router_scale")
             self._input_scale = None if scale is None else scale * hidden_size**-0.5
+            if mixture.expert.bias:
+                biases = _bias_addresses(weights, mixture, sublayer.dtype)
+                call.biases = biases.data_ptr()
             call.router = _router(mixture.router, weights)
             call.router.input_scale = _plain(self._input_scale, torch.float32)
             call.intermediate_size = mixture.expert.intermediate_size
@@ -247,7 +253,7 @@ class MoeSublayer:
         if layer.parallel_norms:
             call.shared_after = _plain(weights.get("post_parallel_norm"), dtype)
             call.routed_after = _plain(weights.get("post_mixture_norm"), dtype)
-        self._held = weights, experts
+        self._held = weights, experts, biases
 
     def route(self, x: Tensor) -> None:
         """Fill `normed`, `logits`, `topk_ids` and `topk_weights` from the hidden states x [T, D]."""
@@ -320,6 +326,7 @@ def _sublayer(sublayer: Sublayer) -> abi.Sublayer:
 def _router(router: Router, weights: Weights) -> abi.Router:
     return abi.Router(
         weights=_plain(weights.get("router"), torch.float32),
+        linear_bias=_plain(weights.get("router_linear_bias"), torch.float32),
         bias=_plain(weights.get("router_bias"), torch.float32),
         expert_scale=_plain(weights.get("router_expert_scale"), torch.float32),
         experts=router.experts,
@@ -335,6 +342,16 @@ def _router(router: Router, weights: Weights) -> abi.Router:
         softcap=router.softcap or 0,
         jitter=router.jitter,
     )
+
+
+def _bias_addresses(weights: Weights, mixture: Mixture, dtype: torch.dtype) -> Tensor:
+    """Where the biases of gate, up and down of every expert lie, int64 [E, 3]; 0 where there is no gate."""
+    every = torch.arange(mixture.router.experts)
+    found = torch.zeros(len(every), len(EXPERT_MATRICES), dtype=torch.int64)
+    for place, name in enumerate(EXPERT_MATRICES):
+        if (table := weights.get(f"experts_{name}_bias")) is not None:
+            found[:, place] = (_plain(table, dtype) or 0) + every * table.stride(0) * table.element_size()
+    return found
 
 
 def _plain(tensor: Tensor | None, dtype: torch.dtype) -> int | None:

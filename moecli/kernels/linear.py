@@ -50,6 +50,8 @@ _MULTIPLY: dict[Kernel, Callable[[str, Tensor, Tensor, tuple[int, int]], Tensor]
 _PLAIN = {torch_dtype(name): name for name in formats.PLAIN}
 Matrix = Tensor | Packed
 Expert = tuple[Matrix, ...]  # gate [I, D], up [I, D], down [D, I]; without a gate where it has two
+Biases = tuple[Tensor, ...]  # of an expert's matrices: [I], [I], [D]
+SWIGLU_ALPHA, SWIGLU_LIMIT = 1.702, 7.0  # gpt-oss
 
 
 def _relu_squared(x: Tensor) -> Tensor:
@@ -67,6 +69,28 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.RELU: torch.relu,
     Activation.RELU_SQUARED: _relu_squared,
 }
+
+
+def gated(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
+    """What goes on to down, of what gate and up have made of the same tokens."""
+    if activation is Activation.CLAMPED_SWIGLU:  # cut, and up counts from -1 (gpt-oss)
+        gate, up = gate.clamp(max=SWIGLU_LIMIT), up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)
+        return gate * (gate * SWIGLU_ALPHA).sigmoid() * (up + 1)
+    return ACTIVATIONS[activation](gate) * up
+
+
+class ExpertBiases:
+    """What is added to the products of each expert of a layer: tables [E, I] of gate and up, [E, D] of down."""
+
+    def __init__(self, tables: Sequence[Tensor]) -> None:
+        self.tables = tuple(tables)  # in the order of the matrices
+        self._copies = {self.tables[0].device: self.tables}
+
+    def of(self, experts: Iterable[int], device: torch.device) -> list[Biases]:
+        """Those of some experts, by their numbers, where they are computed."""
+        if device not in self._copies:
+            self._copies[device] = tuple(table.to(device) for table in self.tables)
+        return [tuple(table[expert] for table in self._copies[device]) for expert in experts]
 
 
 def as_matrix(dtype: str, shape: tuple[int, int], data: Tensor) -> Matrix:
@@ -123,42 +147,47 @@ def feed_forward(x: Tensor, gate_up: Matrix, down: Matrix, activation: Activatio
     if native.can_cut(dtype, width) and (data := native_bytes(dtype, [gate_up, down])):
         return native.stacked_feed_forward(dtype, x, data[0], data[1], width, activation).to(x.dtype)
     gate, up = linear(x, gate_up).chunk(2, dim=-1)
-    return linear(ACTIVATIONS[activation](gate) * up, down)
+    return linear(gated(activation, gate, up), down)
 
 
-def inner(x: Tensor, matrices: Sequence[Matrix], activation: Activation) -> Tensor:
+def inner(x: Tensor, matrices: Sequence[Matrix], activation: Activation, biases: Biases = ()) -> Tensor:
     """activation(gate x) * up x for x [T, D] and rows of gate and up, or activation(up x) for rows of up alone.
 
-    [T, rows], in x's precision or better.
+    `biases` of the same rows, or none. [T, rows], in x's precision or better.
     """
     *gate, up = matrices
     if data := native_bytes(format_of(up), matrices):
-        return native.inner(format_of(up), x, data, up.shape[0], activation)
-    if not gate:
-        return ACTIVATIONS[activation](linear(x, up))
-    return ACTIVATIONS[activation](linear(x, gate[0])).mul_(linear(x, up))
+        return native.inner(format_of(up), x, data, up.shape[0], activation, biases)
+    made = [linear(x, matrix) for matrix in matrices]
+    for product, bias in zip(made, biases, strict=False):
+        product.add_(bias)
+    return gated(activation, made[0], made[1]) if gate else ACTIVATIONS[activation](made[0])
 
 
-def expert_outputs(x: Tensor, experts: Sequence[Expert], activation: Activation) -> Tensor:
-    """What each expert makes of all of x [T, D]: [n, T, D], in x's precision or better."""
+def expert_outputs(
+    x: Tensor, experts: Sequence[Expert], activation: Activation, biases: Sequence[Biases] = ()
+) -> Tensor:
+    """What each expert makes of all of x [T, D]: [n, T, D], in x's precision or better. `biases` of all or none."""
     up = experts[0][-2]
     if data := native_bytes(format_of(up), chain.from_iterable(experts)):
         each = zip(*(data[place :: len(experts[0])] for place in range(len(experts[0]))), strict=True)
-        return native.feed_forward(format_of(up), x, list(each), up.shape[0], activation)
-    if takes_groups(experts[0]) and len(x) <= MAX_TOKENS:
+        return native.feed_forward(format_of(up), x, list(each), up.shape[0], activation, biases)
+    grouped = not biases and takes_groups(experts[0], activation)
+    if grouped and len(x) <= MAX_TOKENS:
         return _few_through_experts(x, experts, activation)
-    if takes_groups(experts[0]):
+    if grouped:
         every = torch.arange(len(x))
         return torch.stack(grouped_outputs(x, [every] * len(experts), experts, activation))
     rows = _padded(x)
-    outputs = [_expert(rows, expert, activation)[: len(x)] for expert in experts]
+    given = biases or [()] * len(experts)
+    outputs = [_expert(rows, *each, activation)[: len(x)] for each in zip(experts, given, strict=True)]
     return outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)
 
 
-def takes_groups(expert: Expert) -> bool:
-    """Whether `grouped_outputs` takes such experts."""
+def takes_groups(expert: Expert, activation: Activation) -> bool:
+    """Whether `grouped_outputs` takes such experts, if they have no biases."""
     up = expert[-2]
-    return isinstance(up, Packed) and serves("triton", up.dtype, up.device)
+    return isinstance(up, Packed) and activation in ACTIVATIONS and serves("triton", up.dtype, up.device)
 
 
 def grouped_outputs(
@@ -197,9 +226,10 @@ def _data(matrix: Matrix) -> Tensor:
     return matrix.data if isinstance(matrix, Packed) else matrix
 
 
-def _expert(x: Tensor, expert: Expert, activation: Activation) -> Tensor:
+def _expert(x: Tensor, expert: Expert, biases: Biases, activation: Activation) -> Tensor:
     *matrices, down = expert
-    return linear(inner(x, matrices, activation), down)
+    made = linear(inner(x, matrices, activation, biases[:-1]), down)
+    return made.add_(biases[-1]) if biases else made
 
 
 def _padded(x: Tensor) -> Tensor:

@@ -17,11 +17,13 @@ from moecli.kernels.library import library, loaded
 from moecli.model.spec import Activation
 
 Expert = Sequence[Tensor]  # packed gate [I, D], up [I, D], down [D, I]; without a gate where there are two
+Biases = Sequence[Tensor]  # of the same matrices: plain vectors of one type, [I], [I], [D]
 
 # enum format, activation, number and status of c/native.h
 FORMATS = {"q4": 0, "q3": 1, "q8": 2, "fp32": 3, "bf16": 4, "fp16": 5, "int8": 6, "nf4": 7}
 ACTIVATIONS = {
     Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2, Activation.RELU: 3, Activation.RELU_SQUARED: 4,
+    Activation.CLAMPED_SWIGLU: 5,
 }  # fmt: skip
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NOT_FINITE, _TOO_LARGE = 2, 3
@@ -57,13 +59,18 @@ def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Ten
 
 
 def feed_forward(
-    dtype: str, x: Tensor, experts: Sequence[Expert], intermediate_size: int, activation: Activation
+    dtype: str,
+    x: Tensor,
+    experts: Sequence[Expert],
+    intermediate_size: int,
+    activation: Activation,
+    biases: Sequence[Biases] = (),
 ) -> Tensor:
     """Each expert's down(activation(gate x) * up x) for x [T, D] on the CPU: [n, T, D] in fp32.
 
     gate and up are [I, D] and down is [D, I], where I is `intermediate_size`; without a gate it is
-    down(activation(up x)). x and what is between are rounded as by `linear`; no result depends on the other tokens or
-    experts. ValueError if shapes do not agree.
+    down(activation(up x)). `biases` of all experts or of none. x and what is between are rounded as by `linear`; no
+    result depends on the other tokens or experts. ValueError if shapes do not agree.
     """
     rows = _rows(x, x.shape[-1])
     hidden_size = rows.shape[1]
@@ -72,7 +79,9 @@ def feed_forward(
     sizes = up_bytes, up_bytes, down_bytes
     matrices = [place for expert in experts for place in _addresses(expert, sizes)]
     output = torch.empty(len(experts), *rows.shape)
-    _call_experts("feed_forward", dtype, activation, rows, matrices, len(experts), intermediate_size, output)
+    added = [place for each in biases for place in _vectors(each, (intermediate_size, intermediate_size, hidden_size))]
+    of = biases[0][0].dtype if biases else None
+    _call_experts("feed_forward", dtype, activation, rows, matrices, added, of, intermediate_size, output)
     return output
 
 
@@ -84,21 +93,31 @@ def stacked_feed_forward(
     stacked = address(gate_up, bytes_for(dtype, (2 * intermediate_size, rows.shape[1])))
     matrices = [stacked, stacked, address(down, bytes_for(dtype, (rows.shape[1], intermediate_size)))]
     output = torch.empty(1, *rows.shape)
-    _call_experts("feed_forward", dtype, activation, rows, matrices, 1, intermediate_size, output, stacked=True)
+    _call_experts("feed_forward", dtype, activation, rows, matrices, [], None, intermediate_size, output, stacked=True)
     return output[0]
 
 
-def inner(dtype: str, x: Tensor, packed: Sequence[Tensor], intermediate_size: int, activation: Activation) -> Tensor:
+def inner(
+    dtype: str,
+    x: Tensor,
+    packed: Sequence[Tensor],
+    intermediate_size: int,
+    activation: Activation,
+    biases: Biases = (),
+) -> Tensor:
     """activation(gate x) * up x for x [T, D] on the CPU, gate and up [`intermediate_size`, D]: [T, I] in fp32.
 
-    With `packed` up alone, activation(up x). This is what `feed_forward` multiplies by down, before any rounding.
-    ValueError if shapes do not agree.
+    With `packed` up alone, activation(up x). `biases` of the same matrices, or none. This is what `feed_forward`
+    multiplies by down, before any rounding. ValueError if shapes do not agree.
     """
     rows = _rows(x, x.shape[-1])
     size = bytes_for(dtype, (intermediate_size, rows.shape[1]))
     output = torch.empty(len(rows), intermediate_size)
     matrices = _addresses(packed, (size, size))
-    _call_experts("gated", dtype, activation, rows, matrices, 1, intermediate_size, output)
+    matrices.append(0)
+    added = [*_vectors(biases, (intermediate_size, intermediate_size)), 0] if biases else []
+    of = biases[0].dtype if biases else None
+    _call_experts("gated", dtype, activation, rows, matrices, added, of, intermediate_size, output)
     return output
 
 
@@ -153,12 +172,14 @@ def _call_experts(
     activation: Activation,
     rows: Tensor,
     matrices: Sequence[int],
-    experts: int,
+    biases: Sequence[int],
+    bias_type: torch.dtype | None,
     intermediate_size: int,
     output: Tensor,
     stacked: bool = False,
 ) -> None:
-    found, addresses = loaded(), array("Q", matrices)
+    """Addresses of three matrices an expert, and of as many biases or of none."""
+    found, addresses, added = loaded(), array("Q", matrices), array("Q", biases)
     found.call(
         function,
         abi.FeedForward(
@@ -166,13 +187,23 @@ def _call_experts(
             FORMATS[dtype],
             ACTIVATIONS[activation],
             stacked,
+            0 if bias_type is None else NUMBERS[bias_type],
             _tokens(rows),
             addresses.buffer_info()[0],
-            experts,
+            added.buffer_info()[0] if biases else None,
+            len(matrices) // 3,
             intermediate_size,
             output.data_ptr(),
         ),
     )
+
+
+def _vectors(biases: Biases, sizes: Sequence[int]) -> list[int]:
+    """Addresses of an expert's biases, 0 for that of a gate that it lacks."""
+    for bias, size in zip(biases, sizes[len(sizes) - len(biases) :], strict=True):
+        if bias.shape != (size,) or not bias.is_contiguous() or not bias.is_cpu or bias.dtype is not biases[0].dtype:
+            raise ValueError(f"a bias of {bias.dtype} {tuple(bias.shape)} on {bias.device}: not {size} numbers here")
+    return [0] * (len(sizes) - len(biases)) + [bias.data_ptr() for bias in biases]
 
 
 def _rows(x: Tensor, columns: int) -> Tensor:

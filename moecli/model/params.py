@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 
 from moecli.model.spec import Layer, Mixture, ModelSpec, Part, alike
-from moecli.model.tensors import counted_tensors, expert_count
+from moecli.model.tensors import counted_tensors, expert_count, expert_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,8 @@ def count(spec: ModelSpec) -> Counts:
         parts[tensor.part] += times * tensor.count
     for layer, times in alike(layers):
         if isinstance(layer.ffn, Mixture):
-            parts[Part.ROUTED_EXPERTS] += times * layer.ffn.router.experts * _expert(spec, layer.ffn)
+            matrices = expert_shapes(layer.ffn.latent_width or spec.hidden_size, layer.ffn.expert).values()
+            parts[Part.ROUTED_EXPERTS] += times * layer.ffn.router.experts * sum(map(_size, matrices))
             idle += times * _idle(spec, layer, layer.ffn)
     mixture = next((layer.ffn for layer in layers if isinstance(layer.ffn, Mixture)), None)
     return Counts(

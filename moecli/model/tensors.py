@@ -68,7 +68,7 @@ def expert_count(hidden_size: int, expert: FeedForward) -> int:
 
 
 def dense_tensors(spec: ModelSpec) -> Iterator[Tensor]:
-    """All tensors but the routed experts of the mixtures, in the order of the forward pass."""
+    """All tensors but the routed experts' matrices, in the order of the forward pass."""
     width = spec.hidden_size
     yield Tensor("embedding", (spec.vocab_size, width), Part.EMBEDDING, tied=spec.tied_embeddings)
     yield from _position_tables(spec)
@@ -208,6 +208,9 @@ def _mixture(mixture: Mixture, width: int, layer: int) -> Iterator[Tensor]:
         yield Tensor("router_linear_bias", (experts,), Part.ROUTER, layer)
     if mixture.router.correction_bias:
         yield Tensor("router_bias", (experts,), Part.ROUTER, layer)
+    if mixture.expert.bias:
+        for name, (rows, _) in expert_shapes(mixture.latent_width or width, mixture.expert).items():
+            yield Tensor(f"experts_{name}_bias", (experts, rows), Part.ROUTED_EXPERTS, layer)
     if mixture.shared is not None:
         yield from _feed_forward("shared_", mixture.shared, width, Part.SHARED_EXPERTS, layer)
     if mixture.shared_gate:

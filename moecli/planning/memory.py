@@ -12,7 +12,7 @@ from moecli.kernels import blocking, built
 from moecli.kernels.blocking import BLOCK, BUCKET, CHUNK, SCORES
 from moecli.model.params import kv_numbers_per_token
 from moecli.model.spec import MLA, Attention, FeedForward, Mixture, ModelSpec, Part, alike
-from moecli.model.tensors import Tensor, counted_tensors, expert_count, expert_shapes
+from moecli.model.tensors import Tensor, counted_tensors, expert_shapes
 from moecli.planning.terms import Amount, Term, add, count, larger, multiply, named, under, within
 from moecli.store.expert_record import STAGING, dense_dtype, mixture_record, staging_size
 
@@ -153,11 +153,9 @@ def tensor_bytes(tensor: Tensor, dtype: str) -> int:
 
 
 def expert_bytes(spec: ModelSpec, mixture: Mixture, dtype: str) -> int:
-    """One routed expert of a mixture in this format."""
-    width = mixture.latent_width or spec.hidden_size
-    shapes = expert_shapes(width, mixture.expert)
-    biases = expert_count(width, mixture.expert) - sum(rows * columns for rows, columns in shapes.values())
-    return sum(bytes_for(dtype, shape) for shape in shapes.values()) + bytes_for(dtype, (biases,))
+    """The matrices of one routed expert of a mixture in this format."""
+    shapes = expert_shapes(mixture.latent_width or spec.hidden_size, mixture.expert)
+    return sum(bytes_for(dtype, shape) for shape in shapes.values())
 
 
 def _mixtures(spec: ModelSpec) -> Counter[Mixture]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from moecli.formats import PLAIN, TILED, bytes_for
 from moecli.formats.blocks import block_rows
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, Part
-from moecli.model.tensors import MIXER_PROJECTIONS, Tensor, expert_shapes
+from moecli.model.tensors import EXPERT_MATRICES, MIXER_PROJECTIONS, Tensor, expert_shapes
 
 PAGE = 4096  # records start on one: what O_DIRECT and huge pages ask for
 PIECE = 16 * 2**20  # an expert larger than this is read and multiplied in rows of about so many bytes
@@ -17,7 +17,9 @@ _LINE = 64  # matrices start on a cache line
 WHOLE = frozenset({"nf4", "int8"})  # scales lie apart from the codes: no run of bytes holds some rows alone
 
 # Quantised models keep these in 16 bits: small, amplified by what follows, or (kv_b) absorbed into other products.
-_PRECISE_ROLES = frozenset({"q_a", "kv_a", "kv_b", "positions", "encoder_positions"})
+_PRECISE_ROLES = frozenset({"q_a", "kv_a", "kv_b", "positions", "encoder_positions"}) | {
+    f"experts_{name}_bias" for name in EXPERT_MATRICES
+}
 _PRECISE_PARTS = frozenset({Part.NORMS, Part.ROUTER, Part.EMBEDDING, Part.MIXER_OTHER, Part.OTHER})
 
 

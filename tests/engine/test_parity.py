@@ -124,6 +124,14 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
      {"attention_bias": True, "tie_word_embeddings": True, "mlp_layer_types": ["sparse", "sparse"]}),
     ("glm4_moe_lite", "weights as they are", {"norm_topk_prob": False, "routed_scaling_factor": 1.0}),
     *(("glm4_moe_lite", name, {"rope_parameters": rope}) for name, rope in MSCALE.items()),
+    ("gpt_oss", "untruncated yarn as published, a window of one", {
+        "rope_parameters": YARN | {"truncate": False}, "sliding_window": 1, "num_hidden_layers": 3}),
+    ("gpt_oss", "no windows, no biases of attention, tied, multi-head", {
+        "layer_types": ["full_attention"] * 2, "attention_bias": False, "tie_word_embeddings": True,
+        "num_key_value_heads": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+    ("gpt_oss", "windows first and last, one expert",
+     {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+      "num_experts_per_tok": 1}),
     ("hunyuan_v1_moe", "alpha",
      {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}}),
     ("hunyuan_v1_moe", "biases, untied, multi-head",

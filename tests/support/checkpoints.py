@@ -108,6 +108,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek_v2": ("DeepseekV2", _BASE | _LATENT | {"q_lora_rank": 12, "n_shared_experts": 2}),
     "deepseek_v3": ("DeepseekV3", _BASE | _LATENT | {"q_lora_rank": 12, "n_group": 4, "topk_group": 2}),
+    "gpt_oss": (
+        "GptOss",
+        _BASE | {"intermediate_size": 24, "num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 12,
+                 "sliding_window": 16},
+    ),
     "granitemoe": (
         "GraniteMoe",
         _BASE
@@ -227,12 +232,14 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
                 continue
             if name.endswith("A_log"):  # of states that remember some tokens
                 value.copy_(normal(value.shape, 1.0) - 1.5)
+            elif name.endswith("gate_up_proj_bias"):
+                value.copy_(normal(value.shape, 5.0))  # beyond the limits of the activation
             elif "correction_bias" in name or name.endswith("bias"):
                 value.copy_(normal(value.shape, 0.3))
             elif value.dim() == 1:
                 centre = 0 if zero_centred and not name.endswith(("linear_attn.norm.weight", "dt_bias")) else 1
                 value.copy_(centre + normal(value.shape, 0.3))
-            elif re.search(r"(gate|router\.layer|classifier)\.weight$", name):
+            elif re.search(r"(gate|router|router\.layer|classifier)\.weight$", name):
                 value.copy_(normal(value.shape, 0.4))
             else:
                 value.copy_(normal(value.shape, 1.0 if re.search("embed_tokens|wte|shared", name) else 0.25))

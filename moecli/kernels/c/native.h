@@ -36,7 +36,7 @@ enum format { Q4, Q3, Q8, PLAIN, INT8 = PLAIN + 3, NF4 };
      1.0f}
 
 enum number { FP32, BF16, FP16 };
-enum activation { SILU, GELU, GELU_TANH, RELU, RELU_SQUARED };
+enum activation { SILU, GELU, GELU_TANH, RELU, RELU_SQUARED, CLAMPED_SWIGLU };
 enum status { DONE, NO_MEMORY, NOT_FINITE, TOO_LARGE };
 
 /* The OpenMP runtime of torch, by two of its entry points; without them all work is done by the caller. */
@@ -65,13 +65,14 @@ struct linear {
 
 /* output [experts, tokens, hidden_size] = down(activation(gate x) * up x); matrices: gate, up, down of each expert in
    turn, without a gate (NULL) down(activation(up x)); `stacked`: gate and up are both one matrix [2 intermediate_size,
-   hidden_size], its upper and its lower half. `gated` stops before down: one expert's gate and up, output [tokens,
+   hidden_size], its upper and its lower half. `biases`, which may be NULL, are added to the products of these matrices
+   in the same order, numbers of `bias_type`. `gated` stops before down: one expert's gate and up, output [tokens,
    intermediate_size]. */
 struct feed_forward {
     struct thread_pool pool;
-    int32_t format, activation, stacked;
+    int32_t format, activation, stacked, bias_type;
     struct tokens input;
-    const void *const *matrices;
+    const void *const *matrices, *const *biases;
     int64_t experts, intermediate_size;
     float *output;
 };
@@ -113,15 +114,16 @@ struct place {
     float query_scale;
 };
 
-/* Attention of heads that share keys and values in groups. 0: no clip, no softcap; biases and norms may be NULL.
+/* Attention of heads that share keys and values in groups. 0: no clip, no softcap; biases, norms and sinks may be NULL.
    `keys_as_values`: values are what keys are before norm and rotation, and qkv makes none. `gate` [gate_width,
-   hidden_size] makes a factor of each head's result, or of each number of it; NULL: none. */
+   hidden_size] makes a factor of each head's result, or of each number of it; NULL: none. A sink is a score of its
+   head, [heads], that takes its part of the softmax and has no value. */
 struct attention {
     struct sublayer sublayer;
     const void *qkv, *qkv_bias, *output, *output_bias, *gate;
     int64_t heads, kv_heads, head_dim, value_dim, rotary_dim, gate_width;
     int32_t qk_norm, interleaved, keys_as_values, value_norm, gate_kind;
-    const void *q_norm, *k_norm;
+    const void *q_norm, *k_norm, *sinks;
     float clip, softcap, scale, value_scale;
     const struct place *places; /* of each token, of one text or of several */
 };
@@ -142,7 +144,7 @@ struct latent_attention {
 /* output [tokens, heads, value_dim]: queries [tokens, heads, head_dim] over keys [kv_heads, rows, head_dim] and values
    [kv_heads, rows, value_dim], all numbers of one `type`. The first query stands at position `start`, row 0 of keys and
    values at `first`; a query sees the keys up to its own position, of them the last `window`. 0: no window, no cap.
-   `query_stride`: numbers from token to token.
+   `sinks` as in attention. `query_stride`: numbers from token to token.
 
    With a `rank` the keys are latents [rows, rank + head_dim - nope_dim], there are no values, and `expansion` [heads,
    nope_dim + value_dim, rank] makes of a latent's first `rank` numbers the first `nope_dim` of a head's key, and its
@@ -150,7 +152,7 @@ struct latent_attention {
 struct prompt_attention {
     struct thread_pool pool;
     int32_t type;
-    const void *queries, *keys, *values, *expansion;
+    const void *queries, *keys, *values, *expansion, *sinks;
     void *output;
     int64_t tokens, heads, kv_heads, head_dim, value_dim, rows, query_stride, rank, nope_dim;
     int64_t start, first, window;
@@ -185,11 +187,11 @@ struct recurrent {
     float *mixed;
 };
 
-/* weights [experts, hidden_size] and bias [experts] in FP32, bias for the choice alone; norm_power 0: no norm; softcap
-   0: no cap. With an `input_scale` [hidden_size] it reads the hidden state divided by the root of its mean square,
-   times that. `expert_scale` [experts] multiplies the weights. Both may be NULL. */
+/* weights [experts, hidden_size], linear_bias and bias [experts] in FP32, bias for the choice alone; norm_power 0: no
+   norm; softcap 0: no cap. With an `input_scale` [hidden_size] it reads the hidden state divided by the root of its
+   mean square, times that. `expert_scale` [experts] multiplies the weights. All but the weights may be NULL. */
 struct router {
-    const float *weights, *bias, *input_scale, *expert_scale;
+    const float *weights, *linear_bias, *bias, *input_scale, *expert_scale;
     int64_t experts, top_k, n_group, topk_group;
     int32_t scoring, group_score;
     float norm_power, norm_epsilon, norm_floor, scaling, softcap, jitter;
@@ -202,7 +204,7 @@ struct router {
 struct moe {
     struct sublayer sublayer;
     struct router router;
-    const void *const *matrices; /* gate, up, down of every expert */
+    const void *const *matrices, *const *biases; /* gate, up, down of every expert; biases may be NULL */
     int64_t intermediate_size, shared_intermediate_size;
     int32_t activation, shared_activation, reads_input;
     float shared_scale;

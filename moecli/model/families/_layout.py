@@ -17,6 +17,7 @@ class NamedSlice:
     name: str  # with {layer} and, for per-expert tensors, {expert}
     stacked: bool = False  # all experts along axis 0, as [E, rows, columns] or [E * rows, columns]
     half: int | None = None  # 0 or 1: first or second half of the outputs (gate and up fused)
+    interleaved: bool = False  # the halves take turns, output by output
     transposed: bool = False  # stored [in, out]
 
 
@@ -47,6 +48,7 @@ class Layout:
     encoder: Layout | None = None  # its layers, numbered from 0 in their names
     copies: tuple[str, ...] = ()  # further names of the input table
     interleaved: Mapping[str, Interleaved] = field(default_factory=dict)  # by the name under each of its roles
+    biases: ExpertNames | None = None  # of the experts' matrices: [E, out]
 
 
 @dataclass(frozen=True, slots=True)

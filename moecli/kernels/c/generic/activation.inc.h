@@ -42,6 +42,16 @@ INLINE float gelu(float x) {
 INLINE float relu(float x) { return x < 0 ? 0 : x; }
 
 INLINE float relu_squared(float x) { return x < 0 ? 0 : x * x; }
+#define SWIGLU_ALPHA 1.702f
+#define SWIGLU_LIMIT 7
+
+INLINE float bounded(float x, float most) { return x > most ? most : x < -most ? -most : x; }
+
+/* gpt-oss: both are cut, and up counts from -1 */
+INLINE float clamped_swiglu(float gate, float up) {
+    float x = gate > SWIGLU_LIMIT ? SWIGLU_LIMIT : gate;
+    return x / (1 + exponential(-SWIGLU_ALPHA * x)) * (bounded(up, SWIGLU_LIMIT) + 1);
+}
 
 /* hidden = activation(gate) * up, for 32 numbers */
 static void activate(enum activation activation, const float *gate, const float *up, float *hidden) {
@@ -55,6 +65,9 @@ static void activate(enum activation activation, const float *gate, const float 
     case GELU_TANH: EACH(gelu_tanh);
     case RELU: EACH(relu);
     case RELU_SQUARED: EACH(relu_squared);
+    case CLAMPED_SWIGLU:
+        for (int i = 0; i < GROUP; i++)
+            hidden[i] = clamped_swiglu(gate[i], up[i]);
     }
 #undef EACH
 }

@@ -50,7 +50,8 @@ static size_t matrix_bytes(struct shape shape) {
 struct job {
     const struct thread_pool *pool;
     const struct tokens *input;
-    const void *const *matrices; /* gate, up, down of each expert */
+    const void *const *matrices, *const *biases; /* of gate, up, down of each expert; biases may be NULL */
+    int32_t bias_type;
     struct shape gate_up, down;
     size_t intermediate_size, up_row; /* rows of gate, and where those of up begin in their matrix */
     enum activation activation;
@@ -106,6 +107,14 @@ static struct task task_at(const struct job *job, size_t rows, size_t index) {
 }
 
 /* Hidden numbers of 32 rows, converted at once: they are one group of columns of the next product. */
+static void add_bias(const struct job *job, size_t matrix, size_t row, size_t count, float *sums, size_t tokens) {
+    if (!job->biases || !job->biases[matrix])
+        return;
+    const char *bias = (const char *)job->biases[matrix] + row * number_size(job->bias_type);
+    for (size_t token = 0; token < tokens; token++)
+        add_to(sums + token * TASK_ROWS, 1, bias, job->bias_type, count);
+}
+
 static void gate_up_task(const struct job *job, size_t index, uint8_t *scratch) {
     struct task task = task_at(job, job->intermediate_size, index);
     size_t row = task.rows * TASK_ROWS;
@@ -117,8 +126,11 @@ static void gate_up_task(const struct job *job, size_t index, uint8_t *scratch) 
     uint8_t *buffer = scratch + 2 * sums_bytes(job->tokens);
     int is_gated = matrices[0] != NULL;
     product(job->gate_up, matrices[is_gated ? 0 : 1], row, task.valid, input, task.tokens, gate, buffer);
-    if (is_gated)
+    add_bias(job, 3 * task.expert + !is_gated, row, task.valid, gate, task.tokens);
+    if (is_gated) {
         product(job->gate_up, matrices[1], job->up_row + row, task.valid, input, task.tokens, up, buffer);
+        add_bias(job, 3 * task.expert + 1, row, task.valid, up, task.tokens);
+    }
     for (size_t i = 0; !is_gated && i < task.tokens * TASK_ROWS; i++)
         up[i] = 1; /* activation(up x) * 1 */
     for (size_t token = task.first; token < task.first + task.tokens; token++, gate += TASK_ROWS, up += TASK_ROWS) {
@@ -142,6 +154,7 @@ static void down_task(const struct job *job, size_t index, uint8_t *scratch) {
     float *sums = (float *)scratch;
     product(job->down, job->matrices[3 * task.expert + 2], task.rows * TASK_ROWS, task.valid,
             input + input_bytes(job->down, task.first), task.tokens, sums, scratch + 2 * sums_bytes(job->tokens));
+    add_bias(job, 3 * task.expert + 2, task.rows * TASK_ROWS, task.valid, sums, task.tokens);
     for (size_t token = 0; token < task.tokens; token++)
         write_row(job, (task.expert * job->tokens + task.first + token) * job->down.rows + task.rows * TASK_ROWS,
                   sums + token * TASK_ROWS, task.valid);
@@ -205,6 +218,8 @@ static enum status linear(const struct linear *call) {
 static enum status experts_job(const struct feed_forward *call, int all) {
     size_t hidden_size = (size_t)call->input.columns, intermediate_size = (size_t)call->intermediate_size;
     struct job job = {.pool = &call->pool, .input = &call->input, .matrices = call->matrices};
+    job.biases = call->biases;
+    job.bias_type = call->bias_type;
     job.intermediate_size = intermediate_size;
     job.up_row = call->stacked ? intermediate_size : 0;
     job.gate_up = (struct shape){(enum format)call->format, intermediate_size + job.up_row, hidden_size};

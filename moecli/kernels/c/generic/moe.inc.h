@@ -150,6 +150,8 @@ static enum status route_normed(const struct moe *call) {
         scale_input(call, input);
     enum status status = multiply(&call->sublayer, PLAIN + FP32, call->router.weights, NULL, own ? input : call->normed,
                                   hidden_size, call->logits, experts);
+    for (size_t token = 0; call->router.linear_bias && token < (size_t)call->sublayer.tokens; token++)
+        add_to(call->logits + token * experts, 1, call->router.linear_bias, FP32, experts);
     for (size_t token = 0; status == DONE && token < (size_t)call->sublayer.tokens; token++)
         select_experts(call, token, (struct router_scratch){scores, scores + experts, scores + 2 * experts, kept});
     free(kept);
@@ -162,12 +164,14 @@ static enum status route(const struct moe *call) {
 }
 
 /* Of `count` tokens: output [experts, count, hidden_size]. */
-static enum status experts_forward(const struct moe *call, const void *const *matrices, int64_t experts,
-                                   const float *input, int64_t count, float *output) {
+static enum status experts_forward(const struct moe *call, const void *const *matrices, const void *const *biases,
+                                   int64_t experts, const float *input, int64_t count, float *output) {
     struct feed_forward layer = {.pool = call->sublayer.pool, .format = call->sublayer.format};
     layer.activation = call->activation;
     layer.input = (struct tokens){input, FP32, count, call->sublayer.hidden_size};
     layer.matrices = matrices;
+    layer.biases = biases;
+    layer.bias_type = call->sublayer.type;
     layer.experts = experts;
     layer.intermediate_size = call->intermediate_size;
     layer.output = output;
@@ -254,12 +258,15 @@ static void copy_input(const struct moe *call, size_t rank, float *to) {
 /* The selected experts of one token, all at once. */
 static enum status token_forward(const struct moe *call) {
     size_t top_k = (size_t)call->router.top_k;
-    const void **matrices = allocate(3 * top_k * sizeof *matrices);
+    const void **matrices = allocate(6 * top_k * sizeof *matrices), **biases = matrices + 3 * top_k;
     if (!matrices)
         return NO_MEMORY;
-    for (size_t i = 0; i < 3 * top_k; i++)
-        matrices[i] = call->matrices[3 * call->topk_ids[i / 3] + (int64_t)(i % 3)];
-    enum status status = experts_forward(call, matrices, (int64_t)top_k, call->normed, 1, call->outputs);
+    for (size_t i = 0; i < 3 * top_k; i++) {
+        int64_t from = 3 * call->topk_ids[i / 3] + (int64_t)(i % 3);
+        matrices[i] = call->matrices[from];
+        biases[i] = call->biases ? call->biases[from] : NULL;
+    }
+    enum status status = experts_forward(call, matrices, biases, (int64_t)top_k, call->normed, 1, call->outputs);
     free(matrices);
     return status;
 }
@@ -279,7 +286,8 @@ static enum status tokens_forward(const struct moe *call) {
                 copy_input(call, rank, rows + count++ * hidden_size);
         if (!count)
             continue;
-        status = experts_forward(call, call->matrices + 3 * expert, 1, rows, (int64_t)count, outputs);
+        const void *const *biases = call->biases ? call->biases + 3 * expert : NULL;
+        status = experts_forward(call, call->matrices + 3 * expert, biases, 1, rows, (int64_t)count, outputs);
         for (size_t rank = tokens * top_k; rank-- > 0;)
             if (call->topk_ids[rank] == expert)
                 memcpy(call->outputs + rank * hidden_size, outputs + --count * hidden_size, bytes);

@@ -7,15 +7,20 @@ from dataclasses import replace
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import Family
+from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, ExpertNames, Family, Layout, NamedSlice, names
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
 from moecli.model.spec import Activation, FeedForward, Layer, Mixture, ModelSpec, Router, Scoring
-from moecli.model.unsupported import Unsupported
 
 _KINDS = ("sliding_attention", "full_attention")
+_YARN = {
+    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    "original_max_position_embeddings": 4096,
+}  # fmt: skip
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
+    if config.get("rope_parameters") is None and config.get("rope_scaling") is None:
+        config = {**config, "rope_parameters": _YARN}  # what the file does not say
     c = ConfigReader(config, "gpt_oss")
     hidden_size, context = c.count("hidden_size", 2880), c.count("max_position_embeddings", 131_072)
     bias = c.flag("attention_bias", True)
@@ -25,7 +30,9 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     full = replace(full, sinks=True)
     sliding = replace(full, window=c.count("sliding_window", 128))
     c.expect("hidden_act", "silu")  # the clamped form of it
-    c.ignore("swiglu_limit", "swiglu_alpha", "initial_context_length")  # constants of the activation; a leftover
+    c.expect("swiglu_limit", 7.0)
+    c.expect("swiglu_alpha", 1.702)
+    c.ignore("initial_context_length")  # a leftover
     router = Router(
         c.count("num_local_experts", 128),
         c.count("num_experts_per_tok", c.raw("experts_per_token", 4)),
@@ -39,8 +46,35 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     return make_spec(
         c, [Layer(sliding if kind == "sliding_attention" else full, mixture) for kind in kinds],
         hidden_size=hidden_size, context=context, vocab=201_088, eps=1e-5,
-        unsupported=(Unsupported.ATTENTION_SINKS, Unsupported.EXPERT_BIAS, Unsupported.CLAMPED_SWIGLU),
     )  # fmt: skip
 
 
-FAMILY = Family(architectures=("GptOssForCausalLM",), model_types=("gpt_oss",), read=read)
+_EXPERTS = "model.layers.{layer}.mlp.experts."
+
+
+def _stacked(ending: str, transposed: bool) -> ExpertNames:
+    """Outputs of gate and up take turns in one tensor."""
+    gate, up = (
+        NamedSlice(f"{_EXPERTS}gate_up_proj{ending}", True, half, interleaved=True, transposed=transposed)
+        for half in (0, 1)
+    )
+    return ExpertNames(gate, up, NamedSlice(f"{_EXPERTS}down_proj{ending}", stacked=True, transposed=transposed))
+
+
+FAMILY = Family(
+    architectures=("GptOssForCausalLM",),
+    model_types=("gpt_oss",),
+    read=read,
+    layouts=(
+        Layout(
+            BODY
+            | GROUPED_QUERY
+            | names("model.layers.{layer}.self_attn.", "", sinks="sinks")
+            | names("model.layers.{layer}.mlp.", router="router")
+            | names("model.layers.{layer}.mlp.router.", "", router_linear_bias="bias"),
+            _stacked("", transposed=True),
+            BUFFERS,
+            biases=_stacked("_bias", transposed=False),
+        ),
+    ),
+)
