@@ -22,7 +22,7 @@ from moecli.engine.router import Routing
 from moecli.engine.weights import DenseWeights
 from moecli.experts.gpu_offloaded import DeviceStatistics, GpuOffloadedExperts
 from moecli.experts.store import ExpertStore, compute, each_output
-from moecli.formats import PLAIN, TILED
+from moecli.formats import PLAIN, SEARCHED
 from moecli.kernels.blocking import MAX_TOKENS
 from moecli.kernels.gpu import activations, router
 from moecli.kernels.gpu.launch import card
@@ -35,7 +35,7 @@ def serves(spec: ModelSpec, dense: DenseWeights, experts: ExpertStore) -> bool:
     """Whether these kernels compute every layer of a model, in the formats that its weights have."""
     matrices = [matrix for layer in dense.layers for matrix in layer.matrices()]
     formats = {format_of(each) for each in matrices} | ({experts.dtype} if spec.mixtures else set())
-    served = not spec.encoder and formats <= {*PLAIN, *TILED} and all(map(_serves_layer, spec.layers))
+    served = not spec.encoder and formats <= {*PLAIN, *SEARCHED} and all(map(_serves_layer, spec.layers))
     return served and (not any(isinstance(layer.attention, MLA) for layer in spec.layers) or _serves_latents(dense))
 
 

@@ -64,18 +64,19 @@ def _scales(groups: Tensor) -> Tensor:
         error = values.square_().sum(1).mul_(scale.square())
         better = error < best
         best, chosen = torch.where(better, error, best), torch.where(better, scale, chosen)
-    _keep(groups, best, chosen)
-    return chosen.mul(128).half()
+    scales = chosen.mul(128).half()
+    _keep(groups, scales)
+    return scales
 
 
-def _keep(groups: Tensor, error: Tensor, chosen: Tensor) -> None:
-    """Of groups that are whole multiples of an fp16 number, 127 at most, and still have an error: that number.
+def _keep(groups: Tensor, scales: Tensor) -> None:
+    """Where a scale changes a group that is whole multiples of an fp16 number, 127 at most: that number.
 
     So weights that were quantised before, on whatever grid of integers, stay what they are.
     """
     import torch
 
-    (left,) = (error > 0).nonzero(as_tuple=True)
+    (left,) = (~_kept(groups, scales.float() / 128)).nonzero(as_tuple=True)
     largest = groups[left].abs().amax(1, keepdim=True)
     counts = torch.arange(127, 0, -1, dtype=torch.float32)
     steps = largest / counts  # [left, 127]
@@ -83,10 +84,14 @@ def _keep(groups: Tensor, error: Tensor, chosen: Tensor) -> None:
     fits &= (steps >= _LEAST) & (steps <= LARGEST / 128)
     for place in fits.any(0).nonzero().view(-1).tolist():
         mine = fits[:, place].nonzero().view(-1)
-        values, step = groups[left[mine]], steps[mine, place]
-        kept = (_codes(values * _inverse(step)) * step.unsqueeze(1) == values).all(1)
-        chosen[left[mine[kept]]] = step[kept]
-        fits[mine[kept]] = False
+        kept = mine[_kept(groups[left[mine]], steps[mine, place])]
+        scales[left[kept]] = (steps[kept, place] * 128).half()
+        fits[kept] = False
+
+
+def _kept(groups: Tensor, scales: Tensor) -> Tensor:
+    """Which groups are codes times their scale to the last bit."""
+    return (_codes(groups * _inverse(scales)) * scales.unsqueeze(1) == groups).all(1)
 
 
 def _inverse(scale: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from moecli.kernels.built import FILE as FILE
 
 FUNCTIONS = ("linear", "feed_forward", "gated", "pack", "decode_step", "route", "combine", "prompt_attention")
 
-_VERSION = 6  # of what the functions do: moecli_version() of a library where they do the same
+_VERSION = 7  # of what the functions do: moecli_version() of a library where they do the same
 _NO_MEMORY = 1  # enum status of native.h
 
 

@@ -56,7 +56,7 @@ static const struct {
 };
 
 /* Changes whenever a function does; of the structures `moecli_layout` tells. */
-PUBLIC int moecli_version(void) { return 6; }
+PUBLIC int moecli_version(void) { return 7; }
 
 /* A row of the table of fields; NULL past the last. */
 PUBLIC const struct layout *moecli_layout(int index) {
