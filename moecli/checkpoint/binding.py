@@ -13,7 +13,7 @@ from moecli.checkpoint.encodings.interleaved import half_of
 from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
-from moecli.formats import stored_as
+from moecli.formats import GROUPED, stored_as
 from moecli.model.families import Family, Layout, NamedSlice
 from moecli.model.spec import Mixture, ModelSpec
 from moecli.model.tensors import Tensor, dense_tensors, expert_shapes
@@ -121,12 +121,21 @@ class Weights:
     @cached_property
     def packed_dtype(self) -> str:
         """What it is packed to where nobody names a format: as stored, or as many bits as most weights have."""
+        if self.kept_dtype is not None:
+            return self.kept_dtype
         encoded = [tensor for tensor in self.checkpoint.tensors.values() if tensor.encoding]
         numbers = sum(math.prod(tensor.shape) for tensor in encoded)
         if 2 * numbers < sum(math.prod(tensor.shape) for tensor in self.checkpoint.tensors.values()):
             return self.dtype
         bits = 8 * sum(part.size for tensor in encoded for part in tensor.parts) / max(numbers, 1)
         return "q4" if bits < _NEARER_TO_Q8 else "q8" if bits < 12 else self.dtype
+
+    @cached_property
+    def kept_dtype(self) -> str | None:
+        """The quantised format that holds every routed expert as it is published; None where none does."""
+        names = {stored.encoding.name.lower() if stored.encoding else "" for stored in self.expert_tensors()}
+        found = names.pop() if len(names) == 1 else ""
+        return found if found in GROUPED else None
 
     @property
     def is_encoded(self) -> bool:

@@ -25,7 +25,7 @@ from moecli.engine.router import Routing
 from moecli.engine.weights import DenseWeights
 from moecli.experts.gpu_offloaded import DeviceStatistics
 from moecli.experts.store import ExpertStore
-from moecli.formats import PLAIN, TILED
+from moecli.formats import PLAIN, SEARCHED
 from moecli.kernels.blocking import MAX_TOKENS
 from moecli.kernels.gpu import activations, router
 from moecli.kernels.gpu.launch import card
@@ -40,7 +40,7 @@ def serves(spec: ModelSpec, dense: DenseWeights, experts: ExpertStore) -> bool:
     formats = {format_of(each) for each in matrices} | ({experts.dtype} if spec.mixtures else set())
     plain = not (spec.encoder or spec.norm_bias or spec.lm_head_bias or spec.logit_softcap)
     plain = plain and spec.norm is not NormKind.ZERO_CENTRED
-    served = plain and formats <= {*PLAIN, *TILED} and all(map(_serves_layer, spec.layers))
+    served = plain and formats <= {*PLAIN, *SEARCHED} and all(map(_serves_layer, spec.layers))
     return served and (not any(isinstance(layer.attention, MLA) for layer in spec.layers) or _serves_latents(dense))
 
 

@@ -89,8 +89,8 @@ class CheckpointModel:
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        stored = self.weights.dtype
-        return stored, *(dtype for dtype in FORMATS if dtype != stored)
+        kept, stored = self.weights.kept_dtype, self.weights.dtype
+        return tuple(dict.fromkeys((*([kept] if kept else ()), stored, *FORMATS)))
 
     @property
     def streams(self) -> bool:

@@ -14,7 +14,7 @@ from moecli import formats
 from moecli.checkpoint.binding import Weights, format_of
 from moecli.checkpoint.reading import read_into, read_rows
 from moecli.experts.arena import CPU
-from moecli.formats import q8
+from moecli.formats import q8, tiles
 from moecli.formats.plain import torch_dtype
 from moecli.kernels.linear import Matrix, Packed, as_matrix, pack
 from moecli.model import tensors
@@ -112,12 +112,19 @@ def store_weights(
     store: PackedStore, device: torch.device = CPU, table_on_disk: bool = False, progress: Progress = silent
 ) -> DenseWeights:
     """The dense weights of a packed store, in the formats they have there; `table_on_disk`: but the input table."""
+    tables = [each for each in tensors.dense_tensors(store.spec) if each.part is Part.EMBEDDING]
 
     def rows(ids: Tensor) -> Tensor:
-        (stored,) = (store.dense(each)[0] for each in tensors.dense_tensors(store.spec) if each.part is Part.EMBEDDING)
-        found = torch.empty(len(ids), stored.shape[1], dtype=torch_dtype(store.compute))
+        ((stored, dtype),) = map(store.dense, tables)
+        found = torch.empty(len(ids), store.spec.hidden_size, dtype=torch_dtype(store.compute))
         for row, token in zip(found, ids.tolist(), strict=True):
-            read_into(row, store.checkpoint, stored, token * stored.size // stored.shape[0])
+            if dtype == "q8":
+                strip = torch.empty(formats.bytes_for(dtype, (tiles.ROWS, row.numel())), dtype=torch.uint8)
+                store.checkpoint.read_into(strip.numpy().data, stored, token // tiles.ROWS * len(strip))
+                place = torch.tensor([token % tiles.ROWS])
+                row.copy_(q8.gather(strip, (tiles.ROWS, row.numel()), place, found.dtype)[0])
+            else:
+                read_into(row, store.checkpoint, stored, token * stored.size // stored.shape[0])
         return found.to(device)
 
     def load(tensor: tensors.Tensor) -> Matrix:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS",
+    "GROUPED",
+    "OFFERED",
     "PLAIN",
+    "SEARCHED",
     "TILED",
     "Codec",
     "Format",
@@ -95,6 +98,15 @@ def _unquantised(name: str) -> Callable[[], Codec]:
     return codec
 
 
+def _grouped(name: str) -> Callable[[], Codec]:
+    def codec() -> Codec:
+        from moecli.formats.grouped import CODECS
+
+        return CODECS[name]
+
+    return codec
+
+
 def _module(name: str) -> Callable[[], Codec]:
     return lambda: cast(Codec, import_module(f"moecli.formats.{name}"))
 
@@ -129,11 +141,35 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
                 _codebook(192),
                 _module("q3"),
             ),
+            Format(
+                "mxfp4",
+                "as published: 4-bit floats, a power of two per 32",
+                4.25,
+                _tiles(16, 32, 16 * 16 + 16),
+                _grouped("mxfp4"),
+            ),
+            Format(
+                "q4_0",
+                "as published in GGUF: 4-bit codes, a scale per 32",
+                4.5,
+                _tiles(16, 32, 16 * 16 + 16 * 2),
+                _grouped("q4_0"),
+            ),
+            Format(
+                "iq4_nl",
+                "as published in GGUF: 4-bit codebook, a scale per 32",
+                4.5,
+                _tiles(16, 32, 16 * 16 + 16 * 2),
+                _grouped("iq4_nl"),
+            ),
         )
     }
 )
 PLAIN = ("fp32", "bf16", "fp16")
-TILED = ("q4", "q3", "q8")  # strips of 16 rows; activations are rounded to int8
+SEARCHED = ("q4", "q3", "q8")  # moecli's own: what is packed to them is quantised, by native code where there is some
+GROUPED = ("mxfp4", "q4_0", "iq4_nl")  # those of others, kept as they are published
+TILED = (*SEARCHED, *GROUPED)  # strips of 16 rows; activations are rounded to int8
+OFFERED = tuple(name for name in FORMATS if name not in GROUPED)  # for any model
 
 
 def check_dtype(name: str) -> None:
@@ -170,7 +206,7 @@ def pack(dtype: str, weights: Tensor) -> Tensor:
     """The bytes of a matrix [out, in]: a flat uint8 tensor of `bytes_for(dtype, weights.shape)`.
 
     They depend on the weights alone: not on threads, strides or machine. CheckpointError where a weight is not finite
-    or, for q8, q4 and q3, beyond fp16.
+    or, for what lies in tiles, beyond fp16.
     """
     return FORMATS[dtype].codec().pack(weights)
 

@@ -19,12 +19,12 @@ Padding, columns beyond the matrix and rows below it, has the index of code 0, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from moecli.formats.tiles import LARGEST, ROWS, check_range
+from moecli.formats.tiles import LARGEST, ROWS, check_range, join, split
 
 if TYPE_CHECKING:
     import torch
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 MULTIPLES = (2, 3, 5, 6, 7, 8, 9, 10)
 SCALED = 256  # columns
-_TILE = 2 * SCALED
 _GROUP = 32
 _HALF = 16
 _HALVES = SCALED // _HALF
+_SPANS = SCALED, _GROUP, _GROUP  # columns of a scale, of a byte of multiples, of indices
 
 _TRIED = (0.95, 1.0, 1.05, 1.1)  # times the least scale that cuts no weight off
 _ENOUGH = 0.85  # of what reaches all 16 weights: the multiples tried begin above it
@@ -70,14 +70,14 @@ class Codebook:
         pairs = choices.view(strips, ROWS, -1, 2)[:, :, :groups].byte().transpose(1, 2)
         multiples = pairs[..., 0] | pairs[..., 1] << 4
         lines = self.write(indices.view(strips, ROWS, -1, _GROUP)[:, :, :groups].permute(0, 2, 3, 1))
-        return _join((heads, multiples, lines), columns)
+        return join((heads, multiples, lines), _SPANS, columns)
 
     def decode(self, packed: Tensor, columns: int) -> Tensor:
         """uint8 [a, strip_bytes(columns)] to fp32 [16 a, columns up to a whole group]."""
         import torch
 
         strips, groups = packed.shape[0], -(-columns // _GROUP)
-        heads, multiples, lines = _split(packed, (2 * ROWS, ROWS, self.index_bytes), columns)
+        heads, multiples, lines = split(packed, (2 * ROWS, ROWS, self.index_bytes), _SPANS, columns)
         scales = heads.view(torch.float16).view(strips, -1, ROWS).transpose(1, 2).float().div_(128)
         pairs = multiples.view(strips, groups, ROWS).transpose(1, 2)
         choices = torch.stack((pairs & 15, pairs >> 4), -1).long()
@@ -87,45 +87,6 @@ class Codebook:
         weights = torch.tensor(self.codes, dtype=torch.float32).to(packed.device)[indices]
         weights = weights.reshape(strips * ROWS, -1, _HALF).mul_(factors.view(strips * ROWS, -1, 1))
         return weights.view(strips * ROWS, -1)
-
-
-_SPANS = SCALED, _GROUP, _GROUP  # columns of a scale, of a byte of multiples, of indices
-
-
-def _runs(columns: int) -> Iterator[tuple[int, int, int]]:
-    """The first column, the number and the width of the whole tiles of a strip, then of what is left."""
-    whole = columns // _TILE
-    if whole:
-        yield 0, whole, _TILE
-    if columns % _TILE:
-        yield whole * _TILE, 1, columns % _TILE
-
-
-def _join(parts: tuple[Tensor, ...], columns: int) -> Tensor:
-    """The bytes of strips, of scales, multiples and indices [strips, spans, ...]."""
-    import torch
-
-    strips, runs = len(parts[0]), []
-    for first, tiles, width in _runs(columns):
-        spans = [slice(first // span, -(-(first + tiles * width) // span)) for span in _SPANS]
-        cut = [part[:, span].reshape(strips, tiles, -1) for part, span in zip(parts, spans, strict=True)]
-        runs.append(torch.cat(cut, -1).view(strips, -1))
-    return torch.cat(runs, 1)
-
-
-def _split(packed: Tensor, sizes: tuple[int, ...], columns: int) -> list[Tensor]:
-    """The scales, the multiples and the indices [strips, ...] again, of so many bytes a span."""
-    import torch
-
-    strips, offset = packed.shape[0], 0
-    parts: list[list[Tensor]] = [[] for _ in sizes]
-    for _, tiles, width in _runs(columns):
-        counts = [-(-width // span) * size for span, size in zip(_SPANS, sizes, strict=True)]
-        run = packed[:, offset : offset + tiles * sum(counts)].reshape(strips, tiles, -1)
-        for part, cut in zip(parts, run.split(counts, -1), strict=True):
-            part.append(cut.reshape(strips, -1))
-        offset += tiles * sum(counts)
-    return [torch.cat(part, 1) for part in parts]
 
 
 def _search(codes: tuple[int, ...], halves: Tensor) -> tuple[Tensor, Tensor]:

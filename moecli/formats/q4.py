@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 CODES = (-31, -25, -20, -15, -11, -8, -5, -2, 0, 3, 6, 9, 12, 16, 21, 28)
 
 
-def _write(indices: Tensor) -> Tensor:
+def write(indices: Tensor) -> Tensor:
+    """Indices uint8 [strips, groups, 32 columns, 16 rows] as lines, [strips, groups, 256]."""
     strips, groups = indices.shape[:2]
     nibbles = indices.reshape(strips, groups, 2, 4, 4, ROWS)
     return (nibbles[:, :, 0] | nibbles[:, :, 1] << 4).transpose(3, 4).reshape(strips, groups, -1)
 
 
-def _read(lines: Tensor) -> Tensor:
+def read(lines: Tensor) -> Tensor:
+    """And back."""
     import torch
 
     strips, groups = lines.shape[:2]
@@ -40,6 +42,6 @@ def _read(lines: Tensor) -> Tensor:
     return torch.stack((pairs & 15, pairs >> 4), 2).view(strips, groups, -1, ROWS)
 
 
-_CODEBOOK = Codebook(CODES, 256, _write, _read)
+_CODEBOOK = Codebook(CODES, 256, write, read)
 _TILING = Tiling(SCALED, _CODEBOOK.strip_bytes, _CODEBOOK.encode, _CODEBOOK.decode)
 pack, unpack, unpack_rows = _TILING.pack, _TILING.unpack, _TILING.unpack_rows

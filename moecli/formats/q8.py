@@ -29,6 +29,7 @@ GROUP = 32
 TILE = 544
 _SCALES = 2 * ROWS
 _TRIED = tuple(1 + step / 400 for step in (0, -1, 1, -2, 2, -3, 3, -4, 4))  # times largest weight / 127
+_LEAST = 2.0**-14 / 128  # of the scales that keep what is exact
 _FAINT = 1e-30  # a scale below it is 0: far under the least fp16, and its inverse would overflow
 
 
@@ -48,7 +49,10 @@ def _encode(weights: Tensor, columns: int) -> Tensor:
 
 
 def _scales(groups: Tensor) -> Tensor:
-    """The fp16 scale of each group [groups, 32] that leaves the least squared error; the first tried of equals."""
+    """The fp16 scale of each group [groups, 32] that leaves the least squared error; the first tried of equals.
+
+    Where none leaves no error, but another scale would: that.
+    """
     import torch
 
     base = groups.abs().amax(1) / 127
@@ -60,7 +64,34 @@ def _scales(groups: Tensor) -> Tensor:
         error = values.square_().sum(1).mul_(scale.square())
         better = error < best
         best, chosen = torch.where(better, error, best), torch.where(better, scale, chosen)
-    return chosen.mul(128).half()
+    scales = chosen.mul(128).half()
+    _keep(groups, scales)
+    return scales
+
+
+def _keep(groups: Tensor, scales: Tensor) -> None:
+    """Where a scale changes a group that is whole multiples of an fp16 number, 127 at most: that number.
+
+    So weights that were quantised before, on whatever grid of integers, stay what they are.
+    """
+    import torch
+
+    (left,) = (~_kept(groups, scales.float() / 128)).nonzero(as_tuple=True)
+    largest = groups[left].abs().amax(1, keepdim=True)
+    counts = torch.arange(127, 0, -1, dtype=torch.float32)
+    steps = largest / counts  # [left, 127]
+    fits = (steps.view(torch.int32) & 0x1FFF == 0) & (steps * counts == largest)
+    fits &= (steps >= _LEAST) & (steps <= LARGEST / 128)
+    for place in fits.any(0).nonzero().view(-1).tolist():
+        mine = fits[:, place].nonzero().view(-1)
+        kept = mine[_kept(groups[left[mine]], steps[mine, place])]
+        scales[left[kept]] = (steps[kept, place] * 128).half()
+        fits[kept] = False
+
+
+def _kept(groups: Tensor, scales: Tensor) -> Tensor:
+    """Which groups are codes times their scale to the last bit."""
+    return (_codes(groups * _inverse(scales)) * scales.unsqueeze(1) == groups).all(1)
 
 
 def _inverse(scale: Tensor) -> Tensor:

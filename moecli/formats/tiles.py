@@ -6,7 +6,7 @@ padded with zeros to whole strips and tiles.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ROWS = 16
 LARGEST = 65504.0  # of an fp16 scale, and so of a weight
+_TILE = 512  # columns of one whose lines begin where a line of the cache does
 _BLOCK = 2**18  # weights packed at once: fits the cache, and is worth splitting among torch's threads
 _DECODED = 2**20  # weights unpacked at once
 
@@ -75,3 +76,42 @@ def check_range(weights: Tensor) -> None:
     check_finite(torch.stack((low, high)))
     if max(float(high), -float(low)) > LARGEST:
         raise CheckpointError(f"a weight is larger than {LARGEST:.0f}: too large for fp16 scales")
+
+
+def join(parts: Sequence[Tensor], spans: Sequence[int], columns: int) -> Tensor:
+    """The bytes of strips, uint8 [strips, n], of parts [strips, spans, ...] which lie in this order in each tile.
+
+    A tile has 512 columns, the last of them what is left. `spans` are the columns of one span of each part.
+    """
+    import torch
+
+    strips, runs = len(parts[0]), []
+    for first, tiles, width in _runs(columns):
+        places = [slice(first // span, -(-(first + tiles * width) // span)) for span in spans]
+        cut = [part[:, place].reshape(strips, tiles, -1) for part, place in zip(parts, places, strict=True)]
+        runs.append(torch.cat(cut, -1).view(strips, -1))
+    return torch.cat(runs, 1)
+
+
+def split(packed: Tensor, sizes: Sequence[int], spans: Sequence[int], columns: int) -> list[Tensor]:
+    """The parts [strips, bytes] again, of so many bytes a span."""
+    import torch
+
+    strips, offset = packed.shape[0], 0
+    parts: list[list[Tensor]] = [[] for _ in sizes]
+    for _, tiles, width in _runs(columns):
+        counts = [-(-width // span) * size for span, size in zip(spans, sizes, strict=True)]
+        run = packed[:, offset : offset + tiles * sum(counts)].reshape(strips, tiles, -1)
+        for part, cut in zip(parts, run.split(counts, -1), strict=True):
+            part.append(cut.reshape(strips, -1))
+        offset += tiles * sum(counts)
+    return [torch.cat(part, 1) for part in parts]
+
+
+def _runs(columns: int) -> Iterator[tuple[int, int, int]]:
+    """The first column, the number and the width of the whole tiles of a strip, then of what is left."""
+    whole = columns // _TILE
+    if whole:
+        yield 0, whole, _TILE
+    if columns % _TILE:
+        yield whole * _TILE, 1, columns % _TILE

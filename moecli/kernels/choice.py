@@ -9,7 +9,7 @@ import torch
 
 from moecli import settings
 from moecli.errors import UsageError
-from moecli.formats import TILED
+from moecli.formats import SEARCHED
 from moecli.kernels import gpu, native
 
 Kernel = Literal["native", "triton", "bnb", "torch"]
@@ -27,7 +27,7 @@ def serves(kernel: Kernel, dtype: str, device: torch.device) -> bool:
 def chosen(dtype: str, device: str) -> Kernel:
     """The kernel of a format. Importing bitsandbytes takes seconds, so on the CPU it must be asked for."""
     asked = forced()
-    if dtype in TILED and on_gpu(torch.device(device)):
+    if dtype in SEARCHED and on_gpu(torch.device(device)):
         return "triton"
     if device == "cpu" and asked in (None, "native") and native.available(dtype):
         return "native"

@@ -125,7 +125,7 @@ def native_bytes(dtype: str, matrices: Iterable[Matrix]) -> list[Tensor] | None:
 
 def pack(dtype: str, weights: Tensor) -> Tensor:
     """`formats.pack`, by the native quantiser where there is one: the same bytes, much sooner."""
-    quantise = native.pack if dtype in formats.TILED and serves("native", dtype, weights.device) else formats.pack
+    quantise = native.pack if dtype in formats.SEARCHED and serves("native", dtype, weights.device) else formats.pack
     return quantise(dtype, weights)
 
 

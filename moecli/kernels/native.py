@@ -20,7 +20,8 @@ Expert = Sequence[Tensor]  # packed gate [I, D], up [I, D], down [D, I]; without
 Biases = Sequence[Tensor]  # of the same matrices: plain vectors of one type, [I], [I], [D]
 
 # enum format, activation, number and status of c/native.h
-FORMATS = {"q4": 0, "q3": 1, "q8": 2, "fp32": 3, "bf16": 4, "fp16": 5, "int8": 6, "nf4": 7}
+_IN_ORDER = "q4", "q3", "mxfp4", "q4_0", "iq4_nl", "q8", "fp32", "bf16", "fp16", "int8", "nf4"
+FORMATS = {name: number for number, name in enumerate(_IN_ORDER)}
 ACTIVATIONS = {
     Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2, Activation.RELU: 3, Activation.RELU_SQUARED: 4,
     Activation.CLAMPED_SWIGLU: 5,
@@ -46,7 +47,7 @@ def can_cut(dtype: str, intermediate_size: int) -> bool:
 def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
     """x [T, in] on the CPU times the matrix [out, in], `shape`, by its bytes: [T, out], in x's precision.
 
-    For q8, q4 and q3 x is rounded to int8 with a scale per 32 columns; sums are in float32. Each result depends on its
+    For what lies in tiles x is rounded to int8 with a scale per 32 columns; sums are in float32. Each result depends on its
     token and its row alone, to the last bit. ValueError if x or the bytes do not have that shape.
     """
     found = loaded()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moecli.formats import FORMATS
+from moecli.formats import FORMATS, GROUPED
 from moecli.planning.placement import Plan
 
 SMALLEST = "q4"  # of those chosen for somebody: what q3 loses is for its user to weigh
@@ -13,8 +13,8 @@ DEVICE_KERNELS = ("q8", "q4", "q3")  # whose products on a device are moecli's o
 
 
 def unpacked_on_device(dtype: str, kernels: bool) -> bool:
-    """Whether torch must unpack this format on a device for every product: unless moecli's `kernels` run there."""
-    return dtype in DEVICE_KERNELS and not kernels
+    """Whether torch must unpack this format on a device for every product: unless moecli's `kernels` for it run there."""
+    return dtype in GROUPED or (dtype in DEVICE_KERNELS and not kernels)
 
 
 def device_for(dtype: str, device: int | None, kernels: bool) -> int | None:

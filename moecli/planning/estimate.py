@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from moecli.errors import UsageError
-from moecli.formats import FORMATS, check_dtype, stored_as
+from moecli.formats import OFFERED, check_dtype, stored_as
 from moecli.model.spec import ModelSpec
 from moecli.planning import choice, machine, measured
 from moecli.planning.gpus import Gpu, parse_gpu
@@ -129,7 +129,7 @@ def estimate(
         check_dtype(dtype)
     chosen = stored_as(spec.stored_dtype) if dtype in (None, "auto") else dtype
     context = context or default_context(spec)
-    shown = [chosen] if dtype else list(FORMATS)
+    shown = [chosen] if dtype else list(OFFERED)
     every = {each: estimate_one(spec, budget, each, context, batch) for each in dict.fromkeys([*shown, chosen])}
     longest, most = None, None
     if find_context:  # of equal ones the first, which is the most precise

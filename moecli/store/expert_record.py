@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from moecli.formats import PLAIN, TILED, bytes_for
+from moecli.formats import GROUPED, PLAIN, TILED, bytes_for
 from moecli.formats.blocks import block_rows
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, Part
 from moecli.model.tensors import EXPERT_MATRICES, MIXER_PROJECTIONS, Tensor, expert_shapes
@@ -34,10 +34,15 @@ def dense_dtype(tensor: Tensor, dtype: str, compute: str = "bf16") -> str:
     """The format of one dense tensor in a model of format `dtype`: sensitive ones are never quantised.
 
     A table that is the head too, and the projections of a mixer with a state, are read whole for every token: in q8,
-    which loses next to nothing.
+    which loses next to nothing. Beside experts that are kept as they were published, so is the rest: in 16 bits in
+    mxfp4's checkpoints, in GGUF on grids that q8 has.
     """
     if dtype in PLAIN:
         return dtype
+    if dtype == "mxfp4":
+        return compute
+    if dtype in GROUPED:
+        return "q8" if len(tensor.shape) == 2 and tensor.part is Part.EMBEDDING else dense_dtype(tensor, "q8", compute)
     if (tensor.tied or tensor.role in MIXER_PROJECTIONS) and dtype in TILED:
         return "q8"
     precise = tensor.role in _PRECISE_ROLES or tensor.part in _PRECISE_PARTS or len(tensor.shape) != 2

@@ -7,14 +7,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The layouts are those of formats/. Q4, Q3 and Q8 lie in tiles, the others row after row; PLAIN + a number: rows of
-   it. Q4 and Q3 are codebooks, of 16 and 8 codes. */
-enum format { Q4, Q3, Q8, PLAIN, INT8 = PLAIN + 3, NF4 };
+/* The layouts are those of formats/. Those up to Q8 lie in tiles, the others row after row; PLAIN + a number: rows of
+   it. Q4 and Q3 are codebooks, of 16 and 8 codes times multiples of a scale; MXFP4, Q4_0 and IQ4_NL of 16 codes times
+   a scale for each group of 32 columns. */
+enum format { Q4, Q3, MXFP4, Q4_0, IQ4_NL, Q8, PLAIN, INT8 = PLAIN + 3, NF4 };
 #define PANEL_ROWS 16 /* that lie together, tile after tile */
 #define Q8_TILE 544   /* bytes: 16 rows x 32 columns */
 #define SCALED 256    /* columns of a codebook that share an fp16 scale */
 #define Q4_CODES {-31, -25, -20, -15, -11, -8, -5, -2, 0, 3, 6, 9, 12, 16, 21, 28}
 #define Q3_CODES {-31, -19, -11, -5, 0, 6, 13, 22, -31, -19, -11, -5, 0, 6, 13, 22} /* a fourth bit does not matter */
+#define MXFP4_CODES {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
+#define Q4_0_CODES {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7}
+#define IQ4_NL_CODES {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}
 #define MULTIPLES {2, 3, 5, 6, 7, 8, 9, 10, -2, -3, -5, -6, -7, -8, -9, -10}
 #define NF4_BLOCK 64 /* weights that share a scale, row after row */
 #define NORMAL_FLOAT                                                                                                   \

@@ -24,6 +24,9 @@ typedef struct {
 
 static const int8_t q4_table[16] __attribute__((aligned(16))) = Q4_CODES;
 static const int8_t q3_table[16] __attribute__((aligned(16))) = Q3_CODES;
+static const int8_t mxfp4_table[16] __attribute__((aligned(16))) = MXFP4_CODES;
+static const int8_t q4_0_table[16] __attribute__((aligned(16))) = Q4_0_CODES;
+static const int8_t iq4_nl_table[16] __attribute__((aligned(16))) = IQ4_NL_CODES;
 static const float normal[16] __attribute__((aligned(32))) = NORMAL_FLOAT;
 static const int8_t multiple[16] __attribute__((aligned(16))) = MULTIPLES;
 
@@ -38,6 +41,8 @@ INLINE ints book_start(int32_t value) { return _mm256_set1_epi32(value); }
 #if defined __AVXVNNI__
 #define ISA avxvnni
 
+#define WIDE_OFFSET 128
+
 INLINE codes shift_up(codes line) { return _mm256_xor_si256(line, _mm256_set1_epi8((char)128)); }
 
 INLINE ints q8_start(int32_t value) { return _mm256_set1_epi32(value); }
@@ -51,6 +56,8 @@ INLINE ints book_dot(ints sum, codes first, codes second, const int8_t *x) {
 }
 #else
 #define ISA avx2
+
+#define WIDE_OFFSET 0
 
 INLINE codes shift_up(codes line) { return line; }
 
@@ -79,13 +86,13 @@ INLINE void store_codes(uint8_t *bytes, codes line) { _mm256_storeu_si256((__m25
 
 INLINE codes q8_codes(const uint8_t *line) { return shift_up(load_codes(line)); }
 
-INLINE __m256i book(const int8_t *table) {
+INLINE __m256i book(const int8_t *table, const int offset) {
     __m256i codes = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)table));
-    return _mm256_add_epi8(codes, _mm256_set1_epi8(OFFSET));
+    return _mm256_add_epi8(codes, _mm256_set1_epi8((char)offset));
 }
 
-INLINE void q4_codes(const uint8_t *line, codes *low, codes *high) {
-    __m256i table = book(q4_table), mask = _mm256_set1_epi8(15), both = load_codes(line);
+INLINE void nibble_codes(const int8_t *codes_of, const int wide, const uint8_t *line, codes *low, codes *high) {
+    __m256i table = book(codes_of, wide ? WIDE_OFFSET : OFFSET), mask = _mm256_set1_epi8(15), both = load_codes(line);
     *low = _mm256_shuffle_epi8(table, _mm256_and_si256(both, mask));
     *high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(both, 4), mask));
 }
@@ -96,7 +103,7 @@ INLINE codes q3_codes(const uint8_t *two, const uint8_t *one, const int place) {
     high = place < 2 ? _mm256_slli_epi16(high, 2 - place) : _mm256_srli_epi16(high, place - 2);
     low = _mm256_and_si256(low, _mm256_set1_epi8(3));
     high = _mm256_and_si256(high, _mm256_set1_epi8(4));
-    return _mm256_shuffle_epi8(book(q3_table), _mm256_or_si256(low, high));
+    return _mm256_shuffle_epi8(book(q3_table, OFFSET), _mm256_or_si256(low, high));
 }
 
 INLINE floats scales(const uint8_t *line) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)line)); }
@@ -111,6 +118,11 @@ INLINE void multiples(const uint8_t *bytes, floats *low, floats *high) {
     low[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(lows, lows)));
     high[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(highs));
     high[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(highs, highs)));
+}
+
+INLINE floats powers(const uint8_t *exponents) {
+    __m256i bits = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)exponents));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(POWER_BIAS)), 23));
 }
 
 INLINE floats to_floats(ints numbers) { return _mm256_cvtepi32_ps(numbers); }

@@ -22,6 +22,9 @@ typedef __m512 table;
 
 static const int8_t q4_table[16] __attribute__((aligned(16))) = Q4_CODES;
 static const int8_t q3_table[16] __attribute__((aligned(16))) = Q3_CODES;
+static const int8_t mxfp4_table[16] __attribute__((aligned(16))) = MXFP4_CODES;
+static const int8_t q4_0_table[16] __attribute__((aligned(16))) = Q4_0_CODES;
+static const int8_t iq4_nl_table[16] __attribute__((aligned(16))) = IQ4_NL_CODES;
 static const float normal[16] __attribute__((aligned(64))) = NORMAL_FLOAT;
 static const int8_t multiple[16] __attribute__((aligned(16))) = MULTIPLES;
 
@@ -43,13 +46,13 @@ INLINE codes q8_codes(const uint8_t *line) {
     return _mm512_xor_si512(_mm512_loadu_si512(line), _mm512_set1_epi8((char)128));
 }
 
-INLINE __m512i book(const int8_t *table) {
+INLINE __m512i book(const int8_t *table, const int offset) {
     __m512i codes = _mm512_broadcast_i32x4(_mm_load_si128((const __m128i *)table));
-    return _mm512_add_epi8(codes, _mm512_set1_epi8(OFFSET));
+    return _mm512_add_epi8(codes, _mm512_set1_epi8((char)offset));
 }
 
-INLINE void q4_codes(const uint8_t *line, codes *low, codes *high) {
-    __m512i table = book(q4_table), mask = _mm512_set1_epi8(15), both = _mm512_loadu_si512(line);
+INLINE void nibble_codes(const int8_t *codes_of, const int wide, const uint8_t *line, codes *low, codes *high) {
+    __m512i table = book(codes_of, wide ? 128 : OFFSET), mask = _mm512_set1_epi8(15), both = _mm512_loadu_si512(line);
     *low = _mm512_shuffle_epi8(table, _mm512_and_si512(both, mask));
     *high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(both, 4), mask));
 }
@@ -59,7 +62,7 @@ INLINE codes q3_codes(const uint8_t *two, const uint8_t *one, const int place) {
     __m512i low = _mm512_srli_epi16(_mm512_loadu_si512(two), 2 * (place & 3)), high = _mm512_loadu_si512(one);
     high = place < 2 ? _mm512_slli_epi16(high, 2 - place) : _mm512_srli_epi16(high, place - 2);
     __m512i both = _mm512_ternarylogic_epi32(low, high, _mm512_set1_epi8(3), 0xe4);
-    return _mm512_shuffle_epi8(book(q3_table), _mm512_and_si512(both, _mm512_set1_epi8(7)));
+    return _mm512_shuffle_epi8(book(q3_table, OFFSET), _mm512_and_si512(both, _mm512_set1_epi8(7)));
 }
 
 INLINE codes load_codes(const uint8_t *bytes) { return _mm512_loadu_si512(bytes); }
@@ -74,6 +77,11 @@ INLINE void multiples(const uint8_t *bytes, floats *low, floats *high) {
     __m512i nibbles = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)bytes));
     *low = _mm512_permutexvar_ps(nibbles, table);
     *high = _mm512_permutexvar_ps(_mm512_srli_epi32(nibbles, 4), table);
+}
+
+INLINE floats powers(const uint8_t *exponents) {
+    __m512i bits = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)exponents));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(POWER_BIAS)), 23));
 }
 
 INLINE floats to_floats(ints numbers) { return _mm512_cvtepi32_ps(numbers); }

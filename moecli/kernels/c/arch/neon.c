@@ -22,6 +22,9 @@ typedef uint8x16x4_t table; /* 16 floats, byte after byte */
 
 static const int8_t q4_table[16] __attribute__((aligned(16))) = Q4_CODES;
 static const int8_t q3_table[16] __attribute__((aligned(16))) = Q3_CODES;
+static const int8_t mxfp4_table[16] __attribute__((aligned(16))) = MXFP4_CODES;
+static const int8_t q4_0_table[16] __attribute__((aligned(16))) = Q4_0_CODES;
+static const int8_t iq4_nl_table[16] __attribute__((aligned(16))) = IQ4_NL_CODES;
 static const float normal[16] = NORMAL_FLOAT;
 static const int8_t multiple[16] __attribute__((aligned(16))) = MULTIPLES;
 
@@ -48,8 +51,9 @@ INLINE void store_codes(uint8_t *bytes, codes line) { vst1q_s8((int8_t *)bytes, 
 
 INLINE codes q8_codes(const uint8_t *line) { return load_codes(line); }
 
-INLINE void q4_codes(const uint8_t *line, codes *low, codes *high) {
-    int8x16_t table = vld1q_s8(q4_table);
+INLINE void nibble_codes(const int8_t *codes_of, const int wide, const uint8_t *line, codes *low, codes *high) {
+    (void)wide;
+    int8x16_t table = vld1q_s8(codes_of);
     uint8x16_t both = vld1q_u8(line);
     *low = vqtbl1q_s8(table, vandq_u8(both, vdupq_n_u8(15)));
     *high = vqtbl1q_s8(table, vshrq_n_u8(both, 4));
@@ -77,6 +81,13 @@ INLINE void multiples(const uint8_t *bytes, floats *low, floats *high) {
     uint8x16_t both = vld1q_u8(bytes);
     four_each(vqtbl1q_s8(table, vandq_u8(both, vdupq_n_u8(15))), low);
     four_each(vqtbl1q_s8(table, vshrq_n_u8(both, 4)), high);
+}
+
+INLINE floats powers(const uint8_t *exponents) {
+    uint32_t four;
+    memcpy(&four, exponents, 4);
+    uint32x4_t bits = vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four))));
+    return vreinterpretq_f32_u32(vshlq_n_u32(vaddq_u32(bits, vdupq_n_u32(POWER_BIAS)), 23));
 }
 
 INLINE floats to_floats(ints numbers) { return vcvtq_f32_s32(numbers); }

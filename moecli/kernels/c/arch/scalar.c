@@ -26,6 +26,9 @@ typedef floats table;
 
 static const int8_t q4_table[16] __attribute__((aligned(16))) = Q4_CODES;
 static const int8_t q3_table[16] __attribute__((aligned(16))) = Q3_CODES;
+static const int8_t mxfp4_table[16] __attribute__((aligned(16))) = MXFP4_CODES;
+static const int8_t q4_0_table[16] __attribute__((aligned(16))) = Q4_0_CODES;
+static const int8_t iq4_nl_table[16] __attribute__((aligned(16))) = IQ4_NL_CODES;
 static const float normal[16] = NORMAL_FLOAT;
 static const int8_t multiple[16] __attribute__((aligned(16))) = MULTIPLES;
 
@@ -47,11 +50,12 @@ INLINE ints book_dot(ints sum, codes first, codes second, const int8_t *x) {
     return q8_dot(q8_dot(sum, first, x), second, x + 4);
 }
 
-INLINE void q4_codes(const uint8_t *line, codes *low, codes *high) {
+INLINE void nibble_codes(const int8_t *codes_of, const int wide, const uint8_t *line, codes *low, codes *high) {
+    (void)wide;
     EACH_LANE
         EACH_COLUMN {
-            low->at[b][i] = q4_table[line[4 * i + b] & 15];
-            high->at[b][i] = q4_table[line[4 * i + b] >> 4];
+            low->at[b][i] = codes_of[line[4 * i + b] & 15];
+            high->at[b][i] = codes_of[line[4 * i + b] >> 4];
         }
 }
 
@@ -93,6 +97,13 @@ INLINE void multiples(const uint8_t *bytes, floats *low, floats *high) {
         low->at[i] = multiple[bytes[i] & 15];
         high->at[i] = multiple[bytes[i] >> 4];
     }
+}
+
+INLINE floats powers(const uint8_t *exponents) {
+    floats result;
+    EACH_LANE
+        result.at[i] = from_bits((uint32_t)(exponents[i] + POWER_BIAS) << 23);
+    return result;
 }
 
 INLINE floats to_floats(ints numbers) {

@@ -3,11 +3,13 @@
    Before this an instruction set defines a vector of LANES rows (a divisor of 16):
 
        codes    4 columns of each row, a byte each; `ints` and `floats`, one number a row
-       q4_codes, q3_codes, q8_codes    the codes of a line; load_codes, store_codes    those codes in a buffer
+       nibble_codes, q3_codes, q8_codes    the codes of a line, those of nibbles by a table, `wide` as those of q8;
+                               load_codes, store_codes    those codes in a buffer
        q8_start, book_start    the sum before the first product, given the start of the activations: that, or 0 if
                                codes are signed
        q8_dot   adds 4 products a row to it, exactly; book_dot    8 products, of two lines of a codebook
        scales, load, store    floats from fp16 and from floats, and to floats
+       powers   128 times the powers of two that bytes stand for
        multiples    of a panel for two halves of a group, by a byte a row
        add      sum + (dot * activation scale) * scale, the last two in one rounding
        to_floats, times, add_product, fused    of integers; a product; a sum and a product in one rounding
@@ -16,7 +18,8 @@
    thread reads memory fastest as one stream, without prefetching by hand. Each sum adds the groups of 32 from left to
    right whatever the number of tokens and rows, and so is the same on every instruction set: in q8 times their scale,
    of a codebook those that share one first. There 16 products, an integer below 2**17, times a multiple are
-   exact. */
+   exact. Codebooks whose groups have a scale of their own take it for both multiples, and 1 for the scale; but for
+   IQ4_NL, whose codes are too large for book_dot: its groups are computed as those of q8. */
 #ifndef MOECLI_MATMUL_H
 #define MOECLI_MATMUL_H
 
@@ -40,26 +43,39 @@ struct shape {
 static size_t groups_across(struct shape shape) { return ceil_div(shape.columns, GROUP); }
 
 /* Of a group of a codebook: 4 lines of two nibbles a byte; 2 of four lower bits, then 1 of eight higher ones. */
-INLINE size_t index_bytes(const int format) { return format == Q4 ? 4 * LINE : 3 * LINE; }
+INLINE size_t index_bytes(const int format) { return format == Q3 ? 3 * LINE : 4 * LINE; }
 
-/* Bytes of the first groups of a panel: whole tiles, or all of them. */
-static size_t groups_bytes(enum format format, size_t groups) {
-    size_t scales = ceil_div(groups, SCALED_GROUPS) * 2 * PANEL_ROWS;
-    return format == Q8 ? groups * Q8_TILE : groups * (index_bytes((int)format) + PANEL_ROWS) + scales;
+/* Whether its multiples are of a scale that 8 groups share. */
+INLINE int has_multiples(const int format) { return format == Q4 || format == Q3; }
+
+/* Of a group: a byte of multiples a row or, where it has a scale of its own, that. */
+INLINE size_t multiple_bytes(const int format) {
+    return format == Q4_0 || format == IQ4_NL ? 2 * PANEL_ROWS : PANEL_ROWS;
 }
 
-/* A tile of a codebook: an fp16 scale a row for each 8 groups, then a byte of multiples a row and lines of indices for
-   each group. */
+INLINE size_t scale_bytes(const int format, size_t groups) {
+    return has_multiples(format) ? ceil_div(groups, SCALED_GROUPS) * 2 * PANEL_ROWS : 0;
+}
+
+/* Bytes of the first groups of a panel: whole tiles, or all of them. */
+INLINE size_t groups_bytes(const int format, size_t groups) {
+    if (format == Q8)
+        return groups * Q8_TILE;
+    return groups * (index_bytes(format) + multiple_bytes(format)) + scale_bytes(format, groups);
+}
+
+/* A tile of a codebook: fp16 scales, a row for each 8 groups, then multiples or scales and lines of indices for each
+   group. */
 struct tile {
     const uint8_t *scales, *multiples, *lines;
 };
 
-static struct tile tile_of(const uint8_t *packed, size_t groups) {
-    const uint8_t *multiples = packed + ceil_div(groups, SCALED_GROUPS) * 2 * PANEL_ROWS;
-    return (struct tile){packed, multiples, multiples + groups * PANEL_ROWS};
+INLINE struct tile tile_of(const int format, const uint8_t *packed, size_t groups) {
+    const uint8_t *multiples = packed + scale_bytes(format, groups);
+    return (struct tile){packed, multiples, multiples + groups * multiple_bytes(format)};
 }
 
-static size_t panel_bytes(struct shape shape) { return groups_bytes(shape.format, groups_across(shape)); }
+static size_t panel_bytes(struct shape shape) { return groups_bytes((int)shape.format, groups_across(shape)); }
 
 #define VECTORS (PANEL_ROWS / LANES) /* of a panel */
 #define EACH_VECTOR _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)
@@ -123,12 +139,34 @@ INLINE void book_finish(totals sums, counts products, const uint8_t *group, cons
 /* Lines j of the codes of either half of a group's columns. */
 INLINE void book_codes(const int format, const uint8_t *lines, int v, const int j, codes *low, codes *high) {
     const uint8_t *line = lines + v * LANES * 4;
-    if (format == Q4) {
-        q4_codes(line + j * LINE, low, high);
+    if (format != Q3) {
+        nibble_codes(format == Q4      ? q4_table
+                     : format == MXFP4 ? mxfp4_table
+                                       : q4_0_table,
+                     0, line + j * LINE, low, high);
     } else {
         *low = q3_codes(line + j / 2 * LINE, line + 2 * LINE, 2 * j);
         *high = q3_codes(line + j / 2 * LINE, line + 2 * LINE, 2 * j + 1);
     }
+}
+
+/* The scale of a group as those of q8 are, times 128. */
+INLINE floats own_scale(const int format, const uint8_t *bytes, int v) {
+    static const float as_q8[WIDE] = {128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128, 128};
+    return format == MXFP4 ? powers(bytes + v * LANES) : times(scales(bytes + v * LANES * 2), load(as_q8));
+}
+
+INLINE void both_multiples(const int format, const uint8_t *bytes, floats *first, floats *second) {
+    const int vectors = VECTORS;
+    if (has_multiples(format))
+        multiples(bytes, first, second);
+    else
+        EACH_VECTOR
+            first[v] = second[v] = own_scale(format, bytes, v);
+}
+
+INLINE floats shared_scale(const int format, struct tile tile, int v) {
+    return has_multiples(format) ? scales(tile.scales + v * LANES * 2) : load(ones);
 }
 
 /* 32 columns of a panel. */
@@ -149,7 +187,7 @@ INLINE void book_group(const int format, const uint8_t *lines, const uint8_t *by
             high[v][t] = book_dot(high[v][t], highs[0], highs[1], activations(group, t, j + 4));
         }
     }
-    multiples(bytes, first, second);
+    both_multiples(format, bytes, first, second);
     book_finish(sums, low, group, first, vectors, tokens);
     book_finish(sums, high, group, second, vectors, tokens);
 }
@@ -167,6 +205,26 @@ INLINE void q8_group(const uint8_t *tile, const uint8_t *group, totals sums, con
     }
     EACH_VECTOR
         scale[v] = scales(tile + v * LANES * 2);
+    q8_finish(sums, group_sums, group, scale, vectors, tokens);
+}
+
+/* 32 columns of a panel of IQ4_NL. */
+INLINE void wide_group(const uint8_t *lines, const uint8_t *bytes, const uint8_t *group, totals sums,
+                       const int tokens) {
+    const int vectors = VECTORS;
+    counts group_sums;
+    floats scale[VECTORS];
+    q8_begin(group_sums, group, vectors, tokens);
+    _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) EACH_VECTOR {
+        codes low, high;
+        nibble_codes(iq4_nl_table, 1, lines + j * LINE + v * LANES * 4, &low, &high);
+        EACH_TOKEN {
+            group_sums[v][t] = q8_dot(group_sums[v][t], low, activations(group, t, j));
+            group_sums[v][t] = q8_dot(group_sums[v][t], high, activations(group, t, j + 4));
+        }
+    }
+    EACH_VECTOR
+        scale[v] = own_scale(IQ4_NL, bytes, v);
     q8_finish(sums, group_sums, group, scale, vectors, tokens);
 }
 
@@ -234,10 +292,10 @@ INLINE void book_scaled(const int format, struct tile tile, size_t groups, const
     for (; groups; groups--, group += (size_t)tokens * GROUP_BYTES) {
         book_group(format, tile.lines, tile.multiples, group, group_sums, tokens);
         tile.lines += index_bytes(format);
-        tile.multiples += PANEL_ROWS;
+        tile.multiples += multiple_bytes(format);
     }
     EACH_VECTOR {
-        floats scale = scales(tile.scales + v * LANES * 2);
+        floats scale = shared_scale(format, tile, v);
         EACH_TOKEN
             sums[v][t] = fused(sums[v][t], group_sums[v][t], scale);
     }
@@ -262,7 +320,7 @@ INLINE void buffered_book_scaled(const uint8_t *buffer, const uint8_t *scale_lin
 /* A tile, or a buffer of it: the groups of two scales at most. */
 INLINE void book_tile(const int kind, const uint8_t *packed, size_t stride, size_t groups, const uint8_t *group,
                       totals sums, const int tokens) {
-    struct tile tile = tile_of(packed, groups);
+    struct tile tile = tile_of(kind, packed, groups);
     for (size_t first = 0; first < groups; first += SCALED_GROUPS) {
         size_t some = minimum(SCALED_GROUPS, groups - first);
         if (kind == BUFFERED_BOOK)
@@ -271,9 +329,18 @@ INLINE void book_tile(const int kind, const uint8_t *packed, size_t stride, size
         else
             book_scaled(kind, tile, some, group, sums, tokens);
         tile.scales += 2 * PANEL_ROWS;
-        tile.multiples += SCALED_GROUPS * PANEL_ROWS;
+        tile.multiples += SCALED_GROUPS * multiple_bytes(kind);
         tile.lines += SCALED_GROUPS * index_bytes(kind);
         group += (size_t)tokens * SCALED_GROUPS * GROUP_BYTES;
+    }
+}
+
+INLINE void wide_tile(const uint8_t *packed, size_t groups, const uint8_t *group, totals sums, const int tokens) {
+    struct tile tile = tile_of(IQ4_NL, packed, groups);
+    for (; groups; groups--, group += (size_t)tokens * GROUP_BYTES) {
+        wide_group(tile.lines, tile.multiples, group, sums, tokens);
+        tile.lines += index_bytes(IQ4_NL);
+        tile.multiples += multiple_bytes(IQ4_NL);
     }
 }
 
@@ -296,8 +363,11 @@ INLINE void sweep(const int kind, const uint8_t *packed, size_t stride, size_t g
         book_tile(kind, packed, stride, groups, group, sums, tokens);
     else
         for (; groups; groups -= minimum(groups, CHUNK)) {
-            book_tile(kind, packed, stride, minimum(groups, CHUNK), group, sums, tokens);
-            packed += groups_bytes((enum format)kind, CHUNK);
+            if (kind == IQ4_NL)
+                wide_tile(packed, minimum(groups, CHUNK), group, sums, tokens);
+            else
+                book_tile(kind, packed, stride, minimum(groups, CHUNK), group, sums, tokens);
+            packed += groups_bytes(kind, CHUNK);
             group += CHUNK * step;
         }
     EACH_TOKEN
@@ -313,7 +383,7 @@ INLINE void unpack_scales(const uint8_t *scale_line, uint8_t *line) {
 INLINE void unpack_group(const int format, const uint8_t *lines, const uint8_t *bytes, uint8_t *buffer) {
     const int vectors = VECTORS;
     floats numbers[2][VECTORS];
-    multiples(bytes, numbers[0], numbers[1]);
+    both_multiples(format, bytes, numbers[0], numbers[1]);
     EACH_VECTOR {
         _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {
             codes low, high;
@@ -327,12 +397,34 @@ INLINE void unpack_group(const int format, const uint8_t *lines, const uint8_t *
 }
 
 INLINE void unpack_book(const int format, const uint8_t *packed, size_t groups, uint8_t *buffer) {
-    struct tile tile = tile_of(packed, groups);
-    for (size_t i = 0; i < ceil_div(groups, SCALED_GROUPS); i++)
-        unpack_scales(tile.scales + i * 2 * PANEL_ROWS, buffer + CHUNK * UNPACKED + i * LINE);
+    struct tile tile = tile_of(format, packed, groups);
+    for (size_t i = 0; i < ceil_div(groups, SCALED_GROUPS); i++) {
+        uint8_t *line = buffer + CHUNK * UNPACKED + i * LINE;
+        if (has_multiples(format))
+            unpack_scales(tile.scales + i * 2 * PANEL_ROWS, line);
+        else
+            memcpy(line, ones, LINE);
+    }
     for (size_t i = 0; i < groups; i++)
-        unpack_group(format, tile.lines + i * index_bytes(format), tile.multiples + i * PANEL_ROWS,
+        unpack_group(format, tile.lines + i * index_bytes(format), tile.multiples + i * multiple_bytes(format),
                      buffer + i * UNPACKED);
+}
+
+/* As q8 is in a buffer. */
+INLINE void unpack_wide(const uint8_t *packed, size_t groups, uint8_t *buffer) {
+    const int vectors = VECTORS;
+    struct tile tile = tile_of(IQ4_NL, packed, groups);
+    for (size_t i = 0; i < groups; i++, buffer += UNPACKED)
+        EACH_VECTOR {
+            _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {
+                codes low, high;
+                nibble_codes(iq4_nl_table, 1, tile.lines + i * 4 * LINE + j * LINE + v * LANES * 4, &low, &high);
+                store_codes(buffer + j * LINE + v * LANES * 4, low);
+                store_codes(buffer + (4 + j) * LINE + v * LANES * 4, high);
+            }
+            floats scale = own_scale(IQ4_NL, tile.multiples + i * multiple_bytes(IQ4_NL), v);
+            store((float *)(buffer + 8 * LINE) + v * LANES, scale);
+        }
 }
 
 INLINE void unpack_q8(const uint8_t *tile, uint8_t *buffer) {
@@ -347,6 +439,12 @@ static void unpack(enum format format, const uint8_t *packed, size_t groups, uin
         unpack_book(Q4, packed, groups, buffer);
     else if (format == Q3)
         unpack_book(Q3, packed, groups, buffer);
+    else if (format == MXFP4)
+        unpack_book(MXFP4, packed, groups, buffer);
+    else if (format == Q4_0)
+        unpack_book(Q4_0, packed, groups, buffer);
+    else if (format == IQ4_NL)
+        unpack_wide(packed, groups, buffer);
     else
         for (; groups; groups--, packed += Q8_TILE, buffer += UNPACKED)
             unpack_q8(packed, buffer);
@@ -360,7 +458,14 @@ typedef void kernel(const uint8_t *packed, size_t stride, size_t groups, const u
         sweep(kind, packed, stride, groups, group, sums, tokens);                                                      \
     }
 #define KERNELS(tokens)                                                                                                \
-    KERNEL(Q4, tokens) KERNEL(Q3, tokens) KERNEL(Q8, tokens) KERNEL(BUFFERED_BOOK, tokens) KERNEL(BUFFERED_Q8, tokens)
+    KERNEL(Q4, tokens)                                                                                                 \
+    KERNEL(Q3, tokens)                                                                                                 \
+    KERNEL(MXFP4, tokens)                                                                                              \
+    KERNEL(Q4_0, tokens)                                                                                               \
+    KERNEL(IQ4_NL, tokens)                                                                                             \
+    KERNEL(Q8, tokens)                                                                                                 \
+    KERNEL(BUFFERED_BOOK, tokens)                                                                                      \
+    KERNEL(BUFFERED_Q8, tokens)
 #define NAME(kind, tokens) sweep_##kind##_##tokens
 KERNELS(1)
 #if TOKENS == 1
@@ -378,8 +483,11 @@ KERNELS(6)
 #define NAMES(kind) {FOUR(kind), NAME(kind, 5), NAME(kind, 6)}
 #endif
 #endif
-static kernel *const kernels[KINDS][TOKENS] = {NAMES(Q4), NAMES(Q3), NAMES(Q8), NAMES(BUFFERED_BOOK),
-                                               NAMES(BUFFERED_Q8)};
+static kernel *const kernels[KINDS][TOKENS] = {NAMES(Q4),     NAMES(Q3), NAMES(MXFP4),         NAMES(Q4_0),
+                                               NAMES(IQ4_NL), NAMES(Q8), NAMES(BUFFERED_BOOK), NAMES(BUFFERED_Q8)};
+
+/* Whether 4 products of its codes are too large for 16 bits. */
+static int is_wide(enum format format) { return format == Q8 || format == IQ4_NL; }
 
 /* sums [tokens, 32] of `count` rows from `row` on, which begins a panel, times a block of tokens. `buffer` has 2
    panels' chunk. */
@@ -395,12 +503,12 @@ static void tiled_product(struct shape shape, const uint8_t *packed, size_t row,
         size_t between = panel + PANELS <= panels ? PANEL_CHUNK : 0;
         for (size_t first = 0; first < groups; first += CHUNK) {
             size_t some = minimum(CHUNK, groups - first);
-            const uint8_t *from = packed + groups_bytes(shape.format, first);
+            const uint8_t *from = packed + groups_bytes((int)shape.format, first);
             for (size_t s = 0; s < PANELS && panel + s < panels; s++)
                 unpack(shape.format, from + (panel + s) * stride, some, buffer + s * PANEL_CHUNK);
             for (size_t token = 0; token < tokens; token += TOKENS) {
                 size_t width = minimum(TOKENS, tokens - token);
-                kernels[shape.format == Q8 ? BUFFERED_Q8 : BUFFERED_BOOK][width - 1](
+                kernels[is_wide(shape.format) ? BUFFERED_Q8 : BUFFERED_BOOK][width - 1](
                     buffer, between, some, quantised + (token * groups + first * width) * GROUP_BYTES,
                     sums + token * TASK_ROWS + panel * PANEL_ROWS);
             }

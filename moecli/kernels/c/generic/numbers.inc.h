@@ -48,6 +48,7 @@ INLINE uint16_t to_fp16(float number) {
 #define WIDE 16 /* sums side by side */
 
 static const float zeros[WIDE];
+static const float ones[WIDE] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 INLINE float sum_of(const float *sums) {
     float eight[8], four[4];
@@ -66,6 +67,7 @@ INLINE float sum_of(const float *sums) {
 #define OFFSET 32      /* added to q4's codes where the instruction set wants them unsigned; to q8's 4 times as much */
 #define GROUP_BYTES 44 /* bytes of such a group: 32 codes, their scale / 128, -OFFSET times the sum of each half */
 #define EPS 1e-30f
+#define POWER_BIAS 6 /* an exponent e stands for 2^(e - 128); times 128 that is a float whose own is e + 6 */
 
 /* Activations of a few tokens, side by side, group after group:
    [group][token][32 codes], [group][token] scale, [group][half][token] start. */

@@ -7,7 +7,8 @@
 #define LARGEST_SCALE 65504.0f /* of fp16 */
 #define WIDEST SCALED          /* columns that are quantised at once */
 #define HALVES (SCALED / HALF)
-#define RUN 4 /* times as many are a task */
+#define Q8_CODES 127 /* of either sign */
+#define RUN 4        /* times as many are a task */
 
 static float within(float number, float limit) { return number < -limit ? -limit : number > limit ? limit : number; }
 
@@ -144,6 +145,33 @@ INLINE float q8_code(float weight, float inverse) { return within(weight * inver
 
 static float q8_inverse(float scale) { return scale < EPS ? 0 : 1 / scale; }
 
+/* Whether weights are codes times a scale to the last bit. */
+static int keeps(const float *weights, float scale) {
+    float inverse = q8_inverse(scale);
+    for (int k = 0; k < GROUP; k++)
+        if (q8_code(weights[k], inverse) * scale != weights[k])
+            return 0;
+    return 1;
+}
+
+/* The fp16 number, 127 times at least the largest weight, of which all are whole multiples; `otherwise` if there is
+   none. */
+static float kept_scale(const float *weights, float absmax, float otherwise) {
+    float steps[Q8_CODES];
+    int fits[Q8_CODES], any = 0;
+    for (int i = 0; i < Q8_CODES; i++) {
+        float step = absmax / (float)(Q8_CODES - i);
+        steps[i] = step;
+        fits[i] = ((bits_of(step) & 0x1fff) == 0) & (step * (float)(Q8_CODES - i) == absmax) &
+                  (step >= 0x1p-14f / 128) & (step <= LARGEST_SCALE / 128);
+        any |= fits[i];
+    }
+    for (int i = 0; any && i < Q8_CODES; i++)
+        if (fits[i] && keeps(weights, steps[i]))
+            return steps[i];
+    return otherwise;
+}
+
 /* A group of 32 in a row of a tile: its scale, and 4 bytes in each of 8 lines. */
 static void q8_row(const float *weights, float absmax, uint8_t *scale_at, uint8_t *lines) {
     float base = fabsf(absmax) / 127, best = INFINITY, chosen = base;
@@ -163,6 +191,8 @@ static void q8_row(const float *weights, float absmax, uint8_t *scale_at, uint8_
         }
     }
     uint16_t scale = to_fp16(chosen * 128);
+    if (!keeps(weights, from_fp16(scale) / 128))
+        scale = to_fp16(kept_scale(weights, fabsf(absmax), chosen) * 128);
     memcpy(scale_at, &scale, 2);
     float inverse = q8_inverse(from_fp16(scale) / 128);
     for (int k = 0; k < GROUP; k++)
@@ -235,7 +265,8 @@ static int can_be_packed(struct packing *packing, float absmax) {
 /* Columns of a panel from a group on, those that share a scale. */
 static struct tile tile_at(struct shape shape, const uint8_t *panel, size_t group) {
     size_t first = group / CHUNK * CHUNK, within = group - first;
-    struct tile tile = tile_of(panel + groups_bytes(shape.format, first), minimum(CHUNK, groups_across(shape) - first));
+    struct tile tile = tile_of((int)shape.format, panel + groups_bytes((int)shape.format, first),
+                               minimum(CHUNK, groups_across(shape) - first));
     tile.scales += within / SCALED_GROUPS * 2 * PANEL_ROWS;
     tile.multiples += within * PANEL_ROWS;
     tile.lines += within * index_bytes((int)shape.format);
