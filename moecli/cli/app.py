@@ -16,6 +16,7 @@ from typer.main import get_command
 from moecli import __version__, settings
 from moecli.cli import (
     bench,
+    compare,
     completion,
     doctor,
     help,
@@ -23,6 +24,7 @@ from moecli.cli import (
     list,
     memory,
     pack,
+    perplexity,
     program,
     pull,
     rm,
@@ -50,6 +52,8 @@ class Program(program.Group):
         "inspect": ("Use a model", inspect.inspect, inspect.EXAMPLES),
         "memory": ("Use a model", memory.memory, memory.EXAMPLES),
         "score": ("Use a model", score.score, score.EXAMPLES),
+        "perplexity": ("Use a model", perplexity.perplexity, perplexity.EXAMPLES),
+        "compare": ("Use a model", compare.compare, compare.EXAMPLES),
         "serve": ("Use a model", serve.serve, serve.EXAMPLES),
         "bench": ("Use a model", bench.bench, bench.EXAMPLES),
         "pull": ("Models on this machine", pull.pull, pull.EXAMPLES),

@@ -7,9 +7,7 @@ from typing import Annotated
 import typer
 
 from moecli.cli import options, running
-from moecli.experts.policies import DEFAULT
 from moecli.output import loading, terminal
-from moecli.units import parse_size
 
 EXAMPLES = """Examples:
 
@@ -23,6 +21,7 @@ EXAMPLES = """Examples:
 """
 
 
+@options.with_options_of_fields
 def bench(
     model: options.Model,
     *,
@@ -49,13 +48,7 @@ def bench(
         options.option(metavar="N", help="Decode N texts side by side, too.", default=True, check=options.at_least(1)),
     ] = 1,
     seed: running.Seed = 0,
-    dtype: options.Dtype = "auto",
-    ctx: options.Context = None,
-    ram: options.Ram = None,
-    policy: running.Policy = DEFAULT,
-    device: running.Device = "auto",
-    vram: options.Vram = None,
-    threads: options.Threads = None,
+    placing: running.Placing = running.Placing(),
     json: options.Json = False,
     format: options.Form = None,
     output: options.Output = None,
@@ -69,21 +62,17 @@ def bench(
 
     Exit 3: a median lies outside its forecast.
     """
-    running.check(dtype, policy, device)
+    placing.check()
     form = options.record_form(format, json, output)
-    ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet, yes)
+    ref, agreed = placing.find(model, offline, quiet, yes)
     with terminal.status("measuring this machine ...", quiet):
         from moecli.engine import bench as engine
-        from moecli.engine.loaded import LoadOptions, open_for_run
+        from moecli.engine.loaded import open_for_run
         from moecli.output import bench as show
         from moecli.output import records
         from moecli.output.json.bench import document
 
-        wanted = LoadOptions(
-            dtype=ref.dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
-            device=device, vram=None if vram is None else parse_size(vram),
-        )  # fmt: skip
-        opened = open_for_run(ref, wanted)
+        opened = open_for_run(ref, placing.load_options(ref.dtype))
         work = engine.workload(opened, prompt_tokens, max_tokens, repeat, seed or 0, parallel)
         expected = engine.expect(opened, work)
     if not quiet:

@@ -10,7 +10,7 @@ import typer
 from moecli import settings
 from moecli.cli import options
 from moecli.cli.routing import show as show_routing
-from moecli.cli.routing_options import RoutingOptions, takes_routing_options
+from moecli.cli.routing_options import RoutingOptions
 from moecli.errors import CheckpointError, MoecliError, UsageError
 from moecli.output import terminal
 
@@ -38,7 +38,7 @@ Models = Annotated[
 ]
 
 
-@takes_routing_options
+@options.with_options_of_fields
 def inspect(
     models: Models = None,
     *,

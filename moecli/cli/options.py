@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -150,6 +153,35 @@ def option(
     )  # fmt: skip
 
 
+def with_options_of_fields(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters that are dataclasses are filled from an option for each of their fields, in place."""
+    own = signature(command, eval_str=True)
+    tables: dict[str, tuple[Any, list[Parameter]]] = {}
+    described: list[Parameter] = []
+    for each in own.parameters.values():
+        if not is_dataclass(each.default):
+            described.append(each)
+            continue
+        kind: Any = type(each.default)
+        hints = get_type_hints(kind, include_extras=True)
+        table = [
+            Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+            for field in fields(kind)
+        ]
+        tables[each.name] = kind, table
+        described += table
+
+    @wraps(command)
+    def filled(**given: Any) -> None:
+        for name, (kind, table) in tables.items():
+            given[name] = kind(**{each.name: given.pop(each.name) for each in table})
+        command(**given)
+
+    filled.__signature__ = own.replace(parameters=described)  # type: ignore[attr-defined]  # what typer reads
+    filled.__annotations__ = {each.name: each.annotation for each in described}
+    return filled
+
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -213,6 +245,8 @@ Log = Annotated[  # of commands that decide nothing
     bool, option("--verbose", "-v", panel=OUTPUT, help="Log what is found, read and asked to stderr.", check=_log)
 ]
 NoColor = Annotated[bool, option("--no-color", panel=OUTPUT, help="Use no colour.")]  # errors see it for themselves
+System = Annotated[str | None, option(metavar="TEXT", help="System message for the chat template.")]
+Raw = Annotated[bool, option("--raw", help="Use no chat template: continue the prompt as it is.")]
 Tokenizer = Annotated[
     str | None,
     option(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import wraps
-from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 from moecli.cli import options
 from moecli.errors import UsageError
@@ -153,24 +151,3 @@ class RoutingOptions:
         if not factors or not all(0 < factor < 1e6 for factor in factors):
             raise UsageError(f"--capacity {text} is no list of factors", "write positive numbers: 1,1.25,2")
         return factors
-
-
-def takes_routing_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameter `routing` is filled from an option for each field of RoutingOptions, in its place."""
-    hints = get_type_hints(RoutingOptions, include_extras=True)
-    table = [
-        Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=hints[each.name])
-        for each in fields(RoutingOptions)
-    ]
-
-    @wraps(command)
-    def filled(**given: Any) -> None:
-        wanted = RoutingOptions(**{each.name: given.pop(each.name) for each in table})
-        command(**given, routing=wanted)
-
-    own = signature(command, eval_str=True)
-    others = [each for each in own.parameters.values() if each.name != "routing"]
-    described = own.replace(parameters=[*others, *table])
-    filled.__signature__ = described  # type: ignore[attr-defined]  # what typer reads, and help() shows
-    filled.__annotations__ = {each.name: each.annotation for each in described.parameters.values()}
-    return filled

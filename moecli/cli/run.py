@@ -11,9 +11,7 @@ import typer
 
 from moecli.cli import options, running
 from moecli.errors import UsageError, printable
-from moecli.experts.policies import DEFAULT
 from moecli.output import loading, terminal
-from moecli.units import parse_size
 
 if TYPE_CHECKING:
     from moecli.engine.chat import ChatSession
@@ -36,6 +34,7 @@ _DRAFTS = ("lookup", "off")
 _LONGEST = 512  # tokens of an answer, unless asked for more
 
 
+@options.with_options_of_fields
 def run(
     model: options.Model,
     prompt: Annotated[
@@ -54,8 +53,8 @@ def run(
         Path | None,
         options.option("--file", "-f", metavar="FILE", help="Read this text file before the prompt; - is stdin."),
     ] = None,
-    system: Annotated[str | None, options.option(metavar="TEXT", help="System message for the chat template.")] = None,
-    raw: Annotated[bool, options.option("--raw", help="Use no chat template: continue the prompt as it is.")] = False,
+    system: options.System = None,
+    raw: options.Raw = False,
     tokenizer: options.Tokenizer = None,
     max_tokens: Annotated[
         int | None,
@@ -104,13 +103,7 @@ def run(
         ),
     ] = _DRAFTS[0],
     expert_capacity: running.ExpertCapacity = None,
-    dtype: options.Dtype = "auto",
-    ctx: options.Context = None,
-    ram: options.Ram = None,
-    policy: running.Policy = DEFAULT,
-    device: running.Device = "auto",
-    vram: options.Vram = None,
-    threads: options.Threads = None,
+    placing: running.Placing = running.Placing(),
     logprobs: Annotated[
         int | None,
         options.option(
@@ -139,7 +132,7 @@ def run(
 
     Sampling options left out are the model's own (generation_config.json), else temperature 0.7.
     """
-    running.check(dtype, policy, device)
+    placing.check()
     if draft not in _DRAFTS:
         raise UsageError.unknown("--draft", draft, " or ".join(_DRAFTS))
     options.check_output("--trace", trace)
@@ -151,19 +144,15 @@ def run(
     from moecli.library.resolve import Kind
     from moecli.output.memory import beyond
 
-    ref, agreed = running.find(model, dtype, ram, ctx, offline, quiet, yes, tokenizer)
+    ref, agreed = placing.find(model, offline, quiet, yes, tokenizer)
     with terminal.status("loading ...", quiet):
         from moecli.engine import fallback
         from moecli.engine.chat import ChatSession, GenerationConfig, RecordedSession, plan_for
-        from moecli.engine.loaded import LoadOptions, open_for_run
+        from moecli.engine.loaded import open_for_run
         from moecli.engine.sampling import SamplingOptions, new_seed
         from moecli.output.answer import gaps
 
-        limits = LoadOptions(
-            dtype=ref.dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
-            device=device, vram=None if vram is None else parse_size(vram), expert_capacity=expert_capacity,
-        )  # fmt: skip
-        opened = open_for_run(ref, limits)
+        opened = open_for_run(ref, placing.load_options(ref.dtype, expert_capacity))
         sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty).resolve(opened.defaults)
         longest = max_tokens or min(_LONGEST, opened.defaults.max_new_tokens or _LONGEST)
         config = GenerationConfig(
@@ -173,7 +162,7 @@ def run(
         plan = plan_for(opened, config, text)
     if not quiet:
         terminal.say_notes(opened.notes)
-        terminal.say_notes(filter(None, [beyond(opened.spec, ctx), text and gaps(opened, text)]))
+        terminal.say_notes(filter(None, [beyond(opened.spec, placing.ctx), text and gaps(opened, text)]))
     if system and (raw or opened.tokenizer.chat_template is None):
         why = "--raw uses no chat template" if raw else f"{opened.name} has no chat template"
         terminal.say(f"note: --system is left out: {why}")
@@ -246,7 +235,7 @@ def _read_prompt(model: str, argument: str | None, option: str | None, file: Pat
         hint = f"moecli run {model} -f {shown} reads it; -p {printable(argument, 60)} means the text itself"
         raise UsageError(f"the prompt '{printable(argument, 60)}' names a file", hint)
     typed = option if argument is None else argument
-    read = "" if file is None or str(file) == "-" else _read_file(file)
+    read = "" if file is None or str(file) == "-" else running.read_file(file)
     if text := running.behind_stdin(typed or "", read):
         return text
     if typed is None and file is None and sys.stdin is not None and sys.stdin.isatty():
@@ -259,18 +248,6 @@ def _named_file(prompt: str) -> Path | None:
     path = Path(prompt.removeprefix("@"))
     looks = len(prompt.split()) == 1 and len(prompt) < 256 and (prompt[0] == "@" or re.search(r"[./\\]", prompt))
     return path if looks and options.is_file(path) else None
-
-
-def _read_file(path: Path) -> str:
-    from moecli.text import incoming
-
-    shown = printable(str(path), 80)
-    try:
-        with path.open("rb") as file:
-            content = incoming.read(file, shown)
-    except OSError as error:
-        raise UsageError(f"--file {shown} cannot be read: {error.strerror}", "name a text file") from error
-    return incoming.decode(content, shown, terminal.say).replace("\r\n", "\n")
 
 
 def _answer(session: ChatSession, text: str, json: bool, quiet: bool) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from moecli import settings
 from moecli.cli import options
-from moecli.errors import UsageError
-from moecli.experts.policies import POLICIES
+from moecli.errors import UsageError, printable
+from moecli.experts.policies import DEFAULT, POLICIES
 from moecli.formats import check_dtype
 from moecli.output import terminal
+from moecli.units import parse_size
 
 if TYPE_CHECKING:
+    from moecli.engine.loaded import LoadOptions
     from moecli.library.resolve import ModelRef
 
 SLOW = 1.0  # tokens per second: below it, the user is asked first
@@ -47,13 +50,63 @@ ExpertCapacity = Annotated[
 ]  # fmt: skip
 
 
-def check(dtype: str, policy: str, device: str) -> None:
-    """UsageError for a word that is not known."""
-    check_dtype(dtype)
-    if policy not in POLICIES:
-        raise UsageError.unknown("--policy", policy, ", ".join(POLICIES))
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
-        raise UsageError.unknown("--device", device, "auto, cpu, cuda or cuda:N")
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """In what format, where and within how much memory a model runs: options of every command that runs one."""
+
+    dtype: options.Dtype = "auto"
+    ctx: options.Context = None
+    ram: options.Ram = None
+    policy: Policy = DEFAULT
+    device: Device = "auto"
+    vram: options.Vram = None
+    threads: options.Threads = None
+
+    def check(self) -> None:
+        """UsageError for a word that is not known."""
+        check_dtype(self.dtype)
+        if self.policy not in POLICIES:
+            raise UsageError.unknown("--policy", self.policy, ", ".join(POLICIES))
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
+            raise UsageError.unknown("--device", self.device, "auto, cpu, cuda or cuda:N")
+
+    def find(
+        self, model: str, offline: bool, quiet: bool, yes: bool, tokenizer: str | None = None
+    ) -> tuple[ModelRef, bool]:
+        """What MODEL means, its weights on this machine, and whether somebody has just agreed to run it.
+
+        `yes`: that is agreed to already. `tokenizer`: what --tokenizer names.
+        """
+        from moecli.library.resolve import Kind, resolve
+
+        found = with_tokenizer(resolve(model, dtype=self.dtype), tokenizer, offline)
+        ref = with_weights(found, found.dtype, self.ram, self.ctx, offline, quiet, yes)
+        if ref.kind is Kind.STORE and not ref.by_path and ref.name.casefold() != model.casefold() and not quiet:
+            terminal.say(f"using {ref.name}, packed from {model}")
+        return replace(ref, dtype=found.dtype), found.folder is None
+
+    def load_options(self, dtype: str, expert_capacity: int | None = None) -> LoadOptions:
+        """The same for the engine, in the format that MODEL turned out to be asked for in."""
+        from moecli.engine.loaded import LoadOptions
+
+        return LoadOptions(
+            dtype=dtype, context=self.ctx, ram=None if self.ram is None else parse_size(self.ram),
+            device=self.device, vram=None if self.vram is None else parse_size(self.vram), threads=self.threads,
+            policy=self.policy, expert_capacity=expert_capacity,
+        )  # fmt: skip
+
+
+def read_file(path: Path, option: str = "--file") -> str:
+    """The text of a file that an option names. UsageError if it cannot be read."""
+    from moecli.text import incoming
+
+    shown = printable(str(path), 80)
+    try:
+        with path.open("rb") as file:
+            content = incoming.read(file, shown)
+    except OSError as error:
+        raise UsageError(f"{option} {shown} cannot be read: {error.strerror}", "name a text file") from error
+    return incoming.decode(content, shown, terminal.say).replace("\r\n", "\n")
 
 
 def behind_stdin(typed: str, read: str = "") -> str:
@@ -61,29 +114,6 @@ def behind_stdin(typed: str, read: str = "") -> str:
     typed = "" if typed == "-" else typed
     parts = (terminal.read_stdin().strip("\n"), read.strip("\n"), terminal.clean(typed))
     return "\n\n".join(part for part in parts if part)
-
-
-def find(
-    model: str,
-    dtype: str,
-    ram: str | None,
-    context: int | None,
-    offline: bool,
-    quiet: bool,
-    yes: bool,
-    tokenizer: str | None = None,
-) -> tuple[ModelRef, bool]:
-    """What MODEL means, its weights on this machine, and whether somebody has just agreed to run it.
-
-    `yes`: that is agreed to already. `tokenizer`: what --tokenizer names.
-    """
-    from moecli.library.resolve import Kind, resolve
-
-    found = with_tokenizer(resolve(model, dtype=dtype), tokenizer, offline)
-    ref = with_weights(found, found.dtype, ram, context, offline, quiet, yes)
-    if ref.kind is Kind.STORE and not ref.by_path and ref.name.casefold() != model.casefold() and not quiet:
-        terminal.say(f"using {ref.name}, packed from {model}")
-    return replace(ref, dtype=found.dtype), found.folder is None
 
 
 def with_tokenizer(ref: ModelRef, name: str | None, offline: bool = False, check: bool = False) -> ModelRef:

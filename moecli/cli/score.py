@@ -8,9 +8,7 @@ import typer
 
 from moecli.cli import options, running
 from moecli.errors import UsageError
-from moecli.experts.policies import DEFAULT
 from moecli.output import loading, terminal
-from moecli.units import parse_size
 
 EXAMPLES = """Examples:
 
@@ -22,6 +20,7 @@ EXAMPLES = """Examples:
 """
 
 
+@options.with_options_of_fields
 def score(
     model: options.Model,
     prompt: Annotated[
@@ -34,16 +33,10 @@ def score(
     labels: Annotated[
         str | None, options.option(metavar="A,B,...", help="The answers, commas between; a space begins each of them.")
     ] = None,
-    system: Annotated[str | None, options.option(metavar="TEXT", help="System message for the chat template.")] = None,
-    raw: Annotated[bool, options.option("--raw", help="Use no chat template: continue the prompt as it is.")] = False,
+    system: options.System = None,
+    raw: options.Raw = False,
     tokenizer: options.Tokenizer = None,
-    dtype: options.Dtype = "auto",
-    ctx: options.Context = None,
-    ram: options.Ram = None,
-    policy: running.Policy = DEFAULT,
-    device: running.Device = "auto",
-    vram: options.Vram = None,
-    threads: options.Threads = None,
+    placing: running.Placing = running.Placing(),
     json: options.Json = False,
     offline: options.Offline = False,
     yes: options.Yes = False,
@@ -55,27 +48,23 @@ def score(
 
     The log-probability is the sum over an answer's tokens, so that long answers have lower ones.
     """
-    running.check(dtype, policy, device)
+    placing.check()
     names = [name.strip() for name in (labels or "").split(",") if name.strip()]
     if not names or len(set(names)) < len(names):
         raise UsageError("--labels needs answers that differ", f'moecli score {model} "prompt" --labels yes,no')
     text = running.behind_stdin(prompt or "")
     if not text:
         raise UsageError("the prompt is empty", f'moecli score {model} "prompt" --labels {labels}')
-    ref, _ = running.find(model, dtype, ram, ctx, offline, quiet, yes, tokenizer)
+    ref, _ = placing.find(model, offline, quiet, yes, tokenizer)
     with terminal.status("loading ...", quiet):
         from moecli.engine.chat import GenerationConfig
-        from moecli.engine.loaded import LoadOptions, open_for_run
+        from moecli.engine.loaded import open_for_run
         from moecli.engine.sampling import Sampling
         from moecli.engine.score import encode_labels, plan_for, score_labels
         from moecli.output.json.score import document
         from moecli.output.score import show
 
-        limits = LoadOptions(
-            dtype=ref.dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
-            device=device, vram=None if vram is None else parse_size(vram),
-        )  # fmt: skip
-        opened = open_for_run(ref, limits)
+        opened = open_for_run(ref, placing.load_options(ref.dtype))
         config = GenerationConfig(Sampling(), 0, system=system and terminal.clean(system), raw=raw)
         wanted = encode_labels(opened, config, text, list(map(terminal.clean, names)))
         plan = plan_for(opened, wanted)

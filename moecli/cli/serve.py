@@ -10,9 +10,7 @@ import typer
 from moecli import settings
 from moecli.cli import options, running
 from moecli.errors import MoecliError, UsageError
-from moecli.experts.policies import DEFAULT
 from moecli.output import loading, terminal
-from moecli.units import parse_size
 
 EXAMPLES = """Examples:
 
@@ -28,6 +26,7 @@ EXAMPLES = """Examples:
 _SERVER = "Server"
 
 
+@options.with_options_of_fields
 def serve(
     models: Annotated[
         list[str] | None,
@@ -76,13 +75,7 @@ def serve(
             help="How long a model stays in memory after its last answer: 5m, 1h30m, 0, -1 for ever.",
         ),
     ] = "5m",
-    dtype: options.Dtype = "auto",
-    ctx: options.Context = None,
-    ram: options.Ram = None,
-    policy: running.Policy = DEFAULT,
-    device: running.Device = "auto",
-    vram: options.Vram = None,
-    threads: options.Threads = None,
+    placing: running.Placing = running.Placing(),
     offline: options.Offline = False,
     yes: options.Yes = False,
     quiet: options.Quiet = False,
@@ -94,10 +87,9 @@ def serve(
     A model is loaded when it is first asked for, one at a time. Requests for it are generated side by side, each expert
     read once for all; one that begins like an earlier one reads only what is new. No answer depends on the others.
     """
-    running.check(dtype, policy, device)
+    placing.check()
     _require()
     with terminal.status("starting ...", quiet):
-        from moecli.engine.loaded import LoadOptions
         from moecli.serve.engine import Engine, EngineOptions
         from moecli.serve.http import Refused
         from moecli.serve.models import ServedModels
@@ -109,11 +101,7 @@ def serve(
         stays = keep_alive_seconds(keep_alive)
     except Refused as error:
         raise UsageError(f"--{error.message.replace('_', '-')}", error.hint) from error
-    refs = [running.find(each, dtype, ram, ctx, offline, quiet, yes)[0] for each in models or ()]
-    load = LoadOptions(
-        dtype=dtype, context=ctx, ram=None if ram is None else parse_size(ram), threads=threads, policy=policy,
-        device=device, vram=None if vram is None else parse_size(vram),
-    )  # fmt: skip
+    refs = [placing.find(each, offline, quiet, yes)[0] for each in models or ()]
     where = ServerOptions(host, port, api_key or settings.read("MOECLI_API_KEY"))
     listening = listen(where)
     if not where.loopback and where.key is None:
@@ -124,8 +112,11 @@ def serve(
         if not quiet:
             terminal.say("answers the clients of OpenAI (/v1), Ollama (/api) and Anthropic; Ctrl-C ends it")
 
-    engine = Engine(EngineOptions(load, parallel, queue, stays), partial(loading.progress, quiet=quiet))
-    answer(engine, ServedModels(refs, dtype), listening, where, ready)
+    engine = Engine(
+        EngineOptions(placing.load_options(placing.dtype), parallel, queue, stays),
+        partial(loading.progress, quiet=quiet),
+    )
+    answer(engine, ServedModels(refs, placing.dtype), listening, where, ready)
 
 
 def _require() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from random import Random
 
@@ -12,6 +12,7 @@ import torch
 from moecli.engine.chat import Conversation, GenerationConfig
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Session, Timing
+from moecli.engine.layerwise import groups
 from moecli.engine.loaded import LoadedModel, OpenedModel
 from moecli.engine.recorder import LayerwiseRecorder, Text, finish, new_builders, new_recorder
 from moecli.engine.sampling import Sampler
@@ -102,7 +103,7 @@ def _shares(texts: Sequence[tuple[str, Sequence[int]]], limit: int | None) -> di
 def _layerwise(decoder: Decoder, together: int, texts: Sequence[Text], builder: TraceBuilder, watch: Progress) -> None:
     """In groups of at most `together` tokens. A group half of whose layers are done counts as half its tokens."""
     done, total = 0, sum(len(text.ids) for text in texts)
-    for group in _groups(texts, together):
+    for group in groups(texts, together):
         recorder, size = LayerwiseRecorder(decoder.spec, builder, group), sum(len(text.ids) for text in group)
         part = partial(_share, watch, done, size, total)
         decoder.layerwise_prefill([torch.tensor(text.ids) for text in group], CHUNK, recorder, part)
@@ -111,18 +112,6 @@ def _layerwise(decoder: Decoder, together: int, texts: Sequence[Text], builder: 
 
 def _share(watch: Progress, before: int, size: int, total: int, done: int, of: int) -> None:
     watch(before + size * done // of, total)
-
-
-def _groups(texts: Sequence[Text], together: int) -> Iterator[list[Text]]:
-    group: list[Text] = []
-    size = 0
-    for text in texts:
-        if group and size + len(text.ids) > together:
-            yield group
-            group, size = [], 0
-        group.append(text)
-        size += len(text.ids)
-    yield group
 
 
 def _fill(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -150,7 +150,7 @@ class Decoder:
                     count = partial(_count, watch, start, len(ids))
                     states = self._block(part, cache, len(ids), observer, wanted, count)
             watch(len(ids), len(ids))
-            return self._final_norm(states[-1:] if last_only else states)
+            return self.normed(states[-1:] if last_only else states)
 
     def forward_texts(self, ids: Tensor, caches: Sequence[Cache]) -> Tensor:
         """One more token of each of several texts, ids [N]: their normed states [N, D], to the bit as for each alone.
@@ -180,7 +180,7 @@ class Decoder:
                     for start, part in zip(range(0, len(ids), some), ids.to(self.device).split(some), strict=True)
                 ]
             )
-            return self._final_norm(states)
+            return self.normed(states)
 
     def first_not_finite(self, ids: Tensor, read: Tensor | None = None) -> str:
         """Where the states of a text [T] are first infinite or no numbers, in words: for an error that is certain.
@@ -212,18 +212,32 @@ class Decoder:
     ) -> None:
         """Route every token of several texts [T], each from its own start, asking for each expert once per layer.
 
-        All hidden states are kept from layer to layer. Only the routed experts see more than `chunk` tokens at a time.
         `watch` is told halves of layers done, of how many.
         """
+        halves = 2 * len(self._blocks)
+        for done, _ in enumerate(self.layerwise(texts, chunk, observer), 1):
+            watch(done, halves)
+
+    def layerwise(
+        self, texts: Sequence[Tensor], chunk: int, observer: RoutingObserver | None = None
+    ) -> Iterator[Tensor]:
+        """Let several texts [t], each from its own start, pass layer by layer, asking for each expert once per layer.
+
+        Yields the hidden states of all of them [T, D] after each half of a layer; the next half changes them in place.
+        Only the routed experts see more than `chunk` tokens at a time.
+        """
         bucket = min(BUCKET, chunk)
-        longest = -(-max(map(len, texts)) // bucket) * bucket
+        lengths = [len(text) for text in texts]
+        longest = -(-max(lengths) // bucket) * bucket
         with torch.inference_mode():
             x = torch.cat([self._embed(text.to(self.device)) for text in texts])
-            for number, (block, layer) in enumerate(zip(self._blocks, self.spec.layers, strict=True)):
+        for block, layer in zip(self._blocks, self.spec.layers, strict=True):
+            with torch.inference_mode():
                 cache = new_cache(layer, longest, chunk, self.dtype, self.device)
                 kept = block.keep_input(x)
-                block.foresee(x, observer)
-                for text in x.split([len(text) for text in texts]):
+                if observer is not None:
+                    block.foresee(x, observer)
+                for text in x.split(lengths):
                     cache.clear()
                     self._rotary[layer.attention.rope].prepare(len(text))
                     for part in text.split(chunk):
@@ -231,15 +245,13 @@ class Decoder:
                         # As many rows for many lengths: the library compiles and keeps a product for each shape.
                         padded = F.pad(part, (0, 0, 0, -len(part) % bucket))
                         part.copy_(block.attend(padded, cache, len(text))[: len(part)])
-                watch(2 * number + 1, 2 * len(self._blocks))
+                del cache
+            yield x
+            with torch.inference_mode():
                 block.feed_forward(x, observer, kept)
-                watch(2 * number + 2, 2 * len(self._blocks))
-            if not is_finite(x):
-                raise not_finite("after the last layer", self.dtype)
-
-    def _final_norm(self, states: Tensor) -> Tensor:
-        w, spec = self._outside, self.spec
-        return normalise(states, w["final_norm"], spec.norm, spec.norm_eps, w.get("final_norm_bias"))
+            yield x
+        if not is_finite(x):
+            raise not_finite("after the last layer", self.dtype)
 
     def _embed(self, ids: Tensor) -> Tensor:
         x = self._embedding(ids)  # [t, D]
@@ -286,6 +298,12 @@ class Decoder:
     def _adjust_threads(self) -> None:
         if self.team:
             self.team.adjust()
+
+    def normed(self, x: Tensor) -> Tensor:
+        """Hidden states after the last layer [t, D] as `logits` takes them."""
+        with torch.inference_mode():
+            w, spec = self._outside, self.spec
+            return normalise(x, w["final_norm"], spec.norm, spec.norm_eps, w.get("final_norm_bias"))
 
     def logits(self, states: Tensor) -> Tensor:
         """The scores of every next token, float32 [t, V], after normed states [t, D]."""

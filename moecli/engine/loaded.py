@@ -107,7 +107,7 @@ class OpenedModel:
         if plan is None:
             packed = None if self.model.streams else plan_for(choice.SMALLEST)
             raise ram_shortage(self.ref, plans, self.model.streams, packed)
-        self._check_device(plan)
+        self.check_device(plan)
         return plan
 
     def estimate_throughput(self, plan: Plan, rates: Rates | None = None) -> Throughput:
@@ -140,7 +140,7 @@ class OpenedModel:
             measured.remember(card=self.card.knowing(plan.memory, loaded.rates))
         return loaded
 
-    def _check_device(self, plan: Plan) -> None:
+    def check_device(self, plan: Plan) -> None:
         """NotEnoughMemory if a GPU was asked for by name and holds nothing. `auto` goes on without it."""
         if not plan.device.dense and plan.device_budget is not None and self.options.device != "auto":
             raise device_shortage(self.ref, plan, plan.device_budget, self.asked_device)

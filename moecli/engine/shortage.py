@@ -46,6 +46,16 @@ def ram_shortage(ref: ModelRef, plans: Sequence[Plan], streams: bool, packed: Pl
     )
 
 
+def side_by_side_shortage(refs: Sequence[ModelRef], plans: Sequence[Plan], least: int, budget: int) -> NotEnoughMemory:
+    """Models do not run in one process: together they need `least` bytes."""
+    named = " and ".join(f"'{ref.typed}' in {plan.memory.dtype}" for ref, plan in zip(refs, plans, strict=True))
+    return NotEnoughMemory(
+        f"{named} side by side need {format_bytes(least)} of RAM and the budget is {format_bytes(budget)}",
+        f"--ram {round_up(least)} if there is so much; experts of packed models stay on disk: moecli pack "
+        f"{refs[0].typed} --dtype {plans[0].memory.dtype}; a shorter --ctx needs less",
+    )
+
+
 def device_shortage(ref: ModelRef, plan: Plan, budget: int, device: torch.device) -> NotEnoughMemory:
     """The device's budget does not even hold what every token needs."""
     least = least_device(plan.memory)

@@ -4,6 +4,7 @@ BLOCK = 2048  # prompt tokens that pass a layer before any passes the next: each
 CHUNK = 512  # of them, that attend at once
 GROUPED = 8 * CHUNK  # tokens that a group of experts on a GPU takes at once, each counted for every expert
 SCORES = 4_000_000  # attention scores held at once
+LOGITS = 4_000_000  # of next tokens, where a text is scored
 MAX_TOKENS = 8  # that go through a decode step together
 BUCKET = 64  # keys are scored in multiples of this
 # The same of native attention, which keeps them for each thread: see c/generic/prompt_attention.inc.h

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from moecli.units import figure, format_bytes, format_duration
 if TYPE_CHECKING:
     from moecli.engine.chat import GenerationConfig
     from moecli.engine.loaded import LoadedModel
+    from moecli.experts.store import Statistics
     from moecli.planning.placement import Plan, Tier
     from moecli.planning.rates import Rates
     from moecli.planning.speed import Throughput
@@ -119,6 +120,19 @@ def introduce(name: str) -> None:
         f"{name}: a demonstration, knows nothing. Real: {real}",
         f"{name}: a demonstration, knows nothing",
     )
+
+
+def tell_read(tokens: int, seconds: float, plans: Sequence[Plan], experts: Sequence[Statistics]) -> None:
+    """How fast texts were read, how much of experts came from disk, and the peak of memory: on stderr, dim."""
+    from moecli.output import tables
+    from moecli.planning import machine
+
+    read = sum(each.bytes_read for each in experts)
+    disk = f", {format_bytes(read)} of experts from disk" if read else ""
+    planned = sum(plan.ram.total for plan in plans) - sum(plan.memory.process.bytes for plan in plans[1:])
+    memory = f"peak memory {format_bytes(machine.peak_rss())} (planned {format_bytes(planned)})"
+    text = f"{tokens:,} tokens in {format_duration(seconds)}, {figure(tokens / seconds)} tok/s{disk}"
+    tables.whisper(f"{text}; {memory}", text)
 
 
 @contextmanager

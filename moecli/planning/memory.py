@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from moecli.formats import bytes_for
 from moecli.formats.blocks import block_rows
 from moecli.kernels import blocking, built
-from moecli.kernels.blocking import BLOCK, BUCKET, CHUNK, SCORES
+from moecli.kernels.blocking import BLOCK, BUCKET, CHUNK, LOGITS, SCORES
 from moecli.model.params import kv_numbers_per_token
 from moecli.model.spec import MLA, Attention, FeedForward, Mixture, ModelSpec, Part, alike
 from moecli.model.tensors import Tensor, counted_tensors, expert_shapes
@@ -72,9 +72,13 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int = CHUNK, block: int | None = None
-) -> MemoryEstimate:
-    """Every byte that a run allocates; `dtype` is the format of the large matrices."""
+    spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int = CHUNK, block: int | None = None,
+    scored: int = 0,
+) -> MemoryEstimate:  # fmt: skip
+    """Every byte that a run allocates; `dtype` is the format of the large matrices.
+
+    `scored`: tokens of a text whose logits are there at once.
+    """
     block = _at_once(spec, context, BLOCK) if block is None else block
     mixtures = _mixtures(spec)
     records = [mixture_record(spec, mixture, dtype) for mixture in mixtures]
@@ -86,8 +90,10 @@ def estimate_memory(
         dense=_dense(spec, dtype),
         experts=_experts(mixtures, sizes),
         kv=_kv(spec, dtype, context, batch, chunk),
-        activations=_activations(spec, dtype, context, batch, chunk, block, built.expected()),
-        device_activations=_activations(spec, dtype, context, batch, chunk, block, native=False, waiting=True).bytes,
+        activations=_activations(spec, dtype, context, batch, chunk, block, scored, built.expected()),
+        device_activations=_activations(
+            spec, dtype, context, batch, chunk, block, scored, native=False, waiting=True
+        ).bytes,
         process=_process(),
         block=block,
         chunk=_at_once(spec, context, chunk),
@@ -101,11 +107,16 @@ def estimate_memory(
     )
 
 
-def layerwise_memory(spec: ModelSpec, dtype: str, longest: int, tokens: int) -> MemoryEstimate:
+def layerwise_memory(spec: ModelSpec, dtype: str, longest: int, tokens: int, scored: int = 0) -> MemoryEstimate:
     """So many tokens of texts of up to `longest` pass a layer together; one layer's cache at a time holds one text."""
-    memory = estimate_memory(spec, dtype, longest, block=tokens)
+    memory = estimate_memory(spec, dtype, longest, block=tokens, scored=scored)
     kv = Amount(memory.kv.bytes // len(spec.layers), f"1 layer of {memory.kv.formula}")
     return replace(memory, kv=replace(memory.kv, amount=kv))
+
+
+def scored_at_once(spec: ModelSpec) -> int:
+    """Tokens of a text that is scored whose logits are there at once."""
+    return max(1, min(CHUNK, LOGITS // spec.vocab_size))
 
 
 def default_context(spec: ModelSpec) -> int:
@@ -220,6 +231,7 @@ def _activations(
     batch: int,
     chunk: int,
     block: int,
+    scored: int,
     native: bool,
     waiting: bool = False,
 ) -> Term:
@@ -245,7 +257,7 @@ def _activations(
         named("attention", max((attention(layer.attention, tokens, context, size) for layer in kinds), default=0)),
         larger(
             _feed_forwards(spec, dtype, block, size, waiting),
-            named("logits", 2 * batch * spec.vocab_size * 4),
+            named("logits", max(2 * batch, 4 * scored) * spec.vocab_size * 4),
         ),
     )
     amount = add(

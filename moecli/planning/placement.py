@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from moecli.kernels.blocking import CHUNK, STAGED
 from moecli.model.spec import ModelSpec
-from moecli.planning.memory import DEVICE_CONTEXT, DEVICE_PROCESS, MemoryEstimate, estimate_memory, layerwise_memory
+from moecli.planning.memory import (
+    DEVICE_CONTEXT,
+    DEVICE_PROCESS,
+    MemoryEstimate,
+    estimate_memory,
+    layerwise_memory,
+    scored_at_once,
+)
 
 _LOG = logging.getLogger(__name__)
 _LEAST_CHUNK = 32  # prompt tokens per pass when memory is short
@@ -130,11 +138,70 @@ def fit_layerwise(
 
     `streams`: experts may be read from disk, which costs nothing here, since each is used once.
     """
-    plan = place(layerwise_memory(spec, dtype, longest, tokens), ram, device)
-    while not (plan.fits or (streams and plan.runs)) and tokens > longest:
-        tokens = max(longest, tokens // 2)
-        plan = place(layerwise_memory(spec, dtype, longest, tokens), ram, device)
+    (plan,) = _most_at_once(
+        lambda count: [place(layerwise_memory(spec, dtype, longest, count), ram, device)], [streams], longest, tokens
+    )
     return plan
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One of the models that read the same texts to score them; `streams` as above, `device` its budget there."""
+
+    spec: ModelSpec
+    dtype: str
+    streams: bool
+    device: int | None = None
+
+
+def fit_side_by_side(readers: Sequence[Reader], longest: int, tokens: int, ram: int) -> list[Plan]:
+    """The same for models that read and score the texts in one process: a layer of each in turn, in one budget.
+
+    An earlier model takes what the later ones do not need at least, and each device budget is that of all.
+    """
+
+    def plans_for(count: int) -> list[Plan]:
+        memories = [
+            layerwise_memory(each.spec, each.dtype, longest, count, scored_at_once(each.spec)) for each in readers
+        ]
+        return _side_by_side(readers, memories, ram)
+
+    return _most_at_once(plans_for, [each.streams for each in readers], longest, tokens)
+
+
+def _side_by_side(readers: Sequence[Reader], memories: Sequence[MemoryEstimate], ram: int) -> list[Plan]:
+    """Each plan has what its predecessors leave of the budgets; the process is there once."""
+    plans: list[Plan] = []
+    on_device = 0
+    for index, (reader, memory) in enumerate(zip(readers, memories, strict=True)):
+        rest = list(zip(readers, memories, strict=True))[index + 1 :]
+        room = ram - sum(_least_ram(other, need) - need.process.bytes for other, need in rest)
+        device = reader.device
+        if device is not None:
+            device -= on_device + sum(least_device(need) - DEVICE_CONTEXT for other, need in rest if other.device)
+        plan = place(memory, room, device)
+        plans.append(plan)
+        ram -= plan.ram.total - memory.process.bytes
+        on_device += max(0, plan.device.total - DEVICE_CONTEXT)
+    return plans
+
+
+def _least_ram(reader: Reader, memory: MemoryEstimate) -> int:
+    plan = place(memory, 0, reader.device)
+    return min(plan.full_ram, plan.least_ram) if reader.streams else plan.full_ram
+
+
+def _most_at_once(
+    plans_for: Callable[[int], list[Plan]], streams: Sequence[bool], longest: int, tokens: int
+) -> list[Plan]:
+    """Plans for as many tokens at once as all of them run with, at least `longest`."""
+    plans = plans_for(tokens)
+    while tokens > longest and not all(
+        plan.fits or (streamed and plan.runs) for plan, streamed in zip(plans, streams, strict=True)
+    ):
+        tokens = max(longest, tokens // 2)
+        plans = plans_for(tokens)
+    return plans
 
 
 def largest_context(spec: ModelSpec, dtype: str, batch: int, ram: int, device: int | None = None) -> int:

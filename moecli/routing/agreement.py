@@ -10,7 +10,7 @@ import numpy as np
 from moecli.errors import MoecliError
 from moecli.routing.domains import divergences
 from moecli.routing.temporal_locality import overlaps
-from moecli.routing.trace import Integers, RoutingTrace
+from moecli.routing.trace import Choices, Integers, RoutingTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +57,40 @@ def agreement(one: RoutingTrace, other: RoutingTrace) -> Agreement:
         raise MoecliError("the two traces have no token in common", "record both with the same prompts")
     layers = []
     for left, right in zip(one.layers, other.layers, strict=True):
-        a, b = left.chosen[ours], right.chosen[theirs]
-        shared = overlaps(a, b)
-        loads = np.stack([np.bincount(side.ravel(), minlength=left.experts) for side in (a, b)])
-        layers.append(
-            LayerAgreement(
-                left.layer,
-                float((shared == left.active).mean()),
-                float((a[:, 0] == b[:, 0]).mean()),
-                float(shared.mean() / left.active),
-                float(divergences(loads)[0, 1]),
-                1 / math.comb(left.experts, left.active),
-                left.active / left.experts,
-            )
-        )
+        counted = LayerTally(left.layer, left.experts, left.active)
+        counted.add(left.chosen[ours], right.chosen[theirs])
+        layers.append(counted.agreement())
     return Agreement(len(ours), tuple(layers))
+
+
+class LayerTally:
+    """Counts how alike two routers choose, of one layer, a part of the tokens at a time."""
+
+    def __init__(self, layer: int, experts: int, active: int) -> None:
+        self._layer, self._experts, self._active = layer, experts, active
+        self._tokens = self._equal_sets = self._equal_first = self._shared = 0
+        self._loads = np.zeros((2, experts), np.int64)
+
+    def add(self, one: Choices, other: Choices) -> None:
+        """The choices [T, k] of the same tokens, best first."""
+        shared = overlaps(one, other)
+        self._tokens += len(one)
+        self._equal_sets += int((shared == self._active).sum())
+        self._equal_first += int((one[:, 0] == other[:, 0]).sum())
+        self._shared += int(shared.sum())
+        self._loads += np.stack([np.bincount(side.ravel(), minlength=self._experts) for side in (one, other)])
+
+    def agreement(self) -> LayerAgreement:
+        """Of all tokens so far, at least one."""
+        return LayerAgreement(
+            self._layer,
+            self._equal_sets / self._tokens,
+            self._equal_first / self._tokens,
+            self._shared / (self._tokens * self._active),
+            float(divergences(self._loads)[0, 1]),
+            1 / math.comb(self._experts, self._active),
+            self._active / self._experts,
+        )
 
 
 def _same_text(one: RoutingTrace, other: RoutingTrace) -> tuple[Integers, Integers]:

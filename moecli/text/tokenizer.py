@@ -89,6 +89,11 @@ class Tokenizer:
             raise TextError("the model has no chat template", "--raw sends the prompt as it is")
         return self.encode(self.chat_template.render(messages), special=False)
 
+    @property
+    def before(self) -> tuple[int, ...]:
+        """The ids that it puts before a text by itself: as a rule BOS, or none."""
+        return tuple(self._before)
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of these ids; ids beyond the tokenizer (padding of the embedding table) have none."""
         return self._backend.decode(ids, skip_special_tokens=skip_special)

@@ -60,6 +60,12 @@ def random_mistral(folder: Path) -> Path:
     return folder
 
 
+def tokenizer(folder: Path) -> None:
+    """The built-in model's beside weights that have none."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(moecli.__file__).parent / "tiny" / name, folder)
+
+
 def deal(source: Path, folder: Path, shards: int, seed: int = 0) -> Path:
     """The same, its tensors dealt by chance to shards of about equal size, with an index that lies about where."""
     tensors = {name: value for file in source.glob("*.safetensors") for name, value in load_file(file).items()}
