@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moecli.cli import options, running
-from moecli.errors import UsageError, printable
+from moecli.errors import MoecliError, UsageError, printable
 from moecli.experts.policies import DEFAULT
 from moecli.output import loading, terminal
 from moecli.units import parse_size
@@ -103,6 +103,7 @@ def run(
             help="Guess ahead where the text repeats itself: lookup, off. The answer is the same.",
         ),
     ] = _DRAFTS[0],
+    session: running.Session = None,
     expert_capacity: running.ExpertCapacity = None,
     dtype: options.Dtype = "auto",
     ctx: options.Context = None,
@@ -143,6 +144,9 @@ def run(
     if draft not in _DRAFTS:
         raise UsageError.unknown("--draft", draft, " or ".join(_DRAFTS))
     options.check_output("--trace", trace)
+    options.check_output("--session", session)
+    if session is not None and trace is not None:
+        raise UsageError("--trace records what is read, and --session reads nothing twice", "leave one of them out")
     if logprobs is not None and not json:
         raise UsageError("--logprobs stands in the document of --json alone", "add --json")
     text = _read_prompt(model, prompt, prompt_option, file)
@@ -157,6 +161,7 @@ def run(
         from moecli.engine.chat import ChatSession, GenerationConfig, RecordedSession, plan_for
         from moecli.engine.loaded import LoadOptions, open_for_run
         from moecli.engine.sampling import SamplingOptions, new_seed
+        from moecli.engine.sessions import open_session
         from moecli.output.answer import gaps
 
         limits = LoadOptions(
@@ -196,13 +201,21 @@ def run(
     if verbose and (reasons := loading.reasons(loaded)):
         terminal.say(reasons)
     if trace is None or builders is None:
-        _talk(ChatSession(loaded, config, _warn), text, json, quiet)
+        problems: list[MoecliError] = []
+        kept = None if session is None else open_session(loaded, session, _warn, problems.append)
+        try:
+            _talk(ChatSession(loaded, config, _warn, kept), text, json, quiet)
+        finally:
+            if kept is not None:
+                kept.close()
+        if problems:
+            raise problems[0]
         return
-    session = RecordedSession(loaded, config, builders, _warn)
+    recording = RecordedSession(loaded, config, builders, _warn)
     try:
-        _talk(session, text, json, quiet)
+        _talk(recording, text, json, quiet)
     finally:  # even if it was interrupted
-        for stack, recorded in session.traces().items():
+        for stack, recorded in recording.traces().items():
             from moecli.routing import files
 
             written = files.write(recorded, trace, stack)

@@ -76,6 +76,7 @@ def serve(
             help="How long a model stays in memory after its last answer: 5m, 1h30m, 0, -1 for ever.",
         ),
     ] = "5m",
+    session: running.Session = None,
     dtype: options.Dtype = "auto",
     ctx: options.Context = None,
     ram: options.Ram = None,
@@ -95,9 +96,13 @@ def serve(
     read once for all; one that begins like an earlier one reads only what is new. No answer depends on the others.
     """
     running.check(dtype, policy, device)
+    options.check_output("--session", session)
+    if session is not None and len(models or ()) != 1:
+        raise UsageError("--session is of one model", "moecli serve MODEL --session FILE")
     _require()
     with terminal.status("starting ...", quiet):
         from moecli.engine.loaded import LoadOptions
+        from moecli.engine.sessions import open_session
         from moecli.serve.engine import Engine, EngineOptions
         from moecli.serve.http import Refused
         from moecli.serve.models import ServedModels
@@ -124,8 +129,13 @@ def serve(
         if not quiet:
             terminal.say("answers the clients of OpenAI (/v1), Ollama (/api) and Anthropic; Ctrl-C ends it")
 
-    engine = Engine(EngineOptions(load, parallel, queue, stays), partial(loading.progress, quiet=quiet))
+    kept = None if session is None else partial(open_session, path=session, warn=_warn, failed=terminal.report)
+    engine = Engine(EngineOptions(load, parallel, queue, stays, kept), partial(loading.progress, quiet=quiet))
     answer(engine, ServedModels(refs, dtype), listening, where, ready)
+
+
+def _warn(text: str) -> None:
+    terminal.say(f"warning: {text}")
 
 
 def _require() -> None:

@@ -14,8 +14,10 @@ from moecli.engine.cache import Cache
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Session
 from moecli.engine.loaded import LoadedModel, OpenedModel
+from moecli.engine.prefixes import Slots, reading_of
 from moecli.engine.recorder import finish, new_recorder
 from moecli.engine.sampling import Sampling
+from moecli.engine.session_file import SessionFile
 from moecli.errors import CheckpointError, MoecliError
 from moecli.planning.memory import default_context
 from moecli.planning.placement import Plan
@@ -107,12 +109,28 @@ def plan_for(opened: OpenedModel, config: GenerationConfig, text: str | None) ->
     return opened.plan(min(longest, needed + config.max_tokens))
 
 
+def prefixes_of(loaded: LoadedModel, file: SessionFile | None) -> Slots | None:
+    """The model's one cache as a slot whose blocks are in a session file; None without one."""
+    if file is None:
+        return None
+    return Slots([loaded.cache], reading_of(loaded.decoder, loaded.cache, loaded.plan.fits), file)
+
+
 class ChatSession:
     """A conversation whose answers are generated."""
 
-    def __init__(self, loaded: LoadedModel, config: GenerationConfig, warn: fallback.Warn = _LOG.warning) -> None:
-        """`warn` is told where the device's memory runs out, and the answer goes on with less of the model there."""
-        self.loaded, self.config, self._warn = loaded, config, warn
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        config: GenerationConfig,
+        warn: fallback.Warn = _LOG.warning,
+        file: SessionFile | None = None,
+    ) -> None:
+        """`warn` is told where the device's memory runs out, and the answer goes on with less of the model there.
+
+        `file` has what was read before, and gets what is read.
+        """
+        self.loaded, self.config, self._warn, self._file = loaded, config, warn, file
         self._conversation = Conversation(loaded.opened, config)
         self._session = self._begin()
 
@@ -165,7 +183,10 @@ class ChatSession:
 
     def _begin(self) -> Session:
         loaded = self.loaded
-        return Session(loaded.decoder, loaded.cache, lookup=self.config.lookup, fall_back=self._fall_back)
+        prefixes, self._file = prefixes_of(loaded, self._file), None  # which is of this decoder alone
+        return Session(
+            loaded.decoder, loaded.cache, lookup=self.config.lookup, fall_back=self._fall_back, prefixes=prefixes
+        )
 
     def _fall_back(self) -> tuple[Decoder, Cache]:
         self.loaded = fallback.reload(self.loaded, self._warn)

@@ -24,9 +24,11 @@ from moecli.engine.weights import DenseWeights
 from moecli.experts.store import ExpertStore
 from moecli.formats import PLAIN
 from moecli.kernels.blocking import BLOCK, BUCKET
-from moecli.kernels.choice import on_gpu, serves
+from moecli.kernels.choice import forced, on_gpu, serves
+from moecli.kernels.library import library
 from moecli.kernels.linear import linear
-from moecli.model.spec import ModelSpec, Rope
+from moecli.kernels.prompt_attention import longest_absorbed
+from moecli.model.spec import MLA, ModelSpec, Rope
 from moecli.planning.memory import cache_rows
 from moecli.store.progress import Progress, silent
 
@@ -96,6 +98,20 @@ class Decoder:
         """Whether what a token becomes depends on how long the text is that it is read with."""
         return any(rope.depends_on_length for rope in self._rotary)
 
+    @property
+    def reads_alike(self) -> bool:
+        """Whether no bit of a prompt's token depends on which others are read with it: native kernels compute."""
+        return self.device.type == "cpu" and forced() in (None, "native") and library() is not None
+
+    @property
+    def absorbed_up_to(self) -> int:
+        """Tokens of a prompt up to which latents may be attended to as they are; longer ones expand them; 0: no matter.
+
+        No bit of a token depends on how long its prompt is, beyond that.
+        """
+        latent = [each.attention for each in self.spec.layers if isinstance(each.attention, MLA)]
+        return max((longest_absorbed(each.kv_rank, each.nope_dim, each.value_dim) for each in latent), default=0)
+
     def new_cache(self, capacity: int, chunk: int) -> Cache:
         """An empty cache for one text of at most `capacity` tokens, fed at most `chunk` at a time."""
         return Cache(self.spec, capacity, chunk, self.dtype, self.device)
@@ -123,13 +139,15 @@ class Decoder:
         observer: RoutingObserver | None = None,
         last_only: bool = False,
         watch: Progress = silent,
+        prompt: int | None = None,
     ) -> Tensor:
         """Feed `ids` [T] after what `cache` holds; returns the normed states [t, D] of the last BLOCK of tokens.
 
         A few tokens are one decode step. Of more, a block at a time passes layer after layer, so that each expert is
         asked for once a block; what a token becomes depends neither on blocks nor on the cache's chunks.
         `last_only`: only the last token's [1, D]; the last layer's feed-forward is left out for the others, unless an
-        observer wants to see their routing. `watch` is told of tokens.
+        observer wants to see their routing. `watch` is told of tokens. `prompt`: how long the prompt is of which these
+        are a part; None if they are all of it.
         """
         with torch.inference_mode():
             for rotary in self._rotary.values():
@@ -149,7 +167,7 @@ class Decoder:
                     last = start + len(part) == len(ids)
                     wanted = len(part) if observer is not None or not last_only else int(last)
                     count = partial(_count, watch, start, len(ids))
-                    states = self._block(part, cache, len(ids), observer, wanted, count)
+                    states = self._block(part, cache, prompt or len(ids), observer, wanted, count)
             watch(len(ids), len(ids))
             return normalise(
                 states[-1:] if last_only else states, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps
