@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moecli.cli import options, running
+from moecli.cli import batch, options, running
 from moecli.errors import MoecliError, UsageError, printable
 from moecli.experts.policies import DEFAULT
 from moecli.output import loading, terminal
@@ -29,6 +29,8 @@ EXAMPLES = """Examples:
   git log -5 | moecli run mixtral "What changed?"
 
   moecli run mixtral "Why is the sky blue?" --temperature 0 --json
+
+  moecli run mixtral --prompts questions.jsonl -o answers.jsonl
 """
 
 _SAMPLING = "Sampling"
@@ -53,6 +55,23 @@ def run(
     file: Annotated[
         Path | None,
         options.option("--file", "-f", metavar="FILE", help="Read this text file before the prompt; - is stdin."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        options.option(
+            metavar="FILE",
+            help="Answer each line of this file of JSON lines (- is stdin), all together; builtin:tasks has four.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        options.option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            panel=options.OUTPUT,
+            help="With --prompts: write the answers here, and go on where an earlier run has stopped.",
+        ),
     ] = None,
     system: Annotated[str | None, options.option(metavar="TEXT", help="System message for the chat template.")] = None,
     raw: Annotated[bool, options.option("--raw", help="Use no chat template: continue the prompt as it is.")] = False,
@@ -149,7 +168,14 @@ def run(
         raise UsageError("--trace records what is read, and --session reads nothing twice", "leave one of them out")
     if logprobs is not None and not json:
         raise UsageError("--logprobs stands in the document of --json alone", "add --json")
-    text = _read_prompt(model, prompt, prompt_option, file)
+    options.check_output("--output", output)
+    if prompts is not None:
+        of_one = {"PROMPT": prompt, "--prompt": prompt_option, "--file": file, "--session": session, "--trace": trace}
+        batch.check(prompts, of_one | {"--json": json})
+    elif output is not None:
+        raise UsageError("--output goes with --prompts", f"moecli run {model} --prompts FILE.jsonl -o {output}")
+    lines = None if prompts is None else batch.read(prompts)
+    text = _read_prompt(model, prompt, prompt_option, file) if lines is None else None
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
     from moecli.library.resolve import Kind
@@ -175,13 +201,20 @@ def run(
             sampling, new_seed() if seed is None else seed, longest, tuple(map(terminal.clean, stop or ())),
             system=system and terminal.clean(system), raw=raw, lookup=draft == "lookup", top_logprobs=logprobs,
         )  # fmt: skip
-        plan = plan_for(opened, config, text)
+        job = None
+        if prompts is not None and lines is not None:
+            job = batch.prepare(opened, config, prompts, lines, output, seed is not None)
+        plan = plan_for(opened, config, text) if job is None else job.plan
     if not quiet:
         terminal.say_notes(opened.notes)
         terminal.say_notes(filter(None, [beyond(opened.spec, ctx), text and gaps(opened, text)]))
     if system and (raw or opened.tokenizer.chat_template is None):
         why = "--raw uses no chat template" if raw else f"{opened.name} has no chat template"
         terminal.say(f"note: --system is left out: {why}")
+    if plan is None and job is not None:  # nothing is left to load a model for
+        batch.answer(None, job, quiet)
+        return
+    assert plan is not None
     if verbose:
         if unread := opened.spec.unread_keys:
             terminal.say(f"config.json: nothing reads {', '.join(printable(key, 60) for key in unread)}")
@@ -200,6 +233,9 @@ def run(
         loaded = fallback.load(opened, plan, progress, _warn)
     if verbose and (reasons := loading.reasons(loaded)):
         terminal.say(reasons)
+    if job is not None:
+        batch.answer(loaded, job, quiet)
+        return
     if trace is None or builders is None:
         problems: list[MoecliError] = []
         kept = None if session is None else open_session(loaded, session, _warn, problems.append)

@@ -47,7 +47,7 @@ class Conversation:
     """What was said so far: messages, or for a base model or `raw` one growing text."""
 
     def __init__(self, opened: OpenedModel, config: GenerationConfig) -> None:
-        self._tokenizer, self._vocab_size = opened.tokenizer, opened.spec.vocab_size
+        self._tokenizer, self._vocab_size, self._end_ids = opened.tokenizer, opened.spec.vocab_size, opened.end_ids
         self._system = [Message("system", config.system)] if config.system else []
         self.reads_apart = bool(opened.spec.encoder)  # an encoder reads each prompt alone
         self.is_chat = opened.tokenizer.chat_template is not None and not (config.raw or self.reads_apart)
@@ -74,6 +74,21 @@ class Conversation:
                 "tokenizer.json and the weights belong to different models",
             )
         return ids
+
+    def request(self, prompt: Sequence[int], config: GenerationConfig, watch: Progress = silent) -> Request:
+        """The answer that is wanted after a prompt's ids."""
+        return Request(
+            prompt,
+            config.sampling,
+            config.seed,
+            config.max_tokens,
+            self._end_ids,
+            config.stops,
+            watch,
+            continues=not (self.is_chat or self.reads_apart),
+            fills=self.reads_apart,
+            top_logprobs=config.top_logprobs,
+        )
 
     def add(self, text: str, prompt: list[int], answer: Answer) -> None:
         """`text`, which became `prompt`, and its answer belong to what was said."""
@@ -153,19 +168,8 @@ class ChatSession:
         if self.loaded.decoder.is_released:  # the device had no memory for less of it either: perhaps it has now
             self.loaded = fallback.load(self.loaded.opened, self.loaded.plan, warn=self._warn)
             self._session = self._begin()
-        config, opened = self.config, self.loaded.opened
-        request = Request(
-            prompt,
-            config.sampling,
-            config.seed,
-            config.max_tokens,
-            opened.end_ids,
-            config.stops,
-            watch,
-            continues=not (self.is_chat or self.fills_spans),
-            fills=self.fills_spans,
-            top_logprobs=config.top_logprobs,
-        )
+        opened = self.loaded.opened
+        request = self._conversation.request(prompt, self.config, watch)
         answer.prompt = text
         kept = True
         try:

@@ -176,7 +176,7 @@ class Decoder:
     def forward_texts(self, ids: Tensor, caches: Sequence[Cache]) -> Tensor:
         """One more token of each of several texts, ids [N]: their normed states [N, D], to the bit as for each alone.
 
-        Weights are read once for up to `decode_step.max_tokens` texts.
+        Weights are read once for up to `decode_step.max_tokens` texts, experts that may move once for all.
         """
         if self._device_step:
             some = self._device_step.max_tokens
@@ -192,16 +192,41 @@ class Decoder:
             for rotary in self._rotary.values():
                 rotary.prepare(max(cache.length for cache in caches) + 1)
             self._adjust_threads()
-            some = self.decode_step.max_tokens
-            states = torch.cat(
-                [
-                    self.decode_step.forward(
-                        self._embed(part), [cache.layers for cache in caches[start : start + some]]
-                    )
-                    for start, part in zip(range(0, len(ids), some), ids.to(self.device).split(some), strict=True)
-                ]
+            states = self.decode_step.forward_texts(
+                self._embed(ids.to(self.device)), [cache.layers for cache in caches]
             )
             return normalise(states, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps)
+
+    def next_logits(self, ids: Tensor, caches: Sequence[Cache]) -> Tensor:
+        """The scores after one more token of each of several texts, float32 [N, V] on the CPU, as for each alone."""
+        if self.can_draft:
+            return self.logits(self.forward_texts(ids, caches)).cpu()
+        alone = (self.forward(token, cache) for token, cache in zip(ids.split(1), caches, strict=True))
+        return torch.cat([self.logits(states).cpu() for states in alone])
+
+    def read_texts(self, texts: Sequence[Tensor], caches: Sequence[Cache], watch: Progress = silent) -> Tensor:
+        """Read several prompts [T] into empty caches, asking for each expert once per layer: the normed states [N, D]
+        after each. Where it `reads_alike`, and none is so short as to be a decode step, they are those of `forward`.
+
+        `watch` is told of layers.
+        """
+        with torch.inference_mode():
+            for rotary in self._rotary.values():
+                rotary.prepare(max(map(len, texts)))
+            sizes = [len(text) for text in texts]
+            x = self._embed(torch.cat(list(texts)).to(self.device))
+            last = torch.tensor(sizes).cumsum(0) - 1
+            for number, block in enumerate(self._blocks):
+                kept = block.keep_input(x)
+                for text, cache in zip(x.split(sizes), caches, strict=True):
+                    for part in text.split(cache.chunk):
+                        self._adjust_threads()
+                        part.copy_(block.attend(part, cache.layers[number], len(text)))
+                if number == len(self._blocks) - 1:
+                    x, kept = x[last], None if kept is None else kept[last]
+                block.feed_forward(x, None, kept)
+                watch(number + 1, len(self._blocks))
+            return normalise(x, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps)
 
     def first_not_finite(self, ids: Tensor, read: Tensor | None = None) -> str:
         """Where the states of a text [T] are first infinite or no numbers, in words: for an error that is certain.

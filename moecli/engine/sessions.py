@@ -10,7 +10,7 @@ import torch
 
 from moecli import __version__
 from moecli.engine.load import CheckpointModel
-from moecli.engine.loaded import LoadedModel
+from moecli.engine.loaded import LoadedModel, OpenedModel
 from moecli.engine.prefixes import reading_of
 from moecli.engine.session_file import Failed, Identity, SessionFile, Warn
 from moecli.errors import reading
@@ -31,13 +31,17 @@ def open_session(loaded: LoadedModel, path: Path, warn: Warn, failed: Failed) ->
 
 def identity(loaded: LoadedModel, block: int) -> Identity:
     """The model's files, its format, how prompts are cut, and who computes. CheckpointError if files cannot be read."""
-    model, folder, decoder = loaded.opened.model, loaded.opened.ref.weights, loaded.decoder
-    if isinstance(model, CheckpointModel):
-        files = fingerprint(folder, model.weights)
-    else:
-        with reading(folder):
-            files = hashlib.sha256((folder / manifest.FILE).read_bytes()).hexdigest()
+    decoder, files = loaded.decoder, files_of(loaded.opened)
     kernels = [chosen(each, decoder.device.type) for each in (loaded.dtype, "bf16", "fp32")]
     told = [files, loaded.dtype, str(decoder.dtype), decoder.device.type, *kernels, block, __version__]
     text = json.dumps([*told, torch.__version__])
     return Identity(f"{loaded.name} in {loaded.dtype}", hashlib.sha256(text.encode()).hexdigest())
+
+
+def files_of(opened: OpenedModel) -> str:
+    """Changes when a file of the model does, as SHA-256. CheckpointError if they cannot be read."""
+    model, folder = opened.model, opened.ref.weights
+    if isinstance(model, CheckpointModel):
+        return fingerprint(folder, model.weights)
+    with reading(folder):
+        return hashlib.sha256((folder / manifest.FILE).read_bytes()).hexdigest()

@@ -300,10 +300,7 @@ class Engine:
         decoder = self._resident.loaded.decoder
         ids, caches = torch.tensor([text.last for text in texts]), [text.slot.cache for text in texts]
         self.metrics.steps += 1
-        if decoder.can_draft:
-            return decoder.logits(decoder.forward_texts(ids, caches)).cpu()
-        alone = (decoder.forward(token, cache) for token, cache in zip(ids.split(1), caches, strict=True))
-        return torch.cat([decoder.logits(states).cpu() for states in alone])
+        return decoder.next_logits(ids, caches)
 
     def _accept(self, text: Generation, logits: torch.Tensor) -> None:
         assert self._resident is not None
