@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moecli.cli import options, running
-from moecli.errors import UsageError, printable
+from moecli.cli import batch, options, running
+from moecli.errors import MoecliError, UsageError, printable
 from moecli.output import loading, terminal
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ EXAMPLES = """Examples:
   git log -5 | moecli run mixtral "What changed?"
 
   moecli run mixtral "Why is the sky blue?" --temperature 0 --json
+
+  moecli run mixtral --prompts questions.jsonl -o answers.jsonl
 """
 
 _SAMPLING = "Sampling"
@@ -52,6 +54,23 @@ def run(
     file: Annotated[
         Path | None,
         options.option("--file", "-f", metavar="FILE", help="Read this text file before the prompt; - is stdin."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        options.option(
+            metavar="FILE",
+            help="Answer each line of this file of JSON lines (- is stdin), all together; builtin:tasks has four.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        options.option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            panel=options.OUTPUT,
+            help="With --prompts: write the answers here, and go on where an earlier run has stopped.",
+        ),
     ] = None,
     system: options.System = None,
     raw: options.Raw = False,
@@ -102,6 +121,7 @@ def run(
             help="Guess ahead where the text repeats itself: lookup, off. The answer is the same.",
         ),
     ] = _DRAFTS[0],
+    session: running.Session = None,
     expert_capacity: running.ExpertCapacity = None,
     placing: running.Placing = running.Placing(),
     logprobs: Annotated[
@@ -136,9 +156,19 @@ def run(
     if draft not in _DRAFTS:
         raise UsageError.unknown("--draft", draft, " or ".join(_DRAFTS))
     options.check_output("--trace", trace)
+    options.check_output("--session", session)
+    if session is not None and trace is not None:
+        raise UsageError("--trace records what is read, and --session reads nothing twice", "leave one of them out")
     if logprobs is not None and not json:
         raise UsageError("--logprobs stands in the document of --json alone", "add --json")
-    text = _read_prompt(model, prompt, prompt_option, file)
+    options.check_output("--output", output)
+    if prompts is not None:
+        of_one = {"PROMPT": prompt, "--prompt": prompt_option, "--file": file, "--session": session, "--trace": trace}
+        batch.check(prompts, of_one | {"--json": json})
+    elif output is not None:
+        raise UsageError("--output goes with --prompts", f"moecli run {model} --prompts FILE.jsonl -o {output}")
+    lines = None if prompts is None else batch.read(prompts)
+    text = _read_prompt(model, prompt, prompt_option, file) if lines is None else None
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
     from moecli.library.resolve import Kind
@@ -150,6 +180,7 @@ def run(
         from moecli.engine.chat import ChatSession, GenerationConfig, RecordedSession, plan_for
         from moecli.engine.loaded import open_for_run
         from moecli.engine.sampling import SamplingOptions, new_seed
+        from moecli.engine.sessions import open_session
         from moecli.output.answer import gaps
 
         opened = open_for_run(ref, placing.load_options(ref.dtype, expert_capacity))
@@ -159,13 +190,20 @@ def run(
             sampling, new_seed() if seed is None else seed, longest, tuple(map(terminal.clean, stop or ())),
             system=system and terminal.clean(system), raw=raw, lookup=draft == "lookup", top_logprobs=logprobs,
         )  # fmt: skip
-        plan = plan_for(opened, config, text)
+        job = None
+        if prompts is not None and lines is not None:
+            job = batch.prepare(opened, config, prompts, lines, output, seed is not None)
+        plan = plan_for(opened, config, text) if job is None else job.plan
     if not quiet:
         terminal.say_notes(opened.notes)
         terminal.say_notes(filter(None, [beyond(opened.spec, placing.ctx), text and gaps(opened, text)]))
     if system and (raw or opened.tokenizer.chat_template is None):
         why = "--raw uses no chat template" if raw else f"{opened.name} has no chat template"
         terminal.say(f"note: --system is left out: {why}")
+    if plan is None and job is not None:  # nothing is left to load a model for
+        batch.answer(None, job, quiet)
+        return
+    assert plan is not None
     if verbose:
         if unread := opened.spec.unread_keys:
             terminal.say(f"config.json: nothing reads {', '.join(printable(key, 60) for key in unread)}")
@@ -184,14 +222,25 @@ def run(
         loaded = fallback.load(opened, plan, progress, _warn)
     if verbose and (reasons := loading.reasons(loaded)):
         terminal.say(reasons)
-    if trace is None or builders is None:
-        _talk(ChatSession(loaded, config, _warn), text, json, quiet)
+    if job is not None:
+        batch.answer(loaded, job, quiet)
         return
-    session = RecordedSession(loaded, config, builders, _warn)
+    if trace is None or builders is None:
+        problems: list[MoecliError] = []
+        kept = None if session is None else open_session(loaded, session, _warn, problems.append)
+        try:
+            _talk(ChatSession(loaded, config, _warn, kept), text, json, quiet)
+        finally:
+            if kept is not None:
+                kept.close()
+        if problems:
+            raise problems[0]
+        return
+    recording = RecordedSession(loaded, config, builders, _warn)
     try:
-        _talk(session, text, json, quiet)
+        _talk(recording, text, json, quiet)
     finally:  # even if it was interrupted
-        for stack, recorded in session.traces().items():
+        for stack, recorded in recording.traces().items():
             from moecli.routing import files
 
             written = files.write(recorded, trace, stack)

@@ -41,6 +41,13 @@ Seed = Annotated[
         "--seed", metavar="N", help="Random seed; the same seed gives the same text.", check=options.at_least(0)
     ),
 ]
+Session = Annotated[
+    Path | None,
+    options.option(
+        "--session", metavar="FILE",
+        help="Keep what is read in this file; a prompt that begins alike later reads only what is new.",
+    ),
+]  # fmt: skip
 ExpertCapacity = Annotated[
     int | None,
     options.option(

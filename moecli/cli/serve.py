@@ -75,6 +75,7 @@ def serve(
             help="How long a model stays in memory after its last answer: 5m, 1h30m, 0, -1 for ever.",
         ),
     ] = "5m",
+    session: running.Session = None,
     placing: running.Placing = running.Placing(),
     offline: options.Offline = False,
     yes: options.Yes = False,
@@ -88,8 +89,12 @@ def serve(
     read once for all; one that begins like an earlier one reads only what is new. No answer depends on the others.
     """
     placing.check()
+    options.check_output("--session", session)
+    if session is not None and len(models or ()) != 1:
+        raise UsageError("--session is of one model", "moecli serve MODEL --session FILE")
     _require()
     with terminal.status("starting ...", quiet):
+        from moecli.engine.sessions import open_session
         from moecli.serve.engine import Engine, EngineOptions
         from moecli.serve.http import Refused
         from moecli.serve.models import ServedModels
@@ -112,11 +117,16 @@ def serve(
         if not quiet:
             terminal.say("answers the clients of OpenAI (/v1), Ollama (/api) and Anthropic; Ctrl-C ends it")
 
+    kept = None if session is None else partial(open_session, path=session, warn=_warn, failed=terminal.report)
     engine = Engine(
-        EngineOptions(placing.load_options(placing.dtype), parallel, queue, stays),
+        EngineOptions(placing.load_options(placing.dtype), parallel, queue, stays, kept),
         partial(loading.progress, quiet=quiet),
     )
     answer(engine, ServedModels(refs, placing.dtype), listening, where, ready)
+
+
+def _warn(text: str) -> None:
+    terminal.say(f"warning: {text}")
 
 
 def _require() -> None:

@@ -15,6 +15,8 @@ from moecli.text.stream import TextStream
 from moecli.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "interrupt"]
+_STOP: FinishReason = "stop"
+_LENGTH: FinishReason = "length"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,12 @@ class Request:
     fills: bool = False  # the answer is what is missing in the prompt
     top_logprobs: int | None = None  # alternatives that are scored beside each token; None: no token is
 
+    def sampler(self, answer: Answer) -> Sampler:
+        """What chooses the tokens of `answer`, and scores them there if they are to be."""
+        if self.top_logprobs is None:
+            return Sampler(self.sampling, self.seed)
+        return ScoringSampler(self.sampling, self.seed, self.top_logprobs, answer.scores)
+
 
 @dataclass(slots=True)
 class Answer:
@@ -45,33 +53,51 @@ class Answer:
     scores: list[TokenScore] = field(default_factory=list)  # of `token_ids`, where they are wanted; perhaps of one more
 
 
+class Writer:
+    """Makes text of one answer's tokens, with every rule that ends it; keeps `answer` up to date."""
+
+    def __init__(self, tokenizer: Tokenizer, request: Request, answer: Answer) -> None:
+        self._request, self._answer = request, answer
+        self._stream = (
+            SpanStream(tokenizer, request.prompt, request.stops)
+            if request.fills
+            else TextStream(tokenizer, request.stops, prompt_ids=request.prompt if request.continues else ())
+        )
+
+    def add(self, token: int) -> str | None:
+        """What can be printed now that this token is known; None if it ends the answer and is no part of it."""
+        if token in self._request.end_ids:
+            return None
+        self._answer.token_ids.append(token)
+        piece = self._stream.push(token)
+        self._answer.text += piece
+        return piece
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop text has come."""
+        return self._stream.stopped
+
+    def end(self, reason: FinishReason) -> str:
+        """What was held back, now that nothing more comes; `reason` unless a stop text says why."""
+        rest = self._stream.finish()
+        self._answer.text += rest
+        self._answer.finish_reason = "stop" if self._stream.stopped else reason
+        return rest
+
+
 def pieces(
     session: Session, tokenizer: Tokenizer, request: Request, answer: Answer, observer: RoutingObserver | None = None
 ) -> Iterator[str]:
     """Yield printable text as it is generated, and keep `answer` up to date."""
-    stream = (
-        SpanStream(tokenizer, request.prompt, request.stops)
-        if request.fills
-        else TextStream(tokenizer, request.stops, prompt_ids=request.prompt if request.continues else ())
-    )
-    sampler = (
-        Sampler(request.sampling, request.seed)
-        if request.top_logprobs is None
-        else ScoringSampler(request.sampling, request.seed, request.top_logprobs, answer.scores)
-    )
-    reason: FinishReason = "length"
+    writer, reason = Writer(tokenizer, request, answer), _LENGTH
+    sampler = request.sampler(answer)
     for token in session.generate(request.prompt, sampler, request.max_tokens, answer.timing, observer, request.watch):
-        if token in request.end_ids:
-            reason = "stop"
-            break
-        answer.token_ids.append(token)
-        if piece := stream.push(token):
-            answer.text += piece
+        piece = writer.add(token)
+        if piece:
             yield piece
-        if stream.stopped:
-            reason = "stop"
+        if piece is None or writer.stopped:
+            reason = _STOP
             break
-    if rest := stream.finish():
-        answer.text += rest
+    if rest := writer.end(reason):
         yield rest
-    answer.finish_reason = "stop" if stream.stopped else reason

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ class LayerCache:
         )
         self._window = attention.window
         self._chunked = isinstance(attention, GroupedQuery) and attention.chunked
+        self._names = ("latents",) if isinstance(attention, MLA) else ("keys", "values")
         # Zeroed, not empty: attention reads some rows past the end, at weight 0.
         self.buffers = tuple(torch.zeros(heads, rows, width, dtype=dtype, device=device) for heads, width in shapes)
         self.first = 0  # position of row 0
@@ -31,6 +34,38 @@ class LayerCache:
     def held(self) -> tuple[Tensor, ...]:
         """The rows in use of each buffer."""
         return tuple(buffer[:, : self.length - self.first] for buffer in self.buffers)
+
+    @property
+    def kept_of_a_pass(self) -> int:
+        """Tokens that may be read at once so that all of them are held afterwards."""
+        rows = self.buffers[0].shape[1]
+        return rows if self._window is None else rows - self._window
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a position."""
+        return sum(buffer[:, :1].nbytes for buffer in self.buffers)
+
+    def block(self, start: int, end: int) -> dict[str, Tensor] | None:
+        """What it holds of these positions by name, [K, end - start, d]; None where a window has moved on."""
+        if start < self.first or end > self.length:
+            return None
+        rows = slice(start - self.first, end - self.first)
+        return {name: buffer[:, rows] for name, buffer in zip(self._names, self.buffers, strict=True)}
+
+    def suits(self, block: Mapping[str, Tensor], tokens: int) -> bool:
+        """Whether this is what `block` gives of so many positions of such a cache."""
+        wanted = {
+            name: ((len(buffer), tokens, buffer.shape[2]), buffer.dtype)
+            for name, buffer in zip(self._names, self.buffers, strict=True)
+        }
+        return {name: (tuple(rows.shape), rows.dtype) for name, rows in block.items()} == wanted
+
+    def put(self, block: Mapping[str, Tensor], tokens: int, chunk: int) -> None:
+        """Add a block of so many tokens that suits, `chunk` positions at a time."""
+        parts = (block[name].transpose(0, 1).split(chunk) for name in self._names)
+        for each in zip(*parts, strict=True):
+            self.append(*each)
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         """Add [T, heads, width] tensors; returns the buffers [heads, rows, width], filled up to `length - first`."""
@@ -143,6 +178,21 @@ class Cache:
         for layer in self.layers:
             layer.rewind(length)
         return length
+
+    def block(self, start: int, end: int) -> list[dict[str, Tensor]] | None:
+        """What each layer holds of positions `start` up to `end`, by name; None if one no longer does."""
+        found = [layer.block(start, end) for layer in self.layers]
+        return [each for each in found if each is not None] if None not in found else None
+
+    def put(self, block: Sequence[Mapping[str, Tensor]], tokens: int) -> bool:
+        """Go on with such a block of so many tokens; whether it suits, else nothing is changed."""
+        pairs = list(zip(self.layers, block, strict=False))
+        fits = len(block) == len(self.layers) and self.length + tokens <= self.capacity
+        if not fits or not all(layer.suits(each, tokens) for layer, each in pairs):
+            return False
+        for layer, each in pairs:
+            layer.put(each, tokens, self.chunk)
+        return True
 
     def copy(self, other: Cache, length: int) -> int:
         """Hold the first `length` tokens of `other`, made for the same model; returns the length really kept, as above.

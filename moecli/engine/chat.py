@@ -14,8 +14,10 @@ from moecli.engine.cache import Cache
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Session
 from moecli.engine.loaded import LoadedModel, OpenedModel
+from moecli.engine.prefixes import Slots, reading_of
 from moecli.engine.recorder import finish, new_recorder
 from moecli.engine.sampling import Sampling
+from moecli.engine.session_file import SessionFile
 from moecli.errors import CheckpointError, MoecliError
 from moecli.planning.memory import default_context
 from moecli.planning.placement import Plan
@@ -45,7 +47,7 @@ class Conversation:
     """What was said so far: messages, or for a base model or `raw` one growing text."""
 
     def __init__(self, opened: OpenedModel, config: GenerationConfig) -> None:
-        self._tokenizer, self._vocab_size = opened.tokenizer, opened.spec.vocab_size
+        self._tokenizer, self._vocab_size, self._end_ids = opened.tokenizer, opened.spec.vocab_size, opened.end_ids
         self._system = [Message("system", config.system)] if config.system else []
         self.reads_apart = bool(opened.spec.encoder)  # an encoder reads each prompt alone
         self.is_chat = opened.tokenizer.chat_template is not None and not (config.raw or self.reads_apart)
@@ -72,6 +74,21 @@ class Conversation:
                 "tokenizer.json and the weights belong to different models",
             )
         return ids
+
+    def request(self, prompt: Sequence[int], config: GenerationConfig, watch: Progress = silent) -> Request:
+        """The answer that is wanted after a prompt's ids."""
+        return Request(
+            prompt,
+            config.sampling,
+            config.seed,
+            config.max_tokens,
+            self._end_ids,
+            config.stops,
+            watch,
+            continues=not (self.is_chat or self.reads_apart),
+            fills=self.reads_apart,
+            top_logprobs=config.top_logprobs,
+        )
 
     def add(self, text: str, prompt: list[int], answer: Answer) -> None:
         """`text`, which became `prompt`, and its answer belong to what was said."""
@@ -107,12 +124,28 @@ def plan_for(opened: OpenedModel, config: GenerationConfig, text: str | None) ->
     return opened.plan(min(longest, needed + config.max_tokens))
 
 
+def prefixes_of(loaded: LoadedModel, file: SessionFile | None) -> Slots | None:
+    """The model's one cache as a slot whose blocks are in a session file; None without one."""
+    if file is None:
+        return None
+    return Slots([loaded.cache], reading_of(loaded.decoder, loaded.cache, loaded.plan.fits), file)
+
+
 class ChatSession:
     """A conversation whose answers are generated."""
 
-    def __init__(self, loaded: LoadedModel, config: GenerationConfig, warn: fallback.Warn = _LOG.warning) -> None:
-        """`warn` is told where the device's memory runs out, and the answer goes on with less of the model there."""
-        self.loaded, self.config, self._warn = loaded, config, warn
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        config: GenerationConfig,
+        warn: fallback.Warn = _LOG.warning,
+        file: SessionFile | None = None,
+    ) -> None:
+        """`warn` is told where the device's memory runs out, and the answer goes on with less of the model there.
+
+        `file` has what was read before, and gets what is read.
+        """
+        self.loaded, self.config, self._warn, self._file = loaded, config, warn, file
         self._conversation = Conversation(loaded.opened, config)
         self._session = self._begin()
 
@@ -135,19 +168,8 @@ class ChatSession:
         if self.loaded.decoder.is_released:  # the device had no memory for less of it either: perhaps it has now
             self.loaded = fallback.load(self.loaded.opened, self.loaded.plan, warn=self._warn)
             self._session = self._begin()
-        config, opened = self.config, self.loaded.opened
-        request = Request(
-            prompt,
-            config.sampling,
-            config.seed,
-            config.max_tokens,
-            opened.end_ids,
-            config.stops,
-            watch,
-            continues=not (self.is_chat or self.fills_spans),
-            fills=self.fills_spans,
-            top_logprobs=config.top_logprobs,
-        )
+        opened = self.loaded.opened
+        request = self._conversation.request(prompt, self.config, watch)
         answer.prompt = text
         kept = True
         try:
@@ -165,7 +187,10 @@ class ChatSession:
 
     def _begin(self) -> Session:
         loaded = self.loaded
-        return Session(loaded.decoder, loaded.cache, lookup=self.config.lookup, fall_back=self._fall_back)
+        prefixes, self._file = prefixes_of(loaded, self._file), None  # which is of this decoder alone
+        return Session(
+            loaded.decoder, loaded.cache, lookup=self.config.lookup, fall_back=self._fall_back, prefixes=prefixes
+        )
 
     def _fall_back(self) -> tuple[Decoder, Cache]:
         self.loaded = fallback.reload(self.loaded, self._warn)

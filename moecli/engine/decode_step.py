@@ -89,6 +89,31 @@ class NativeLayer:
             self.moe_forward(self.moe, x)
         return x
 
+    def feed_forward_texts(self, parts: Sequence[Tensor]) -> None:
+        """The same of more tokens than are a step, in `parts` of a step each, changed in place.
+
+        A store whose experts may move is asked for each once.
+        """
+        moe, mixture = self.moe, self._mixture
+        assert moe is not None, "such a step is of native layers alone"
+        if moe.resident or mixture is None:
+            for part in parts:
+                self.feed_forward(part, None)
+            return
+        routed = []
+        for part in parts:
+            moe.route(part)
+            held = moe.normed, moe.topk_ids, moe.topk_weights
+            routed.append([each[: len(part)].clone() for each in held])
+        normed, topk_ids = (torch.cat([each[place] for each in routed]) for place in range(2))
+        outputs = normed.new_empty(topk_ids.numel(), normed.shape[1])
+        each_output(self._experts, self._index, mixture.expert.activation, normed, topk_ids, outputs)
+        made = outputs.split([ids.numel() for _, ids, _ in routed])
+        for part, (some, ids, weights), its in zip(parts, routed, made, strict=True):
+            moe.normed[: len(part)], moe.topk_ids[: len(part)], moe.topk_weights[: len(part)] = some, ids, weights
+            moe.outputs[: len(its)] = its
+            moe.combine(part)
+
     def route(self, moe: MoeSublayer, x: Tensor, observer: RoutingObserver | None) -> None:
         """Let the router select experts for the hidden states x [T, D], and show them to the observer."""
         moe.route(x)
@@ -170,6 +195,18 @@ class DecodeStep:
         for layer, _ in layers:
             layer.record_resident(len(x), observer)
         return x
+
+    def forward_texts(self, x: Tensor, texts: Sequence[Sequence[MixerCache]]) -> Tensor:
+        """A token of each of any number of texts, x [N, D] -> [N, D], perhaps the same tensor."""
+        parts, first = list(x.split(self.max_tokens)), range(0, len(x), self.max_tokens)
+        groups = [texts[start : start + self.max_tokens] for start in first]
+        if self._call is not None or len(parts) == 1:
+            return torch.cat([self.forward(*each) for each in zip(parts, groups, strict=True)])
+        for number, layer in enumerate(self._layers):
+            for place, group in enumerate(groups):
+                parts[place] = layer.attend(parts[place], [caches[number] for caches in group])
+            layer.feed_forward_texts(parts)
+        return torch.cat(parts)
 
 
 def _past(cache: RecurrentCache, tokens: int) -> Past:

@@ -24,9 +24,11 @@ from moecli.engine.weights import DenseWeights
 from moecli.experts.store import ExpertStore
 from moecli.formats import PLAIN
 from moecli.kernels.blocking import BLOCK, BUCKET
-from moecli.kernels.choice import on_gpu, serves
+from moecli.kernels.choice import forced, on_gpu, serves
+from moecli.kernels.library import library
 from moecli.kernels.linear import linear
-from moecli.model.spec import ModelSpec, Rope
+from moecli.kernels.prompt_attention import longest_absorbed
+from moecli.model.spec import MLA, ModelSpec, Rope
 from moecli.store.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -95,6 +97,20 @@ class Decoder:
         """Whether what a token becomes depends on how long the text is that it is read with."""
         return any(rope.depends_on_length for rope in self._rotary)
 
+    @property
+    def reads_alike(self) -> bool:
+        """Whether no bit of a prompt's token depends on which others are read with it: native kernels compute."""
+        return self.device.type == "cpu" and forced() in (None, "native") and library() is not None
+
+    @property
+    def absorbed_up_to(self) -> int:
+        """Tokens of a prompt up to which latents may be attended to as they are; longer ones expand them; 0: no matter.
+
+        No bit of a token depends on how long its prompt is, beyond that.
+        """
+        latent = [each.attention for each in self.spec.layers if isinstance(each.attention, MLA)]
+        return max((longest_absorbed(each.kv_rank, each.nope_dim, each.value_dim) for each in latent), default=0)
+
     def new_cache(self, capacity: int, chunk: int) -> Cache:
         """An empty cache for one text of at most `capacity` tokens, fed at most `chunk` at a time."""
         return Cache(self.spec, capacity, chunk, self.dtype, self.device)
@@ -122,13 +138,15 @@ class Decoder:
         observer: RoutingObserver | None = None,
         last_only: bool = False,
         watch: Progress = silent,
+        prompt: int | None = None,
     ) -> Tensor:
         """Feed `ids` [T] after what `cache` holds; returns the normed states [t, D] of the last BLOCK of tokens.
 
         A few tokens are one decode step. Of more, a block at a time passes layer after layer, so that each expert is
         asked for once a block; what a token becomes depends neither on blocks nor on the cache's chunks.
         `last_only`: only the last token's [1, D]; the last layer's feed-forward is left out for the others, unless an
-        observer wants to see their routing. `watch` is told of tokens.
+        observer wants to see their routing. `watch` is told of tokens. `prompt`: how long the prompt is of which these
+        are a part; None if they are all of it.
         """
         with torch.inference_mode():
             for rotary in self._rotary.values():
@@ -148,14 +166,14 @@ class Decoder:
                     last = start + len(part) == len(ids)
                     wanted = len(part) if observer is not None or not last_only else int(last)
                     count = partial(_count, watch, start, len(ids))
-                    states = self._block(part, cache, len(ids), observer, wanted, count)
+                    states = self._block(part, cache, prompt or len(ids), observer, wanted, count)
             watch(len(ids), len(ids))
             return self.normed(states[-1:] if last_only else states)
 
     def forward_texts(self, ids: Tensor, caches: Sequence[Cache]) -> Tensor:
         """One more token of each of several texts, ids [N]: their normed states [N, D], to the bit as for each alone.
 
-        Weights are read once for up to `decode_step.max_tokens` texts.
+        Weights are read once for up to `decode_step.max_tokens` texts, experts that may move once for all.
         """
         if self._device_step:
             some = self._device_step.max_tokens
@@ -171,16 +189,41 @@ class Decoder:
             for rotary in self._rotary.values():
                 rotary.prepare(max(cache.length for cache in caches) + 1)
             self._adjust_threads()
-            some = self.decode_step.max_tokens
-            states = torch.cat(
-                [
-                    self.decode_step.forward(
-                        self._embed(part), [cache.layers for cache in caches[start : start + some]]
-                    )
-                    for start, part in zip(range(0, len(ids), some), ids.to(self.device).split(some), strict=True)
-                ]
+            states = self.decode_step.forward_texts(
+                self._embed(ids.to(self.device)), [cache.layers for cache in caches]
             )
             return self.normed(states)
+
+    def next_logits(self, ids: Tensor, caches: Sequence[Cache]) -> Tensor:
+        """The scores after one more token of each of several texts, float32 [N, V] on the CPU, as for each alone."""
+        if self.can_draft:
+            return self.logits(self.forward_texts(ids, caches)).cpu()
+        alone = (self.forward(token, cache) for token, cache in zip(ids.split(1), caches, strict=True))
+        return torch.cat([self.logits(states).cpu() for states in alone])
+
+    def read_texts(self, texts: Sequence[Tensor], caches: Sequence[Cache], watch: Progress = silent) -> Tensor:
+        """Read several prompts [T] into empty caches, asking for each expert once per layer: the normed states [N, D]
+        after each. Where it `reads_alike`, and none is so short as to be a decode step, they are those of `forward`.
+
+        `watch` is told of layers.
+        """
+        with torch.inference_mode():
+            for rotary in self._rotary.values():
+                rotary.prepare(max(map(len, texts)))
+            sizes = [len(text) for text in texts]
+            x = self._embed(torch.cat(list(texts)).to(self.device))
+            last = torch.tensor(sizes).cumsum(0) - 1
+            for number, block in enumerate(self._blocks):
+                kept = block.keep_input(x)
+                for text, cache in zip(x.split(sizes), caches, strict=True):
+                    for part in text.split(cache.chunk):
+                        self._adjust_threads()
+                        part.copy_(block.attend(part, cache.layers[number], len(text)))
+                if number == len(self._blocks) - 1:
+                    x, kept = x[last], None if kept is None else kept[last]
+                block.feed_forward(x, None, kept)
+                watch(number + 1, len(self._blocks))
+            return normalise(x, self._outside["final_norm"], self.spec.norm, self.spec.norm_eps)
 
     def first_not_finite(self, ids: Tensor, read: Tensor | None = None) -> str:
         """Where the states of a text [T] are first infinite or no numbers, in words: for an error that is certain.

@@ -16,6 +16,7 @@ from moecli.engine.decoder import Decoder
 from moecli.engine.device import ran_out
 from moecli.engine.drafts import PromptLookup
 from moecli.engine.finite import is_finite, not_finite
+from moecli.engine.prefixes import Slot, Slots
 from moecli.engine.sampling import Sampler
 from moecli.errors import MoecliError
 from moecli.kernels.blocking import CHUNK, MAX_TOKENS
@@ -56,6 +57,7 @@ class Session:
 
     Where there is an encoder, it reads the prompt, and the text is the answer alone. `fall_back`, if there is one, is
     asked for another decoder and an empty cache when the device's memory runs out, and the text goes on with them.
+    With `prefixes`, slots of this one cache, what is shared is used again in whole blocks, to the same bits.
     """
 
     decoder: Decoder
@@ -63,6 +65,8 @@ class Session:
     held: list[int] = field(default_factory=list)
     lookup: bool = False  # drafts are looked up in the text: the same tokens, sooner where it repeats itself
     fall_back: Callable[[], tuple[Decoder, Cache]] | None = None
+    prefixes: Slots | None = None
+    _slot: Slot | None = None
     _encoded: list[int] | None = None  # the prompt, where an encoder has read it
     _torn: bool = False  # a forward pass was interrupted: the layers' caches disagree
 
@@ -90,32 +94,36 @@ class Session:
         if team := self.decoder.team:
             team.begin()
         began = time.perf_counter()
+        ends: list[int] = []  # of the pieces in which the prompt is read
         if self.decoder.encoder is not None:
             limit = min(limit, self.cache.capacity)
             pending = self._read(prompt, timing, observer, watch)
             seen = list(pending)
         else:
             limit = min(limit, self.cache.capacity - len(prompt) + 1)
-            timing.cached_tokens = self._rewind(prompt)
+            timing.cached_tokens, ends = self._take(prompt)
             seen, pending = list(prompt), list(prompt[timing.cached_tokens :])
         _LOG.debug(
             "a prompt of %d tokens, %d of them cached; %d more at most", len(prompt), timing.cached_tokens, limit
         )
         drafts = PromptLookup(prompt) if self.lookup and observer is None and self.decoder.can_draft else None
         made = 0
+
+        def told(done: int, total: int) -> None:
+            watch(len(self.held) - timing.cached_tokens + done, len(prompt) - timing.cached_tokens)
+
         while made < limit:
             if observer is not None:
                 observer.generated = made > 0
             room = min(limit - made, MAX_TOKENS) - 1
             draft = drafts.propose(room) if drafts and made else []
             tokens = []
-            for logits, guess in zip(
-                self._feed(
-                    pending + draft, 1 + len(draft), observer, silent if made or self.decoder.encoder else watch
-                ),
-                [*draft, None],
-                strict=True,
-            ):
+            if made or not ends:
+                scores = self._feed(pending + draft, 1 + len(draft), observer)
+            else:
+                for end in ends:
+                    scores = self._read_piece(prompt, end, observer, told)
+            for logits, guess in zip(scores, [*draft, None], strict=True):
                 tokens.append(sampler.pick(logits, seen))
                 seen.append(tokens[-1])
                 if tokens[-1] != guess:
@@ -153,11 +161,44 @@ class Session:
         timing.dropped = self._in_memory(lambda: self.decoder.read(ids, self.cache, observer, watch), again=False)
         return [self.decoder.spec.start_id]
 
-    def _feed(self, ids: list[int], wanted: int, observer: RoutingObserver | None, watch: Progress) -> torch.Tensor:
+    def _take(self, prompt: Sequence[int]) -> tuple[int, list[int]]:
+        """Keep what of the prompt is known: how many tokens that is, and where the pieces of the rest end."""
+        if self.prefixes is None:
+            return self._rewind(prompt), [len(prompt)]
+        if self._slot is not None:
+            if self._torn:
+                self._slot.clear()
+            self.prefixes.give_back(self._slot)
+        found = self.prefixes.take(prompt)
+        assert found is not None, "the one text is over"
+        self._slot, ends = found
+        self.held, self._torn = self._slot.ids, False
+        return len(self.held), ends
+
+    def _read_piece(
+        self, prompt: Sequence[int], end: int, observer: RoutingObserver | None, watch: Progress
+    ) -> torch.Tensor:
+        """Read the prompt on to `end`; the logits [1, V] there."""
+        whole = None if self.prefixes is None else len(prompt)
+        logits = self._feed(list(prompt[len(self.held) : end]), 1, observer, watch, whole)
+        if self.prefixes is not None and self._slot is not None:
+            self.prefixes.note(self._slot)
+        return logits
+
+    def _feed(
+        self,
+        ids: list[int],
+        wanted: int,
+        observer: RoutingObserver | None,
+        watch: Progress = silent,
+        prompt: int | None = None,
+    ) -> torch.Tensor:
         """Append `ids` to the text; returns the logits [`wanted`, V] after the last. CheckpointError if not finite."""
 
         def forward() -> torch.Tensor:
-            states = self.decoder.forward(torch.tensor(ids), self.cache, observer, last_only=wanted == 1, watch=watch)
+            states = self.decoder.forward(
+                torch.tensor(ids), self.cache, observer, last_only=wanted == 1, watch=watch, prompt=prompt
+            )
             return self.decoder.logits(states[-wanted:]).cpu()
 
         self._torn = True
@@ -182,6 +223,7 @@ class Session:
                 if self.fall_back is None or not ran_out(error):
                     raise
             self.decoder, self.cache = self.fall_back()  # outside: an error's frames hold what they computed with
+            self.prefixes = self._slot = None  # its bits are another decoder's from here on
             fallen = True
 
     def _read_again(self) -> None:

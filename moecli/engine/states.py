@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from moecli.kernels.blocking import SNAPSHOTS
+from moecli.kernels.blocking import BLOCK, SNAPSHOTS
 from moecli.model.spec import Recurrent
 from moecli.planning.states import record_shape, rows_shape, state_shape
 
@@ -50,6 +51,36 @@ class RecurrentCache:
         kept, self.pending = self.pending, 0 if commits else tokens
         self.length += tokens
         return kept
+
+    @property
+    def kept_of_a_pass(self) -> int:
+        """Tokens that may be read at once so that the state after them is there: of those of one step."""
+        return BLOCK
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a block of `block` for each of its tokens, at most."""
+        return self.rows[: self._past].nbytes + self.state.nbytes
+
+    def block(self, start: int, end: int) -> dict[str, Tensor] | None:
+        """What is remembered after `end` tokens, by name; None where that is not known any more."""
+        if end == self.length and not self.pending:
+            return {"rows": self.rows[: self._past], "state": self.state}
+        kept = next((each for each in self._snapshots if each.length == end), None)
+        return None if kept is None else {"rows": kept.rows, "state": kept.state}
+
+    def suits(self, block: Mapping[str, Tensor], tokens: int) -> bool:
+        """Whether this is what `block` gives of such a layer."""
+        wanted = {"rows": self.rows[: self._past], "state": self.state}
+        return block.keys() == wanted.keys() and all(
+            block[name].shape == mine.shape and block[name].dtype is mine.dtype for name, mine in wanted.items()
+        )
+
+    def put(self, block: Mapping[str, Tensor], tokens: int, chunk: int) -> None:
+        """Remember what a block that suits does, so many tokens further, and be able to go back to them."""
+        self._load(Snapshot(self.length + tokens, block["rows"], block["state"]))
+        self.length += tokens
+        self.snapshot()
 
     def reach(self, length: int) -> int:
         """How much of the first `length` tokens it can go back to."""

@@ -119,6 +119,12 @@ def expansion_pays(tokens: int, rank: int, nope_dim: int, value_dim: int) -> boo
     return tokens * (2 * rank - nope_dim - value_dim) > rank * (nope_dim + value_dim)
 
 
+def longest_absorbed(rank: int, nope_dim: int, value_dim: int) -> int:
+    """The longest prompt whose keys and values are not expanded; 0 where none ever is, or all are."""
+    saved = 2 * rank - nope_dim - value_dim
+    return rank * (nope_dim + value_dim) // saved if saved > 0 else 0
+
+
 def _attend(queries: Tensor, others: tuple[Tensor, ...], row: int, rows: int, **call: Any) -> Tensor:
     """`others`: the keys or latents, what makes values of them, and sinks if there are any. Query 0's own key lies in `row`."""
     tokens, heads, dim = queries.shape

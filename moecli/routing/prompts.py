@@ -97,7 +97,7 @@ def _from_json(where: str, found: Any, tell: Tell, line: str = "") -> Prompt:
     if isinstance(found, str):
         found = {"text": found}
     fields = found if isinstance(found, dict) else {}
-    turns = _turns(fields.get("messages"))
+    turns = turns_of(fields.get("messages"))
     texts = (fields.get("text"), fields.get("prompt"), "\n\n".join(turn.content for turn in turns))
     text = next((each for each in texts if isinstance(each, str) and each.strip()), None)
     if text is None:
@@ -112,7 +112,7 @@ def _from_json(where: str, found: Any, tell: Tell, line: str = "") -> Prompt:
     return prompt
 
 
-def _turns(messages: Any) -> tuple[Message, ...]:
+def turns_of(messages: Any) -> tuple[Message, ...]:
     """The turns of a conversation that have text: a string, or a list of parts of which some have it."""
     turns = []
     for each in messages if isinstance(messages, list) else ():

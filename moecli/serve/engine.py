@@ -29,7 +29,7 @@ from moecli.kernels.blocking import MAX_TOKENS
 from moecli.library.resolve import ModelRef
 from moecli.serve.generation import Generation
 from moecli.serve.metrics import Metrics
-from moecli.serve.models import Identity, ResidentModel, identity, load
+from moecli.serve.models import Identity, OpenSession, ResidentModel, identity, load
 from moecli.serve.reply import Job, Reply, Started
 from moecli.store.progress import Progress
 
@@ -55,6 +55,7 @@ class EngineOptions:
     texts: int | None
     queue: int
     keep_alive: float  # seconds that a model stays after its last answer
+    session: OpenSession | None = None  # of the one model
 
 
 class Engine:
@@ -140,6 +141,7 @@ class Engine:
                 self._fail_all(MoecliError(f"the engine failed: {type(error).__name__}", "see the server's stderr"))
                 self._unload()
         self._fail_all(Busy("the server has ended"))
+        self._unload()
 
     def _call(self, action: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
@@ -229,7 +231,7 @@ class Engine:
                 progress(done, total)
 
             torch.set_num_threads(opened.team.most)
-            self._resident = load(opened, self.options.texts, told)
+            self._resident = load(opened, self.options.texts, told, self.options.session)
         self._expires = time.monotonic() + self.options.keep_alive
         self.metrics.loads += 1
         return self._resident, time.perf_counter() - began
@@ -252,6 +254,7 @@ class Engine:
 
     def _unload(self) -> None:
         if self._resident is not None:
+            self._resident.close()
             self._resident = None
             gc.collect()
             settings.return_freed_memory()
@@ -272,7 +275,8 @@ class Engine:
                 decoder.read(torch.tensor(piece), slot.cache, watch=watch)
                 states = decoder.forward(torch.tensor([text.last]), slot.cache)
             else:
-                states = decoder.forward(torch.tensor(piece), slot.cache, last_only=True, watch=watch)
+                whole = len(text.reply.job.prompt)
+                states = decoder.forward(torch.tensor(piece), slot.cache, last_only=True, watch=watch, prompt=whole)
                 self._resident.slots.read(slot, piece)
         except _Abandoned:
             slot.clear()  # its layers disagree
@@ -296,10 +300,7 @@ class Engine:
         decoder = self._resident.loaded.decoder
         ids, caches = torch.tensor([text.last for text in texts]), [text.slot.cache for text in texts]
         self.metrics.steps += 1
-        if decoder.can_draft:
-            return decoder.logits(decoder.forward_texts(ids, caches)).cpu()
-        alone = (decoder.forward(token, cache) for token, cache in zip(ids.split(1), caches, strict=True))
-        return torch.cat([decoder.logits(states).cpu() for states in alone])
+        return decoder.next_logits(ids, caches)
 
     def _accept(self, text: Generation, logits: torch.Tensor) -> None:
         assert self._resident is not None

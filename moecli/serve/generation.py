@@ -7,8 +7,8 @@ import time
 from torch import Tensor
 
 from moecli.engine.loaded import OpenedModel
+from moecli.engine.prefixes import Slot
 from moecli.engine.sampling import Sampler, TokenScore, score
-from moecli.serve.prefixes import Slot
 from moecli.serve.reply import Ended, Piece, Reply, Scored
 from moecli.text.spans import SpanStream
 from moecli.text.stream import TextStream

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moecli.engine.device import free_vram
 from moecli.engine.loaded import LoadedModel, OpenedModel
+from moecli.engine.prefixes import Slots, reading_of
+from moecli.engine.session_file import SessionFile
 from moecli.errors import ModelNotFound, MoecliError, NotEnoughMemory, printable
-from moecli.kernels.blocking import BLOCK, MAX_TOKENS
+from moecli.kernels.blocking import MAX_TOKENS
 from moecli.library import listing
 from moecli.library.resolve import Kind, ModelRef, resolve
 from moecli.planning import machine
 from moecli.planning.memory import default_context
 from moecli.planning.placement import Plan
-from moecli.serve.prefixes import Slots
 from moecli.store.progress import Progress
 
+OpenSession = Callable[[LoadedModel], SessionFile | None]
 _HERE = (Kind.BUILT_IN, Kind.STORE, Kind.CACHE)
-_PIECE = 128  # prompt tokens read between two steps of other texts, where no expert has to be read for them again
 _SMALL = 8  # caches may take one part in so many of a budget that all experts do not fit in
 
 
@@ -97,16 +98,23 @@ class ResidentModel:
     def ref(self) -> ModelRef:
         return self.loaded.opened.ref
 
+    def close(self) -> None:
+        """What was read is safe in the session, if there is one."""
+        if (file := self.slots.file) is not None:
+            file.close()
+
 
 def context_of(opened: OpenedModel) -> int:
     """Tokens that a text may have, prompt and answer together."""
     return opened.options.context or default_context(opened.spec)
 
 
-def load(opened: OpenedModel, texts: int | None, progress: Progress) -> ResidentModel:
+def load(
+    opened: OpenedModel, texts: int | None, progress: Progress, session: OpenSession | None = None
+) -> ResidentModel:
     """Read a model's weights, within what is free now, for `texts` side by side (None: as many as cost little).
 
-    NotEnoughMemory if it does not fit.
+    `session` opens what keeps what is read. NotEnoughMemory if it does not fit.
     """
     options = opened.options
     if options.ram is None:
@@ -117,9 +125,8 @@ def load(opened: OpenedModel, texts: int | None, progress: Progress) -> Resident
     loaded = opened.load(plan, progress)
     decoder, first = loaded.decoder, loaded.cache
     caches = [first, *(decoder.new_cache(first.capacity, first.chunk) for _ in range(count - 1))]
-    whole = decoder.encoder is not None or decoder.rotates_by_length  # such a prompt is read at once
-    block = first.capacity if whole else _PIECE if plan.fits else BLOCK
-    return ResidentModel(loaded, Slots(caches, block, MAX_TOKENS))
+    file = None if session is None else session(loaded)
+    return ResidentModel(loaded, Slots(caches, reading_of(decoder, first, plan.fits, short=True), file))
 
 
 def _plan(opened: OpenedModel, texts: int | None) -> tuple[Plan, int]:

@@ -17,6 +17,7 @@ import pytest
         (["--host", "no such host"], 1, "error: cannot listen on no such host:11434: "),
         (["mixtral", "--offline"], 1, "error: model 'mixtral' (mistralai/Mixtral-8x7B-Instruct-v0.1) is not on"),
         (["--queue", "0"], 2, "error: --queue 0 is out of range"),
+        (["--session", "file"], 2, "error: --session is of one model"),
     ],
 )
 def test_what_it_refuses(moecli, options, code, said):

@@ -30,7 +30,6 @@ from tests.support.checkpoints import (
     make,
     write,
 )
-from tests.support.oracle import transformers
 from tests.support.wild_configs import WILD
 
 DATA = Path(__file__).parents[1] / "data" / "reference"

@@ -29,6 +29,7 @@ def document(session: ChatSession, answer: Answer) -> dict[str, Any]:
         "token_ids": answer.token_ids,
         **_scored(session, answer),
         "prompt_tokens": timing.prompt_tokens,
+        "cached_tokens": timing.cached_tokens,
         "completion_tokens": len(answer.token_ids),
         "drafted_tokens": timing.drafted,
         "drafted_tokens_right": timing.drafted_right,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moecli.engine.decoder import Decoder
-from moecli.serve.prefixes import Slot, Slots, piece_ends
+from moecli.engine.prefixes import Reading, Slot, Slots, cuts
 from tests.support.checkpoints import make, prompt, write
 from tests.support.running import load
 
@@ -23,7 +23,7 @@ BLOCK = 16
     ],
 )  # fmt: skip
 def test_a_rest_that_would_be_a_decode_step_joins_the_piece_before(length: int, ends: list[int]) -> None:
-    assert piece_ends(length, BLOCK, 8) == ends
+    assert cuts(length, Reading(BLOCK, BLOCK)) == ends
 
 
 def read(slots: Slots, decoder: Decoder, ids: list[int]) -> tuple[Slot, torch.Tensor, int]:
@@ -50,7 +50,7 @@ def grow(decoder: Decoder, slot: Slot, count: int) -> list[int]:
 
 
 def new_slots(decoder: Decoder, count: int = 2) -> Slots:
-    return Slots([decoder.new_cache(256, 256) for _ in range(count)], BLOCK, 8)
+    return Slots([decoder.new_cache(256, 256) for _ in range(count)], Reading(BLOCK, BLOCK))
 
 
 @pytest.mark.parametrize(
