@@ -61,19 +61,21 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
     bias: RelativeBias | None = None,
+    sinks: Tensor | None = None,
     causal: bool = True,
     chunked: bool = False,
 ) -> Tensor:
     """Attention of q [T, H, d] over k [K, rows, d] and v [K, rows, w]: [T, H * w].
 
     Query 0 stands at position `start`, row 0 at position `first`; unless `causal`, every query sees every row. Where
-    `chunked`, a window does not slide, but begins anew at each of its multiples. By the
+    `chunked`, a window does not slide, but begins anew at each of its multiples. `sinks`
+    [H] are scores of no key that take their part of the softmax (StreamingLLM, arXiv 2309.17453; gpt-oss). By the
     native kernel or Triton's where one serves, else by torch: softmax in float32, in blocks of queries. There keys are
     taken in whole buckets, those not visible masked: a matrix product whose shape changed with every token would be
     compiled anew for every token.
     """
     if chunked and window is not None:
-        parts, scores = [], {"scratch": scratch, "scale": scale, "softcap": softcap}
+        parts, scores = [], {"scratch": scratch, "scale": scale, "softcap": softcap, "sinks": sinks}
         for begin in range(start // window * window, start + len(q), window):
             seen = max(0, begin - first)
             end = min(begin + window, start + len(q))
@@ -84,9 +86,9 @@ def attend(
         return torch.cat(parts)
     if causal and bias is None and prompt_attention.serves(q):
         return prompt_attention.grouped_query(
-            q, k, v, scale=scale, start=start, first=first, window=window, softcap=softcap
+            q, k, v, scale=scale, start=start, first=first, window=window, softcap=softcap, sinks=sinks
         )
-    if causal and bias is None and _triton_serves(q) and q.shape[-1] == v.shape[-1] <= _WIDEST:
+    if causal and bias is None and sinks is None and _triton_serves(q) and q.shape[-1] == v.shape[-1] <= _WIDEST:
         from moecli.kernels.gpu import attention
 
         place = scratch.place(start, first, q.device)
@@ -121,11 +123,19 @@ def attend(
         elif causal:
             hidden = _hidden(offset + begin - first, end - begin, last - first, window, q.device)
             scores.view(heads, groups, end - begin, -1).masked_fill_(hidden, -torch.inf)
-        torch.softmax(scores, -1, out=scratch.acquire("weights", shape, q, torch.float32))
-        product.copy_(scratch.acquire("weights", shape, q, torch.float32))
+        mixing = torch.softmax(scores, -1, out=scratch.acquire("weights", shape, q, torch.float32))
+        if sinks is not None:
+            mixing.mul_(_share_of_keys(scores, sinks.view(heads, groups)))
+        product.copy_(mixing)
         mixed = torch.bmm(product, v[:, first:last])  # [K, G * t, w]
         out[begin:end] = mixed.view(heads, groups, end - begin, -1).permute(2, 0, 1, 3)
     return out.flatten(1)
+
+
+def _share_of_keys(scores: Tensor, sinks: Tensor) -> Tensor:
+    """What the sinks [K, G] leave of the softmax of scores [K, G * t, n]: [K, G * t, 1]."""
+    every = sinks.float()[..., None].expand(-1, -1, scores.shape[1] // sinks.shape[1]).flatten(1)
+    return (scores.logsumexp(-1) - every).sigmoid_()[..., None]
 
 
 def _triton_serves(q: Tensor) -> bool:
@@ -160,8 +170,12 @@ class GroupedQueryAttention:
         eps: float,
         bias: RelativeBias | None = None,
         causal: bool = True,
+        zero_centred: bool = False,
     ) -> None:
-        """Unless `causal`, the tokens of a call see each other, and nothing before them."""
+        """Unless `causal`, the tokens of a call see each other, and nothing before them.
+
+        `zero_centred`: the factors of queries and keys are 1 + their norms' weights.
+        """
         self._spec, self._bias, self._causal = spec, bias, causal
         self._scratch = scratch
         self._rotary = rotary
@@ -170,16 +184,20 @@ class GroupedQueryAttention:
         self._gate = weights.matrix("attn_gate") if spec.gate_width else None
         self._o, self._o_bias = weights.matrix("o"), weights.get("o_bias")
         self._q_norm, self._k_norm = weights.get("q_norm"), weights.get("k_norm")
+        self._sinks = weights.get("sinks")
         self._head_norm: Tensor | None = None
         if spec.qk_norm in (QkNorm.HEAD, QkNorm.ROTATED_HEAD):
             q, k = weights["q_norm"], weights["k_norm"]
             self._head_norm = torch.cat((q.expand(spec.heads, -1), k.expand(spec.kv_heads, -1)))  # [H + K, d]
+            if zero_centred:
+                self._head_norm = 1 + self._head_norm.float()
+        self._triton_appends = triton_appends(spec) and not zero_centred
 
     def __call__(self, x: Tensor, cache: LayerCache, prompt: int) -> Tensor:
         """x [T, D] -> [T, D]; the tokens are appended to `cache`. Of how long a `prompt` they are does not matter."""
         spec, start = self._spec, cache.length
         qkv = linear(x, self._qkv, self._qkv_bias)  # [T, (H + 2 K) * d]
-        by_triton = _triton_serves(qkv) and triton_appends(spec)
+        by_triton = self._triton_appends and _triton_serves(qkv)
         q = self._append_by_triton(qkv, cache) if by_triton else self._append(qkv, cache)
         if spec.query_growth is not None:
             q = q * growth(spec.query_growth, torch.arange(start, start + len(q), device=q.device))[:, None, None]
@@ -187,7 +205,8 @@ class GroupedQueryAttention:
         k, v = cache.buffers if self._causal else cache.held
         mixed = attend(
             q, k, v, scratch=self._scratch, scale=spec.scale, start=start, first=cache.first, window=spec.window,
-            softcap=spec.softcap, bias=self._bias, causal=self._causal, chunked=spec.chunked,
+            softcap=spec.softcap, bias=self._bias, sinks=self._sinks, causal=self._causal,
+            chunked=spec.chunked,
         )  # fmt: skip
         if self._gate is not None:
             mixed = gated(mixed, linear(x, self._gate), spec.gate)
@@ -243,7 +262,7 @@ class GroupedQueryAttention:
     def _norm_heads(self, heads: Tensor) -> Tensor:
         """Queries and keys [T, H + K, d], each head by itself."""
         normed = rms_norm(heads, None, self._eps)
-        return normed if self._head_norm is None else normed * self._head_norm
+        return normed if self._head_norm is None else (normed * self._head_norm).to(heads.dtype)
 
 
 def gated(mixed: Tensor, gate: Tensor, kind: Gate) -> Tensor:

@@ -15,7 +15,7 @@ from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, moe_forward
 from moecli.kernels.blocking import CHUNK
 from moecli.kernels.linear import feed_forward, inner, linear
-from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Router, Scoring
+from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, NormKind, Router, Scoring
 
 
 class RoutingObserver(Protocol):
@@ -56,7 +56,8 @@ class Block:
         attention, self._ffn, self._parallel = layer.attention, layer.ffn, layer.parallel
         self._attention = (
             GroupedQueryAttention(
-                attention, weights, rotary, scratch, spec.norm_eps, bias, causal=index >= len(spec.encoder)
+                attention, weights, rotary, scratch, spec.norm_eps, bias, causal=index >= len(spec.encoder),
+                zero_centred=spec.norm is NormKind.ZERO_CENTRED,
             )
             if isinstance(attention, GroupedQuery)
             else LatentAttention(attention, weights, rotary, scratch)

@@ -29,14 +29,14 @@ from moecli.kernels.gpu import activations, router
 from moecli.kernels.gpu.launch import card
 from moecli.kernels.gpu.norms import Branch, Normed, add_and_norm
 from moecli.kernels.linear import format_of
-from moecli.model.spec import MLA, GroupedQuery, Layer, Mixture, ModelSpec
+from moecli.model.spec import MLA, GroupedQuery, Layer, Mixture, ModelSpec, NormKind
 
 
 def serves(spec: ModelSpec, dense: DenseWeights, experts: ExpertStore) -> bool:
     """Whether these kernels compute every layer of a model, in the formats that its weights have."""
     matrices = [matrix for layer in dense.layers for matrix in layer.matrices()]
     formats = {format_of(each) for each in matrices} | ({experts.dtype} if spec.mixtures else set())
-    plain = not (spec.encoder or spec.norm_bias or spec.lm_head_bias or spec.logit_softcap)
+    plain = spec.norm is not NormKind.ZERO_CENTRED and not (spec.encoder or spec.norm_bias or spec.lm_head_bias or spec.logit_softcap)
     served = plain and formats <= {*PLAIN, *TILED} and all(map(_serves_layer, spec.layers))
     return served and (not any(isinstance(layer.attention, MLA) for layer in spec.layers) or _serves_latents(dense))
 
@@ -52,7 +52,7 @@ def _serves_layer(layer: Layer) -> bool:
     shared = ffn.shared if isinstance(ffn, Mixture) else ffn
     inner = [each for each in (shared, ffn.expert if isinstance(ffn, Mixture) else None) if each is not None]
     attention = layer.attention
-    usual = isinstance(attention, MLA) or (triton_appends(attention) and not attention.gate_width)
+    usual = isinstance(attention, MLA) or (triton_appends(attention) and not (attention.gate_width or attention.sinks))
     return (
         not (layer.parallel or layer.ffn_reads_input or layer.cross or attention.rope.depends_on_length)
         and usual

@@ -15,6 +15,8 @@ def normalise(x: Tensor, weight: Tensor, kind: NormKind, eps: float, bias: Tenso
     """RMS or layer norm over the last axis; statistics in float32. Only the second has biases."""
     if kind is NormKind.RMS:
         return rms_norm(x, weight, eps)
+    if kind is NormKind.ZERO_CENTRED:
+        return rms_norm(x, 1 + weight.float(), eps)
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 

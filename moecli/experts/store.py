@@ -101,7 +101,7 @@ def moe_forward(
         """What each expert of a group makes of its tokens, in parts."""
         device = _device(group)
         whole = [(number, expert) for number, expert in group if isinstance(expert, tuple)]
-        if whole and takes_groups(whole[0][1]):
+        if whole and takes_groups(whole[0][1], activation):
             for some in taken.cut(whole, GROUPED):
                 tokens = [taken.tokens[number] for number, _ in some]
                 made = grouped_outputs(rows[device], tokens, [expert for _, expert in some], activation)

@@ -32,7 +32,7 @@ from moecli.model.spec import (
 )
 
 # enum norm, qk_norm, gate, scoring and group_score of c/native.h
-_NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1}
+_NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1, NormKind.ZERO_CENTRED: 2}
 _QK_NORMS = {QkNorm.NONE: 0, QkNorm.FULL: 1, QkNorm.HEAD: 2, QkNorm.ROTATED_HEAD: 3, QkNorm.UNWEIGHTED: 3}
 _GATES = {Gate.SIGMOID: 0, Gate.SOFTPLUS: 1}
 _SCORINGS = {
@@ -140,6 +140,7 @@ class AttentionSublayer(_CachedAttention):
             interleaved=spec.rope.interleaved,
             q_norm=_plain(weights.get("q_norm"), sublayer.dtype),
             k_norm=_plain(weights.get("k_norm"), sublayer.dtype),
+            sinks=_plain(weights.get("sinks"), sublayer.dtype),
             clip=spec.clip or 0,
             softcap=spec.softcap or 0,
             scale=spec.scale,

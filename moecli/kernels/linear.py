@@ -64,6 +64,16 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
+CUTS = {Activation.SILU_TO_7: 7.0, Activation.SILU_TO_16: 16.0}
+
+
+def gated(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
+    """What goes on to down, of what gate and up have made of the same tokens."""
+    if (limit := CUTS.get(activation)) is not None:
+        return F.silu(gate).clamp(max=limit) * up.clamp(-limit, limit)
+    return ACTIVATIONS[activation](gate) * up
+
+
 def as_matrix(dtype: str, shape: tuple[int, int], data: Tensor) -> Matrix:
     """The bytes of a matrix, seen as what `linear` takes; no copy."""
     if dtype in formats.PLAIN:
@@ -118,7 +128,7 @@ def feed_forward(x: Tensor, gate_up: Matrix, down: Matrix, activation: Activatio
     if native.can_cut(dtype, width) and (data := native_bytes(dtype, [gate_up, down])):
         return native.stacked_feed_forward(dtype, x, data[0], data[1], width, activation).to(x.dtype)
     gate, up = linear(x, gate_up).chunk(2, dim=-1)
-    return linear(ACTIVATIONS[activation](gate) * up, down)
+    return linear(gated(activation, gate, up), down)
 
 
 def inner(x: Tensor, matrices: Sequence[Matrix], activation: Activation) -> Tensor:
@@ -131,7 +141,7 @@ def inner(x: Tensor, matrices: Sequence[Matrix], activation: Activation) -> Tens
         return native.inner(format_of(up), x, data, up.shape[0], activation)
     if not gate:
         return ACTIVATIONS[activation](linear(x, up))
-    return ACTIVATIONS[activation](linear(x, gate[0])).mul_(linear(x, up))
+    return gated(activation, linear(x, gate[0]), linear(x, up))
 
 
 def expert_outputs(x: Tensor, experts: Sequence[Expert], activation: Activation) -> Tensor:
@@ -140,9 +150,10 @@ def expert_outputs(x: Tensor, experts: Sequence[Expert], activation: Activation)
     if data := native_bytes(format_of(up), chain.from_iterable(experts)):
         each = zip(*(data[place :: len(experts[0])] for place in range(len(experts[0]))), strict=True)
         return native.feed_forward(format_of(up), x, list(each), up.shape[0], activation)
-    if takes_groups(experts[0]) and len(x) <= MAX_TOKENS:
+    grouped = takes_groups(experts[0], activation)
+    if grouped and len(x) <= MAX_TOKENS:
         return _few_through_experts(x, experts, activation)
-    if takes_groups(experts[0]):
+    if grouped:
         every = torch.arange(len(x))
         return torch.stack(grouped_outputs(x, [every] * len(experts), experts, activation))
     rows = _padded(x)
@@ -150,10 +161,10 @@ def expert_outputs(x: Tensor, experts: Sequence[Expert], activation: Activation)
     return outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)
 
 
-def takes_groups(expert: Expert) -> bool:
+def takes_groups(expert: Expert, activation: Activation) -> bool:
     """Whether `grouped_outputs` takes such experts."""
     up = expert[-2]
-    return isinstance(up, Packed) and serves("triton", up.dtype, up.device)
+    return isinstance(up, Packed) and activation in ACTIVATIONS and serves("triton", up.dtype, up.device)
 
 
 def grouped_outputs(

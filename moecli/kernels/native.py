@@ -20,7 +20,14 @@ Expert = Sequence[Tensor]  # packed gate [I, D], up [I, D], down [D, I]; without
 
 # enum format, activation, number and status of c/native.h
 FORMATS = {"q4": 0, "q3": 1, "q8": 2, "fp32": 3, "bf16": 4, "fp16": 5, "int8": 6, "nf4": 7}
-ACTIVATIONS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2, Activation.RELU: 3}
+ACTIVATIONS = {
+    Activation.SILU: 0,
+    Activation.GELU: 1,
+    Activation.GELU_TANH: 2,
+    Activation.RELU: 3,
+    Activation.SILU_TO_7: 4,
+    Activation.SILU_TO_16: 5,
+}
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NOT_FINITE, _TOO_LARGE = 2, 3
 _PANEL_ROWS = 16  # that lie together in tiled formats: where a stacked matrix may be cut

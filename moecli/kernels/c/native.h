@@ -36,7 +36,7 @@ enum format { Q4, Q3, Q8, PLAIN, INT8 = PLAIN + 3, NF4 };
      1.0f}
 
 enum number { FP32, BF16, FP16 };
-enum activation { SILU, GELU, GELU_TANH, RELU };
+enum activation { SILU, GELU, GELU_TANH, RELU, SILU_TO_7, SILU_TO_16 };
 enum status { DONE, NO_MEMORY, NOT_FINITE, TOO_LARGE };
 
 /* The OpenMP runtime of torch, by two of its entry points; without them all work is done by the caller. */
@@ -85,7 +85,7 @@ struct pack {
     void *packed;
 };
 
-enum norm { RMS, LAYER };
+enum norm { RMS, LAYER, ZERO_CENTRED }; /* the last: RMS whose weights lack 1 */
 enum qk_norm { NO_NORM, ALL_HEADS, EACH_HEAD, EACH_ROTATED_HEAD };
 enum gate { GATE_SIGMOID, GATE_SOFTPLUS };
 enum scoring { SOFTMAX, SIGMOID, SOFTMAX_OF_TOPK, SIGMOID_INPUT, SPARSEMIXER };
@@ -113,15 +113,15 @@ struct place {
     float query_scale;
 };
 
-/* Attention of heads that share keys and values in groups. 0: no clip, no softcap; biases and norms may be NULL.
-   `keys_as_values`: values are what keys are before norm and rotation, and qkv makes none. `gate` [gate_width,
+/* Attention of heads that share keys and values in groups. 0: no clip, no softcap; biases, norms and sinks may be NULL.
+   A sink is a score of its head, [heads], that takes its part of the softmax and has no value. `keys_as_values`: values are what keys are before norm and rotation, and qkv makes none. `gate` [gate_width,
    hidden_size] makes a factor of each head's result, or of each number of it; NULL: none. */
 struct attention {
     struct sublayer sublayer;
     const void *qkv, *qkv_bias, *output, *output_bias, *gate;
     int64_t heads, kv_heads, head_dim, value_dim, rotary_dim, gate_width;
     int32_t qk_norm, interleaved, keys_as_values, value_norm, gate_kind;
-    const void *q_norm, *k_norm;
+    const void *q_norm, *k_norm, *sinks;
     float clip, softcap, scale, value_scale;
     const struct place *places; /* of each token, of one text or of several */
 };
@@ -142,7 +142,7 @@ struct latent_attention {
 /* output [tokens, heads, value_dim]: queries [tokens, heads, head_dim] over keys [kv_heads, rows, head_dim] and values
    [kv_heads, rows, value_dim], all numbers of one `type`. The first query stands at position `start`, row 0 of keys and
    values at `first`; a query sees the keys up to its own position, of them the last `window`. 0: no window, no cap.
-   `query_stride`: numbers from token to token.
+   `sinks` as in attention. `query_stride`: numbers from token to token.
 
    With a `rank` the keys are latents [rows, rank + head_dim - nope_dim], there are no values, and `expansion` [heads,
    nope_dim + value_dim, rank] makes of a latent's first `rank` numbers the first `nope_dim` of a head's key, and its
@@ -150,7 +150,7 @@ struct latent_attention {
 struct prompt_attention {
     struct thread_pool pool;
     int32_t type;
-    const void *queries, *keys, *values, *expansion;
+    const void *queries, *keys, *values, *expansion, *sinks;
     void *output;
     int64_t tokens, heads, kv_heads, head_dim, value_dim, rows, query_stride, rank, nope_dim;
     int64_t start, first, window;

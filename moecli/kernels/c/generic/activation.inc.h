@@ -41,6 +41,13 @@ INLINE float gelu(float x) {
 
 INLINE float relu(float x) { return x < 0 ? 0 : x; }
 
+/* Step: what silu makes of the gate is cut above, up on both sides */
+INLINE float cut_swiglu(float gate, float up, float limit) {
+    float opened = silu(gate);
+    opened = opened > limit ? limit : opened;
+    return opened * (up > limit ? limit : up < -limit ? -limit : up);
+}
+
 /* hidden = activation(gate) * up, for 32 numbers */
 static void activate(enum activation activation, const float *gate, const float *up, float *hidden) {
 #define EACH(f)                                                                                                        \
@@ -52,6 +59,10 @@ static void activate(enum activation activation, const float *gate, const float 
     case GELU: EACH(gelu);
     case GELU_TANH: EACH(gelu_tanh);
     case RELU: EACH(relu);
+    case SILU_TO_7:
+    case SILU_TO_16:
+        for (int i = 0; i < GROUP; i++)
+            hidden[i] = cut_swiglu(gate[i], up[i], activation == SILU_TO_7 ? 7 : 16);
     }
 #undef EACH
 }

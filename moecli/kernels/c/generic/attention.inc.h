@@ -72,12 +72,14 @@ static void merge(const struct attention_job *job, size_t token, float *mixed) {
     size_t blocks = ceil_div(seen_from(call->places + token), KEY_BLOCK), step = group * partial_size(call);
     const float *partials = job->partials + token * heads * job->blocks * partial_size(call);
     for (size_t head = 0; head < heads; head++, mixed += dim) {
-        float largest = -INFINITY, sum = 0;
+        float sink = call->sinks ? number(call->sinks, call->sublayer.type, head) : -INFINITY, largest = sink, sum = 0;
         const float *first = partials + (head / group * job->blocks * group + head % group) * partial_size(call);
         const float *partial = first;
         for (size_t block = 0; block < blocks; block++, partial += step)
             largest = partial[dim] > largest ? partial[dim] : largest;
         memset(mixed, 0, dim * sizeof *mixed);
+        if (call->sinks)
+            sum = exponential(sink - largest);
         partial = first;
         for (size_t block = 0; block < blocks; block++, partial += step) {
             float factor = exponential(partial[dim] - largest);
@@ -98,7 +100,8 @@ static void normalise_heads(const struct attention *call, float *heads) {
     size_t dim = (size_t)call->head_dim, queries = (size_t)call->heads, count = queries + (size_t)call->kv_heads;
     for (size_t head = 0; head < count; head++) {
         const void *norm = head < queries ? call->q_norm : call->k_norm;
-        normalise(RMS, call->sublayer.eps, norm, call->sublayer.type, heads + head * dim, dim);
+        normalise(call->sublayer.norm == ZERO_CENTRED ? ZERO_CENTRED : RMS, call->sublayer.eps, norm,
+                  call->sublayer.type, heads + head * dim, dim);
     }
 }
 

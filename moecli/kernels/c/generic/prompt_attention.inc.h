@@ -227,13 +227,17 @@ static void absorb_queries(const struct prompt_job *job, const struct prompt_scr
     }
 }
 
+static size_t head_of(struct some_queries some, size_t query) { return some.head * some.group + query % some.group; }
+
 static void load_queries(const struct prompt_job *job, const struct prompt_scratch *own, struct some_queries some) {
+    const struct prompt_attention *call = job->call;
     size_t lanes = rounded_up(some.count, WIDTH);
     memset(own->queries, 0, lanes * job->key_dim * sizeof *own->queries);
     memset(own->sums, 0, lanes * value_rows(job) * sizeof *own->sums);
-    memset(own->total, 0, lanes * sizeof *own->total);
-    for (size_t query = 0; query < lanes; query++)
-        own->largest[query] = -INFINITY;
+    for (size_t query = 0; query < lanes; query++) { /* a sink is there before any key */
+        own->total[query] = call->sinks && query < some.count;
+        own->largest[query] = own->total[query] ? number(call->sinks, call->type, head_of(some, query)) : -INFINITY;
+    }
     if (job->absorbs)
         absorb_queries(job, own, some);
     else

@@ -111,6 +111,8 @@ static void normalise(int32_t kind, float eps, const void *weights, int32_t type
         float each[WIDE];
         if (weights)
             load_numbers(each, (const char *)weights + i * number_size(type), type, some);
+        for (size_t lane = 0; weights && kind == ZERO_CENTRED && lane < some; lane++)
+            each[lane] += 1;
         for (size_t lane = 0; lane < some; lane++)
             numbers[i + lane] = weights ? numbers[i + lane] * factor * each[lane] : numbers[i + lane] * factor;
     }
