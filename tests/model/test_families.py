@@ -139,12 +139,12 @@ def test_no_known_family(values: dict[str, Any]) -> None:
 
 
 def specs_by_family() -> dict[str, list[ModelSpec]]:
-    names = {id(family): name for name, family in families().items()}
+    names = {family.architectures: name for name, family in families().items()}
     found: dict[str, list[ModelSpec]] = {}
     made = [configuration(family).to_dict() for family in FAMILIES]
     made.append(WILD["qwen3-vl"].config)  # of a family that transformers has only behind its tower
     for each in [*made, *CONFIGS.values(), *(entry.config() for entry in catalog.known())]:
-        found.setdefault(names[id(find(each))], []).append(read_spec(each))
+        found.setdefault(names[find(each).architectures], []).append(read_spec(each))
     return found
 
 
@@ -391,6 +391,7 @@ WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 16,
     },
     "glm4_moe": {"head_dim": 128},
+    "step3p7": {"vision_config": {}},
 }
 
 
@@ -447,7 +448,9 @@ def test_a_spec_implies_exactly_the_numbers_that_are_stored(
     assert dense + experts == sum(math.prod(stored.shape) for stored in weights.checkpoint.tensors.values())
     norms = sum(tensor.count for tensor in dense_tensors(spec) if tensor.part is Part.NORMS)
     assert norms == sum(
-        v.numel() for n, v in model.named_parameters() if "norm" in n and v.dim() == 1 and "bias" not in n
+        v.numel()
+        for n, v in model.named_parameters()
+        if "norm" in n and v.dim() == 1 and ("bias" not in n or spec.norm_bias)
     )
 
 

@@ -139,6 +139,38 @@ _LLAMA3_ROPE = {
 _YARN = {"factor": 4.0, "finetuned": True, "original_max_position_embeddings": 32768, "type": "yarn"}
 
 WILD: dict[str, Wild] = {
+    "trinity as published": Wild(_of("trinity-mini"), 26_123_974_400),
+    "laguna as published": Wild(_of("laguna-xs-2.1"), 33_442_617_088),
+    "north as published": Wild(_of("north-mini-code"), 30_484_303_872),
+    "k-exaone as published": Wild(_of("k-exaone-236b-a23b"), 236_571_156_352),
+    "mistral small 4 as published": Wild(_of("mistral-small-4"), 118_972_826_624),
+    "llama 4 scout as published": Wild(_of("llama-4-scout"), 107_769_861_120),
+    "phi 3.5 as published": Wild(_of("phi-3.5-moe"), 41_873_153_344),
+    "mimo as published": Wild(_of("mimo-v2-flash"), 308_778_780_864, "fp8"),
+    "step 3.7 as curated": Wild(_of("step-3.7-flash"), 195_844_508_736),
+    "step 3.5 as published": Wild(
+        {
+            "architectures": ["Step3p5ForCausalLM"], "model_type": "step3p5", "hidden_size": 256, "head_dim": 64,
+            "intermediate_size": 256, "num_hidden_layers": 4, "num_nextn_predict_layers": 1, "vocab_size": 1024,
+            "num_attention_heads": 4, "num_attention_groups": 2, "max_position_embeddings": 4096, "max_seq_len": 4096,
+            "use_moe": True, "moe_layers_enum": "1,2,3", "moe_num_experts": 8, "moe_top_k": 2,
+            "moe_intermediate_size": 128, "share_expert_dim": 64, "norm_expert_weight": True,
+            "moe_router_activation": "sigmoid", "moe_router_scaling_factor": 2.5, "att_impl_type": "GQA",
+            "layer_types": ["full_attention", *["sliding_attention"] * 3, "full_attention"], "sliding_window": 512,
+            "attention_other_setting": {
+                "attention_type": "sliding_attention", "num_attention_heads": 6, "num_attention_groups": 2,
+                "head_dim": 64, "true_head_dim": 64,
+            },
+            "rope_theta": [5e6, 1e4, 1e4, 1e4, 5e6], "partial_rotary_factors": [0.5, 1.0, 1.0, 1.0, 0.5],
+            "rope_scaling": {
+                "rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": 2048, "low_freq_factor": 1.0,
+                "high_freq_factor": 32.0,
+            },
+            "yarn_only_types": ["full_attention"], "swiglu_limits": [0.0, 0.0, 0.0, 7.0, 0.0],
+            "swiglu_limits_shared": [0.0, 0.0, 0.0, 16.0, 0.0],
+        },
+        4_225_304,
+    ),
     "gemma 4 as published": Wild(_of("gemma-4-26b-a4b"), 25_233_141_790),
     # Mixtral: the family that people tune and merge most
     "mixtral, tuned, two tokens added": Wild(_of("mixtral-base", **_TRAINER, vocab_size=32002), 46_702_809_088),

@@ -123,18 +123,19 @@ def _rope_reader(c: ConfigReader, kinds: list[str]) -> ConfigReader:
     scaling, parameters = c.raw("rope_scaling", None), c.raw("rope_parameters", None)
     if isinstance(parameters, dict) and set(parameters) <= set(_KINDS):
         return ConfigReader({"rope_parameters": parameters}, c.family)
-    if parameters is not None and scaling is not None and parameters != scaling:
-        raise c.fail("rope_scaling", "contradicts rope_parameters")
-    if not isinstance(scaling, dict | None):
-        raise c.fail("rope_scaling", "must be an object")
+    for key, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
+        if not isinstance(value, dict | None):
+            raise c.fail(key, "must be an object")
     found: dict[str, dict[str, Any]] = {}
     for kind in set(kinds):
         of = [index for index, each in enumerate(kinds) if each == kind]
         found[kind] = {"rope_theta": _shared(c, "rope_theta", theta, of)}
         if shares is not None:
             found[kind]["partial_rotary_factor"] = _shared(c, "partial_rotary_factors", shares, of)
-    if scaling and _FULL in found:
-        found[_FULL] |= scaling
+    if scaling and parameters and parameters != scaling:
+        raise c.fail("rope_scaling", "contradicts rope_parameters")
+    if _FULL in found:
+        found[_FULL] |= scaling or parameters or {}
     return ConfigReader({"rope_parameters": found}, c.family)
 
 
