@@ -56,7 +56,13 @@ class Block:
         attention, self._ffn, self._parallel = layer.attention, layer.ffn, layer.parallel
         self._attention = (
             GroupedQueryAttention(
-                attention, weights, rotary, scratch, spec.norm_eps, bias, causal=index >= len(spec.encoder),
+                attention,
+                weights,
+                rotary,
+                scratch,
+                spec.norm_eps,
+                bias,
+                causal=index >= len(spec.encoder),
                 zero_centred=spec.norm is NormKind.ZERO_CENTRED,
             )
             if isinstance(attention, GroupedQuery)

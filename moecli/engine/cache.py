@@ -21,9 +21,7 @@ class LayerCache:
         self._window = attention.window
         self._chunked = isinstance(attention, GroupedQuery) and attention.chunked
         # Zeroed, not empty: attention reads some rows past the end, at weight 0.
-        self.buffers = tuple(
-            torch.zeros(heads, rows, width, dtype=dtype, device=device) for heads, width in shapes
-        )
+        self.buffers = tuple(torch.zeros(heads, rows, width, dtype=dtype, device=device) for heads, width in shapes)
         self.first = 0  # position of row 0
         self.length = 0  # positions seen
         self.cross: LayerCache | None = None  # of the text that an encoder read

@@ -36,7 +36,9 @@ def serves(spec: ModelSpec, dense: DenseWeights, experts: ExpertStore) -> bool:
     """Whether these kernels compute every layer of a model, in the formats that its weights have."""
     matrices = [matrix for layer in dense.layers for matrix in layer.matrices()]
     formats = {format_of(each) for each in matrices} | ({experts.dtype} if spec.mixtures else set())
-    plain = spec.norm is not NormKind.ZERO_CENTRED and not (spec.encoder or spec.norm_bias or spec.lm_head_bias or spec.logit_softcap)
+    plain = spec.norm is not NormKind.ZERO_CENTRED and not (
+        spec.encoder or spec.norm_bias or spec.lm_head_bias or spec.logit_softcap
+    )
     served = plain and formats <= {*PLAIN, *TILED} and all(map(_serves_layer, spec.layers))
     return served and (not any(isinstance(layer.attention, MLA) for layer in spec.layers) or _serves_latents(dense))
 

@@ -44,7 +44,7 @@ def grouped_query(
             f"{heads} heads of {dim} numbers do not meet keys {tuple(keys.shape)} and values {tuple(values.shape)}"
         )
     keys, values = keys.contiguous(), values.contiguous()
-    others = (keys, values)
+    others: tuple[Tensor, ...] = (keys, values)
     if sinks is not None:
         if sinks.shape != (heads,):
             raise ValueError(f"{heads} heads do not have sinks {tuple(sinks.shape)}")

@@ -30,7 +30,6 @@ from tests.support.checkpoints import (
     make,
     write,
 )
-from tests.support.oracle import transformers
 from tests.support.wild_configs import WILD
 
 DATA = Path(__file__).parents[1] / "data" / "reference"
@@ -387,7 +386,10 @@ WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "gemma4": {
-        "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 8, "top_k_experts": 2,
+        "hidden_size_per_layer_input": 0,
+        "enable_moe_block": True,
+        "num_experts": 8,
+        "top_k_experts": 2,
         "moe_intermediate_size": 16,
     },
     "glm4_moe": {"head_dim": 128},

@@ -114,8 +114,9 @@ struct place {
 };
 
 /* Attention of heads that share keys and values in groups. 0: no clip, no softcap; biases, norms and sinks may be NULL.
-   A sink is a score of its head, [heads], that takes its part of the softmax and has no value. `keys_as_values`: values are what keys are before norm and rotation, and qkv makes none. `gate` [gate_width,
-   hidden_size] makes a factor of each head's result, or of each number of it; NULL: none. */
+   A sink is a score of its head, [heads], that takes its part of the softmax and has no value. `keys_as_values`: values
+   are what keys are before norm and rotation, and qkv makes none. `gate` [gate_width, hidden_size] makes a factor of
+   each head's result, or of each number of it; NULL: none. */
 struct attention {
     struct sublayer sublayer;
     const void *qkv, *qkv_bias, *output, *output_bias, *gate;
@@ -158,8 +159,8 @@ struct prompt_attention {
 };
 
 /* weights [experts, hidden_size] and bias [experts] in FP32, bias for the choice alone; norm_power 0: no norm; softcap
-   0: no cap. With an `input_scale` [hidden_size] it reads the hidden state divided by the root of its mean square, times
-   that. `expert_scale` [experts] multiplies the weights. Both may be NULL. */
+   0: no cap. With an `input_scale` [hidden_size] it reads the hidden state divided by the root of its mean square,
+   times that. `expert_scale` [experts] multiplies the weights. Both may be NULL. */
 struct router {
     const float *weights, *bias, *input_scale, *expert_scale;
     int64_t experts, top_k, n_group, topk_group;
@@ -178,8 +179,8 @@ struct moe {
     int64_t intermediate_size, shared_intermediate_size;
     int32_t activation, shared_activation, reads_input;
     float shared_scale;
-    const void *shared_gate_up, *shared_down;               /* gate and up stacked */
-    const void *shared_gate;                                /* of the shared expert as a whole; may be NULL */
+    const void *shared_gate_up, *shared_down;                /* gate and up stacked */
+    const void *shared_gate;                                 /* of the shared expert as a whole; may be NULL */
     const void *shared_before, *shared_after, *routed_after; /* norms; may be NULL */
     /* To be filled for each token: [hidden_size], [experts], [top_k] best first, [top_k, hidden_size] and then the sums
        of all tokens [hidden_size], [top_k] */

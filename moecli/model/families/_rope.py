@@ -49,9 +49,15 @@ def read_ropes(config: ConfigReader, context: int, kinds: Mapping[str, RopeDefau
     parts = config.nested("rope_parameters")
     found = {
         kind: _rope_of(
-            config, (parts.nested(kind) if parts else None) or ConfigReader({"rope_type": of.kind.value}, config.family),
-            None, of.head_dim, context, of.theta, False, of.partial,
-        )  # fmt: skip
+            config,
+            (parts.nested(kind) if parts else None) or ConfigReader({"rope_type": of.kind.value}, config.family),
+            None,
+            of.head_dim,
+            context,
+            of.theta,
+            False,
+            of.partial,
+        )
         for kind, of in kinds.items()
     }
     if parts is not None:

@@ -69,9 +69,7 @@ def _attentions(c: ConfigReader, context: int, full: list[int]) -> dict[str, Gro
     )  # fmt: skip
     return {
         _SLIDING: sliding,
-        _FULL: replace(
-            sliding, kv_heads=few, head_dim=wide, rope=ropes[_FULL], window=None, keys_as_values=shared
-        ),
+        _FULL: replace(sliding, kv_heads=few, head_dim=wide, rope=ropes[_FULL], window=None, keys_as_values=shared),
     }
 
 

@@ -53,9 +53,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     check_router(c, mixture)
     dense = FeedForward(c.count("intermediate_size", 8192), activation)
     mlps = c.choices("mlp_layer_types", count, ("dense", "sparse"), ["dense"] + ["sparse"] * (count - 1))
-    layers = [
-        Layer(attentions[i][kinds[i]], mixture if mlps[i] == "sparse" else dense) for i in range(count)
-    ]
+    layers = [Layer(attentions[i][kinds[i]], mixture if mlps[i] == "sparse" else dense) for i in range(count)]
     return make_spec(c, layers, hidden_size=hidden_size, context=context, vocab=100_352)
 
 
@@ -73,7 +71,7 @@ def _attentions(c: ConfigReader, context: int, count: int) -> list[dict[str, Gro
         qk_norm=QkNorm.HEAD, gate=Gate.SOFTPLUS,
     )  # fmt: skip
     sliding = replace(full, rope=ropes[_SLIDING], window=c.count("sliding_window", 512))
-    key = "num_attention_heads_per_layer"
+    usual_of, key = {_FULL: full, _SLIDING: sliding}, "num_attention_heads_per_layer"
     numbers = c.raw(key, None) or [usual] * count
     if not isinstance(numbers, list) or len(numbers) != count:
         raise c.fail(key, f"must be a list with one entry for each of {count} layers")
@@ -81,16 +79,16 @@ def _attentions(c: ConfigReader, context: int, count: int) -> list[dict[str, Gro
     for heads in numbers:
         if type(heads) is not int or not 0 < heads <= 2**31 or heads % kv_heads:
             raise c.fail(key, f"must hold multiples of the {kv_heads} key/value heads")
-        own = {"heads": heads, "gate_width": heads if by_head else heads * head_dim}
-        found.append({_FULL: replace(full, **own), _SLIDING: replace(sliding, **own)})
+        width = heads if by_head else heads * head_dim
+        found.append({kind: replace(each, heads=heads, gate_width=width) for kind, each in usual_of.items()})
     return found
 
 
 _LAYER = "model.layers.{layer}."
 _DENSE = BODY | GROUPED_QUERY | MLP | names(_LAYER, attn_gate="self_attn.g_proj")
-_PUBLISHED = names(
-    _LAYER + "mlp.shared_expert.", shared_gate_up="gate_proj up_proj", shared_down="down_proj"
-) | names(_LAYER + "mlp.experts.", "", router_bias="e_score_correction_bias")
+_PUBLISHED = names(_LAYER + "mlp.shared_expert.", shared_gate_up="gate_proj up_proj", shared_down="down_proj") | names(
+    _LAYER + "mlp.experts.", "", router_bias="e_score_correction_bias"
+)
 FAMILY = Family(
     architectures=("LagunaForCausalLM",),
     model_types=("laguna",),

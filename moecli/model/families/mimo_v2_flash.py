@@ -93,7 +93,9 @@ FAMILY = Family(
     model_types=("mimo_v2_flash",),
     read=read,
     layouts=tuple(
-        replace(layout, dense=layout.dense | names(_LAYER, "", sinks=sinks), ignored=(*layout.ignored, _PREDICTION))
+        replace(
+            layout, dense={**layout.dense, **names(_LAYER, "", sinks=sinks)}, ignored=(*layout.ignored, _PREDICTION)
+        )
         for layout, sinks in zip(
             both_layouts(BODY | GROUPED_QUERY | MLP | CORRECTION_BIAS), ("attention_sink_bias", "sinks"), strict=True
         )

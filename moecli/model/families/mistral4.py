@@ -37,9 +37,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         default_layers=36, default_dense=0, default_widths=(12288, 2048, 1),
     )  # fmt: skip
     notes = ("the text model alone: the vision tower is not counted",) if "vision_config" in config else ()
-    return make_spec(
-        c, layers, hidden_size=c.count("hidden_size", 4096), context=context, vocab=131_072, notes=notes
-    )
+    return make_spec(c, layers, hidden_size=c.count("hidden_size", 4096), context=context, vocab=131_072, notes=notes)
 
 
 def _without_growth(part: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], QueryGrowth | None]:

@@ -154,10 +154,16 @@ def _sparse(c: ConfigReader, count: int, spare: int) -> list[bool]:
     numbers, first = c.raw("moe_layers_enum", None), c.count("first_k_dense_replace", 3, least=0)
     usual = [index >= first for index in range(count)]
     if numbers is not None:
-        texts = numbers.split(",") if isinstance(numbers, str) else numbers if isinstance(numbers, list) else [None]
-        if not all(isinstance(each, str | int) and str(each).strip().isdecimal() for each in texts):
+        texts = (
+            str(numbers).split(",")
+            if isinstance(numbers, str | int)
+            else [str(each) for each in numbers]
+            if isinstance(numbers, list)
+            else [""]
+        )
+        if not all(text.strip().isdecimal() for text in texts):
             raise c.fail("moe_layers_enum", "must be a list of layers")
-        usual = [index in {int(each) for each in texts} for index in range(count)]
+        usual = [index in {int(text) for text in texts} for index in range(count)]
     names_ = c.choices(
         "mlp_layer_types", count, ("dense", "sparse"), ["sparse" if each else "dense" for each in usual], spare=spare
     )

@@ -155,7 +155,8 @@ static void rotate_and_cache(const struct attention *call, const struct place *p
     }
 }
 
-/* mixed [tokens, heads, value_dim] times the gate's factors [tokens, gate_width], of which each is for as many numbers. */
+/* mixed [tokens, heads, value_dim] times the gate's factors [tokens, gate_width], of which each is for as many numbers.
+ */
 static void open_gate(const struct attention *call, const float *gates, float *mixed) {
     size_t count = (size_t)(call->sublayer.tokens * call->gate_width);
     size_t each = (size_t)(call->heads * call->value_dim / call->gate_width);
@@ -182,7 +183,8 @@ static enum status attention_forward(const struct attention *call) {
     job.tasks.count = tokens * (size_t)call->kv_heads * job.blocks;
     size_t scratch = 2 * (size_t)call->rotary_dim + (size_t)call->kv_heads * dim, gates = (size_t)call->gate_width;
     size_t partials = tokens * heads * job.blocks * partial_size(call);
-    float *hidden = allocate((tokens * (hidden_size + projected + mixes + gates) + scratch + partials) * sizeof *hidden);
+    float *hidden =
+        allocate((tokens * (hidden_size + projected + mixes + gates) + scratch + partials) * sizeof *hidden);
     if (!hidden)
         return NO_MEMORY;
     float *qkv = hidden + tokens * hidden_size, *mixed = qkv + tokens * projected, *gate = mixed + tokens * mixes;

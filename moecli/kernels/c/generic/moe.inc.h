@@ -148,8 +148,8 @@ static enum status route_normed(const struct moe *call) {
     float *scores = (float *)(kept + n_group), *input = scores + 2 * experts + n_group;
     if (own)
         scale_input(call, input);
-    enum status status = multiply(&call->sublayer, PLAIN + FP32, call->router.weights, NULL,
-                                  own ? input : call->normed, hidden_size, call->logits, experts);
+    enum status status = multiply(&call->sublayer, PLAIN + FP32, call->router.weights, NULL, own ? input : call->normed,
+                                  hidden_size, call->logits, experts);
     for (size_t token = 0; status == DONE && token < (size_t)call->sublayer.tokens; token++)
         select_experts(call, token, (struct router_scratch){scores, scores + experts, scores + 2 * experts, kept});
     free(kept);
