@@ -145,7 +145,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     *(("llama", name, {"rope_parameters": rope}) for name, rope in ROPES.items()),
     ("llama", "dynamic", DYNAMIC),
     ("laguna", "a gate for each number, a cap on the router, biases, yarn", {
-        "gating": "per-element", "moe_router_logit_softcapping": 0.8, "attention_bias": True, "rope_parameters": {
+        "gating": "per-element", "moe_routed_scaling_factor": 2.5, "moe_router_logit_softcapping": 0.8, "attention_bias": True, "rope_parameters": {
             "full_attention": {**YARN, "attention_factor": 1.3, "partial_rotary_factor": 0.5},
             "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 1.0}}}),
     ("llama4", "three experts, no norm, biases, llama3", {
@@ -171,6 +171,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
      {"router_jitter_noise": 0.01, "sliding_window": 16, "lm_head_bias": False, "attention_bias": False}),
     ("step3p7", "uncut, llama3 in full layers, biases", {"text_config": {
         "swiglu_limits": None, "swiglu_limits_shared": None, "attention_bias": True, "query_pre_attn_scalar": 5,
+        "moe_router_scaling_factor": 2.0,
         "rope_theta": 5000.0, "partial_rotary_factors": None, "rope_scaling": ROPES["llama3"],
         "mlp_layer_types": ["sparse"] * 4, "num_sliding_attention_heads": 2}}),
     ("olmoe", "clip that bites", {"clip_qkv": 0.5}),

@@ -52,7 +52,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_hidden_layers": 3, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
             "sliding_window": 16, "num_attention_heads_per_layer": [4, 6, 8], "head_dim": 8, "intermediate_size": 40,
             "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24, "num_experts": 6,
-            "num_experts_per_tok": 3, "moe_routed_scaling_factor": 2.5,
+            "num_experts_per_tok": 3,
         },
     ),
     "llama4": (
@@ -119,7 +119,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
                 "num_hidden_layers": 4, "layer_types": ["full_attention", *["sliding_attention"] * 3],
                 "sliding_window": 16, "num_sliding_attention_heads": 6, "head_dim": 8, "intermediate_size": 40,
                 "moe_intermediate_size": 16, "share_expert_dim": 24, "n_routed_experts": 6, "num_experts_per_tok": 3,
-                "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "moe_router_scaling_factor": 2.0,
+                "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
                 "swiglu_limits": [None, 0.0, 7.0, 16.0], "swiglu_limits_shared": [0.0, None, 16.0, 7.0],
                 "rope_theta": [5000.0, 10000.0, 10000.0, 10000.0], "partial_rotary_factors": [0.5, 1.0, 1.0, 1.0],
             },

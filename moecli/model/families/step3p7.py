@@ -6,23 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from moecli.model.families import _layout as on_disk
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import (
-    BODY,
-    BUFFERS,
-    CORRECTION_BIAS,
-    GROUPED_QUERY,
-    MLP,
-    SHARED_EXPERTS,
-    ExpertNames,
-    Family,
-    Layout,
-    NamedSlice,
-    fused,
-    names,
-)
+from moecli.model.families._layout import ExpertNames, Family, Layout, NamedSlice, names
 from moecli.model.families._parts import check_router, language_part, layer_count, layer_overrides, make_spec
-from moecli.model.families._rope import RopeDefaults, read_ropes
+from moecli.model.families._rope import RopeDefaults, read_ropes_by_layer
 from moecli.model.spec import (
     Activation,
     FeedForward,
@@ -37,6 +25,11 @@ from moecli.model.spec import (
 )
 
 _FULL, _SLIDING = _KINDS = ("full_attention", "sliding_attention")
+_ALIASES = {
+    "num_key_value_heads": "num_attention_groups", "num_experts_per_tok": "moe_top_k",
+    "n_routed_experts": "moe_num_experts num_local_experts num_experts", "share_expert_dim": "share_expert_dims",
+    "num_nextn_predict_layers": "num_mtp_layers",
+}  # fmt: skip
 _CUTS = {None: Activation.SILU, 0: Activation.SILU, 7: Activation.SILU_TO_7, 16: Activation.SILU_TO_16}
 # Other implementations read them; transformers' is written for these values.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -53,7 +46,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    c = _reader(config)
+    c = language_part(config, "step3p7", _NEUTRAL)
+    for key, others in _ALIASES.items():
+        c.alias(key, *others.split())
     hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 128_000)
     count, extra_layers = layer_count(c, 45), c.count("num_nextn_predict_layers", 0, least=0)
     kinds = c.choices("layer_types", count, _KINDS, [_FULL] * count, spare=extra_layers)
@@ -63,10 +58,12 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         c.count("n_routed_experts", 288), c.count("num_experts_per_tok", 8), Scoring.SIGMOID, norm_power=1.0,
         scaling=c.number("moe_router_scaling_factor", 1.0), correction_bias=True,
     )  # fmt: skip
-    routed, shared = (_activations(c, key, count, extra_layers) for key in ("swiglu_limits", "swiglu_limits_shared"))
+    routed, shared = (  # at which number the products of experts are cut, those of shared and of dense ones
+        [_CUTS[cut] for cut in c.choices(key, count, tuple(_CUTS), [None] * count, spare=extra_layers)]
+        for key in ("swiglu_limits", "swiglu_limits_shared")
+    )
     width, always = c.count("moe_intermediate_size", 1280), c.count("share_expert_dim", 1280)
-    dense = c.count("intermediate_size", 11264)
-    layers = []
+    dense, layers = c.count("intermediate_size", 11264), []
     for index, kind in enumerate(kinds):
         mixture = Mixture(router, FeedForward(width, routed[index]), FeedForward(always, shared[index]))
         check_router(c, mixture)
@@ -76,16 +73,6 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         c, layers, hidden_size=hidden_size, context=context, vocab=128_815, eps=1e-5, extra_layers=extra_layers,
         norm=NormKind.ZERO_CENTRED, notes=notes,
     )  # fmt: skip
-
-
-def _reader(config: Mapping[str, Any]) -> ConfigReader:
-    c = language_part(config, "step3p7", _NEUTRAL)
-    c.alias("num_key_value_heads", "num_attention_groups")
-    c.alias("n_routed_experts", "moe_num_experts", "num_local_experts", "num_experts")
-    c.alias("num_experts_per_tok", "moe_top_k")
-    c.alias("share_expert_dim", "share_expert_dims")
-    c.alias("num_nextn_predict_layers", "num_mtp_layers")
-    return c
 
 
 def _attentions(c: ConfigReader, context: int, kinds: list[str]) -> dict[str, GroupedQuery]:
@@ -107,7 +94,7 @@ def _attentions(c: ConfigReader, context: int, kinds: list[str]) -> dict[str, Gr
     for each in (heads, many):
         if each % kv_heads:
             raise c.fail("num_attention_heads", f"is {each}, no multiple of the {kv_heads} key/value heads")
-    ropes = read_ropes(_rope_reader(c, kinds), context, dict.fromkeys(_KINDS, RopeDefaults(head_dim, 10_000.0, 1.0)))
+    ropes = read_ropes_by_layer(c, context, kinds, dict.fromkeys(_KINDS, RopeDefaults(head_dim, 10_000.0, 1.0)), _FULL)
     full = GroupedQuery(
         heads, kv_heads, head_dim, ropes[_FULL], scalar**-0.5, qkv_bias=bias, output_bias=bias, qk_norm=QkNorm.HEAD,
         gate_width=heads,
@@ -115,38 +102,6 @@ def _attentions(c: ConfigReader, context: int, kinds: list[str]) -> dict[str, Gr
     window = c.optional_count("sliding_window") or 512
     sliding = replace(full, heads=many, gate_width=many, rope=ropes[_SLIDING], window=window)
     return {_FULL: full, _SLIDING: sliding}
-
-
-def _rope_reader(c: ConfigReader, kinds: list[str]) -> ConfigReader:
-    """Bases and shares may be lists, one number a layer; a stretch is of full layers alone."""
-    theta, shares = c.raw("rope_theta", None), c.raw("partial_rotary_factors", None)
-    scaling, parameters = c.raw("rope_scaling", None), c.raw("rope_parameters", None)
-    if isinstance(parameters, dict) and set(parameters) <= set(_KINDS):
-        return ConfigReader({"rope_parameters": parameters}, c.family)
-    for key, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
-        if not isinstance(value, dict | None):
-            raise c.fail(key, "must be an object")
-    found: dict[str, dict[str, Any]] = {}
-    for kind in set(kinds):
-        of = [index for index, each in enumerate(kinds) if each == kind]
-        found[kind] = {"rope_theta": _shared(c, "rope_theta", theta, of)}
-        if shares is not None:
-            found[kind]["partial_rotary_factor"] = _shared(c, "partial_rotary_factors", shares, of)
-    if scaling and parameters and parameters != scaling:
-        raise c.fail("rope_scaling", "contradicts rope_parameters")
-    if _FULL in found:
-        found[_FULL] |= scaling or parameters or {}
-    return ConfigReader({"rope_parameters": found}, c.family)
-
-
-def _shared(c: ConfigReader, key: str, value: Any, layers: list[int]) -> Any:
-    """The number that all of these layers have."""
-    if not isinstance(value, list):
-        return value
-    numbers = {str(value[index]) for index in layers if index < len(value)}
-    if len(numbers) != 1 or max(layers) >= len(value):
-        raise c.fail(key, "must hold a number for each layer, the same for all of one kind")
-    return value[layers[0]]
 
 
 def _sparse(c: ConfigReader, count: int, spare: int) -> list[bool]:
@@ -170,13 +125,9 @@ def _sparse(c: ConfigReader, count: int, spare: int) -> list[bool]:
     return [name == "sparse" for name in names_]
 
 
-def _activations(c: ConfigReader, key: str, count: int, spare: int) -> list[Activation]:
-    """Of each layer, by the number at which its products are cut; 0 and null: not at all."""
-    return [_CUTS[limit] for limit in c.choices(key, count, tuple(_CUTS), [None] * count, spare=spare)]
-
-
 _LAYER = "model.layers.{layer}."
-_DENSE = BODY | GROUPED_QUERY | MLP | names(_LAYER, attn_gate="self_attn.g_proj")
+_DENSE = on_disk.BODY | on_disk.GROUPED_QUERY | on_disk.MLP | names(_LAYER, attn_gate="self_attn.g_proj")
+_FUSED = _DENSE | on_disk.SHARED_EXPERTS | on_disk.CORRECTION_BIAS
 _TOWER = (r"(vision_model|vit_large_projector)\..+",)
 FAMILY = Family(
     architectures=("Step3p7FlashForCausalLM", "Step3p7ForConditionalGeneration", "Step3p5ForCausalLM"),
@@ -191,8 +142,8 @@ FAMILY = Family(
             ExpertNames(
                 *(NamedSlice(f"{_LAYER}moe.{name}_proj.weight", stacked=True) for name in ("gate", "up", "down"))
             ),
-            BUFFERS + _TOWER,
+            on_disk.BUFFERS + _TOWER,
         ),
-        Layout(_DENSE | SHARED_EXPERTS | CORRECTION_BIAS, fused("mlp.experts"), BUFFERS),
+        Layout(_FUSED, on_disk.fused("mlp.experts"), on_disk.BUFFERS),
     ),
 )  # fmt: skip
