@@ -145,7 +145,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     *(("llama", name, {"rope_parameters": rope}) for name, rope in ROPES.items()),
     ("llama", "dynamic", DYNAMIC),
     ("laguna", "a gate for each number, a cap on the router, biases, yarn", {
-        "gating": "per-element", "moe_routed_scaling_factor": 2.5, "moe_router_logit_softcapping": 0.8, "attention_bias": True, "rope_parameters": {
+        "gating": "per-element", "moe_routed_scaling_factor": 2.5, "moe_router_logit_softcapping": 0.8,
+        "attention_bias": True, "rope_parameters": {
             "full_attention": {**YARN, "attention_factor": 1.3, "partial_rotary_factor": 0.5},
             "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 1.0}}}),
     ("llama4", "three experts, no norm, biases, llama3", {
