@@ -75,15 +75,9 @@ def attend(
     compiled anew for every token.
     """
     if chunked and window is not None:
-        parts, scores = [], {"scratch": scratch, "scale": scale, "softcap": softcap}
-        for begin in range(start // window * window, start + len(q), window):
-            seen = max(0, begin - first)
-            end = min(begin + window, start + len(q))
-            mine, rows = slice(max(0, begin - start), end - start), slice(seen, end - first)
-            parts.append(
-                attend(q[mine], k[:, rows], v[:, rows], start=start + mine.start, first=first + seen, **scores)
-            )
-        return torch.cat(parts)
+        return _attend_in_chunks(
+            q, k, v, window, scratch=scratch, scale=scale, start=start, first=first, softcap=softcap, sinks=sinks
+        )
     if causal and bias is None and prompt_attention.serves(q):
         return prompt_attention.grouped_query(
             q, k, v, scale=scale, start=start, first=first, window=window, softcap=softcap, sinks=sinks
@@ -130,6 +124,33 @@ def attend(
         mixed = torch.bmm(product, v[:, first:last])  # [K, G * t, w]
         out[begin:end] = mixed.view(heads, groups, end - begin, -1).permute(2, 0, 1, 3)
     return out.flatten(1)
+
+
+def _attend_in_chunks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    size: int,
+    *,
+    scratch: Scratch,
+    scale: float,
+    start: int,
+    first: int,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """As `attend`: each chunk of positions by itself, over its own keys."""
+    parts = []
+    for begin in range(start // size * size, start + len(q), size):
+        end, seen = min(begin + size, start + len(q)), max(0, begin - first)
+        some, rows = slice(max(0, begin - start), end - start), slice(seen, end - first)
+        parts.append(
+            attend(
+                q[some], k[:, rows], v[:, rows], scratch=scratch, scale=scale, start=start + some.start,
+                first=first + seen, softcap=softcap, sinks=sinks,
+            )
+        )  # fmt: skip
+    return torch.cat(parts)
 
 
 def _share_of_keys(scores: Tensor, sinks: Tensor) -> Tensor:
@@ -191,7 +212,7 @@ class GroupedQueryAttention:
             self._head_norm = torch.cat((q.expand(spec.heads, -1), k.expand(spec.kv_heads, -1)))  # [H + K, d]
             if zero_centred:
                 self._head_norm = 1 + self._head_norm.float()
-        self._triton_appends = spec.rope.dims > 0 and not zero_centred
+        self._triton_appends = triton_appends(spec) and not zero_centred
 
     def __call__(self, x: Tensor, cache: LayerCache, prompt: int) -> Tensor:
         """x [T, D] -> [T, D]; the tokens are appended to `cache`. Of how long a `prompt` they are does not matter."""
@@ -205,7 +226,8 @@ class GroupedQueryAttention:
         k, v = cache.buffers if self._causal else cache.held
         mixed = attend(
             q, k, v, scratch=self._scratch, scale=spec.scale, start=start, first=cache.first, window=spec.window,
-            softcap=spec.softcap, bias=self._bias, sinks=self._sinks, causal=self._causal, chunked=spec.chunked,
+            softcap=spec.softcap, bias=self._bias, sinks=self._sinks, causal=self._causal,
+            chunked=spec.chunked,
         )  # fmt: skip
         if self._gate is not None:
             mixed = gated(mixed, linear(x, self._gate), spec.gate)
@@ -268,7 +290,8 @@ def gated(mixed: Tensor, gate: Tensor, kind: Gate) -> Tensor:
     """What the heads made, [T, H * w], times a factor of each head, gate [T, H], or of each number of it."""
     wide = gate.double()  # as in the router
     factors = (F.softplus(wide) if kind is Gate.SOFTPLUS else wide.sigmoid()).to(mixed.dtype)
-    return (mixed.unflatten(-1, (gate.shape[1], -1)) * factors[..., None]).flatten(-2)
+    opened: Tensor = mixed.unflatten(-1, (gate.shape[1], -1)) * factors[..., None]
+    return opened.flatten(-2)
 
 
 class CrossAttention:

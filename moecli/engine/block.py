@@ -157,7 +157,7 @@ class Block:
 
     def _scaled(self, x: Tensor) -> Tensor:
         """x [T, D], each token by its own root of the mean square, times the router's vector / sqrt(D): float32."""
-        return rms_norm(x.float(), self._weights["router_scale"], self._spec.norm_eps) * x.shape[1] ** -0.5
+        return rms_norm(x.float(), self._weights["router_scale"], self._spec.norm_eps).mul_(x.shape[1] ** -0.5)
 
     def moe_forward(self, x: Tensor, mixture: Mixture, routing: Routing) -> Tensor:
         """What the selected experts make of normed x [T, D]: [T, D] in float32."""

@@ -71,11 +71,16 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
+CUTS = {Activation.SILU_TO_7: 7.0, Activation.SILU_TO_16: 16.0}
+
+
 def gated(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
     """What goes on to down, of what gate and up have made of the same tokens."""
     if activation is Activation.CLAMPED_SWIGLU:  # cut, and up counts from -1 (gpt-oss)
         gate, up = gate.clamp(max=SWIGLU_LIMIT), up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)
         return gate * (gate * SWIGLU_ALPHA).sigmoid() * (up + 1)
+    if (limit := CUTS.get(activation)) is not None:
+        return F.silu(gate).clamp(max=limit) * up.clamp(-limit, limit)
     return ACTIVATIONS[activation](gate) * up
 
 

@@ -24,7 +24,7 @@ _IN_ORDER = "q4", "q3", "mxfp4", "q4_0", "iq4_nl", "q8", "fp32", "bf16", "fp16",
 FORMATS = {name: number for number, name in enumerate(_IN_ORDER)}
 ACTIVATIONS = {
     Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2, Activation.RELU: 3, Activation.RELU_SQUARED: 4,
-    Activation.CLAMPED_SWIGLU: 5,
+    Activation.CLAMPED_SWIGLU: 5, Activation.SILU_TO_7: 6, Activation.SILU_TO_16: 7,
 }  # fmt: skip
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NOT_FINITE, _TOO_LARGE = 2, 3

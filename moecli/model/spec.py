@@ -33,12 +33,14 @@ class Activation(Enum):
     GELU_TANH = "gelu_pytorch_tanh"
     RELU = "relu"
     RELU_SQUARED = "relu2"
+    SILU_TO_7 = "silu, cut at 7"  # what silu makes of the gate above, up on both sides (Step 3.5)
+    SILU_TO_16 = "silu, cut at 16"
     CLAMPED_SWIGLU = "swigluoai"  # gpt-oss
     SITU = "situ"  # Kimi-K3
 
 
 class NormKind(Enum):
-    """How a hidden state is normalised; all without bias, statistics in float32."""
+    """How a hidden state is normalised; statistics in float32."""
 
     RMS = "rms"
     LAYER = "layer"

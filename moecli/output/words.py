@@ -67,12 +67,14 @@ def _grouped(kind: GroupedQuery) -> list[str]:
         heads += f" share {kind.kv_heads} key/value heads"
     extras = [
         f"values of {kind.value_dim}" if kind.value_dim else "",
+        "keys serve as values" if kind.keys_as_values else "",
         "biases" if kind.qkv_bias else "",
         _QK_NORMS[kind.qk_norm],
         f"clipped at {_number(kind.clip)}" if kind.clip is not None else "",
         f"logits capped at {_number(kind.softcap)}" if kind.softcap is not None else "",
         "sinks" if kind.sinks else "",
         "gated output" if kind.gate_width else "",
+        "queries grow with the position" if kind.query_growth else "",
     ]
     return [f"{name}, {heads}", ", ".join(extra for extra in extras if extra)]
 
@@ -82,13 +84,15 @@ _QK_NORMS = {
     QkNorm.FULL: "q/k norm over all heads",
     QkNorm.HEAD: "q/k norm per head",
     QkNorm.ROTATED_HEAD: "q/k norm per head after the rotation",
+    QkNorm.UNWEIGHTED: "q/k norm per head without weights",
 }
 
 
 def _latent(kind: MLA) -> list[str]:
     ranks = f"key/value latent of {kind.kv_rank} and a rotary key of {kind.rope_dim}"
     queries = "full queries" if kind.query_rank is None else f"query latent of {kind.query_rank}"
-    return [f"multi-head latent, {kind.heads} heads of {kind.head_dim}", ranks, queries]
+    grow = ["queries grow with the position"] if kind.query_growth else []
+    return [f"multi-head latent, {kind.heads} heads of {kind.head_dim}", ranks, queries, *grow]
 
 
 def _window(kind: Attention) -> str:
@@ -103,6 +107,8 @@ def rope(rope: Rope) -> str:
     if not rope.dims:
         return _NO_ROPE
     pairs = ", interleaved" if rope.interleaved else ""
+    if rope.kind is RopeKind.PROPORTIONAL:
+        return f"RoPE on {rope.turning} of {rope.dims} dimensions, theta {_number(rope.theta)}{pairs}"
     stretch = "" if rope.kind is RopeKind.DEFAULT else f", {rope.kind.value} x{_number(rope.factor)}"
     return f"RoPE on {rope.dims} dimensions, theta {_number(rope.theta)}{pairs}{stretch}"
 
@@ -130,6 +136,8 @@ def router(rule: Router) -> str:
     extras = [
         "a bias per expert corrects the choice, not the weights" if rule.correction_bias else "",
         "some layers choose by token, from a table" if rule.by_token else "",
+        f"logits capped at {_number(rule.softcap)}" if rule.softcap else "",
+        "a factor for each expert" if rule.expert_scale else "",
         f"an expert takes {rule.capacity:,} tokens of a text, others skip the layer" if rule.capacity else "",
     ]
     return "; ".join(text for text in (sentences[rule.scoring], weights, *extras) if text)
@@ -165,7 +173,10 @@ def shared_experts(mixture: Mixture) -> int:
 
 def feed_forward(ffn: FeedForward) -> str:
     """A feed-forward block in words: SwiGLU, 14,336 wide."""
-    names = {"silu": "SwiGLU", "gelu": "GEGLU", "gelu_pytorch_tanh": "GEGLU (tanh)", "swigluoai": "clamped SwiGLU"}
+    names = {
+        "silu": "SwiGLU", "gelu": "GEGLU", "gelu_pytorch_tanh": "GEGLU (tanh)", "swigluoai": "clamped SwiGLU",
+        "silu, cut at 7": "SwiGLU cut at 7", "silu, cut at 16": "SwiGLU cut at 16",
+    }  # fmt: skip
     kind = ffn.activation.value
     return f"{names.get(kind, f'gated {kind}') if ffn.gated else kind}, {ffn.intermediate_size:,} wide"
 

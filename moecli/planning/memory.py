@@ -11,8 +11,19 @@ from moecli.formats.blocks import block_rows
 from moecli.kernels import blocking, built
 from moecli.kernels.blocking import BLOCK, BUCKET, CHUNK, LOGITS, SCORES
 from moecli.model.params import kv_numbers_per_token
-from moecli.model.spec import MLA, Attention, FeedForward, Mixture, ModelSpec, Part, alike
-from moecli.model.tensors import Tensor, counted_tensors, expert_shapes
+from moecli.model.spec import (
+    MLA,
+    Attention,
+    FeedForward,
+    GroupedQuery,
+    Layer,
+    Mixture,
+    ModelSpec,
+    Part,
+    Scoring,
+    alike,
+)
+from moecli.model.tensors import Tensor, counted_tensors, expert_count, expert_shapes
 from moecli.planning.terms import Amount, Term, add, count, larger, multiply, named, under, within
 from moecli.store.expert_record import STAGING, dense_dtype, mixture_record, staging_size
 
@@ -250,11 +261,12 @@ def _activations(
     first, further = beside if attends_native else (LIBRARY, LIBRARY_CHUNK)
     library = int(min(1, chunks) * first + min(64, chunks) * further)
     unpacked = UNPACKED[dtype] * _largest_block(spec, dtype) if dtype in UNPACKED and not native else 0
-    attention = _native_attention if attends_native else _attention
+    attend = _native_attention if attends_native else _attention
+    attentions = [attend(layer.attention, tokens, context, size) + _gate(layer, tokens, size) for layer in kinds]
     copies = 2 if any(layer.ffn_reads_input for layer in kinds) else 1
     at_once = (
         named("residual stream", (copies * block + 3 * tokens) * spec.hidden_size * size),
-        named("attention", max((attention(layer.attention, tokens, context, size) for layer in kinds), default=0)),
+        named("attention", max(attentions, default=0)),
         larger(
             _feed_forwards(spec, dtype, block, size, waiting),
             named("logits", max(2 * batch, 4 * scored) * spec.vocab_size * 4),
@@ -307,7 +319,16 @@ def _native_attention(attention: Attention, tokens: int, context: int, size: int
     else:
         scratch = (blocking.QUERIES + blocking.KEYS) * 2 * attention.head_dim
         rows = 3 * (attention.query_width + attention.cache_width)
+        if attention.chunked and attention.window is not None and attention.window < context:
+            rows += attention.cache_width * (attention.window // max(tokens, 1) + 1)  # a copy of one chunk's
     return 4 * blocking.THREADS * scratch + rows * tokens * size
+
+
+def _gate(layer: Layer, tokens: int, size: int) -> int:
+    """The numbers that open and close attention's heads, in float64 as well, and what they multiply."""
+    attention = layer.attention
+    mixed = attention.mixed_width if isinstance(attention, GroupedQuery) else 0
+    return tokens * (attention.gate_width * (2 * size + 16) + mixed * size) if attention.gate_width else 0
 
 
 def _attention(attention: Attention, tokens: int, context: int, size: int) -> int:
@@ -338,4 +359,6 @@ def _mixture(spec: ModelSpec, mixture: Mixture, dtype: str, block: int, size: in
     rows = min(block, CHUNK) if mixture_record(spec, mixture, dtype).whole else block  # pieces pass but once
     inside = rows * (width * (size + 8) + mixture.expert.intermediate_size * 5)
     outputs = 4 * block * mixture.router.top_k * width if waiting else 0
+    if mixture.router.scoring is Scoring.SIGMOID_INPUT:  # what each expert reads, and what they make before the sum
+        inside += block * mixture.router.top_k * width * (size + 4)
     return block * (spec.hidden_size * size + width * 4) + inside + outputs

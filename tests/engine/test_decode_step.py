@@ -128,6 +128,15 @@ WHOLE_PANELS = {
     "ernie4_5_moe": _TWO_WIDTHS,
     "glm4_moe": _TWO_WIDTHS,
     "glm4_moe_lite": _TWO_WIDTHS,
+    "afmoe": _TWO_WIDTHS,
+    "cohere2_moe": {"intermediate_size": 32, "prefix_dense_intermediate_size": 64, "num_shared_experts": 1},
+    "exaone_moe": _TWO_WIDTHS,
+    "gemma4": _TWO_WIDTHS,
+    "laguna": _TWO_WIDTHS | {"shared_expert_intermediate_size": 32},
+    "llama4": {"intermediate_size": 32, "intermediate_size_mlp": 64},
+    "mimo_v2_flash": _TWO_WIDTHS,
+    "mistral4": _TWO_WIDTHS,
+    "step3p7": {"text_config": _TWO_WIDTHS | {"share_expert_dim": 32}},
 }
 
 
@@ -141,7 +150,7 @@ def test_a_token_is_the_same_in_company(family: str, changes: dict[str, Any], tm
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8", "nf4", "q4", "q3"])
-@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3", "gemma4"])
 def test_a_token_is_the_same_in_company_in_every_format(family: str, dtype: str, tmp_path: Path) -> None:
     compute = dtype if dtype in ("fp32", "fp16") else "bf16"
     model = decoder(write(make(family, **WHOLE_PANELS[family]), tmp_path), True, dtype, compute)
@@ -149,7 +158,7 @@ def test_a_token_is_the_same_in_company_in_every_format(family: str, dtype: str,
     assert torch.equal(together(model, ids, 5), together(model, ids, 1))
 
 
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gemma4", "llama4", "cohere2_moe"])
 def test_a_token_is_the_same_in_company_where_experts_come_from_disk(family: str, tmp_path: Path) -> None:
     folder = write(make(family, **WHOLE_PANELS.get(family, {})), tmp_path / "model")
     store, ids = stores.packed(folder, tmp_path / "q8", "q8"), torch.tensor(prompt(60))

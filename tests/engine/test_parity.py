@@ -104,6 +104,17 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "num_hidden_layers": 6, "moe_layer_start_index": 1, "moe_layer_end_index": 3, "moe_layer_interval": 2}),
     ("ernie4_5_moe", "yarn, all sparse, wide heads",
      {"rope_parameters": YARN, "moe_layer_start_index": 0, "head_dim": 12}),
+    ("afmoe", "biases, all sparse, every fourth layer full", {
+        "attention_bias": True, "num_dense_layers": 0, "num_shared_experts": 2, "mup_enabled": False,
+        "layer_types": None, "num_hidden_layers": 4, "sliding_window": 7}),
+    ("cohere2_moe", "layer norms, shared halves, softmax, biases, untied", {
+        "rms_norm_eps": None, "num_shared_experts": 2, "expert_selection_fn": "softmax", "attention_bias": True,
+        "tie_word_embeddings": False, "prefix_dense_sliding_window_pattern": 2}),
+    ("cohere2_moe", "shared added, normalised",
+     {"num_shared_experts": 1, "norm_topk_prob": True, "shared_expert_combination_strategy": "sum"}),
+    ("exaone_moe", "groups, wide heads, weights as they are, all sparse", {
+        "layer_types": None, "num_hidden_layers": 4, "n_group": 2, "topk_group": 1, "head_dim": 12,
+        "norm_topk_prob": False, "first_k_dense_replace": 0, "num_shared_experts": 2}),
     ("gemma4", "values of their own, biases, five windows to one",
      {"attention_k_eq_v": False, "attention_bias": True, "final_logit_softcapping": None, "num_hidden_layers": 7,
       "layer_types": None}),
@@ -141,6 +152,19 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "multi-head, wide heads", {"num_key_value_heads": 4, "head_dim": 12}),
     *(("llama", name, {"rope_parameters": rope}) for name, rope in ROPES.items()),
     ("llama", "dynamic", DYNAMIC),
+    ("laguna", "a gate for each number, a cap on the router, biases, yarn", {
+        "gating": "per-element", "moe_routed_scaling_factor": 2.5, "moe_router_logit_softcapping": 0.8,
+        "attention_bias": True, "rope_parameters": {
+            "full_attention": {**YARN, "attention_factor": 1.3, "partial_rotary_factor": 0.5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 1.0}}}),
+    ("llama4", "three experts, no norm, biases, llama3", {
+        "num_experts_per_tok": 3, "use_qk_norm": False, "attention_bias": True, "attn_temperature_tuning": False,
+        "interleave_moe_layer_step": 1, "rope_parameters": ROPES["llama3"]}),
+    ("mimo_v2_flash", "biases, groups, ropes of its own, values as they are", {
+        "attention_bias": True, "attention_value_scale": None, "n_group": 2, "topk_group": 1,
+        "routed_scaling_factor": 2.0, "mlp_layer_types": ["sparse", "sparse", "dense"], "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.7},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.34}}}),
     ("minimax_m2", "all rotates, multi-head, tied",
      {"rotary_dim": None, "num_key_value_heads": 4, "tie_word_embeddings": True}),
     ("minimax_m2", "half rotates by the other key, all experts",
@@ -149,6 +173,16 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("mistral", "window", {"sliding_window": 16}),
     ("mistral", "wide heads, tied", {"head_dim": 12, "tie_word_embeddings": True}),
     ("mistral", "yarn, one kv head", {"rope_parameters": YARN, "num_key_value_heads": 1}),
+    ("mistral4", "full queries, groups, biases, weights as they are", {
+        "q_lora_rank": None, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 0, "norm_topk_prob": False,
+        "routed_scaling_factor": 2.0, "attention_bias": True}),
+    ("phimoe", "few rivals, window, no biases",
+     {"router_jitter_noise": 0.01, "sliding_window": 16, "lm_head_bias": False, "attention_bias": False}),
+    ("step3p7", "uncut, llama3 in full layers, biases", {"text_config": {
+        "swiglu_limits": None, "swiglu_limits_shared": None, "attention_bias": True, "query_pre_attn_scalar": 5,
+        "moe_router_scaling_factor": 2.0,
+        "rope_theta": 5000.0, "partial_rotary_factors": None, "rope_scaling": ROPES["llama3"],
+        "mlp_layer_types": ["sparse"] * 4, "num_sliding_attention_heads": 2}}),
     ("olmoe", "clip that bites", {"clip_qkv": 0.5}),
     ("olmoe", "normalised, multi-head", {"norm_topk_prob": True, "num_key_value_heads": 4}),
     ("olmoe", "biases, tied, gelu", {"attention_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"}),

@@ -201,7 +201,7 @@ def test_a_provenance_is_a_sentence_about_public_sources() -> None:
     ("typed", "expected"),
     [
         ("mixtrl", ["mixtral", "mixtral-8x22b"]),
-        ("mistral", ["mixtral"]),
+        ("mistral", ["mistral-small-4", "mixtral"]),
         ("deepseekv2", ["deepseek-v2"]),
         ("deepseek-v2-light", ["deepseek-v2-lite"]),
         ("qwen3", ["qwen3-30b-a3b", "qwen3-235b-a22b"]),

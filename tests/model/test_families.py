@@ -138,12 +138,12 @@ def test_no_known_family(values: dict[str, Any]) -> None:
 
 
 def specs_by_family() -> dict[str, list[ModelSpec]]:
-    names = {id(family): name for name, family in families().items()}
+    names = {family.architectures: name for name, family in families().items()}
     found: dict[str, list[ModelSpec]] = {}
     made = [configuration(family).to_dict() for family in FAMILIES]
     made.append(WILD["qwen3-vl"].config)  # of a family that transformers has only behind its tower
     for each in [*made, *CONFIGS.values(), *(entry.config() for entry in catalog.known())]:
-        found.setdefault(names[id(find(each))], []).append(read_spec(each))
+        found.setdefault(names[find(each).architectures], []).append(read_spec(each))
     return found
 
 
@@ -393,6 +393,7 @@ WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 16,
     },
     "glm4_moe": {"head_dim": 128},
+    "step3p7": {"vision_config": {}},
 }
 
 
@@ -411,6 +412,14 @@ SPECIAL: dict[str, list[dict[str, Any]]] = {
     "deepseek_v3": [{}, {"attention_bias": True, "n_shared_experts": 2, "first_k_dense_replace": 0}],
     "dots1": [{}, {"attention_bias": True}],
     "ernie4_5_moe": [{}, {"tie_word_embeddings": False, "moe_num_shared_experts": 0}],
+    "afmoe": [{}, {"attention_bias": True}],
+    "cohere2_moe": [{}, {"num_shared_experts": 1, "attention_bias": True, "tie_word_embeddings": False}],
+    "exaone_moe": [{}],
+    "laguna": [{}, {"gating": "per-element", "attention_bias": True}],
+    "llama4": [{}, {"attention_bias": True, "use_qk_norm": False}],
+    "mimo_v2_flash": [{}, {"attention_bias": True}],
+    "mistral4": [{}, {"q_lora_rank": None, "attention_bias": True}],
+    "phimoe": [{}, {"attention_bias": False, "lm_head_bias": False}],
     "gemma4": [{}, {"attention_k_eq_v": False, "tie_word_embeddings": False}],
     "glm4_moe": [{}, {"use_qk_norm": True, "n_shared_experts": 2}],
     "glm4_moe_lite": [{}],
@@ -441,7 +450,9 @@ def test_a_spec_implies_exactly_the_numbers_that_are_stored(
     assert dense + experts == sum(math.prod(stored.shape) for stored in weights.checkpoint.tensors.values())
     norms = sum(tensor.count for tensor in dense_tensors(spec) if tensor.part is Part.NORMS)
     assert norms == sum(
-        v.numel() for n, v in model.named_parameters() if "norm" in n and v.dim() == 1 and "bias" not in n
+        v.numel()
+        for n, v in model.named_parameters()
+        if "norm" in n and v.dim() == 1 and ("bias" not in n or spec.norm_bias)
     )
 
 

@@ -47,6 +47,7 @@ def test_a_field_shifted_in_python_is_refused(monkeypatch: pytest.MonkeyPatch) -
             "double clip; float softcap, scale, value",
             "attention.clip has 8 bytes at",
         ),
+        ("float norm_eps, scale;", "float norm_eps; double scale;", "latent_attention.scale has 8 bytes at"),
     ],
 )
 def test_a_field_shifted_in_c_is_refused(before: str, after: str, told: str, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_hidden_layers": 3, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
             "sliding_window": 16, "num_attention_heads_per_layer": [4, 6, 8], "head_dim": 8, "intermediate_size": 40,
             "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24, "num_experts": 6,
-            "num_experts_per_tok": 3, "moe_routed_scaling_factor": 2.5,
+            "num_experts_per_tok": 3,
         },
     ),
     "llama4": (
@@ -94,6 +94,43 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
             "sliding_window": 16, "intermediate_size": 40, "moe_intermediate_size": 16, "num_experts": 8,
             "num_experts_per_tok": 3,
+        },
+    ),
+    "mimo_v2_flash": (
+        "MiMoV2Flash",
+        _BASE
+        | {
+            "num_hidden_layers": 3, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "sliding_window": 16, "head_dim": 12, "v_head_dim": 8, "num_key_value_heads": 2, "intermediate_size": 40,
+            "moe_intermediate_size": 16, "n_routed_experts": 8, "num_experts_per_tok": 3,
+        },
+    ),
+    "mistral4": (
+        "Mistral4",
+        _BASE
+        | _LATENT
+        | {
+            "q_lora_rank": 12, "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64,
+                "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5,
+            },
+        },
+    ),
+    "step3p7": (
+        "Step3p7",
+        {
+            "text_config": _BASE
+            | {
+                "num_hidden_layers": 4, "layer_types": ["full_attention", *["sliding_attention"] * 3],
+                "sliding_window": 16, "num_sliding_attention_heads": 6, "head_dim": 8, "intermediate_size": 40,
+                "moe_intermediate_size": 16, "share_expert_dim": 24, "n_routed_experts": 6, "num_experts_per_tok": 3,
+                "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+                "swiglu_limits": [None, 0.0, 7.0, 16.0], "swiglu_limits_shared": [0.0, None, 16.0, 7.0],
+                "rope_theta": [5000.0, 10000.0, 10000.0, 10000.0], "partial_rotary_factors": [0.5, 1.0, 1.0, 1.0],
+            },
+            "vision_config": {
+                "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+            },
         },
     ),
     "mixtral": ("Mixtral", _BASE | {"intermediate_size": 24, "num_local_experts": 5}),
@@ -171,11 +208,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 ENCODER_DECODERS = ("switch_transformers",)
-TEXT_CONFIGS = (
-    "gemma4",
-    "llama4",
-    "qwen3_5_moe",
-)  # whose configuration without "Text" describes more than the text model
+# Whose configuration without "Text" describes more than the text model.
+TEXT_CONFIGS = ("gemma4", "llama4", "qwen3_5_moe")
+WRAPPED = ("step3p7",)  # which transformers has only behind a vision tower
 DENSE = ("llama", "mistral")
 DECODERS = tuple(family for family in FAMILIES if family not in ENCODER_DECODERS)
 MIXTURES = tuple(family for family in DECODERS if family not in DENSE)
@@ -216,7 +251,8 @@ def configuration_class(family: str) -> type[PretrainedConfig]:
 
 def class_name(family: str) -> str:
     """The class of transformers that generates."""
-    return f"{FAMILIES[family][0]}For{'ConditionalGeneration' if family in ENCODER_DECODERS else 'CausalLM'}"
+    conditional = family in (*ENCODER_DECODERS, *WRAPPED)
+    return f"{FAMILIES[family][0]}For{'ConditionalGeneration' if conditional else 'CausalLM'}"
 
 
 def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
@@ -253,7 +289,7 @@ def write(model: PreTrainedModel, folder: Path, layout: str = "published", shard
         folder.mkdir(parents=True, exist_ok=True)
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
-        tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+        tied = {"lm_head.weight"} if getattr(model.config, "tie_word_embeddings", False) else set()
         tensors = {name: value.clone().contiguous() for name, value in model.state_dict().items() if name not in tied}
         if type(model).__name__.startswith(FUSED):
             tensors = dict(pair for each in tensors.items() for pair in _taken_apart(*each))

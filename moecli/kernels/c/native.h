@@ -40,7 +40,7 @@ enum format { Q4, Q3, MXFP4, Q4_0, IQ4_NL, Q8, PLAIN, INT8 = PLAIN + 3, NF4 };
      1.0f}
 
 enum number { FP32, BF16, FP16 };
-enum activation { SILU, GELU, GELU_TANH, RELU, RELU_SQUARED, CLAMPED_SWIGLU };
+enum activation { SILU, GELU, GELU_TANH, RELU, RELU_SQUARED, CLAMPED_SWIGLU, SILU_TO_7, SILU_TO_16 };
 enum status { DONE, NO_MEMORY, NOT_FINITE, TOO_LARGE };
 
 /* The OpenMP runtime of torch, by two of its entry points; without them all work is done by the caller. */

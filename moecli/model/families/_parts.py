@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from moecli.model.families._config import REQUIRED, ConfigReader
@@ -70,6 +71,7 @@ def multi_head_latent(
     query_rank: int | None = 1536,
     nope_dim: int = 128,
     value_dim: int = 128,
+    kv_rank: int = 512,
 ) -> MLA:
     """DeepSeek's multi-head latent attention; `heads` and the other numbers are the family's defaults.
 
@@ -87,7 +89,7 @@ def multi_head_latent(
     return MLA(
         heads=heads,
         query_rank=c.optional_count("q_lora_rank", query_rank),
-        kv_rank=c.count("kv_lora_rank", 512),
+        kv_rank=c.count("kv_lora_rank", kv_rank),
         nope_dim=nope,
         rope_dim=rope_dim,
         value_dim=c.count("v_head_dim", value_dim),
@@ -177,10 +179,12 @@ def biased_sigmoid(
     )
 
 
-def language_part(config: Mapping[str, Any], family: str) -> ConfigReader:
+def language_part(
+    config: Mapping[str, Any], family: str, neutral: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
+) -> ConfigReader:
     """The reader of the text model in a file that also describes a vision tower; a plain file is its own."""
     key, part = text_part(config)
-    return ConfigReader(part, family, f"{key}." if key else "")
+    return ConfigReader(part, family, f"{key}." if key else "", neutral)
 
 
 def text_part(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

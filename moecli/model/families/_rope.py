@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from moecli.model.families._config import ConfigReader
 from moecli.model.spec import Rope, RopeKind
@@ -57,12 +58,49 @@ def read_ropes(config: ConfigReader, context: int, kinds: Mapping[str, RopeDefau
             of.theta,
             False,
             of.partial,
-        )  # fmt: skip
+        )
         for kind, of in kinds.items()
     }
     if parts is not None:
         parts.finish((), strict=True)
     return found
+
+
+def read_ropes_by_layer(
+    config: ConfigReader, context: int, layers: Sequence[str], kinds: Mapping[str, RopeDefaults], stretched: str
+) -> dict[str, Rope]:
+    """The same of files whose rope_theta and partial_rotary_factors may be lists, one number a layer.
+
+    `layers`: the kind of each. What rope_scaling says is of the `stretched` kind alone.
+    """
+    parameters, found = config.raw("rope_parameters", None), dict[str, dict[str, Any]]()
+    names = ("rope_scaling", "rope_theta", "partial_rotary_factors")
+    scaling, theta, shares = (config.raw(name, None) for name in names)
+    for key, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
+        if not isinstance(value, dict | None):
+            raise config.fail(key, "must be an object")
+    if parameters and parameters.keys() <= kinds.keys():
+        return read_ropes(ConfigReader({"rope_parameters": parameters}, config.family), context, kinds)
+    if scaling and parameters and parameters != scaling:
+        raise config.fail("rope_scaling", "contradicts rope_parameters")
+    for kind in set(layers):
+        of = [index for index, each in enumerate(layers) if each == kind]
+        found[kind] = {"rope_theta": _shared(config, "rope_theta", theta, of)}
+        if shares is not None:
+            found[kind]["partial_rotary_factor"] = _shared(config, "partial_rotary_factors", shares, of)
+    if stretched in found:
+        found[stretched] |= scaling or parameters or {}
+    return read_ropes(ConfigReader({"rope_parameters": found}, config.family), context, kinds)
+
+
+def _shared(config: ConfigReader, key: str, value: Any, layers: Sequence[int]) -> Any:
+    """The number that all of these layers have."""
+    if not isinstance(value, list):
+        return value
+    numbers = {str(value[index]) for index in layers if index < len(value)}
+    if len(numbers) != 1 or max(layers) >= len(value):
+        raise config.fail(key, "must hold a number for each layer, the same for all of one kind")
+    return value[layers[0]]
 
 
 def _rope_of(

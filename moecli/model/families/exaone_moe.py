@@ -51,8 +51,13 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
 
 def _kinds(c: ConfigReader, count: int) -> list[str]:
     """By name; without names every so many layers are full ones. A pattern of letters says the same beside names."""
-    if isinstance(c.raw("sliding_window_pattern", 4), str):
-        return c.choices("layer_types", count, _KINDS)
+    pattern = c.raw("sliding_window_pattern", 4)
+    if isinstance(pattern, str):
+        kinds = c.choices("layer_types", count, _KINDS)
+        said = [{"L": _SLIDING, "G": _FULL}.get(letter) for letter in pattern] or [None]
+        if any(said[i % len(said)] != kind for i, kind in enumerate(kinds[:-1])):  # the last is full, whatever it says
+            raise c.fail("sliding_window_pattern", "contradicts layer_types")
+        return kinds
     every = c.count("sliding_window_pattern", 4)
     return c.choices("layer_types", count, _KINDS, [_KINDS[(i + 1) % every == 0] for i in range(count)])
 

@@ -71,7 +71,7 @@ def _attentions(c: ConfigReader, context: int, count: int) -> list[dict[str, Gro
         qk_norm=QkNorm.HEAD, gate=Gate.SOFTPLUS,
     )  # fmt: skip
     sliding = replace(full, rope=ropes[_SLIDING], window=c.count("sliding_window", 512))
-    key = "num_attention_heads_per_layer"
+    usual_of, key = {_FULL: full, _SLIDING: sliding}, "num_attention_heads_per_layer"
     numbers = c.raw(key, None) or [usual] * count
     if not isinstance(numbers, list) or len(numbers) != count:
         raise c.fail(key, f"must be a list with one entry for each of {count} layers")
@@ -79,8 +79,8 @@ def _attentions(c: ConfigReader, context: int, count: int) -> list[dict[str, Gro
     for heads in numbers:
         if type(heads) is not int or not 0 < heads <= 2**31 or heads % kv_heads:
             raise c.fail(key, f"must hold multiples of the {kv_heads} key/value heads")
-        own = {"heads": heads, "gate_width": heads if by_head else heads * head_dim}
-        found.append({_FULL: replace(full, **own), _SLIDING: replace(sliding, **own)})
+        width = heads if by_head else heads * head_dim
+        found.append({kind: replace(each, heads=heads, gate_width=width) for kind, each in usual_of.items()})
     return found
 
 

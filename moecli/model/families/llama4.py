@@ -62,9 +62,9 @@ def _attentions(c: ConfigReader, hidden_size: int, context: int, count: int) -> 
     grows = c.flag("attn_temperature_tuning", True)
     still = replace(usual, rope=NO_ROPE, query_growth=growth if grows else None)
     interval, key = c.count("no_rope_layer_interval", 4), "no_rope_layers"  # which says 1 where layers do rotate
-    rope = (
-        c.choices(key, count, (0, 1, False, True)) if c.raw(key, None) else [(i + 1) % interval for i in range(count)]
-    )
+    rope = [(i + 1) % interval for i in range(count)]
+    if c.raw(key, None):
+        rope = c.choices(key, count, (0, 1))
     kinds = c.choices("layer_types", count, _KINDS, [_CHUNKED if each else _FULL for each in rope])
     chunk = c.optional_count("attention_chunk_size", 8192)
     if chunk is None and _CHUNKED in kinds:

@@ -20,7 +20,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         c, hidden_size, context, heads=32, kv_heads=8, theta=1e6, qkv_bias=bias, output_bias=bias,
         window=window if window is not None and window < context else None,
     )  # fmt: skip
-    c.ignore("original_max_position_embeddings", "input_jitter_noise")  # inside rope_scaling as well; training
+    c.optional_count("original_max_position_embeddings")  # inside rope_scaling as well
+    c.ignore("input_jitter_noise")  # of training
     c.expect("num_experts_per_tok", 2)
     router = Router(
         c.count("num_local_experts", 16), 2, Scoring.SPARSEMIXER,

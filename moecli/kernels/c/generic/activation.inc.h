@@ -40,17 +40,23 @@ INLINE float gelu(float x) {
 }
 
 INLINE float relu(float x) { return x < 0 ? 0 : x; }
-
 INLINE float relu_squared(float x) { return x < 0 ? 0 : x * x; }
-#define SWIGLU_ALPHA 1.702f
-#define SWIGLU_LIMIT 7
 
 INLINE float bounded(float x, float most) { return x > most ? most : x < -most ? -most : x; }
+
+#define SWIGLU_ALPHA 1.702f
+#define SWIGLU_LIMIT 7
 
 /* gpt-oss: both are cut, and up counts from -1 */
 INLINE float clamped_swiglu(float gate, float up) {
     float x = gate > SWIGLU_LIMIT ? SWIGLU_LIMIT : gate;
     return x / (1 + exponential(-SWIGLU_ALPHA * x)) * (bounded(up, SWIGLU_LIMIT) + 1);
+}
+
+/* Step: what silu makes of the gate is cut above, up on both sides */
+INLINE float cut_swiglu(float gate, float up, float limit) {
+    float opened = silu(gate);
+    return (opened > limit ? limit : opened) * bounded(up, limit);
 }
 
 /* hidden = activation(gate) * up, for 32 numbers */
@@ -68,6 +74,11 @@ static void activate(enum activation activation, const float *gate, const float 
     case CLAMPED_SWIGLU:
         for (int i = 0; i < GROUP; i++)
             hidden[i] = clamped_swiglu(gate[i], up[i]);
+        break;
+    case SILU_TO_7:
+    case SILU_TO_16:
+        for (int i = 0; i < GROUP; i++)
+            hidden[i] = cut_swiglu(gate[i], up[i], activation == SILU_TO_7 ? 7 : 16);
     }
 #undef EACH
 }
