@@ -66,6 +66,8 @@ class Slots:
             slot = min(free, key=lambda slot: slot.used)
         copied = shared and slot is not source
         kept = slot.cache.copy(source.cache, shared) if copied else slot.cache.rewind(shared)
+        while kept not in (0, *ends):  # a state was kept at this length, but no prompt is read in such pieces
+            kept = slot.cache.rewind(max(end for end in (0, *ends) if end < kept))
         slot.ids, slot.whole, slot.taken = list(prompt[:kept]), kept, True
         return slot, [end for end in ends if end > kept]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from moecli.model import catalog
 from moecli.model.families import families, find, load_config, read_spec, runnable
 from moecli.model.spec import MLA, Activation, GroupedQuery, Mixture, ModelSpec, RopeKind
 from moecli.model.tensors import Part, dense_tensors, expert_shapes
-from tests.support.checkpoints import FAMILIES, LAYOUTS, class_name, configuration, make, write
+from tests.support.checkpoints import FAMILIES, LAYOUTS, class_name, config_class, configuration, make, write
 from tests.support.oracle import transformers
 from tests.support.wild_configs import WILD
 
@@ -378,14 +379,14 @@ WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "glm4_moe": {"head_dim": 128},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_missing_key_means_what_it_means_to_transformers(family: str) -> None:
     needed = {"architectures": [class_name(family)]} | WITHOUT_DEFAULT.get(family, {})
-    config_class = getattr(transformers(), f"{FAMILIES[family][0]}Config")
-    full = config_class(**{k: v for k, v in needed.items() if k != "architectures"}).to_dict()
+    full = config_class(family)(**{k: v for k, v in needed.items() if k != "architectures"}).to_dict()
     spelled = read_spec(json.loads(json.dumps(full)) | needed)
     assert read_spec(needed) == spelled
 
@@ -400,10 +401,16 @@ SPECIAL: dict[str, list[dict[str, Any]]] = {
     "glm4_moe": [{}, {"use_qk_norm": True, "n_shared_experts": 2}],
     "glm4_moe_lite": [{}],
     "hunyuan_v1_moe": [{}, {"attention_bias": True}],
+    "granitemoehybrid": [{}, {"mamba_proj_bias": True, "num_local_experts": 0}],
+    "jamba": [{}, {"mamba_proj_bias": True, "mamba_conv_bias": False}],
+    "lfm2_moe": [{}, {"conv_bias": True}],
     "minimax_m2": [{}],
+    "nemotron_h": [{}, {"use_conv_bias": False}],
     "olmoe": [{}, {"attention_bias": True}],
     "qwen2_moe": [{}, {"qkv_bias": False}, {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [1]}],
     "qwen3_moe": [{}, {"attention_bias": True, "tie_word_embeddings": True}],
+    "qwen3_next": [{}],
+    "qwen3_5_moe": [{}, {"tie_word_embeddings": True}],
 }
 
 
@@ -421,12 +428,14 @@ def test_a_spec_implies_exactly_the_numbers_that_are_stored(
         for _, mixture in spec.mixtures
         for shape in expert_shapes(spec.hidden_size, mixture.expert).values()
     )
-    buffers = sum(value.numel() for name, value in model.named_buffers() if "correction_bias" in name)
+    buffers = sum(value.numel() for name, value in model.named_buffers() if name.endswith(("correction_bias", "expert_bias")))
     assert dense + experts == sum(value.numel() for value in model.parameters()) + buffers
     assert dense + experts == sum(math.prod(stored.shape) for stored in weights.checkpoint.tensors.values())
     norms = sum(tensor.count for tensor in dense_tensors(spec) if tensor.part is Part.NORMS)
     assert norms == sum(
-        v.numel() for n, v in model.named_parameters() if "norm" in n and v.dim() == 1 and "bias" not in n
+        v.numel()
+        for n, v in model.named_parameters()
+        if "norm" in n and v.dim() == 1 and "bias" not in n and not re.search(r"(linear_attn|mamba|mixer)\.\w*norm", n)
     )
 
 

@@ -156,13 +156,19 @@ def make(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
 
 def configuration(family: str, **changes: Any) -> PretrainedConfig:
     """What config.json says of the model that `make` makes."""
-    stem, base = FAMILIES[family]
-    settings = copy.deepcopy(base)
+    settings = copy.deepcopy(FAMILIES[family][1])
     for key, value in changes.items():
         nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
         settings[key] = settings[key] | value if nested else value
-    name = "Qwen3_5MoeTextConfig" if family == "qwen3_5_moe" else f"{stem}Config"  # the other has a vision tower
-    return getattr(transformers(), name)(**settings, architectures=[class_name(family)])
+    return config_class(family)(**settings, architectures=[class_name(family)])
+
+
+def config_class(family: str) -> type[PretrainedConfig]:
+    """What transformers reads a config.json of the text model with."""
+    found: type[PretrainedConfig] = getattr(
+        transformers(), f"{FAMILIES[family][0]}{'Text' if family == 'qwen3_5_moe' else ''}Config"
+    )
+    return found
 
 
 def class_name(family: str) -> str:

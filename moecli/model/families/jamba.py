@@ -15,6 +15,7 @@ from moecli.model.spec import NO_ATTENTION, NO_ROPE, Activation, FeedForward, La
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "jamba")
+    c.alias("num_experts", "num_local_experts")
     c.ignore("use_mamba_kernels", "use_mambapy", "use_associative_scan", "num_logits_to_keep")  # how, not what
     hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 262_144)
     attention = grouped_query(c, hidden_size, context, heads=32, kv_heads=8, window=c.optional_count("sliding_window"))

@@ -22,6 +22,9 @@ _LETTERS = {
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "nemotron_h")
+    c.alias("n_routed_experts", "num_local_experts")
+    c.alias("layers_block_type", "layer_types")
+    c.ignore("mtp_layers_block_type", "mtp_hybrid_override_pattern")
     hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 4096)
     c.expect("mlp_bias", False)
     c.expect("use_bias", False)
@@ -32,11 +35,10 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     c.expect("mamba_proj_bias", False)
     c.ignore("mamba_ssm_cache_dtype", "chunk_size", "use_mamba_kernels", "num_logits_to_keep", "residual_in_fp32")
     c.ignore("rope_theta", "partial_rotary_factor", "norm_eps", "expand", "moe_shared_expert_overlap")
-    bias = c.flag("attention_bias", False)
+    c.expect("attention_bias", False)
     attention = grouped_query(
-        c, hidden_size, context, heads=32, kv_heads=8, head_dim=128, qkv_bias=bias, output_bias=bias,
-        window=c.optional_count("sliding_window"),
-    )  # fmt: skip
+        c, hidden_size, context, heads=32, kv_heads=8, head_dim=128, window=c.optional_count("sliding_window")
+    )
     activation = c.activation("mlp_hidden_act", "relu2")
     shared = FeedForward(c.count("moe_shared_expert_intermediate_size", 7688), activation, gated=False)
     mixture = Mixture(
@@ -45,7 +47,6 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         replace(shared, intermediate_size=shared.intermediate_size * c.count("n_shared_experts", 1)),
     )
     check_router(c, mixture)
-    c.alias("layers_block_type", "layer_types")
     narrow = c.optional_count("moe_latent_size")
     mixture = replace(mixture, latent_width=narrow)
     ways = (
@@ -84,7 +85,7 @@ def _pattern(c: ConfigReader) -> str:
     """The blocks as letters; transformers 5 writes them as a list of words."""
     count = c.count("num_hidden_layers", least=0) if c.unused("num_hidden_layers") else None
     if c.raw("layers_block_type", None) is None:
-        pattern = c.text("hybrid_override_pattern")
+        pattern = c.text("hybrid_override_pattern", "ME*-")
     else:
         listed = c.raw("layers_block_type")
         kinds = c.choices("layers_block_type", len(listed) if isinstance(listed, list) else 0, list(_LETTERS))
@@ -106,7 +107,6 @@ def _layout(prefix: str, fused: bool) -> Layout:
         | names(lm_head="lm_head")
         | names(layer, attn_norm="norm", ffn_norm="norm")
         | names(mixer, qkv="q_proj k_proj v_proj", o="o_proj", up="up_proj", down="down_proj", router="gate")
-        | names(mixer, ".bias", qkv_bias="q_proj k_proj v_proj", o_bias="o_proj")
         | names(mixer, "", router_bias="gate.e_score_correction_bias", mixer_step_bias="dt_bias")
         | names(mixer + "shared_experts.", shared_up="up_proj", shared_down="down_proj")
         | mamba_names(mixer)
