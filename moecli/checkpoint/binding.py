@@ -141,7 +141,7 @@ class Weights:
 
     def rows(self, tensor: Tensor) -> list[Slice]:
         """The runs of rows of stored tensors that, one after another, are `tensor`."""
-        layout, number = self._layout_of(tensor.layer)
+        layout, _ = self._layout_of(tensor.layer)
         found: list[Slice] = []
         for name, stored in zip(layout.dense[tensor.role], self.dense(tensor), strict=True):
             turns = layout.interleaved.get(name)

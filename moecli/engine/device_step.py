@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moecli.engine.block import RoutingObserver
-from moecli.engine.cache import Cache
+from moecli.engine.cache import Cache, LayerCache
 from moecli.engine.device_layers import DeviceAttention, DeviceFeedForward, DeviceLatentAttention, Product
 from moecli.engine.layers import RotaryEmbedding
 from moecli.engine.router import Routing
@@ -53,7 +53,14 @@ def _serves_layer(layer: Layer) -> bool:
     return (
         layer.mixes
         and layer.feeds
-        and not (layer.recurrent or layer.attention.gate_width or layer.parallel or layer.ffn_reads_input or layer.cross or layer.attention.rope.depends_on_length)
+        and not (
+            layer.recurrent
+            or layer.attention.gate_width
+            or layer.parallel
+            or layer.ffn_reads_input
+            or layer.cross
+            or layer.attention.rope.depends_on_length
+        )
         and (not isinstance(ffn, Mixture) or router.serves(ffn.router))
         and all(each.activation in activations.NUMBERS for each in inner)
         and (shared is None or (shared.gated and shared.intermediate_size % 16 == 0))  # whole strips of gate
@@ -312,6 +319,7 @@ class DeviceStep:
         for number, cache in enumerate(caches):
             starts: dict[int | None, tuple[int, int]] = {}
             for layer, mine in zip(self._spec.layers, cache.layers, strict=True):
+                assert isinstance(mine, LayerCache), "a model with states is no device step"
                 start = mine.length
                 mine.extend(each)
                 starts[layer.attention.window] = start, mine.first

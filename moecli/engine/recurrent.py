@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class RecurrentMixer:
         mixed = x.new_empty(len(x), self._spec.inner)
         start, end = cache.length, cache.length + len(x)
         cuts = [start, *range((start // STATE_STEP + 1) * STATE_STEP, end, STATE_STEP), end]
-        for first, last in zip(cuts, cuts[1:], strict=False):
+        for first, last in pairwise(cuts):
             part = slice(first - start, last - start)
             mixed[part] = self._mix(projected[part].float(), None if gates is None else gates[part].float(), cache)
             if last == end // STATE_STEP * STATE_STEP:
@@ -61,7 +62,9 @@ def small_weights(weights: LayerWeights) -> dict[str, Tensor]:
     return {role: weights[_PREFIX + role] for role in roles if _PREFIX + role in weights}
 
 
-def _delta_net(spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, gates: Tensor | None, cache: RecurrentCache) -> Tensor:
+def _delta_net(
+    spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, gates: Tensor | None, cache: RecurrentCache
+) -> Tensor:
     """Gated delta net (arXiv 2412.06464), in its chunked form: what tokens correct is one triangular system."""
     assert gates is not None
     mapped, z = x.split((spec.channels, spec.inner), -1)
@@ -106,7 +109,9 @@ def _mamba(spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, gates: Tensor | 
     step, write, read = selected.split((spec.rank, spec.state_dim, spec.state_dim), -1)
     step = rms_norm(step, w["step_norm"], spec.norm_eps).to(w["step"].dtype)
     steps = F.softplus(linear(step, w["step"]).float() + w["step_bias"])
-    write, read = (rms_norm(each, w[f"{name}_norm"], spec.norm_eps) for name, each in (("write", write), ("read", read)))
+    write, read = (
+        rms_norm(each, w[f"{name}_norm"], spec.norm_eps) for name, each in (("write", write), ("read", read))
+    )
     rates = -w["decay"].exp()
     state = cache.state.transpose(1, 2).flatten(0, 1)[: spec.inner]  # [inner, state_dim]
     mixed = torch.empty_like(v)
@@ -139,14 +144,18 @@ _RECURRENCES: dict[
 def _convolve(spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, cache: RecurrentCache) -> Tensor:
     """Each channel of x [T, C] over its last `kernel` tokens."""
     past = spec.kernel - 1
-    seen = torch.cat((cache.rows[:past], x))
+    seen, weights = torch.cat((cache.rows[:past], x)), w["conv"]  # [C, 1, kernel]
     cache.rows[:past] = seen[len(x) :]
-    return F.conv1d(seen.T[None], w["conv"], w.get("conv_bias"), groups=spec.channels)[0].T
+    out = torch.zeros_like(x) if "conv_bias" not in w else w["conv_bias"].expand_as(x).clone()
+    for place in range(spec.kernel):
+        out.addcmul_(seen[place : place + len(x)], weights[:, 0, place])
+    return out
 
 
 def _by_head(spec: Recurrent, x: Tensor) -> Tensor:
     """[T, groups * state_dim] -> [T, H, state_dim]: heads of a group share it."""
-    return x.unflatten(-1, (spec.groups, -1)).repeat_interleave(spec.heads // spec.groups, 1)
+    shared: Tensor = x.unflatten(-1, (spec.groups, -1))
+    return shared.repeat_interleave(spec.heads // spec.groups, 1)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -161,11 +170,14 @@ def _decays(total: Tensor) -> Tensor:
 
 def _state(spec: Recurrent, cache: RecurrentCache) -> Tensor:
     """[H, state_dim, head_dim]"""
-    return cache.state.unflatten(0, (spec.heads, -1)).transpose(1, 2).flatten(2)[..., : spec.head_dim]
+    tiles: Tensor = cache.state.unflatten(0, (spec.heads, -1))
+    return tiles.transpose(1, 2).flatten(2)[..., : spec.head_dim]
 
 
-def _read(q: Tensor, k: Tensor, written: Tensor, total: Tensor, pairs: Tensor, state: Tensor, cache: RecurrentCache) -> Tensor:
-    """What queries [T, H, k] read of the state and of what was written [H, T, v] since: [T, H, v]. Updates the state."""
+def _read(
+    q: Tensor, k: Tensor, written: Tensor, total: Tensor, pairs: Tensor, state: Tensor, cache: RecurrentCache
+) -> Tensor:
+    """What queries [T, H, k] read of the state and of what was written [H, T, v] since: [T, H, v]. The state is new."""
     before = torch.einsum("thk,hkv->thv", q * total.exp()[..., None], state)
     mixed = before + (torch.einsum("thk,shk->hts", q, k) * pairs @ written).transpose(0, 1)
     left = k * (total[-1] - total).exp()[..., None]

@@ -27,7 +27,6 @@ Load = Callable[[tensors.Tensor], Matrix]
 Rows = Callable[[Tensor], Tensor]  # ids [T] -> [T, D]
 
 
-
 class LayerWeights:
     """One layer's weights by role: most are tensors, `[role]`; large matrices may be packed, `matrix(role)`."""
 

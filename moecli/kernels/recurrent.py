@@ -53,7 +53,9 @@ class NativeMixer:
         if "decay" in weights:
             floats["decay"] = decay_rates(spec, weights["decay"])
         plain = {role: weights[role] for role in _PLAIN if role in weights}
-        self._held = {role: value.contiguous() for role, value in (floats | plain).items()}  # as long as their addresses
+        self._held = {
+            role: value.contiguous() for role, value in (floats | plain).items()
+        }  # as long as their addresses
         self._inner = spec.inner
         self.call = abi.Recurrent(
             sublayer=abi.Sublayer(pool=loaded().thread_pool(), type=NUMBERS[dtype]),
@@ -101,4 +103,5 @@ def decay_rates(spec: Recurrent, logarithms: Tensor) -> Tensor:
     if spec.kind is not RecurrentKind.MAMBA:
         return rates
     padded = torch.nn.functional.pad(rates, (0, 0, 0, -len(rates) % STATE_TILE))
-    return padded.unflatten(0, (-1, STATE_TILE)).transpose(1, 2)
+    tiles: Tensor = padded.unflatten(0, (-1, STATE_TILE)).transpose(1, 2)
+    return tiles

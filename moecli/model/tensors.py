@@ -8,7 +8,18 @@ from dataclasses import dataclass, replace
 
 from moecli.model.spec import MLA, Extra, FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, Part, QkNorm, alike
 
-__all__ = ["EXPERT_MATRICES", "FLOAT32", "MIXER_FLOAT32", "MIXER_PROJECTIONS", "Part", "Tensor", "counted_tensors", "dense_tensors", "expert_count", "expert_shapes"]
+__all__ = [
+    "EXPERT_MATRICES",
+    "FLOAT32",
+    "MIXER_FLOAT32",
+    "MIXER_PROJECTIONS",
+    "Part",
+    "Tensor",
+    "counted_tensors",
+    "dense_tensors",
+    "expert_count",
+    "expert_shapes",
+]
 
 
 @dataclass(frozen=True, slots=True)

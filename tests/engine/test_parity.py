@@ -126,8 +126,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("hunyuan_v1_moe", "biases, untied, multi-head",
      {"attention_bias": True, "tie_word_embeddings": False, "num_key_value_heads": 4}),
     ("hunyuan_v1_moe", "counts of each layer", {"moe_topk": [2, 2]}),
-    ("jamba", "biases, tied, multi-head",
-     {"mamba_proj_bias": True, "tie_word_embeddings": True, "num_key_value_heads": 4}),
+    ("jamba", "biases, multi-head", {"mamba_proj_bias": True, "num_key_value_heads": 4}),
     ("jamba", "no bias of the convolution, all sparse, automatic rank",
      {"mamba_conv_bias": False, "expert_layer_period": 1, "expert_layer_offset": 0, "mamba_dt_rank": "auto"}),
     ("lfm2_moe", "biases, untied, scaled", {
@@ -146,9 +145,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("mistral", "window", {"sliding_window": 16}),
     ("mistral", "wide heads, tied", {"head_dim": 12, "tie_word_embeddings": True}),
     ("mistral", "yarn, one kv head", {"rope_parameters": YARN, "num_key_value_heads": 1}),
-    ("nemotron_h", "no bias of the convolution, one group, scaled, tied", {
-        "use_conv_bias": False, "n_groups": 1, "n_group": 1, "routed_scaling_factor": 2.5,
-        "tie_word_embeddings": True}),
+    ("nemotron_h", "no bias of the convolution, one group, scaled",
+     {"use_conv_bias": False, "n_groups": 1, "n_group": 1, "routed_scaling_factor": 2.5}),
     ("nemotron_h", "weights as they are, short convolution", {
         "norm_topk_prob": False, "conv_kernel": 2,
         "layers_block_type": ["linear_attention", "linear_attention", "moe", "full_attention"]}),

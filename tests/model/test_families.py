@@ -22,7 +22,6 @@ from moecli.model.families import families, find, load_config, read_spec, runnab
 from moecli.model.spec import MLA, Activation, GroupedQuery, Mixture, ModelSpec, RopeKind
 from moecli.model.tensors import Part, dense_tensors, expert_shapes
 from tests.support.checkpoints import FAMILIES, LAYOUTS, class_name, config_class, configuration, make, write
-from tests.support.oracle import transformers
 from tests.support.wild_configs import WILD
 
 DATA = Path(__file__).parents[1] / "data" / "reference"
@@ -428,7 +427,9 @@ def test_a_spec_implies_exactly_the_numbers_that_are_stored(
         for _, mixture in spec.mixtures
         for shape in expert_shapes(spec.hidden_size, mixture.expert).values()
     )
-    buffers = sum(value.numel() for name, value in model.named_buffers() if name.endswith(("correction_bias", "expert_bias")))
+    buffers = sum(
+        value.numel() for name, value in model.named_buffers() if name.endswith(("correction_bias", "expert_bias"))
+    )
     assert dense + experts == sum(value.numel() for value in model.parameters()) + buffers
     assert dense + experts == sum(math.prod(stored.shape) for stored in weights.checkpoint.tensors.values())
     norms = sum(tensor.count for tensor in dense_tensors(spec) if tensor.part is Part.NORMS)

@@ -156,18 +156,18 @@ struct prompt_attention {
 
 enum recurrence { DELTA_NET, SHORT_CONVOLUTION, MAMBA, MAMBA2 };
 
-/* What one layer remembers of one text: what the convolution saw last [kernel - 1, channels] and the state. A step whose
-   tokens may be forgotten does not `commit`: it leaves the state, and what it would have seen behind `rows` and in
-   `record`. The next step comes after the first `kept` of these tokens. See recurrent.inc.h for their widths. */
+/* What one layer remembers of one text: what the convolution saw last [kernel - 1, channels] and the state. A step
+   whose tokens may be forgotten does not `commit`: it leaves the state, and what it would have seen behind `rows` and
+   in `record`. The next step comes after the first `kept` of these tokens. See recurrent.inc.h for their widths. */
 struct history {
     float *rows, *state, *record;
     int64_t kept, commits;
 };
 
 /* A mixer with a state. `in` and `out` are in the sublayer's format, `gates` (of DELTA_NET: two numbers for each head),
-   `select` and `step` (of MAMBA) in its type, everything else in FP32. conv [kernel, channels]; decay, negative: [heads],
-   of MAMBA as the state lies; step_bias and skip [heads], of MAMBA [heads * head_dim]. Biases may be NULL, and what a
-   kind does not have. `groups` are heads that share what writes and reads the state. */
+   `select` and `step` (of MAMBA) in its type, everything else in FP32. conv [kernel, channels]; decay, negative:
+   [heads], of MAMBA as the state lies; step_bias and skip [heads], of MAMBA [heads * head_dim]. Biases may be NULL, and
+   what a kind does not have. `groups` are heads that share what writes and reads the state. */
 struct recurrent {
     struct sublayer sublayer;
     int32_t kind;

@@ -52,9 +52,7 @@ _NAMES = (
     names("model.", embedding="embed_tokens", final_norm="embedding_norm")
     | names(lm_head="lm_head")
     | names(_LAYER, attn_norm="operator_norm", ffn_norm="ffn_norm")
-    | names(
-        _LAYER + "self_attn.", qkv="q_proj k_proj v_proj", o="out_proj", q_norm="q_layernorm", k_norm="k_layernorm"
-    )
+    | names(_LAYER + "self_attn.", qkv="q_proj k_proj v_proj", o="out_proj", q_norm="q_layernorm", k_norm="k_layernorm")
     | names(_LAYER + "conv.", mixer_in="in_proj", mixer_conv="conv", mixer_out="out_proj")
     | names(_LAYER + "conv.", ".bias", mixer_in_bias="in_proj", mixer_conv_bias="conv", mixer_out_bias="out_proj")
     | names(_LAYER + "feed_forward.", gate_up="w1 w3", down="w2", router="gate")

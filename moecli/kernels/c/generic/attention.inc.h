@@ -130,7 +130,8 @@ static void rotate_and_cache(const struct attention *call, const struct place *p
     }
 }
 
-/* mixed [tokens, heads, head_dim] times the gate's factors [tokens, gate_width], of which each is for as many numbers. */
+/* mixed [tokens, heads, head_dim] times the gate's factors [tokens, gate_width], of which each is for as many numbers.
+ */
 static void open_gate(const struct attention *call, const float *gates, float *mixed) {
     size_t count = (size_t)(call->sublayer.tokens * call->gate_width);
     size_t each = (size_t)(call->heads * call->head_dim / call->gate_width);

@@ -35,5 +35,5 @@ static enum status decode_step(const struct decode_step *call) {
 #define NAMED_(name) moecli_##name
 #define TEXT(name) TEXT_(name)
 #define TEXT_(name) #name
-const struct isa NAMED(ISA) = {TEXT(ISA),   linear, feed_forward, gated,            pack,
-                               decode_step, route,  combine,      prompt_attention, mix_projected};
+const struct isa NAMED(ISA) = {TEXT(ISA), linear,  feed_forward,     gated,        pack, decode_step,
+                               route,     combine, prompt_attention, mix_projected};

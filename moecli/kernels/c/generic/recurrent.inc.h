@@ -235,7 +235,8 @@ static void scan(const struct recurrent_job *job, size_t task) {
             continue;
         float *mixed = job->mixed + (token - job->kept) * inner + column;
         for (size_t i = 0; i < some; i++)
-            mixed[i] = call->skip ? fmaf(call->skip[call->kind == MAMBA ? column + i : head], values[i], out[i]) : out[i];
+            mixed[i] =
+                call->skip ? fmaf(call->skip[call->kind == MAMBA ? column + i : head], values[i], out[i]) : out[i];
     }
 }
 

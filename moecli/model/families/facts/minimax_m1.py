@@ -8,7 +8,18 @@ from typing import Any
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Family
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
-from moecli.model.spec import NO_ATTENTION, Extra, FeedForward, Layer, Mixture, ModelSpec, Part, Recurrent, RecurrentKind, Router
+from moecli.model.spec import (
+    NO_ATTENTION,
+    Extra,
+    FeedForward,
+    Layer,
+    Mixture,
+    ModelSpec,
+    Part,
+    Recurrent,
+    RecurrentKind,
+    Router,
+)
 from moecli.model.unsupported import Unsupported
 
 
