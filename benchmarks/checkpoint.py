@@ -78,6 +78,13 @@ _GROK_1 = {
     "output_multiplier_scale": 0.5773502691896257, "max_attn_value": 30.0, "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
 }  # fmt: skip
+_QWEN3_5_35B_A3B = {
+    "architectures": ["Qwen3_5MoeForCausalLM"], "model_type": "qwen3_5_moe_text", "hidden_size": 2048,
+    "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "num_attention_heads": 16,
+    "num_key_value_heads": 2, "head_dim": 256, "num_experts": 256, "num_experts_per_tok": 8, "num_hidden_layers": 40,
+    "full_attention_interval": 4, "vocab_size": 248320, "max_position_embeddings": 262144, "dtype": "bfloat16",
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25},
+}  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "olmoe": _OLMOE,
     "olmoe-4-layers": _OLMOE | {"num_hidden_layers": 4},
@@ -86,6 +93,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "deepseek-v2-lite": _DEEPSEEK_V2_LITE,
     "qwen3-30b-a3b": _QWEN3_30B_A3B,
     "qwen3-30b-a3b-12-layers": _QWEN3_30B_A3B | {"num_hidden_layers": 12},
+    "qwen3.5-35b-a3b-8-layers": _QWEN3_5_35B_A3B | {"num_hidden_layers": 8},
+    # 1.2 GB with states: for memory measurements
+    "qwen3.5-small": _QWEN3_5_35B_A3B | {"num_hidden_layers": 4, "num_experts": 32, "vocab_size": 32000},
     "dbrx-2-layers": _DBRX,
     "grok-1-1-layer": _GROK_1,
     # 1.2 GB, little arithmetic per token: for memory measurements
@@ -166,11 +176,19 @@ def _dense(spec: ModelSpec, layout: Layout, tensor: Tensor) -> Iterator[tuple[st
     """The stored tensors that, stacked by rows, are `tensor`."""
     names = layout.dense[tensor.role]
     rows = [tensor.shape[0] // len(names)] * len(names)
+    if tensor.role == "mixer_in" and len(names) == 2:  # what is convolved, and the gate
+        mixer = spec.layers[tensor.layer or 0].recurrent
+        assert mixer is not None
+        rows = [mixer.channels, mixer.inner]
     if tensor.role == "qkv" and tensor.layer is not None and len(names) == 3:
         attention = spec.layers[tensor.layer].attention
         assert isinstance(attention, GroupedQuery)
         rows = [attention.query_width, attention.kv_width, attention.value_width]
     for name, count in zip(names, rows, strict=True):
+        if (turns := layout.interleaved.get(name)) and tensor.layer is not None:
+            each = turns.rows(spec.layers[tensor.layer])
+            mine = sum(size for size, role in zip(each, turns.roles, strict=True) if role == tensor.role)
+            count = count * sum(each) // mine  # what it shares them with lies there too
         yield name.format(layer=tensor.layer), (tensor.role, (count, *tensor.shape[1:]))
 
 

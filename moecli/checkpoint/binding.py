@@ -84,7 +84,10 @@ class Weights:
         self._family = family
         self._layout = _choose_layout(spec, family, checkpoint)
         heads = self._check()
-        self.notes = notes + ((f"left out as a head for training: {', '.join(heads)}",) if heads else ())
+        further = sum(name.startswith("mtp.") for name in checkpoint.tensors)
+        left_out = [f"left out as a head for training: {', '.join(heads)}"] if heads else []
+        left_out += [f"{further} tensors that predict further tokens are left out"] if further else []
+        self.notes = (*notes, *left_out)
 
     def with_true_ties(self) -> Weights:
         """The same model, its output head one of its own where the checkpoint holds another than the input table.

@@ -26,6 +26,8 @@ def split_towers(
             text[f"model.{match[1]}"] = stored
         elif match := _HEAD.fullmatch(name):
             text[match[1]] = stored
+        elif name.startswith("mtp."):  # the text model's, though it lies outside
+            text[name] = stored
         else:
             others[name] = stored
     inside = any(name.startswith("model.") for name in text)

@@ -101,9 +101,9 @@ class Block:
             return x
         return x + self._cross(self._norm("cross_norm", x), cache.cross)
 
-    def keep(self, states: Tensor, cache: LayerCache) -> None:
+    def keep(self, states: Tensor, cache: MixerCache) -> None:
         """Let coming tokens attend to the encoder's states [T, D], and to no earlier ones."""
-        if self._cross is not None and cache.cross is not None:
+        if self._cross is not None and isinstance(cache, LayerCache) and cache.cross is not None:
             self._cross.keep(states, cache.cross)
 
     def keep_input(self, x: Tensor) -> Tensor | None:

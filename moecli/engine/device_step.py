@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moecli.engine.attention import triton_appends
 from moecli.engine.block import RoutingObserver
-from moecli.engine.cache import Cache
+from moecli.engine.cache import Cache, LayerCache
 from moecli.engine.cuda_graphs import GraphRecorder, Stage
 from moecli.engine.device_hops import Hop, work_of
 from moecli.engine.device_layers import DeviceAttention, DeviceFeedForward, DeviceLatentAttention, Product
@@ -269,6 +269,7 @@ class DeviceStep:
         for number, cache in enumerate(caches):
             starts: dict[int | None, tuple[int, int]] = {}
             for layer, mine in zip(self._spec.layers, cache.layers, strict=True):
+                assert isinstance(mine, LayerCache), "a model with states is no device step"
                 start = mine.length
                 mine.extend(each)
                 starts[layer.attention.window] = start, mine.first

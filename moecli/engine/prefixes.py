@@ -109,6 +109,8 @@ class Slots:
             slot = min(free, key=lambda slot: slot.used)
         copied = shared and slot is not source
         kept = slot.cache.copy(source.cache, shared) if copied else slot.cache.rewind(shared)
+        while kept not in (0, *ends):  # a state was kept at this length, but no prompt is read in such pieces
+            kept = slot.cache.rewind(max(end for end in (0, *ends) if end < kept))
         if self.file is not None:
             kept = self.file.restore(slot.cache, prompt, ends[-2] if len(ends) > 1 else 0)
         slot.ids, slot.whole, slot.cuts, slot.taken = list(prompt[:kept]), kept, ends, True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class RecurrentMixer:
         mixed = x.new_empty(len(x), self._spec.inner)
         start, end = cache.length, cache.length + len(x)
         cuts = [start, *range((start // STATE_STEP + 1) * STATE_STEP, end, STATE_STEP), end]
-        for first, last in zip(cuts, cuts[1:], strict=False):
+        for first, last in pairwise(cuts):
             part = slice(first - start, last - start)
             mixed[part] = self._mix(projected[part].float(), None if gates is None else gates[part].float(), cache)
             if last == end // STATE_STEP * STATE_STEP:
@@ -143,14 +144,18 @@ _RECURRENCES: dict[
 def _convolve(spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, cache: RecurrentCache) -> Tensor:
     """Each channel of x [T, C] over its last `kernel` tokens."""
     past = spec.kernel - 1
-    seen = torch.cat((cache.rows[:past], x))
+    seen, weights = torch.cat((cache.rows[:past], x)), w["conv"]  # [C, 1, kernel]
     cache.rows[:past] = seen[len(x) :]
-    return F.conv1d(seen.T[None], w["conv"], w.get("conv_bias"), groups=spec.channels)[0].T
+    out = torch.zeros_like(x) if "conv_bias" not in w else w["conv_bias"].expand_as(x).clone()
+    for place in range(spec.kernel):
+        out.addcmul_(seen[place : place + len(x)], weights[:, 0, place])
+    return out
 
 
 def _by_head(spec: Recurrent, x: Tensor) -> Tensor:
     """[T, groups * state_dim] -> [T, H, state_dim]: heads of a group share it."""
-    return x.unflatten(-1, (spec.groups, -1)).repeat_interleave(spec.heads // spec.groups, 1)
+    shared: Tensor = x.unflatten(-1, (spec.groups, -1))
+    return shared.repeat_interleave(spec.heads // spec.groups, 1)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -165,13 +170,14 @@ def _decays(total: Tensor) -> Tensor:
 
 def _state(spec: Recurrent, cache: RecurrentCache) -> Tensor:
     """[H, state_dim, head_dim]"""
-    return cache.state.unflatten(0, (spec.heads, -1)).transpose(1, 2).flatten(2)[..., : spec.head_dim]
+    tiles: Tensor = cache.state.unflatten(0, (spec.heads, -1))
+    return tiles.transpose(1, 2).flatten(2)[..., : spec.head_dim]
 
 
 def _read(
     q: Tensor, k: Tensor, written: Tensor, total: Tensor, pairs: Tensor, state: Tensor, cache: RecurrentCache
 ) -> Tensor:
-    """What queries [T, H, k] read of the state and of what was written [H, T, v] since: [T, H, v]. Updates the state."""
+    """What queries [T, H, k] read of the state and of what was written [H, T, v] since: [T, H, v]. The state is new."""
     before = torch.einsum("thk,hkv->thv", q * total.exp()[..., None], state)
     mixed = before + (torch.einsum("thk,shk->hts", q, k) * pairs @ written).transpose(0, 1)
     left = k * (total[-1] - total).exp()[..., None]

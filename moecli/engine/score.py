@@ -86,8 +86,8 @@ def score_labels(loaded: LoadedModel, labels: Labels, watch: Progress = silent) 
     for name, ids in zip(labels.names, labels.ids, strict=True):
         logits = first
         if len(ids) > 1:
-            if cache.rewind(len(prompt)) != len(prompt):  # a window has moved on
-                decoder.forward(prompt, cache, last_only=True)
+            if (kept := cache.rewind(len(prompt))) != len(prompt):  # a window has moved on, or a state
+                decoder.forward(prompt[kept:], cache, last_only=True)
             logits = torch.cat([first, decoder.logits(decoder.forward(torch.tensor(ids[:-1]), cache)).cpu()])
         if not is_finite(logits):
             raise not_finite("in the logits", decoder.dtype)

@@ -43,6 +43,11 @@ class RecurrentCache:
         self._snapshots: list[Snapshot] = []  # by length
         self._spare: list[tuple[Tensor, Tensor]] = []  # memory of snapshots that were dropped
 
+    @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """All that it holds but snapshots."""
+        return self.rows, self.state, self.record
+
     def extend(self, tokens: int, commits: bool) -> int:
         """Count tokens that come next; returns how many before them are pending, and then part of the state.
 

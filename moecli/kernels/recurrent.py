@@ -103,4 +103,5 @@ def decay_rates(spec: Recurrent, logarithms: Tensor) -> Tensor:
     if spec.kind is not RecurrentKind.MAMBA:
         return rates
     padded = torch.nn.functional.pad(rates, (0, 0, 0, -len(rates) % STATE_TILE))
-    return padded.unflatten(0, (-1, STATE_TILE)).transpose(1, 2)
+    tiles: Tensor = padded.unflatten(0, (-1, STATE_TILE)).transpose(1, 2)
+    return tiles

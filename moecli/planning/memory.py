@@ -20,10 +20,12 @@ from moecli.model.spec import (
     Mixture,
     ModelSpec,
     Part,
+    Recurrent,
     Scoring,
     alike,
 )
-from moecli.model.tensors import Tensor, counted_tensors, expert_count, expert_shapes
+from moecli.model.tensors import MIXER_FLOAT32, Tensor, counted_tensors, expert_shapes
+from moecli.planning import states
 from moecli.planning.terms import Amount, Term, add, count, larger, multiply, named, under, within
 from moecli.store.expert_record import STAGING, dense_dtype, mixture_record, staging_size
 
@@ -121,7 +123,8 @@ def estimate_memory(
 def layerwise_memory(spec: ModelSpec, dtype: str, longest: int, tokens: int, scored: int = 0) -> MemoryEstimate:
     """So many tokens of texts of up to `longest` pass a layer together; one layer's cache at a time holds one text."""
     memory = estimate_memory(spec, dtype, longest, block=tokens, scored=scored)
-    kv = Amount(memory.kv.bytes // len(spec.layers), f"1 layer of {memory.kv.formula}")
+    largest = max(_kv(replace(spec, layers=(each,)), dtype, longest, 1, CHUNK).bytes for each, _ in alike(spec.layers))
+    kv = Amount(largest, f"1 layer of {memory.kv.formula}")
     return replace(memory, kv=replace(memory.kv, amount=kv))
 
 
@@ -220,18 +223,20 @@ def _number_bytes(dtype: str) -> int:
 def _kv(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: int) -> Term:
     """Every layer's rows as the engine allocates them, and the fixed states of layers without attention."""
     rows: Counter[tuple[int, int]] = Counter()
-    states = 0
+    kept = 0
     for layer, times in alike(spec.layers):
         rows[cache_rows(layer.attention, context, chunk), layer.attention.cache_width] += times
         rows[context, layer.cache_extra + (layer.cross.cache_width if layer.cross else 0)] += times
-        states += times * layer.recurrent.state if layer.recurrent else 0
+        kept += times * states.numbers(layer.recurrent) if layer.recurrent else 0
     numbers = [
         multiply(count(layers, "layers"), count(each, "rows"), count(width, "numbers"))
         for (each, width), layers in rows.items()
         if width
     ]
-    numbers += [count(states, "numbers of state")] if states else []
-    amount = multiply(within(add(numbers)), count(_number_bytes(dtype), "bytes"), named("batch", batch))
+    parts = [multiply(within(add(numbers)), count(_number_bytes(dtype), "bytes"))] if numbers else []
+    parts += [multiply(count(kept, "numbers of states and snapshots"), count(4, "bytes"))] if kept else []
+    whole = within(add(parts)) if len(parts) > 1 else add(parts)
+    amount = multiply(whole, named("batch", batch))
     return Term("KV cache", amount, "layers, key/value heads or latent rank, head_dim, sliding_window, --ctx, --batch")
 
 
@@ -261,12 +266,18 @@ def _activations(
     first, further = beside if attends_native else (LIBRARY, LIBRARY_CHUNK)
     library = int(min(1, chunks) * first + min(64, chunks) * further)
     unpacked = UNPACKED[dtype] * _largest_block(spec, dtype) if dtype in UNPACKED and not native else 0
+    small = sum((4 - size) * times * each.count for each, times in counted_tensors(spec) if each.role in MIXER_FLOAT32)
     attend = _native_attention if attends_native else _attention
-    attentions = [attend(layer.attention, tokens, context, size) + _gate(layer, tokens, size) for layer in kinds]
+    mixers = [
+        attend(layer.attention, tokens, context, size) + _gate(layer, tokens, size)
+        for layer in kinds
+        if layer.attention.cache_width
+    ]
+    mixers += [_recurrent(layer.recurrent, tokens, size) for layer in kinds if layer.recurrent]
     copies = 2 if any(layer.ffn_reads_input for layer in kinds) else 1
     at_once = (
         named("residual stream", (copies * block + 3 * tokens) * spec.hidden_size * size),
-        named("attention", max(attentions, default=0)),
+        named("attention", max(mixers, default=0)),
         larger(
             _feed_forwards(spec, dtype, block, size, waiting),
             named("logits", max(2 * batch, 4 * scored) * spec.vocab_size * 4),
@@ -276,6 +287,7 @@ def _activations(
         (
             named("rotary tables", tables),
             named("routers in float32", routers),
+            *([named("mixers in float32", small)] if small else []),
             named("matrix library", library),
             *([named("encoder", _encoder(spec, context, size))] if spec.encoder else []),
             *([named("unpacked rows", unpacked)] if unpacked else []),
@@ -343,6 +355,14 @@ def _attention(attention: Attention, tokens: int, context: int, size: int) -> in
         return scores + expanded * (size + PACKED_KEY // 2) + queries
     packed = PACKED_KEY * attention.kv_width * keys
     return scores + packed + 3 * tokens * (attention.query_width + attention.cache_width) * size
+
+
+def _recurrent(recurrent: Recurrent, tokens: int, size: int) -> int:
+    """What is projected and mixed of all tokens; of some at once, in float32, what lies between."""
+    inputs = {extra.role: extra.shape[0] for extra in recurrent.tensors}
+    projected = inputs.get("mixer_in", 0) + inputs.get("mixer_gates", 0)
+    between = projected + recurrent.channels + recurrent.operands + recurrent.inner
+    return tokens * (projected + recurrent.inner) * size + 4 * min(tokens, blocking.STATE_STEP) * between
 
 
 def _feed_forwards(spec: ModelSpec, dtype: str, block: int, size: int, waiting: bool) -> Amount:

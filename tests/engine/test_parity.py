@@ -143,11 +143,23 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("gpt_oss", "windows first and last, one expert",
      {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
       "num_experts_per_tok": 1}),
+    ("granitemoehybrid", "positions, biases, untied", {
+        "position_embedding_type": "rope", "mamba_proj_bias": True, "attention_bias": True,
+        "tie_word_embeddings": False, "residual_multiplier": 1.0}),
+    ("granitemoehybrid", "no experts, no bias of the convolution, one group",
+     {"num_local_experts": 0, "mamba_conv_bias": False, "mamba_n_groups": 1, "mamba_d_conv": 2}),
     ("hunyuan_v1_moe", "alpha",
      {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}}),
     ("hunyuan_v1_moe", "biases, untied, multi-head",
      {"attention_bias": True, "tie_word_embeddings": False, "num_key_value_heads": 4}),
     ("hunyuan_v1_moe", "counts of each layer", {"moe_topk": [2, 2]}),
+    ("jamba", "biases, multi-head", {"mamba_proj_bias": True, "num_key_value_heads": 4}),
+    ("jamba", "no bias of the convolution, all sparse, automatic rank",
+     {"mamba_conv_bias": False, "expert_layer_period": 1, "expert_layer_offset": 0, "mamba_dt_rank": "auto"}),
+    ("lfm2_moe", "biases, untied, scaled", {
+        "conv_bias": True, "tie_word_embeddings": False, "routed_scaling_factor": 2.0, "conv_L_cache": 4}),
+    ("lfm2_moe", "no bias for the choice, weights as they are, all sparse",
+     {"use_expert_bias": False, "norm_topk_prob": False, "num_dense_layers": 0}),
     ("llama", "biases, tied, gelu", {"attention_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"}),
     ("llama", "multi-head, wide heads", {"num_key_value_heads": 4, "head_dim": 12}),
     *(("llama", name, {"rope_parameters": rope}) for name, rope in ROPES.items()),
@@ -183,6 +195,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "moe_router_scaling_factor": 2.0,
         "rope_theta": 5000.0, "partial_rotary_factors": None, "rope_scaling": ROPES["llama3"],
         "mlp_layer_types": ["sparse"] * 4, "num_sliding_attention_heads": 2}}),
+    ("nemotron_h", "no bias of the convolution, one group, scaled",
+     {"use_conv_bias": False, "n_groups": 1, "n_group": 1, "routed_scaling_factor": 2.5}),
+    ("nemotron_h", "weights as they are, short convolution", {
+        "norm_topk_prob": False, "conv_kernel": 2,
+        "layers_block_type": ["linear_attention", "linear_attention", "moe", "full_attention"]}),
     ("olmoe", "clip that bites", {"clip_qkv": 0.5}),
     ("olmoe", "normalised, multi-head", {"norm_topk_prob": True, "num_key_value_heads": 4}),
     ("olmoe", "biases, tied, gelu", {"attention_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"}),
@@ -194,6 +211,15 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("qwen2_moe", "windows by name", {
         **SLIDING, "num_hidden_layers": 3,
         "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
+    ("qwen3_5_moe", "one key head, wide values, attention first", {
+        "linear_num_key_heads": 1, "linear_value_head_dim": 40, "num_hidden_layers": 3,
+        "layer_types": ["full_attention", "linear_attention", "linear_attention"]}),
+    ("qwen3_next", "a key head for each value head, tied, some layers dense", {
+        "linear_num_key_heads": 4, "linear_conv_kernel_dim": 2, "tie_word_embeddings": True,
+        "decoder_sparse_step": 2, "full_attention_interval": 2}),
+    ("qwen3_next", "all rotates, weights as they are", {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+        "norm_topk_prob": False}),
     ("qwen3_moe", "normalised, usual heads", {"norm_topk_prob": True, "head_dim": 8}),
     ("qwen3_moe", "biases, tied", {"attention_bias": True, "tie_word_embeddings": True}),
     ("qwen3_moe", "every second layer sparse, one dense",
@@ -263,6 +289,8 @@ def test_shards_read_as_one_file_does(family: str, tmp_path: Path) -> None:
         ("ernie4_5_moe", {"num_nextn_predict_layers": 1}, "model.mtp_block.0.input_layernorm.weight"),
         ("glm4_moe", {"num_nextn_predict_layers": 1}, "model.layers.2.eh_proj.weight"),
         ("glm4_moe_lite", {"num_nextn_predict_layers": 1}, "model.layers.2.shared_head.norm.weight"),
+        ("qwen3_next", {}, "mtp.fc.weight"),
+        ("nemotron_h", {"num_nextn_predict_layers": 1}, "mtp.layers.0.norm.weight"),
         ("minimax_m2", {"use_mtp": True, "num_mtp_modules": 3}, "model.layers.4.enorm.weight"),
     ],
 )

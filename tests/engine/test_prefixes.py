@@ -9,6 +9,7 @@ import torch
 
 from moecli.engine.decoder import Decoder
 from moecli.engine.prefixes import Reading, Slot, Slots, cuts
+from moecli.kernels.blocking import STATE_STEP
 from tests.support.checkpoints import make, prompt, write
 from tests.support.running import load
 
@@ -79,6 +80,28 @@ def test_no_bit_tells_what_was_cached(family: str, dtype: str, changes: dict[str
     slots.give_back(slot)
     for ids, logits in ((history, first), (branch, forked), (turn, second)):
         assert torch.equal(read(new_slots(decoder), decoder, ids)[1], logits)
+
+
+@pytest.mark.parametrize("family", ["lfm2_moe", "nemotron_h", "qwen3_next"])
+def test_states_are_gone_back_to_where_blocks_end(family: str, tmp_path: Path) -> None:
+    """As above; a block that ends where no state was kept is read again, in the pieces of a prompt that is new."""
+    decoder = load(write(make(family), tmp_path), "bf16")
+    history = prompt(210)
+    branch = [*history[:150], *prompt(40, seed=4)]
+    for block, copied, reused in ((STATE_STEP, 128, 192), (48, 0, 192)):
+        slots = Slots([decoder.new_cache(256, 256) for _ in range(2)], Reading(block, block))
+        slot, *_ = read(slots, decoder, history)
+        answer = grow(decoder, slot, 5)
+        other, forked, cached = read(slots, decoder, branch)
+        assert cached == copied
+        slots.give_back(slot)
+        slots.give_back(other)
+        turn = [*history, *answer, *prompt(12, seed=5)]
+        _, second, cached = read(slots, decoder, turn)
+        assert cached == reused
+        for ids, logits in ((branch, forked), (turn, second)):
+            fresh = Slots([decoder.new_cache(256, 256)], Reading(block, block))
+            assert torch.equal(read(fresh, decoder, ids)[1], logits)
 
 
 @pytest.fixture(scope="module")

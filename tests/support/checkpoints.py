@@ -183,6 +183,42 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "HunYuanMoEV1",
         _BASE | {"intermediate_size": 24, "num_experts": 6, "moe_topk": 3, "head_dim": 12, "tie_word_embeddings": True},
     ),
+    "granitemoehybrid": (
+        "GraniteMoeHybrid",
+        _BASE
+        | {
+            "num_hidden_layers": 3, "intermediate_size": 24, "num_local_experts": 6, "num_experts_per_tok": 3,
+            "shared_intermediate_size": 20, "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 12,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"], "attention_multiplier": 0.2,
+            "embedding_multiplier": 6.0, "logits_scaling": 4.0, "residual_multiplier": 0.4,
+        },
+    ),
+    "jamba": (
+        "Jamba",
+        _BASE
+        | {
+            "num_hidden_layers": 4, "intermediate_size": 24, "num_experts": 4, "mamba_d_state": 6, "mamba_dt_rank": 5,
+            "attn_layer_period": 3, "attn_layer_offset": 1,
+        },
+    ),
+    "lfm2_moe": (
+        "Lfm2Moe",
+        _BASE
+        | {
+            "num_hidden_layers": 4, "intermediate_size": 40, "moe_intermediate_size": 16, "num_experts": 6,
+            "num_experts_per_tok": 3, "num_dense_layers": 1, "layer_types": ["conv", "full_attention", "conv", "conv"],
+        },
+    ),
+    "nemotron_h": (
+        "NemotronH",
+        _BASE
+        | {
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "moe"],
+            "intermediate_size": 40, "moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 24,
+            "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 2, "topk_group": 1, "ssm_state_size": 12,
+            "mamba_num_heads": 4, "mamba_head_dim": 10, "n_groups": 2, "head_dim": 12, "time_step_min": 1e-30,
+        },
+    ),
     "llama": ("Llama", _BASE | {"intermediate_size": 40}),
     "minimax_m2": (
         "MiniMaxM2",

@@ -430,8 +430,20 @@ WILD: dict[str, Wild] = {
     "switch, buckets beyond their distance": Wild(
         _of("switch-base-8", relative_attention_max_distance=16), refusal="too short for 32 buckets"
     ),
-    # Counted, not run
+    # With states
     "nemotron 3.5, its layers as a list": Wild(_nemotron(), 31_577_940_288),
+    "qwen3-next, tuned": Wild(_of("qwen3-next-80b-a3b", **_TRAINER | {"eos_token_id": 151645}), 79_674_391_296),
+    "qwen3.5 with its eyes": Wild(_of("qwen3.5-35b-a3b", **_SAVER), 34_660_610_688),
+    "qwen3.5, gates closed": Wild(
+        _of("qwen3-next-80b-a3b", attn_output_gate=False), refusal="'attn_output_gate' is false"
+    ),
+    "lfm2, the older name of a tie": Wild(
+        _of("lfm2-8b-a1b", "tie_word_embeddings", tie_embedding=True, block_auto_adjust_ff_dim=False), 8_339_930_560
+    ),
+    "jamba, tuned": Wild(_of("jamba", **_SAVER, use_mamba_kernels=False), 51_570_323_328),
+    "granite 4": Wild(_of("granite-4.0-h-tiny", normalization_function="rmsnorm", **_SAVER), 6_939_037_248),
+    "granite 4, steps cut": Wild(_of("granite-4.0-h-tiny", time_step_limit=[0.0, 0.1]), refusal="'time_step_limit' is"),
+    # Counted, not run
     "gpt-oss, tuned": Wild(
         _of("gpt-oss-20b", "quantization_config", unsloth_version="2025.8.4", **_SAVER), 20_914_757_184
     ),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import Interleaved, names
 from moecli.model.spec import Extra, Layer, Part, Recurrent, RecurrentKind
 
 _LAYER = "model.layers.{layer}."
+# Of Mamba's steps; the last is how transformers 5 writes infinity. (Its chunked form of Nemotron's goes by
+# time_step_min instead, its step by nothing, as do the published kernels.)
+NO_LIMIT: tuple[Any, ...] = (None, [0.0, math.inf], [0.0, {"__float__": "Infinity"}])
 
 
 def gated_delta_net(c: ConfigReader, hidden_size: int, eps: float) -> Recurrent:
@@ -65,6 +70,45 @@ def mamba2(
         RecurrentKind.MAMBA2, tensors(shapes), inner * state_dim + mixed * (kernel - 1), heads, head_dim, groups,
         state_dim, kernel, norm_eps=eps,
     )  # fmt: skip
+
+
+def mamba(
+    hidden_size: int, *, inner: int, state_dim: int, kernel: int, rank: int, conv_bias: bool, bias: bool, eps: float
+) -> Recurrent:
+    """Mamba-1 (arXiv 2312.00752) with norms on its step, input and output maps."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "in": (2 * inner, hidden_size),
+        "conv": (inner, 1, kernel),
+        "select": (rank + 2 * state_dim, inner),
+        "step": (inner, rank),
+        "step_bias": (inner,),
+        "decay": (inner, state_dim),
+        "skip": (inner,),
+        "step_norm": (rank,),
+        "write_norm": (state_dim,),
+        "read_norm": (state_dim,),
+        "out": (hidden_size, inner),
+    }
+    shapes |= {"conv_bias": (inner,)} if conv_bias else {}
+    shapes |= {"in_bias": (2 * inner,), "out_bias": (hidden_size,)} if bias else {}
+    return Recurrent(
+        RecurrentKind.MAMBA, tensors(shapes), inner * (state_dim + kernel - 1), inner, 1, 1, state_dim, kernel, rank,
+        norm_eps=eps,
+    )  # fmt: skip
+
+
+def short_convolution(hidden_size: int, kernel: int, bias: bool) -> Recurrent:
+    """A convolution between two gates, each as wide as the hidden state."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "in": (3 * hidden_size, hidden_size),
+        "conv": (hidden_size, 1, kernel),
+        "out": (hidden_size, hidden_size),
+    }
+    if bias:
+        shapes |= {"in_bias": (3 * hidden_size,), "conv_bias": (hidden_size,), "out_bias": (hidden_size,)}
+    return Recurrent(
+        RecurrentKind.SHORT_CONVOLUTION, tensors(shapes), hidden_size * (kernel - 1), hidden_size, 1, kernel=kernel
+    )
 
 
 def tensors(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Extra, ...]:

@@ -7,20 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import Family
+from moecli.model.families._layout import BUFFERS, ExpertNames, Family, Layout, NamedSlice, names
 from moecli.model.families._parts import MOST_LAYERS, biased_sigmoid, check_router, grouped_query, make_spec
-from moecli.model.spec import (
-    NO_ATTENTION,
-    NO_FFN,
-    NO_ROPE,
-    Extra,
-    FeedForward,
-    Layer,
-    Mixture,
-    ModelSpec,
-    Part,
-    Recurrent,
-)
+from moecli.model.families._recurrent import NO_LIMIT, mamba2, mamba_names
+from moecli.model.spec import NO_ATTENTION, NO_FFN, NO_ROPE, Extra, FeedForward, Layer, Mixture, ModelSpec, Part
 from moecli.model.unsupported import Unsupported
 
 _MAMBA, _ATTENTION, _MIXTURE, _DENSE = "M*E-"
@@ -32,18 +22,23 @@ _LETTERS = {
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "nemotron_h")
+    c.alias("n_routed_experts", "num_local_experts")
+    c.alias("layers_block_type", "layer_types")
+    c.ignore("mtp_layers_block_type", "mtp_hybrid_override_pattern")
     hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 4096)
     c.expect("mlp_bias", False)
     c.expect("use_bias", False)
     # Start values of training, how the state is stored and computed, and a rotation that no layer uses.
-    c.ignore("time_step_floor", "time_step_max", "time_step_min", "time_step_limit", "rescale_prenorm_residual")
+    c.ignore("time_step_floor", "time_step_max", "time_step_min", "rescale_prenorm_residual")
+    c.expect("time_step_limit", *NO_LIMIT)
+    c.expect("mamba_hidden_act", "silu")
+    c.expect("mamba_proj_bias", False)
     c.ignore("mamba_ssm_cache_dtype", "chunk_size", "use_mamba_kernels", "num_logits_to_keep", "residual_in_fp32")
     c.ignore("rope_theta", "partial_rotary_factor", "norm_eps", "expand", "moe_shared_expert_overlap")
-    bias = c.flag("attention_bias", False)
+    c.expect("attention_bias", False)
     attention = grouped_query(
-        c, hidden_size, context, heads=32, kv_heads=8, head_dim=128, qkv_bias=bias, output_bias=bias,
-        window=c.optional_count("sliding_window"),
-    )  # fmt: skip
+        c, hidden_size, context, heads=32, kv_heads=8, head_dim=128, window=c.optional_count("sliding_window")
+    )
     activation = c.activation("mlp_hidden_act", "relu2")
     shared = FeedForward(c.count("moe_shared_expert_intermediate_size", 7688), activation, gated=False)
     mixture = Mixture(
@@ -52,15 +47,27 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         replace(shared, intermediate_size=shared.intermediate_size * c.count("n_shared_experts", 1)),
     )
     check_router(c, mixture)
-    c.alias("layers_block_type", "layer_types")
     narrow = c.optional_count("moe_latent_size")
     mixture = replace(mixture, latent_width=narrow)
     ways = (
         Extra("experts_in", (narrow or 0, hidden_size), Part.OTHER),
         Extra("experts_out", (hidden_size, narrow or 0), Part.OTHER),
     )
+    eps = c.number("layer_norm_epsilon", 1e-5)
+    mixer = mamba2(
+        hidden_size,
+        heads=c.count("mamba_num_heads", 128),
+        head_dim=c.count("mamba_head_dim", 64),
+        groups=c.count("n_groups", 8),
+        state_dim=c.count("ssm_state_size", 128),
+        kernel=c.count("conv_kernel", 4, least=2),
+        conv_bias=c.flag("use_conv_bias", True),
+        eps=eps,
+    )
+    if mixer.heads % mixer.groups:
+        raise c.fail("n_groups", f"is {mixer.groups}, which does not divide the {mixer.heads} heads")
     blocks = {
-        _MAMBA: Layer(NO_ATTENTION, NO_FFN, _mamba2(c, hidden_size)),
+        _MAMBA: Layer(NO_ATTENTION, NO_FFN, mixer),
         _ATTENTION: Layer(replace(attention, rope=NO_ROPE), NO_FFN),
         _MIXTURE: Layer(NO_ATTENTION, mixture, extra=ways if narrow else ()),
         _DENSE: Layer(NO_ATTENTION, FeedForward(c.count("intermediate_size", 21504), activation, gated=False)),
@@ -68,9 +75,9 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     pattern = _pattern(c)
     return make_spec(
         c, [blocks[kind] for kind in pattern],
-        hidden_size=hidden_size, context=context, vocab=131_072, eps=1e-5, eps_key="layer_norm_epsilon",
+        hidden_size=hidden_size, context=context, vocab=131_072, eps=eps, eps_key=None,
         extra_layers=c.count("num_nextn_predict_layers", 0, least=0),
-        unsupported=(Unsupported.STATE_SPACE, Unsupported.HALF_BLOCKS, Unsupported.UNGATED_EXPERTS),
+        unsupported=(Unsupported.LATENT_EXPERTS,) if narrow else (),
     )  # fmt: skip
 
 
@@ -78,7 +85,7 @@ def _pattern(c: ConfigReader) -> str:
     """The blocks as letters; transformers 5 writes them as a list of words."""
     count = c.count("num_hidden_layers", least=0) if c.unused("num_hidden_layers") else None
     if c.raw("layers_block_type", None) is None:
-        pattern = c.text("hybrid_override_pattern")
+        pattern = c.text("hybrid_override_pattern", "ME*-")
     else:
         listed = c.raw("layers_block_type")
         kinds = c.choices("layers_block_type", len(listed) if isinstance(listed, list) else 0, list(_LETTERS))
@@ -91,27 +98,29 @@ def _pattern(c: ConfigReader) -> str:
     return pattern
 
 
-def _mamba2(c: ConfigReader, hidden_size: int) -> Recurrent:
-    """Mamba-2 (arXiv 2405.21060): one decay per head, input and output maps shared within groups."""
-    heads, head_dim = c.count("mamba_num_heads", 128), c.count("mamba_head_dim", 64)
-    state, groups, kernel = c.count("ssm_state_size", 128), c.count("n_groups", 8), c.count("conv_kernel", 4)
-    c.expect("mamba_hidden_act", "silu")
-    c.expect("mamba_proj_bias", False)
-    inner = heads * head_dim
-    mixed = inner + 2 * groups * state
-    shapes: dict[str, tuple[int, ...]] = {
-        "in": (inner + mixed + heads, hidden_size),
-        "conv": (mixed, kernel),
-        "dt_bias": (heads,),
-        "a_log": (heads,),
-        "d": (heads,),
-        "norm": (inner,),
-        "out": (hidden_size, inner),
-    }
-    if c.flag("use_conv_bias", True):
-        shapes["conv_bias"] = (mixed,)
-    tensors = tuple(Extra(f"mamba_{role}", shape, Part.MIXER_OTHER) for role, shape in shapes.items())
-    return Recurrent("mamba-2", tensors, state=inner * state + mixed * (kernel - 1))
+def _layout(prefix: str, fused: bool) -> Layout:
+    """`prefix` is "backbone." in published files, and "model." as transformers 5 has them in memory."""
+    layer = f"{prefix}layers.{{layer}}."
+    mixer = layer + "mixer."
+    dense = (
+        names(prefix, embedding="embeddings", final_norm="norm_f")
+        | names(lm_head="lm_head")
+        | names(layer, attn_norm="norm", ffn_norm="norm")
+        | names(mixer, qkv="q_proj k_proj v_proj", o="o_proj", up="up_proj", down="down_proj", router="gate")
+        | names(mixer, "", router_bias="gate.e_score_correction_bias", mixer_step_bias="dt_bias")
+        | names(mixer + "shared_experts.", shared_up="up_proj", shared_down="down_proj")
+        | mamba_names(mixer)
+    )
+    each = "experts." if fused else "experts.{expert}."
+    up, down = (
+        NamedSlice(f"{mixer}{each}{name}_proj{'' if fused else '.weight'}", stacked=fused) for name in ("up", "down")
+    )
+    return Layout(dense, ExpertNames(None, up, down), (*BUFFERS, r"mtp\..*"))
 
 
-FAMILY = Family(architectures=("NemotronHForCausalLM",), model_types=("nemotron_h",), read=read)
+FAMILY = Family(
+    architectures=("NemotronHForCausalLM",),
+    model_types=("nemotron_h",),
+    read=read,
+    layouts=tuple(_layout(prefix, fused) for prefix in ("backbone.", "model.") for fused in (False, True)),
+)
