@@ -23,7 +23,7 @@ from moecli.store.layout import choose_layout
 from moecli.store.manifest import Origin
 from moecli.store.source import announced, open_source
 from tests.support.checkpoints import prompt
-from tests.support.encodings import CASES, Encoded, fp8
+from tests.support.encodings import CASES, Encoded, float4, fp8
 from tests.support.in_process import moecli
 from tests.support.running import greedy, load, score
 from tests.support.stores import contents, packed
@@ -99,6 +99,13 @@ def test_blocks_are_decoded_as_by_transformers() -> None:
     assert torch.equal(found, numbers)
 
 
+def test_blocks_of_gpt_oss_are_decoded_as_by_transformers() -> None:
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    parts, numbers = float4(32)(torch.randn(3, 64, 40))
+    assert torch.equal(convert_moe_packed_tensors(parts["_blocks"], parts["_scales"]), numbers)
+
+
 def broken(change: Callable[[dict[str, torch.Tensor], dict[str, Any]], object], name: str, folder: Path) -> str:
     """The sentence that a changed checkpoint ends with when it is packed."""
     encoded = CASES[name].make()
@@ -166,12 +173,46 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, torch.Tensor], dict[str, Any]],
         "compressed-tensors, groups",
         lambda t, c: t.update({f"{QWEN}.weight_scale": torch.ones(1, 1, dtype=torch.bfloat16)}), "does not",
     ),
+    "compressed-tensors: no number of bits": (
+        "compressed-tensors, 8 bits, groups", lambda t, c: c.pop("quantization_config"), "does not",
+    ),
+    "nvfp4: a number for the whole that is none": (
+        "ModelOpt, nvfp4", lambda t, c: t[f"{EXPERT}.weight_scale_2"].fill_(0), "is 0: no scale",
+    ),
+    "nvfp4: an infinite number for the whole": (
+        "compressed-tensors, nvfp4", lambda t, c: t[f"{QWEN}.weight_global_scale"].fill_(torch.inf), "is infinite",
+    ),
+    "nvfp4: scales of another shape": (
+        "ModelOpt, nvfp4", lambda t, c: t.update({f"{EXPERT}.weight_scale": torch.ones(64, 5).to(torch.float8_e4m3fn)}),
+        "does not fit",
+    ),
+    "nvfp4: a scale that is no number": (
+        "ModelOpt, nvfp4", lambda t, c: t[f"{EXPERT}.weight_scale"].view(torch.uint8)[3].fill_(0x7F), "or no number",
+    ),
+    "mxfp4: exponents that are none": (
+        "mxfp4", lambda t, c: t["model.layers.0.mlp.experts.down_proj_scales"][1, 2].fill_(255), "or no number",
+    ),
+    "mxfp4: exponents of another shape": (
+        "mxfp4",
+        lambda t, c: t.update({"model.layers.0.mlp.experts.down_proj_scales": torch.ones(6, 3, dtype=torch.uint8)}),
+        "does not fit exponents",
+    ),
+    "MLX: another group size": (
+        "MLX, 4 bits", lambda t, c: c["quantization_config"].update(group_size=32), "by config.json",
+    ),
+    "MLX: an absurd group size": (
+        "MLX, 4 bits", lambda t, c: c["quantization_config"].update(group_size=[64]), "which are not read",
+    ),
+    "MLX: biases of another shape": (
+        "MLX, 3 bits", lambda t, c: t.update({f"{EXPERT}.biases": torch.ones(2, 2).half()}), "does not fit scales",
+    ),
+    "MLX: another mode": (
+        "MLX, mxfp4", lambda t, c: c["quantization_config"].update(mode="nvfp4"), "which mode 'nvfp4' has not",
+    ),
     "an encoding that is not read": (
         "fp8, rows",
-        lambda t, c: t.update(
-            {f"{EXPERT}.weight": torch.zeros(64, 48, dtype=torch.uint8), f"{EXPERT}.weight_scale_2": torch.ones(())}
-        ),
-        r"quantised \(ModelOpt nvfp4\), which cannot be run yet",
+        lambda t, c: t.update({f"{EXPERT}.weight": torch.zeros(64, 48, dtype=torch.uint8)}),
+        r"quantised \(fp4\), which cannot be run yet",
     ),
 }  # fmt: skip
 

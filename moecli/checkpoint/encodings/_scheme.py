@@ -95,6 +95,12 @@ def group_of(scheme: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return weights if isinstance(weights, Mapping) else {}
 
 
+def mlx_module(scheme: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What MLX says of a module: its own entry, which may lack a key, before what is said of all."""
+    own = scheme.get(name.removesuffix(".weight"))
+    return {**scheme, **own} if isinstance(own, Mapping) else scheme
+
+
 def _matches(pattern: str, name: str) -> bool:
     """As these libraries match: from the beginning. A pattern that is none, or no simple one, matches nothing."""
     if len(pattern) > 200 or re.search(r"[+*}]\)*[+*{]", pattern):  # what could take for ever

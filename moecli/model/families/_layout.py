@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moecli.model.spec import ModelSpec
@@ -107,6 +108,19 @@ def both_layouts(dense: Mapping[str, tuple[str, ...]]) -> tuple[Layout, ...]:
         Layout(dense, per_expert("mlp.experts", "gate_proj", "up_proj", "down_proj"), BUFFERS),
         Layout(dense, fused("mlp.experts"), BUFFERS),
     )
+
+
+def mlx_layouts(layouts: tuple[Layout, ...]) -> tuple[Layout, ...]:
+    """What mlx-lm makes of layouts with one tensor per expert: a stack for each matrix."""
+
+    found = []
+    for layout in layouts:
+        if layout.experts is not None and "experts.{expert}." in (name := layout.experts.up.name):
+            prefix = re.sub(r"experts\.\{expert\}\..*", "switch_mlp.", name)
+            matrices = ("gate", "up", "down")
+            names = ExpertNames(*(NamedSlice(f"{prefix}{each}_proj.weight", stacked=True) for each in matrices))
+            found.append(replace(layout, experts=names))
+    return tuple(found)
 
 
 _GGUF_BLOCK = "blk.{layer}."
