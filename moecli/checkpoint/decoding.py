@@ -31,16 +31,23 @@ _READERS: Mapping[str, Reader] = {  # by the name of the packing
 
 
 def decoded(
-    tensors: Mapping[str, StoredTensor], scheme: Mapping[str, Any], format: str, read: Read | None = None
+    tensors: Mapping[str, StoredTensor],
+    scheme: Mapping[str, Any],
+    format: str,
+    inputs: Callable[[], Mapping[str, int]],
+    read: Read | None = None,
 ) -> dict[str, StoredTensor]:
     """The same where what is quantised stands under the name of its matrix, whole, and its scales under none.
 
-    `scheme` is the quantization_config of config.json; `format` the plain format that its model is meant for.
+    `scheme` is the quantization_config of config.json; `format` the plain format that its model is meant for; `inputs`
+    tells how many columns its matrices have, by name.
     `read` reads small tensors; None where the files are not here.
     CheckpointError for an encoding that is not read, or whose tensors do not belong together.
     """
     matrices = packed_matrices({name: replace(stored, name=name) for name, stored in tensors.items()}, scheme)
     found = dict(tensors)
+    asked = any(each.packing.name == bitsandbytes.FOUR_BIT for each in matrices)
+    widths = inputs() if asked else {}  # which takes a while
     for each in matrices:
         reader = _READERS.get(each.packing.name)
         if reader is None:
@@ -51,5 +58,7 @@ def decoded(
         near = {ending: tensors[stored.name] for ending, stored in each.beside.items()}
         for stored in (each.codes, *each.beside.values()):
             del found[stored.name]
-        found[each.name] = reader(Matrix(each.name, tensors[each.codes.name], near), scheme, format, read)
+        found[each.name] = reader(
+            Matrix(each.name, tensors[each.codes.name], near, widths.get(each.name)), scheme, format, read
+        )
     return found

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from moecli.checkpoint.binding import BUFFERS, HEADS, Weights
+from moecli.checkpoint.binding import BUFFERS, HEADS, Weights, input_widths
 from moecli.checkpoint.decoding import decoded
-from moecli.checkpoint.encodings.bitsandbytes import FOUR_BIT
 from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.prequantized import TrueTensor, main_format, quantised_among, true_tensors
 from moecli.checkpoint.stored import StoredTensor
@@ -124,9 +124,9 @@ def _differences(
         more = f"{abs(found - counts.total):,} {'more' if found > counts.total else 'fewer'}"
         yield f"the files hold {found:,} parameters and config.json implies {counts.total:,}: {more}"
     quantised = quantised_among(kept)
-    if family.layouts and is_decoded(quantised) and quantised != FOUR_BIT:  # no header says its shapes
+    if family.layouts and is_decoded(quantised):
         try:
-            tensors = decoded(header, scheme, stored_as(spec.stored_dtype))
+            tensors = decoded(header, scheme, stored_as(spec.stored_dtype), partial(input_widths, spec, family))
             Weights(spec, family, Checkpoint(tensors))
         except MoecliError as error:
             yield printable(error.message)

@@ -167,14 +167,11 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, torch.Tensor], dict[str, Any]],
         lambda t, c: c["quantization_config"].update(
             config_groups={"g": {"targets": ["re:((a+)+)+$"], "weights": {"num_bits": 3}}}
         ),
-        "of 3 bits",
+        r"quantised \(compressed-tensors 3-bit\)",
     ),
     "compressed-tensors: scales of another shape": (
         "compressed-tensors, groups",
         lambda t, c: t.update({f"{QWEN}.weight_scale": torch.ones(1, 1, dtype=torch.bfloat16)}), "does not",
-    ),
-    "compressed-tensors: no number of bits": (
-        "compressed-tensors, 8 bits, groups", lambda t, c: c.pop("quantization_config"), "does not",
     ),
     "nvfp4: a number for the whole that is none": (
         "ModelOpt, nvfp4", lambda t, c: t[f"{EXPERT}.weight_scale_2"].fill_(0), "is 0: no scale",
@@ -236,11 +233,13 @@ def test_packed_without_a_format_it_keeps_its_width(name: str, dtype: str, tmp_p
     assert moecli("run", tmp_path / "packed", "--help").code == 0
 
 
-def test_scales_in_another_shard_are_pulled_and_packed_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["fp8, small blocks", "mxfp4", "bitsandbytes, nf4 twice", "MLX, 4 bits"])
+def test_scales_in_another_shard_are_pulled_and_packed_as_one(name: str, tmp_path: Path) -> None:
     """Shard by shard, where codes and scales lie apart."""
-    stored, _ = CASES["fp8, small blocks"].make().write(tmp_path / "made")
+    stored, _ = CASES[name].make().write(tmp_path / "made")
     tensors = load_file(stored / "model.safetensors")
-    names = [sorted(name for name in tensors if ("scale" in name) == late) for late in (False, True)]
+    beside = re.compile(r"scale|biases|quant_|absmax")
+    names = [sorted(name for name in tensors if bool(beside.search(name)) == late) for late in (False, True)]
     (stored / "model.safetensors").unlink()
     for number, part in enumerate(names, 1):
         save_file({name: tensors[name] for name in part}, stored / f"model-{number:05}-of-00002.safetensors")
@@ -268,10 +267,17 @@ def test_what_is_decoded_counts_for_the_format_of_config_json(tmp_path: Path) ->
     assert open_source(stored).dtype == "bf16"
 
 
-def test_shapes_that_no_header_says_are_asked_for_before_anything_arrives(tmp_path: Path) -> None:
-    """bitsandbytes says them in a tensor: such a checkpoint is fetched whole and packed then."""
+def test_what_the_file_says_of_a_matrix_is_held_against_the_model(tmp_path: Path) -> None:
+    """bitsandbytes says shapes in a tensor: before it is here those of the model are taken, then both compared."""
     stored, _ = CASES["bitsandbytes, nf4"].make().write(tmp_path)
     config = load_config(stored / "config.json")
-    with pytest.raises(CheckpointError, match="cannot be converted while they arrive") as refused:
-        announced("x", config, lambda: read_header(stored / "model.safetensors"))
-    assert refused.value.hint == "moecli pull the model, then moecli pack it"
+    weights = announced("x", config, lambda: read_header(stored / "model.safetensors"))
+    assert [part.stored.shape for part in experts(weights).values()] == [
+        part.stored.shape for part in experts(open_source(stored)).values()
+    ]
+    lying = announced("x", config | {"dtype": "float16"}, lambda: read_header(stored / "model.safetensors"))
+    part = next(iter(experts(lying).values()))
+    with pytest.raises(CheckpointError, match=r"says 64 columns in bf16, not 64 as the model"):
+        read_slice(lying.checkpoint, part, torch.float16)
+    with pytest.raises(CheckpointError, match="is no matrix of the model"):
+        announced("x", config | {"intermediate_size": 97}, lambda: read_header(stored / "model.safetensors"))

@@ -24,6 +24,7 @@ class Matrix:
     name: str  # that the matrix has in the model
     codes: StoredTensor
     near: Mapping[str, StoredTensor]
+    inputs: int | None = None  # that it has in the model, where that is known
 
     def beside(self, ending: str, but: str = "") -> StoredTensor:
         """The one tensor whose name ends so. CheckpointError if there is none, or another."""
