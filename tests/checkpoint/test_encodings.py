@@ -18,6 +18,7 @@ from moecli.checkpoint.reading import read_rows, read_slice
 from moecli.errors import CheckpointError
 from moecli.formats.plain import torch_dtype
 from moecli.model.families import load_config
+from moecli.model.spec import DECODED
 from moecli.store.incremental import packing_shards
 from moecli.store.layout import choose_layout
 from moecli.store.manifest import Origin
@@ -29,6 +30,7 @@ from tests.support.running import greedy, load, score
 from tests.support.stores import contents, packed
 
 pytestmark = pytest.mark.slow
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -88,6 +90,23 @@ def test_it_is_inspected_as_what_it_is(case: str, folders: tuple[Path, Path]) ->
     assert found["stored_bytes"] < plain["stored_bytes"] and found["stored_parameters"] == plain["stored_parameters"]
     memory = moecli("memory", folders[0], "--json").json
     assert memory["runnable"] and memory["stored_format"] == CASES[case].name
+
+
+def test_readme_says_what_it_becomes(case: str, folders: tuple[Path, Path]) -> None:
+    """In the row that has its name; GPTQ is in one for each width."""
+    rows = [row.split(" | ") for row in README.read_text(encoding="utf-8").splitlines() if " | exactly, in " in row]
+    named = [row for row in rows if f"`{CASES[case].name}`" in row[0]]
+    if CASES[case].name == "gptq":
+        named = [row for row in named if ("of 8 bits" in row[0]) == ("8 bits" in case)]
+    (row,) = named
+    assert f"`{open_source(folders[0]).packed_dtype}`" in row[2]
+    decoded = format_of(next(iter(experts(open_source(folders[0])).values())).stored)
+    assert decoded in row[1]
+
+
+def test_readme_names_every_encoding_that_is_read() -> None:
+    table = "".join(row for row in README.read_text(encoding="utf-8").splitlines() if " | exactly, in " in row)
+    assert {name for name in DECODED if f"`{name}`" not in table} == set()
 
 
 def test_blocks_are_decoded_as_by_transformers() -> None:
@@ -220,7 +239,13 @@ def test_what_cannot_be_ends_in_one_sentence(fault: str, tmp_path: Path) -> None
     assert re.search(said, broken(change, name, tmp_path))
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("fp8, rows", "q8"), ("gptq, 4 bits", "q4"), ("awq", "q4")])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("fp8, rows", "q8"), ("gptq, 4 bits", "q4"), ("awq", "q4"), ("mxfp4", "q4"), ("ModelOpt, nvfp4", "q4"),
+        ("compressed-tensors, 8 bits, groups", "q8"), ("MLX, 4 bits", "q4"), ("bitsandbytes, nf4 twice", "q4"),
+    ],
+)  # fmt: skip
 def test_packed_without_a_format_it_keeps_its_width(name: str, dtype: str, tmp_path: Path) -> None:
     """And says what that cost: as much as the difference of the weights."""
     stored, _ = CASES[name].make().write(tmp_path)
