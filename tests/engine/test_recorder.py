@@ -88,8 +88,8 @@ def theirs(model: PreTrainedModel, ids: Sequence[int]) -> list[tuple[torch.Tenso
 
     def route(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         inner = next((getattr(module, name) for name in ("layer", "wg") if hasattr(module, name)), module)
-        weight = inner.weight
-        logits.append(inputs[0].flatten(0, -2) @ weight.T)
+        bias = getattr(inner, "bias", None)
+        logits.append(torch.nn.functional.linear(inputs[0].flatten(0, -2), inner.weight, bias))
 
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[1], inputs[2])))
