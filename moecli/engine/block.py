@@ -15,8 +15,8 @@ from moecli.engine.weights import LayerWeights
 from moecli.experts.store import ExpertStore, moe_forward
 from moecli.kernels.blocking import CHUNK
 from moecli.kernels.linear import ExpertBiases, feed_forward, inner, linear
-from moecli.model.tensors import EXPERT_MATRICES
 from moecli.model.spec import FeedForward, GroupedQuery, Mixture, ModelSpec, Router
+from moecli.model.tensors import EXPERT_MATRICES
 
 
 class RoutingObserver(Protocol):

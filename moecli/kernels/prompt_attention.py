@@ -33,8 +33,9 @@ def grouped_query(
 
     H / K heads after one another share keys. Query 0 stands at position `start`, row 0 at position `first`; a query
     sees the keys up to its own position, of these the last `window`. Scores are bent to `softcap` * tanh(score /
-    `softcap`). `sinks` [H] are scores without a value that take part in the softmax. A token's result depends on its position, its query, keys and values alone, to the last bit: not on the
-    other tokens, on `first` or on threads. ValueError if shapes, types or places do not agree.
+    `softcap`). `sinks` [H] are scores without a value that take part in the softmax. A token's result depends on its
+    position, its query, keys and values alone, to the last bit: not on the other tokens, on `first` or on threads.
+    ValueError if shapes, types or places do not agree.
     """
     heads, dim = queries.shape[1:]
     kv_heads, rows, value_dim = values.shape
@@ -43,15 +44,12 @@ def grouped_query(
             f"{heads} heads of {dim} numbers do not meet keys {tuple(keys.shape)} and values {tuple(values.shape)}"
         )
     keys, values = keys.contiguous(), values.contiguous()
-    others = (keys, values)
-    if sinks is not None:
-        if sinks.shape != (heads,):
-            raise ValueError(f"{heads} heads do not have sinks {tuple(sinks.shape)}")
-        sinks = sinks.contiguous()
-        others = (keys, values, sinks)
+    if sinks is not None and sinks.shape != (heads,):
+        raise ValueError(f"{heads} heads do not have sinks {tuple(sinks.shape)}")
+    sinks = None if sinks is None else sinks.contiguous()
     return _attend(
         queries,
-        others,
+        (keys, values) if sinks is None else (keys, values, sinks),
         start - first,
         rows,
         values=values.data_ptr(),
@@ -120,7 +118,7 @@ def expansion_pays(tokens: int, rank: int, nope_dim: int, value_dim: int) -> boo
 
 
 def _attend(queries: Tensor, others: tuple[Tensor, ...], row: int, rows: int, **call: Any) -> Tensor:
-    """`others`: the keys or latents, what makes values of them, and sinks if there are any. Query 0's own key lies in `row`."""
+    """`others`: keys or latents, what makes values of them, and sinks if there are any. Query 0's key lies in `row`."""
     tokens, heads, dim = queries.shape
     if any(each.dtype != queries.dtype or not each.is_cpu for each in (queries, *others)):
         raise ValueError("queries, keys and values are of different types, or not all on the CPU")

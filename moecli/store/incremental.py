@@ -105,7 +105,7 @@ class ShardPacker:
         self._aside |= _written(self._left_over(shard), [here[name] for name in sorted(waiting)])
 
     def _drop_unneeded(self) -> None:
-        """Forget what no job waits for any more; shrink the left-overs that hold much else, delete those with no more."""
+        """Forget what no job waits for any more: left-overs that hold much of it shrink, those with nothing else go."""
         needed = set().union(*map(_needs, self._todo.values()))
         kept = {name: stored for name, stored in self._aside.items() if name in needed}
         for path in {stored.path for stored in self._aside.values()} - {stored.path for stored in kept.values()}:

@@ -110,7 +110,7 @@ def pickles(folder: Path) -> Target:
 
 
 def quantised(folder: Path) -> Target:
-    """A checkpoint of every encoding: its header, its scales and codes, and what config.json says of how it was made."""
+    """A checkpoint of every encoding: its header, its numbers, and what config.json says of how it was made."""
     from tests.support.encodings import CASES
 
     seeds = []

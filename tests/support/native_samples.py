@@ -55,7 +55,12 @@ def product(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Te
 
 
 def layer(
-    dtype: str, x: Tensor, expert: Expert, inner: int, activation: Activation, biases: Sequence[Tensor | int] = (0, 0, 0)
+    dtype: str,
+    x: Tensor,
+    expert: Expert,
+    inner: int,
+    activation: Activation,
+    biases: Sequence[Tensor | int] = (0, 0, 0),
 ) -> Tensor:
     """One expert, rounded where the kernels round."""
     width = x.shape[1]

@@ -44,7 +44,9 @@ class FourBit(Encoding):
         codes, _, table, *_ = self.parts
         state = _State.of(self.parts, checkpoint.whole(self.parts[-1]))
         if state.columns != self.width or state.format != self.format:
-            raise misfit(self.parts[-1], f"says {state.columns} columns in {state.format}, not {self.width} as the model")
+            raise misfit(
+                self.parts[-1], f"says {state.columns} columns in {state.format}, not {self.width} as the model"
+            )
         start, end = first * self.width, (first + count) * self.width
         octets = raw.octets(checkpoint, codes, start // 2, -(-end // 2) - start // 2)
         indices = torch.stack((octets >> 4, octets & 15), 1).view(-1)[start % 2 :][: end - start]

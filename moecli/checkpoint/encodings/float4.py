@@ -1,7 +1,7 @@
 """mxfp4 and nvfp4: 4-bit floats (e2m1), two to a byte, the first in the low bits, times the scale of their group.
 
-mxfp4 (OCP Microscaling, 2023) has an exponent for 32 numbers of an output, less 127 (e8m0): gpt-oss's `_blocks` [E, out,
-groups, 16] or [E, out, in / 2] with `_scales` [E, out, groups], whose matrices transformers takes as [E, in, out];
+mxfp4 (OCP Microscaling, 2023) has an exponent for 32 numbers of an output, plus 127 (e8m0): gpt-oss's `_blocks` [E,
+out, groups, 16] or [E, out, in / 2] with `_scales` [E, out, groups], whose matrices transformers takes as [E, in, out];
 compressed-tensors' `weight_packed` [out, in / 2] with `weight_scale`. nvfp4 has an e4m3 number for 16 and one float32
 for the matrix: by `weight_scale_2` ModelOpt multiplies, by `weight_global_scale` compressed-tensors divides. The scale
 is computed in float32, and the product rounded once, to bf16, as by transformers, ModelOpt and compressed-tensors.
@@ -140,4 +140,6 @@ def _read(matrix: Matrix, scales: StoredTensor, whole: StoredTensor | None, does
     if whole and (whole.shape not in ((), (1,)) or whole.dtype != "F32"):
         raise misfit(whole, f"in {whole.dtype}, is not one number for a matrix")
     parts = (codes, scales, whole) if whole else (codes, scales)
-    return matrix.stored((outputs, inputs), Float4(parts, "bf16", group, inputs, outputs, does if whole else Whole.NONE))
+    return matrix.stored(
+        (outputs, inputs), Float4(parts, "bf16", group, inputs, outputs, does if whole else Whole.NONE)
+    )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moecli.checkpoint import raw
-from moecli.checkpoint.encodings._scheme import FLOAT_FORMATS, Matrix, Read, mlx_module, misfit
+from moecli.checkpoint.encodings._scheme import FLOAT_FORMATS, Matrix, Read, misfit, mlx_module
 from moecli.checkpoint.encodings._words import unpacked
 from moecli.checkpoint.encodings.float4 import Float4
 from moecli.checkpoint.stored import Encoding, StoredTensor
@@ -61,7 +61,9 @@ def read(matrix: Matrix, scheme: Mapping[str, Any], format: str, read: Read | No
     *found, groups = scales.shape or (0,)
     group = said.get("group_size", 64)
     if group not in (32, 64, 128):
-        raise CheckpointError(f"{matrix.name} has groups of {group!r} numbers, which are not read", "32, 64 and 128 are")
+        raise CheckpointError(
+            f"{matrix.name} has groups of {group!r} numbers, which are not read", "32, 64 and 128 are"
+        )
     bits, rest = divmod(32 * words, max(group * groups, 1))
     if found != rows or not rows or biases.shape != scales.shape or rest or bits not in BITS or codes.dtype != "U32":
         raise misfit(codes, f"in {codes.dtype}, does not fit scales of {list(scales.shape)}, one for {group} numbers")

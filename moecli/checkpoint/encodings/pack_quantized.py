@@ -2,8 +2,8 @@
 
 `weight_packed` [out, in * bits / 32] has consecutive inputs in a word, shifted so that none is negative; `weight_scale`
 [out, groups], or one for the matrix; `weight_zero_point` [out * bits / 32, groups], where there is one, has consecutive
-outputs in a word, shifted alike; `weight_shape` repeats what config.json implies; `weight_g_idx` [in] says which group an input belongs
-to, where they are not in order. Computed in the scales' precision, as compressed-tensors does.
+outputs in a word, shifted alike; `weight_shape` repeats what config.json implies; `weight_g_idx` [in] says which group
+an input belongs to, where they are not in order. Computed in the scales' precision, as compressed-tensors does.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class PackQuantized(Encoding):
             low, high = first // each, -(-(first + count) // each)
             points = unpacked(raw.rows(checkpoint, zeros, low, high - low).T, self.bits).T
             numbers = numbers - (points[first - low * each :][:count].to(torch.int16) - middle)[:, group]
-        return numbers.to(dtype) * beside.to(dtype)[:, group]
+        found: Tensor = numbers.to(dtype) * beside.to(dtype)[:, group]
+        return found
 
     def _beside(self, more: list[StoredTensor]) -> tuple[StoredTensor | None, StoredTensor | None]:
         """Zero points and order, of which there may be none."""

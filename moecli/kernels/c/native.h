@@ -155,8 +155,8 @@ struct prompt_attention {
     float scale, softcap;
 };
 
-/* weights [experts, hidden_size], linear_bias and bias [experts] in FP32, bias for the choice alone; either may be NULL.
-   norm_power 0: no norm */
+/* weights [experts, hidden_size], linear_bias and bias [experts] in FP32, bias for the choice alone; either may be
+   NULL. norm_power 0: no norm */
 struct router {
     const float *weights, *linear_bias, *bias;
     int64_t experts, top_k, n_group, topk_group;

@@ -63,7 +63,9 @@ def _stacked(ending: str, transposed: bool) -> ExpertNames:
 
 
 def _mlx(ending: str) -> ExpertNames:
-    return ExpertNames(*(NamedSlice(f"{_EXPERTS}{name}_proj.{ending}", stacked=True) for name in ("gate", "up", "down")))
+    return ExpertNames(
+        *(NamedSlice(f"{_EXPERTS}{name}_proj.{ending}", stacked=True) for name in ("gate", "up", "down"))
+    )
 
 
 _DENSE = (
