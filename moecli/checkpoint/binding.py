@@ -303,6 +303,25 @@ def _choose_layout(spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> L
     )
 
 
+def input_widths(spec: ModelSpec, family: Family) -> dict[str, int]:
+    """How many columns each matrix of a model has, by every name that it may be stored under alone."""
+    found: dict[str, int] = {}
+    for layout in family.layouts:
+        for tensor in dense_tensors(spec):
+            stack, number = _in_stack(spec, layout, tensor.layer)
+            if len(tensor.shape) == 2:
+                names = stack.dense.get(tensor.role, ())
+                found |= {name.format(layer=number): tensor.shape[1] for name in names}
+        for layer, mixture in spec.mixtures:
+            stack, number = _in_stack(spec, layout, layer)
+            for matrix, (_, columns) in expert_shapes(spec.hidden_size, mixture.expert).items():
+                named: NamedSlice | None = getattr(stack.experts, matrix)
+                if named is not None and not named.stacked:
+                    names = tuple(named.name.format(layer=number, expert=n) for n in range(mixture.router.experts))
+                    found |= dict.fromkeys(names, columns)
+    return found
+
+
 def _in_stack(spec: ModelSpec, layout: Layout, layer: int | None) -> tuple[Layout, int | None]:
     """The layout of the encoder for its layers, and what a layer's number is in the names of its stack."""
     if layer is None or not spec.encoder:

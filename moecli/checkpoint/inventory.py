@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
-from moecli.checkpoint.binding import BUFFERS, HEADS, Weights
+from moecli.checkpoint.binding import BUFFERS, HEADS, Weights, input_widths
 from moecli.checkpoint.decoding import decoded
-from moecli.checkpoint.encodings.bitsandbytes import FOUR_BIT
 from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.prequantized import TrueTensor, main_format, quantised_among, true_tensors
 from moecli.checkpoint.stored import StoredTensor
@@ -49,12 +50,11 @@ def take_inventory(
     family: Family,
     spec: ModelSpec,
     counts: Counts,
-    group: int | None = None,
-    scheme: Mapping[str, Any] | None = None,
+    scheme: Mapping[str, Any] = MappingProxyType({}),
 ) -> Inventory:
     """Count the tensors of `header`; never reads a weight.
 
-    `group` is that of `true_tensors`; `scheme` the quantization_config of the model.
+    `scheme` is the quantization_config of the model.
     """
     text, towers = split_towers(header)
     text = {name: replace(stored, name=name) for name, stored in text.items()}
@@ -62,8 +62,8 @@ def take_inventory(
     kept: list[TrueTensor] = []
     excluded: dict[str, list[TrueTensor]] = {}
     if towers:
-        excluded[_TOWERS] = true_tensors(towers, group)
-    for tensor in true_tensors(text, group):
+        excluded[_TOWERS] = true_tensors(towers, scheme)
+    for tensor in true_tensors(text, scheme):
         reason = _reason(tensor.name, text[tensor.name].dtype if tensor.name in text else "", reasons)
         (kept if reason is None else excluded.setdefault(reason, [])).append(tensor)
     return Inventory(
@@ -72,7 +72,7 @@ def take_inventory(
         format=main_format(kept),
         read_bytes_per_token=_read_bytes(kept, spec, counts),
         excluded=tuple(_sum(reason, tensors) for reason, tensors in excluded.items()),
-        differences=tuple(_differences(text, kept, family, spec, counts, scheme or {})),
+        differences=tuple(_differences(text, kept, family, spec, counts, scheme)),
         quantised=quantised_among(kept),
     )
 
@@ -124,16 +124,16 @@ def _differences(
         more = f"{abs(found - counts.total):,} {'more' if found > counts.total else 'fewer'}"
         yield f"the files hold {found:,} parameters and config.json implies {counts.total:,}: {more}"
     quantised = quantised_among(kept)
-    if family.layouts and is_decoded(quantised) and quantised != FOUR_BIT:  # no header says its shapes
+    if family.layouts and is_decoded(quantised):
         try:
-            tensors = decoded(header, scheme, stored_as(spec.stored_dtype))
+            tensors = decoded(header, scheme, stored_as(spec.stored_dtype), partial(input_widths, spec, family))
             Weights(spec, family, Checkpoint(tensors))
         except MoecliError as error:
             yield printable(error.message)
 
 
 _EXPERT = re.compile(
-    r"(.*\.)?experts?\..+|.*block_sparse_moe\.(input|output)_linear\.weight|.*decoder_layer[._]\d+[./]moe[./].+"
+    r"(.*\.)?(experts?|switch_mlp)\..+|.*block_sparse_moe\.(input|output)_linear\.weight|.*decoder_layer[._]\d+[./]moe[./].+"
     r"|blk\.\d+\.ffn_(gate|up|down)(_exps|\.\d+)\.weight"
 )
 _TABLE = re.compile(

@@ -8,12 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from types import MappingProxyType
+from typing import Any
 
-from moecli.checkpoint.encodings import scaled_int8
+from moecli.checkpoint.encodings import mlx, scaled_int8
+from moecli.checkpoint.encodings._scheme import group_of, mlx_module
 from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError
 
 Sidecars = Mapping[str, StoredTensor]  # by suffix
+Scheme = Mapping[str, Any]  # the quantization_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class Packing:
     body: str  # how the name of the tensor with the codes ends
     needed: tuple[str, ...]  # regular expressions of the endings that must stand beside it
     optional: tuple[str, ...]
-    numbers: Callable[[StoredTensor, Sidecars], int | None]  # None: it is not this packing after all
+    numbers: Callable[[StoredTensor, Sidecars, Scheme], int | None]  # None: it is not this packing after all
     restored: str = ""  # what takes the place of `body` in the name of the matrix
 
 
@@ -38,12 +42,13 @@ class TrueTensor:
     format: str
 
 
-def true_tensors(header: Mapping[str, StoredTensor], group: int | None = None) -> list[TrueTensor]:
+def true_tensors(header: Mapping[str, StoredTensor], scheme: Scheme = MappingProxyType({})) -> list[TrueTensor]:
     """The tensors a checkpoint stands for; scales, zero points and lookup tables are folded into their matrix.
 
-    `group` is how many numbers share a scale, which the shapes of MLX do not tell; None: the usual 64.
+    `scheme` says what shapes do not: how many numbers share a scale in MLX (64 if nobody says it), how many bits they
+    have in compressed-tensors (4).
     """
-    packed = packed_matrices(header, group)
+    packed = packed_matrices(header, scheme)
     taken = {part.name for matrix in packed for part in matrix.parts}
     plain = [_as_it_is(stored) for stored in header.values() if stored.name not in taken]
     return [_true(matrix) for matrix in packed] + plain
@@ -74,15 +79,17 @@ class PackedMatrix:
         return self.codes, *self.beside.values()
 
 
-def packed_matrices(header: Mapping[str, StoredTensor], group: int | None = None) -> list[PackedMatrix]:
-    """The matrices that are codes with something beside them; `group` is that of `true_tensors`."""
-    packings = (*mlx_packings(group or 64), *PACKINGS) if _holds_words(header) else PACKINGS
+def packed_matrices(
+    header: Mapping[str, StoredTensor], scheme: Scheme = MappingProxyType({})
+) -> list[PackedMatrix]:  # fmt: skip
+    """The matrices that are codes with something beside them; `scheme` is that of `true_tensors`."""
+    packings = (*_MLX, *PACKINGS) if _holds_words(header) else PACKINGS
     siblings = _siblings(header)
     found: list[PackedMatrix] = []
     for stored in header.values():
         if stored.encoding is not None:
             continue
-        fitting = (_unpack(stored, each, siblings) for each in packings if stored.name.endswith(each.body))
+        fitting = (_unpack(stored, each, siblings, scheme) for each in packings if stored.name.endswith(each.body))
         if (matrix := next(filter(None, fitting), None)) is not None:
             found.append(matrix)
     return found
@@ -107,7 +114,7 @@ _Siblings = Mapping[str, Mapping[str, StoredTensor]]
 _ENDINGS = re.compile(
     r"(?P<stem>.+?)(?P<ending>"
     r"\.weight(?:\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+)|_\w+)?"
-    r"|\.(?:SCB|qweight|qzeros|scales|biases|g_idx|scale|input_scale|output_scale)|_(?:blocks|scales|scale|scale_inv))"
+    r"|\.(?:SCB|qweight|qzeros|scales|biases|g_idx|scale|input_scale|output_scale|input_global_scale)|_(?:blocks|scales|scale|scale_inv))"
 )
 
 
@@ -119,7 +126,7 @@ def _siblings(header: Mapping[str, StoredTensor]) -> _Siblings:
     return found
 
 
-def _unpack(stored: StoredTensor, packing: Packing, siblings: _Siblings) -> PackedMatrix | None:
+def _unpack(stored: StoredTensor, packing: Packing, siblings: _Siblings, scheme: Scheme) -> PackedMatrix | None:
     stem = stored.name.removesuffix(packing.body)
     near = siblings.get(stem, {})
     beside: dict[str, StoredTensor] = {}
@@ -130,26 +137,26 @@ def _unpack(stored: StoredTensor, packing: Packing, siblings: _Siblings) -> Pack
         beside |= {ending: near[ending] for ending in endings}
     for pattern in packing.optional:
         beside |= {ending: tensor for ending, tensor in near.items() if re.fullmatch(pattern, ending)}
-    numbers = packing.numbers(stored, beside)
+    numbers = packing.numbers(stored, beside, scheme)
     if numbers is None:
         return None
     return PackedMatrix(stem + packing.restored, packing, stored, beside, numbers)
 
 
-def _two_a_byte(stored: StoredTensor, _: Sidecars) -> int | None:
+def _two_a_byte(stored: StoredTensor, *_: object) -> int | None:
     return 2 * stored.size if stored.dtype == "U8" else None
 
 
-def _two_a_stored_byte(stored: StoredTensor, _: Sidecars) -> int:
+def _two_a_stored_byte(stored: StoredTensor, *_: object) -> int:
     """bitsandbytes may keep its bytes in a tensor of any dtype; the size is what counts."""
     return 2 * stored.size
 
 
-def _one_each(*dtypes: str) -> Callable[[StoredTensor, Sidecars], int | None]:
-    return lambda stored, _: math.prod(stored.shape) if stored.dtype in dtypes else None
+def _one_each(*dtypes: str) -> Callable[..., int | None]:
+    return lambda stored, *_: math.prod(stored.shape) if stored.dtype in dtypes else None
 
 
-def _as_scaled(stored: StoredTensor, beside: Sidecars) -> int:
+def _as_scaled(stored: StoredTensor, beside: Sidecars, *_: object) -> int:
     """GPTQ and AWQ: zero points are packed as the codes are, scales are not, so their ratio tells the bits."""
     scales, zeros = beside[r".scales"].shape, beside[r".qzeros"].shape
     if not scales or not zeros or not zeros[-1]:
@@ -160,7 +167,7 @@ def _as_scaled(stored: StoredTensor, beside: Sidecars) -> int:
     return int(numbers)
 
 
-def _gptq(stored: StoredTensor, beside: Sidecars) -> int | None:
+def _gptq(stored: StoredTensor, beside: Sidecars, *_: object) -> int | None:
     """Packed along the input: its columns are those of its scales."""
     same = bool(stored.shape) and stored.shape[-1:] == beside[".scales"].shape[-1:]
     return _as_scaled(stored, beside) if same else None
@@ -170,24 +177,37 @@ def _holds_words(header: Mapping[str, StoredTensor]) -> bool:
     return any(stored.dtype == "U32" for stored in header.values())
 
 
-def mlx_packings(group: int) -> tuple[Packing, ...]:
-    """Codes without gaps in words of 32 bits, `group` numbers to a scale; as many bits as these two imply."""
+def _mlx(bits: int) -> Callable[[StoredTensor, Sidecars, Scheme], int | None]:
+    """Numbers of so many bits without gaps in words of 32: shapes and the size of a group imply how many."""
 
-    def numbers(bits: int) -> Callable[[StoredTensor, Sidecars], int | None]:
-        def count(stored: StoredTensor, beside: Sidecars) -> int | None:
-            found = math.prod(beside[".scales"].shape) * group
-            return found if stored.dtype == "U32" and 8 * stored.size == bits * found else None
+    def count(stored: StoredTensor, beside: Sidecars, scheme: Scheme) -> int | None:
+        group = mlx_module(scheme, stored.name).get("group_size")
+        group = group if type(group) is int and 0 < group < 2**16 else 64
+        found = math.prod(beside[".scales"].shape) * group
+        return found if stored.dtype == "U32" and 8 * stored.size == bits * found else None
 
-        return count
-
-    return tuple(
-        Packing(f"MLX {bits}-bit", ".weight", (r"\.scales",), (r"\.biases",), numbers(bits), ".weight")
-        for bits in _MLX_BITS
-    )
+    return count
 
 
-def _four_bit_words(stored: StoredTensor, _: Sidecars) -> int | None:
-    return 2 * stored.size if stored.dtype in ("I32", "U8") else None
+def _mlx_floats(group: int) -> Callable[[StoredTensor, Sidecars, Scheme], int | None]:
+    """4-bit floats, so many to a byte that is their scale."""
+
+    def count(stored: StoredTensor, beside: Sidecars, _: Scheme) -> int | None:
+        scales = beside[".scales"]
+        fits = (stored.dtype, scales.dtype) == ("U32", "U8") and 2 * stored.size == group * scales.size
+        return 2 * stored.size if fits and ".biases" not in beside else None
+
+    return count
+
+
+def _words(bits: int) -> Callable[[StoredTensor, Sidecars, Scheme], int | None]:
+    """Whole numbers in words, of so many bits if that is said of their module."""
+
+    def count(stored: StoredTensor, _: Sidecars, scheme: Scheme) -> int | None:
+        said = group_of(scheme, stored.name.removesuffix("_packed")).get("num_bits", 4)
+        return math.prod(stored.shape) * 32 // bits if stored.dtype == "I32" and said == bits else None
+
+    return count
 
 
 _PLAIN = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
@@ -195,7 +215,6 @@ _PLAIN = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3"
 _PLAIN_FORMATS = frozenset(
     {scaled_int8.NAME, "fp64", "fp32", "fp16", "bf16", "I64", "I32", "I16", "BOOL", "U64", "U16"}
 )
-_MLX_BITS = (2, 3, 4, 5, 6, 8)
 _FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = (r"\.weight_scale(?:_\w+)?", r"\.input_scale", r"\.output_scale")
 
@@ -210,12 +229,26 @@ PACKINGS = (
     Packing("mxfp4", "_blocks", (r"_scales",), (), _two_a_byte),
     Packing("fp8", ".weight", (r"\.weight_scale(?:_inv)?|\.scale",), _SCALES, _one_each(*_FLOAT8), ".weight"),
     Packing("fp8", "", (r"_scale(?:_inv)?",), (), _one_each(*_FLOAT8)),  # experts in one tensor
+    Packing(
+        "compressed-tensors fp4", ".weight_packed", (r"\.weight_scale",),
+        (*_SCALES, r"\.weight_global_scale", r"\.input_global_scale"), _two_a_byte, ".weight",
+    ),
     Packing("ModelOpt nvfp4", ".weight", (r"\.weight_scale", r"\.weight_scale_2"), _SCALES, _two_a_byte, ".weight"),
     Packing("fp4", ".weight", (r"\.weight_scale",), _SCALES, _two_a_byte, ".weight"),
     Packing("int8", ".weight", (r"\.weight_scale",), _SCALES, _one_each("I8"), ".weight"),
-    Packing(
-        "compressed-tensors 4-bit", ".weight_packed", (r"\.weight_scale",),
-        (*_SCALES, r"\.weight_shape", r"\.weight_zero_point", r"\.weight_g_idx", r"\.weight_global_scale"),
-        _four_bit_words, ".weight",
+    *(
+        Packing(
+            f"compressed-tensors {bits}-bit", ".weight_packed", (r"\.weight_scale",),
+            (*_SCALES, r"\.weight_shape", r"\.weight_zero_point", r"\.weight_g_idx"), _words(bits), ".weight",
+        )
+        for bits in range(1, 9)
+    ),
+)  # fmt: skip
+_MLX = (
+    Packing("MLX mxfp4", ".weight", (r"\.scales",), (r"\.biases",), _mlx_floats(32), ".weight"),
+    Packing("MLX nvfp4", ".weight", (r"\.scales",), (r"\.biases",), _mlx_floats(16), ".weight"),
+    *(
+        Packing(f"MLX {bits}-bit", ".weight", (r"\.scales",), (r"\.biases",), _mlx(bits), ".weight")
+        for bits in mlx.BITS
     ),
 )  # fmt: skip

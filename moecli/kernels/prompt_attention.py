@@ -44,15 +44,12 @@ def grouped_query(
             f"{heads} heads of {dim} numbers do not meet keys {tuple(keys.shape)} and values {tuple(values.shape)}"
         )
     keys, values = keys.contiguous(), values.contiguous()
-    others: tuple[Tensor, ...] = (keys, values)
-    if sinks is not None:
-        if sinks.shape != (heads,):
-            raise ValueError(f"{heads} heads do not have sinks {tuple(sinks.shape)}")
-        sinks = sinks.contiguous()
-        others = (keys, values, sinks)
+    if sinks is not None and sinks.shape != (heads,):
+        raise ValueError(f"{heads} heads do not have sinks {tuple(sinks.shape)}")
+    sinks = None if sinks is None else sinks.contiguous()
     return _attend(
         queries,
-        others,
+        (keys, values) if sinks is None else (keys, values, sinks),
         start - first,
         rows,
         values=values.data_ptr(),

@@ -157,7 +157,7 @@ def _report(
     entry = ref.entry or (catalog.port(ref.repo) if ref.repo else None)
     published = entry.published if entry else None
     scheme = families.quantization_scheme(config)
-    inventory = take_inventory(header, family, spec, counts, _group_size(config), scheme) if header else None
+    inventory = take_inventory(header, family, spec, counts, scheme) if header else None
     return Report(
         model=ref.name,
         source=kind,
@@ -172,15 +172,6 @@ def _report(
         explanation=params.explain_published(counts, published.total, published.active) if published else None,
         inventory=inventory,
     )
-
-
-def _group_size(config: Mapping[str, Any]) -> int | None:
-    """How many weights share a scale, where config.json says so."""
-    for part in (config.get("quantization"), config.get("quantization_config")):
-        size = part.get("group_size") if isinstance(part, Mapping) else None
-        if type(size) is int and 0 < size < 2**16:
-            return size
-    return None
 
 
 def _as_stored(spec: ModelSpec) -> int | None:

@@ -177,7 +177,8 @@ def _quantised(manifest: DownloadManifest, spec: ModelSpec, tell: Tell | None) -
     with suppress(MoecliError):
         for each in headers(manifest, tell):
             tensors |= each
-        return quantised_among(true_tensors(split_towers(tensors)[0]))
+        scheme = families.quantization_scheme(manifest.config)
+        return quantised_among(true_tensors(split_towers(tensors)[0], scheme))
     return spec.quantization
 
 

@@ -448,9 +448,11 @@ class ModelSpec:
 # The quantised formats whose weights are read, by the names that screens have for them; then those of GGUF files.
 DECODED = frozenset(
     {
-        "fp8", "int8", "gptq", "awq", "compressed-tensors 4-bit", "compressed-tensors fp8", "bitsandbytes 4-bit",
-        "bitsandbytes 8-bit", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
-        "IQ4_XS", "MXFP4",
+        "fp8", "int8", "gptq", "awq", "mxfp4", "compressed-tensors 2-bit", "compressed-tensors 4-bit",
+        "compressed-tensors 8-bit", "compressed-tensors fp8", "compressed-tensors fp4", "ModelOpt nvfp4",
+        "ModelOpt fp8", "MLX 2-bit", "MLX 3-bit", "MLX 4-bit", "MLX 5-bit", "MLX 6-bit", "MLX 8-bit",
+        "MLX mxfp4", "MLX nvfp4", "bitsandbytes 4-bit", "bitsandbytes 8-bit", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0",
+        "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",
     }
 )  # fmt: skip
 

@@ -24,6 +24,7 @@ from moecli.store.remove import GROWING
 from moecli.store.write import Writer, writing
 from moecli.text.files import texts_in
 
+_LEAST_LIVE = 0.75  # of a left-over that is not written anew
 _LEFT_OVER = "left-over-"  # begins the name of a shard shrunk to what is still needed of it
 
 
@@ -101,32 +102,38 @@ class ShardPacker:
         waiting = {stored.name for stored in self._missing()} & here.keys()
         if not waiting:
             return
-        tensors = [here[name] for name in sorted(waiting)]
-        path = self._left_over(shard)
-        growing = path.with_suffix(GROWING)
-        checkpoint = Checkpoint(here)
-        with explained(path.parent), growing.open("wb") as file:
-            file.write(safetensors_header([(each.name, each.dtype, each.shape) for each in tensors]))
-            for tensor in tensors:
-                data = bytearray(tensor.size)
-                checkpoint.read_into(memoryview(data), tensor)
-                file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        growing.replace(path)
-        self._aside |= read_header(path)
+        self._aside |= _written(self._left_over(shard), [here[name] for name in sorted(waiting)])
 
     def _drop_unneeded(self) -> None:
-        """Forget what no job waits for any more, and delete the left-overs that hold nothing else."""
+        """Forget what no job waits for any more: left-overs that hold much of it shrink, those with nothing else go."""
         needed = set().union(*map(_needs, self._todo.values()))
         kept = {name: stored for name, stored in self._aside.items() if name in needed}
         for path in {stored.path for stored in self._aside.values()} - {stored.path for stored in kept.values()}:
             path.unlink()
         self._aside = kept
+        for path in {stored.path for stored in kept.values()}:
+            live = [stored for stored in kept.values() if stored.path == path]
+            if sum(stored.size for stored in live) < _LEAST_LIVE * path.stat().st_size:
+                self._aside |= _written(path, live)
 
     def _left_over(self, shard: str) -> Path:
         suffix = "" if SAFETENSORS.holds(shard) else ".safetensors"
         return self._writer.folder / f"{_LEFT_OVER}{shard.replace('/', '-')}{suffix}"
+
+
+def _written(path: Path, tensors: list[StoredTensor]) -> dict[str, StoredTensor]:
+    """A left-over of these tensors, where they lie in it; it may take the place of one that holds them."""
+    growing, checkpoint = path.with_suffix(GROWING), Checkpoint({})
+    with explained(path.parent), growing.open("wb") as file:
+        file.write(safetensors_header([(each.name, each.dtype, each.shape) for each in tensors]))
+        for tensor in tensors:
+            data = bytearray(tensor.size)
+            checkpoint.read_into(memoryview(data), tensor)
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    growing.replace(path)
+    return read_header(path)
 
 
 def _needs(job: Job) -> set[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint.binding import Weights
+from moecli.checkpoint.binding import Weights, input_widths
 from moecli.checkpoint.decoding import decoded
 from moecli.checkpoint.files import SAFETENSORS
 from moecli.checkpoint.folder import Checkpoint
@@ -98,7 +99,11 @@ def _bind(name: str, config: Mapping[str, Any], checkpoint: Callable[[], Checkpo
     opened = checkpoint()
     found, others = split_towers(opened.tensors)
     found = decoded(
-        found, families.quantization_scheme(config), stored_as(spec.stored_dtype), opened.whole if here else None
+        found,
+        families.quantization_scheme(config),
+        stored_as(spec.stored_dtype),
+        partial(input_widths, spec, family),
+        opened.whole if here else None,
     )
     notes = []
     if spec.quantization is not None and not any(stored.encoding for stored in found.values()):

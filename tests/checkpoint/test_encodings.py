@@ -18,17 +18,19 @@ from moecli.checkpoint.reading import read_rows, read_slice
 from moecli.errors import CheckpointError
 from moecli.formats.plain import torch_dtype
 from moecli.model.families import load_config
+from moecli.model.spec import DECODED
 from moecli.store.incremental import packing_shards
 from moecli.store.layout import choose_layout
 from moecli.store.manifest import Origin
 from moecli.store.source import announced, open_source
 from tests.support.checkpoints import prompt
-from tests.support.encodings import CASES, Encoded, fp8
+from tests.support.encodings import CASES, Encoded, float4, fp8
 from tests.support.in_process import moecli
 from tests.support.running import greedy, load, score
 from tests.support.stores import contents, packed
 
 pytestmark = pytest.mark.slow
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -90,6 +92,23 @@ def test_it_is_inspected_as_what_it_is(case: str, folders: tuple[Path, Path]) ->
     assert memory["runnable"] and memory["stored_format"] == CASES[case].name
 
 
+def test_readme_says_what_it_becomes(case: str, folders: tuple[Path, Path]) -> None:
+    """In the row that has its name; GPTQ is in one for each width."""
+    rows = [row.split(" | ") for row in README.read_text(encoding="utf-8").splitlines() if " | exactly, in " in row]
+    named = [row for row in rows if f"`{CASES[case].name}`" in row[0]]
+    if CASES[case].name == "gptq":
+        named = [row for row in named if ("of 8 bits" in row[0]) == ("8 bits" in case)]
+    (row,) = named
+    assert f"`{open_source(folders[0]).packed_dtype}`" in row[2]
+    decoded = format_of(next(iter(experts(open_source(folders[0])).values())).stored)
+    assert decoded in row[1]
+
+
+def test_readme_names_every_encoding_that_is_read() -> None:
+    table = "".join(row for row in README.read_text(encoding="utf-8").splitlines() if " | exactly, in " in row)
+    assert {name for name in DECODED if f"`{name}`" not in table} == set()
+
+
 def test_blocks_are_decoded_as_by_transformers() -> None:
     """The encoder of these tests is held against the library that publishes and reads them."""
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize
@@ -97,6 +116,13 @@ def test_blocks_are_decoded_as_by_transformers() -> None:
     parts, numbers = fp8(16, 32)(torch.randn(48, 96))
     found = Fp8Dequantize(None)._dequantize_one(parts[".weight"], parts[".weight_scale_inv"], torch.bfloat16)
     assert torch.equal(found, numbers)
+
+
+def test_blocks_of_gpt_oss_are_decoded_as_by_transformers() -> None:
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    parts, numbers = float4(32)(torch.randn(3, 64, 40))
+    assert torch.equal(convert_moe_packed_tensors(parts["_blocks"], parts["_scales"]), numbers)
 
 
 def broken(change: Callable[[dict[str, torch.Tensor], dict[str, Any]], object], name: str, folder: Path) -> str:
@@ -160,18 +186,49 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, torch.Tensor], dict[str, Any]],
         lambda t, c: c["quantization_config"].update(
             config_groups={"g": {"targets": ["re:((a+)+)+$"], "weights": {"num_bits": 3}}}
         ),
-        "of 3 bits",
+        r"quantised \(compressed-tensors 3-bit\)",
     ),
     "compressed-tensors: scales of another shape": (
         "compressed-tensors, groups",
         lambda t, c: t.update({f"{QWEN}.weight_scale": torch.ones(1, 1, dtype=torch.bfloat16)}), "does not",
     ),
+    "nvfp4: a number for the whole that is none": (
+        "ModelOpt, nvfp4", lambda t, c: t[f"{EXPERT}.weight_scale_2"].fill_(0), "is 0: no scale",
+    ),
+    "nvfp4: an infinite number for the whole": (
+        "compressed-tensors, nvfp4", lambda t, c: t[f"{QWEN}.weight_global_scale"].fill_(torch.inf), "is infinite",
+    ),
+    "nvfp4: scales of another shape": (
+        "ModelOpt, nvfp4", lambda t, c: t.update({f"{EXPERT}.weight_scale": torch.ones(64, 5).to(torch.float8_e4m3fn)}),
+        "does not fit",
+    ),
+    "nvfp4: a scale that is no number": (
+        "ModelOpt, nvfp4", lambda t, c: t[f"{EXPERT}.weight_scale"].view(torch.uint8)[3].fill_(0x7F), "or no number",
+    ),
+    "mxfp4: exponents that are none": (
+        "mxfp4", lambda t, c: t["model.layers.0.mlp.experts.down_proj_scales"][1, 2].fill_(255), "or no number",
+    ),
+    "mxfp4: exponents of another shape": (
+        "mxfp4",
+        lambda t, c: t.update({"model.layers.0.mlp.experts.down_proj_scales": torch.ones(6, 3, dtype=torch.uint8)}),
+        "does not fit exponents",
+    ),
+    "MLX: another group size": (
+        "MLX, 4 bits", lambda t, c: c["quantization_config"].update(group_size=32), "by config.json",
+    ),
+    "MLX: an absurd group size": (
+        "MLX, 4 bits", lambda t, c: c["quantization_config"].update(group_size=[64]), "which are not read",
+    ),
+    "MLX: biases of another shape": (
+        "MLX, 3 bits", lambda t, c: t.update({f"{EXPERT}.biases": torch.ones(2, 2).half()}), "does not fit scales",
+    ),
+    "MLX: another mode": (
+        "MLX, mxfp4", lambda t, c: c["quantization_config"].update(mode="nvfp4"), "which mode 'nvfp4' has not",
+    ),
     "an encoding that is not read": (
         "fp8, rows",
-        lambda t, c: t.update(
-            {f"{EXPERT}.weight": torch.zeros(64, 48, dtype=torch.uint8), f"{EXPERT}.weight_scale_2": torch.ones(())}
-        ),
-        r"quantised \(ModelOpt nvfp4\), which cannot be run yet",
+        lambda t, c: t.update({f"{EXPERT}.weight": torch.zeros(64, 48, dtype=torch.uint8)}),
+        r"quantised \(fp4\), which cannot be run yet",
     ),
 }  # fmt: skip
 
@@ -182,7 +239,13 @@ def test_what_cannot_be_ends_in_one_sentence(fault: str, tmp_path: Path) -> None
     assert re.search(said, broken(change, name, tmp_path))
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("fp8, rows", "q8"), ("gptq, 4 bits", "q4"), ("awq", "q4")])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("fp8, rows", "q8"), ("gptq, 4 bits", "q4"), ("awq", "q4"), ("mxfp4", "q4"), ("ModelOpt, nvfp4", "q4"),
+        ("compressed-tensors, 8 bits, groups", "q8"), ("MLX, 4 bits", "q4"), ("bitsandbytes, nf4 twice", "q4"),
+    ],
+)  # fmt: skip
 def test_packed_without_a_format_it_keeps_its_width(name: str, dtype: str, tmp_path: Path) -> None:
     """And says what that cost: as much as the difference of the weights."""
     stored, _ = CASES[name].make().write(tmp_path)
@@ -195,11 +258,13 @@ def test_packed_without_a_format_it_keeps_its_width(name: str, dtype: str, tmp_p
     assert moecli("run", tmp_path / "packed", "--help").code == 0
 
 
-def test_scales_in_another_shard_are_pulled_and_packed_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["fp8, small blocks", "mxfp4", "bitsandbytes, nf4 twice", "MLX, 4 bits"])
+def test_scales_in_another_shard_are_pulled_and_packed_as_one(name: str, tmp_path: Path) -> None:
     """Shard by shard, where codes and scales lie apart."""
-    stored, _ = CASES["fp8, small blocks"].make().write(tmp_path / "made")
+    stored, _ = CASES[name].make().write(tmp_path / "made")
     tensors = load_file(stored / "model.safetensors")
-    names = [sorted(name for name in tensors if ("scale" in name) == late) for late in (False, True)]
+    beside = re.compile(r"scale|biases|quant_|absmax")
+    names = [sorted(name for name in tensors if bool(beside.search(name)) == late) for late in (False, True)]
     (stored / "model.safetensors").unlink()
     for number, part in enumerate(names, 1):
         save_file({name: tensors[name] for name in part}, stored / f"model-{number:05}-of-00002.safetensors")
@@ -227,10 +292,17 @@ def test_what_is_decoded_counts_for_the_format_of_config_json(tmp_path: Path) ->
     assert open_source(stored).dtype == "bf16"
 
 
-def test_shapes_that_no_header_says_are_asked_for_before_anything_arrives(tmp_path: Path) -> None:
-    """bitsandbytes says them in a tensor: such a checkpoint is fetched whole and packed then."""
+def test_what_the_file_says_of_a_matrix_is_held_against_the_model(tmp_path: Path) -> None:
+    """bitsandbytes says shapes in a tensor: before it is here those of the model are taken, then both compared."""
     stored, _ = CASES["bitsandbytes, nf4"].make().write(tmp_path)
     config = load_config(stored / "config.json")
-    with pytest.raises(CheckpointError, match="cannot be converted while they arrive") as refused:
-        announced("x", config, lambda: read_header(stored / "model.safetensors"))
-    assert refused.value.hint == "moecli pull the model, then moecli pack it"
+    weights = announced("x", config, lambda: read_header(stored / "model.safetensors"))
+    assert [part.stored.shape for part in experts(weights).values()] == [
+        part.stored.shape for part in experts(open_source(stored)).values()
+    ]
+    lying = announced("x", config | {"dtype": "float16"}, lambda: read_header(stored / "model.safetensors"))
+    part = next(iter(experts(lying).values()))
+    with pytest.raises(CheckpointError, match=r"says 64 columns in bf16, not 64 as the model"):
+        read_slice(lying.checkpoint, part, torch.float16)
+    with pytest.raises(CheckpointError, match="is no matrix of the model"):
+        announced("x", config | {"intermediate_size": 97}, lambda: read_header(stored / "model.safetensors"))

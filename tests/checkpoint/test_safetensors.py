@@ -372,10 +372,8 @@ def test_prediction_layers_after_the_last_are_left_alone(models: dict[str, Path]
 @pytest.mark.parametrize(
     ("said", "body", "beside"),
     [
-        ("MLX 4-bit", ("weight", torch.zeros(32, 16, dtype=torch.uint32)),
-         {"scales": torch.ones(32, 2), "biases": torch.ones(32, 2)}),
-        ("ModelOpt nvfp4", ("weight", torch.zeros(32, 16, dtype=torch.uint8)),
-         {"weight_scale": torch.ones(32, 2), "weight_scale_2": torch.ones(()), "input_scale": torch.ones(())}),
+        ("fp4", ("weight", torch.zeros(32, 16, dtype=torch.uint8)),
+         {"weight_scale": torch.ones(32, 2), "input_scale": torch.ones(())}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

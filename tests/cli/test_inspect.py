@@ -137,27 +137,27 @@ def test_what_is_published_quantised_shows_its_bytes_without_a_network(moecli):
     assert document["stored_bytes"] == 13_761_264_768 and document["stored_format"] == "mxfp4"
     assert "13,761,264,768 bytes (12.8 GiB) as published, mostly mxfp4" in moecli("inspect", "gpt-oss-20b").stdout
     memory = json.loads(moecli("memory", "gpt-oss-20b", "--json").stdout)
-    assert memory["stored_bytes"] == 13_761_264_768 and not memory["runnable"] and memory["lacks"]
+    assert memory["stored_bytes"] == 13_761_264_768 and memory["runnable"] and not memory["lacks"]
     assert "published in mxfp4, 13,761,264,768 bytes" in moecli("memory", "gpt-oss-20b").stdout
 
 
 def test_what_run_refuses_is_not_called_runnable(moecli, tmp_path):
     """By the headers of a folder, by config.json where there are none, and side by side."""
     config = catalog.find("mixtral").config()
-    nvfp4 = headers.write(tmp_path / "nvfp4", config, headers.packed(headers.mixtral(), "nvfp4"))
+    fp4 = headers.write(tmp_path / "fp4", config, headers.packed(headers.mixtral(), "fp4"))
     plain = headers.write(
         tmp_path / "plain", config | {"quantization_config": {"quant_method": "fp8"}}, headers.plain(headers.mixtral())
     )
     bare = tmp_path / "bare.json"
     bare.write_text(json.dumps(config | {"quantization": {"group_size": 64, "bits": 4}}))
-    found = json.loads(moecli("inspect", str(nvfp4), str(plain), str(bare), "kimi-k2", "--json").stdout)
-    assert [each["runnable"] for each in found] == [False, True, False, True]
-    assert [each["lacks"] for each in found] == [["ModelOpt nvfp4 weights"], [], ["MLX 4-bit weights"], []]
+    found = json.loads(moecli("inspect", str(fp4), str(plain), str(bare), "kimi-k2", "--json").stdout)
+    assert [each["runnable"] for each in found] == [False, True, True, True]
+    assert [each["lacks"] for each in found] == [["fp4 weights"], [], [], []]
     assert any("fp8" in note for note in found[1]["notes"])
-    row = next(line for line in moecli("inspect", str(nvfp4), str(plain)).stdout.splitlines() if "engine" in line)
+    row = next(line for line in moecli("inspect", str(fp4), str(plain)).stdout.splitlines() if "engine" in line)
     assert row.split()[1:] == ["no", "yes"]
-    assert "lacks ModelOpt nvfp4 weights" in moecli("inspect", str(nvfp4)).stdout
-    assert "published in ModelOpt nvfp4" in moecli("memory", str(nvfp4)).stdout
+    assert "lacks fp4 weights" in moecli("inspect", str(fp4)).stdout
+    assert "published in fp4" in moecli("memory", str(fp4)).stdout
     assert "cannot run" not in moecli("memory", str(plain)).stdout
 
 

@@ -64,7 +64,7 @@ def test_a_pipe_gets_the_command_that_works_here(moecli, hub):
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("gpt-oss-20b", "attention sinks"), ("glam", "no weights")],
+    [("jetmoe-8b", "attention heads as experts"), ("glam", "no weights")],
 )
 def test_what_cannot_run_is_refused_before_anything_is_fetched(on_a_terminal, hub, name, reason):
     status, output, shown = on_a_terminal("run", name, "x", typed="y\n")
@@ -73,14 +73,14 @@ def test_what_cannot_run_is_refused_before_anything_is_fetched(on_a_terminal, hu
 
 
 def test_the_same_is_said_wherever_it_is_asked(moecli):
-    screen = moecli("memory", "gpt-oss-20b", "--ram", "16GiB", "--ctx", "200000").stdout
-    assert "beyond the 131,072" in " ".join(screen.split())
+    screen = moecli("memory", "jetmoe-8b", "--ram", "16GiB", "--ctx", "200000").stdout
+    assert "beyond the 4,096" in " ".join(screen.split())
     assert (
-        "this version cannot run" in screen and "best here" not in screen and "moecli pull ernie-4.5-21b-a3b" in screen
+        "this version cannot run" in screen and "best here" not in screen and "moecli pull deepseek-v2-lite" in screen
     )
     known = {each["name"]: each for each in json.loads(moecli("list", "--known", "--json").stdout)}
-    assert known["grok-1"]["runnable"] and not known["gpt-oss-20b"]["runnable"] and known["mixtral"]["runnable"]
-    dry = moecli("pull", "gpt-oss-20b", "--dry-run", HF_HUB_OFFLINE="1")
+    assert known["grok-1"]["runnable"] and not known["jetmoe-8b"]["runnable"] and known["mixtral"]["runnable"]
+    dry = moecli("pull", "jetmoe-8b", "--dry-run", HF_HUB_OFFLINE="1")
     assert dry.returncode == 0 and "cannot run it" in dry.stdout and "tokens/s" not in dry.stdout
 
 

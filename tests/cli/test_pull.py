@@ -111,17 +111,17 @@ def test_a_dry_run_of_mixtral_costs_kilobytes(pull, hub, tmp_path):
 def test_a_quantised_model_is_doubted_before_the_first_byte(pull, hub):
     """Whatever its config.json says or leaves out; a leftover beside plain weights is no doubt."""
     config = catalog.find("mixtral").config()
-    codes = headers.split(headers.packed(headers.mixtral(), "nvfp4"), 3)
+    codes = headers.split(headers.packed(headers.mixtral(), "fp4"), 3)
     hub.add("somebody/silent", config, *codes)
     hub.add(
         "somebody/leftover", config | {"quantization_config": {"quant_method": "fp8"}}, headers.plain(headers.mixtral())
     )
     document = json.loads(pull("somebody/silent", "--dry-run", "--json").stdout)
-    assert not document["runnable"] and document["lacks"] == ["ModelOpt nvfp4 weights"]
-    assert any("ModelOpt nvfp4 weights" in doubt for doubt in document["doubts"])
-    assert "lacks ModelOpt nvfp4 weights" in pull("somebody/silent", "--dry-run").stdout
+    assert not document["runnable"] and document["lacks"] == ["fp4 weights"]
+    assert any("fp4 weights" in doubt for doubt in document["doubts"])
+    assert "lacks fp4 weights" in pull("somebody/silent", "--dry-run").stdout
     asked = pull("somebody/silent", "--quiet")
-    assert asked.returncode == 2 and "ModelOpt nvfp4 weights" in asked.stderr
+    assert asked.returncode == 2 and "fp4 weights" in asked.stderr
     document = json.loads(pull("somebody/leftover", "--dry-run", "--json").stdout)
     assert document["runnable"] and not any("fp8" in doubt for doubt in document["doubts"])
     assert hub.sent < 3_000_000

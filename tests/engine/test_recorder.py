@@ -88,7 +88,8 @@ def theirs(model: PreTrainedModel, ids: Sequence[int]) -> list[tuple[torch.Tenso
     logits: list[torch.Tensor] = []
 
     def route(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        logits.append(inputs[0].flatten(0, -2) @ module.weight.T)
+        bias = getattr(module, "bias", None)
+        logits.append(torch.nn.functional.linear(inputs[0].flatten(0, -2), module.weight, bias))
 
     def choose(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if len(inputs) > 1:

@@ -30,7 +30,7 @@ from tests.support.stores import Stores, decoder, experts_in, packed, split_plan
 
 pytestmark = pytest.mark.slow
 
-FAMILIES = ("mixtral", "deepseek_v2", "dbrx", "switch_transformers")
+FAMILIES = ("mixtral", "deepseek_v2", "dbrx", "gpt_oss", "switch_transformers")
 IDS = prompt(40)
 QUICK, SLOW = Pace(1e15, 0.0), Pace(1.0, 1.0)
 COPY = Rates(1e15, SLOW, QUICK)

@@ -26,7 +26,7 @@ from tests.support.checkpoints import make, prompt, write
 from tests.support.running import greedy, load, score
 from tests.support.stores import Stores, decoder, experts_in, packed, plan_for
 
-FAMILIES = ("mixtral", "deepseek_v2", "dbrx", "qwen2_moe", "switch_transformers")
+FAMILIES = ("mixtral", "deepseek_v2", "dbrx", "gpt_oss", "qwen2_moe", "switch_transformers")
 IDS = prompt(40)
 
 

@@ -9,8 +9,9 @@ import torch
 
 from moecli.experts.arena import CPU
 from moecli.experts.gpu_offloaded import _parts
-from moecli.experts.pieces import PiecewiseExpert, as_expert, piece_matrices
+from moecli.experts.pieces import PiecewiseExpert, as_expert, piece_matrices, record_matrices
 from moecli.kernels import choice
+from moecli.kernels.linear import expert_outputs, pack
 from moecli.model.spec import Activation, FeedForward
 from moecli.store import expert_record
 from moecli.store.expert_record import Record
@@ -39,6 +40,22 @@ def test_a_large_expert_is_cut_where_a_product_of_rows_rounds_otherwise(record: 
     whole, cut = (as_expert(each, torch.zeros(each.size, dtype=torch.uint8)) for each in (small, record))
     assert isinstance(whole, tuple)
     assert isinstance(cut, tuple if kernel == "native" else PiecewiseExpert)
+
+
+def test_biases_are_added_row_by_row(record: Record, kernel: str) -> None:
+    """What an expert in one piece gives: natively to the bit, as torch's products depend on how many rows they have."""
+    torch.manual_seed(0)
+    data = torch.zeros(record.size, dtype=torch.uint8)
+    for field in record.fields.values():
+        data[field.offset : field.offset + field.size] = pack("q8", torch.randn(field.shape))
+    biases = (torch.randn(448) * 5, torch.randn(448) * 5, torch.randn(WIDTH))
+    x, activation = torch.randn(3, WIDTH), Activation.CLAMPED_SWIGLU
+    pieces = [(piece, [data[at : at + size] for at, size in piece.spans]) for piece in record.pieces()]
+    cut = PiecewiseExpert(record, lambda: [(piece, piece_matrices(record, piece, spans)) for piece, spans in pieces])
+    whole = expert_outputs(x, [record_matrices(record, data)], activation, [biases])[0]
+    found = cut(x, activation, biases)
+    assert torch.equal(found, whole) if kernel == "native" else torch.allclose(found, whole, rtol=1e-4, atol=1e-3)
+    assert not torch.allclose(cut(x, activation), whole, atol=0.1)
 
 
 def test_a_piece_without_all_of_its_bytes_is_none(record: Record) -> None:

@@ -110,39 +110,50 @@ def pickles(folder: Path) -> Target:
 
 
 def quantised(folder: Path) -> Target:
-    """The header of a quantised checkpoint, and what its config.json says of how it was made."""
-    scheme = {
-        "quant_method": "gptq",
-        "bits": 4,
-        "group_size": 128,
-        "desc_act": True,
-        "dynamic": {"+:.*w1": {"bits": 4}},
-    }
-    groups = {"group_0": {"targets": ["re:.*"], "weights": {"num_bits": 4, "type": "int", "group_size": 32}}}
-    kinds = {
-        "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ["lm_head"]},
-        "gptq": scheme,
-        "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
-        "compressed": {"quant_method": "compressed-tensors", "config_groups": groups},
-    }
-    config = _config() | {"hidden_size": 256, "intermediate_size": 128, "head_dim": 64, "num_local_experts": 8}
-    packed = {kind: headers.packed(headers.mixtral(2, 256, 128, 8), kind) for kind in kinds}
+    """A checkpoint of every encoding: its header, its numbers, and what config.json says of how it was made."""
+    from tests.support.encodings import CASES
+
+    seeds = []
+    for number, each in enumerate(CASES.values()):
+        stored, _ = each.make().write(folder / f"{number}")
+        content = (stored / "model.safetensors").read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        seeds.append((json.loads((stored / "config.json").read_text()), json.loads(content[8:start]), content[start:]))
+    model, store = folder / "case", folder / "packed"
+    model.mkdir()
 
     def case(mutator: Mutator) -> Command:
-        kind = mutator.random.choice(list(kinds))
-        start, size = headers.header(packed[kind])
-        model = headers.write(folder / kind, config, packed[kind])
-        if mutator.random.random() < 0.5:
-            document = config | {"quantization_config": mutator.document(kinds[kind])}
-            (model / "config.json").write_text(json.dumps(document))
-        else:
-            text = mutator.encoded({"__metadata__": {"format": "pt"}, **json.loads(start[8:])})
-            with (model / "model.safetensors").open("wb") as written:
-                written.write(len(text).to_bytes(8, "little") + text)
-                written.truncate(8 + len(text) + size - len(start))
-        return [*mutator.random.choice(_LOOK), str(model)]
+        config, header, data = mutator.random.choice(seeds)
+        said, start = config.get("quantization_config"), json.dumps(header).encode()
+        match mutator.random.randrange(4):
+            case 0:
+                config = config | {"quantization_config": mutator.document(said)}
+            case 1:
+                start = mutator.encoded(header)
+            case 2:
+                data = data[: mutator.random.randrange(len(data))]
+            case _:
+                data = _spoiled(mutator, header, data)
+        (model / "config.json").write_text(json.dumps(config))
+        (model / "model.safetensors").write_bytes(len(start).to_bytes(8, "little") + start + data)
+        shutil.rmtree(store, ignore_errors=True)
+        pack = ["pack", str(model), "--dtype", "q8", "--yes", "-o", str(store)]
+        return pack if mutator.random.random() < 0.4 else [*mutator.random.choice(_LOOK), str(model)]
 
     return case
+
+
+def _spoiled(mutator: Mutator, header: dict[str, Any], data: bytes) -> bytes:
+    """Some bytes of what stands beside codes: zeros, no numbers, infinite or absurd ones."""
+    beside = [each for name, each in header.items() if not name.endswith((".weight", "norm", "_blocks"))]
+    spoiled = bytearray(data)
+    for _ in range(mutator.some()):
+        first, last = mutator.random.choice(beside)["data_offsets"]
+        count = min(last - first, mutator.random.choice([1, 2, 4, 4, 64]))
+        at = mutator.random.randrange(first, last - count + 1) // 4 * 4
+        wrong = [bytes(count), b"\xff" * count, b"\x00\x00\x80\x7f" * 16, mutator.random.randbytes(count)]
+        spoiled[at : at + count] = mutator.random.choice(wrong)[:count]
+    return bytes(spoiled)
 
 
 def gguf(folder: Path) -> Target:

@@ -96,6 +96,33 @@ def test_an_expert_of_two_matrices_has_no_gate(dtype: str, tokens: int) -> None:
     assert not torch.equal(native.inner(dtype, x, [gate, up], inner, Activation.RELU), hidden)
 
 
+@pytest.mark.parametrize("dtype", samples.FORMATS)
+@pytest.mark.parametrize("numbers", [torch.float32, torch.bfloat16])
+def test_biases_and_limits_of_gpt_oss(dtype: str, numbers: torch.dtype) -> None:
+    """Of several experts, some of whose numbers are beyond the limits; without a gate to the bit what products give."""
+    width, inner = 100, 90
+    experts, x = samples.experts(dtype, width, inner, 2), samples.gaussian(9, width, seed=9)
+    biases = [
+        [(4 * samples.gaussian(1, size, seed=3 * n + place))[0].to(numbers) for place, size in enumerate(_SIZES)]
+        for n in range(2)
+    ]
+    found = on_every_isa(lambda: native.feed_forward(dtype, x, experts, inner, Activation.CLAMPED_SWIGLU, biases))
+    for expert, its, output in zip(experts, biases, found, strict=True):
+        wanted = samples.layer(dtype, x, expert, inner, Activation.CLAMPED_SWIGLU, [each.double() for each in its])
+        errors = (output - wanted).abs().amax(1) / wanted.abs().amax()
+        assert errors.median() < 1e-5 and errors.max() < 1e-2
+    _, up, down = experts[0]
+    hidden = torch.relu(native.linear(dtype, x, up, (inner, width)) + biases[0][1])
+    assert torch.equal(native.inner(dtype, x, [up], inner, Activation.RELU, biases[0][1:2]), hidden)
+    alone = native.feed_forward(dtype, x, [(up, down)], inner, Activation.RELU, [biases[0][1:]])[0]
+    assert torch.equal(alone, native.linear(dtype, hidden, down, (width, inner)) + biases[0][2])
+    with pytest.raises(ValueError, match=r"a bias of .* not 90 numbers here"):
+        native.feed_forward(dtype, x, experts, inner, Activation.SILU, [its[::-1] for its in biases])
+
+
+_SIZES = 90, 90, 100
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_to_single_precision(activation: Activation) -> None:
     """With one number a group nothing is lost by int8, so what is left is the error of the function."""

@@ -38,6 +38,7 @@ def by_formula(
     first: int = 0,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """In double precision: queries [T, H, d], keys [K, rows, d], values [K, rows, w]."""
     grouped = queries.double().unflatten(1, (keys.shape[0], -1))
@@ -46,7 +47,11 @@ def by_formula(
         scores = softcap * torch.tanh(scores / softcap)
     distance = torch.arange(start, start + len(queries))[:, None] - torch.arange(first, first + keys.shape[1])
     hidden = (distance < 0) | (distance >= (window or 1 << 40))
-    shares = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if sinks is not None:
+        column = sinks.double().view(*scores.shape[:2], 1, 1).expand(-1, -1, scores.shape[2], -1)
+        scores = torch.cat((scores, column), -1)
+    shares = scores.softmax(-1)[..., : keys.shape[1]]
     return torch.einsum("kgtn,knw->tkgw", shares, values.double()).flatten(1)
 
 
@@ -188,3 +193,24 @@ def test_what_does_not_fit_is_refused() -> None:
             attend(queries, cache, cache, start=start, first=first)
     with pytest.raises(ValueError, match="do not meet latents"):
         prompt_attention.latent(queries, cache[0], gaussian(4, 9).view(4, 3, 3), nope_dim=2, scale=1, start=0)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_sinks_take_their_part_of_the_softmax(dtype: torch.dtype, window: int | None) -> None:
+    """One far above every score leaves next to nothing, one far below is as if it were not there."""
+    queries, keys, values = (gaussian(*shape, seed=n).to(dtype) for n, shape in enumerate(_SHAPES))
+    sinks = torch.tensor([0.5, -100.0, 3.0, 60.0, -2.0, 0.0], dtype=dtype)
+    attend = partial(prompt_attention.grouped_query, keys=keys, values=values, scale=0.3, window=window)
+    found = on_every_isa(lambda: attend(queries, start=90, sinks=sinks))
+    expected = by_formula(queries, keys, values, scale=0.3, start=90, window=window, sinks=sinks)
+    assert (found - expected).abs().max() <= PRECISIONS[dtype] * (1 + expected.abs().max())
+    heads = found.unflatten(1, (6, -1))
+    assert torch.equal(heads[:, 1], attend(queries, start=90).unflatten(1, (6, -1))[:, 1])
+    assert heads[:, 3].abs().max() < 1e-6 < heads[:, 1].abs().max()
+    check_independence(partial(attend, sinks=sinks), queries, 90)
+    with pytest.raises(ValueError, match="6 heads do not have sinks"):
+        attend(queries, start=90, sinks=sinks[:2])
+
+
+_SHAPES = (20, 6, 16), (2, 110, 16), (2, 110, 16)

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from bitsandbytes import functional
 from safetensors.torch import load_file, save_file
@@ -49,7 +50,7 @@ class Case:
     changes: Mapping[str, Any] = field(default_factory=lambda: {"hidden_size": 64, "intermediate_size": 96})
     only: str = ""  # of the names of its matrices
     fused: bool = False
-    format: str = "bfloat16"
+    format: str = "bfloat16"  # that the model is meant for
 
     def make(self) -> Encoded:
         config, tensors = _model(self.family, json.dumps(self.changes, sort_keys=True), self.fused)
@@ -141,23 +142,85 @@ def awq(group: int) -> Any:
     return encode
 
 
-def pack_quantized(group: int, zero_points: bool = False, shuffled: bool = False) -> Any:
+def pack_quantized(
+    group: int, zero_points: bool = False, shuffled: bool = False, bits: int = 4, one: bool = False
+) -> Any:
+    """`group` 0: a scale for each output; `one`: for all of them."""
+
     def encode(weights: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         inputs = weights.shape[1]
         of = torch.arange(inputs) // (group or inputs)
         of = of[torch.randperm(inputs)] if shuffled else of
-        codes, zeros, scales, numbers = _grid(weights, of, 4, torch.bfloat16)
+        codes, zeros, scales, numbers = _grid(weights, of, bits, torch.bfloat16)
+        scales = scales[:1, :1].expand_as(scales) if one else scales
         found = {
-            ".weight_packed": _nibbles(codes, 4), ".weight_scale": scales,
+            ".weight_packed": _nibbles(codes, bits), ".weight_scale": scales[0, :1] if one else scales,
             ".weight_shape": torch.tensor(weights.shape),
         }  # fmt: skip
         if zero_points:
-            found[".weight_zero_point"] = _nibbles(zeros.T, 4).T
+            found[".weight_zero_point"] = _nibbles(zeros.T, bits).T
         else:
-            numbers = (codes - 8).bfloat16() * scales[:, of]
+            numbers = (codes - 2 ** (bits - 1)).bfloat16() * scales[:, of]
         return found | ({".weight_g_idx": of.to(torch.int32)} if shuffled else {}), numbers
 
     return encode
+
+
+def float4(group: int, whole: str = "", flat: bool = False) -> Any:
+    """e2m1 with an exponent (32 to a group) or an e4m3 scale (16); `whole`: the ending of a number for all of it.
+
+    Weights of a stack are [E, in, out], and their codes gpt-oss's, [E, out, in / 32, 16] or, `flat`, [E, out, in / 2].
+    """
+
+    def encode(weights: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        stacked = weights.dim() == 3
+        rows = weights.transpose(1, 2) if stacked else weights
+        grouped = rows.reshape(*rows.shape[:-1], -1, group)
+        table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+        most = grouped.abs().amax(-1).clamp(min=1e-6) / 6
+        number = torch.rand(1) + 1 if whole else torch.ones(1)
+        if group == 32:
+            stored = (most.log2().round() + 127).to(torch.uint8)
+            scales = torch.ldexp(torch.ones(stored.shape), stored.int() - 127)
+        else:
+            stored = (most * number).to(torch.float8_e4m3fn)
+            scales = stored.float() / number if whole == ".weight_global_scale" else stored.float() * (1 / number)
+            if whole == ".weight_scale_2":
+                number = 1 / number
+                scales = stored.float() * number
+        codes = (grouped[..., None] / scales[..., None, None] - table).abs().argmin(-1)
+        numbers = (table[codes] * scales[..., None]).bfloat16().view(rows.shape)
+        octets = (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8)
+        if stacked:
+            return {"_blocks": octets.flatten(-2) if flat else octets, "_scales": stored}, numbers.transpose(1, 2)
+        word = ".weight_packed" if whole != ".weight_scale_2" else ".weight"
+        found = {word: octets.flatten(-2), ".weight_scale": stored, ".input_scale": torch.ones(())}
+        return found | ({whole: number if word != ".weight" else number.view(())} if whole else {}), numbers
+
+    return encode
+
+
+def mlx(bits: int, group: int, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """Whole numbers without gaps, times a scale, plus a bias: product and sum each rounded."""
+
+    def encode(weights: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        grouped = weights.reshape(*weights.shape[:-1], -1, group)
+        low, high = grouped.amin(-1).to(dtype), grouped.amax(-1).to(dtype)
+        scales = ((high - low) / (2**bits - 1)).to(dtype)
+        codes = ((grouped - low[..., None].float()) / scales[..., None].float()).round().clamp(0, 2**bits - 1)
+        numbers = codes.to(dtype) * scales[..., None] + low[..., None]
+        stream = codes.to(torch.int64)[..., None] >> torch.arange(bits) & 1  # lowest bit first
+        octets = np.packbits(stream.reshape(*weights.shape[:-1], -1).to(torch.uint8).numpy(), -1, "little")
+        words = torch.from_numpy(octets.view(np.uint32))
+        return {".weight": words, ".scales": scales, ".biases": low}, numbers.view(weights.shape)
+
+    return encode
+
+
+def mlx_float4(weights: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    parts, numbers = float4(32)(weights)
+    words = torch.from_numpy(parts[".weight_packed"].numpy().view(np.uint32))
+    return {".weight": words, ".scales": parts[".weight_scale"]}, numbers
 
 
 def int8(weights: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
@@ -194,6 +257,14 @@ COMPRESSED = {
         "group_1": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "group_size": 32}},
     },
 }  # fmt: skip
+
+
+def _compressed(**weights: Any) -> dict[str, Any]:
+    return {
+        "quant_method": "compressed-tensors", "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}
+    }  # fmt: skip
+
+
 _MLA = {"hidden_size": 64, "moe_intermediate_size": 48, "intermediate_size": 96}
 CASES: dict[str, Case] = {
     "fp8, blocks of 128": Case(
@@ -234,10 +305,66 @@ CASES: dict[str, Case] = {
     "compressed-tensors, rows": Case(
         pack_quantized(0, True), {"quant_method": "compressed-tensors"}, "compressed-tensors 4-bit"
     ),
-    "bitsandbytes, nf4": Case(bnb4("nf4", False), BNB4, "bitsandbytes 4-bit"),
-    "bitsandbytes, nf4 twice": Case(bnb4("nf4", True), BNB4, "bitsandbytes 4-bit", "qwen3_moe", _MLA),
+    **{
+        f"compressed-tensors, 8 bits, {kind}": Case(
+            pack_quantized(group, zeros, bits=8, one=kind == "one scale"),
+            _compressed(num_bits=8, type="int", group_size=group or None, strategy=strategy),
+            "compressed-tensors 8-bit", "qwen3_moe", _MLA,
+        )
+        for kind, group, zeros, strategy in (
+            ("groups", 16, False, "group"), ("rows, zero points", 0, True, "channel"), ("one scale", 0, False, "tensor")
+        )
+    },
+    "compressed-tensors, nvfp4": Case(
+        float4(16, ".weight_global_scale"), _compressed(num_bits=4, type="float", group_size=16),
+        "compressed-tensors fp4", "qwen3_moe", _MLA,
+    ),
+    "compressed-tensors, mxfp4": Case(
+        float4(32), _compressed(num_bits=4, type="float", group_size=32), "compressed-tensors fp4", "deepseek_v3",
+        _MLA | {"moe_intermediate_size": 64}, ".experts.",
+    ),
+    "compressed-tensors, fp8, groups": Case(
+        fp8(1, 16, "_scale"), _compressed(num_bits=8, type="float", group_size=16, strategy="group"), "fp8"
+    ),
+    "ModelOpt, nvfp4": Case(
+        float4(16, ".weight_scale_2"), {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "ModelOpt nvfp4"
+    ),
+    "mxfp4": Case(
+        float4(32), {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}, "mxfp4", "gpt_oss",
+        {"hidden_size": 64, "intermediate_size": 32}, fused=True,
+    ),
+    "mxfp4, square and flat": Case(
+        float4(32, flat=True), {"quant_method": "mxfp4"}, "mxfp4", "gpt_oss",
+        {"hidden_size": 64, "intermediate_size": 64}, fused=True,
+    ),
+    **{
+        f"MLX, {bits} bits": Case(
+            mlx(bits, group, dtype), {"group_size": group, "bits": bits}, f"MLX {bits}-bit", family, changes,
+            format="float16" if dtype is torch.float16 else "bfloat16",
+        )
+        for bits, group, dtype, family, changes in (
+            (2, 32, torch.bfloat16, "mixtral", {"hidden_size": 64, "intermediate_size": 96}),
+            (3, 32, torch.float16, "mixtral", {"hidden_size": 64, "intermediate_size": 96}),
+            (4, 64, torch.bfloat16, "qwen3_moe", {"hidden_size": 64, "moe_intermediate_size": 64}),
+            (5, 32, torch.bfloat16, "mixtral", {"hidden_size": 64, "intermediate_size": 96}),
+            (6, 32, torch.bfloat16, "minimax_m2", {"hidden_size": 64, "intermediate_size": 32, "head_dim": 16}),
+            (8, 128, torch.float16, "mixtral", {"hidden_size": 128, "intermediate_size": 128}),
+        )
+    },
+    "MLX, mxfp4": Case(
+        mlx_float4, {"group_size": 32, "bits": 4, "mode": "mxfp4"}, "MLX mxfp4",
+        changes={"hidden_size": 64, "intermediate_size": 96},
+    ),
+    # with AVX-512 bitsandbytes itself takes the wrong maxima of nf4 where a block of 64 goes across rows
+    "bitsandbytes, nf4": Case(
+        bnb4("nf4", False), BNB4, "bitsandbytes 4-bit", changes={"hidden_size": 64, "intermediate_size": 128}
+    ),
+    "bitsandbytes, nf4 twice": Case(
+        bnb4("nf4", True), BNB4, "bitsandbytes 4-bit", "qwen3_moe",
+        {"hidden_size": 128, "moe_intermediate_size": 64, "intermediate_size": 128},
+    ),
     "bitsandbytes, fp4 twice": Case(
-        bnb4("fp4", True), BNB4, "bitsandbytes 4-bit", changes={"hidden_size": 40, "intermediate_size": 54}
+        bnb4("fp4", True), BNB4, "bitsandbytes 4-bit", changes={"hidden_size": 72, "intermediate_size": 154}
     ),
     "bitsandbytes, int8": Case(bnb8, {"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes 8-bit"),
 }  # fmt: skip

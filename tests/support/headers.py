@@ -136,6 +136,9 @@ def _pack(name: str, rows: int, columns: int, packing: str) -> Iterator[tuple[st
         yield name, ("U8", (rows, columns // 2))
         yield f"{name}_scale", ("F8_E4M3", (rows, columns // 16))
         yield f"{name}_scale_2", ("F32", ())
+    elif packing == "fp4":  # which nobody says how to read
+        yield name, ("U8", (rows, columns // 2))
+        yield f"{name}_scale", ("F8_E4M3", (rows, columns // 16))
     elif packing == "compressed":
         yield f"{name}_packed", ("I32", (rows, columns // 8))
         yield f"{name}_scale", ("BF16", (rows, columns // 32))

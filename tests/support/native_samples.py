@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor
 from moecli import formats
 from moecli.formats import TILED
 from moecli.kernels import library, native
-from moecli.kernels.linear import ACTIVATIONS
+from moecli.kernels.linear import gated
 from moecli.kernels.native import Expert
 from moecli.model.spec import Activation
 
@@ -54,11 +54,19 @@ def product(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Te
     return x.double() @ formats.unpack(dtype, packed, shape, torch.float32).double().t()
 
 
-def layer(dtype: str, x: Tensor, expert: Expert, inner: int, activation: Activation) -> Tensor:
+def layer(
+    dtype: str,
+    x: Tensor,
+    expert: Expert,
+    inner: int,
+    activation: Activation,
+    biases: Sequence[Tensor | int] = (0, 0, 0),
+) -> Tensor:
     """One expert, rounded where the kernels round."""
     width = x.shape[1]
     gate, up = (product(dtype, rounded(dtype, x), each, (inner, width)) for each in expert[:2])
-    return product(dtype, rounded(dtype, ACTIVATIONS[activation](gate) * up), expert[2], (width, inner))
+    hidden = gated(activation, gate + biases[0], up + biases[1])
+    return product(dtype, rounded(dtype, hidden), expert[2], (width, inner)) + biases[2]
 
 
 def on_every_isa(call: Callable[[], Tensor]) -> Tensor:

@@ -24,6 +24,7 @@ class Matrix:
     name: str  # that the matrix has in the model
     codes: StoredTensor
     near: Mapping[str, StoredTensor]
+    inputs: int | None = None  # that it has in the model, where that is known
 
     def beside(self, ending: str, but: str = "") -> StoredTensor:
         """The one tensor whose name ends so. CheckpointError if there is none, or another."""
@@ -93,6 +94,12 @@ def group_of(scheme: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     chosen = next(filter(is_target, found), None) or next(iter(found), {})
     weights = chosen.get("weights")
     return weights if isinstance(weights, Mapping) else {}
+
+
+def mlx_module(scheme: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What MLX says of a module: its own entry, which may lack a key, before what is said of all."""
+    own = scheme.get(name.removesuffix(".weight"))
+    return {**scheme, **own} if isinstance(own, Mapping) else scheme
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Whole numbers of a few bits in words of 32, the first in the lowest bits."""
+"""Whole numbers of a few bits after one another, the first in the lowest bits of the first byte or word."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ if TYPE_CHECKING:
 
 
 def unpacked(words: Tensor, bits: int) -> Tensor:
-    """int32 [rows, n] -> uint8 [rows, n * 32 / bits], for 2, 4 and 8 bits. They lie along the rows."""
+    """Words of any width [rows, n] -> uint8 [rows, all numbers of 2 to 8 bits]. They lie along the rows.
+
+    With bits that do not divide 8, a row is whole runs of eight numbers.
+    """
     import torch
 
     octets = words.reshape(-1).view(torch.uint8).view(len(words), -1)
     if bits == 8:
         return octets
-    places = torch.arange(0, 8, bits, dtype=torch.uint8)
-    numbers: Tensor = octets.unsqueeze(-1) >> places & 2**bits - 1
-    return numbers.view(len(words), -1)
+    if 8 % bits:  # eight numbers in as many bytes as one has bits
+        octets, each = octets.view(len(words), -1, bits).long(), 8
+        octets = (octets << torch.arange(0, 8 * bits, 8)).sum(-1)
+    else:
+        each = 8 // bits
+    numbers: Tensor = octets.unsqueeze(-1) >> torch.arange(0, each * bits, bits, dtype=octets.dtype) & 2**bits - 1
+    return numbers.to(torch.uint8).view(len(words), -1)

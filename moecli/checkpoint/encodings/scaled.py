@@ -1,4 +1,4 @@
-"""fp8 and int8: 8-bit floats or whole numbers, times the scale of their block, of their row or of the whole matrix.
+"""fp8 and int8: 8-bit floats or whole numbers, times the scale of their block, row, group of a row, or of the matrix.
 
 Blocks are 128 x 128 in DeepSeek-V3 and R1, MiniMax-M2 and Qwen3's fp8 releases (`weight_scale_inv`, which multiplies
 whatever its name says); rows or whole matrices (`weight_scale`) in those of compressed-tensors and others. The product
@@ -66,6 +66,8 @@ def read(matrix: Matrix, scheme: Mapping[str, Any], format: str, read: Read | No
         (1, width): ((height,), (height, 1)),
         blocks: ((-(-height // blocks[0]), -(-width // blocks[1])),),
     }
+    if len(found) == 2 and not stacked and found[0] == height and 1 < found[1] < width and width % found[1] == 0:
+        by[1, width // found[1]] = (found,)  # groups of a row
     for block, grids in by.items():
         if found in [(*stacked, *grid) for grid in grids]:
             return matrix.stored(shape, Scaled((codes, scales), format, block))

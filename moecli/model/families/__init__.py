@@ -15,7 +15,7 @@ from typing import Any
 from moecli.errors import ConfigError, printable
 from moecli.model.families import facts
 from moecli.model.families._config import load_config, quantization_name
-from moecli.model.families._layout import ExpertNames, Family, Layout, NamedSlice
+from moecli.model.families._layout import ExpertNames, Family, Layout, NamedSlice, mlx_layouts
 from moecli.model.families._parts import text_part
 from moecli.model.spec import ModelSpec
 
@@ -43,7 +43,8 @@ def families() -> Mapping[str, Family]:
 @cache
 def runnable() -> dict[str, Family]:
     """The families that the engine runs, by the name of their file."""
-    return _in_package(sys.modules[__name__])
+    found = _in_package(sys.modules[__name__])
+    return {name: replace(each, layouts=each.layouts + mlx_layouts(each.layouts)) for name, each in found.items()}
 
 
 def _in_package(package: ModuleType) -> dict[str, Family]:
@@ -122,7 +123,8 @@ def _read_text(read: Callable[[Mapping[str, Any]], ModelSpec], config: Mapping[s
 
 def quantization_scheme(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """How a config.json says that its weights were quantised, as it says it; empty where it says nothing."""
-    found = text_part(config)[1].get("quantization_config")
+    part = text_part(config)[1]
+    found = part.get("quantization_config") or part.get("quantization")  # older MLX writes the second alone
     return found if isinstance(found, Mapping) else {}
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -123,6 +124,19 @@ def both_layouts(
         Layout(dense, experts, ignored, interleaved=interleaved)
         for experts in (per_expert(prefix, *matrices), fused(prefix))
     )
+
+
+def mlx_layouts(layouts: tuple[Layout, ...]) -> tuple[Layout, ...]:
+    """What mlx-lm makes of layouts with one tensor per expert: a stack for each matrix."""
+
+    found = []
+    for layout in layouts:
+        if layout.experts is not None and "experts.{expert}." in (name := layout.experts.up.name):
+            prefix = re.sub(r"experts\.\{expert\}\..*", "switch_mlp.", name)
+            matrices = ("gate", "up", "down")
+            names = ExpertNames(*(NamedSlice(f"{prefix}{each}_proj.weight", stacked=True) for each in matrices))
+            found.append(replace(layout, experts=names))
+    return tuple(found)
 
 
 _GGUF_BLOCK = "blk.{layer}."

@@ -22,6 +22,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     if config.get("rope_parameters") is None and config.get("rope_scaling") is None:
         config = {**config, "rope_parameters": _YARN}  # what the file does not say
     c = ConfigReader(config, "gpt_oss")
+    c.alias("num_local_experts", "num_experts")
     hidden_size, context = c.count("hidden_size", 2880), c.count("max_position_embeddings", 131_072)
     bias = c.flag("attention_bias", True)
     full = grouped_query(
@@ -61,20 +62,25 @@ def _stacked(ending: str, transposed: bool) -> ExpertNames:
     return ExpertNames(gate, up, NamedSlice(f"{_EXPERTS}down_proj{ending}", stacked=True, transposed=transposed))
 
 
+def _mlx(ending: str) -> ExpertNames:
+    return ExpertNames(
+        *(NamedSlice(f"{_EXPERTS}{name}_proj.{ending}", stacked=True) for name in ("gate", "up", "down"))
+    )
+
+
+_DENSE = (
+    BODY
+    | GROUPED_QUERY
+    | names("model.layers.{layer}.self_attn.", "", sinks="sinks")
+    | names("model.layers.{layer}.mlp.", router="router")
+    | names("model.layers.{layer}.mlp.router.", "", router_linear_bias="bias")
+)
 FAMILY = Family(
     architectures=("GptOssForCausalLM",),
     model_types=("gpt_oss",),
     read=read,
     layouts=(
-        Layout(
-            BODY
-            | GROUPED_QUERY
-            | names("model.layers.{layer}.self_attn.", "", sinks="sinks")
-            | names("model.layers.{layer}.mlp.", router="router")
-            | names("model.layers.{layer}.mlp.router.", "", router_linear_bias="bias"),
-            _stacked("", transposed=True),
-            BUFFERS,
-            biases=_stacked("_bias", transposed=False),
-        ),
+        Layout(_DENSE, _stacked("", transposed=True), BUFFERS, biases=_stacked("_bias", transposed=False)),
+        Layout(_DENSE, _mlx("weight"), BUFFERS, biases=_mlx("bias")),
     ),
 )
