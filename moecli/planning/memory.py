@@ -32,6 +32,14 @@ DEVICE_PROCESS = 1070 * 2**20  # of RAM, beside PROCESS: CUDA and its libraries,
 
 
 @dataclass(frozen=True, slots=True)
+class Unpacked:
+    """Experts that are made of a checkpoint's own files as they are read, not those of a packed store."""
+
+    read_bytes: int  # that one of the largest takes from disk, in whole pages
+    buffers: int  # while it is decoded and packed, of all threads
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryEstimate:
     """What one model takes in one format, for `batch` texts of `context` tokens."""
 
@@ -50,6 +58,7 @@ class MemoryEstimate:
     bytes_per_expert: int  # of the largest
     slot_bytes: int  # the same in whole pages, as a slot holds it
     staging: int  # buffers that experts pass through when some are read from disk
+    read_bytes: int  # from disk for one of the largest experts
     table: int  # bytes of the dense weights that a row per token is read of: the input table, unless it is the head
 
     @property
@@ -72,9 +81,18 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int = CHUNK, block: int | None = None
+    spec: ModelSpec,
+    dtype: str,
+    context: int,
+    batch: int = 1,
+    chunk: int = CHUNK,
+    block: int | None = None,
+    unpacked: Unpacked | None = None,
 ) -> MemoryEstimate:
-    """Every byte that a run allocates; `dtype` is the format of the large matrices."""
+    """Every byte that a run allocates; `dtype` is the format of the large matrices.
+
+    `unpacked`: how its experts are read from disk, if they have to be; None: from a packed store.
+    """
     block = _at_once(spec, context, BLOCK) if block is None else block
     mixtures = _mixtures(spec)
     records = [mixture_record(spec, mixture, dtype) for mixture in mixtures]
@@ -94,16 +112,19 @@ def estimate_memory(
         expert_count=sum(layers * mixture.router.experts for mixture, layers in mixtures.items()),
         bytes_per_expert=max(sizes, default=0),
         slot_bytes=max((record.stride for record in records), default=0),
-        staging=STAGING * max(map(staging_size, records), default=0),
+        staging=STAGING * max(map(staging_size, records), default=0) + (unpacked.buffers if unpacked else 0),
+        read_bytes=unpacked.read_bytes if unpacked else max(sizes, default=0),
         table=0
         if spec.tied_embeddings
         else sum(n * tensor_bytes(t, dtype) for t, n in counted_tensors(spec) if t.part is Part.EMBEDDING),
     )
 
 
-def layerwise_memory(spec: ModelSpec, dtype: str, longest: int, tokens: int) -> MemoryEstimate:
+def layerwise_memory(
+    spec: ModelSpec, dtype: str, longest: int, tokens: int, unpacked: Unpacked | None = None
+) -> MemoryEstimate:
     """So many tokens of texts of up to `longest` pass a layer together; one layer's cache at a time holds one text."""
-    memory = estimate_memory(spec, dtype, longest, block=tokens)
+    memory = estimate_memory(spec, dtype, longest, block=tokens, unpacked=unpacked)
     kv = Amount(memory.kv.bytes // len(spec.layers), f"1 layer of {memory.kv.formula}")
     return replace(memory, kv=replace(memory.kv, amount=kv))
 

@@ -8,7 +8,14 @@ from typing import Literal
 
 from moecli.kernels.blocking import CHUNK, STAGED
 from moecli.model.spec import ModelSpec
-from moecli.planning.memory import DEVICE_CONTEXT, DEVICE_PROCESS, MemoryEstimate, estimate_memory, layerwise_memory
+from moecli.planning.memory import (
+    DEVICE_CONTEXT,
+    DEVICE_PROCESS,
+    MemoryEstimate,
+    Unpacked,
+    estimate_memory,
+    layerwise_memory,
+)
 
 _LOG = logging.getLogger(__name__)
 _LEAST_CHUNK = 32  # prompt tokens per pass when memory is short
@@ -93,7 +100,7 @@ def _fill(memory: MemoryEstimate, ram: int, device: int | None, on_device: Tier,
     else:
         count = max(0, min(left, (ram - least) // max(1, memory.slot_bytes)))
         in_ram = replace(streaming, experts=count, expert_bytes=count * memory.slot_bytes)
-        on_disk = Tier(dense=table, experts=left - count, expert_bytes=(left - count) * memory.bytes_per_expert)
+        on_disk = Tier(dense=table, experts=left - count, expert_bytes=(left - count) * memory.read_bytes)
     plan = Plan(memory, ram, device, on_device, in_ram, on_disk, full_ram=full, least_ram=least)
     _LOG.debug(
         "%s, %d tokens of context: %d bytes and %d experts on the device, %d and %d in RAM, %d and %d on disk; "
@@ -113,27 +120,42 @@ def _staged(memory: MemoryEstimate) -> int:
     return min(memory.expert_count, STAGED) * memory.slot_bytes
 
 
-def fit(spec: ModelSpec, dtype: str, context: int, ram: int, device: int | None = None, batch: int = 1) -> Plan:
+def fit(
+    spec: ModelSpec,
+    dtype: str,
+    context: int,
+    ram: int,
+    device: int | None = None,
+    batch: int = 1,
+    unpacked: Unpacked | None = None,
+) -> Plan:
     """The plan that a run obeys: smaller chunks of the prompt only where the usual ones would not fit at all."""
     chunk = CHUNK
-    plan = place(estimate_memory(spec, dtype, context, batch, chunk), ram, device)
+    plan = place(estimate_memory(spec, dtype, context, batch, chunk, unpacked=unpacked), ram, device)
     while not plan.runs and chunk > _LEAST_CHUNK:
         chunk //= 2
-        plan = place(estimate_memory(spec, dtype, context, batch, chunk), ram, device)
+        plan = place(estimate_memory(spec, dtype, context, batch, chunk, unpacked=unpacked), ram, device)
     return plan
 
 
 def fit_layerwise(
-    spec: ModelSpec, dtype: str, longest: int, tokens: int, ram: int, streams: bool, device: int | None = None
+    spec: ModelSpec,
+    dtype: str,
+    longest: int,
+    tokens: int,
+    ram: int,
+    streams: bool,
+    device: int | None = None,
+    unpacked: Unpacked | None = None,
 ) -> Plan:
     """The plan for reading `tokens` of many texts layer by layer, as many at once (`memory.block`) as memory allows.
 
     `streams`: experts may be read from disk, which costs nothing here, since each is used once.
     """
-    plan = place(layerwise_memory(spec, dtype, longest, tokens), ram, device)
+    plan = place(layerwise_memory(spec, dtype, longest, tokens, unpacked), ram, device)
     while not (plan.fits or (streams and plan.runs)) and tokens > longest:
         tokens = max(longest, tokens // 2)
-        plan = place(layerwise_memory(spec, dtype, longest, tokens), ram, device)
+        plan = place(layerwise_memory(spec, dtype, longest, tokens, unpacked), ram, device)
     return plan
 
 
