@@ -117,7 +117,8 @@ class OpenedModel:
         streaming = plans[::-1] if self.converts else plans
         plan = choice.best(plans, streaming if self.model.streams else ())
         if plan is None:
-            raise ram_shortage(self.ref, plans, self.model.streams)
+            unpacked = self.model.unpacked(names[-1]) if self.converts else None
+            raise ram_shortage(self.ref, plans, self.model.streams, unpacked.buffers if unpacked else 0)
         self._check_device(plan)
         return plan
 
