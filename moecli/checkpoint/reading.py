@@ -9,6 +9,7 @@ from moecli.checkpoint import raw
 from moecli.checkpoint.binding import Slice
 from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.stored import StoredTensor
+from moecli.formats.blocks import row_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -42,9 +43,12 @@ def read_rows(target: torch.Tensor, checkpoint: Checkpoint, part: Slice, first: 
             found = encoding.columns(checkpoint, part.first_row, height, begin, len(target))
         target.copy_(found.T)
     elif encoding is not None:
-        vector = target.dim() == 1
-        found = encoding.rows(checkpoint, 0 if vector else part.first_row + first, 1 if vector else len(target))
-        target.copy_(found.view(-1)[first : first + len(target)] if vector else found)
+        if target.dim() == 1:
+            target.copy_(encoding.rows(checkpoint, 0, 1).view(-1)[first : first + len(target)])
+            return
+        for strip in row_blocks(len(target), target.shape[1]):  # what is in between is several times as large
+            height = strip.stop - strip.start
+            target[strip] = encoding.rows(checkpoint, part.first_row + first + strip.start, height)
     else:
         numbers = math.prod(part.shape)
         skipped = first * math.prod(target.shape[1:]) * part.size // numbers if numbers else 0

@@ -80,7 +80,7 @@ def bench(
     if verbose:
         terminal.say(loading.explain(expected.plan))
     if expected.speed.middle < running.SLOW:
-        terminal.say(loading.expectation(expected.plan, expected.speed))
+        terminal.say(loading.expectation(opened, expected.plan, expected.speed))
         terminal.confirm("go on?", yes or agreed)
     with loading.progress(opened.name, quiet) as progress:
         loaded, load_s = engine.load(opened, expected, progress)

@@ -116,7 +116,7 @@ def memory(
         report = inspection.inspect(ref, ask_hub=ref.by_hub_id and not (offline or settings.offline()))
         packed = report.inventory.format if ref.kind is Kind.STORE and report.inventory is not None else None
         named = dtype or (None if ref.dtype == "auto" else ref.dtype)
-        result = estimate(report.model, report.spec, budget, named or packed, ctx, batch, max_ctx)
+        result = estimate(report.model, report.spec, budget, named or packed, ctx, batch, max_ctx, report.kept)
         wanted = result.chosen.memory.dtype if result.asked else "auto"
         advised = advice.advise_on_report(ref, report, wanted, budget, ctx, batch, here=ram is None)
         subjects.append(show.Subject(result, report, advised))

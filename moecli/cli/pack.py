@@ -37,7 +37,7 @@ def pack(
             metavar="FORMAT",
             default=True,
             values=options.DTYPES,
-            help=f"Format of the weights: {', '.join(options.DTYPES)}. auto: as stored, if quantised q8 or q4.",
+            help=f"Format of the weights: {', '.join(options.DTYPES)}. auto: as stored, or nearest to it.",
         ),
     ] = _DTYPE,
     output: StoreFolder = None,

@@ -212,7 +212,7 @@ def run(
     if not plan.fits:
         speed = opened.estimate_throughput(plan)
         if not quiet or speed.middle < running.SLOW:
-            terminal.say(loading.expectation(plan, speed))
+            terminal.say(loading.expectation(opened, plan, speed))
         if speed.middle < running.SLOW:
             terminal.confirm("go on?", yes or agreed)
     if ref.kind is Kind.BUILT_IN and not quiet and not json and sys.stderr.isatty():

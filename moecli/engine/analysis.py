@@ -66,7 +66,9 @@ def record(
         _fill(opened.load(plan, progress), config, texts, builders, watch)
     else:
         plan = opened.choose(
-            lambda dtype: fit_layerwise(spec, dtype, most, total, opened.ram, streams, opened.vram_for(dtype))
+            lambda dtype: fit_layerwise(
+                spec, dtype, most, total, opened.ram, streams, opened.vram_for(dtype), opened.model.unpacked(dtype)
+            )
         )
         _layerwise(opened.decoder(plan, progress), plan.memory.block, texts, builders[""], watch)
     traces = finish(builders, spec, opened.tokenizer, opened.name, plan.memory.dtype)

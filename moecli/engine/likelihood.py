@@ -53,7 +53,7 @@ def plan_to_score(opened: Sequence[OpenedModel], windows: Sequence[Window]) -> l
     longest = -(-max(sizes) // BUCKET) * BUCKET
     dtypes = [each.model.dtypes[0] if each.options.dtype == "auto" else each.options.dtype for each in opened]
     readers = [
-        Reader(each.spec, dtype, each.model.streams, each.vram_for(dtype))
+        Reader(each.spec, dtype, each.model.streams, each.vram_for(dtype), each.model.unpacked(dtype))
         for each, dtype in zip(opened, dtypes, strict=True)
     ]
     plans = fit_side_by_side(readers, longest, max(longest, sum(sizes)), opened[0].ram)

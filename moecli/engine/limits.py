@@ -39,7 +39,7 @@ def measure_bandwidths(model: Model, plan: Plan, sample: int, card: Card | None 
 
     `card`: what is known of the one that the plan is for.
     """
-    bursts = [model.measure_disk() for _ in range(_BURSTS)] if plan.disk.experts else []
+    bursts = [model.measure_disk(plan.memory.dtype) for _ in range(_BURSTS)] if plan.disk.experts else []
     disk = max((speed for speed in bursts if speed is not None), default=None)
     found = Bandwidths(
         ram=read_bandwidth(sample),
@@ -47,7 +47,8 @@ def measure_bandwidths(model: Model, plan: Plan, sample: int, card: Card | None 
         linear=_linear(model.spec, plan.memory.dtype),
         sources=Sources(ram="measured", disk="measured" if disk else "typical"),
     )
-    measured.remember(ram=found.ram if sample == _MOST else None, disk=disk)
+    converted = model.unpacked(plan.memory.dtype) is not None  # which says little of the disk alone
+    measured.remember(ram=found.ram if sample == _MOST else None, disk=None if converted else disk)
     settings.return_freed_memory()  # the plan's, from here on
     return measured.with_card(found, card)
 

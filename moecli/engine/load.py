@@ -21,9 +21,11 @@ from moecli.experts.pieces import mapped_record
 from moecli.experts.policies import DEFAULT
 from moecli.experts.resident import checkpoint_experts, packed_experts, store_experts, write_record
 from moecli.experts.store import ExpertStore
+from moecli.experts.unpacked import UnpackedRecords, unpacked
 from moecli.formats import FORMATS
 from moecli.kernels.choice import serves
 from moecli.model.spec import ModelSpec
+from moecli.planning.memory import Unpacked
 from moecli.planning.placement import Plan
 from moecli.planning.rates import Rates
 from moecli.store import manifest
@@ -54,8 +56,12 @@ class Model(Protocol):
         """Whether experts can be read from disk as they are needed."""
         ...
 
-    def measure_disk(self) -> float | None:
-        """Bytes per second that experts arrive at, measured now; None where they are not streamed."""
+    def unpacked(self, dtype: str) -> Unpacked | None:
+        """How experts become records of a format as they are read; None where they are."""
+        ...
+
+    def measure_disk(self, dtype: str) -> float | None:
+        """Bytes per second that experts are read at, measured now; None where they are not streamed."""
         ...
 
     def decoder(
@@ -78,7 +84,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CheckpointModel:
-    """A Hub checkpoint: as stored in place, or converted while it is loaded."""
+    """A Hub checkpoint: as stored in place, or converted while it is loaded, or whenever an expert is needed."""
 
     weights: Weights
     spec: ModelSpec
@@ -94,10 +100,13 @@ class CheckpointModel:
 
     @property
     def streams(self) -> bool:
-        return False
+        return bool(self.spec.mixtures)
 
-    def measure_disk(self) -> float | None:
-        return None
+    def unpacked(self, dtype: str) -> Unpacked | None:
+        return unpacked(self.weights, dtype) if self.streams else None
+
+    def measure_disk(self, dtype: str) -> float | None:
+        return disk.measure(UnpackedRecords.of(self.weights, dtype)) if self.streams else None
 
     def decoder(
         self,
@@ -110,14 +119,21 @@ class CheckpointModel:
     ) -> Decoder:
         dtype, budget = plan.memory.dtype, plan.ram.expert_bytes
         told, progress = _parts(plan, progress)
-        dense = checkpoint_weights(self.weights, dtype, compute_dtype(dtype, self.weights.dtype), device, told)
+        compute = compute_dtype(dtype, self.weights.dtype)
+        dense = checkpoint_weights(self.weights, dtype, compute, device, told, plan.disk.dense > 0)
+        records = None if plan.fits else UnpackedRecords.of(self.weights, dtype)
         settings.return_freed_memory()
         experts: ExpertStore
         if plan.device.dense and self.spec.mixtures:
-            records = layer_records(self.spec, dtype)
-            offloaded = GpuOffloadedExperts(self.spec, records, _capacity(plan, dense), policy, rates=rates)
-            offloaded.fill(lambda *place: write_record(self.weights, records, *place), progress)
+            layers = layer_records(self.spec, dtype)
+            offloaded = GpuOffloadedExperts(
+                self.spec, layers, _capacity(plan, dense), policy, store=records, rates=rates
+            )
+            if plan.fits:
+                offloaded.fill(lambda *place: write_record(self.weights, layers, *place), progress)
             experts = offloaded
+        elif records is not None:
+            experts = OffloadedExperts(records, plan.ram.experts, policy)
         elif self.weights.experts_are(dtype) and (
             self.weights.experts_are_rows() or not serves("native", dtype, CPU)  # which multiplies nothing but rows
         ):
@@ -147,7 +163,10 @@ class StoreModel:
     def streams(self) -> bool:
         return bool(self.spec.mixtures)
 
-    def measure_disk(self) -> float | None:
+    def unpacked(self, dtype: str) -> None:
+        """None: they are packed."""
+
+    def measure_disk(self, dtype: str) -> float | None:
         return disk.measure(self.store) if self.streams else None
 
     def decoder(

@@ -78,6 +78,11 @@ class OpenedModel:
         return (*self.model.notes, *self.tokenizer.notes)
 
     @property
+    def converts(self) -> bool:
+        """Whether experts that are read from disk are made of a checkpoint's own files, and not those of a store."""
+        return self.model.streams and self.model.unpacked(self.model.dtypes[0]) is not None
+
+    @property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end an answer."""
         own = self.tokenizer.eos_id
@@ -91,7 +96,12 @@ class OpenedModel:
 
     def plan(self, context: int, batch: int = 1) -> Plan:
         """Where everything goes for `batch` texts of `context` tokens. NotEnoughMemory if it cannot."""
-        return self.choose(lambda dtype: fit(self.spec, dtype, context, self.ram, self.vram_for(dtype), batch))
+
+        def plan_for(dtype: str) -> Plan:
+            unpacked = self.model.unpacked(dtype)
+            return fit(self.spec, dtype, context, self.ram, self.vram_for(dtype), batch, unpacked)
+
+        return self.choose(plan_for)
 
     def choose(self, plan_for: Callable[[str], Plan]) -> Plan:
         """The plan of the first format that runs. NotEnoughMemory if none does.
@@ -103,18 +113,21 @@ class OpenedModel:
             [wanted] if wanted != "auto" else [each for each in choice.automatic(stored) if each in self.model.dtypes]
         )
         plans = [plan_for(name) for name in names]
-        plan = choice.best(plans, plans if self.model.streams else ())
+        # Of a checkpoint the first that runs: what is quantised anew at every read takes long to arrive.
+        streaming = plans[::-1] if self.converts else plans
+        plan = choice.best(plans, streaming if self.model.streams else ())
         if plan is None:
-            packed = None if self.model.streams else plan_for(choice.SMALLEST)
-            raise ram_shortage(self.ref, plans, self.model.streams, packed)
+            unpacked = self.model.unpacked(names[-1]) if self.converts else None
+            raise ram_shortage(self.ref, plans, self.model.streams, unpacked.buffers if unpacked else 0)
         self.check_device(plan)
         return plan
 
     def estimate_throughput(self, plan: Plan, rates: Rates | None = None) -> Throughput:
         """What to expect of a plan by what is known of this machine, and by the `rates` of its experts, else those that
         an earlier run measured; where some are read from disk, that is measured now."""
-        speed = self.model.measure_disk() if plan.disk.experts else None
-        measured.remember(disk=speed)
+        speed = self.model.measure_disk(plan.memory.dtype) if plan.disk.experts else None
+        if not self.converts:
+            measured.remember(disk=speed)
         known = measured.with_card(measured.recall(), self.card)
         if speed is not None:
             known = replace(known, disk=speed, sources=replace(known.sources, disk="measured"))

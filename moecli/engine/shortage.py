@@ -14,35 +14,32 @@ from moecli.units import format_bytes, round_up
 LESS_OF_THE_DEVICE = "end other programs that use it, or leave it less: --vram bounds it, --device cpu does without"
 
 
-def ram_shortage(ref: ModelRef, plans: Sequence[Plan], streams: bool, packed: Plan | None = None) -> NotEnoughMemory:
-    """None of a model's plans runs. `streams`: whether its experts can stay on disk; `packed`: once they can."""
-    first, least = plans[0], min(plans, key=lambda plan: plan.full_ram)
-    smallest = least.least_ram if streams else least.full_ram
+def ram_shortage(ref: ModelRef, plans: Sequence[Plan], streams: bool, buffers: int = 0) -> NotEnoughMemory:
+    """None of a model's plans runs. `streams`: whether its experts can stay on disk.
+
+    `buffers`: what making records of a checkpoint's experts takes, which a packed model does without.
+    """
+    first = plans[0]
+    smallest = min(min(plan.full_ram, plan.least_ram) if streams else plan.full_ram for plan in plans)
     terms = " + ".join(f"{term.name} {format_bytes(term.bytes)}" for term in first.memory.terms if term.bytes)
     budget = first.ram_budget
     message = f"'{ref.typed}' in {first.memory.dtype} needs {format_bytes(first.full_ram)} of RAM and the budget is "
     message += f"{format_bytes(budget)} ({terms})"
     if streams:
-        return NotEnoughMemory(
-            f"{message}; even with every expert on disk it is {format_bytes(smallest - budget)} short",
-            f"the smallest budget that works is --ram {round_up(smallest)}; a shorter --ctx needs less",
-        )
-    message += f"; it is {format_bytes(first.full_ram - budget)} short"
-    if not first.memory.expert_count:
-        return NotEnoughMemory(
-            message,
-            f"a model without experts runs in RAM alone: --ram {round_up(smallest)} in {least.memory.dtype}; "
-            "a shorter --ctx needs less",
-        )
-    pack = f"moecli pack {ref.typed} --dtype {packed.memory.dtype}" if packed else ""
-    if packed is None or not packed.runs:
-        least_ram = smallest if packed is None else min(smallest, packed.least_ram)
-        how = f"{pack}, and " if least_ram < smallest else ""
-        return NotEnoughMemory(message, f"{how}--ram {round_up(least_ram)} is the least; a shorter --ctx needs less")
+        message += f"; even with every expert on disk it is {format_bytes(smallest - budget)} short"
+        least = min(plans, key=lambda plan: plan.least_ram)
+        packed = least.least_ram - buffers
+        if buffers and packed < smallest:
+            pack = f"moecli pack {ref.typed} --dtype {least.memory.dtype}"
+            hint = f"{pack}, and --ram {round_up(packed)} is the least; a shorter --ctx needs less"
+        else:
+            hint = f"the smallest budget that works is --ram {round_up(smallest)}; a shorter --ctx needs less"
+        return NotEnoughMemory(message, hint)
+    least = min(plans, key=lambda plan: plan.full_ram)
     return NotEnoughMemory(
-        message,
-        f"packed, it runs in this budget, with experts read from disk: {pack}; "
-        f"as it is, it takes --ram {round_up(smallest)} in {least.memory.dtype}",
+        f"{message}; it is {format_bytes(first.full_ram - budget)} short",
+        f"a model without experts runs in RAM alone: --ram {round_up(smallest)} in {least.memory.dtype}; "
+        "a shorter --ctx needs less",
     )
 
 

@@ -92,9 +92,25 @@ class DenseWeights:
 
 
 def checkpoint_weights(
-    weights: Weights, dtype: str, compute: str, device: torch.device = CPU, progress: Progress = silent
+    weights: Weights,
+    dtype: str,
+    compute: str,
+    device: torch.device = CPU,
+    progress: Progress = silent,
+    table_on_disk: bool = False,
 ) -> DenseWeights:
-    """The dense weights of a checkpoint; the large matrices are packed where `dtype` is quantised."""
+    """The dense weights of a checkpoint; the large matrices are packed where `dtype` is quantised.
+
+    `table_on_disk`: but the input table.
+    """
+    (table,) = (each for each in tensors.dense_tensors(weights.spec) if each.part is Part.EMBEDDING and not each.layer)
+
+    def rows(ids: Tensor) -> Tensor:
+        (stored,) = weights.dense(table)
+        found = torch.empty(len(ids), table.shape[1], dtype=torch_dtype(compute))
+        for row, token in zip(found, ids.tolist(), strict=True):
+            read_rows(row.unsqueeze(0), weights.checkpoint, Slice.whole(stored), token)
+        return found.to(device)
 
     def load(tensor: tensors.Tensor) -> Matrix:
         wanted = dense_dtype(tensor, dtype, compute)
@@ -105,7 +121,7 @@ def checkpoint_weights(
         stored = parts.pop() if len(parts) == 1 else "fp32"
         return as_matrix(wanted, (rows, columns), pack(wanted, _read(weights, tensor, torch_dtype(stored))))
 
-    return DenseWeights(weights.spec, compute, load, device, progress)
+    return DenseWeights(weights.spec, compute, load, device, progress, rows if table_on_disk else None)
 
 
 def store_weights(

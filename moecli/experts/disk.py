@@ -1,4 +1,4 @@
-"""The records of a packed store on disk: whole into a slot, or in pieces through a few staging buffers."""
+"""Records on disk, of a store or made of a checkpoint: whole into a slot, or in pieces through staging buffers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
 
+from moecli.experts import unpacked
 from moecli.experts.arena import Arena
 from moecli.experts.pieces import PiecewiseExpert, piece_matrices, record_matrices
 from moecli.experts.readers import PendingRead, Range, Readers
 from moecli.experts.store import Statistics, Streamed
+from moecli.experts.unpacked import UnpackedRecords
 from moecli.kernels.linear import Expert, Matrix
 from moecli.store.expert_record import PAGE, STAGING, Piece, Record, pages, staging_size
 from moecli.store.packed import PackedStore
@@ -25,10 +28,18 @@ _LOG = logging.getLogger(__name__)
 _SAMPLE = 64 * 2**20  # bytes that a measurement reads
 
 
+Records = PackedStore | UnpackedRecords  # what experts are read from
+
+
+def readers_of(records: Records) -> Readers:
+    """The threads that suit it."""
+    return Readers(unpacked.THREADS) if isinstance(records, UnpackedRecords) else Readers()
+
+
 class Disk:
     """Begins reads; the statistics are the store's that uses it."""
 
-    def __init__(self, store: PackedStore, statistics: Statistics, readers: Readers) -> None:
+    def __init__(self, store: Records, statistics: Statistics, readers: Readers) -> None:
         self._store = store
         self._statistics = statistics
         self._readers = readers
@@ -69,13 +80,9 @@ class Disk:
         expert: int,
         parts: Sequence[tuple[int, memoryview]],
         arrived: Callable[[PendingRead], None] | None = None,
+        piece: Piece | None = None,
     ) -> PendingRead:
-        """Parts of one record: where each begins in it, in whole pages, and the memory it goes to."""
-        stored = self._store.experts(layer)
-        start = stored.offset + expert * self._store.record(layer).stride
-        size = sum(len(memory) for _, memory in parts)
-        self._statistics.bytes_read += size
-        _LOG.debug("reads %d bytes of layer %d, expert %d from %s at %d", size, layer, expert, stored.path, start)
+        """Parts of one record, of a piece of it or of all: where each begins in it, in whole pages, and its memory."""
         with self._lock:
             self._began = self._began if self._pending else time.perf_counter()
             self._pending += 1
@@ -88,25 +95,69 @@ class Disk:
             if arrived is not None:
                 arrived(read)
 
+        return self._begin(layer, expert, parts, piece, finished)
+
+    def _begin(
+        self,
+        layer: int,
+        expert: int,
+        parts: Sequence[tuple[int, memoryview]],
+        piece: Piece | None,
+        finished: Callable[[PendingRead], None],
+    ) -> PendingRead:
+        if isinstance(self._store, UnpackedRecords):
+            return self._make(self._store, layer, expert, parts, piece, finished)
+        stored = self._store.experts(layer)
+        start = stored.offset + expert * self._store.record(layer).stride
+        size = sum(len(memory) for _, memory in parts)
+        self._statistics.bytes_read += size
+        _LOG.debug("reads %d bytes of layer %d, expert %d from %s at %d", size, layer, expert, stored.path, start)
         return self._readers.read([Range(stored.path, start + offset, memory) for offset, memory in parts], finished)
 
+    def _make(
+        self,
+        records: UnpackedRecords,
+        layer: int,
+        expert: int,
+        parts: Sequence[tuple[int, memoryview]],
+        piece: Piece | None,
+        finished: Callable[[PendingRead], None],
+    ) -> PendingRead:
+        """The same of a checkpoint whose experts become records as they are read."""
+        if piece is None or piece.rows is None:
+            fields = records.record(layer).fields.items()
+            begin, memory = parts[0]
+            found = [(name, 0, memory[field.offset - begin :][: field.size]) for name, field in fields]
+        else:
+            found = [
+                (name, piece.first, memory[offset % PAGE :][:size])
+                for name, (offset, size), (_, memory) in zip(piece.matrices, piece.spans, parts, strict=True)
+            ]
 
-def measure(store: PackedStore) -> float:
-    """Bytes per second of a short burst of reads, spread over the store."""
+        def made(read: PendingRead) -> None:
+            self._statistics.bytes_read = records.checkpoint.bytes_read
+            finished(read)
+
+        _LOG.debug("reads and converts layer %d, expert %d: %s", layer, expert, [name for name, _, _ in found])
+        return self._readers.run([partial(records.fill, layer, expert, *each) for each in found], made)
+
+
+def measure(store: Records) -> float:
+    """Bytes per second of a short burst of reads, spread over the layers; of a checkpoint those that it is read by."""
     layers = [layer for layer, _ in store.spec.mixtures]
     stride = store.record(layers[0]).stride
     count = max(1, min(len(layers), _SAMPLE // stride))
     arena = Arena(count, stride)
     chosen = layers[:: max(1, len(layers) // count)][:count]
     arrived: queue.SimpleQueue[PendingRead] = queue.SimpleQueue()
-    with closing(Readers()) as readers:
-        disk = Disk(store, Statistics(), readers)
+    with closing(readers_of(store)) as readers:
+        disk = Disk(store, statistics := Statistics(), readers)
         began = time.perf_counter()
         for slot, layer in enumerate(chosen):
             disk.fetch(layer, 0, arena.memory(slot), arrived.put)
         for _ in chosen:
             disk.next(arrived)
-        return stride * len(chosen) / (time.perf_counter() - began)
+        return statistics.bytes_read / (time.perf_counter() - began)
 
 
 class _PendingPiece(NamedTuple):
@@ -165,7 +216,8 @@ class Stream:
                 length = pages(offset % PAGE + size)
                 parts.append((offset // PAGE * PAGE, memory[position : position + length]))
                 position += length
-            self._pending.append(_PendingPiece(piece, buffer, self._disk._read(self._layer, expert, parts)))
+            read = self._disk._read(self._layer, expert, parts, piece=piece)
+            self._pending.append(_PendingPiece(piece, buffer, read))
 
 
 def _spans(piece: Piece, buffer: Tensor) -> list[Tensor]:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from moecli.experts.arena import Arena
 from moecli.experts.copies import Copies, Parts, copies_for
-from moecli.experts.disk import Disk
+from moecli.experts.disk import Disk, Records, readers_of
 from moecli.experts.pieces import PiecewiseExpert, as_expert
 from moecli.experts.policies import POLICIES
 from moecli.experts.rates import measure
-from moecli.experts.readers import PendingRead, Readers
+from moecli.experts.readers import PendingRead
 from moecli.experts.slot_map import Lookup, Place, SlotMap
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.kernels.blocking import MAX_TOKENS, STAGED
@@ -25,7 +25,6 @@ from moecli.kernels.linear import Expert, Matrix, Packed
 from moecli.model.spec import ModelSpec
 from moecli.planning.rates import Rates, cheaper, split
 from moecli.store.expert_record import Record, slots_per_layer
-from moecli.store.packed import PackedStore
 
 Write = Callable[[int, int, Tensor], None]  # layer, expert, and the host memory that its record goes to
 EXCHANGES = 1 / 32  # with RAM, per expert computed on the CPU: little traffic beside that of computing
@@ -63,7 +62,7 @@ class GpuOffloadedExperts:
         capacity: Capacity,
         policy: str,
         *,
-        store: PackedStore | None = None,
+        store: Records | None = None,
         rates: Rates | None = None,
         copies: Callable[[Arena, torch.device], Copies] = copies_for,
     ) -> None:
@@ -87,7 +86,7 @@ class GpuOffloadedExperts:
         self._by_table = False  # whether slots have been computed with by a table since copies last waited for that
         self._credit = 0.0  # exchanges that may be made
         self.statistics = DeviceStatistics(budget_bytes=sum(anywhere) * size)
-        self._disk = None if store is None else Disk(store, self.statistics, Readers())
+        self._disk = None if store is None else Disk(store, self.statistics, readers_of(store))
         layer, mixture = spec.mixtures[0]
         self.rates = rates or measure(
             records[layer], mixture.expert.activation, capacity.compute, self._device, self._ram, self._copies

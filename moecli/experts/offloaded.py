@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 
 from moecli.experts.arena import Arena
-from moecli.experts.disk import Disk
+from moecli.experts.disk import Disk, Records, readers_of
 from moecli.experts.pieces import as_expert
 from moecli.experts.policies import POLICIES, Slots
 from moecli.experts.readers import PendingRead, Readers
@@ -16,19 +16,18 @@ from moecli.experts.store import Group, Statistics, Streamed
 from moecli.kernels.blocking import MAX_TOKENS
 from moecli.kernels.linear import Expert
 from moecli.store.expert_record import STAGING, slots_per_layer
-from moecli.store.packed import PackedStore
 
 
 class OffloadedExperts:
-    """`slots` experts of a packed store in RAM, shared out evenly among the layers; which ones, the policy says."""
+    """`slots` experts in RAM, shared out evenly among the layers; which ones, the policy says."""
 
-    def __init__(self, store: PackedStore, slots: int, policy: str, readers: Readers | None = None) -> None:
+    def __init__(self, store: Records, slots: int, policy: str, readers: Readers | None = None) -> None:
         mixtures = store.spec.mixtures
         self.dtype = store.dtype
         self._records = {layer: store.record(layer) for layer, _ in mixtures}
         self._arena = Arena(slots, max(record.stride for record in self._records.values()))
         self.statistics = Statistics(budget_bytes=slots * self._arena.size)
-        self._disk = Disk(store, self.statistics, readers or Readers())
+        self._disk = Disk(store, self.statistics, readers or readers_of(store))
         self._layers: dict[int, _Layer] = {}
         first = 0
         for (layer, _), count in zip(mixtures, slots_per_layer(store.spec, slots), strict=True):

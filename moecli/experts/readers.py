@@ -6,7 +6,7 @@ import errno
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from moecli.errors import unreadable
 from moecli.store.expert_record import PAGE
 
 THREADS = 4
+Work = Callable[[], None]
 _SEGMENT = 2**20  # read by one thread at once: few records on their way still keep every thread busy
 
 
@@ -32,11 +33,11 @@ class PendingRead:
 
     left: int
     arrived: Callable[[PendingRead], None] | None = None
-    failure: OSError | None = None
+    failure: BaseException | None = None
     done: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def finish(self, failure: OSError | None) -> None:
+    def finish(self, failure: BaseException | None) -> None:
         """One segment more has been read, or has failed."""
         with self._lock:
             self.left -= 1
@@ -49,16 +50,18 @@ class PendingRead:
 
     def check(self) -> None:
         """CheckpointError if a read failed."""
-        if self.failure is not None:
+        if isinstance(self.failure, OSError):
             raise unreadable(self.failure.filename, self.failure)
+        if self.failure is not None:
+            raise self.failure
 
 
 class Readers:
     """A pool; its threads wait while there is nothing to read, and end with the process or when it is closed."""
 
     def __init__(self, threads: int = THREADS) -> None:
-        self._tasks: queue.SimpleQueue[tuple[Range, PendingRead] | None] = queue.SimpleQueue()
-        self._files: dict[Path, _File] = {}
+        self._tasks: queue.SimpleQueue[tuple[Range | Work, PendingRead] | None] = queue.SimpleQueue()
+        self._files: dict[Path, File] = {}
         self._lock = threading.Lock()
         self._threads = threads
         for number in range(threads):
@@ -81,10 +84,30 @@ class Readers:
             self._tasks.put((segment, pending))
         return pending
 
+    def run(self, works: Collection[Work], arrived: Callable[[PendingRead], None]) -> PendingRead:
+        """Begin to do what reads by itself; whatever goes wrong in it is the failure of the read."""
+        pending = PendingRead(len(works), arrived)
+        for work in works:
+            self._tasks.put((work, pending))
+        return pending
+
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
-            self._read(*task)
-            del task  # it holds on to memory that may be given up before the next one comes
+            work, pending = task
+            if isinstance(work, Range):
+                self._read(work, pending)
+            else:
+                self._run(work, pending)
+            del task, work, pending  # they hold on to memory that may be given up before the next one comes
+
+    def _run(self, work: Work, pending: PendingRead) -> None:
+        failure: BaseException | None = None
+        if pending.failure is None:
+            try:
+                work()
+            except BaseException as error:  # raised again where the read is waited for
+                failure = error
+        pending.finish(failure)
 
     def _read(self, segment: Range, pending: PendingRead) -> None:
         failure: OSError | None = None
@@ -96,14 +119,14 @@ class Readers:
                 failure.filename = str(segment.path)
         pending.finish(failure)
 
-    def _file(self, path: Path) -> _File:
+    def _file(self, path: Path) -> File:
         with self._lock:
             if path not in self._files:
-                self._files[path] = _File(path)
+                self._files[path] = File(path)
             return self._files[path]
 
 
-class _File:
+class File:
     """One open file; direct reads until the file system refuses them."""
 
     def __init__(self, path: Path) -> None:
@@ -118,8 +141,11 @@ class _File:
             self._direct = 0
             self._descriptor = os.open(path, os.O_RDONLY)
 
-    def read(self, offset: int, target: memoryview) -> None:
-        """Fill `target`. A file that ends early is an error, but for the last page's padding."""
+    def read(self, offset: int, target: memoryview) -> int:
+        """Fill `target`; returns how many bytes there were.
+
+        A file that ends early is an error, but for the last page's padding.
+        """
         done = 0
         while done < len(target):
             descriptor = self._descriptor
@@ -131,11 +157,12 @@ class _File:
                 continue
             if count == 0:
                 if len(target) - done < PAGE:
-                    return
+                    break
                 raise OSError(errno.ENODATA, "the file is cut short")  # no failure of the disk
             done += count
         if not self._direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, offset, len(target), os.POSIX_FADV_DONTNEED)
+        return done
 
     def _gives_up(self, refused: int) -> bool:
         """Whether another descriptor can be tried: one without direct reads, which another thread may have opened."""

@@ -47,8 +47,8 @@ def can_cut(dtype: str, intermediate_size: int) -> bool:
 def linear(dtype: str, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
     """x [T, in] on the CPU times the matrix [out, in], `shape`, by its bytes: [T, out], in x's precision.
 
-    For what lies in tiles x is rounded to int8 with a scale per 32 columns; sums are in float32. Each result depends on its
-    token and its row alone, to the last bit. ValueError if x or the bytes do not have that shape.
+    For tiles x is rounded to int8 with a scale per 32 columns; sums are in float32. Each result depends on its token
+    and its row alone, to the last bit. ValueError if x or the bytes do not have that shape.
     """
     found = loaded()
     rows = _rows(x, shape[1])

@@ -103,12 +103,13 @@ def advise(
     batch: int = 1,
     fetch: int | None = None,
     here: bool = True,
+    kept: str | None = None,
 ) -> Advice:
-    """`dtype`: the format asked for. `fetch`: the bytes that the Hub names, where it was asked.
+    """`dtype`: the format asked for. `kept`: the quantised one that it is published in. `fetch`: the bytes that the Hub names, where it was asked.
 
     `here`: for this machine, whose disk counts; else for any with this memory.
     """
-    stored = stored_as(spec.stored_dtype)
+    stored = kept or stored_as(spec.stored_dtype)
     names = choice.automatic(stored) if dtype == "auto" else (dtype,)
     context = context or default_context(spec)
     every = {name: estimate_one(spec, budget, name, context, batch) for name in dict.fromkeys((stored, *names))}
@@ -144,7 +145,9 @@ def advise_on_report(
     """The same of a model that was inspected. `budget`: None for what is free now."""
     packed = report.inventory.format if ref.kind is Kind.STORE and report.inventory is not None else dtype
     fetch = report.stored.bytes if report.stored and ref.folder is None else None
-    return advise(ref, report.spec, report.lacks, budget or Budget.of(), packed, context, batch, fetch, here)
+    return advise(
+        ref, report.spec, report.lacks, budget or Budget.of(), packed, context, batch, fetch, here, report.kept
+    )
 
 
 def pull_estimate(ref: ModelRef, dtype: str | None) -> Advice | None:

@@ -14,7 +14,7 @@ from moecli.checkpoint.gguf import noted_file
 from moecli.checkpoint.inventory import Inventory, take_inventory
 from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import NetworkError, reading
-from moecli.formats import stored_as
+from moecli.formats import GROUPED, stored_as
 from moecli.library.resolve import Kind, ModelRef, known
 from moecli.model import catalog, families, params
 from moecli.model.params import Counts, Explanation
@@ -48,6 +48,12 @@ class Report:
     def quantised(self) -> str | None:
         """How the weights are quantised: by the headers where they were read, else by the word of config.json."""
         return self.spec.quantization if self.inventory is None else self.inventory.quantised
+
+    @property
+    def kept(self) -> str | None:
+        """The quantised format, of those kept as they are published, that most of it is in; None where it is none."""
+        name = "" if self.inventory is None else self.inventory.format.lower()
+        return name if name in GROUPED else None
 
     @property
     def lacks(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from moecli.formats import GROUPED
 from moecli.output import terminal
 from moecli.planning.placement import least_device
 from moecli.planning.rates import copied_from
@@ -15,7 +16,7 @@ from moecli.units import figure, format_bytes, format_duration
 
 if TYPE_CHECKING:
     from moecli.engine.chat import GenerationConfig
-    from moecli.engine.loaded import LoadedModel
+    from moecli.engine.loaded import LoadedModel, OpenedModel
     from moecli.experts.store import Statistics
     from moecli.planning.placement import Plan, Tier
     from moecli.planning.rates import Rates
@@ -103,10 +104,17 @@ def sampled(config: GenerationConfig) -> str:
     return ", ".join([first, *(f"{name} {value}" for name, value, counts in settings if counts)])
 
 
-def expectation(plan: Plan, speed: Throughput) -> str:
-    """One line: what is read from disk, and how fast that will be."""
-    return (
+def expectation(opened: OpenedModel, plan: Plan, speed: Throughput) -> str:
+    """What is read from disk, and how fast that will be; of a checkpoint also how it would be faster."""
+    found = (
         f"{plan.disk.experts:,} of {plan.memory.expert_count:,} experts stay on disk: expect about {_expected(speed)}"
+    )
+    if not opened.converts:
+        return found
+    keeps = " --dtype auto" if opened.model.dtypes[0] in GROUPED else ""
+    return (
+        f"{found}\nhint: they are read from the checkpoint's own files and converted each time; packed once they come "
+        f"faster: moecli pack {opened.ref.typed}{keeps}"
     )
 
 

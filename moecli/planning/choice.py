@@ -13,7 +13,7 @@ DEVICE_KERNELS = ("q8", "q4", "q3")  # whose products on a device are moecli's o
 
 
 def unpacked_on_device(dtype: str, kernels: bool) -> bool:
-    """Whether torch must unpack this format on a device for every product: unless moecli's `kernels` for it run there."""
+    """Whether torch must unpack this format on a device for every product: moecli has, or runs, no kernels there."""
     return dtype in GROUPED or (dtype in DEVICE_KERNELS and not kernels)
 
 

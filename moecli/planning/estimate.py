@@ -123,13 +123,14 @@ def estimate(
     context: int | None,
     batch: int,
     find_context: bool,
+    kept: str | None = None,
 ) -> Result:
-    """UsageError for an unknown format."""
+    """`kept`: the quantised format that it is published in. UsageError for an unknown format."""
     if dtype is not None:
         check_dtype(dtype)
-    chosen = stored_as(spec.stored_dtype) if dtype in (None, "auto") else dtype
+    chosen = (kept or stored_as(spec.stored_dtype)) if dtype in (None, "auto") else dtype
     context = context or default_context(spec)
-    shown = [chosen] if dtype else list(OFFERED)
+    shown = [chosen] if dtype else list(dict.fromkeys((*OFFERED, *([kept] if kept else []))))
     every = {each: estimate_one(spec, budget, each, context, batch) for each in dict.fromkeys([*shown, chosen])}
     longest, most = None, None
     if find_context:  # of equal ones the first, which is the most precise

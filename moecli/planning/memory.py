@@ -45,6 +45,14 @@ DEVICE_PROCESS = 1070 * 2**20  # of RAM, beside PROCESS: CUDA and its libraries,
 
 
 @dataclass(frozen=True, slots=True)
+class Unpacked:
+    """Experts that are made of a checkpoint's own files as they are read, not those of a packed store."""
+
+    read_bytes: int  # that one of the largest takes from disk, in whole pages
+    buffers: int  # while it is decoded and packed, of all threads
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryEstimate:
     """What one model takes in one format, for `batch` texts of `context` tokens."""
 
@@ -63,6 +71,7 @@ class MemoryEstimate:
     bytes_per_expert: int  # of the largest
     slot_bytes: int  # the same in whole pages, as a slot holds it
     staging: int  # buffers that experts pass through when some are read from disk
+    read_bytes: int  # from disk for one of the largest experts
     table: int  # bytes of the dense weights that a row per token is read of: the input table, unless it is the head
 
     @property
@@ -86,11 +95,12 @@ class MemoryEstimate:
 
 def estimate_memory(
     spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int = CHUNK, block: int | None = None,
-    scored: int = 0,
+    scored: int = 0, unpacked: Unpacked | None = None,
 ) -> MemoryEstimate:  # fmt: skip
     """Every byte that a run allocates; `dtype` is the format of the large matrices.
 
-    `scored`: tokens of a text whose logits are there at once.
+    `scored`: tokens of a text whose logits are there at once. `unpacked`: how its experts are read from disk, if they
+    have to be; None: from a packed store.
     """
     block = _at_once(spec, context, BLOCK) if block is None else block
     mixtures = _mixtures(spec)
@@ -113,16 +123,19 @@ def estimate_memory(
         expert_count=sum(layers * mixture.router.experts for mixture, layers in mixtures.items()),
         bytes_per_expert=max(sizes, default=0),
         slot_bytes=max((record.stride for record in records), default=0),
-        staging=STAGING * max(map(staging_size, records), default=0),
+        staging=STAGING * max(map(staging_size, records), default=0) + (unpacked.buffers if unpacked else 0),
+        read_bytes=unpacked.read_bytes if unpacked else max(sizes, default=0),
         table=0
         if spec.tied_embeddings
         else sum(n * tensor_bytes(t, dtype) for t, n in counted_tensors(spec) if t.part is Part.EMBEDDING),
     )
 
 
-def layerwise_memory(spec: ModelSpec, dtype: str, longest: int, tokens: int, scored: int = 0) -> MemoryEstimate:
+def layerwise_memory(
+    spec: ModelSpec, dtype: str, longest: int, tokens: int, scored: int = 0, unpacked: Unpacked | None = None
+) -> MemoryEstimate:
     """So many tokens of texts of up to `longest` pass a layer together; one layer's cache at a time holds one text."""
-    memory = estimate_memory(spec, dtype, longest, block=tokens, scored=scored)
+    memory = estimate_memory(spec, dtype, longest, block=tokens, scored=scored, unpacked=unpacked)
     largest = max(_kv(replace(spec, layers=(each,)), dtype, longest, 1, CHUNK).bytes for each, _ in alike(spec.layers))
     kv = Amount(largest, f"1 layer of {memory.kv.formula}")
     return replace(memory, kv=replace(memory.kv, amount=kv))

@@ -13,6 +13,7 @@ from moecli.planning.memory import (
     DEVICE_CONTEXT,
     DEVICE_PROCESS,
     MemoryEstimate,
+    Unpacked,
     estimate_memory,
     layerwise_memory,
     scored_at_once,
@@ -101,7 +102,7 @@ def _fill(memory: MemoryEstimate, ram: int, device: int | None, on_device: Tier,
     else:
         count = max(0, min(left, (ram - least) // max(1, memory.slot_bytes)))
         in_ram = replace(streaming, experts=count, expert_bytes=count * memory.slot_bytes)
-        on_disk = Tier(dense=table, experts=left - count, expert_bytes=(left - count) * memory.bytes_per_expert)
+        on_disk = Tier(dense=table, experts=left - count, expert_bytes=(left - count) * memory.read_bytes)
     plan = Plan(memory, ram, device, on_device, in_ram, on_disk, full_ram=full, least_ram=least)
     _LOG.debug(
         "%s, %d tokens of context: %d bytes and %d experts on the device, %d and %d in RAM, %d and %d on disk; "
@@ -121,26 +122,42 @@ def _staged(memory: MemoryEstimate) -> int:
     return min(memory.expert_count, STAGED) * memory.slot_bytes
 
 
-def fit(spec: ModelSpec, dtype: str, context: int, ram: int, device: int | None = None, batch: int = 1) -> Plan:
+def fit(
+    spec: ModelSpec,
+    dtype: str,
+    context: int,
+    ram: int,
+    device: int | None = None,
+    batch: int = 1,
+    unpacked: Unpacked | None = None,
+) -> Plan:
     """The plan that a run obeys: smaller chunks of the prompt only where the usual ones would not fit at all."""
     chunk = CHUNK
-    plan = place(estimate_memory(spec, dtype, context, batch, chunk), ram, device)
+    plan = place(estimate_memory(spec, dtype, context, batch, chunk, unpacked=unpacked), ram, device)
     while not plan.runs and chunk > _LEAST_CHUNK:
         chunk //= 2
-        plan = place(estimate_memory(spec, dtype, context, batch, chunk), ram, device)
+        plan = place(estimate_memory(spec, dtype, context, batch, chunk, unpacked=unpacked), ram, device)
     return plan
 
 
 def fit_layerwise(
-    spec: ModelSpec, dtype: str, longest: int, tokens: int, ram: int, streams: bool, device: int | None = None
+    spec: ModelSpec,
+    dtype: str,
+    longest: int,
+    tokens: int,
+    ram: int,
+    streams: bool,
+    device: int | None = None,
+    unpacked: Unpacked | None = None,
 ) -> Plan:
     """The plan for reading `tokens` of many texts layer by layer, as many at once (`memory.block`) as memory allows.
 
     `streams`: experts may be read from disk, which costs nothing here, since each is used once.
     """
     (plan,) = _most_at_once(
-        lambda count: [place(layerwise_memory(spec, dtype, longest, count), ram, device)], [streams], longest, tokens
-    )
+        lambda count: [place(layerwise_memory(spec, dtype, longest, count, unpacked=unpacked), ram, device)],
+        [streams], longest, tokens,
+    )  # fmt: skip
     return plan
 
 
@@ -152,6 +169,7 @@ class Reader:
     dtype: str
     streams: bool
     device: int | None = None
+    unpacked: Unpacked | None = None
 
 
 def fit_side_by_side(readers: Sequence[Reader], longest: int, tokens: int, ram: int) -> list[Plan]:
@@ -162,7 +180,8 @@ def fit_side_by_side(readers: Sequence[Reader], longest: int, tokens: int, ram: 
 
     def plans_for(count: int) -> list[Plan]:
         memories = [
-            layerwise_memory(each.spec, each.dtype, longest, count, scored_at_once(each.spec)) for each in readers
+            layerwise_memory(each.spec, each.dtype, longest, count, scored_at_once(each.spec), each.unpacked)
+            for each in readers
         ]
         return _side_by_side(readers, memories, ram)
 

@@ -158,8 +158,13 @@ def bytes_per_token(spec: ModelSpec, plan: Plan, held: float | None = None) -> d
     return {
         "device": (core if on_device else 0) + experts * plan.device.experts / count,
         "ram": (0 if on_device else core) + experts * plan.ram.experts / count,
-        "disk": experts * plan.disk.experts / count,
+        "disk": experts * plan.disk.experts / count * _read_share(plan),
     }
+
+
+def _read_share(plan: Plan) -> float:
+    """Bytes that are read from disk for each that is computed with: of an unpacked checkpoint seldom 1."""
+    return plan.memory.read_bytes / max(1, plan.memory.bytes_per_expert)
 
 
 def expert_rates(
@@ -206,7 +211,7 @@ def _seconds_per_token(
         for mixture, layers in _mixtures(spec.layers):
             computing += layers * _token_beside_device(spec, mixture, plan, bandwidths, case, rates)
         return _together(computing, reading, case) + fixed
-    by_host = read["ram"] + read["disk"]
+    by_host = read["ram"] + read["disk"] / (_read_share(plan) or 1)
     weights = by_host - _cache_bytes(plan, held)
     host = max(by_host / bandwidths.ram, weights / bandwidths.multiplying(plan.memory.dtype, case).bytes_per_s)
     return _together(host / _REACHED[case], reading, case) + fixed
@@ -264,7 +269,9 @@ def _first_token(
         for mixture, layers in _mixtures(spec.layers):
             computing += layers * _prompt_beside_device(spec, mixture, plan, bandwidths, prompt, case, rates)
         return _together(computing, reading, case) + fixed
-    weights = experts * (plan.ram.expert_bytes + plan.disk.expert_bytes) + chunks * dense_read_bytes(spec, memory.dtype)
+    weights = experts * (
+        plan.ram.expert_bytes + plan.disk.expert_bytes / (_read_share(plan) or 1)
+    ) + chunks * dense_read_bytes(spec, memory.dtype)
     moved = _SCORE_BYTES[case] * sum(pairs for _, pairs in _pairs(spec, prompt))
     host = max(weights / bandwidths.ram, weights / linear.bytes_per_s) + moved / bandwidths.ram
     host += _operations(spec, prompt) / linear.operations_per_s

@@ -62,8 +62,10 @@ def test_the_fastest_disk_of_several_bursts_counts() -> None:
         spec = open_model(TINY).spec
         bursts = iter([1e9, 3e9, 2e9])
 
-        def measure_disk(self) -> float | None:
+        def measure_disk(self, dtype: str) -> float | None:
             return next(self.bursts)
+
+        def unpacked(self, dtype: str) -> None: ...
 
     class Without(Moody):
         bursts = iter([None, None, None])

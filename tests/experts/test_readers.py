@@ -11,7 +11,7 @@ import pytest
 
 from moecli.errors import CheckpointError
 from moecli.experts.arena import Arena
-from moecli.experts.readers import PendingRead, Range, Readers, _File
+from moecli.experts.readers import File, PendingRead, Range, Readers
 from moecli.store.expert_record import PAGE
 
 KERNEL = Path("/proc/version")
@@ -54,16 +54,16 @@ def test_long_ranges_are_read_in_segments(path: Path) -> None:
 @pytest.mark.skipif(not KERNEL.exists(), reason="needs a file system without direct reads")
 def test_a_file_that_cannot_be_opened_for_direct_reads_is_read_through_the_page_cache() -> None:
     target, whole = bytearray(PAGE), KERNEL.read_bytes()
-    _File(KERNEL).read(0, memoryview(target)[: len(whole) + 1])
+    File(KERNEL).read(0, memoryview(target)[: len(whole) + 1])
     assert target[: len(whole)] == whole
 
 
 def test_any_other_failure_is_none_of_direct_reading(path: Path) -> None:
     """Nothing is opened once more and tried in another way."""
     with pytest.raises(FileNotFoundError) as missing:
-        _File(path.with_name("another"))
+        File(path.with_name("another"))
     assert missing.value.__context__ is None
-    file = _File(path)
+    file = File(path)
     with path.open("ab") as writer:
         os.dup2(writer.fileno(), file._descriptor)
     with pytest.raises(OSError) as caught:
@@ -108,7 +108,7 @@ def test_after_a_failure_the_rest_is_not_read(path: Path, tmp_path: Path) -> Non
     opened: list[Path] = []
 
     class Noting(Readers):
-        def _file(self, path: Path) -> _File:
+        def _file(self, path: Path) -> File:
             opened.append(path)
             return super()._file(path)
 
@@ -150,7 +150,7 @@ def test_a_file_is_opened_once_for_all_threads(path: Path, monkeypatch: pytest.M
 
 def _is_direct(path: Path) -> bool:
     """Whether this file system reads directly."""
-    file, arena = _File(path), Arena(1, PAGE)
+    file, arena = File(path), Arena(1, PAGE)
     file.read(0, arena.memory(0))
     return bool(file._direct)
 
@@ -162,7 +162,7 @@ def test_what_came_through_the_page_cache_is_not_kept_there(
     """Weights would push everything else out of it. Of direct reads there is nothing to say."""
     given_up: list[tuple[int, int, int, int]] = []
     monkeypatch.setattr(os, "posix_fadvise", lambda *each: given_up.append(each))
-    file, arena = _File(path), Arena(1, 2 * PAGE)
+    file, arena = File(path), Arena(1, 2 * PAGE)
     if not direct:
         file._gives_up(file._descriptor)
     file.read(PAGE, arena.memory(0))
@@ -180,7 +180,7 @@ def test_a_file_may_end_within_its_last_page_and_not_before(held: int, asked: in
     (tmp_path / "short").write_bytes(bytes(range(251)) * 100)
     os.truncate(tmp_path / "short", held)
     for direct in (True, False):
-        file, arena = _File(tmp_path / "short"), Arena(1, asked * PAGE)
+        file, arena = File(tmp_path / "short"), Arena(1, asked * PAGE)
         if not direct:
             file._gives_up(file._descriptor)
         if fails or not held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 
 import pytest
 import torch
@@ -73,7 +74,38 @@ def read_q8(data: bytes, rows: int, columns: int) -> list[list[float]]:
     return matrix
 
 
-READERS = [("q4", read_q4), ("q3", read_q3), ("q8", read_q8)]
+PUBLISHED = {
+    "mxfp4": tuple(2 * sign * each for sign in (1, -1) for each in (0, 0.5, 1, 1.5, 2, 3, 4, 6)),
+    "q4_0": tuple(range(-8, 8)),
+    "iq4_nl": (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113),
+}
+
+
+def read_grouped(name: str, data: bytes, rows: int, columns: int) -> list[list[float]]:
+    """One of 16 codes times a scale for 32: fp16, or a power of two by its exponent plus 128."""
+    size = 1 if name == "mxfp4" else 2
+    groups = -(-columns // 32)
+    strip_bytes = groups * (256 + 16 * size)
+    matrix = []
+    for row in range(rows):
+        strip, r = data[row // 16 * strip_bytes :][:strip_bytes], row % 16
+        line = []
+        for column in range(columns):
+            tile, place = divmod(column, 512)
+            width = min(16, groups - 16 * tile)
+            at, group = tile * 16 * (256 + 16 * size), place // 32
+            scales = strip[at : at + width * 16 * size]
+            number = scales[16 * group + r]
+            scale = 2.0 ** (number - 128) if size == 1 else struct.unpack_from("<e", scales, 32 * group + 2 * r)[0]
+            lines = strip[at + width * 16 * size + 256 * group :][:256]
+            line.append(PUBLISHED[name][index_in_q4(lines, r, column % 32)] * scale)
+        matrix.append(line)
+    return matrix
+
+
+READERS = [
+    ("q4", read_q4), ("q3", read_q3), ("q8", read_q8), *((name, partial(read_grouped, name)) for name in PUBLISHED),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", [(16, 128), (33, 300), (1, 5), (18, 1440), (16, 1024), (3, 513)])
@@ -89,7 +121,7 @@ def test_any_bytes_mean_the_same_to_both(name: str, read: object) -> None:
     """Also codes and scales that packing never writes."""
     shape = (32, 256)
     packed = (gaussian(bytes_for(name, shape)).mul(1000).long() % 256).to(torch.uint8)
-    scales = packed.view(8 * 2 if name == "q8" else 2, -1)[:, :32]
+    scales = packed.view(8 * 2 if name == "q8" else 2, -1)[:, : 256 if name in PUBLISHED else 32]
     scales[:, 1::2] &= 0xBF  # keeps every scale finite
     assert callable(read)
     assert torch.equal(torch.tensor(read(packed.numpy().tobytes(), *shape)), unpack(name, packed, shape, torch.float32))
@@ -147,7 +179,7 @@ def test_padding_is_the_index_of_code_0() -> None:
         assert torch.equal(pack(name, whole[:1, :columns]), pack(name, whole))
     assert CODES["q4"] == q4.CODES and CODES["q3"] == q3.CODES and MULTIPLES == codebook.MULTIPLES
     q8 = bytes(pack("q8", torch.ones(1, 10)).tolist())
-    assert q8[2:32] == bytes(30) and sum(q8[32:]) == 10 * 127
+    assert q8[2:32] == bytes(30) and sum(q8[32:]) == 10 * 64  # of what keeps a 1, the most
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (16, 32), (37, 70), (50, 160)])

@@ -47,7 +47,11 @@ def test_a_matrix_comes_back(name: str, stored: torch.dtype, shape: tuple[int, i
     weights = gaussian(*shape).to(stored)
     packed = pack(name, weights)
     exact = unpack(name, packed, shape, torch.float32)
-    bound = {"q4": 0.1, "q3": 0.18, "nf4": 0.11, "q8": 0.007, "int8": 0.012, "bf16": 0.003}.get(name, 5e-4)
+    bounds = {
+        "q4": 0.1, "q3": 0.18, "nf4": 0.11, "q8": 0.007, "int8": 0.012, "bf16": 0.003, "mxfp4": 0.14, "q4_0": 0.11,
+        "iq4_nl": 0.1,
+    }  # fmt: skip
+    bound = bounds.get(name, 5e-4)
     assert relative_error(exact, weights) < bound
     for dtype in DTYPES:
         assert torch.equal(unpack(name, packed, shape, dtype), exact.to(dtype))

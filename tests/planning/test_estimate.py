@@ -8,7 +8,7 @@ import math
 import pytest
 
 from moecli.errors import UsageError
-from moecli.formats import FORMATS
+from moecli.formats import OFFERED
 from moecli.planning import machine, measured
 from moecli.planning.estimate import Budget, estimate
 from moecli.planning.gpus import GPUS
@@ -106,7 +106,7 @@ def test_nothing_is_no_size(number: int) -> None:
 def test_every_format_or_the_one_that_was_asked_for() -> None:
     spec, budget = spec_of("mixtral"), Budget.of("64GiB", None, "h100:2")
     found = estimate("mixtral", spec, budget, None, None, 1, find_context=False)
-    assert [each.memory.dtype for each in found.every] == list(FORMATS) and not found.asked
+    assert [each.memory.dtype for each in found.every] == list(OFFERED) and not found.asked
     assert found.chosen.memory.dtype == "bf16" and found.max_context is None
     assert found.chosen.memory.context == 8192 and found.budget is budget and found.model == "mixtral"
     asked = estimate("mixtral", spec, budget, "q4", 1000, 2, find_context=True)
