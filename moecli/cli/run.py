@@ -113,6 +113,10 @@ def run(
             help="With --json: the log-probability of each token, and of the N likeliest in its place.",
         ),
     ] = None,
+    echo: Annotated[
+        bool,
+        options.option("--echo", panel=options.OUTPUT, help="With --logprobs: of the prompt's tokens, too."),
+    ] = False,
     trace: Annotated[
         Path | None,
         options.option(
@@ -138,6 +142,8 @@ def run(
     options.check_output("--trace", trace)
     if logprobs is not None and not json:
         raise UsageError("--logprobs stands in the document of --json alone", "add --json")
+    if echo and logprobs is None:
+        raise UsageError("--echo goes with --logprobs", "add --json --logprobs 0")
     text = _read_prompt(model, prompt, prompt_option, file)
     if text is None and json:
         raise UsageError("--json needs a prompt", f'moecli run {model} "prompt" --json')
@@ -158,7 +164,12 @@ def run(
         config = GenerationConfig(
             sampling, new_seed() if seed is None else seed, longest, tuple(map(terminal.clean, stop or ())),
             system=system and terminal.clean(system), raw=raw, lookup=draft == "lookup", top_logprobs=logprobs,
+            echo=echo,
         )  # fmt: skip
+        if echo and opened.spec.encoder:
+            raise UsageError(
+                f"{opened.name} reads its prompt all at once: no token of it follows another", "leave --echo out"
+            )
         plan = plan_for(opened, config, text)
     if not quiet:
         terminal.say_notes(opened.notes)

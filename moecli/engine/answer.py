@@ -6,9 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import Tensor
+
 from moecli.engine.block import RoutingObserver
+from moecli.engine.decoder import Look
 from moecli.engine.generate import Session, Timing
-from moecli.engine.sampling import Sampler, Sampling, ScoringSampler, TokenScore
+from moecli.engine.sampling import Sampler, Sampling, ScoringSampler, TokenScore, score
+from moecli.planning.memory import scored_at_once
 from moecli.store.progress import Progress, silent
 from moecli.text.spans import SpanStream
 from moecli.text.stream import TextStream
@@ -31,6 +35,7 @@ class Request:
     continues: bool = False  # the answer goes on in the prompt's own text: a space before its first word counts
     fills: bool = False  # the answer is what is missing in the prompt
     top_logprobs: int | None = None  # alternatives that are scored beside each token; None: no token is
+    echo: bool = False  # the prompt's tokens are scored, too
 
 
 @dataclass(slots=True)
@@ -43,6 +48,8 @@ class Answer:
     timing: Timing = field(default_factory=Timing)
     prompt: str = ""  # what it answers
     scores: list[TokenScore] = field(default_factory=list)  # of `token_ids`, where they are wanted; perhaps of one more
+    prompt_ids: Sequence[int] = ()
+    prompt_scores: list[TokenScore] = field(default_factory=list)  # of all but the first, where they are wanted
 
 
 def pieces(
@@ -60,7 +67,11 @@ def pieces(
         else ScoringSampler(request.sampling, request.seed, request.top_logprobs, answer.scores)
     )
     reason: FinishReason = "length"
-    for token in session.generate(request.prompt, sampler, request.max_tokens, answer.timing, observer, request.watch):
+    answer.prompt_ids = request.prompt
+    look = _scorer(session, request, answer) if request.echo else None
+    for token in session.generate(
+        request.prompt, sampler, request.max_tokens, answer.timing, observer, request.watch, look
+    ):
         if token in request.end_ids:
             reason = "stop"
             break
@@ -75,3 +86,19 @@ def pieces(
         answer.text += rest
         yield rest
     answer.finish_reason = "stop" if stream.stopped else reason
+
+
+def _scorer(session: Session, request: Request, answer: Answer) -> Look:
+    """Puts the scores of the prompt's tokens into the answer while it is read, by what came before each."""
+
+    def look(start: int, states: Tensor) -> None:
+        decoder, targets = session.decoder, request.prompt[start + 1 : start + 1 + len(states)]
+        del answer.prompt_scores[start:]  # read again after a device had no memory for it
+        for part in states[: len(targets)].split(scored_at_once(decoder.spec)):
+            first = len(answer.prompt_scores) - start
+            answer.prompt_scores += [
+                score(row, token, request.top_logprobs or 0)
+                for row, token in zip(decoder.logits(part).cpu(), targets[first:], strict=False)
+            ]
+
+    return look

@@ -135,5 +135,8 @@ class _Choices:
     def tokens(self, ids: Tensor) -> None:
         """All texts were known at the start."""
 
+    def foresee(self, layer: int, topk_ids: Tensor) -> None:
+        """What would have been is not compared."""
+
     def record(self, layer: int, routing: Routing) -> None:
         self.topk_ids = routing.topk_ids.cpu().numpy().astype(np.uint16)

@@ -12,7 +12,7 @@ import torch
 
 from moecli.engine.block import RoutingObserver
 from moecli.engine.cache import Cache
-from moecli.engine.decoder import Decoder
+from moecli.engine.decoder import Decoder, Look
 from moecli.engine.device import ran_out
 from moecli.engine.drafts import PromptLookup
 from moecli.engine.finite import is_finite, not_finite
@@ -64,6 +64,7 @@ class Session:
     lookup: bool = False  # drafts are looked up in the text: the same tokens, sooner where it repeats itself
     fall_back: Callable[[], tuple[Decoder, Cache]] | None = None
     _encoded: list[int] | None = None  # the prompt, where an encoder has read it
+    _asked: int = 0  # of `held`, the tokens before the last answer
     _torn: bool = False  # a forward pass was interrupted: the layers' caches disagree
 
     def generate(
@@ -74,10 +75,12 @@ class Session:
         timing: Timing,
         observer: RoutingObserver | None = None,
         watch: Progress = silent,
+        look: Look | None = None,
     ) -> Iterator[int]:
         """Yield up to `limit` ids after `prompt`, the whole text so far. The caller decides when to stop early.
 
-        `watch` is told of the tokens fed at once, done and of how many.
+        `watch` is told of the tokens fed at once, done and of how many. `look` sees what becomes of every token of the
+        prompt, for which all of it is read.
         """
         if not prompt:
             raise MoecliError("the prompt is empty", "a model without a start token needs at least one token")
@@ -96,7 +99,8 @@ class Session:
             seen = list(pending)
         else:
             limit = min(limit, self.cache.capacity - len(prompt) + 1)
-            timing.cached_tokens = self._rewind(prompt)
+            timing.cached_tokens = self._rewind(prompt if look is None else ())
+            self._asked = len(prompt)
             seen, pending = list(prompt), list(prompt[timing.cached_tokens :])
         _LOG.debug(
             "a prompt of %d tokens, %d of them cached; %d more at most", len(prompt), timing.cached_tokens, limit
@@ -111,7 +115,11 @@ class Session:
             tokens = []
             for logits, guess in zip(
                 self._feed(
-                    pending + draft, 1 + len(draft), observer, silent if made or self.decoder.encoder else watch
+                    pending + draft,
+                    1 + len(draft),
+                    observer,
+                    silent if made or self.decoder.encoder else watch,
+                    None if made else look,
                 ),
                 [*draft, None],
                 strict=True,
@@ -141,6 +149,23 @@ class Session:
             yield from tokens
             began = time.perf_counter()
 
+    def read_answer_again(self, observer: RoutingObserver, watch: Progress = silent) -> None:
+        """Feed the last answer once more, as it was generated, for an observer; the cache is what it was.
+
+        To the bit, unless a window has moved on. The last token of an answer was never fed. `watch` is told of tokens.
+        """
+        answer, decoder = self.held[self._asked :], self.decoder
+        if self._torn or not answer:
+            return
+        self._torn = True
+        if (kept := self.cache.rewind(self._asked)) < self._asked:  # a window has moved on
+            decoder.forward(torch.tensor(self.held[kept : self._asked]), self.cache, last_only=True)
+        at_once = MAX_TOKENS if decoder.can_draft else 1
+        for start in range(0, len(answer), at_once):
+            decoder.forward(torch.tensor(answer[start : start + at_once]), self.cache, observer)
+            watch(min(start + at_once, len(answer)), len(answer))
+        self._torn = False
+
     def _read(
         self, prompt: Sequence[int], timing: Timing, observer: RoutingObserver | None, watch: Progress
     ) -> list[int]:
@@ -153,11 +178,13 @@ class Session:
         timing.dropped = self._in_memory(lambda: self.decoder.read(ids, self.cache, observer, watch), again=False)
         return [self.decoder.spec.start_id]
 
-    def _feed(self, ids: list[int], wanted: int, observer: RoutingObserver | None, watch: Progress) -> torch.Tensor:
+    def _feed(
+        self, ids: list[int], wanted: int, observer: RoutingObserver | None, watch: Progress, look: Look | None
+    ) -> torch.Tensor:
         """Append `ids` to the text; returns the logits [`wanted`, V] after the last. CheckpointError if not finite."""
 
         def forward() -> torch.Tensor:
-            states = self.decoder.forward(torch.tensor(ids), self.cache, observer, last_only=wanted == 1, watch=watch)
+            states = self.decoder.forward(torch.tensor(ids), self.cache, observer, wanted == 1, watch, look)
             return self.decoder.logits(states[-wanted:]).cpu()
 
         self._torn = True
