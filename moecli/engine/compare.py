@@ -69,11 +69,12 @@ def compare_text(
 ) -> TextComparison:
     """Read the windows with both, at most `together` tokens at once as planned; `watch` is told of tokens."""
     routers = _Routers(decoders[0].spec, decoders[1].spec)
-    scores = list[Tensor]()
+    scores, done = torch.empty(4, sum(window.scored for window in windows)), 0
     for group, states in read_side_by_side(decoders, windows, together, watch, routers.observers, routers.after_layer):
         for rows, targets in scored_rows(group, states, scored_at_once(decoders[0].spec)):
-            scores.append(_scores(decoders, rows, targets))
-    first, second, divergence, same = torch.cat(scores, 1).numpy()  # [4, N]
+            scores[:, done : done + len(targets)] = _scores(decoders, rows, targets)
+            done += len(targets)
+    first, second, divergence, same = scores.numpy()  # [4, N]
     of_run = runs([window.scored for window in windows])
     return TextComparison(
         likelihood(windows, first),

@@ -166,7 +166,11 @@ def test_what_is_no_saved_chat_is_neither_read_nor_written_over(chat: Chat, tmp_
         with pytest.raises(UsageError, match="is no saved chat"):
             obey(chat, f"/save {file}")
         assert file.read_text() == content
-    for name, problem in (("", "needs a file"), (f"{tmp_path}/none/talk.json", "no"), (str(tmp_path), "")):
+    for name, problem in (
+        ("", "needs a file"),
+        (f"{tmp_path}/none/talk.json", "no"),
+        (str(tmp_path), "irectory|is no saved chat"),
+    ):
         for command in ("/load", "/save"):
             with pytest.raises(MoecliError, match=problem):
                 obey(chat, f"{command} {name}")
