@@ -71,9 +71,7 @@ def compare_text(
     routers = _Routers(decoders[0].spec, decoders[1].spec)
     scores, done = torch.empty(4, sum(window.scored for window in windows)), 0
     for group, states in read_side_by_side(decoders, windows, together, watch, routers.observers, routers.after_layer):
-        for rows, targets in scored_rows(group, states, scored_at_once(decoders[0].spec)):
-            scores[:, done : done + len(targets)] = _scores(decoders, rows, targets)
-            done += len(targets)
+        done += _score(decoders, group, states, scores[:, done:])
     first, second, divergence, same = scores.numpy()  # [4, N]
     of_run = runs([window.scored for window in windows])
     return TextComparison(
@@ -84,6 +82,15 @@ def compare_text(
         mean(same, of_run),
         routers.agreement(sum(len(window.ids) for window in windows)),
     )
+
+
+def _score(decoders: Sequence[Decoder], group: Sequence[Window], states: Sequence[Tensor], scores: Tensor) -> int:
+    """Put what is found of a group's scored tokens at the begin of `scores` [4, N]; returns their number."""
+    done = 0
+    for rows, targets in scored_rows(group, states, scored_at_once(decoders[0].spec)):
+        scores[:, done : done + len(targets)] = _scores(decoders, rows, targets)
+        done += len(targets)
+    return done
 
 
 def _scores(decoders: Sequence[Decoder], states: Sequence[Tensor], targets: Tensor) -> Tensor:

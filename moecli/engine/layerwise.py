@@ -46,7 +46,7 @@ def read_side_by_side(
 ) -> Iterator[tuple[Sequence[_T], list[Tensor]]]:
     """Yield groups of texts of at most `together` tokens, and of each decoder their states after its last layer [T, D].
 
-    The decoders take turns, half a layer each; `after_layer` is called once all have passed one. `watch` is told of
+    These are there until the next group is asked for. The decoders take turns, half a layer each; `after_layer` is called once all have passed one. `watch` is told of
     tokens, done and of how many.
     """
     done, total = 0, sum(len(text.ids) for text in texts)
@@ -65,5 +65,6 @@ def read_side_by_side(
             if half % 2 == 0:
                 after_layer(half // 2 - 1)
         yield group, states
+        states.clear()  # whoever got them has the list: the next group's take their place
         done += size
         watch(done, total)
