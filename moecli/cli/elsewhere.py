@@ -72,4 +72,4 @@ def hint(option: str, known: Collection[str], command: str) -> str | None:
     ours = [word.strip(",;:") for word in meaning.split() if word.startswith("-")]
     if all(word in known for word in ours):
         return meaning
-    return f"{command} has nothing of the kind; of moecli run it is {meaning}"
+    return f"{command} has nothing of the kind; moecli run has {meaning}"
