@@ -31,6 +31,7 @@ VARIABLES = (
         "file of options that are always added, a line a command: run --ram 12GiB (default: config in MOECLI_HOME)",
     ),
     Variable("MOECLI_API_KEY", "the key that serve asks for, as --api-key does, but not seen in lists of processes"),
+    Variable("MOECLI_HISTORY", "0 keeps no messages of chats for the Up key of later ones"),
     Variable("MOECLI_KERNEL", "native, bnb, triton or torch: who computes (default: the fastest)"),
     Variable("MOECLI_ISA", "the instruction set of the native kernels, such as avx2 (default: the best here)"),
     Variable("MOECLI_THREADS", "compute threads (default: one per physical core, fewer while other programs are busy)"),
@@ -62,6 +63,10 @@ def debug() -> bool:
 
 def profile() -> bool:
     return read("MOECLI_PROFILE") == "1"
+
+
+def keeps_history() -> bool:
+    return read("MOECLI_HISTORY") != "0"
 
 
 def log_level() -> str | None:

@@ -23,7 +23,7 @@ FAMILY_NAMES = re.compile(f"({'|'.join(sorted(_STEMS))})(?!3$)", re.IGNORECASE) 
 
 # Classes of data that change: they count, collect or are filled.
 CHANGING = {
-    "Access", "Answer", "Call", "DeviceStatistics", "Library", "Lookup", "PendingRead", "Phase", "Session",
+    "Access", "Answer", "Call", "Chat", "DeviceStatistics", "Library", "Lookup", "PendingRead", "Phase", "Session",
     "Statistics", "Timing", "Hop", "_Layer", "_Pass", "_Program", "Stage", "_Text",
 }  # fmt: skip
 

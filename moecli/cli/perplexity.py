@@ -72,6 +72,6 @@ def perplexity(
     if json:
         terminal.write_json(document(opened.name, plan, decoder, found, read.cut, spent))
     else:
-        show(found, read.cut, no_color)
+        show(f"{opened.name} in {plan.memory.dtype}", found, read.cut, no_color)
         if not quiet:
             loading.tell_read(found.tokens, spent, [plan], [decoder.experts.statistics])

@@ -15,19 +15,13 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from moecli import settings
+from moecli.cli import elsewhere
 from moecli.errors import UsageError, printable
 from moecli.output import help as pages
 from moecli.output import terminal
 
 _WRONG: type[Exception] = typer.BadParameter.__mro__[1]  # typer exports no name for it
 _SYNONYMS = {"ls": "list", "show": "inspect"}
-_ELSEWHERE = {  # what other tools call it
-    "chat": "run", "generate": "run", "start": "run", "info": "inspect", "heatmap": "inspect", "download": "pull",
-    "get": "pull", "install": "pull", "convert": "pack", "quantize": "pack", "create": "pack", "ps": "list",
-    "models": "list", "remove": "rm", "delete": "rm", "uninstall": "rm", "check": "verify", "params": "inspect",
-    "estimate": "memory", "fit": "memory", "benchmark": "bench", "env": "doctor", "version": "--version",
-    "search": "list --known", "server": "serve", "api": "serve", "logprobs": "score",
-}  # fmt: skip
 
 
 class Command(TyperCommand):
@@ -42,6 +36,8 @@ class Command(TyperCommand):
         _show(page(self, ctx))
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        if not ctx.resilient_parsing and (word := elsewhere.mistaken(args, known := _options(self, ctx))):
+            raise _no_such_option(word, known, ctx)
         try:
             rest = super().parse_args(ctx, args)
         except _WRONG as error:
@@ -184,10 +180,7 @@ def _explained(error: Any, command: Any, ctx: Any) -> UsageError:
     more = f"{ctx.command_path} --help"
     kind = type(error).__name__
     if kind == "NoSuchOption":
-        known = [name for parameter in command.get_params(ctx) for name in parameter.opts if name[0] == "-"]
-        near = difflib.get_close_matches(error.option_name, known, n=2, cutoff=0.7)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"{more} lists what there is"
-        return UsageError(f"there is no option {printable(error.option_name, 40)}", hint)
+        return _no_such_option(error.option_name, _options(command, ctx), ctx)
     if kind == "BadOptionUsage":
         takes = {name: parameter for parameter in command.get_params(ctx) for name in parameter.opts}
         parameter = takes.get(error.option_name)
@@ -201,6 +194,18 @@ def _explained(error: Any, command: Any, ctx: Any) -> UsageError:
         name = next(iter(sorted(getattr(error.param, "opts", ()), key=len, reverse=True)), "")
         return _bad_value(name if name.startswith("-") else _term(error.param), error)
     return UsageError(error.format_message().rstrip("."), more)
+
+
+def _options(command: Any, ctx: Any) -> list[str]:
+    """The names of all options of a command."""
+    return [name for parameter in command.get_params(ctx) for name in parameter.opts if name[0] == "-"]
+
+
+def _no_such_option(typed: str, known: Sequence[str], ctx: Any) -> UsageError:
+    near = difflib.get_close_matches(typed, known, n=2, cutoff=0.7)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"{ctx.command_path} --help lists what there is"
+    hint = elsewhere.hint(typed, known, ctx.command_path) or hint
+    return UsageError(f"there is no option {printable(typed, 40)}", hint)
 
 
 def _bad_value(name: str, error: Any) -> UsageError:
@@ -236,7 +241,7 @@ def _no_such_command(args: Sequence[str], known: Sequence[str]) -> UsageError:
     near = difflib.get_close_matches(typed.lower(), known, n=1, cutoff=0.6)
     if typed.lower() == "logs":
         hint = "nothing is kept: MOECLI_LOG=info moecli ... logs to stderr"
-    elif word := _ELSEWHERE.get(typed.lower()):
+    elif word := elsewhere.COMMANDS.get(typed.lower()):
         hint = f"here it is: moecli {word} {rest}".rstrip()
     elif near:
         hint = f"did you mean moecli {near[0]}?"
@@ -250,7 +255,7 @@ def _no_such_command(args: Sequence[str], known: Sequence[str]) -> UsageError:
 def _nearest(typed: str, known: Sequence[str]) -> str | None:
     """The command that a word for none may mean."""
     alike = difflib.get_close_matches(typed.lower(), known, n=1, cutoff=0.6)
-    return _ELSEWHERE.get(typed.lower()) or next(iter(alike), None)
+    return elsewhere.COMMANDS.get(typed.lower()) or next(iter(alike), None)
 
 
 def _is_model(typed: str) -> bool:

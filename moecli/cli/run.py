@@ -133,6 +133,10 @@ def run(
             help="With --json: the log-probability of each token, and of the N likeliest in its place.",
         ),
     ] = None,
+    echo: Annotated[
+        bool,
+        options.option("--echo", panel=options.OUTPUT, help="With --logprobs: of the prompt's tokens, too."),
+    ] = False,
     trace: Annotated[
         Path | None,
         options.option(
@@ -161,6 +165,8 @@ def run(
         raise UsageError("--trace records what is read, and --session reads nothing twice", "leave one of them out")
     if logprobs is not None and not json:
         raise UsageError("--logprobs stands in the document of --json alone", "add --json")
+    if echo and logprobs is None:
+        raise UsageError("--echo goes with --logprobs", "add --json --logprobs 0")
     options.check_output("--output", output)
     if prompts is not None:
         of_one = {"PROMPT": prompt, "--prompt": prompt_option, "--file": file, "--session": session, "--trace": trace}
@@ -189,7 +195,12 @@ def run(
         config = GenerationConfig(
             sampling, new_seed() if seed is None else seed, longest, tuple(map(terminal.clean, stop or ())),
             system=system and terminal.clean(system), raw=raw, lookup=draft == "lookup", top_logprobs=logprobs,
+            echo=echo,
         )  # fmt: skip
+        if echo and opened.spec.encoder:
+            raise UsageError(
+                f"{opened.name} reads its prompt all at once: no token of it follows another", "leave --echo out"
+            )
         job = None
         if prompts is not None and lines is not None:
             job = batch.prepare(opened, config, prompts, lines, output, seed is not None)

@@ -6,9 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import Tensor
+
 from moecli.engine.block import RoutingObserver
+from moecli.engine.decoder import Look
 from moecli.engine.generate import Session, Timing
-from moecli.engine.sampling import Sampler, Sampling, ScoringSampler, TokenScore
+from moecli.engine.sampling import Sampler, Sampling, ScoringSampler, TokenScore, score
+from moecli.planning.memory import scored_at_once
 from moecli.store.progress import Progress, silent
 from moecli.text.spans import SpanStream
 from moecli.text.stream import TextStream
@@ -33,6 +37,7 @@ class Request:
     continues: bool = False  # the answer goes on in the prompt's own text: a space before its first word counts
     fills: bool = False  # the answer is what is missing in the prompt
     top_logprobs: int | None = None  # alternatives that are scored beside each token; None: no token is
+    echo: bool = False  # the prompt's tokens are scored, too
 
     def sampler(self, answer: Answer) -> Sampler:
         """What chooses the tokens of `answer`, and scores them there if they are to be."""
@@ -51,6 +56,8 @@ class Answer:
     timing: Timing = field(default_factory=Timing)
     prompt: str = ""  # what it answers
     scores: list[TokenScore] = field(default_factory=list)  # of `token_ids`, where they are wanted; perhaps of one more
+    prompt_ids: Sequence[int] = ()
+    prompt_scores: list[TokenScore] = field(default_factory=list)  # of all but the first, where they are wanted
 
 
 class Writer:
@@ -91,8 +98,11 @@ def pieces(
 ) -> Iterator[str]:
     """Yield printable text as it is generated, and keep `answer` up to date."""
     writer, reason = Writer(tokenizer, request, answer), _LENGTH
-    sampler = request.sampler(answer)
-    for token in session.generate(request.prompt, sampler, request.max_tokens, answer.timing, observer, request.watch):
+    answer.prompt_ids = request.prompt
+    look = _scorer(session, request, answer) if request.echo else None
+    for token in session.generate(
+        request.prompt, request.sampler(answer), request.max_tokens, answer.timing, observer, request.watch, look
+    ):
         piece = writer.add(token)
         if piece:
             yield piece
@@ -101,3 +111,19 @@ def pieces(
             break
     if rest := writer.end(reason):
         yield rest
+
+
+def _scorer(session: Session, request: Request, answer: Answer) -> Look:
+    """Puts the scores of the prompt's tokens into the answer while it is read, by what came before each."""
+
+    def look(start: int, states: Tensor) -> None:
+        decoder, targets = session.decoder, request.prompt[start + 1 : start + 1 + len(states)]
+        del answer.prompt_scores[start:]  # read again after a device had no memory for it
+        for part in states[: len(targets)].split(scored_at_once(decoder.spec)):
+            first = len(answer.prompt_scores) - start
+            answer.prompt_scores += [
+                score(row, token, request.top_logprobs or 0)
+                for row, token in zip(decoder.logits(part).cpu(), targets[first:], strict=False)
+            ]
+
+    return look

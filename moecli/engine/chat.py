@@ -15,7 +15,7 @@ from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Session
 from moecli.engine.loaded import LoadedModel, OpenedModel
 from moecli.engine.prefixes import Slots, reading_of
-from moecli.engine.recorder import finish, new_recorder
+from moecli.engine.recorder import Recorder, finish, new_builders, new_recorder
 from moecli.engine.sampling import Sampling
 from moecli.engine.session_file import SessionFile
 from moecli.errors import CheckpointError, MoecliError
@@ -41,6 +41,7 @@ class GenerationConfig:
     raw: bool = False  # no chat template
     lookup: bool = True  # guess ahead where the text repeats itself
     top_logprobs: int | None = None  # alternatives that are scored beside each token; None: no token is
+    echo: bool = False  # the prompt's tokens are scored, too
 
 
 class Conversation:
@@ -48,11 +49,17 @@ class Conversation:
 
     def __init__(self, opened: OpenedModel, config: GenerationConfig) -> None:
         self._tokenizer, self._vocab_size, self._end_ids = opened.tokenizer, opened.spec.vocab_size, opened.end_ids
-        self._system = [Message("system", config.system)] if config.system else []
+        self.system = config.system  # what a chat begins with
         self.reads_apart = bool(opened.spec.encoder)  # an encoder reads each prompt alone
         self.is_chat = opened.tokenizer.chat_template is not None and not (config.raw or self.reads_apart)
         self._messages: list[Message] = []
         self._ids: list[int] = []
+        self._begins: list[int] = []  # how many ids there were before each turn
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """What was said, the user's messages and the answers in turn."""
+        return self._messages
 
     def prompt(self, text: str, turns: Sequence[Message] = ()) -> list[int]:
         """The ids of all that was said and `text`, up to where the model goes on. MoecliError if there are none.
@@ -61,7 +68,8 @@ class Conversation:
         """
         if self.is_chat:
             said = turns or (Message("user", text),)
-            ids = self._tokenizer.encode_chat([*self._system, *self._messages, *said])
+            system = [Message("system", self.system)] if self.system else []
+            ids = self._tokenizer.encode_chat([*system, *self._messages, *said])
         elif self.reads_apart:
             ids = self._tokenizer.encode(text)
         else:
@@ -88,17 +96,38 @@ class Conversation:
             continues=not (self.is_chat or self.reads_apart),
             fills=self.reads_apart,
             top_logprobs=config.top_logprobs,
+            echo=config.echo,
         )
 
     def add(self, text: str, prompt: list[int], answer: Answer) -> None:
         """`text`, which became `prompt`, and its answer belong to what was said."""
         self._messages += [Message("user", text), Message("assistant", answer.text)]
+        self._begins.append(len(self._ids))
         self._ids = [*prompt, *answer.token_ids]
+
+    def take_back(self) -> str | None:
+        """Forget the last message and its answer; returns the message, None where there is none."""
+        if not self._messages:
+            return None
+        *self._messages, asked, _ = self._messages
+        del self._ids[self._begins.pop() :]
+        return asked.content
+
+    def restore(self, messages: Sequence[Message]) -> None:
+        """Go on from what was said elsewhere: messages of user and assistant in turn."""
+        self.clear()
+        for asked, answered in zip(messages[::2], messages[1::2], strict=True):
+            self._messages += [asked, answered]
+            self._begins.append(len(self._ids))
+            if not (self.is_chat or self.reads_apart):
+                said = self._tokenizer.encode(asked.content + answered.content, special=not self._ids)
+                self._ids = [*self._ids, *said]
 
     def clear(self) -> None:
         """Forget everything but the system message."""
         self._messages.clear()
-        self._ids.clear()
+        self._ids = []
+        self._begins.clear()
 
 
 def plan_for(opened: OpenedModel, config: GenerationConfig, text: str | None) -> Plan:
@@ -181,9 +210,41 @@ class ChatSession:
             if kept:
                 self._conversation.add(text, prompt, answer)
 
+    @property
+    def conversation(self) -> Conversation:
+        """What was said so far."""
+        return self._conversation
+
+    @property
+    def used_tokens(self) -> int:
+        """How many tokens of its context are taken."""
+        return len(self._session.held)
+
+    def configure(self, config: GenerationConfig) -> None:
+        """Answer like this from now on; a system message counts for what was said, too."""
+        self.config = config
+        self._conversation.system = config.system
+
     def clear(self) -> None:
         """Forget all turns; the next prompt begins a new conversation."""
         self._conversation.clear()
+
+    def routing_of_answer(self, watch: Progress = silent) -> RoutingTrace | None:
+        """Which experts the tokens of the last answer took, which are read once more; None where there are none.
+
+        Nothing that is said later depends on it. ConfigError for a model without routers.
+        """
+        opened = self.loaded.opened
+        builders = new_builders(opened.name, opened.spec)
+        stack, builder = list(builders.items())[-1]  # of the decoder
+        recorder = Recorder(opened.spec, builder)
+        recorder.begin(0)
+        recorder.generated = True
+        self._session.read_answer_again(recorder, watch)
+        recorder.flush()
+        if not recorder.recorded:
+            return None
+        return finish({stack: builder}, opened.spec, opened.tokenizer, opened.name, self.loaded.dtype).get(stack)
 
     def _begin(self) -> Session:
         loaded = self.loaded

@@ -69,11 +69,10 @@ def compare_text(
 ) -> TextComparison:
     """Read the windows with both, at most `together` tokens at once as planned; `watch` is told of tokens."""
     routers = _Routers(decoders[0].spec, decoders[1].spec)
-    scores = list[Tensor]()
+    scores, done = torch.empty(4, sum(window.scored for window in windows)), 0
     for group, states in read_side_by_side(decoders, windows, together, watch, routers.observers, routers.after_layer):
-        for rows, targets in scored_rows(group, states, scored_at_once(decoders[0].spec)):
-            scores.append(_scores(decoders, rows, targets))
-    first, second, divergence, same = torch.cat(scores, 1).numpy()  # [4, N]
+        done += _score(decoders, group, states, scores[:, done:])
+    first, second, divergence, same = scores.numpy()  # [4, N]
     of_run = runs([window.scored for window in windows])
     return TextComparison(
         likelihood(windows, first),
@@ -83,6 +82,15 @@ def compare_text(
         mean(same, of_run),
         routers.agreement(sum(len(window.ids) for window in windows)),
     )
+
+
+def _score(decoders: Sequence[Decoder], group: Sequence[Window], states: Sequence[Tensor], scores: Tensor) -> int:
+    """Put what is found of a group's scored tokens at the begin of `scores` [4, N]; returns their number."""
+    done = 0
+    for rows, targets in scored_rows(group, states, scored_at_once(decoders[0].spec)):
+        scores[:, done : done + len(targets)] = _scores(decoders, rows, targets)
+        done += len(targets)
+    return done
 
 
 def _scores(decoders: Sequence[Decoder], states: Sequence[Tensor], targets: Tensor) -> Tensor:
@@ -134,6 +142,9 @@ class _Choices:
 
     def tokens(self, ids: Tensor) -> None:
         """All texts were known at the start."""
+
+    def foresee(self, layer: int, topk_ids: Tensor) -> None:
+        """What would have been is not compared."""
 
     def record(self, layer: int, routing: Routing) -> None:
         self.topk_ids = routing.topk_ids.cpu().numpy().astype(np.uint16)

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from moecli.engine.device_step import DeviceStep
 
 
+Look = Callable[[int, Tensor], None]  # sees the normed states [t, D] of tokens from a place in what is fed on
+
+
 class Decoder:
     """A model ready to run: dense weights in memory, experts behind a store."""
 
@@ -139,6 +142,7 @@ class Decoder:
         last_only: bool = False,
         watch: Progress = silent,
         prompt: int | None = None,
+        look: Look | None = None,
     ) -> Tensor:
         """Feed `ids` [T] after what `cache` holds; returns the normed states [t, D] of the last BLOCK of tokens.
 
@@ -146,7 +150,7 @@ class Decoder:
         asked for once a block; what a token becomes depends neither on blocks nor on the cache's chunks.
         `last_only`: only the last token's [1, D]; the last layer's feed-forward is left out for the others, unless an
         observer wants to see their routing. `watch` is told of tokens. `prompt`: how long the prompt is of which these
-        are a part; None if they are all of it.
+        are a part; None if they are all of it. `look` sees the normed states of every token.
         """
         with torch.inference_mode():
             for rotary in self._rotary.values():
@@ -157,16 +161,23 @@ class Decoder:
                 self._adjust_threads()
                 states = self._device_step.forward(ids, [cache], observer)
                 watch(len(ids), len(ids))
+                if look is not None:
+                    look(0, states)
                 return states[-1:] if last_only else states
             ids = ids.to(self.device)
             if self.decode_step and len(ids) <= self.decode_step.max_tokens:
                 states = self._step(ids, cache, observer)
+                if look is not None:
+                    look(0, self.normed(states))
             else:
                 for start, part in zip(range(0, len(ids), BLOCK), ids.split(BLOCK), strict=True):
                     last = start + len(part) == len(ids)
-                    wanted = len(part) if observer is not None or not last_only else int(last)
+                    all_wanted = observer is not None or look is not None or not last_only
                     count = partial(_count, watch, start, len(ids))
+                    wanted = len(part) if all_wanted else int(last)
                     states = self._block(part, cache, prompt or len(ids), observer, wanted, count)
+                    if look is not None:
+                        look(start, self.normed(states))
             watch(len(ids), len(ids))
             return self.normed(states[-1:] if last_only else states)
 

@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
 
 from moecli.engine.block import RoutingObserver
 from moecli.engine.cache import Cache
-from moecli.engine.decoder import Decoder
+from moecli.engine.decoder import Decoder, Look
 from moecli.engine.device import ran_out
 from moecli.engine.drafts import PromptLookup
 from moecli.engine.finite import is_finite, not_finite
@@ -68,6 +69,7 @@ class Session:
     prefixes: Slots | None = None
     _slot: Slot | None = None
     _encoded: list[int] | None = None  # the prompt, where an encoder has read it
+    _asked: int = 0  # of `held`, the tokens before the last answer
     _torn: bool = False  # a forward pass was interrupted: the layers' caches disagree
 
     def generate(
@@ -78,10 +80,12 @@ class Session:
         timing: Timing,
         observer: RoutingObserver | None = None,
         watch: Progress = silent,
+        look: Look | None = None,
     ) -> Iterator[int]:
         """Yield up to `limit` ids after `prompt`, the whole text so far. The caller decides when to stop early.
 
-        `watch` is told of the tokens fed at once, done and of how many.
+        `watch` is told of the tokens fed at once, done and of how many. `look` sees what becomes of every token of the
+        prompt, for which all of it is read.
         """
         if not prompt:
             raise MoecliError("the prompt is empty", "a model without a start token needs at least one token")
@@ -101,7 +105,8 @@ class Session:
             seen = list(pending)
         else:
             limit = min(limit, self.cache.capacity - len(prompt) + 1)
-            timing.cached_tokens, ends = self._take(prompt)
+            timing.cached_tokens, ends = self._take(prompt, anew=look is not None)
+            self._asked = len(prompt)
             seen, pending = list(prompt), list(prompt[timing.cached_tokens :])
         _LOG.debug(
             "a prompt of %d tokens, %d of them cached; %d more at most", len(prompt), timing.cached_tokens, limit
@@ -122,7 +127,7 @@ class Session:
                 scores = self._feed(pending + draft, 1 + len(draft), observer)
             else:
                 for end in ends:
-                    scores = self._read_piece(prompt, end, observer, told)
+                    scores = self._read_piece(prompt, end, observer, told, look)
             for logits, guess in zip(scores, [*draft, None], strict=True):
                 tokens.append(sampler.pick(logits, seen))
                 seen.append(tokens[-1])
@@ -149,6 +154,23 @@ class Session:
             yield from tokens
             began = time.perf_counter()
 
+    def read_answer_again(self, observer: RoutingObserver, watch: Progress = silent) -> None:
+        """Feed the last answer once more, as it was generated, for an observer; the cache is what it was.
+
+        To the bit, unless a window has moved on. The last token of an answer was never fed. `watch` is told of tokens.
+        """
+        answer, decoder = self.held[self._asked :], self.decoder
+        if self._torn or not answer:
+            return
+        self._torn = True
+        if (kept := self.cache.rewind(self._asked)) < self._asked:  # a window has moved on
+            decoder.forward(torch.tensor(self.held[kept : self._asked]), self.cache, last_only=True)
+        at_once = MAX_TOKENS if decoder.can_draft else 1
+        for start in range(0, len(answer), at_once):
+            decoder.forward(torch.tensor(answer[start : start + at_once]), self.cache, observer)
+            watch(min(start + at_once, len(answer)), len(answer))
+        self._torn = False
+
     def _read(
         self, prompt: Sequence[int], timing: Timing, observer: RoutingObserver | None, watch: Progress
     ) -> list[int]:
@@ -161,26 +183,33 @@ class Session:
         timing.dropped = self._in_memory(lambda: self.decoder.read(ids, self.cache, observer, watch), again=False)
         return [self.decoder.spec.start_id]
 
-    def _take(self, prompt: Sequence[int]) -> tuple[int, list[int]]:
-        """Keep what of the prompt is known: how many tokens that is, and where the pieces of the rest end."""
+    def _take(self, prompt: Sequence[int], anew: bool) -> tuple[int, list[int]]:
+        """Keep what of the prompt is known, nothing if it is to be read anew: how many tokens that is, and where the
+        pieces of the rest end."""
         if self.prefixes is None:
-            return self._rewind(prompt), [len(prompt)]
+            return self._rewind(() if anew else prompt), [len(prompt)]
         if self._slot is not None:
             if self._torn:
                 self._slot.clear()
             self.prefixes.give_back(self._slot)
-        found = self.prefixes.take(prompt)
+        found = self.prefixes.take(prompt, anew)
         assert found is not None, "the one text is over"
         self._slot, ends = found
         self.held, self._torn = self._slot.ids, False
         return len(self.held), ends
 
     def _read_piece(
-        self, prompt: Sequence[int], end: int, observer: RoutingObserver | None, watch: Progress
+        self,
+        prompt: Sequence[int],
+        end: int,
+        observer: RoutingObserver | None,
+        watch: Progress,
+        look: Look | None,
     ) -> torch.Tensor:
         """Read the prompt on to `end`; the logits [1, V] there."""
-        whole = None if self.prefixes is None else len(prompt)
-        logits = self._feed(list(prompt[len(self.held) : end]), 1, observer, watch, whole)
+        whole, begin = None if self.prefixes is None else len(prompt), len(self.held)
+        seen = None if look is None else partial(_further, look, begin)
+        logits = self._feed(list(prompt[begin:end]), 1, observer, watch, whole, seen)
         if self.prefixes is not None and self._slot is not None:
             self.prefixes.note(self._slot)
         return logits
@@ -192,13 +221,12 @@ class Session:
         observer: RoutingObserver | None,
         watch: Progress = silent,
         prompt: int | None = None,
+        look: Look | None = None,
     ) -> torch.Tensor:
         """Append `ids` to the text; returns the logits [`wanted`, V] after the last. CheckpointError if not finite."""
 
         def forward() -> torch.Tensor:
-            states = self.decoder.forward(
-                torch.tensor(ids), self.cache, observer, last_only=wanted == 1, watch=watch, prompt=prompt
-            )
+            states = self.decoder.forward(torch.tensor(ids), self.cache, observer, wanted == 1, watch, prompt, look)
             return self.decoder.logits(states[-wanted:]).cpu()
 
         self._torn = True
@@ -250,3 +278,8 @@ class Session:
         kept = self.cache.rewind(0 if self._torn else shared)
         del self.held[kept:]
         return kept
+
+
+def _further(look: Look, begin: int, start: int, states: torch.Tensor) -> None:
+    """Let `look` count from the beginning of the text."""
+    look(begin + start, states)

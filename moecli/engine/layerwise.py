@@ -46,8 +46,8 @@ def read_side_by_side(
 ) -> Iterator[tuple[Sequence[_T], list[Tensor]]]:
     """Yield groups of texts of at most `together` tokens, and of each decoder their states after its last layer [T, D].
 
-    The decoders take turns, half a layer each; `after_layer` is called once all have passed one. `watch` is told of
-    tokens, done and of how many.
+    These are there until the next group is asked for. The decoders take turns, half a layer each; `after_layer` is
+    called once all have passed one. `watch` is told of tokens, done and of how many.
     """
     done, total = 0, sum(len(text.ids) for text in texts)
     halves = 2 * max(len(decoder.spec.layers) for decoder in decoders)
@@ -56,14 +56,23 @@ def read_side_by_side(
         passing = [
             decoder.layerwise(ids, CHUNK, observer) for decoder, observer in zip(decoders, observers, strict=True)
         ]
-        states: list[Tensor] = []
-        for half, yielded in enumerate(zip_longest(*passing), 1):
-            states = [
-                now if now is not None else before for now, before in zip(yielded, states or yielded, strict=True)
-            ]
+
+        def passed(half: int, done: int = done, size: int = size) -> None:
             watch(done + size * half // (halves + 1), total)  # what is made of the states is as long as half a layer
             if half % 2 == 0:
                 after_layer(half // 2 - 1)
+
+        states = _last(passing, passed)
         yield group, states
+        states.clear()  # the list is that of whoever got it: the next group's states take their place
         done += size
         watch(done, total)
+
+
+def _last(passing: Sequence[Iterator[Tensor]], passed: Callable[[int], None]) -> list[Tensor]:
+    """What each yields last; they take turns, and `passed` is told after each of these."""
+    last: dict[int, Tensor] = {}
+    for turn, yielded in enumerate(zip_longest(*passing), 1):
+        last |= {index: states for index, states in enumerate(yielded) if states is not None}
+        passed(turn)
+    return [last[index] for index in range(len(passing))]

@@ -71,11 +71,20 @@ def plan_to_score(opened: Sequence[OpenedModel], windows: Sequence[Window]) -> l
 
 def read_text(decoder: Decoder, windows: Sequence[Window], together: int, watch: Progress) -> Likelihood:
     """Score the windows, at most `together` tokens at once as planned; `watch` is told of tokens."""
-    losses: list[Tensor] = []
-    for group, (states,) in read_side_by_side([decoder], windows, together, watch, [None]):
-        for rows, targets in scored_rows(group, [states], scored_at_once(decoder.spec)):
-            losses.append(-log_softmax(decoder, rows[0]).gather(1, targets.to(decoder.device)[:, None])[:, 0].cpu())
-    return likelihood(windows, torch.cat(losses).numpy())
+    losses, done = torch.empty(sum(window.scored for window in windows)), 0
+    for group, states in read_side_by_side([decoder], windows, together, watch, [None]):
+        done += _score(decoder, group, states, losses[done:])
+    return likelihood(windows, losses.numpy())
+
+
+def _score(decoder: Decoder, group: Sequence[Window], states: Sequence[Tensor], losses: Tensor) -> int:
+    """Put the losses of a group's scored tokens at the begin of `losses`; returns their number."""
+    done = 0
+    for (rows,), targets in scored_rows(group, states, scored_at_once(decoder.spec)):
+        found = log_softmax(decoder, rows).gather(1, targets.to(decoder.device)[:, None])[:, 0]
+        torch.neg(found.cpu(), out=losses[done : done + len(targets)])
+        done += len(targets)
+    return done
 
 
 def likelihood(windows: Sequence[Window], losses: NDArray[np.float32]) -> Likelihood:

@@ -93,8 +93,10 @@ class Slots:
         self._reading, self.file = reading, file
         self._clock = count(1)
 
-    def take(self, prompt: Sequence[int]) -> tuple[Slot, list[int]] | None:
+    def take(self, prompt: Sequence[int], anew: bool = False) -> tuple[Slot, list[int]] | None:
         """A slot that holds as much of the prompt as is known, and where its pieces end; None while all are taken.
+
+        What is to be read `anew` is not known.
 
         What another text still needs is copied: blocks of a slot that is taken, or that holds much more than is shared.
         """
@@ -103,7 +105,7 @@ class Slots:
             return None
         ends = cuts(len(prompt), self._reading)
         source = max(self._slots, key=lambda slot: (self._shared(slot, prompt, ends), not slot.taken))
-        shared = self._shared(source, prompt, ends)
+        shared = 0 if anew else self._shared(source, prompt, ends)
         slot = source
         if not shared or source.taken or 2 * shared < source.whole:
             slot = min(free, key=lambda slot: slot.used)
@@ -111,7 +113,7 @@ class Slots:
         kept = slot.cache.copy(source.cache, shared) if copied else slot.cache.rewind(shared)
         while kept not in (0, *ends):  # a state was kept at this length, but no prompt is read in such pieces
             kept = slot.cache.rewind(max(end for end in (0, *ends) if end < kept))
-        if self.file is not None:
+        if self.file is not None and not anew:
             kept = self.file.restore(slot.cache, prompt, ends[-2] if len(ends) > 1 else 0)
         slot.ids, slot.whole, slot.cuts, slot.taken = list(prompt[:kept]), kept, ends, True
         piece = self._reading.piece

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from moecli import settings
 from moecli.engine.answer import Answer
 from moecli.errors import MoecliError
-from moecli.output import loading, terminal
+from moecli.output import loading, tables, terminal
 from moecli.output.answer import tell_statistics
+from moecli.output.chat_commands import Chat, obey
 from moecli.output.messages import Messages
 
 if TYPE_CHECKING:
     from moecli.engine.chat import ChatSession
 
-_COMMANDS = {
-    "/clear": "forget the conversation",
-    "/help": "show this",
-    "/bye": "leave; so do Ctrl-D, exit and quit",
-}
-_KEYS = {
-    '"""': "begins and ends a message of several lines; what is pasted is one message, too",
-    "Ctrl-C": "stops an answer",
-    "Up": "brings back what was typed, also in earlier chats",
-}
 _LEAVE = "/bye", "/exit", "/quit", "exit", "quit"
+_NEARLY = 0.8  # of the context
 
 
 def chat(session: ChatSession, quiet: bool) -> None:
@@ -36,40 +26,29 @@ def chat(session: ChatSession, quiet: bool) -> None:
         if session.fills_spans:
             kind = "no chat: it fills gaps, each message by itself; write <extra_id_0>, <extra_id_1>, ... for them"
         terminal.say(f"{session.loaded.name} ({kind}). /help shows what can be typed, /bye leaves.")
-    messages = Messages(None if quiet else settings.home() / "chat-history.jsonl")
+    here = Chat(session)
+    messages = Messages(settings.home() / "chat-history.jsonl" if settings.keeps_history() and not quiet else None)
     while (message := messages.read()) is not None:
-        typed = message.strip()
-        if typed in _LEAVE:
+        if message.strip() in _LEAVE:
             return
-        if typed == "/clear":
-            session.clear()
-        elif typed in ("/help", "/?"):
-            _help()
-        elif re.fullmatch(r"/[\w?-]*", message.split(" ")[0].rstrip()) and "\n" not in typed:  # /usr/bin is none
-            _refuse(typed.split()[0])
-        elif typed:
-            _turn(session, message, quiet)
+        try:
+            again = obey(here, message)
+        except KeyboardInterrupt:
+            again = None  # of a command that takes long
+        except MoecliError as error:
+            terminal.report(error)
+            again = None
+        if again is not None and again.strip():
+            _turn(here, again, quiet)
 
 
-def _help() -> None:
-    rows = {**_COMMANDS, **_KEYS}
-    for name, meaning in rows.items():
-        terminal.say(f"  {name:<{max(map(len, rows))}}  {meaning}")
-
-
-def _refuse(typed: str) -> None:
-    """Nobody who mistypes a command wants the model to answer it."""
-    near = get_close_matches(typed.lower(), _COMMANDS, 1)
-    meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(_COMMANDS)}"
-    terminal.report(MoecliError(f"unknown command {typed}", f"{meant}; a space before it makes it a message"))
-
-
-def _turn(session: ChatSession, message: str, quiet: bool) -> None:
-    answer = Answer()
+def _turn(here: Chat, message: str, quiet: bool) -> None:
+    session, answer = here.session, Answer()
+    writer = here.writer()
     try:
         with loading.meter("reading", "tokens", quiet) as watch:
             for piece in session.ask(message, answer, watch):
-                terminal.write(piece)
+                writer.write(piece)
     except KeyboardInterrupt:
         pass  # the answer so far stays, in the conversation too
     except MoecliError as error:
@@ -77,6 +56,20 @@ def _turn(session: ChatSession, message: str, quiet: bool) -> None:
             error = MoecliError(error.message, "/clear forgets the conversation; or leave, and raise --ctx")
         terminal.report(error)
         return
-    terminal.write("\n" if not answer.text.endswith("\n") else "")
+    writer.finish()
+    here.answer = answer
     if not quiet:
         tell_statistics(session.loaded, answer)
+    _tell_room(session, answer)
+
+
+def _tell_room(session: ChatSession, answer: Answer) -> None:
+    """In words, before the context is full, and when it is."""
+    used, most = session.used_tokens, session.loaded.cache.capacity
+    if session.fills_spans or used < _NEARLY * most:
+        return
+    more = "/clear begins anew, /save FILE keeps what was said; --ctx N at the next start has more"
+    if answer.finish_reason == "length" and used >= most:
+        terminal.say(f"note: the context of {most:,} tokens is full, and the answer ends here: {more}")
+    else:
+        tables.whisper(f"{used:,} of {most:,} tokens of the context are used: {more}")

@@ -51,8 +51,8 @@ def _routing(agreed: Agreement) -> list[RenderableType]:
         ("all", *_shares(1 - agreed.equal_sets, 1 - agreed.overlap, 1 - firsts)),
         ("uniform", *_shares(1 - chance.equal_sets_by_chance, 1 - chance.overlap_by_chance), ""),
     ]
-    header = ("layer", "other set", "other experts", "other first")
-    said = f"of {agreed.tokens:,} tokens: with another set of experts; of their experts; with another first one"
+    header = ("layer", "set", "experts", "first")
+    said = f"{agreed.tokens:,} tokens: share with another set of experts, of their experts, with another first"
     return [tables.Group(Text("Routing flips", "bold"), Text(said, "dim")), tables.grid(header, rows)]
 
 

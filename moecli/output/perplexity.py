@@ -8,9 +8,10 @@ from moecli.output import tables
 from moecli.output.estimates import shown
 
 
-def show(found: Likelihood, cut: Cut | None, no_color: bool) -> None:
-    """Perplexity, mean loss, and the tokens that they are over."""
+def show(model: str, found: Likelihood, cut: Cut | None, no_color: bool) -> None:
+    """Perplexity, mean loss, and the tokens that they are over. `model`: its name and format."""
     facts = [
+        ("model", model),
         ("perplexity", shown(found.perplexity)),
         ("loss", f"{shown(found.loss)} nats a token"),
         ("scored", of(found, cut)),

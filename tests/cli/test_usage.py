@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.main import get_command
 
 from moecli import settings
-from moecli.cli import run
-from moecli.cli.app import PROGRAM, app
+from moecli.cli import elsewhere, run
+from moecli.cli.app import PROGRAM, Program, app
 from moecli.errors import UsageError
 
 
@@ -31,6 +33,15 @@ from moecli.errors import UsageError
         ("memory mixtral --dtype Q4_K_M", "unknown --dtype 'Q4_K_M'", "the nearest is q4"),
         ("run tiny x --dtype float16", "unknown --dtype", "the nearest is fp16"),
         ("inspect tiny:q4 --routing --dtype q8", "cannot both be meant", "leave one out"),
+        ("run tiny x -ngl 20", "no option -ngl", "--vram SIZE bounds"),
+        ("run tiny x --n-cpu-moe=20", "no option --n-cpu-moe", "--vram SIZE bounds"),
+        ("memory mixtral -ot exps=CPU", "no option -ot", "--vram SIZE and --ram SIZE"),
+        ("bench tiny -c 4096", "no option -c", "--ctx N is the context"),
+        ("run tiny x -t 8", "no option -t", "--threads N"),
+        ("run tiny x --temp 0", "no option --temp", "--temperature X"),
+        ("list -c 5", "no option -c", "moecli list has nothing of the kind; moecli run has --ctx N"),
+        ("run -m tiny x", "no option -m", "MODEL is the first argument"),
+        ("perplexity tiny -p x", "no option -p", "moecli run has -p TEXT"),
         ("run tiny x -p y", "cannot both be meant", "leave one"),
         ("run tiny notes.txt", "names a file", "-f notes.txt"),
         ("run tiny -f no/notes.txt", "No such file", "name a text file"),
@@ -51,6 +62,21 @@ def test_wrong_usage_is_told_in_one_style(tmp_path, monkeypatch, typed, error, h
     with pytest.raises(UsageError) as refused:
         app(args=typed.split(), prog_name=PROGRAM)
     assert error in refused.value.message and hint in str(refused.value.hint)
+
+
+def test_what_is_said_of_others_options_names_ours():
+    """Nothing of ours is called so, and what the hints name is there."""
+    context = typer.Context(get_command(app), info_name=PROGRAM)
+    ours = {
+        name: {option for each in context.command.get_command(context, name).params for option in each.opts}
+        for name in Program.table
+    }
+    for option, meaning in elsewhere.OPTIONS.items():
+        named = {word.strip(",;:") for word in meaning.split() if word.startswith("-")}
+        assert named <= ours["run"], option
+        assert any(option not in known for known in ours.values()), option
+    assert not elsewhere.COMMANDS.keys() & set(Program.table)
+    assert {meaning.split()[0] for meaning in elsewhere.COMMANDS.values()} <= {*Program.table, "--version"}
 
 
 def test_options_that_the_user_always_wants(moecli, tmp_path):

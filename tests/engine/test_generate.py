@@ -73,6 +73,26 @@ class Recording:
         self.seen.append((layer, routing.topk_ids.shape, routing.topk_weights.shape))
 
 
+@pytest.mark.parametrize("window", [None, 8])
+def test_an_answer_is_read_again_for_an_observer(window: int | None, tmp_path: Path) -> None:
+    """Where a window has moved on, too: what it no longer holds of the prompt is read before."""
+    decoder = load(write(make("mixtral", sliding_window=window), tmp_path))
+    running, seen, again = session(decoder, capacity=80, chunk=8), Recording(), Recording()
+    list(running.generate(prompt(30), Sampler(Sampling(), 0), 20, Timing(), seen))
+    held, states = list(running.held), [[each.clone() for each in layer.held] for layer in running.cache.layers]
+    running.read_answer_again(again)
+    assert again.read == seen.read[30:] == held[30:] and len(again.read) == 19
+    assert running.held == held and running.cache.length == len(held)
+    for layer, before in zip(running.cache.layers, states, strict=True):
+        for now, then in zip(layer.held, before, strict=True):
+            rows = min(now.shape[1], then.shape[1])  # a window holds some more than it shows
+            torch.testing.assert_close(now[:, -rows:], then[:, -rows:], rtol=0, atol=1e-4)
+    more = [*held, 5, 6]
+    assert answer(running, more, 5) == greedy(decoder, more, 5, chunk=8)
+    session(decoder).read_answer_again(again)
+    assert len(again.read) == 19, "nothing was said"
+
+
 def test_a_trace_sees_every_mixture_of_every_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moecli.engine.decoder.BLOCK", 6)
     decoder = load(write(make("deepseek_v3", num_hidden_layers=3), tmp_path))

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moecli.kernels.blocking import STAGED
 from moecli.model.spec import Mixture
-from moecli.planning.memory import estimate_memory, layerwise_memory, read_bytes_per_token
-from moecli.planning.placement import Tier, fit_layerwise, largest_context, least_device, place
+from moecli.planning.memory import (
+    DEVICE_CONTEXT,
+    estimate_memory,
+    layerwise_memory,
+    read_bytes_per_token,
+    scored_at_once,
+)
+from moecli.planning.placement import (
+    Reader,
+    Tier,
+    fit_layerwise,
+    fit_side_by_side,
+    largest_context,
+    least_device,
+    place,
+)
 from moecli.planning.speed import bytes_per_token
 from moecli.store.expert_record import STAGING, mixture_record, staging_size
 from tests.support.specs import spec_of
@@ -114,3 +130,34 @@ def test_texts_are_read_layer_by_layer_as_many_at_once_as_fit():
     assert (tokens(whole.full_ram), tokens(whole.full_ram - 1), tokens(half.full_ram)) == (10_000, 5_000, 5_000)
     assert (tokens(whole.least_ram, True), tokens(whole.least_ram - 1, True)) == (10_000, 5_000)
     assert tokens(whole.least_ram) == tokens(0) == 300
+
+
+def test_models_that_read_side_by_side_share_one_budget_and_one_process():
+    spec = spec_of("mixtral")
+    readers = [Reader(spec, "q8", True), Reader(spec, "q4", True)]
+    alone = [place(layerwise_memory(spec, each.dtype, 300, 300, scored_at_once(spec)), 0) for each in readers]
+    process = alone[0].memory.process.bytes
+    least = sum(plan.least_ram for plan in alone) - process
+    blocks = []
+    for ram in (least - 1, least, least + 2**30, 2**35, 2**38):
+        plans = fit_side_by_side(readers, 300, 10_000, ram)
+        assert all(plan.runs for plan in plans) == (ram >= least)
+        assert ram < least or sum(plan.ram.total for plan in plans) - process <= ram
+        blocks.append({plan.memory.block for plan in plans})
+    assert blocks[1] == {300} and blocks[-1] == {10_000} and all(plan.fits for plan in plans)
+    assert not all(
+        plan.fits for plan in fit_side_by_side([replace(each, streams=False) for each in readers], 300, 300, least)
+    )
+    (one,) = fit_side_by_side(readers[:1], 300, 10_000, least)
+    assert one.memory == layerwise_memory(spec, "q8", 300, one.memory.block, scored_at_once(spec))
+
+
+def test_models_side_by_side_share_a_device():
+    spec = spec_of("olmoe")
+    needs = [layerwise_memory(spec, dtype, 300, 3000, scored_at_once(spec)) for dtype in ("q8", "q4")]
+    least = sum(map(least_device, needs)) - DEVICE_CONTEXT
+    for device, on_it in ((least - 1, 1), (least, 2), (2**40, 2)):
+        readers = [Reader(spec, need.dtype, True, device) for need in needs]
+        plans = fit_side_by_side(readers, 300, 3000, 2**38)
+        assert sum(plan.device.dense > 0 for plan in plans) == on_it
+        assert sum(max(0, plan.device.total - DEVICE_CONTEXT) for plan in plans) + DEVICE_CONTEXT <= device

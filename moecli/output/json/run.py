@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from moecli.engine.answer import Answer
+from moecli.engine.sampling import TokenScore
 from moecli.output.json import SCHEMA_VERSION
 from moecli.output.json.shared import planned_bytes
 from moecli.planning import machine
@@ -58,12 +59,14 @@ def _scored(session: ChatSession, answer: Answer) -> dict[str, Any]:
             "logprob": logprob,
         }
 
-    return {
-        "logprobs": [
-            named(each.token_id, each.logprob) | {"top": [named(*other) for other in each.top]}
-            for each in answer.scores[: len(answer.token_ids)]
-        ]
-    }
+    def scored(each: TokenScore) -> dict[str, Any]:
+        return named(each.token_id, each.logprob) | {"top": [named(*other) for other in each.top]}
+
+    found = {"logprobs": list(map(scored, answer.scores[: len(answer.token_ids)]))}
+    if session.config.echo:
+        first = [{**named(token, 0.0), "logprob": None, "top": []} for token in answer.prompt_ids[:1]]
+        found["prompt_logprobs"] = first + list(map(scored, answer.prompt_scores))
+    return found
 
 
 def _filled(session: ChatSession, answer: Answer) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from moecli.errors import UsageError
 from moecli.output.routing import shades
 from moecli.output.routing.words import name
 from moecli.routing.report import LayerReport, RoutingReport
+from moecli.routing.trace import RoutingTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,12 @@ def heat(report: RoutingReport, sort: bool = False, title: str = "", layers: Col
     """All tokens, in all layers or those of `layers` that there are."""
     kept = [layer for layer in report.layers if layers is None or layer.layer in layers]
     return Heat(title, tuple(_row(layer.layer, layer.utilisation, sort) for layer in kept), sort)
+
+
+def heat_of(trace: RoutingTrace, title: str = "") -> Heat:
+    """All tokens of a trace, without its other figures."""
+    rows = (_row(each.layer, _utilisation(tuple(each.counts().tolist())), False) for each in trace.layers)
+    return Heat(title, tuple(rows), False)
 
 
 def limit_of(heats: Sequence[Heat]) -> float:
