@@ -63,16 +63,6 @@ def run(
             help="Answer each line of this file of JSON lines (- is stdin), all together; builtin:tasks has four.",
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        options.option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            panel=options.OUTPUT,
-            help="With --prompts: write the answers here, and go on where an earlier run has stopped.",
-        ),
-    ] = None,
     system: Annotated[str | None, options.option(metavar="TEXT", help="System message for the chat template.")] = None,
     raw: Annotated[bool, options.option("--raw", help="Use no chat template: continue the prompt as it is.")] = False,
     tokenizer: options.Tokenizer = None,
@@ -131,6 +121,16 @@ def run(
     device: running.Device = "auto",
     vram: options.Vram = None,
     threads: options.Threads = None,
+    output: Annotated[
+        Path | None,
+        options.option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            panel=options.OUTPUT,
+            help="With --prompts: write the answers here, and go on where an earlier run has stopped.",
+        ),
+    ] = None,
     logprobs: Annotated[
         int | None,
         options.option(
