@@ -16,7 +16,7 @@ from moecli.engine.finite import is_finite, not_finite
 from moecli.engine.loaded import LoadedModel, OpenedModel
 from moecli.engine.sampling import Sampler
 from moecli.errors import CheckpointError, NotEnoughMemory
-from moecli.kernels.blocking import MAX_TOKENS
+from moecli.kernels.blocking import BLOCK, MAX_TOKENS
 from moecli.planning.placement import Plan
 
 _RESIDENT = 4 * MAX_TOKENS  # texts side by side where no expert is read again: more cost memory and save nothing
@@ -34,7 +34,7 @@ def plan_for(opened: OpenedModel, needs: Sequence[int]) -> Plan:
     count = min(count, _RESIDENT) if alone.fits else count
     while count > 1:
         with suppress(NotEnoughMemory):
-            plan = opened.plan(longest, count)
+            plan = opened.plan(longest, count, None if opened.spec.encoder else min(BLOCK, count * longest))
             same = plan.memory.dtype == alone.memory.dtype and plan.fits >= alone.fits
             if same and _tokens_per_byte(opened, plan) > _tokens_per_byte(opened, best):
                 best = plan

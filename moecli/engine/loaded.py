@@ -89,9 +89,12 @@ class OpenedModel:
             return self.vram
         return choice.device_for(dtype, self.vram, self.card is None or self.card.kernels)
 
-    def plan(self, context: int, batch: int = 1) -> Plan:
-        """Where everything goes for `batch` texts of `context` tokens. NotEnoughMemory if it cannot."""
-        return self.choose(lambda dtype: fit(self.spec, dtype, context, self.ram, self.vram_for(dtype), batch))
+    def plan(self, context: int, batch: int = 1, block: int | None = None) -> Plan:
+        """Where everything goes for `batch` texts of `context` tokens. NotEnoughMemory if it cannot.
+
+        `block`: prompt tokens that are read together; None: those of one text.
+        """
+        return self.choose(lambda dtype: fit(self.spec, dtype, context, self.ram, self.vram_for(dtype), batch, block))
 
     def choose(self, plan_for: Callable[[str], Plan]) -> Plan:
         """The plan of the first format that runs. NotEnoughMemory if none does.

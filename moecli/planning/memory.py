@@ -75,8 +75,7 @@ def estimate_memory(
     spec: ModelSpec, dtype: str, context: int, batch: int = 1, chunk: int = CHUNK, block: int | None = None
 ) -> MemoryEstimate:
     """Every byte that a run allocates; `dtype` is the format of the large matrices."""
-    if block is None:  # prompts of a batch are read together
-        block = context if spec.encoder else min(BLOCK, batch * context)
+    block = _at_once(spec, context, BLOCK) if block is None else block
     mixtures = _mixtures(spec)
     records = [mixture_record(spec, mixture, dtype) for mixture in mixtures]
     sizes = [expert_bytes(spec, mixture, dtype) for mixture in mixtures]

@@ -113,13 +113,24 @@ def _staged(memory: MemoryEstimate) -> int:
     return min(memory.expert_count, STAGED) * memory.slot_bytes
 
 
-def fit(spec: ModelSpec, dtype: str, context: int, ram: int, device: int | None = None, batch: int = 1) -> Plan:
-    """The plan that a run obeys: smaller chunks of the prompt only where the usual ones would not fit at all."""
+def fit(
+    spec: ModelSpec,
+    dtype: str,
+    context: int,
+    ram: int,
+    device: int | None = None,
+    batch: int = 1,
+    block: int | None = None,
+) -> Plan:
+    """The plan that a run obeys: smaller chunks of the prompt only where the usual ones would not fit at all.
+
+    `block`: prompt tokens that pass a layer together; None: those of one text.
+    """
     chunk = CHUNK
-    plan = place(estimate_memory(spec, dtype, context, batch, chunk), ram, device)
+    plan = place(estimate_memory(spec, dtype, context, batch, chunk, block), ram, device)
     while not plan.runs and chunk > _LEAST_CHUNK:
         chunk //= 2
-        plan = place(estimate_memory(spec, dtype, context, batch, chunk), ram, device)
+        plan = place(estimate_memory(spec, dtype, context, batch, chunk, block), ram, device)
     return plan
 
 

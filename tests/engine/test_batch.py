@@ -39,7 +39,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenedModel:
 
 def loaded_for(opened: OpenedModel, texts: int, share: float = 1.0, context: int = 160) -> LoadedModel:
     """With room for so many texts side by side, and for a share of the experts; the others are read from disk."""
-    memory = estimate_memory(opened.spec, "q8", context, texts)
+    memory = estimate_memory(opened.spec, "q8", context, texts, block=min(2048, texts * context))
     least, full = place(memory, 0).least_ram, place(memory, 0).full_ram
     ram = full if share == 1 else least + int(share * memory.expert_count) * memory.slot_bytes
     return opened.load(place(memory, ram), silent)
