@@ -128,6 +128,7 @@ class SessionFile:
         if self._file is None:
             return
         try:
+            self._file.truncate(self._end)  # what an interrupt has left
             os.fsync(self._file.fileno())
         except OSError as error:
             self._give_up(error)
