@@ -49,7 +49,7 @@ def run(store: Path, ram: int, tokens: int, *options: str) -> tuple[str, float]:
     """What a run says, and its seconds."""
     command = [sys.executable, "-m", "moecli", "run", str(store), "--raw", "--yes", "--quiet", "--seed", "1"]
     began = time.perf_counter()
-    done = subprocess.run([*command, "-n", str(tokens), "--ram", str(ram), *options], capture_output=True, check=True)
+    done = subprocess.run([*command, "-n", str(tokens), "--ram", f"{ram}B", *options], capture_output=True, check=True)
     return done.stdout.decode(), time.perf_counter() - began
 
 

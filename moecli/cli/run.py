@@ -62,16 +62,6 @@ def run(
             help="Answer each line of this file of JSON lines (- is stdin), all together; builtin:tasks has four.",
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        options.option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            panel=options.OUTPUT,
-            help="With --prompts: write the answers here, and go on where an earlier run has stopped.",
-        ),
-    ] = None,
     system: options.System = None,
     raw: options.Raw = False,
     tokenizer: options.Tokenizer = None,
@@ -124,6 +114,16 @@ def run(
     session: running.Session = None,
     expert_capacity: running.ExpertCapacity = None,
     placing: running.Placing = running.Placing(),
+    output: Annotated[
+        Path | None,
+        options.option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            panel=options.OUTPUT,
+            help="With --prompts: write the answers here, and go on where an earlier run has stopped.",
+        ),
+    ] = None,
     logprobs: Annotated[
         int | None,
         options.option(

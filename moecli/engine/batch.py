@@ -16,8 +16,9 @@ from moecli.engine.finite import is_finite, not_finite
 from moecli.engine.loaded import LoadedModel, OpenedModel
 from moecli.engine.sampling import Sampler
 from moecli.errors import CheckpointError, NotEnoughMemory
-from moecli.kernels.blocking import MAX_TOKENS
+from moecli.kernels.blocking import BLOCK, MAX_TOKENS
 from moecli.planning.placement import Plan
+from moecli.store.progress import Progress
 
 _RESIDENT = 4 * MAX_TOKENS  # texts side by side where no expert is read again: more cost memory and save nothing
 Watch = Callable[[int, int, int], None]  # answers that are over, tokens of all prompts and answers done, of at most
@@ -34,7 +35,7 @@ def plan_for(opened: OpenedModel, needs: Sequence[int]) -> Plan:
     count = min(count, _RESIDENT) if alone.fits else count
     while count > 1:
         with suppress(NotEnoughMemory):
-            plan = opened.plan(longest, count)
+            plan = opened.plan(longest, count, None if opened.spec.encoder else min(BLOCK, count * longest))
             same = plan.memory.dtype == alone.memory.dtype and plan.fits >= alone.fits
             if same and _tokens_per_byte(opened, plan) > _tokens_per_byte(opened, best):
                 best = plan
@@ -162,15 +163,20 @@ class Batch:
         if len(group) > 1 and len(prompts[0]) <= MAX_TOKENS:
             logits = self._step_through(prompts, caches)
         elif len(group) > 1:
-            logits = decoder.logits(decoder.read_texts(prompts, caches)).cpu()
+            logits = decoder.logits(decoder.read_texts(prompts, caches, self._told(sum(map(len, prompts))))).cpu()
         elif decoder.encoder is not None:
             group[0].answer.timing.dropped = decoder.read(prompts[0], caches[0])
             group[0].ids = [decoder.spec.start_id]
             logits = decoder.next_logits(torch.tensor(group[0].ids), caches)
         else:
-            logits = decoder.logits(decoder.forward(prompts[0], caches[0], last_only=True)).cpu()
+            told = self._told(len(prompts[0]))
+            logits = decoder.logits(decoder.forward(prompts[0], caches[0], last_only=True, watch=told)).cpu()
         self._done += sum(map(len, prompts))
         return logits
+
+    def _told(self, tokens: int) -> Progress:
+        """How far so many tokens are that are read now."""
+        return lambda done, total: self._watch(self._over, self._done + tokens * done // total, self._most)
 
     def _step_through(self, prompts: Sequence[torch.Tensor], caches: Sequence[Cache]) -> torch.Tensor:
         """Short prompts, which are decode steps, a token of each at a time."""

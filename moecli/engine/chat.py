@@ -48,7 +48,7 @@ class Conversation:
     """What was said so far: messages, or for a base model or `raw` one growing text."""
 
     def __init__(self, opened: OpenedModel, config: GenerationConfig) -> None:
-        self._tokenizer, self._vocab_size, self._end_ids = opened.tokenizer, opened.spec.vocab_size, opened.end_ids
+        self._opened, self._tokenizer, self._vocab_size = opened, opened.tokenizer, opened.spec.vocab_size
         self.system = config.system  # what a chat begins with
         self.reads_apart = bool(opened.spec.encoder)  # an encoder reads each prompt alone
         self.is_chat = opened.tokenizer.chat_template is not None and not (config.raw or self.reads_apart)
@@ -90,7 +90,7 @@ class Conversation:
             config.sampling,
             config.seed,
             config.max_tokens,
-            self._end_ids,
+            self._opened.end_ids,
             config.stops,
             watch,
             continues=not (self.is_chat or self.reads_apart),

@@ -94,12 +94,15 @@ class OpenedModel:
             return self.vram
         return choice.device_for(dtype, self.vram, self.card is None or self.card.kernels)
 
-    def plan(self, context: int, batch: int = 1) -> Plan:
-        """Where everything goes for `batch` texts of `context` tokens. NotEnoughMemory if it cannot."""
+    def plan(self, context: int, batch: int = 1, block: int | None = None) -> Plan:
+        """Where everything goes for `batch` texts of `context` tokens. NotEnoughMemory if it cannot.
+
+        `block`: prompt tokens that are read together; None: those of one text.
+        """
 
         def plan_for(dtype: str) -> Plan:
             unpacked = self.model.unpacked(dtype)
-            return fit(self.spec, dtype, context, self.ram, self.vram_for(dtype), batch, unpacked)
+            return fit(self.spec, dtype, context, self.ram, self.vram_for(dtype), batch, unpacked, block)
 
         return self.choose(plan_for)
 

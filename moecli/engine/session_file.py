@@ -15,9 +15,9 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from io import FileIO
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -38,6 +38,7 @@ _FORMAT = "moecli session 1"
 _LARGEST_HEADER = 2**22  # bytes
 _MOST_TOKENS = 65_536  # that a file holds, unless a context is longer
 _BLANK = "0" * 64  # where a checksum goes
+_BINARY = getattr(os, "O_BINARY", 0)  # of Windows
 Warn = Callable[[str], None]
 Failed = Callable[[MoecliError], object]
 
@@ -73,7 +74,7 @@ class SessionFile:
         self._blocks: dict[str, _Place] = {}
         self._end = 0
         self._clock = count(1)
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         try:
             self._open()
         except OSError as error:
@@ -127,6 +128,7 @@ class SessionFile:
         if self._file is None:
             return
         try:
+            self._file.truncate(self._end)  # what an interrupt has left
             os.fsync(self._file.fileno())
         except OSError as error:
             self._give_up(error)
@@ -150,7 +152,7 @@ class SessionFile:
         """Find what is there; begin anew if that is nothing, or another model's."""
         while True:
             try:
-                file = os.fdopen(os.open(self.path, os.O_RDWR), "r+b")
+                file = os.fdopen(os.open(self.path, os.O_RDWR | _BINARY), "r+b", buffering=0)
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     self._failed(DiskError(f"the session {self._shown} is no regular file", "name another file"))
@@ -195,7 +197,7 @@ class SessionFile:
             offset = found[1]
         self._end = offset
 
-    def _header(self, file: BinaryIO, offset: int, size: int) -> tuple[dict[str, str], int] | None:
+    def _header(self, file: FileIO, offset: int, size: int) -> tuple[dict[str, str], int] | None:
         """The metadata of the safetensors there, and where they end; None if there are none, or not whole."""
         file.seek(offset)
         length = int.from_bytes(file.read(8), "little")
@@ -240,8 +242,7 @@ class SessionFile:
         assert self._file is not None
         self._file.seek(self._end)
         self._file.truncate()  # what a kill has left
-        self._file.write(content)
-        self._file.flush()
+        _write(self._file, content)
         self._blocks[key] = _Place(self._end, len(content), tick)
         self._end += len(content)
 
@@ -260,16 +261,15 @@ class SessionFile:
         new = self.path.with_name(f".moecli-{os.urandom(8).hex()}")
         told = {"format": _FORMAT, "model": self._identity.model, "identity": self._identity.digest}
         places: dict[str, _Place] = {}
-        file = os.fdopen(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b")
+        file = os.fdopen(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o600), "w+b", buffering=0)
         try:
             _lock(file)
-            file.write(save({}, told))
+            _write(file, save({}, told))
             for key, place in blocks:
                 assert self._file is not None
                 self._file.seek(place.offset)
                 places[key] = replace(place, offset=file.tell())
-                file.write(self._file.read(place.size))
-            file.flush()
+                _write(file, self._file.read(place.size))
             os.fsync(file.fileno())
             new.replace(self.path)
         except BaseException:
@@ -288,9 +288,8 @@ class SessionFile:
         self._blocks.clear()
         if file is not None:
             with suppress(OSError):
-                os.ftruncate(file.fileno(), self._end)
-            with suppress(OSError):
-                file.close()
+                file.truncate(self._end)
+            file.close()
         self._failed(DiskError(told, hint))
 
 
@@ -310,7 +309,14 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _lock(file: BinaryIO) -> bool:
+def _write(file: FileIO, content: bytes) -> None:
+    """All of it, and nothing once that has failed: no buffer tries again."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _lock(file: FileIO) -> bool:
     """Whether nobody else has this file, or the system cannot tell."""
     if fcntl is None:
         return True

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moecli import formats
-from moecli.checkpoint.binding import Weights, format_of
+from moecli.checkpoint.binding import Slice, Weights, format_of
 from moecli.checkpoint.reading import read_into, read_rows
 from moecli.experts.arena import CPU
 from moecli.formats import q8, tiles

@@ -130,13 +130,17 @@ def fit(
     device: int | None = None,
     batch: int = 1,
     unpacked: Unpacked | None = None,
+    block: int | None = None,
 ) -> Plan:
-    """The plan that a run obeys: smaller chunks of the prompt only where the usual ones would not fit at all."""
+    """The plan that a run obeys: smaller chunks of the prompt only where the usual ones would not fit at all.
+
+    `block`: prompt tokens that pass a layer together; None: those of one text.
+    """
     chunk = CHUNK
-    plan = place(estimate_memory(spec, dtype, context, batch, chunk, unpacked=unpacked), ram, device)
+    plan = place(estimate_memory(spec, dtype, context, batch, chunk, block, unpacked=unpacked), ram, device)
     while not plan.runs and chunk > _LEAST_CHUNK:
         chunk //= 2
-        plan = place(estimate_memory(spec, dtype, context, batch, chunk, unpacked=unpacked), ram, device)
+        plan = place(estimate_memory(spec, dtype, context, batch, chunk, block, unpacked=unpacked), ram, device)
     return plan
 
 

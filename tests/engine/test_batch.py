@@ -17,10 +17,15 @@ from moecli.library.resolve import Kind, ModelRef
 from moecli.planning.memory import estimate_memory
 from moecli.planning.placement import place
 from moecli.store.progress import silent
-from tests.support.stores import packed
+from tests.support.stores import hollow, packed
 
 TINY = Path(moecli.__file__).parent / "tiny"
 TEXT = "The sea was calm and the ship was far away, and the captain slept. She looked at him and said nothing. "
+FACTS = {
+    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_attention_heads": 16,
+    "num_key_value_heads": 4, "num_experts_per_tok": 2, "vocab_size": 2048, "max_position_embeddings": 512,
+    "dtype": "bfloat16",
+}  # fmt: skip
 PROMPTS = ["The", TEXT, "def", TEXT * 3, "Il mare", *(f"{TEXT[n:]}" for n in range(7, 60, 9)), "a", "On dit que la mer"]
 SAMPLED = GenerationConfig(Sampling(temperature=0.9), 3, max_tokens=12, stops=(" the",))
 
@@ -34,7 +39,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenedModel:
 
 def loaded_for(opened: OpenedModel, texts: int, share: float = 1.0, context: int = 160) -> LoadedModel:
     """With room for so many texts side by side, and for a share of the experts; the others are read from disk."""
-    memory = estimate_memory(opened.spec, "q8", context, texts)
+    memory = estimate_memory(opened.spec, "q8", context, texts, block=min(2048, texts * context))
     least, full = place(memory, 0).least_ram, place(memory, 0).full_ram
     ram = full if share == 1 else least + int(share * memory.expert_count) * memory.slot_bytes
     return opened.load(place(memory, ram), silent)
@@ -93,12 +98,18 @@ def test_many_prompts_read_a_fraction_of_what_each_reads_alone(opened: OpenedMod
     assert all_.hits + all_.misses <= experts * (8 - 1 + prompts_read + 1)  # each once a step, and once for its prompts
 
 
-def test_the_plan_takes_as_many_as_pay(opened: OpenedModel) -> None:
+def test_the_plan_takes_as_many_as_pay(tmp_path: Path) -> None:
+    """Of a store of 3.6 GB whose files are holes."""
+    shape = {"hidden_size": 2048, "intermediate_size": 4096, "num_local_experts": 16, "num_hidden_layers": 8}
+    store = hollow(tmp_path / "hollow", FACTS | shape)
+    opened = open_for_run(ModelRef("hollow", "hollow", Kind.STORE, store), LoadOptions(threads=1))
     needs = [100] * 60 + [160]
     resident = plan_for(replace(opened, ram=2**40), needs)
     assert resident.fits and resident.memory.batch == 32 and resident.memory.context == 160
     assert plan_for(replace(opened, ram=2**40), [100]).memory.batch == 1
-    memory = estimate_memory(opened.spec, "q8", 160)
-    tight = plan_for(replace(opened, ram=place(memory, 0).least_ram + 8 * memory.slot_bytes), needs)
-    assert tight.runs and not tight.fits and tight.memory.batch > 1
-    assert tight.ram.total <= tight.ram_budget
+    half = place(estimate_memory(opened.spec, "q8", 160), 0).full_ram // 2
+    streamed = plan_for(replace(opened, ram=half), needs)
+    assert not streamed.fits and streamed.memory.batch == -(-sum(needs) // 160) and streamed.memory.block == 2048
+    assert streamed.ram.total <= half
+    tight = place(estimate_memory(opened.spec, "q8", 160), 0).least_ram
+    assert plan_for(replace(opened, ram=tight), needs).memory.batch == 1

@@ -169,6 +169,7 @@ def test_a_full_disk_is_one_failure_and_the_answer_is_given(
             assert [each.message.rpartition(": ")[2] for each in session.failed] == ["File too large"]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [each.stat().st_size <= len(kept) + left for each in tmp_path.iterdir()] == [True] * bool(left)
     with Session(decoder, path) as session:
         assert session.read(HISTORY)[0] == len(HISTORY) - (64 if left else 0) and not session.told
 
