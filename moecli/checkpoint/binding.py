@@ -220,7 +220,7 @@ class Weights:
     def _is_ignored(self, name: str) -> bool:
         if name in self._layout.copies or (self.spec.tied_embeddings and name in self._layout.dense.get("lm_head", ())):
             return True
-        if match := re.match(r"model\.layers\.(\d+)\.", name):
+        if match := re.match(r"(?:model\.layers|blk)\.(\d+)\.", name):
             real = len(self.spec.layers)
             if real <= int(match[1]) < real + self.spec.extra_layers:
                 return True

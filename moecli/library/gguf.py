@@ -30,7 +30,7 @@ def unfolded(path: Path) -> Path:
     folder = settings.gguf() / f"{path.stem[:80]}-{key}"
     if not (folder / gguf.NOTE).is_file():
         model = gguf.read_model(path)
-        config = config_of(model.metadata, {name: stored.shape for name, stored in model.tensors.items()})
+        config = config_of(model.metadata, model.shapes)
         note = {"file": os.fsencode(path).decode("utf-8", "surrogateescape")}
         texts = texts_of(model.metadata) | {
             "config.json": json.dumps(config, indent=1).encode(), gguf.NOTE: json.dumps(note).encode(),

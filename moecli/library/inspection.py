@@ -136,11 +136,14 @@ def _from_store(ref: ModelRef, store: PackedStore) -> Report:
 
 def _from_hub(ref: ModelRef, repo: str) -> Report:
     from moecli.hub.headers import read_remote
-    from moecli.hub.manifest import list_files
+    from moecli.hub.manifest import list_files, read_manifest
 
+    if ref.variant is not None:
+        found = read_manifest(repo, ref.revision, variant=ref.variant)
+        return _report(ref, Kind.HUB, f"{repo}/{found.weights[0].name}", found.commit, found.config, found.tensors)
     remote = read_remote(repo, ref.revision, partial(list_files, repo))
-    found = _report(ref, Kind.HUB, repo, remote.commit or ref.revision, remote.config, remote.tensors)
-    return replace(found, unread=remote.unread)
+    report = _report(ref, Kind.HUB, repo, remote.commit or ref.revision, remote.config, remote.tensors)
+    return replace(report, unread=remote.unread)
 
 
 def _report(

@@ -41,6 +41,16 @@ _COMPOSED = ("qwen2", "qwen35")  # text is brought to Unicode's form C before
 _ENDS = ("eos", "eot", "eom")
 
 
+def tokenizer_in(metadata: Mapping[str, Any]) -> str | None:
+    """The file that `texts_of` makes of its tokenizer; None where it holds none that is read."""
+    tokens, kind = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.model")
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        return None
+    if kind == "llama":
+        return "tokenizer.model"
+    return "tokenizer.json" if kind == "gpt2" and metadata.get("tokenizer.ggml.pre") in _PATTERNS else None
+
+
 def texts_of(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     """The files by name: tokenizer.json or tokenizer.model, tokenizer_config.json, generation_config.json.
 
@@ -52,13 +62,10 @@ def texts_of(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         "tokenizer_config.json": _written(settings),
         "generation_config.json": _written({"eos_token_id": list(_end_ids(metadata))}),
     }
-    kind = metadata.get("tokenizer.ggml.model")
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        return found
-    if kind == "llama":
-        found["tokenizer.model"] = _sentencepiece(metadata, tokens)
-    elif kind == "gpt2" and metadata.get("tokenizer.ggml.pre") in _PATTERNS:
-        found["tokenizer.json"] = _written(_byte_level(metadata, tokens))
+    if (name := tokenizer_in(metadata)) == "tokenizer.model":
+        found[name] = _sentencepiece(metadata, tokens or [])
+    elif name is not None:
+        found[name] = _written(_byte_level(metadata, tokens or []))
     return found
 
 

@@ -8,6 +8,7 @@ import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,9 @@ from moecli.text.tiktoken import GPT4
 from moecli.text.tokenizer import Tokenizer
 from tests.fuzz.mutations import Mutator
 from tests.support.checkpoints import prompt
-from tests.support.gguf_files import FAMILIES, encode, gguf, make, with_merges, with_pieces
+from tests.support.gguf_files import FAMILIES, goldens, gguf, make, random_blocks, with_merges, with_pieces
 from tests.support.in_process import moecli
+from tests.support.llama_cpp import PROMPT, TOKENS, digest
 from tests.support.running import greedy, load, score
 from tests.support.stores import contents, packed
 from tests.support.toy_tokenizers import byte_level
@@ -45,19 +47,38 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_every_type_is_decoded_as_by_the_package(kind: str) -> None:
-    codes, numbers = encode(np.random.default_rng(1).standard_normal((16, 512)).astype(np.float32), kind)
-    code = gguf.GGMLQuantizationType[kind]
-    assert gguf.GGML_QUANT_SIZES[code] == (TYPES[kind].block, TYPES[kind].size)
-    blocks = torch.from_numpy(codes.view(np.uint8).reshape(-1, TYPES[kind].size).copy())
-    assert torch.equal(TYPES[kind].decode(blocks).float().view(16, 512), torch.from_numpy(numbers))
+def test_every_type_is_decoded_as_by_llama_cpp(kind: str) -> None:
+    """By its C, whose hashes are kept; and by its package, where that knows the type."""
+    blocks = random_blocks(kind)
+    numbers = TYPES[kind].decode(torch.from_numpy(blocks)).float()
+    assert digest(numbers.numpy().tobytes()) == goldens()["types"][kind]
+    if (code := getattr(gguf.GGMLQuantizationType, kind, None)) is not None:
+        assert gguf.GGML_QUANT_SIZES[code] == (TYPES[kind].block, TYPES[kind].size)
+        assert np.array_equal(gguf.quants.dequantize(blocks, code), numbers.numpy())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_llama_cpp_s_own_files_are_read_and_give_its_tokens(family: str, tmp_path: Path) -> None:
+    """What its converter wrote of a checkpoint means what config.json means, and goes on as llama.cpp goes on."""
+    golden = goldens()["families"][family]
+    made = make(family, tmp_path)
+    reader = gguf.GGUFReader(made.file)
+    written = {
+        each.name: [each.tensor_type.name, each.shape.tolist()[::-1], digest(each.data.tobytes())]
+        for each in reader.tensors
+    }
+    assert written == golden["tensors"]
+    ours, plain = open_source(unfolded(made.file)).spec, open_source(made.plain).spec
+    if family != "glm4_moe_lite":  # which llama.cpp calls DeepSeek's
+        assert ours == replace(plain, stored_dtype=ours.stored_dtype)
+    assert greedy(load(unfolded(made.file), "fp32"), prompt(PROMPT), TOKENS) == golden["tokens"]
 
 
 CASES = [
-    *((family, "F32", {}) for family in FAMILIES),
     ("mixtral", "F16", {}), ("mixtral", "BF16", {}), ("mixtral", "Q8_0", {"single": True}), ("mixtral", "Q4_K", {}),
     ("olmoe", "Q4_0", {"most": 9}), ("qwen3_moe", "Q6_K", {}), ("deepseek_v2", "Q8_0", {"joined": True}),
-    ("deepseek_v3", "Q5_K", {}), ("dbrx", "IQ4_XS", {}), ("grok-1", "Q5_0", {}),
+    ("deepseek_v3", "Q5_K", {}), ("dbrx", "IQ4_XS", {}), ("grok-1", "Q5_0", {}), ("mixtral", "IQ2_S", {}),
+    ("qwen3_moe", "TQ1_0", {"fused": True}), ("granitemoe", "F16", {}), ("ernie4_5_moe", "Q8_0", {}),
     ("llama", "Q5_1", {"tie_word_embeddings": True}),
 ]  # fmt: skip
 

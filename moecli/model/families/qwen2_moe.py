@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts, names
+from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts, gguf_layouts, names
 from moecli.model.families._parts import grouped_query, make_spec, sparse_steps
 from moecli.model.spec import FeedForward, Layer, Mixture, ModelSpec, Router
 
@@ -55,15 +55,18 @@ FAMILY = Family(
     architectures=("Qwen2MoeForCausalLM",),
     model_types=("qwen2_moe",),
     read=read,
-    layouts=both_layouts(
-        BODY
-        | GROUPED_QUERY
-        | MLP
-        | names(
-            "model.layers.{layer}.mlp.",
-            shared_gate_up="shared_expert.gate_proj shared_expert.up_proj",
-            shared_down="shared_expert.down_proj",
-            shared_gate="shared_expert_gate",
-        )
+    layouts=(
+        *both_layouts(
+            BODY
+            | GROUPED_QUERY
+            | MLP
+            | names(
+                "model.layers.{layer}.mlp.",
+                shared_gate_up="shared_expert.gate_proj shared_expert.up_proj",
+                shared_down="shared_expert.down_proj",
+                shared_gate="shared_expert_gate",
+            )
+        ),
+        *gguf_layouts(),
     ),
 )
