@@ -78,6 +78,14 @@ class Report:
         return self.entry.stored if self.entry is not None and self.source is Kind.CATALOG else None
 
     @property
+    def bits_per_weight(self) -> float | None:
+        """Of what is counted, scales and all; None where its files are not known."""
+        if self.inventory is not None and self.inventory.parameters:
+            apart = sum(part.bytes for part in self.inventory.excluded)
+            return 8 * (self.inventory.bytes - apart) / self.inventory.parameters
+        return 8 * self.stored.bytes / self.counts.total if self.stored else None
+
+    @property
     def dense(self) -> bool:
         return self.counts.experts == 1 and not self.spec.mixtures
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from moecli.engine.router import Routing
-from moecli.model.families import families, read_spec
-from moecli.model.spec import GroupedQuery
-from moecli.model.tensors import Tensor, dense_tensors, expert_shapes
+from moecli.model.families import families
 from tests.support.checkpoints import prompt
 from tests.support.plain_checkpoints import FAMILIES, make, write
 from tests.support.running import greedy, load, score

@@ -29,7 +29,7 @@ GOLDENS = Path(__file__).parents[1] / "data" / "llama_cpp.json"
 _BY_CODE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "F16", "BF16", "F32")  # the package can quantise to them
 _HALVES = {  # where the scales of a block are, which random bytes would make no numbers; of others: (0,)
     "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,),
-    "NVFP4": (), "IQ1_M": (),
+    "Q4_1": (0, 2), "Q5_1": (0, 2), **dict.fromkeys(("NVFP4", "IQ1_M", "MXFP4", "F32", "F16", "BF16"), ()),
 }  # fmt: skip
 _TURNED = ("llama", "deepseek", "granitemoe", "arctic")  # whose queries and keys the converter brings to another order
 
@@ -69,7 +69,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "deepseek": Family(),
     "deepseek_v2": Family(_MLA | {"routed_scaling_factor": 2.0}),
-    "deepseek_v3": Family(_MLA | {"n_group": 4, "topk_group": 2}, {"scoring_func": "sigmoid"}),
+    "deepseek_v3": Family(_MLA | {"n_group": 4, "topk_group": 2}, {"scoring_func": "sigmoid", "num_nextn_predict_layers": 0}),
     "dbrx": Family({"d_model": 256, "ffn_config": {"ffn_hidden_size": 256, "moe_num_experts": 4, "moe_top_k": 2}}),
     "glm4_moe": Family({}, {"num_nextn_predict_layers": 0}),
     "glm4_moe_lite": Family({}, {"scoring_func": "sigmoid"}),
@@ -139,6 +139,8 @@ def make(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    if family == "grok-1":  # the converter wants another name
+        config["architectures"] = CONFIG["architectures"]
     (folder / "plain").mkdir()
     save_file({name: torch.from_numpy(each.copy()) for name, each in plain.items()}, folder / "plain/model.safetensors")
     (folder / "plain" / "config.json").write_text(json.dumps(config | {"dtype": "float32", "torch_dtype": "float32"}))

@@ -12,6 +12,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,10 @@ from typing import Any
 import numpy as np
 
 PROMPT, TOKENS = 12, 24
+PRE = (  # ways to cut text into words, by llama.cpp's names
+    "gpt-2", "olmo", "refact", "llama-bpe", "dbrx", "glm4", "qwen2", "qwen35", "hunyuan", "bailingmoe", "minimax-m2",
+    "tekken", "kimi-k2", "deepseek-llm", "deepseek-v3", "spm",
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> None:
@@ -28,16 +33,22 @@ def main(arguments: list[str]) -> None:
     llama_cpp, convert = _libraries(sdist, build)
     from tests.support import gguf_files
 
-    found: dict[str, Any] = {"families": {}, "types": {}}
+    found: dict[str, Any] = {"families": {}, "types": _types(build)}
     with tempfile.TemporaryDirectory() as scratch:
         for family in gguf_files.FAMILIES:
             file = Path(scratch) / f"{family}.gguf"
             convert(gguf_files.source(family, Path(scratch) / family), file)
             found["families"][family] = _described(file) | _continued(llama_cpp, file)
             print(family, found["families"][family]["tokens"], file=sys.stderr)
-    found["types"] = _types(build)
-    lines = json.dumps(found, indent=1, sort_keys=True)
-    gguf_files.GOLDENS.write_text(lines + "\n")
+        _write(gguf_files.GOLDENS, found)  # from which the files with a tokenizer are made
+        found["tokenizers"] = {pre: _tokenized(llama_cpp, pre, Path(scratch)) for pre in PRE}
+    _write(gguf_files.GOLDENS, found)
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    """Short lists stand in one line."""
+    text = json.dumps(found, indent=1, sort_keys=True)
+    path.write_text(re.sub(r"\[[^\[\]{}]*\]", lambda match: re.sub(r"\s+", " ", match[0]), text) + "\n")
 
 
 def _libraries(source: Path, build: Path) -> tuple[ModuleType, Any]:
@@ -125,11 +136,53 @@ def _continued(library: ModuleType, file: Path) -> dict[str, Any]:
     return {"tokens": tokens, "gap": round(gap, 6)}
 
 
+def texts() -> list[str]:
+    """What is cut into words."""
+    from tests.support.vocabularies import varied_texts
+
+    return varied_texts(120)
+
+
+def with_tokenizer(pre: str) -> Any:
+    """What writes a small vocabulary: of bytes whose words are cut so, or of pieces."""
+    from tests.support import gguf_files
+    from tests.support.toy_tokenizers import byte_level
+    from tests.support.vocabularies import sentencepiece
+
+    if pre == "spm":
+        return gguf_files.with_pieces(sentencepiece())
+    return gguf_files.with_merges(json.loads(byte_level().to_str()), pre)
+
+
+def _tokenized(library: ModuleType, pre: str, folder: Path) -> list[str]:
+    """Hashes of the ids of each text."""
+    from tests.support import gguf_files
+
+    (folder / f"text-{pre}").mkdir()
+    tokenizer = with_tokenizer(pre)
+    file = gguf_files.make(
+        "llama", folder / f"text-{pre}", tokenizer=tokenizer, vocab_size=1024 if pre == "spm" else 512
+    ).file
+    settings = library.llama_model_default_params()
+    settings.vocab_only = True
+    model = library.llama_model_load_from_file(str(file).encode(), settings)
+    assert model, "".join(library.heard)[-2000:]
+    vocabulary, found = library.llama_model_get_vocab(model), []
+    for text in map(str.encode, texts()):
+        room = (library.llama_token * (4 * len(text) + 16))()
+        count = library.llama_tokenize(vocabulary, text, len(text), room, len(room), True, False)
+        found.append(hashed(room[:count]))
+    library.llama_model_free(model)
+    return found
+
+
+def hashed(ids: list[int]) -> str:
+    return digest(np.array(ids, np.int32).tobytes())[:6]
+
+
 def _types(build: Path) -> dict[str, Any]:
     """Hashes of the float32 numbers that random blocks of each type stand for, as ggml reads them."""
     import ctypes
-
-    import gguf
 
     from moecli.checkpoint.encodings.ggml import TYPES
     from tests.support.gguf_files import random_blocks
@@ -143,14 +196,13 @@ def _types(build: Path) -> dict[str, Any]:
         if kind == "F32":
             numbers = blocks.view(np.float32).reshape(-1).copy()
         else:
-            read = getattr(base, name or f"dequantize_row_{kind.lower()}")
+            read = getattr(base, name or "dequantize_row_" + kind.lower().replace("_k", "_K"))
             read(
                 blocks.ctypes.data_as(ctypes.c_void_p),
                 numbers.ctypes.data_as(ctypes.c_void_p),
                 ctypes.c_int64(numbers.size),
             )
         found[kind] = digest(numbers.tobytes())
-    assert gguf.GGMLQuantizationType is not None
     return found
 
 
