@@ -69,12 +69,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "deepseek": Family(),
     "deepseek_v2": Family(_MLA | {"routed_scaling_factor": 2.0}),
-    "deepseek_v3": Family(_MLA | {"n_group": 4, "topk_group": 2}, {"scoring_func": "sigmoid", "num_nextn_predict_layers": 0}),
+    "deepseek_v3": Family(
+        _MLA | {"n_group": 4, "topk_group": 2}, {"scoring_func": "sigmoid", "num_nextn_predict_layers": 0}
+    ),
     "dbrx": Family({"d_model": 256, "ffn_config": {"ffn_hidden_size": 256, "moe_num_experts": 4, "moe_top_k": 2}}),
     "glm4_moe": Family({}, {"num_nextn_predict_layers": 0}),
     "glm4_moe_lite": Family({}, {"scoring_func": "sigmoid"}),
     "granitemoe": Family(),
-    "arctic": Family(),
+    "arctic": Family({"rms_norm_eps": 1e-5}),
     "minimax_m2": Family({}, {"scoring_func": "sigmoid"}),
     "ernie4_5_moe": Family({"intermediate_size": 64}),  # as llama.cpp reckons the shared width from
     "hunyuan_v1_moe": Family({}, {"moe_intermediate_size": [24, 24], "num_shared_expert": [1, 1], "moe_topk": [3, 3]}),
