@@ -50,9 +50,8 @@ def plain(pasted: str) -> str:
     if rest and not at and path.endswith(ENDING):
         if at_hub and rest[0] in _OF_REVISION and len(rest) > 2:
             revision, rest = rest[1], rest[2:]
-        return f"{repo}:{'/'.join(rest)}" + (f"@{revision}" if revision else "")
-    if variant and rest and not at:  # a file in a folder
-        variant, rest = "/".join([variant, *rest]), []
+        file = "/".join([variant, *rest] if variant else rest)
+        return f"{repo}:{file}" + (f"@{revision}" if revision else "")
     if at and (revision == "refs" or not at_hub):  # refs/pr/4, or a branch with a slash in its name
         revision, rest = "/".join([revision, *rest[: 2 if at_hub else None]]), []
     found = revision if at else _revision(rest)

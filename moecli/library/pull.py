@@ -15,7 +15,6 @@ from moecli.checkpoint.stored import StoredTensor
 from moecli.checkpoint.towers import split_towers
 from moecli.errors import DiskError, ModelNotFound, MoecliError
 from moecli.formats import stored_as
-from moecli.hub import cache as hub_cache
 from moecli.hub import download
 from moecli.hub.download import headers, present
 from moecli.hub.failures import HubBusy
@@ -190,9 +189,8 @@ def _quantised(manifest: DownloadManifest, spec: ModelSpec, tell: Tell | None) -
 
 def _manifest(ref: ModelRef, repo: str, tell: Tell | None) -> tuple[DownloadManifest, str | None]:
     """From the Hub; where it is not to be asked or cannot be reached, from a snapshot in the cache that looks whole."""
-    here, files = ref.folder, list[str]()
-    if ref.variant is not None and ref.file is not None and ref.commit is not None:
-        here = hub_cache.repository(repo) / "snapshots" / ref.commit
+    here, files = ref.snapshot, list[str]()
+    if here is not None and ref.variant is not None and ref.file is not None:
         files = gguf_names.parts_of(ref.file.relative_to(here).as_posix())
     if here is not None and settings.offline():
         return cached_manifest(repo, here, files), "the network is not to be used"

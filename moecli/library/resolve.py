@@ -64,9 +64,15 @@ class ModelRef:
 
     @property
     def commit(self) -> str | None:
-        if self.variant and self.file:
-            return _commit_of(self.file)
-        return self.folder.name if self.repo and self.folder else None
+        return self.snapshot.name if self.snapshot else None
+
+    @property
+    def snapshot(self) -> Path | None:
+        """Where its files lie in the Hugging Face cache: its folder, but for that of a GGUF file."""
+        if self.repo is None or self.variant is None or self.file is None:
+            return self.folder if self.repo else None
+        snapshots = hub_cache.repository(self.repo) / "snapshots"
+        return snapshots / self.file.relative_to(snapshots).parts[0]
 
     @property
     def by_path(self) -> bool:
@@ -160,11 +166,6 @@ def fetched(ref: ModelRef, snapshot: Path, files: Sequence[str]) -> ModelRef:
         return replace(ref, kind=Kind.CACHE, folder=snapshot)
     file = snapshot / files[0]
     return replace(ref, kind=Kind.CACHE, folder=gguf.unfolded(file), file=file)
-
-
-def _commit_of(file: Path) -> str:
-    """Of a file in a snapshot, or in a folder of one."""
-    return file.parts[file.parts.index("snapshots") + 1] if "snapshots" in file.parts else file.parent.name
 
 
 def built_in() -> ModelRef:

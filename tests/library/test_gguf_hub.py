@@ -89,7 +89,7 @@ def test_a_file_is_pulled_run_packed_verified_and_removed(
     found = moecli("inspect", named, "--json").json
     assert found["revision"] == hub.commit and found["source"] == "cache"
     listed = next(each for each in moecli("list", "--json").json if each["name"] == REPO)
-    assert listed["complete"]
+    assert listed["complete"] and listed["format"] == ("UD-Q4_K_M" if kind == "Q4_K" else kind)
     assert moecli("verify", named).code == 0
     packed = moecli("pack", named, "--dtype", "q4")
     assert Path(packed.out.strip()).name == f"{named.replace('/', '--').replace(':', '-')}-q4"

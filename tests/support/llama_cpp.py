@@ -67,7 +67,9 @@ def _libraries(source: Path, build: Path) -> tuple[ModuleType, Any]:
     binding = importlib.import_module("llama_cpp.llama_cpp")
     binding.llama_backend_init()
     binding.heard = []  # what it says, shown where it fails
-    binding.hearing = binding.llama_log_callback(lambda level, text, _: binding.heard.append(text.decode(errors="replace")))
+    binding.hearing = binding.llama_log_callback(
+        lambda level, text, _: binding.heard.append(text.decode(errors="replace"))
+    )
     binding.llama_log_set(binding.hearing, None)
 
     mappings = dict(gguf.TensorNameMap.block_mappings_cfg)
