@@ -22,6 +22,11 @@ _NEARER_TO_Q8 = 5.6  # bits per weight: those of Q5_K_M are, of 5-bit numbers al
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 
+def nearest_format(bits: float) -> str | None:
+    """The format of this program with about so many bits per weight; None for plain numbers."""
+    return "q4" if bits < _NEARER_TO_Q8 else "q8" if bits < 12 else None
+
+
 def format_of(stored: StoredTensor) -> str:
     """The plain format that a tensor is read in: as it is stored, or is decoded to."""
     return stored.encoding.format if stored.encoding else FLOATS[stored.dtype]
@@ -131,7 +136,7 @@ class Weights:
         if 2 * numbers < sum(math.prod(tensor.shape) for tensor in self.checkpoint.tensors.values()):
             return self.dtype
         bits = 8 * sum(part.size for tensor in encoded for part in tensor.parts) / max(numbers, 1)
-        return "q4" if bits < _NEARER_TO_Q8 else "q8" if bits < 12 else self.dtype
+        return nearest_format(bits) or self.dtype
 
     @cached_property
     def kept_dtype(self) -> str | None:
@@ -268,7 +273,7 @@ class Weights:
     def _is_ignored(self, name: str) -> bool:
         if name in self._layout.copies or (self.spec.tied_embeddings and name in self._layout.dense.get("lm_head", ())):
             return True
-        if match := re.match(r"model\.layers\.(\d+)\.", name):
+        if match := re.match(r"(?:model\.layers|blk)\.(\d+)\.", name):
             real = len(self.spec.layers)
             if real <= int(match[1]) < real + self.spec.extra_layers:
                 return True

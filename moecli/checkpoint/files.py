@@ -146,7 +146,8 @@ def no_weights(names: Iterable[str], where: str) -> CheckpointError:
     if gguf := next((name for name in found if name.endswith(".gguf")), None):
         name = printable(gguf, 80)
         return CheckpointError(
-            f"{where} holds its weights as GGUF: {name}", f"name the file itself, on this machine: moecli run ./{name}"
+            f"{where} holds its weights as GGUF: {name}",
+            f"name the file itself: moecli run ./{name}; of a repository, moecli run org/name:Q4_K_M",
         )
     if own := next((name for name in found if name.startswith("consolidated.")), None):
         return CheckpointError(

@@ -9,37 +9,45 @@ import logging
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from moecli import settings
 from moecli.checkpoint.encodings.ggml import TYPES, Ggml, KeysAndValues
+from moecli.checkpoint.gguf_names import parts_of
 from moecli.checkpoint.stored import StoredTensor, damaged, regular_size
 from moecli.errors import CheckpointError, json_object, printable, reading, unreadable
 
 _LOG = logging.getLogger(__name__)
 NOTE = "gguf.json"  # in a folder made of a file: where that lies
 _MAGIC = b"GGUF"
-_NUMBERED = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
-_MOST_HEADER = 512 * 2**20
-_MOST_KEYS, _MOST_TENSORS, _MOST_FILES = 2**16, 2**20, 1000
-_LONGEST_NAME, _MOST_AXES = 1024, 4
+# Of a whole head, in bytes and in items of lists; Qwen's are 12 MB and 0.6 M, and each item takes 60 bytes here.
+_MOST_HEADER, _MOST_ITEMS = 128 * 2**20, 2**22
+_MOST_KEYS, _MOST_TENSORS = 2**16, 2**20
+_LONGEST_NAME, _LONGEST_TEXT, _MOST_AXES = 1024, 2**24, 4
 _ALIGNMENT = 32
 # By the number of a value's kind: its format in the file. 8 is text, 9 a list.
 _VALUES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
 _NUMBERS = {  # ggml's number of each type
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K",
-    13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 30: "BF16", 39: "MXFP4",
+    13: "Q5_K", 14: "Q6_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
+    22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
+    41: "Q1_0", 42: "Q2_0",
 }  # fmt: skip
+# Those of activations and of what is no weight, and Q4_0 rearranged for some processor, which was given up.
 _OTHERS = {
-    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 24: "I8",
-    25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 40: "NVFP4",
+    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 31: "Q4_0_4_4",
+    32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8",
 }  # fmt: skip
 _PLAIN = ("F32", "F16", "BF16")
+# Architectures whose queries and keys converters bring into the order of llama.cpp's rotary embedding.
+_TURNED = ("llama", "deepseek", "granitemoe", "arctic")
+
+
+Header = tuple[Mapping[str, Any], dict[str, StoredTensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +58,41 @@ class GgufModel:
     tensors: Mapping[str, StoredTensor]
     files: tuple[Path, ...]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: stored.shape for name, stored in self.tensors.items()}
+
 
 def read_model(path: Path) -> GgufModel:
     """The model that a file holds, or begins or continues. CheckpointError for damage and for what is not read."""
-    files = _parts(path)
+    return assembled({file: read_file(file) for file in _parts(path)})
+
+
+def read_file(path: Path) -> Header:
+    """What one file says, and its tensors as they lie."""
+    try:
+        size = regular_size(path)
+        with path.open("rb") as file:
+            return read_header(file.read, path, size)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def assembled(parts: Mapping[Path, Header]) -> GgufModel:
+    """The model of whose files these are the heads, in order. CheckpointError if they are none of one."""
     metadata: Mapping[str, Any] = {}
     tensors: dict[str, StoredTensor] = {}
-    for number, file in enumerate(files):
-        said, found = read_header(file)
+    for number, (file, (said, found)) in enumerate(parts.items()):
         metadata = metadata or said
-        if len(files) > 1 and said.get("split.no") not in (None, number):
+        if len(parts) > 1 and said.get("split.no") not in (None, number):
             raise damaged(file, "it is another part of its model than its name says")
         if twice := tensors.keys() & found.keys():
             raise damaged(file, f"'{printable(min(twice), 80)}' is in another part as well")
         tensors |= found
     count = metadata.get("split.tensors.count")
-    if len(files) > 1 and type(count) is int and count != len(tensors):
-        raise CheckpointError(f"the {len(files)} parts hold {len(tensors)} tensors and should hold {count}")
-    return GgufModel(metadata, _as_in_models(metadata, tensors), tuple(files))
+    if len(parts) > 1 and type(count) is int and count != len(tensors):
+        raise CheckpointError(f"the {len(parts)} parts hold {len(tensors)} tensors and should hold {count}")
+    return GgufModel(metadata, _as_in_models(metadata, tensors), tuple(parts))
 
 
 def noted_file(folder: Path) -> Path | None:
@@ -84,36 +109,28 @@ def noted_file(folder: Path) -> Path | None:
 
 def _parts(path: Path) -> list[Path]:
     """Every file of the model, in order."""
-    match = _NUMBERED.fullmatch(path.name)
-    if match is None or not 1 < int(match[3]) <= _MOST_FILES:
-        return [path]
-    files = [path.with_name(f"{match[1]}-{number:05}-of-{match[3]}.gguf") for number in range(1, int(match[3]) + 1)]
+    files = [path.with_name(name) for name in parts_of(path.name)]
     gone = [file.name for file in files if not file.is_file()]
-    if gone:
+    if gone and len(files) > 1:
         raise CheckpointError(
             f"{len(gone)} of {len(files)} parts are missing, {printable(gone[0], 80)} first", "fetch the model again"
         )
     return files
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
-    """What one file says, and its tensors as they lie."""
-    try:
-        size = regular_size(path)
-        with path.open("rb") as file:
-            return _Reader(file, path, size).read()
-    except OSError as error:
-        raise unreadable(path, error) from error
+def read_header(read: Callable[[int], bytes], path: Path, size: int) -> Header:
+    """The same of a file wherever it is: `read` gives its next bytes, `size` is that of all of it."""
+    return _Reader(read, path, size).read()
 
 
 class _Reader:
     """Reads the head of one file from its beginning."""
 
-    def __init__(self, file: BufferedReader, path: Path, size: int) -> None:
-        self._file, self._path, self._size = file, path, size
-        self._place = 0
+    def __init__(self, read: Callable[[int], bytes], path: Path, size: int) -> None:
+        self._next, self._path, self._size = read, path, size
+        self._place = self._items = 0
 
-    def read(self) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+    def read(self) -> Header:
         if self._take(4) != _MAGIC:
             raise damaged(self._path, "it is no GGUF file")
         version = self._number("I")
@@ -180,16 +197,17 @@ class _Reader:
         if kind in _VALUES:
             return self._number(_VALUES[kind])
         if kind == _TEXT:
-            return self._text(_MOST_HEADER)
+            return self._text(_LONGEST_TEXT)
         if kind != _LIST or nested:
             raise damaged(self._path, f"it holds a value of the unknown kind {kind}")
         inner, count = self._number("I"), self._number("Q")
+        self._items += count
+        if self._items > _MOST_ITEMS:
+            raise damaged(self._path, f"it holds a list of {count} values")
         if inner in _VALUES:
             form = _VALUES[inner]
             width = struct.calcsize(f"<{form}")
             return list(struct.unpack(f"<{count}{form}", self._take(count * width))) if count else []
-        if count > _MOST_HEADER // 8:
-            raise damaged(self._path, f"it holds a list of {count} values")
         return [self._value(inner, True) for _ in range(count)]
 
     def _number(self, form: str) -> Any:
@@ -205,7 +223,7 @@ class _Reader:
         self._place += count
         if self._place > min(self._size, _MOST_HEADER):
             raise damaged(self._path, "its head is cut short, or larger than any")
-        found = self._file.read(count)
+        found = self._next(count)
         if len(found) != count:
             raise damaged(self._path, "its head is cut short")
         return found
@@ -220,12 +238,15 @@ def _as_in_models(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTenso
     """The same with what llama.cpp's converters did to single tensors undone as they are read."""
     found = dict(tensors)
     architecture = metadata.get("general.architecture")
-    if architecture == "llama":  # whose queries and keys are in the order of its own rotary embedding
-        heads = metadata.get("llama.attention.head_count")
-        kv_heads = metadata.get("llama.attention.head_count_kv", heads)
+    if architecture in _TURNED:
+        heads = _one(metadata.get(f"{architecture}.attention.head_count"))
+        kv_heads = _one(metadata.get(f"{architecture}.attention.head_count_kv", heads))
         for name, stored in tensors.items():
-            if match := re.fullmatch(r"blk\.\d+\.attn_([qk])\.weight", name):
+            if match := re.fullmatch(r"blk\.\d+\.attn_([qk])\.(weight|bias)", name):
                 found[name] = _rotated(stored, heads if match[1] == "q" else kv_heads)
+    for name, stored in tensors.items():
+        if name.endswith(".ffn_gate_inp_shexp.weight") and len(stored.shape) == 1:
+            found[name] = replace(stored, shape=(1, *stored.shape))
     for name, keys in tensors.items():
         if match := re.fullmatch(r"(blk\.\d+\.attn_)k_b(\.weight)", name):
             values = tensors.get(f"{match[1]}v_b{match[2]}")
@@ -236,11 +257,16 @@ def _as_in_models(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTenso
     return found
 
 
+def _one(value: Any) -> Any:
+    """What a list says of every layer alike."""
+    return value[0] if isinstance(value, list) and value and all(each == value[0] for each in value) else value
+
+
 def _rotated(stored: StoredTensor, heads: Any) -> StoredTensor:
     rows = stored.shape[0]
-    if type(heads) is not int or heads <= 0 or len(stored.shape) != 2 or rows % (2 * heads):
+    if type(heads) is not int or heads <= 0 or len(stored.shape) > 2 or rows % (2 * heads):
         raise CheckpointError(f"{stored.name} of {list(stored.shape)} does not have {printable(str(heads), 20)} heads")
-    kind, codes = _codes(stored)
+    kind, codes = _codes(stored if len(stored.shape) == 2 else replace(stored, shape=(rows, 1)))
     return replace(stored, encoding=Ggml((codes,), TYPES[kind].format, kind, heads))
 
 

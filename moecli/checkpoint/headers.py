@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moecli.checkpoint import grok_release, safetensors, state_dict
+from moecli.checkpoint import gguf, gguf_names, grok_release, safetensors, state_dict
 from moecli.checkpoint.files import RELEASE, TORCH
 from moecli.checkpoint.stored import StoredTensor
 
@@ -17,4 +17,6 @@ def read_header(path: Path, name: str | None = None) -> dict[str, StoredTensor]:
     name = name or path.name
     if RELEASE.holds(name):
         return grok_release.read_header(path, name)
+    if name.endswith(gguf_names.ENDING):
+        return gguf.read_file(path)[1]
     return state_dict.read_header(path) if TORCH.holds(name) else safetensors.read_header(path)

@@ -94,7 +94,7 @@ def _reasons(family: Family, spec: ModelSpec, has_table: bool) -> _Reasons:
     tied = r"(.*\.)?lm_head\.weight|(.*\.)?output\.weight|(en|de)coder\.embed_tokens\.weight"
     buffers = "|".join((BUFFERS, *(p for each in family.layouts for p in each.ignored)))
     rows = {
-        "multi-token prediction": rf"(.*\.)?mtp[._].+|model\.layers\.({beyond})\..+",
+        "multi-token prediction": rf"(.*\.)?mtp[._].+|(model\.layers|blk)\.({beyond})\..+",
         _TOWERS: _VISION,
         "copies of the tied table": tied
         if spec.tied_embeddings and has_table
@@ -134,7 +134,7 @@ def _differences(
 
 _EXPERT = re.compile(
     r"(.*\.)?(experts?|switch_mlp)\..+|.*block_sparse_moe\.(input|output)_linear\.weight|.*decoder_layer[._]\d+[./]moe[./].+"
-    r"|blk\.\d+\.ffn_(gate|up|down)(_exps|\.\d+)\.weight"
+    r"|blk\.\d+\.ffn_(gate|up|gate_up|down)(_exps|\.\d+)\.weight"
 )
 _TABLE = re.compile(
     r"(.*\.)?(embed_tokens|wte|word_embeddings|in_out_embed|shared|embeddings|tok_embeddings)\.weight"

@@ -15,7 +15,7 @@ from moecli.library import advice, pull_packed, stores, tokenizers
 from moecli.library.advice import Advice
 from moecli.library.pull import Proposal, check_space, propose
 from moecli.library.pull_packed import PackedPull, propose_packed
-from moecli.library.resolve import Kind, ModelRef
+from moecli.library.resolve import Kind, ModelRef, fetched
 from moecli.output import pack as account
 from moecli.output import pull as view
 from moecli.output import terminal
@@ -61,6 +61,8 @@ def pull(
     if isinstance(plan, Proposal):
         path = _fetch(plan, talk.still)
         tokenizers.lay(ref, path)
+        if ref.variant is not None:
+            path = path / plan.manifest.weights[0].name
         if talk.json:
             terminal.write_json(documents.fetched(plan))
         else:
@@ -118,7 +120,8 @@ def for_run(
         if not known.possible:
             raise advice.missing(ref, known)
     assert known.way is not None
-    plan = _ask_hub(ref, known.way.dtype if known.way.packed else None, None, False, quiet, budget, context)
+    on_the_way = known.way.packed and ref.variant is None
+    plan = _ask_hub(ref, known.way.dtype if on_the_way else None, None, False, quiet, budget, context)
     proposal = plan if isinstance(plan, Proposal) else plan.proposal
     if lack := proposal.lacks_tokenizer:
         raise ModelNotFound(
@@ -134,7 +137,7 @@ def for_run(
         raise advice.missing(ref, known) from None
     if isinstance(plan, Proposal):
         check_space(plan)
-        return replace(ref, kind=Kind.CACHE, folder=_fetch(plan, quiet))
+        return fetched(ref, _fetch(plan, quiet), [file.name for file in plan.manifest.weights])
     if plan.store is None:
         pull_packed.check_space(plan)
     folder = _pack(plan, None, quiet)[0].folder

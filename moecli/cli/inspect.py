@@ -31,7 +31,7 @@ Models = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="MODEL...",
-        help="Aliases, folders, config.json files or Hub ids org/name[@revision].",
+        help="Aliases, folders, config.json files or Hub ids org/name[:GGUF][@revision].",
         autocompletion=options.complete_model,
         show_default=False,
     ),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moecli.cli import options
 from moecli.cli.inspect import Models
-from moecli.errors import UsageError
+from moecli.errors import NetworkError, UsageError
 from moecli.units import format_bytes
+
+if TYPE_CHECKING:
+    from moecli.planning.estimate import Budget
 
 EXAMPLES = """Examples:
 
@@ -19,6 +23,8 @@ EXAMPLES = """Examples:
   moecli memory mixtral --gpu rtx4090 --ram 64GiB --ctx 32768
 
   moecli memory olmoe qwen3-30b-a3b mixtral --ram 16GiB
+
+  moecli memory unsloth/Qwen3-30B-A3B-GGUF --files
 
   moecli memory dbrx --dtype q4 --ram 80GiB --check && echo "it fits"
 """
@@ -78,6 +84,9 @@ def memory(
     ] = None,
     explain: Annotated[bool, options.option("--explain", help="Show each term with its formula.")] = False,
     check: Annotated[bool, options.option("--check", help="Exit 3 if it does not fit in VRAM and RAM.")] = False,
+    files: Annotated[
+        bool, options.option("--files", help="List the GGUF files of a repository: size, bits per weight, what fits.")
+    ] = False,
     max_ctx: Annotated[bool, options.option("--max-ctx", help="Show the longest context that fits.")] = False,
     quiet: Annotated[
         bool, options.option("--quiet", "-q", panel=options.OUTPUT, help="With --check: say it by exit code alone.")
@@ -111,6 +120,11 @@ def memory(
     if max_ctx and len(models) > 1:
         raise UsageError("--max-ctx is of one model", f"moecli memory {models[0]} --max-ctx")
     budget = Budget.of(ram, vram, gpu, ram_speed, disk_speed)
+    if files:
+        if offline:
+            settings.forbid_network()
+        _list_files(models, budget, ctx, batch, form, output, no_color)
+        return
     subjects = []
     for ref in [resolve(model) for model in models]:
         report = inspection.inspect(ref, ask_hub=ref.by_hub_id and not (offline or settings.offline()))
@@ -135,3 +149,24 @@ def memory(
         show.screen(subjects[0], explain, no_color)
     if check and not all(each.result.fits for each in subjects):
         raise typer.Exit(3)
+
+
+def _list_files(
+    models: list[str], budget: Budget, ctx: int | None, batch: int, form: str, output: Path | None, no_color: bool
+) -> None:
+    """`--files` of one repository."""
+    from moecli import settings
+    from moecli.library.gguf_variants import offers
+    from moecli.library.resolve import resolve
+    from moecli.output import gguf_variants as show
+    from moecli.output import records
+
+    if len(models) > 1:
+        raise UsageError("--files is of one repository", f"moecli memory {models[0]} --files")
+    if settings.offline():
+        raise NetworkError("--files asks the Hub, and the network is not to be used", "leave out --offline")
+    found = offers(resolve(models[0], original=True), budget, ctx, batch)
+    if form == "table":
+        show.screen(found, no_color)
+    else:
+        records.write(show.document(found), form, output, array=True)

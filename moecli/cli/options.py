@@ -187,7 +187,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A folder, a GGUF file, a packed model, an alias (tiny, mixtral, dbrx, ...) or a Hub id "
-        "org/name[@revision]; NAME:q4 is NAME with --dtype q4.",
+        "org/name[:GGUF][@revision]; NAME:q4 is NAME with --dtype q4.",
         autocompletion=complete_model,
         show_default=False,
     ),

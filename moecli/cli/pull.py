@@ -62,6 +62,11 @@ def pull(
     if offline:
         settings.forbid_network()
     ref = running.with_tokenizer(resolve(model, dtype=dtype or "auto", original=True), tokenizer, check=True)
+    if ref.variant is not None and (dtype is not None or output is not None or keep_original):
+        hint = f"moecli pull {ref.typed}, then moecli pack {ref.typed} --dtype {dtype or 'q4'}"
+        raise UsageError("a GGUF file is packed once it is here, not on its way", hint)
+    if ref.variant is not None and tokenizer is not None:
+        raise UsageError("nothing is laid beside a GGUF file", f"moecli run {ref.typed} --tokenizer {tokenizer}")
     if ref.dtype != "auto":
         dtype = ref.dtype
     elif output is not None or keep_original:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moecli import settings
-from moecli.checkpoint import files
+from moecli.checkpoint import files, gguf_names
 from moecli.checkpoint.files import weight_map
+from moecli.checkpoint.gguf_names import Variant
 from moecli.errors import CheckpointError, ModelNotFound, MoecliError, unreadable
 from moecli.model import catalog
 
@@ -94,7 +95,7 @@ def snapshots(repo: str, revision: str | None) -> list[Path]:
     chosen = [root / "snapshots" / named] if named and stat.S_ISDIR(_mode(root / "snapshots" / named)) else []
     if revision is not None:
         return chosen
-    others = [folder for folder in children(root / "snapshots") if _holds(folder / "config.json")]
+    others = [each for each in children(root / "snapshots") if _holds(each / "config.json") or variants(each)]
     return chosen + sorted(set(others).difference(chosen), key=_changed, reverse=True)
 
 
@@ -123,7 +124,10 @@ def lack(folder: Path) -> str | None:
     ModelNotFound where that cannot be told: `pull` would not help.
     """
     if not _holds(folder / "config.json"):
-        return "its config.json is missing"
+        if not (held := variants(folder)):
+            return "its config.json is missing"
+        cut = next((each for each in held if not each.whole), None)
+        return f"parts of {cut.label} are missing" if cut else None
     names = {file.relative_to(folder).as_posix() for file in model_files(folder)}
     kind = files.container(names)
     present = set(filter(kind.holds, names))
@@ -190,10 +194,17 @@ def _hidden(path: Path, error: OSError) -> ModelNotFound:
     return ModelNotFound(found.message, found.hint)
 
 
+def variants(folder: Path) -> list[Variant]:
+    """The models that a snapshot holds as GGUF, whole or in part."""
+    return gguf_names.variants(file.relative_to(folder).as_posix() for file in model_files(folder))
+
+
 def model_files(folder: Path) -> list[Path]:
-    """The files of a snapshot: those at its top, and the weights of a release inside it."""
-    files_ = [*children(folder), *children(folder / files.RELEASE_FOLDER)]
-    return [file for file in files_ if _holds(file)]
+    """The files of a snapshot: those at its top, the weights of a release and GGUF files inside its folders."""
+    files_ = children(folder)
+    inside = [file for each in files_ if stat.S_ISDIR(_mode(each)) for file in children(each)]
+    kept = [file for file in inside if file.suffix == gguf_names.ENDING or file.parent.name == files.RELEASE_FOLDER]
+    return [file for file in (*files_, *kept) if _holds(file)]
 
 
 def is_repo(name: str) -> bool:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moecli.checkpoint import grok_release, state_dict
+from moecli.checkpoint import gguf, gguf_names, grok_release, state_dict
 from moecli.checkpoint.files import RELEASE, SAFETENSORS, TORCH, choose, container, cut_apart, no_weights, weight_map
 from moecli.checkpoint.folder import merged
 from moecli.checkpoint.safetensors import header_tensors
 from moecli.checkpoint.stored import Source, StoredTensor
-from moecli.errors import CheckpointError, ConfigError, NetworkError, json_object
+from moecli.errors import CheckpointError, ConfigError, NetworkError, json_object, printable
 from moecli.hub import bounds, client
 from moecli.hub.background import each_in_background
 
@@ -55,7 +55,7 @@ def read_remote(
     """
     config = Repository(repo, revision).fetch("config.json", bounds.LARGEST_CONFIG)
     if config is None:
-        raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be inspected")
+        raise no_config(repo, listed(revision))
     facts = json_on_hub(config.data, "config.json")
     pinned = Repository(repo, config.commit or revision)
     index, single = pinned.fetch(SAFETENSORS.index, bounds.LARGEST_INDEX), SAFETENSORS.single
@@ -85,6 +85,17 @@ def read_remote(
     tensors = merged((here[name][0] for name in chosen), files or {})
     read = sum(len(piece.data) for piece in (config, index) if piece) + sum(header[1] for header in here.values())
     return Remote(facts, tensors, config.commit, read)
+
+
+def no_config(repo: str, names: Iterable[str]) -> NetworkError:
+    """Why a repository is no model by itself; of one of GGUF files, how one is named."""
+    if held := gguf_names.variants(names):
+        label = printable(held[0].label, 40)
+        return NetworkError(
+            f"{repo} holds its weights as GGUF: a file of it is to be named",
+            f"{repo}:{label} is one, moecli memory {repo} --files lists them",
+        )
+    return NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be read")
 
 
 class Repository:
@@ -117,6 +128,9 @@ class Repository:
             return None
         if RELEASE.holds(name):
             return self._pickled_header(name, first, grok_release.remote_header, 0)
+        if name.endswith(gguf_names.ENDING):
+            head, read = self._gguf_head(name, first)
+            return head[1], read
         if TORCH.holds(name):
             return self._pickled_header(name, first, state_dict.remote_header, _NEXT_GUESS)
         length = int.from_bytes(first.data[:8], "little")
@@ -130,6 +144,33 @@ class Repository:
             data += rest.data if rest else b""
         bounds.check_values(data, f"the header of {name} of {self._repo}")
         return header_tensors(Path(name), data, first.file_size), max(len(first.data), 8 + len(data))
+
+    def gguf_head(self, name: str) -> tuple[gguf.Header, int] | None:
+        """What a GGUF file says and its tensors, and the bytes read for them; None if there is no such file."""
+        first = self._read(name, 0, _FIRST_GUESS)
+        return None if first is None else self._gguf_head(name, first)
+
+    def _gguf_head(self, name: str, first: _Piece) -> tuple[gguf.Header, int]:
+        """Nobody knows how long it is before it was read: each request is for as much again, so that little is vain."""
+        data, place = bytearray(first.data), 0
+
+        def take(count: int) -> bytes:
+            nonlocal place
+            while place + count > len(data) < first.file_size:
+                wanted = max(place + count - len(data), min(len(data), _NEXT_GUESS))
+                wanted = min(wanted, first.file_size - len(data))
+                with self._lock:
+                    self._headers_left -= wanted
+                    if self._headers_left < 0:
+                        raise CheckpointError(f"{name} of {self._repo} describes its tensors at too great a length")
+                piece = self._read(name, len(data), wanted)
+                if piece is None or not piece.data:
+                    break
+                data.extend(piece.data)
+            place += count
+            return bytes(data[place - count : place])
+
+        return gguf.read_header(take, Path(name), first.file_size), len(data)
 
     def _pickled_header(
         self, name: str, first: _Piece, read: Callable[[Source, str, int], dict[str, StoredTensor]], guess: int
@@ -158,7 +199,7 @@ class Repository:
         range_ = (start, start + size - 1) if ranged else None
         with client.get(self._repo, self._revision, name, range_) as answer:
             code = answer.headers.get("x-error-code", "")
-            if answer.status == 404 and code in ("EntryNotFound", "") and name != "config.json":
+            if answer.status == 404 and (code == "EntryNotFound" or (not code and name != "config.json")):
                 return None
             if answer.status not in (200, 206):
                 raise client.refusal(answer, self._repo, self._revision, name)

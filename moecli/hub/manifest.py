@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moecli.checkpoint import gguf, gguf_names
 from moecli.checkpoint.files import CONTAINERS, RELEASE, choose, container, cut_apart, names_in, no_weights
-from moecli.errors import CheckpointError, NetworkError
+from moecli.checkpoint.gguf_names import Variant
+from moecli.checkpoint.stored import StoredTensor
+from moecli.errors import CheckpointError, ModelNotFound, NetworkError
 from moecli.hub import bounds, client
 from moecli.hub.cache import BLOB_NAME, blob_hash, repository, status
-from moecli.hub.headers import Repository, json_on_hub, read_index, shards
+from moecli.hub.headers import Repository, json_on_hub, no_config, read_index, shards
 from moecli.hub.retry import RetryPolicy, Tell, retry
 from moecli.model import catalog
 from moecli.model.catalog import Entry
+from moecli.model.gguf import config_of
 from moecli.text.files import is_text, tokenizer_among
+from moecli.text.gguf import tokenizer_in
 
 _INDICES = tuple(each.index for each in CONTAINERS)
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -52,6 +57,8 @@ class DownloadManifest:
     gated: bool
     index: Mapping[str, str] | None = None  # which file holds a tensor, where that must be said
     supplied_by: Entry | None = None  # the entry that knows what the repository lacks: configuration, tokenizer
+    tokenizer: str | None = None  # the kind of file that a GGUF file's own tokenizer becomes
+    tensors: Mapping[str, StoredTensor] | None = None  # what its headers say, where they were read already
 
     @property
     def files(self) -> tuple[RemoteFile, ...]:
@@ -74,11 +81,22 @@ class DownloadManifest:
 
 
 def read_manifest(
-    repo: str, revision: str | None = None, policy: RetryPolicy | None = None, tell: Tell | None = None
+    repo: str,
+    revision: str | None = None,
+    policy: RetryPolicy | None = None,
+    tell: Tell | None = None,
+    variant: str | None = None,
 ) -> DownloadManifest:
-    """Ask the Hub; nothing is written. NetworkError if it says no, CheckpointError if the answer cannot be right."""
+    """Ask the Hub; nothing is written. NetworkError if it says no, CheckpointError if the answer cannot be right.
+
+    `variant`: the quantisation or the name of a GGUF file; ModelNotFound where the repository holds no such one.
+    """
     policy = policy or RetryPolicy(attempts=4)
     info, commit, listed = _listing(repo, revision, policy, tell)
+    if variant is not None:
+        chosen = gguf_names.choose(gguf_names.variants(listed), variant, repo)
+        files = tuple(map(listed.__getitem__, chosen.files))
+        return _of_gguf(repo, revision or "main", commit, files, info, policy, tell)
     source = Repository(repo, commit)
 
     def read(name: str, largest: int) -> bytes | None:
@@ -111,19 +129,57 @@ def read_manifest(
     elif entry is not None and kind is RELEASE:
         config = entry.config()
     else:
-        raise NetworkError(f"{repo} holds no config.json", "only models in transformers' format can be used")
+        raise no_config(repo, listed)
     needless = set(_INDICES).difference([kind.index] if index is not None else [])
     texts = [name for name in _texts(listed) if name not in needless]
     if large := next((name for name in texts if listed[name].size > bounds.LARGEST_TEXT), None):
         raise CheckpointError(f"{large} of {repo} has {listed[large].size} bytes, which cannot be right")
     lacks = text is None or (entry is not None and entry.tokenizer and tokenizer_among(listed) is None)
-    tags = info.get("tags")
-    licences = (str(tag)[8:] for tag in (tags if isinstance(tags, list) else ()) if str(tag).startswith("license:"))
     return DownloadManifest(
         repo, revision or "main", commit, tuple(map(listed.__getitem__, texts)),
-        tuple(map(listed.__getitem__, weights)), config, _plain(next(licences, "")),
+        tuple(map(listed.__getitem__, weights)), config, _licence(info),
         bool(info.get("gated")), index, entry if lacks else None,
     )  # fmt: skip
+
+
+def _licence(info: Mapping[str, Any]) -> str | None:
+    tags = info.get("tags")
+    found = (str(tag)[8:] for tag in (tags if isinstance(tags, list) else ()) if str(tag).startswith("license:"))
+    return _plain(next(found, ""))
+
+
+def _of_gguf(
+    repo: str, revision: str, commit: str, files: tuple[RemoteFile, ...], info: Mapping[str, Any], policy: RetryPolicy,
+    tell: Tell | None,
+) -> DownloadManifest:  # fmt: skip
+    """That of the files of one GGUF model, by their heads: of the cache where they are there, else by range."""
+    if len(files) < len(names := gguf_names.parts_of(files[0].name)):
+        raise CheckpointError(f"{repo} holds {len(files)} of the {len(names)} parts of {files[0].name}")
+    hub, snapshot = Repository(repo, commit), repository(repo) / "snapshots" / commit
+
+    def head(file: RemoteFile) -> gguf.Header:
+        here = status(snapshot / file.name)
+        if here is not None and here.st_size == file.size:
+            return gguf.read_file(snapshot / file.name)
+        found = retry(lambda: hub.gguf_head(file.name), policy, tell=tell)
+        if found is None:
+            raise CheckpointError(f"{repo} lists '{file.name}' and does not hold it", "try again later")
+        return found[0]
+
+    model = gguf.assembled({Path(file.name): head(file) for file in files})
+    return DownloadManifest(
+        repo, revision, commit, (), files, config_of(model.metadata, model.shapes), _licence(info),
+        bool(info.get("gated")), tokenizer=tokenizer_in(model.metadata), tensors=model.tensors,
+    )  # fmt: skip
+
+
+def list_variants(repo: str, revision: str | None) -> tuple[str, dict[Variant, int]]:
+    """The commit of a repository, and its GGUF models with their bytes. ModelNotFound if it holds none."""
+    _, commit, listed = _listing(repo, revision, RetryPolicy(attempts=4), None)
+    found = {each: sum(listed[name].size for name in each.files) for each in gguf_names.variants(listed) if each.whole}
+    if not found:
+        raise ModelNotFound(f"{repo} holds no GGUF files", f"moecli memory {repo}")
+    return commit, found
 
 
 def tokenizer_manifest(repo: str, revision: str | None, policy: RetryPolicy) -> DownloadManifest:
@@ -156,21 +212,23 @@ def _listing(
 
 
 def list_files(repo: str, commit: str | None) -> list[str]:
-    """The names at the top of a repository."""
+    """The names at the top of a repository, and those of GGUF files inside it."""
     return [file.name for file in _listed(repo, retry(lambda: client.listing(repo, commit), RetryPolicy(attempts=4)))]
 
 
-def cached_manifest(repo: str, snapshot: Path) -> DownloadManifest:
+def cached_manifest(repo: str, snapshot: Path, files: Collection[str] = ()) -> DownloadManifest:
     """The same from what a snapshot in the cache holds, without asking anybody; no branch is asked for.
 
-    CheckpointError if it cannot be read. A file that is no link to its blob has no hash here.
+    CheckpointError if it cannot be read. A file that is no link to its blob has no hash here. `files`: of a GGUF model.
     """
     try:
         held = {
             name: RemoteFile(name, path.stat().st_size, path.readlink().name if path.is_symlink() else "")
-            for name in sorted(names_in(snapshot))
+            for name in sorted(files or names_in(snapshot))
             if (path := snapshot / name).is_file()
         }
+        if files:
+            return _of_gguf(repo, snapshot.name, snapshot.name, tuple(held.values()), {}, RetryPolicy(attempts=1), None)
         config = (snapshot / "config.json").read_bytes()
     except OSError as error:
         raise CheckpointError(f"{snapshot} cannot be read: {error.strerror}") from error
@@ -187,7 +245,7 @@ def _texts(names: Collection[str]) -> list[str]:
 
 
 def _listed(repo: str, info: Mapping[str, Any]) -> list[RemoteFile]:
-    """Every file at the top of the repository, and the weights of a release in their folder.
+    """Every file at the top of the repository, the weights of a release in their folder, and GGUF files in theirs.
 
     A name that git cannot hold proves that the server lies.
     """
@@ -202,7 +260,7 @@ def _listed(repo: str, info: Mapping[str, Any]) -> list[RemoteFile]:
             raise CheckpointError(f"{repo} names the file {str(name)[:80]!a}, which is outside its folder")
         if max(len(part.encode()) for part in parts) > bounds.LONGEST_NAME:
             raise CheckpointError(f"{repo} names the file '{name[:80]}...', which no disk can hold")
-        if len(parts) > 1 and not RELEASE.holds(name):
+        if len(parts) > 1 and not (RELEASE.holds(name) or name.endswith(gguf_names.ENDING)):
             continue
         blob = str((lfs.get("sha256") if isinstance(lfs, dict) else None) or each.get("blobId"))
         if type(size) is not int or not 0 <= size < 2**50 or not BLOB_NAME.fullmatch(blob):

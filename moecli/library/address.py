@@ -1,4 +1,4 @@
-"""What people paste for a MODEL: addresses of the Hub's pages and files, as the plain org/name they mean."""
+"""What people paste for a MODEL: addresses of the Hub's pages and files, as the org/name[:GGUF] they mean."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from urllib.parse import unquote, urlsplit
 
 from moecli import settings
+from moecli.checkpoint.gguf_names import ENDING
 from moecli.errors import ModelNotFound, printable
 from moecli.hub import cache as hub_cache
 
@@ -20,7 +21,9 @@ _SHOWN = 80
 
 
 def plain(pasted: str) -> str:
-    """`org/name` or `org/name@revision` for any address of a model; what is no address as it is, without blanks around.
+    """`org/name`, `org/name@revision` or `org/name:variant@revision` for an address of a model or a GGUF file in it.
+
+    What is no address as it is, without blanks around.
 
     ModelNotFound for the address of something else, with the reason.
     """
@@ -40,19 +43,21 @@ def plain(pasted: str) -> str:
         raise ModelNotFound(f"{_shown(text)} names no model", "a model's address is https://huggingface.co/org/name")
     (organisation, full), rest = parts[:2], parts[2:]
     name, at, revision = full.partition("@")
-    name, colon, _ = name.removesuffix(".git").partition(":")
+    name, _, variant = name.removesuffix(".git").partition(":")
     repo = f"{organisation}/{name}"
     if not hub_cache.is_repo(repo):
         raise ModelNotFound(f"{_shown(text)} names no model", "type a model as org/name")
-    if colon:
-        hint = "fetch the file and name it, as ./model.gguf; or type the id of the model that it was made from"
-        raise ModelNotFound(f"{_shown(text)} chooses a GGUF file of a repository, which is not fetched", hint)
+    if rest and not at and path.endswith(ENDING):
+        if at_hub and rest[0] in _OF_REVISION and len(rest) > 2:
+            revision, rest = rest[1], rest[2:]
+        file = "/".join([variant, *rest] if variant else rest)
+        return f"{repo}:{file}" + (f"@{revision}" if revision else "")
     if at and (revision == "refs" or not at_hub):  # refs/pr/4, or a branch with a slash in its name
         revision, rest = "/".join([revision, *rest[: 2 if at_hub else None]]), []
     found = revision if at else _revision(rest)
     if found is None and rest and not at_hub and rest[0] not in ("discussions", "settings"):
         raise ModelNotFound(f"{_shown(text)} is no address of a model", f"did you mean {repo}?")
-    return f"{repo}@{found}" if found else repo
+    return repo + (f":{variant}" if variant else "") + (f"@{found}" if found else "")
 
 
 def _path(text: str) -> str | None:

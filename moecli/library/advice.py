@@ -164,7 +164,8 @@ def pull_estimate(ref: ModelRef, dtype: str | None) -> Advice | None:
 def fetching(ref: ModelRef, way: Way | None) -> str:
     """The command that fetches a model; packed on the way, where it runs so."""
     at = f"@{ref.revision}" if ref.revision and "@" not in ref.name else ""
-    return f"moecli pull {ref.name}{at}" + (f" --dtype {way.dtype}" if way is not None and way.packed else "")
+    packing = way is not None and way.packed and ref.variant is None  # GGUF is packed once it is here
+    return f"moecli pull {ref.name}{at}" + (f" --dtype {way.dtype}" if way is not None and packing else "")
 
 
 def missing(ref: ModelRef, advice: Advice | None) -> ModelNotFound:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from moecli import __version__, settings
 from moecli.checkpoint import gguf
-from moecli.errors import reading
+from moecli.errors import MoecliError, reading
 from moecli.model.gguf import config_of
 from moecli.store.filesystem import unwritable
 from moecli.text.gguf import texts_of
@@ -30,13 +32,22 @@ def unfolded(path: Path) -> Path:
     folder = settings.gguf() / f"{path.stem[:80]}-{key}"
     if not (folder / gguf.NOTE).is_file():
         model = gguf.read_model(path)
-        config = config_of(model.metadata, {name: stored.shape for name, stored in model.tensors.items()})
+        config = config_of(model.metadata, model.shapes)
         note = {"file": os.fsencode(path).decode("utf-8", "surrogateescape")}
         texts = texts_of(model.metadata) | {
             "config.json": json.dumps(config, indent=1).encode(), gguf.NOTE: json.dumps(note).encode(),
         }  # fmt: skip
         _write(folder, texts)
+        _forget_older(folder, path)
     return folder
+
+
+def _forget_older(folder: Path, path: Path) -> None:
+    """What the same file said before it changed."""
+    for other in folder.parent.glob(f"{glob.escape(path.stem[:80])}-*"):
+        with suppress(MoecliError, OSError):
+            if other != folder and len(other.name) == len(folder.name) and gguf.noted_file(other) == path:
+                shutil.rmtree(other)
 
 
 def _write(folder: Path, texts: dict[str, bytes]) -> None:

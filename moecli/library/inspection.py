@@ -84,6 +84,14 @@ class Report:
         return self.entry.stored if self.entry is not None and self.source is Kind.CATALOG else None
 
     @property
+    def bits_per_weight(self) -> float | None:
+        """Of what is counted, scales and all; None where its files are not known."""
+        if self.inventory is not None and self.inventory.parameters:
+            apart = sum(part.bytes for part in self.inventory.excluded)
+            return 8 * (self.inventory.bytes - apart) / self.inventory.parameters
+        return 8 * self.stored.bytes / self.counts.total if self.stored else None
+
+    @property
     def dense(self) -> bool:
         return self.counts.experts == 1 and not self.spec.mixtures
 
@@ -142,11 +150,14 @@ def _from_store(ref: ModelRef, store: PackedStore) -> Report:
 
 def _from_hub(ref: ModelRef, repo: str) -> Report:
     from moecli.hub.headers import read_remote
-    from moecli.hub.manifest import list_files
+    from moecli.hub.manifest import list_files, read_manifest
 
+    if ref.variant is not None:
+        found = read_manifest(repo, ref.revision, variant=ref.variant)
+        return _report(ref, Kind.HUB, f"{repo}/{found.weights[0].name}", found.commit, found.config, found.tensors)
     remote = read_remote(repo, ref.revision, partial(list_files, repo))
-    found = _report(ref, Kind.HUB, repo, remote.commit or ref.revision, remote.config, remote.tensors)
-    return replace(found, unread=remote.unread)
+    report = _report(ref, Kind.HUB, repo, remote.commit or ref.revision, remote.config, remote.tensors)
+    return replace(report, unread=remote.unread)
 
 
 def _report(

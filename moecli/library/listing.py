@@ -96,16 +96,20 @@ def _built_in() -> list[Here]:
 
 
 def _cached(model: hub_cache.LocalModel) -> Here | None:
-    """None for what is no model of a family known here: tokenizers, image models, no config.json."""
+    """None for what is no model of a family known here: tokenizers, image models, no config.json and no GGUF."""
     if model.damaged:
         return Here(model.name, "unknown", 0, model.path, model.repo, None, False, damaged=True)
     try:
         config = families.load_config(model.path / "config.json")
         families.find(config)
+        stored = _format(config)
     except ConfigError:
-        return None
+        labels = [each.label for each in hub_cache.variants(model.path)]
+        if not labels:
+            return None
+        stored = f"{len(labels)} GGUF files" if len(labels) > 1 else labels[0]
     return Here(
-        model.name, _format(config), model.bytes, model.path, model.repo, model.revision, model.complete,
+        model.name, stored, model.bytes, model.path, model.repo, model.revision, model.complete,
         model.revisions, model.partial_bytes, model.last_used,
     )  # fmt: skip
 

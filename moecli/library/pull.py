@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from moecli import settings
+from moecli.checkpoint import gguf_names
 from moecli.checkpoint.files import RELEASE, SAFETENSORS
 from moecli.checkpoint.prequantized import quantised_among, true_tensors
 from moecli.checkpoint.stored import StoredTensor
@@ -78,6 +79,8 @@ class Proposal:
     def own_tokenizer(self) -> str | None:
         """The file that has it, or the repository that supplies it; None where it is to be given."""
         entry = self.manifest.supplied_by
+        if self.manifest.tokenizer is not None:
+            return self.manifest.tokenizer
         return tokenizer_among([file.name for file in self.manifest.texts]) or (entry.tokenizer if entry else None)
 
     @property
@@ -141,7 +144,8 @@ def propose(
     estimates = [estimate_one(spec, budget, name, context) for name in names]
     chosen = best_of(estimates, streams=packed) or estimates[0]
     here = sum(present(manifest, file) for file in manifest.files)
-    if not packed and not all(SAFETENSORS.holds(file.name) for file in manifest.weights):
+    pickled = manifest.tensors is None and not all(SAFETENSORS.holds(file.name) for file in manifest.weights)
+    if not packed and pickled:
         deque(headers(manifest, tell), maxlen=0)  # refuses a pickle of anything else before it is fetched
     quantised = _quantised(manifest, spec, tell)
     proposal = Proposal(
@@ -169,6 +173,8 @@ def _quantised(manifest: DownloadManifest, spec: ModelSpec, tell: Tell | None) -
 
     Their headers decide; if those cannot be had, config.json's word does.
     """
+    if manifest.tensors is not None:
+        return quantised_among(true_tensors(manifest.tensors))
     small = sum(file.size for file in manifest.weights) < _LEAST_BYTES * params.count(spec).total
     released = all(RELEASE.holds(file.name) for file in manifest.weights)
     if spec.unsupported or released or (spec.quantization is None and not small):
@@ -184,15 +190,18 @@ def _quantised(manifest: DownloadManifest, spec: ModelSpec, tell: Tell | None) -
 
 def _manifest(ref: ModelRef, repo: str, tell: Tell | None) -> tuple[DownloadManifest, str | None]:
     """From the Hub; where it is not to be asked or cannot be reached, from a snapshot in the cache that looks whole."""
-    here = ref.folder
+    here, files = ref.snapshot, list[str]()
+    if here is not None and ref.variant is not None and ref.file is not None:
+        files = gguf_names.parts_of(ref.file.relative_to(here).as_posix())
     if here is not None and settings.offline():
-        return cached_manifest(repo, here), "the network is not to be used"
+        return cached_manifest(repo, here, files), "the network is not to be used"
+    policy = RetryPolicy(attempts=1) if here else None
     try:
-        return read_manifest(repo, ref.revision, RetryPolicy(attempts=1) if here else None, tell), None
+        return read_manifest(repo, ref.revision, policy, tell, ref.variant), None
     except HubBusy as error:
         if here is None:
             raise
-        return cached_manifest(repo, here), error.message
+        return cached_manifest(repo, here, files), error.message
 
 
 def _nothing_to_pull(ref: ModelRef) -> ModelNotFound:

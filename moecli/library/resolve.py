@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
+from moecli.checkpoint import gguf_names
 from moecli.checkpoint.files import RELEASE_FOLDER
 from moecli.errors import ModelNotFound, UsageError, printable
 from moecli.formats import FORMATS, nearest
@@ -58,10 +60,19 @@ class ModelRef:
     store: LocalStore | None = None
     dtype: str = "auto"  # asked for: by --dtype, or in the name, as in mixtral:q4
     tokenizer: Path | None = None  # the file or folder that has it, where it is not to be the model's own
+    variant: str | None = None  # of a repository of GGUF files: the quantisation of one, or its name
 
     @property
     def commit(self) -> str | None:
-        return self.folder.name if self.repo and self.folder else None
+        return self.snapshot.name if self.snapshot else None
+
+    @property
+    def snapshot(self) -> Path | None:
+        """Where its files lie in the Hugging Face cache: its folder, but for that of a GGUF file."""
+        if self.repo is None or self.variant is None or self.file is None:
+            return self.folder if self.repo else None
+        snapshots = hub_cache.repository(self.repo) / "snapshots"
+        return snapshots / self.file.relative_to(snapshots).parts[0]
 
     @property
     def by_path(self) -> bool:
@@ -128,7 +139,7 @@ def _find(model: str, dtype: str, original: bool, own_name: bool) -> ModelRef:
         return _packed(model, found)
     if original or own_name or "@" in model or _names_path(model):
         return ref
-    found = packed_from((ref.name, ref.repo), dtype)
+    found = packed_from((ref.name, None if ref.variant else ref.repo), dtype)
     if found is None or (dtype not in ("auto", found.dtype) and ref.folder is not None):
         return ref
     return _packed(model, found, ref.entry)
@@ -147,6 +158,14 @@ def without_dtype(model: str) -> str:
     """NAME of NAME:q4; any other as it is."""
     name, word = _with_dtype(model)
     return name if word and ":" in model else model
+
+
+def fetched(ref: ModelRef, snapshot: Path, files: Sequence[str]) -> ModelRef:
+    """A model that has just come into the cache: of GGUF, the first of its files is it."""
+    if ref.variant is None:
+        return replace(ref, kind=Kind.CACHE, folder=snapshot)
+    file = snapshot / files[0]
+    return replace(ref, kind=Kind.CACHE, folder=gguf.unfolded(file), file=file)
 
 
 def built_in() -> ModelRef:
@@ -210,7 +229,8 @@ def _by_name(model: str) -> ModelRef:
     if model.casefold() == catalog.BUILT_IN:
         return replace(built_in(), typed=model)
     name, at, revision = model.partition("@")
-    entry = catalog.find(name)
+    name, _, variant = name.partition(":") if "/" in name else (name, "", "")
+    entry = None if variant else catalog.find(name)
     repo = entry.repo if entry else name if hub_cache.is_repo(name) else None
     if entry is None and repo is None:
         raise _unknown(model)
@@ -218,6 +238,9 @@ def _by_name(model: str) -> ModelRef:
         raise ModelNotFound(f"'{printable(revision, 80)}' is not a revision", "write org/name@branch, @tag or @commit")
     asked = revision or (entry.revision if entry else None)
     snapshots = hub_cache.snapshots(repo, asked) if repo else []
+    if variant or (repo and _holds_one_gguf(snapshots)):
+        assert repo is not None
+        return _of_gguf(model, repo, variant, asked, snapshots)
     folder = next((each for each in snapshots if hub_cache.lack(each) is None), None)
     config = snapshots[0] / "config.json" if snapshots and folder is None else None
     return ModelRef(
@@ -230,6 +253,24 @@ def _by_name(model: str) -> ModelRef:
         revision=asked,
         entry=entry,
     )
+
+
+def _holds_one_gguf(snapshots: list[Path]) -> bool:
+    """Whether what is here of a repository is one GGUF model and nothing else."""
+    first = snapshots[0] if snapshots else None
+    return first is not None and not hub_cache.is_file(first / "config.json") and len(hub_cache.variants(first)) == 1
+
+
+def _of_gguf(model: str, repo: str, variant: str, revision: str | None, snapshots: list[Path]) -> ModelRef:
+    """A GGUF model of a repository: in the newest snapshot that holds all of it, or on the Hub."""
+    variant = variant or hub_cache.variants(snapshots[0])[0].label
+    ref = ModelRef(model, f"{repo}:{variant}", Kind.HUB, repo=repo, revision=revision, variant=variant)
+    for snapshot in snapshots:
+        with suppress(ModelNotFound):
+            chosen = gguf_names.choose(hub_cache.variants(snapshot), variant, repo)
+            if chosen.whole:
+                return fetched(ref, snapshot, chosen.files)
+    return ref
 
 
 def _packed(model: str, store: LocalStore, entry: catalog.Entry | None = None) -> ModelRef:

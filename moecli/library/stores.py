@@ -56,7 +56,7 @@ def described(folder: Path) -> LocalStore | None:
 
 def default_folder(name: str, dtype: str) -> Path:
     """Where the store of a model goes unless the user says so: named after its alias, org/name or folder."""
-    return settings.stores() / f"{name.replace('/', '--')}-{dtype}"
+    return settings.stores() / f"{name.replace('/', '--').replace(':', '-')}-{dtype}"
 
 
 def describe(folder: Path) -> LocalStore | None:

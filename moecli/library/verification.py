@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moecli.checkpoint.files import RELEASE_FOLDER
+from moecli.checkpoint.gguf_names import parts_of
 from moecli.errors import ModelNotFound, remedy
 from moecli.hub import cache as hub_cache
 from moecli.library.resolve import ModelRef
@@ -63,6 +64,9 @@ def subject(ref: ModelRef) -> Subject:
     if ref.repo is None:
         hint = "moecli list shows what pull and pack have made"
         raise ModelNotFound(f"'{ref.name}' was not pulled: there is no hash to check it against", hint)
+    if ref.snapshot is not None and ref.variant is not None and ref.file is not None:
+        names = parts_of(ref.file.relative_to(ref.snapshot).as_posix())
+        return Subject(ref.name, ref.repo, ref.commit, ref.snapshot, tuple(map(ref.snapshot.joinpath, names)))
     folder = ref.folder or next(iter(hub_cache.snapshots(ref.repo, ref.revision)), None) or ref.weights
     inside = hub_cache.children(folder / RELEASE_FOLDER)
     files = tuple(file for file in (*hub_cache.children(folder), *inside) if not hub_cache.is_folder(file))

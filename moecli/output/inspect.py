@@ -182,6 +182,8 @@ def _costs(report: Report) -> list[tuple[str, str | Text]]:
         rows += _files(report, report.inventory)
     elif report.stored is not None:
         rows.append(("files", f"{_bytes(report.stored.bytes)} as published, mostly {report.stored.format}"))
+    if report.quantised is not None and report.bits_per_weight is not None:
+        rows.append(("", f"{report.bits_per_weight:.2f} bits per weight"))
     return rows
 
 

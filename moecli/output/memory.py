@@ -290,7 +290,8 @@ def _ending(subject: Subject) -> list[tuple[str, str]]:
     rows += [("note", note) for note in _card_notes(result)]
     if report.quantised and report.source is not Kind.STORE:
         size = f", {report.stored.bytes:,} bytes ({format_bytes(report.stored.bytes)})" if report.stored else ""
-        rows.append(("files", f"published in {report.quantised}{size}"))
+        bits = f", {report.bits_per_weight:.2f} bits per weight" if report.bits_per_weight else ""
+        rows.append(("files", f"published in {report.quantised}{size}{bits}"))
     if advice.obstacle:
         rows += [("engine", advice.obstacle)] * (not result.asked)  # else it is said first
     return rows + next_step(advice)

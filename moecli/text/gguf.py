@@ -9,7 +9,7 @@ from typing import Any
 
 from moecli.errors import TextError
 from moecli.text.sentencepiece import Algorithm, Kind
-from moecli.text.tiktoken import GPT4
+from moecli.text.tiktoken import GPT4, KIMI
 
 _DAMAGED = "the file is damaged: fetch it again"
 _KINDS = frozenset(map(int, Kind))
@@ -28,17 +28,44 @@ _DEEPSEEK_V3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}",
 )  # fmt: skip
+_MARKED = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
+_QWEN35 = rf"{_ENDINGS}|{_MARKED}|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_BEFORE, _SIGNS = r"[^\r\n\p{L}\p{N}]?", r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+_GPT4O = (
+    rf"{_BEFORE}{_UPPER}*{_LOWER}+{_ENDINGS}?|{_BEFORE}{_UPPER}+{_LOWER}*{_ENDINGS}?|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
+)
+_TEKKEN = rf"{_BEFORE}{_UPPER}*{_LOWER}+|{_BEFORE}{_UPPER}+{_LOWER}*|\p{{N}}|{_SIGNS}|{_SPACES}"
+_LING = rf"{_ENDINGS}|{_BEFORE}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 # By llama.cpp's name of them: the patterns of the words that are cut each by itself.
 _PATTERNS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt-2", "gpt2", "olmo"), (_GPT2,)),
+    **dict.fromkeys(("refact", "starcoder", "smollm"), (r"\p{N}", _GPT2)),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), (GPT4.pattern,)),
-    **dict.fromkeys(("qwen2", "qwen35"), (_QWEN2,)),
+    **dict.fromkeys(("glm4", "chatglm-bpe"), (GPT4.pattern,)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "hunyuan", "megrez"), (_QWEN2,)),
+    "qwen35": (_QWEN35,),
+    **dict.fromkeys(("bailingmoe", "bailingmoe2"), (_LING,)),
+    **dict.fromkeys(("gpt-4o", "minimax-m2"), (_GPT4O,)),
+    "tekken": (_TEKKEN,),
+    "kimi-k2": (KIMI.pattern,),
     "deepseek-llm": _DEEPSEEK_V2,
     **dict.fromkeys(("deepseek-v3", "deepseek-r1"), _DEEPSEEK_V3),
 }
-_WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3")  # a word that is a token is not cut, whatever merging makes of it
-_COMPOSED = ("qwen2", "qwen35")  # text is brought to Unicode's form C before
+# A word that is a token is not cut, whatever merging makes of it; where no key says so, text begins with bos as well.
+_WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
+_COMPOSED = ("qwen2", "qwen35", "deepseek-r1-qwen", "megrez", "hunyuan")  # text is brought to Unicode's form C before
 _ENDS = ("eos", "eot", "eom")
+
+
+def tokenizer_in(metadata: Mapping[str, Any]) -> str | None:
+    """The file that `texts_of` makes of its tokenizer; None where it holds none that is read."""
+    tokens, kind = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.model")
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        return None
+    if kind == "llama":
+        return "tokenizer.model"
+    return "tokenizer.json" if kind == "gpt2" and metadata.get("tokenizer.ggml.pre") in _PATTERNS else None
 
 
 def texts_of(metadata: Mapping[str, Any]) -> dict[str, bytes]:
@@ -52,13 +79,10 @@ def texts_of(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         "tokenizer_config.json": _written(settings),
         "generation_config.json": _written({"eos_token_id": list(_end_ids(metadata))}),
     }
-    kind = metadata.get("tokenizer.ggml.model")
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        return found
-    if kind == "llama":
-        found["tokenizer.model"] = _sentencepiece(metadata, tokens)
-    elif kind == "gpt2" and metadata.get("tokenizer.ggml.pre") in _PATTERNS:
-        found["tokenizer.json"] = _written(_byte_level(metadata, tokens))
+    if (name := tokenizer_in(metadata)) == "tokenizer.model":
+        found[name] = _sentencepiece(metadata, tokens or [])
+    elif name is not None:
+        found[name] = _written(_byte_level(metadata, tokens or []))
     return found
 
 
@@ -68,7 +92,7 @@ def _settings(metadata: Mapping[str, Any], tokens: list[Any]) -> dict[str, Any]:
         number = metadata.get(f"tokenizer.ggml.{name}_token_id")
         if type(number) is int and 0 <= number < len(tokens) and isinstance(tokens[number], str):
             found[{"unknown": "unk", "padding": "pad"}.get(name, name) + "_token"] = tokens[number]
-    default = metadata.get("tokenizer.ggml.model") == "llama"
+    default = metadata.get("tokenizer.ggml.model") == "llama" or metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS
     found["add_bos_token"] = metadata.get("tokenizer.ggml.add_bos_token", default) is True
     template = metadata.get("tokenizer.chat_template")
     return found | ({"chat_template": template} if isinstance(template, str) else {})

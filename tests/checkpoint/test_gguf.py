@@ -8,6 +8,7 @@ import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,14 @@ from moecli.library.gguf import unfolded
 from moecli.store.source import open_source
 from moecli.text.chat import Message
 from moecli.text.defaults import read_generation_defaults
-from moecli.text.gguf import _PATTERNS, texts_of
+from moecli.text.gguf import _COMPOSED, _PATTERNS, texts_of
 from moecli.text.tiktoken import GPT4
 from moecli.text.tokenizer import Tokenizer
 from tests.fuzz.mutations import Mutator
 from tests.support.checkpoints import prompt
-from tests.support.gguf_files import FAMILIES, encode, gguf, make, with_merges, with_pieces
+from tests.support.gguf_files import FAMILIES, gguf, goldens, make, random_blocks, with_merges, with_pieces
 from tests.support.in_process import moecli
+from tests.support.llama_cpp import PRE, PROMPT, TOKENS, digest, hashed, texts, with_tokenizer
 from tests.support.running import greedy, load, score
 from tests.support.stores import contents, packed
 from tests.support.toy_tokenizers import byte_level
@@ -45,19 +47,39 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_every_type_is_decoded_as_by_the_package(kind: str) -> None:
-    codes, numbers = encode(np.random.default_rng(1).standard_normal((16, 512)).astype(np.float32), kind)
-    code = gguf.GGMLQuantizationType[kind]
-    assert gguf.GGML_QUANT_SIZES[code] == (TYPES[kind].block, TYPES[kind].size)
-    blocks = torch.from_numpy(codes.view(np.uint8).reshape(-1, TYPES[kind].size).copy())
-    assert torch.equal(TYPES[kind].decode(blocks).float().view(16, 512), torch.from_numpy(numbers))
+def test_every_type_is_decoded_as_by_llama_cpp(kind: str) -> None:
+    """By its C, whose hashes are kept; and by its package, where that knows the type."""
+    blocks = random_blocks(kind)
+    numbers = TYPES[kind].decode(torch.from_numpy(blocks)).float()
+    assert digest(numbers.numpy().tobytes()) == goldens()["types"][kind]
+    if kind not in ("Q1_0", "Q2_0"):
+        code = gguf.GGMLQuantizationType[kind]
+        assert gguf.GGML_QUANT_SIZES[code] == (TYPES[kind].block, TYPES[kind].size)
+        assert np.array_equal(gguf.quants.dequantize(blocks, code), numbers.numpy())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_llama_cpp_s_own_files_are_read_and_give_its_tokens(family: str, tmp_path: Path) -> None:
+    """What its converter wrote of a checkpoint means what config.json means, and goes on as llama.cpp goes on."""
+    golden = goldens()["families"][family]
+    made = make(family, tmp_path)
+    reader = gguf.GGUFReader(made.file)
+    written = {
+        each.name: [each.tensor_type.name, each.shape.tolist()[::-1], digest(each.data.tobytes())]
+        for each in reader.tensors
+    }
+    assert written == golden["tensors"]
+    ours, plain = open_source(unfolded(made.file)).spec, open_source(made.plain).spec
+    if family != "glm4_moe_lite":  # which llama.cpp calls DeepSeek's
+        assert ours == replace(plain, stored_dtype=ours.stored_dtype)
+    assert greedy(load(unfolded(made.file), "fp32"), prompt(PROMPT), TOKENS) == golden["tokens"]
 
 
 CASES = [
-    *((family, "F32", {}) for family in FAMILIES),
     ("mixtral", "F16", {}), ("mixtral", "BF16", {}), ("mixtral", "Q8_0", {"single": True}), ("mixtral", "Q4_K", {}),
     ("olmoe", "Q4_0", {"most": 9}), ("qwen3_moe", "Q6_K", {}), ("deepseek_v2", "Q8_0", {"joined": True}),
-    ("deepseek_v3", "Q5_K", {}), ("dbrx", "IQ4_XS", {}), ("grok-1", "Q5_0", {}),
+    ("deepseek_v3", "Q5_K", {}), ("dbrx", "IQ4_XS", {}), ("grok-1", "Q5_0", {}), ("mixtral", "IQ2_S", {}),
+    ("qwen3_moe", "TQ1_0", {"fused": True}), ("granitemoe", "F16", {}), ("ernie4_5_moe", "Q8_0", {}),
     ("llama", "Q5_1", {"tie_word_embeddings": True}),
 ]  # fmt: skip
 
@@ -82,16 +104,16 @@ def test_it_says_what_the_decoded_weights_say(
 
 
 _TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-PRE = {"gpt-2": None, "llama-bpe": GPT4.pattern}  # how text is split: llama.cpp's name of a pattern, and the pattern
+CUT = {"gpt-2": None, "llama-bpe": GPT4.pattern}  # how text is split: llama.cpp's name of a pattern, and the pattern
 
 
-@pytest.mark.parametrize("pre", PRE)
+@pytest.mark.parametrize("pre", CUT)
 def test_a_vocabulary_of_bytes_gives_the_ids_of_its_tokenizer_json(pre: str, tmp_path: Path) -> None:
     """And its special tokens, its chat template and the tokens that end an answer."""
     document = json.loads(byte_level().to_str())
-    if PRE[pre] is not None:
+    if CUT[pre] is not None:
         splits = [
-            {"type": "Split", "pattern": {"Regex": PRE[pre]}, "behavior": "Isolated", "invert": False},
+            {"type": "Split", "pattern": {"Regex": CUT[pre]}, "behavior": "Isolated", "invert": False},
             document["pre_tokenizer"] | {"use_regex": False},
         ]
         document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": splits}
@@ -156,8 +178,25 @@ def test_however_words_are_split_no_text_is_lost(pre: str) -> None:
     made = texts_of({f"tokenizer.ggml.{key}": value for key, value in said.items()})
     backend = Backend.from_str(made["tokenizer.json"].decode())
     for text in varied_texts(300):
-        composed = unicodedata.normalize("NFC", text) if pre.startswith("qwen") else text
+        composed = unicodedata.normalize("NFC", text) if pre in _COMPOSED else text
         assert backend.decode(backend.encode(text).ids, skip_special_tokens=False) == composed
+
+
+# Texts of which llama.cpp's ids are others, where it departs from the models' own patterns: a long s is no 's to it; it
+# takes whatever is not a to z for upper case, and no mark for a letter; V2's digits stay together.
+OTHERS = {
+    **dict.fromkeys(("llama-bpe", "dbrx", "glm4", "qwen2", "qwen35", "hunyuan", "bailingmoe"), 1),
+    "minimax-m2": 4, "tekken": 3, "kimi-k2": 5, "deepseek-llm": 36,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pre", PRE)
+def test_ids_are_those_of_llama_cpp(pre: str, tmp_path: Path) -> None:
+    """Of texts with every script, on vocabularies in which each cut between two words changes ids."""
+    made = make("llama", tmp_path, tokenizer=with_tokenizer(pre), vocab_size=1024)
+    ours = Tokenizer.load(unfolded(made.file))
+    pairs = list(zip(texts(), goldens()["tokenizers"][pre], strict=True))
+    assert sum(hashed(ours.encode(text)) != ids for text, ids in pairs) == OTHERS.get(pre, 0) and len(pairs) > 100
 
 
 def test_deepseek_cuts_as_its_own_tokenizer_does() -> None:
@@ -204,8 +243,18 @@ def test_what_is_not_read_is_named(tmp_path: Path) -> None:
     made = make("mixtral", tmp_path / "c", "Q8_0")
     content = made.file.read_bytes()
     place = content.index(b"blk.0.ffn_down_exps.weight") + len(b"blk.0.ffn_down_exps.weight") + 4 + 3 * 8
-    made.file.write_bytes(content[:place] + (16).to_bytes(4, "little") + content[place + 4 :])
-    assert "'blk.0.ffn_down_exps.weight' in IQ2_XXS, which is not read" in refused(made.file)
+    made.file.write_bytes(content[:place] + (9).to_bytes(4, "little") + content[place + 4 :])
+    assert "'blk.0.ffn_down_exps.weight' in Q8_1, which is not read" in refused(made.file)
+    strange = {"llama.attention.sliding_window": 4096, "llama.residual_scale": 0.5}
+    assert "says 'llama.attention.sliding_window' (and 1 more), which is not known" in refused(
+        make("mixtral", tmp_path / "f", said=strange).file
+    )
+    sharp = {"llama.expert_gating_func": 2}
+    assert "'llama.expert_gating_func' of the GGUF file is '2', which is not supported" in refused(
+        make("mixtral", tmp_path / "g", said=sharp).file
+    )
+    part = written(tmp_path / "h.gguf", lambda writer: writer.add_type("adapter"))
+    assert "is a low-rank adapter, no model" in refused(part)
     assert "is no GGUF file" in refused(Path(shutil.copy(made.plain / "model.safetensors", tmp_path / "d.gguf")))
     for version, said in ((b"\1\0\0\0", "version 1"), (b"\0\0\0\3", "another byte order")):
         (tmp_path / "e.gguf").write_bytes(b"GGUF" + version + content[8:])

@@ -57,6 +57,14 @@ MEANT = {
     "hf://o/m@refs%2Fpr%2F1": "o/m@refs/pr/1",
     "https://hub.example.org:8443/mirror/o/m/tree/main": "o/m@main",
     "hub.example.org:8443/mirror/o/m": "o/m",
+    "hf.co/o/m:Q4_K_M": "o/m:Q4_K_M",
+    "o/m:Q4_K_M": "o/m:Q4_K_M",
+    "o/m:Q4_K_M@v1": "o/m:Q4_K_M@v1",
+    "o/m/x.gguf": "o/m:x.gguf",
+    "o/m/Q8_0/x-00001-of-00002.gguf": "o/m:Q8_0/x-00001-of-00002.gguf",
+    "o/m:Q8_0/x-00001-of-00002.gguf": "o/m:Q8_0/x-00001-of-00002.gguf",
+    "https://huggingface.co/o/m/blob/main/Q8_0/x.gguf": "o/m:Q8_0/x.gguf@main",
+    "https://huggingface.co/o/m/resolve/v1/x.gguf?download=true": "o/m:x.gguf@v1",
 }
 REFUSED = {
     "https://huggingface.co/datasets/o/m": "is a dataset",
@@ -79,8 +87,6 @@ REFUSED = {
     "ftp://huggingface.co/o/m": "no address of the Hub",
     "file:///o/m": "no address of the Hub",
     "https://[::1/o/m": "no address of the Hub",
-    "hf.co/o/m:Q4_K_M": "chooses a GGUF file",
-    "o/m:Q4_K_M": "chooses a GGUF file",
     "o/m/extra": "no address of a model",
     "https://x:hf_secret@example.com/o/m\x1b[31m": "no address of the Hub",
 }

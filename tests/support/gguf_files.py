@@ -1,11 +1,15 @@
-"""GGUF files of tiny checkpoints, written by the `gguf` package, as llama.cpp's converter names and arranges them."""
+"""GGUF files of tiny checkpoints, as llama.cpp's converter makes them: what it wrote is in `tests/data/llama_cpp.json`.
+
+That file was made by `python -m tests.support.llama_cpp`, which runs the converter and llama.cpp itself.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,119 +18,78 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from moecli.checkpoint.encodings.ggml import TYPES
 from moecli.text import sentencepiece
-from tests.support import checkpoints
+from tests.support import checkpoints, plain_checkpoints
 from tests.support.grok_replicas import CONFIG, Grok, write_v2ray
 
 Array = np.ndarray
+_MAPPINGS = dict(gguf.TensorNameMap.block_mappings_cfg)
+GOLDENS = Path(__file__).parents[1] / "data" / "llama_cpp.json"
 _BY_CODE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "F16", "BF16", "F32")  # the package can quantise to them
-_HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # others: (0,)
+_HALVES = {  # where the scales of a block are, which random bytes would make no numbers; of others: (0,)
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,),
+    "Q4_1": (0, 2), "Q5_1": (0, 2), **dict.fromkeys(("NVFP4", "IQ1_M", "MXFP4", "F32", "F16", "BF16"), ()),
+}  # fmt: skip
+_TURNED = ("llama", "deepseek", "granitemoe", "arctic")  # whose queries and keys the converter brings to another order
 
 
 @dataclass(frozen=True)
 class Family:
-    """How a family is converted: llama.cpp's name of it, a configuration with room for blocks of 256, its settings."""
+    """How a family is made: its configuration, and what published files of it say that transformers leaves out."""
 
-    architecture: str
-    changes: Mapping[str, Any]
-    describe: Callable[[gguf.GGUFWriter, dict[str, Any]], object]
-    fixed: Mapping[str, Any]  # what llama.cpp takes for granted
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    said: Mapping[str, Any] = field(default_factory=dict)
 
 
-_WIDE = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+_WIDE = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}  # blocks of 256 fit
 _MLA = {
     "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4, "kv_lora_rank": 256, "q_lora_rank": 256,
     "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64, "intermediate_size": 256,
     "moe_intermediate_size": 256, "n_routed_experts": 8, "n_shared_experts": 1,
 }  # fmt: skip
-
-
-def _moe(writer: gguf.GGUFWriter, config: dict[str, Any], experts: str, used: str = "num_experts_per_tok") -> None:
-    writer.add_expert_count(config[experts])
-    writer.add_expert_used_count(config[used])
-    writer.add_feed_forward_length(config.get("intermediate_size", 256))
-
-
-def _mixtral(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    _moe(writer, config, "num_local_experts")
-
-
-def _olmoe(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    _moe(writer, config, "num_experts")
-
-
-def _qwen3_moe(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    _moe(writer, config, "num_experts" if "num_experts" in config else "num_local_experts")
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
-    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
-
-
-def _deepseek(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    _moe(writer, config, "n_routed_experts")
-    rope, nope, value, rank = (
-        config[key] for key in ("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "kv_lora_rank")
-    )
-    writer.add_rope_dimension_count(rope)
-    writer.add_q_lora_rank(config["q_lora_rank"])
-    writer.add_kv_lora_rank(rank)
-    writer.add_key_length(rank + rope)
-    writer.add_value_length(rank)
-    writer.add_key_length_mla(nope + rope)
-    writer.add_value_length_mla(value)
-    writer.add_leading_dense_block_count(config["first_k_dense_replace"])
-    writer.add_expert_shared_count(config["n_shared_experts"])
-    writer.add_expert_weights_scale(config["routed_scaling_factor"])
-    writer.add_expert_weights_norm(bool(config["norm_topk_prob"]))
-    if "DeepseekV3" in config["architectures"][0]:
-        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-        writer.add_expert_group_count(config["n_group"])
-        writer.add_expert_group_used_count(config["topk_group"])
-
-
-def _dbrx(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    ffn = config["ffn_config"]
-    writer.add_expert_count(ffn["moe_num_experts"])
-    writer.add_expert_used_count(ffn["moe_top_k"])
-    writer.add_feed_forward_length(ffn["ffn_hidden_size"])
-    writer.add_clamp_kqv(config["attn_config"]["clip_qkv"])
-
-
-def _grok(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    _moe(writer, config, "num_experts")
-    for key, value in {
-        "embedding_scale": config["embedding_multiplier_scale"], "logit_scale": config["output_multiplier_scale"],
-        "attention.output_scale": config["attn_output_multiplier"],
-    }.items():  # fmt: skip
-        writer.add_float32(f"grok.{key}", value)
-
-
 FAMILIES: dict[str, Family] = {
     "grok-1": Family(
-        "grok",
         {
             "num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 256, "output_multiplier_scale": 0.5,
             "attn_output_multiplier": 0.125,
         },
-        _grok, {},
+        {"architectures": ["Grok1ForCausalLM"], "num_local_experts": 4},
     ),
-    "mixtral": Family("llama", _WIDE | {"intermediate_size": 256, "num_local_experts": 4}, _mixtral, {}),
-    "llama": Family(
-        "llama", _WIDE | {"intermediate_size": 256},
-        lambda writer, config: writer.add_feed_forward_length(config["intermediate_size"]), {},
-    ),
-    "olmoe": Family("olmoe", _WIDE | {"intermediate_size": 256, "num_experts": 4}, _olmoe, {"norm_topk_prob": False}),
+    "mixtral": Family(_WIDE | {"intermediate_size": 256, "num_local_experts": 4}),
+    "llama": Family(_WIDE | {"intermediate_size": 256}),
+    "olmoe": Family(_WIDE | {"intermediate_size": 256, "num_experts": 4, "num_key_value_heads": 4}),
+    "qwen2_moe": Family(),
     "qwen3_moe": Family(
-        "qwen3moe", _WIDE | {"moe_intermediate_size": 256, "num_experts": 4, "head_dim": 32, "intermediate_size": 256},
-        _qwen3_moe, {"norm_topk_prob": True, "tie_word_embeddings": True},
+        _WIDE
+        | {
+            "moe_intermediate_size": 256, "num_experts": 4, "head_dim": 32, "intermediate_size": 256,
+            "norm_topk_prob": True, "tie_word_embeddings": True,
+        }
     ),
-    "deepseek_v2": Family("deepseek2", _MLA, _deepseek, {"routed_scaling_factor": 2.0}),
-    "deepseek_v3": Family("deepseek2", _MLA | {"n_group": 4, "topk_group": 2}, _deepseek, {}),
-    "dbrx": Family(
-        "dbrx", {"d_model": 256, "ffn_config": {"ffn_hidden_size": 256, "moe_num_experts": 4, "moe_top_k": 2}}, _dbrx,
-        {},
+    "deepseek": Family(),
+    "deepseek_v2": Family(_MLA | {"routed_scaling_factor": 2.0}),
+    "deepseek_v3": Family(
+        _MLA | {"n_group": 4, "topk_group": 2}, {"scoring_func": "sigmoid", "num_nextn_predict_layers": 0}
     ),
+    "dbrx": Family({"d_model": 256, "ffn_config": {"ffn_hidden_size": 256, "moe_num_experts": 4, "moe_top_k": 2}}),
+    "glm4_moe": Family({}, {"num_nextn_predict_layers": 0}),
+    "glm4_moe_lite": Family({}, {"scoring_func": "sigmoid"}),
+    "granitemoe": Family(),
+    "arctic": Family({"rms_norm_eps": 1e-5}),
+    "minimax_m2": Family({}, {"scoring_func": "sigmoid"}),
+    "ernie4_5_moe": Family({"intermediate_size": 64}),  # as llama.cpp reckons the shared width from
+    "hunyuan_v1_moe": Family({}, {"moe_intermediate_size": [24, 24], "num_shared_expert": [1, 1], "moe_topk": [3, 3]}),
+    "bailing_moe": Family({"head_dim": 8}, {"norm_topk_prob": True, "score_function": "sigmoid"}),
+    "dots1": Family({"num_key_value_heads": 4}, {"scoring_func": "sigmoid"}),
 }  # fmt: skip
+
+
+@cache
+def goldens() -> dict[str, Any]:
+    """What llama.cpp made: `families` (metadata, tensors, greedy tokens), `types` and `tokenizers`."""
+    found: dict[str, Any] = json.loads(GOLDENS.read_text())
+    return found
 
 
 @dataclass(frozen=True)
@@ -137,119 +100,161 @@ class Made:
     plain: Path
 
 
-def make(
-    family: str, folder: Path, kind: str = "F32", single: bool = False, joined: bool = False, most: int = 0,
-    tokenizer: Callable[[gguf.GGUFWriter], object] | None = None, **changes: Any,
-) -> Made:  # fmt: skip
-    """`single`: a tensor for each expert, `joined`: kv_b in one, both as in older files; `most`: tensors in a part."""
+def source(family: str, folder: Path, **changes: Any) -> Path:
+    """The checkpoint that is converted, as it would be published."""
     how = FAMILIES[family]
-    settings = dict(how.changes) | dict(how.fixed) | changes
-    if family == "grok-1":  # which transformers lacks
-        source = write_v2ray(Grok(config=CONFIG | settings), folder / "hf")
+    settings = dict(how.changes) | changes
+    if family == "grok-1":
+        write_v2ray(Grok(config=CONFIG | settings), folder)
+    elif family in plain_checkpoints.FAMILIES:
+        plain_checkpoints.write(folder, *plain_checkpoints.make(family, settings))
     else:
-        source = checkpoints.write(checkpoints.make(family, **settings), folder / "hf")
-    config = json.loads((source / "config.json").read_text())
-    tensors = {name: each.float().numpy() for name, each in load_file(source / "model.safetensors").items()}
-    file = folder / "tiny.gguf"
-    split = {"split_max_tensors": most} if most else {}
-    writer = gguf.GGUFWriter(file, how.architecture, **split)
-    _describe(writer, how, config)
+        checkpoints.write(checkpoints.make(family, **settings), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | dict(how.said)))
+    return folder
+
+
+def make(
+    family: str, folder: Path, kind: str = "F32", single: bool = False, joined: bool = False, fused: bool = False,
+    most: int = 0, tokenizer: Callable[[gguf.GGUFWriter], object] | None = None,
+    said: Mapping[str, Any] | None = None, **changes: Any,
+) -> Made:  # fmt: skip
+    """As the converter would make it, of `kind`; `changes` are of the configuration and of nothing that metadata says.
+
+    `single`: a tensor for each expert, `joined`: kv_b in one, both as in older files; `fused`: gate and up of all
+    experts in one, as newer ones may; `most`: tensors in a part; `said`: metadata that differs.
+    """
+    checkpoint = source(family, folder / "hf", **changes)
+    config = json.loads((checkpoint / "config.json").read_text())
+    tensors = {name: each.float().numpy() for name, each in load_file(checkpoint / "model.safetensors").items()}
+    metadata = goldens()["families"][family]["metadata"] | dict(said or {})
+    architecture = metadata.pop("general.architecture")
+    writer = gguf.GGUFWriter(folder / "tiny.gguf", architecture, **({"split_max_tensors": most} if most else {}))
+    for key, value in metadata.items():
+        if not key.startswith("tokenizer.") or tokenizer is None:
+            _add(writer, key, changes.get("vocab_size", value) if key.endswith("vocab_size") else value)
     if tokenizer is not None:
         tokenizer(writer)
-    plain = _write(writer, how.architecture, tensors, config, kind, single, joined)
+    plain = _Writer(writer, architecture, config, kind).write(tensors, single, joined, fused)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    if family == "grok-1":  # the converter wants another name
+        config["architectures"] = CONFIG["architectures"]
     (folder / "plain").mkdir()
     save_file({name: torch.from_numpy(each.copy()) for name, each in plain.items()}, folder / "plain/model.safetensors")
     (folder / "plain" / "config.json").write_text(json.dumps(config | {"dtype": "float32", "torch_dtype": "float32"}))
-    first = next(iter(sorted(folder.glob("tiny*.gguf"))))
-    return Made(first, folder / "plain")
+    return Made(min(folder.glob("tiny*.gguf")), folder / "plain")
 
 
-def _describe(writer: gguf.GGUFWriter, how: Family, config: dict[str, Any]) -> None:
-    layers = config.get("num_hidden_layers", config.get("n_layers"))
-    heads = config.get("num_attention_heads", config.get("n_heads"))
-    rope = config.get("rope_parameters") or config.get("attn_config") or {}
-    writer.add_block_count(layers)
-    writer.add_context_length(config.get("max_position_embeddings", config.get("max_seq_len")))
-    writer.add_embedding_length(config.get("hidden_size", config.get("d_model")))
-    writer.add_head_count(heads)
-    kv_heads = config.get("attn_config", {}).get("kv_n_heads") or config["num_key_value_heads"]
-    writer.add_head_count_kv(1 if how.architecture == "deepseek2" else kv_heads)
-    if "rms_norm_eps" in config:
-        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config.get("rope_theta") or rope.get("rope_theta", 10000.0))
-    how.describe(writer, config)
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    kinds.get(type(value), writer.add_array)(key, value)
 
 
-def _write(
-    writer: gguf.GGUFWriter, architecture: str, tensors: dict[str, Array], config: dict[str, Any], kind: str,
-    single: bool, joined: bool,
-) -> dict[str, Array]:  # fmt: skip
-    """All tensors into the file; what they stand for, by the names of the checkpoint."""
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    names = gguf.get_tensor_name_map(arch, 8)
-    plain: dict[str, Array] = {}
-    stacks: dict[str, dict[int, Array]] = {}
+class _Writer:
+    """Tensors of a checkpoint into one file, by the names and in the arrangement of llama.cpp."""
 
-    def add(name: str, numbers: Array, kind: str, heads: int = 0) -> Array:
+    def __init__(self, writer: gguf.GGUFWriter, architecture: str, config: dict[str, Any], kind: str) -> None:
+        arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+        gguf.TensorNameMap.block_mappings_cfg = dict(_MAPPINGS)  # which Arctic's map would change for all others
+        self._names = gguf.get_tensor_name_map(arch, 16)
+        self._writer, self._architecture, self._config, self._kind = writer, architecture, config, kind
+        self.plain: dict[str, Array] = {}
+
+    def write(self, tensors: dict[str, Array], single: bool, joined: bool, fused: bool) -> dict[str, Array]:
+        """All of them; returns what their blocks stand for, by the names of the checkpoint."""
+        stacks: dict[str, dict[int, Array]] = {}
+        for name, each in sorted(tensors.items()):
+            if match := re.fullmatch(r"(.*\.layers\.\d+\..*experts|.*\.moe)\.(\d+)\.(\w+)\.weight", name):
+                stacks.setdefault(f"{match[1]}.{match[3]}", {})[int(match[2])] = each
+            elif match := re.fullmatch(r"transformer\.(blocks\.\d+)\.ffn\.experts\.mlp\.([wv][12])", name):
+                self._of_dbrx(name, each, match[2])
+            elif match := re.fullmatch(r"model\.layers\.(\d+)\.block_sparse_moe\.(in|out)put_linear\.weight", name):
+                self._of_granite(name, each, int(match[1]))
+            elif ".kv_b_proj." in name and not joined:
+                self._keys_and_values(name, each)
+            else:
+                self._plainly(name, each)
+        if fused:
+            self._gate_with_up(stacks)
+        for name, experts in stacks.items():
+            prefix, _, matrix = name.rpartition(".")
+            if single:
+                old = self._name(name).removesuffix("_exps")
+                for number, each in experts.items():
+                    self.plain[f"{prefix}.{number}.{matrix}.weight"] = self.add(f"{old}.{number}.weight", each)
+            else:
+                found = self.add(f"{self._name(name)}.weight", np.stack([experts[each] for each in sorted(experts)]))
+                self.plain |= {f"{prefix}.{number}.{matrix}.weight": found[number] for number in experts}
+        return self.plain
+
+    def add(self, name: str, numbers: Array, kind: str | None = None, heads: int = 0) -> Array:
         """Rows into blocks, or F16 where these do not fit; returns what they stand for, in the order that was given."""
+        kind = self._kind if kind is None else kind
         if numbers.shape[-1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]:
             kind = "F16"
         codes, found = encode(numbers, kind)
         if heads:  # to pairs side by side
             rows = len(codes) // heads
-            codes = codes.reshape(heads, 2, rows // 2, -1).swapaxes(1, 2).reshape(len(codes), -1)
+            codes = codes.reshape(heads, 2, rows // 2, -1).swapaxes(1, 2).reshape(codes.shape)
         data = codes.view(np.float32).reshape(numbers.shape) if kind == "F32" else codes
-        writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
+        self._writer.add_tensor(name, np.ascontiguousarray(data), raw_dtype=gguf.GGMLQuantizationType[kind])
         return found
 
-    for name, each in sorted(tensors.items()):
-        expert = re.fullmatch(r"(.*\.layers\.\d+\..*experts|.*\.moe)\.(\d+)\.(\w+)\.weight", name)
-        if expert is not None:
-            stacks.setdefault(f"{expert[1]}.{expert[3]}", {})[int(expert[2])] = each
-            continue
-        dbrx = re.fullmatch(r"transformer\.(blocks\.\d+)\.ffn\.experts\.mlp\.([wv][12])", name)
-        if dbrx is not None:
-            experts = config["ffn_config"]["moe_num_experts"]
-            stacked = each.reshape(experts, -1, each.shape[-1])
-            turned = stacked.swapaxes(1, 2) if dbrx[2] == "w2" else stacked
-            target = names.get_name(f"transformer.{dbrx[1]}.ffn.experts.mlp.{dbrx[2]}")
-            found = add(f"{target}.weight", np.ascontiguousarray(turned), kind)
-            plain[name] = (found.swapaxes(1, 2) if dbrx[2] == "w2" else found).reshape(each.shape)
-            continue
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if name.endswith("e_score_correction_bias"):
-            target = names.get_name(name.replace("_bias", ".bias"), try_suffixes=(".bias",)) or target
-        assert target is not None, name
-        if ".kv_b_proj." in name and not joined:
-            heads = config["num_attention_heads"]
-            both = each.reshape(heads, -1, each.shape[-1])
-            keys, values = np.split(both, [config["qk_nope_head_dim"]], 1)
-            block = target.removesuffix("attn_kv_b.weight")
-            found_keys = add(f"{block}attn_k_b.weight", np.ascontiguousarray(keys.swapaxes(1, 2)), kind)
-            found_values = add(f"{block}attn_v_b.weight", np.ascontiguousarray(values), kind)
-            plain[name] = np.concatenate([found_keys.swapaxes(1, 2), found_values], 1).reshape(each.shape)
-            continue
-        own = kind if each.ndim == 2 and "gate_inp" not in target else "F32"
+    def _name(self, name: str) -> str:
+        if match := re.fullmatch(r"model\.layers\.(\d+)\..*(correction_bias|expert_bias)", name):
+            return f"blk.{match[1]}.exp_probs_b.bias"
+        found = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
+        found = found or self._names.get_name(name.removeprefix("model."))
+        assert found is not None, name
+        return found
+
+    def _plainly(self, name: str, numbers: Array) -> None:
+        target = self._name(name)
+        kind = self._kind if numbers.ndim == 2 and "gate_inp" not in target and "exp_probs" not in target else "F32"
         heads = 0
-        if architecture == "llama" and (match := re.search(r"self_attn\.([qk])_proj", name)):
-            heads = config["num_attention_heads" if match[1] == "q" else "num_key_value_heads"]
-        plain[name] = add(target, each, own, heads)
-    for name, experts in stacks.items():
-        target = names.get_name(name) or names.get_name(re.sub(r"^model\.", "", name))
-        assert target is not None, name
-        prefix, _, matrix = name.rpartition(".")
-        if single:
-            old = target.removesuffix("_exps")
-            for number, each in experts.items():
-                plain[f"{prefix}.{number}.{matrix}.weight"] = add(f"{old}.{number}.weight", each, kind)
-        else:
-            found = add(f"{target}.weight", np.stack([experts[number] for number in sorted(experts)]), kind)
-            plain |= {f"{prefix}.{number}.{matrix}.weight": found[number] for number in experts}
-    return plain
+        if self._architecture in _TURNED and (match := re.search(r"self_attn\.([qk])_proj", name)):
+            heads = self._config["num_attention_heads" if match[1] == "q" else "num_key_value_heads"]
+        self.plain[name] = self.add(target, numbers, kind, heads)
+
+    def _of_dbrx(self, name: str, numbers: Array, matrix: str) -> None:
+        stacked = numbers.reshape(self._config["ffn_config"]["moe_num_experts"], -1, numbers.shape[-1])
+        turned = stacked.swapaxes(1, 2) if matrix == "w2" else stacked
+        found = self.add(f"{self._name(name)}.weight", np.ascontiguousarray(turned))
+        self.plain[name] = (found.swapaxes(1, 2) if matrix == "w2" else found).reshape(numbers.shape)
+
+    def _of_granite(self, name: str, numbers: Array, layer: int) -> None:
+        if ".output_" in name:
+            self.plain[name] = self.add(f"blk.{layer}.ffn_down_exps.weight", numbers)
+            return
+        parts = [np.ascontiguousarray(each) for each in np.split(numbers, 2, 1)]
+        found = [
+            self.add(f"blk.{layer}.ffn_{at}_exps.weight", each) for at, each in zip(("gate", "up"), parts, strict=True)
+        ]
+        self.plain[name] = np.concatenate(found, 1)
+
+    def _keys_and_values(self, name: str, numbers: Array) -> None:
+        both = numbers.reshape(self._config["num_attention_heads"], -1, numbers.shape[-1])
+        keys, values = np.split(both, [self._config["qk_nope_head_dim"]], 1)
+        block = self._name(name).removesuffix("attn_kv_b.weight")
+        found_keys = self.add(f"{block}attn_k_b.weight", np.ascontiguousarray(keys.swapaxes(1, 2)))
+        found_values = self.add(f"{block}attn_v_b.weight", np.ascontiguousarray(values))
+        self.plain[name] = np.concatenate([found_keys.swapaxes(1, 2), found_values], 1).reshape(numbers.shape)
+
+    def _gate_with_up(self, stacks: dict[str, dict[int, Array]]) -> None:
+        for name in [each for each in stacks if each.endswith(".gate_proj")]:
+            prefix = name.removesuffix(".gate_proj")
+            gates, ups = stacks.pop(name), stacks.pop(f"{prefix}.up_proj")
+            both = np.stack([np.concatenate([gates[each], ups[each]]) for each in sorted(gates)])
+            target = self._name(name).replace("ffn_gate_exps", "ffn_gate_up_exps")
+            for number, found in enumerate(self.add(f"{target}.weight", both)):
+                halves = np.split(found, 2)
+                self.plain |= {
+                    f"{prefix}.{number}.{at}_proj.weight": each for at, each in zip(("gate", "up"), halves, strict=True)
+                }
 
 
 def encode(numbers: Array, kind: str) -> tuple[Array, Array]:
@@ -258,13 +263,23 @@ def encode(numbers: Array, kind: str) -> tuple[Array, Array]:
     if kind in _BY_CODE:
         codes = gguf.quants.quantize(numbers.astype(np.float32), code)
     else:
-        block, size = gguf.GGML_QUANT_SIZES[code]
-        chance = np.random.default_rng(numbers.size)
-        codes = chance.integers(0, 256, (numbers.size // block, size), np.uint8)
-        for at in _HALVES.get(kind, (0,)):
-            codes[:, at : at + 2] = np.frombuffer(np.float16(2**-13).tobytes(), np.uint8)
+        codes = random_blocks(kind, numbers.size // gguf.GGML_QUANT_SIZES[code][0], numbers.size)
         codes = codes.reshape(*numbers.shape[:-1], -1)
     return codes, gguf.quants.dequantize(codes, code).reshape(numbers.shape)
+
+
+def random_blocks(kind: str, count: int = 64, seed: int = 0) -> Array:
+    """Blocks of some type [count, bytes of one], of random codes and a small scale."""
+    codes = np.random.default_rng(seed).integers(0, 256, (count, TYPES[kind].size), np.uint8)
+    if kind == "IQ1_M":  # whose scale lies in the highest bits of four numbers
+        codes[:, 49::2] = codes[:, 49::2] & 15 | np.array([0, 0, 0, 16], np.uint8)
+    for at in _HALVES.get(kind, (0,)):
+        codes[:, at : at + 2] = np.frombuffer(np.float16(2**-13).tobytes(), np.uint8)
+    if kind in ("MXFP4", "NVFP4"):
+        codes[:, : 1 if kind == "MXFP4" else 4] %= 120
+    if kind in ("F32", "BF16", "F16"):
+        codes[:, -1] &= 59
+    return codes
 
 
 def with_pieces(content: bytes) -> Callable[[gguf.GGUFWriter], None]:

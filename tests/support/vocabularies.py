@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import random
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +46,18 @@ def packaged(package: str, file: str) -> bytes:
     if path is None:
         pytest.skip(f"{package} is not installed")
     return path.read_bytes()
+
+
+def pairs_of_bytes(texts: list[str]) -> dict[str, Any]:
+    """A tokenizer.json of bytes, and of the pairs of them that these texts have most: whatever cuts a pair is seen."""
+    letters = tiktoken._alphabet()
+    spelled = ["".join(letters[byte] for byte in text.encode()) for text in texts]
+    counted = Counter(text[at : at + 2] for text in spelled for at in range(len(text) - 1))
+    pairs = sorted((pair for pair in counted if len(pair) == 2), key=lambda pair: (-counted[pair], pair))[:700]
+    tokens = ["<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>", *sorted(letters.values()), *pairs]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    added = [{"id": number, "content": token, "special": True} for number, token in enumerate(tokens[:4])]
+    return {"model": {"vocab": vocabulary, "merges": [list(pair) for pair in pairs]}, "added_tokens": added}
 
 
 @cache

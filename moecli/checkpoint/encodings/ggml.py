@@ -1,7 +1,7 @@
 """The types of ggml, in which GGUF files hold their tensors: blocks of 32 or 256 numbers of a row, with their scales.
 
 Layouts: ggml-common.h and ggml-quants.c of llama.cpp. Numbers are those of its float32 arithmetic, operation by
-operation.
+operation. Types of tables with thousands of entries are decoded by llama.cpp's own package, `gguf`, which has them.
 """
 
 from __future__ import annotations
@@ -224,6 +224,34 @@ def _mxfp4(blocks: Tensor) -> Tensor:
     return scales * _looked_up(_FP4, _fields(blocks[:, 1:], 4, 16))
 
 
+def _q1_0(blocks: Tensor) -> Tensor:
+    return _half(blocks, 0) * (2 * _fields(blocks[:, 2:], 1, 1).float() - 1)
+
+
+def _q2_0(blocks: Tensor) -> Tensor:
+    return _half(blocks, 0) * (_fields(blocks[:, 2:], 2, 1).float() - 1)
+
+
+def _by_package(name: str) -> Callable[[Tensor], Tensor]:
+    """By `gguf`, which takes half a second to import: only where a file holds such a type."""
+
+    def decode(blocks: Tensor) -> Tensor:
+        import numpy as np
+        import torch
+        from gguf.constants import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        with np.errstate(all="ignore"):  # whoever asked looks for numbers that are none
+            return torch.from_numpy(dequantize(blocks.numpy(), GGMLQuantizationType[name]))
+
+    return decode
+
+
+_PACKAGE = {  # numbers in a block, and its bytes
+    "IQ1_S": (256, 50), "IQ1_M": (256, 56), "IQ2_XXS": (256, 66), "IQ2_XS": (256, 74), "IQ2_S": (256, 82),
+    "IQ3_XXS": (256, 98), "IQ3_S": (256, 110), "TQ1_0": (256, 54), "TQ2_0": (256, 66), "NVFP4": (64, 36),
+}  # fmt: skip
+
 TYPES: Mapping[str, Type] = {
     "F32": Type(1, 4, _plain("float32")),
     "F16": Type(1, 2, _plain("float16"), FLOATS["F16"]),
@@ -241,4 +269,7 @@ TYPES: Mapping[str, Type] = {
     "IQ4_NL": Type(32, 18, _iq4_nl),
     "IQ4_XS": Type(256, 136, _iq4_xs),
     "MXFP4": Type(32, 17, _mxfp4),
+    "Q1_0": Type(128, 18, _q1_0),
+    "Q2_0": Type(64, 18, _q2_0),
+    **{name: Type(block, size, _by_package(name)) for name, (block, size) in _PACKAGE.items()},
 }

@@ -147,19 +147,30 @@ _GGUF = (
         q_norm="attn_q_norm", k_norm="attn_k_norm", q="attn_q", q_a="attn_q_a", q_a_norm="attn_q_a_norm",
         q_b="attn_q_b", kv_a="attn_kv_a_mqa", kv_a_norm="attn_kv_a_norm", kv_b="attn_kv_b", router="ffn_gate_inp",
         gate_up="ffn_gate ffn_up", down="ffn_down", shared_gate_up="ffn_gate_shexp ffn_up_shexp",
-        shared_down="ffn_down_shexp",
+        shared_down="ffn_down_shexp", shared_gate="ffn_gate_inp_shexp",
     )
-    | names(_GGUF_BLOCK, ".bias", router_bias="exp_probs_b")
+    | names(_GGUF_BLOCK, ".bias", router_bias="exp_probs_b", qkv_bias="attn_q attn_k attn_v", o_bias="attn_output")
 )  # fmt: skip
 
 
 def gguf_layouts(**roles: str) -> tuple[Layout, ...]:
-    """The ways llama.cpp's converters name tensors: experts in one tensor, in older files in one each.
+    """The ways llama.cpp's converters name tensors: experts in one tensor a matrix, gate and up in one, or, in older
+    files, one tensor each.
 
-    `roles` are names of the family that are not those of most.
+    `roles` are names of the family that are not those of most; those of `qkv` are of its biases as well.
     """
     dense = _GGUF | names(_GGUF_BLOCK, **roles)
-    matrices = ("ffn_gate", "ffn_up", "ffn_down")
-    stacked = ExpertNames(*(NamedSlice(f"{_GGUF_BLOCK}{name}_exps.weight", stacked=True) for name in matrices))
-    single = ExpertNames(*(NamedSlice(f"{_GGUF_BLOCK}{name}.{{expert}}.weight") for name in matrices))
-    return Layout(dense, stacked), Layout(dense, single)
+    if "qkv" in roles:
+        dense |= names(_GGUF_BLOCK, ".bias", qkv_bias=roles["qkv"])
+    gate, up, down = (f"{_GGUF_BLOCK}ffn_{name}" for name in ("gate", "up", "down"))
+    gate_up = f"{_GGUF_BLOCK}ffn_gate_up_exps.weight"
+    experts = (
+        ExpertNames(*(NamedSlice(f"{name}_exps.weight", stacked=True) for name in (gate, up, down))),
+        ExpertNames(
+            NamedSlice(gate_up, stacked=True, half=0),
+            NamedSlice(gate_up, stacked=True, half=1),
+            NamedSlice(f"{down}_exps.weight", stacked=True),
+        ),
+        ExpertNames(*(NamedSlice(f"{name}.{{expert}}.weight") for name in (gate, up, down))),
+    )
+    return tuple(Layout(dense, each) for each in experts)

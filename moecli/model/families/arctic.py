@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, Family, Layout, names, per_expert
+from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, Family, Layout, gguf_layouts, names, per_expert
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
 from moecli.model.spec import FeedForward, Layer, Mixture, ModelSpec, Router
 
@@ -43,6 +43,12 @@ FAMILY = Family(
             | names(_BLOCK + "residual_mlp.", parallel_gate_up="w1 w3", parallel_down="w2"),
             per_expert("block_sparse_moe.experts", "w1", "w3", "w2"),
             BUFFERS,
+        ),
+        *gguf_layouts(
+            ffn_norm="ffn_norm_exps",
+            parallel_norm="ffn_norm",
+            parallel_gate_up="ffn_gate ffn_up",
+            parallel_down="ffn_down",
         ),
     ),
 )

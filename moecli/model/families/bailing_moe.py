@@ -12,6 +12,7 @@ from moecli.model.families._layout import (
     SHARED_EXPERTS,
     Family,
     both_layouts,
+    gguf_layouts,
     names,
 )
 from moecli.model.families._parts import biased_sigmoid, check_router, grouped_query, layer_count, make_spec
@@ -52,15 +53,22 @@ FAMILY = Family(
     architectures=("BailingMoeV2ForCausalLM",),
     model_types=("bailing_moe", "bailing_moe_v2"),
     read=read,
-    layouts=both_layouts(
-        BODY
-        | MLP
-        | SHARED_EXPERTS
-        | names(embedding="model.word_embeddings")
-        | names(
-            _BLOCK + "attention.", qkv="query_key_value", o="dense", q_norm="query_layernorm", k_norm="key_layernorm"
-        )
-        | names(_BLOCK + "attention.", ".bias", qkv_bias="query_key_value", o_bias="dense")
-        | names(_BLOCK + "mlp.gate.", "", router_bias="expert_bias")
+    layouts=(
+        *both_layouts(
+            BODY
+            | MLP
+            | SHARED_EXPERTS
+            | names(embedding="model.word_embeddings")
+            | names(
+                _BLOCK + "attention.",
+                qkv="query_key_value",
+                o="dense",
+                q_norm="query_layernorm",
+                k_norm="key_layernorm",
+            )
+            | names(_BLOCK + "attention.", ".bias", qkv_bias="query_key_value", o_bias="dense")
+            | names(_BLOCK + "mlp.gate.", "", router_bias="expert_bias")
+        ),
+        *gguf_layouts(qkv="attn_qkv"),
     ),
 )

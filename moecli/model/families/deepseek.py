@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, SHARED_EXPERTS, Family, both_layouts
+from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, SHARED_EXPERTS, Family, both_layouts, gguf_layouts
 from moecli.model.families._parts import grouped_query, make_spec
 from moecli.model.families.deepseek_v2 import dense_then_sparse
 from moecli.model.spec import ModelSpec, Router
@@ -36,5 +36,5 @@ FAMILY = Family(
     architectures=("DeepseekForCausalLM",),
     model_types=("deepseek",),
     read=read,
-    layouts=both_layouts(BODY | GROUPED_QUERY | MLP | SHARED_EXPERTS),
+    layouts=(*both_layouts(BODY | GROUPED_QUERY | MLP | SHARED_EXPERTS), *gguf_layouts()),
 )

@@ -15,6 +15,7 @@ from moecli.model.families._layout import (
     SHARED_EXPERTS,
     Family,
     both_layouts,
+    gguf_layouts,
 )
 from moecli.model.families._parts import biased_sigmoid, grouped_query, make_spec
 from moecli.model.families.deepseek_v2 import dense_then_sparse
@@ -59,5 +60,5 @@ FAMILY = Family(
     architectures=("Dots1ForCausalLM",),
     model_types=("dots1",),
     read=read,
-    layouts=both_layouts(BODY | GROUPED_QUERY | MLP | SHARED_EXPERTS | CORRECTION_BIAS),
+    layouts=(*both_layouts(BODY | GROUPED_QUERY | MLP | SHARED_EXPERTS | CORRECTION_BIAS), *gguf_layouts()),
 )

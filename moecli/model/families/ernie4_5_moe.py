@@ -14,6 +14,7 @@ from moecli.model.families._layout import (
     Family,
     Layout,
     both_layouts,
+    gguf_layouts,
     names,
 )
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
@@ -67,5 +68,8 @@ def _layouts() -> tuple[Layout, ...]:
 
 
 FAMILY = Family(
-    architectures=("Ernie4_5_MoeForCausalLM",), model_types=("ernie4_5_moe",), read=read, layouts=_layouts()
+    architectures=("Ernie4_5_MoeForCausalLM",),
+    model_types=("ernie4_5_moe",),
+    read=read,
+    layouts=(*_layouts(), *gguf_layouts()),
 )

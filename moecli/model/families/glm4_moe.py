@@ -14,6 +14,7 @@ from moecli.model.families._layout import (
     SHARED_EXPERTS,
     Family,
     both_layouts,
+    gguf_layouts,
 )
 from moecli.model.families._parts import biased_sigmoid, grouped_query, make_spec
 from moecli.model.families.deepseek_v2 import dense_then_sparse
@@ -50,5 +51,8 @@ FAMILY = Family(
     architectures=("Glm4MoeForCausalLM",),
     model_types=("glm4_moe",),
     read=read,
-    layouts=both_layouts(BODY | GROUPED_QUERY | MLP | SHARED_EXPERTS | CORRECTION_BIAS),
+    layouts=(
+        *both_layouts(BODY | GROUPED_QUERY | MLP | SHARED_EXPERTS | CORRECTION_BIAS),
+        *gguf_layouts(ffn_norm="post_attention_norm"),
+    ),
 )

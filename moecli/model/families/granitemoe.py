@@ -15,6 +15,7 @@ from moecli.model.families._layout import (
     Layout,
     NamedSlice,
     fused,
+    gguf_layouts,
     names,
 )
 from moecli.model.families._parts import grouped_query, make_spec, uniform_layers
@@ -58,5 +59,6 @@ FAMILY = Family(
             BUFFERS,
         ),
         Layout(BODY | GROUPED_QUERY | names(_BLOCK, router="router"), fused("block_sparse_moe.experts"), BUFFERS),
+        *gguf_layouts(),
     ),
 )

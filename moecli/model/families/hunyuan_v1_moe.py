@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts, names
+from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts, gguf_layouts, names
 from moecli.model.families._parts import grouped_query, layer_count, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, QkNorm, Router
 
@@ -88,12 +88,15 @@ FAMILY = Family(
     architectures=("HunYuanMoEV1ForCausalLM",),
     model_types=("hunyuan", "hunyuan_v1_moe"),
     read=read,
-    layouts=both_layouts(
-        BODY
-        | GROUPED_QUERY
-        | MLP
-        | names(_BLOCK + "self_attn.", q_norm="query_layernorm", k_norm="key_layernorm")
-        | names(_BLOCK + "mlp.", router="gate.wg")
-        | names(_BLOCK + "mlp.shared_mlp.", shared_gate_up="gate_proj up_proj", shared_down="down_proj")
+    layouts=(
+        *both_layouts(
+            BODY
+            | GROUPED_QUERY
+            | MLP
+            | names(_BLOCK + "self_attn.", q_norm="query_layernorm", k_norm="key_layernorm")
+            | names(_BLOCK + "mlp.", router="gate.wg")
+            | names(_BLOCK + "mlp.shared_mlp.", shared_gate_up="gate_proj up_proj", shared_down="down_proj")
+        ),
+        *gguf_layouts(),
     ),
 )

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, Family, Layout, fused, names, per_expert
+from moecli.model.families._layout import (
+    BODY,
+    BUFFERS,
+    GROUPED_QUERY,
+    Family,
+    Layout,
+    fused,
+    gguf_layouts,
+    names,
+    per_expert,
+)
 from moecli.model.families._parts import grouped_query, layer_count, make_spec, uniform_layers
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, QkNorm, Router, Scoring
 
@@ -70,5 +80,6 @@ FAMILY = Family(
             fused("mlp.experts"),
             BUFFERS,
         ),
+        *gguf_layouts(),
     ),
 )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts, names
+from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, Family, both_layouts, gguf_layouts, names
 from moecli.model.families._parts import grouped_query, make_spec, sparse_steps
 from moecli.model.spec import FeedForward, Layer, Mixture, ModelSpec, Router
 
@@ -61,5 +61,5 @@ FAMILY = Family(
     architectures=("Qwen2MoeForCausalLM",),
     model_types=("qwen2_moe",),
     read=read,
-    layouts=both_layouts(BODY | GROUPED_QUERY | MLP | SHARED_EXPERT),
+    layouts=(*both_layouts(BODY | GROUPED_QUERY | MLP | SHARED_EXPERT), *gguf_layouts()),
 )

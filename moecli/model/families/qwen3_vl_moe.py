@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, MLP, Family, Layout, both_layouts, fused
+from moecli.model.families._layout import (
+    BODY,
+    BUFFERS,
+    GROUPED_QUERY,
+    MLP,
+    Family,
+    Layout,
+    both_layouts,
+    fused,
+    gguf_layouts,
+)
 from moecli.model.families._parts import grouped_query, language_part, make_spec, sparse_steps
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, QkNorm, Router
 
@@ -35,5 +45,9 @@ FAMILY = Family(
     architectures=("Qwen3VLMoeForConditionalGeneration",),
     model_types=("qwen3_vl_moe", "qwen3_vl_moe_text"),
     read=read,
-    layouts=(*both_layouts(_DENSE), Layout(_DENSE, fused("mlp.experts", transposed=True), BUFFERS)),
+    layouts=(
+        *both_layouts(_DENSE),
+        Layout(_DENSE, fused("mlp.experts", transposed=True), BUFFERS),
+        *gguf_layouts(),
+    ),
 )

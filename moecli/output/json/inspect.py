@@ -54,6 +54,7 @@ def document(report: Report, reference: Report) -> dict[str, Any]:
         "notes": list(report.notes),
         "stored_bytes": report.stored.bytes if report.stored else None,
         "stored_format": report.stored.format if report.stored else None,
+        "bits_per_weight": None if report.bits_per_weight is None else round(report.bits_per_weight, 4),
         "stored_parameters": inventory.parameters if inventory else None,
         "excluded": [
             {"reason": e.reason, "tensors": e.tensors, "parameters": e.parameters, "bytes": e.bytes}

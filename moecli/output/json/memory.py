@@ -34,6 +34,7 @@ def document(result: Result, report: Report, advice: Advice) -> dict[str, Any]:
         "lacks": list(report.lacks),
         "stored_bytes": report.stored.bytes if report.stored else None,
         "stored_format": report.stored.format if report.stored else None,
+        "bits_per_weight": None if report.bits_per_weight is None else round(report.bits_per_weight, 4),
         "formats": every,
     }
 
