@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from moecli.engine.block import RoutingObserver
+from moecli.engine.constraint import Constraint
 from moecli.engine.generate import Session, Timing
 from moecli.engine.sampling import Sampler, Sampling, ScoringSampler, TokenScore
 from moecli.store.progress import Progress, silent
+from moecli.text.answers import PLAIN, AnswerStyle
 from moecli.text.spans import SpanStream
 from moecli.text.stream import TextStream
 from moecli.text.tokenizer import Tokenizer
@@ -30,7 +32,14 @@ class Request:
     watch: Progress = silent  # of the prompt's tokens
     continues: bool = False  # the answer goes on in the prompt's own text: a space before its first word counts
     fills: bool = False  # the answer is what is missing in the prompt
+    style: AnswerStyle = PLAIN
+    constraint: Constraint | None = None  # what the answer has to be
     top_logprobs: int | None = None  # alternatives that are scored beside each token; None: no token is
+
+    @property
+    def keeps_space(self) -> bool:
+        """Whether a space before the first word is shown: where the text goes on, or a grammar has counted it."""
+        return self.continues or self.constraint is not None
 
 
 @dataclass(slots=True)
@@ -42,6 +51,7 @@ class Answer:
     finish_reason: FinishReason = "interrupt"  # until it ends by itself
     timing: Timing = field(default_factory=Timing)
     prompt: str = ""  # what it answers
+    style: AnswerStyle = PLAIN  # how reasoning is told apart in its text
     scores: list[TokenScore] = field(default_factory=list)  # of `token_ids`, where they are wanted; perhaps of one more
 
 
@@ -52,12 +62,15 @@ def pieces(
     stream = (
         SpanStream(tokenizer, request.prompt, request.stops)
         if request.fills
-        else TextStream(tokenizer, request.stops, prompt_ids=request.prompt if request.continues else ())
+        else TextStream(
+            tokenizer, request.stops, request.prompt if request.keeps_space else (), marks=request.style.marks
+        )
     )
+    rule = request.constraint
     sampler = (
-        Sampler(request.sampling, request.seed)
+        Sampler(request.sampling, request.seed, rule)
         if request.top_logprobs is None
-        else ScoringSampler(request.sampling, request.seed, request.top_logprobs, answer.scores)
+        else ScoringSampler(request.sampling, request.seed, request.top_logprobs, answer.scores, rule)
     )
     reason: FinishReason = "length"
     for token in session.generate(request.prompt, sampler, request.max_tokens, answer.timing, observer, request.watch):
@@ -68,7 +81,7 @@ def pieces(
         if piece := stream.push(token):
             answer.text += piece
             yield piece
-        if stream.stopped:
+        if stream.stopped or (rule is not None and rule.length == len(answer.token_ids)):
             reason = "stop"
             break
     if rest := stream.finish():

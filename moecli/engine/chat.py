@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from moecli.engine import fallback
 from moecli.engine.answer import Answer, Request, pieces
 from moecli.engine.block import RoutingObserver
 from moecli.engine.cache import Cache
+from moecli.engine.constraint import constrain
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Session
 from moecli.engine.loaded import LoadedModel, OpenedModel
@@ -22,7 +24,9 @@ from moecli.planning.placement import Plan
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.trace import RoutingTrace
 from moecli.store.progress import Progress, silent
+from moecli.text.answers import PLAIN, behind_reasoning, style_after
 from moecli.text.chat import Message
+from moecli.text.grammar import Grammar, marks
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,6 +43,8 @@ class GenerationConfig:
     raw: bool = False  # no chat template
     lookup: bool = True  # guess ahead where the text repeats itself
     top_logprobs: int | None = None  # alternatives that are scored beside each token; None: no token is
+    grammar: Grammar | None = None  # what each answer has to be
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Conversation:
@@ -46,6 +52,7 @@ class Conversation:
 
     def __init__(self, opened: OpenedModel, config: GenerationConfig) -> None:
         self._tokenizer, self._vocab_size = opened.tokenizer, opened.spec.vocab_size
+        self._options = config.template_options
         self._system = [Message("system", config.system)] if config.system else []
         self.reads_apart = bool(opened.spec.encoder)  # an encoder reads each prompt alone
         self.is_chat = opened.tokenizer.chat_template is not None and not (config.raw or self.reads_apart)
@@ -59,7 +66,7 @@ class Conversation:
         """
         if self.is_chat:
             said = turns or (Message("user", text),)
-            ids = self._tokenizer.encode_chat([*self._system, *self._messages, *said])
+            ids = self._tokenizer.encode_chat([*self._system, *self._messages, *said], self._options)
         elif self.reads_apart:
             ids = self._tokenizer.encode(text)
         else:
@@ -136,6 +143,12 @@ class ChatSession:
             self.loaded = fallback.load(self.loaded.opened, self.loaded.plan, warn=self._warn)
             self._session = self._begin()
         config, opened = self.config, self.loaded.opened
+        style = style_after(opened.tokenizer, prompt) if self.is_chat else PLAIN
+        constraint = None
+        if config.grammar is not None:
+            constraint = constrain(
+                opened, behind_reasoning(config.grammar, style, marks(opened.tokenizer, opened.end_ids))
+            )
         request = Request(
             prompt,
             config.sampling,
@@ -146,9 +159,11 @@ class ChatSession:
             watch,
             continues=not (self.is_chat or self.fills_spans),
             fills=self.fills_spans,
+            style=style,
+            constraint=constraint,
             top_logprobs=config.top_logprobs,
         )
-        answer.prompt = text
+        answer.prompt, answer.style = text, style
         kept = True
         try:
             yield from pieces(self._session, opened.tokenizer, request, answer, self._observer())
