@@ -10,7 +10,7 @@ import anthropic
 import ollama
 import openai
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from tests.support import scripted
 from tests.support.server import Server, serving
@@ -33,6 +33,7 @@ WRITTEN = f"{SAID}<tool_call>{scripted.CALL}</tool_call>"  # where no tools were
 class Ship(BaseModel):
     """What a client wants to know."""
 
+    model_config = ConfigDict(extra="forbid")
     kind: Literal["brig", "sloop"]
     masts: int = Field(ge=1, le=3)
 
@@ -198,15 +199,15 @@ def test_ollama_reasoning_text_and_call(by_ollama: ollama.Client) -> None:
     assert set(by_ollama.show("scripted").capabilities or ()) == {"completion", "tools", "thinking"}
 
 
-def test_ollama_answers_of_a_form(by_ollama: ollama.Client) -> None:
+def test_ollama_answers_of_a_form(server: Server, by_ollama: ollama.Client) -> None:
     schema = Ship.model_json_schema()
     assert Ship.model_validate_json(by_ollama.chat("tiny", ASKED, format=schema).message.content or "")
     pieces = by_ollama.generate("tiny", "A ship", format=schema, stream=True, options={"seed": 2})
     assert Ship.model_validate_json("".join(each.response for each in pieces))
     answer = by_ollama.generate("tiny", "A ship", format="json", raw=True, options={"num_predict": 300, "seed": 1})
     assert answer.done_reason == "length" or isinstance(json.loads(answer.response), dict)
-    with pytest.raises(ollama.ResponseError, match="format is neither"):
-        by_ollama.generate("tiny", "A ship", format="yaml")  # type: ignore[call-overload]
+    refused = server.post("/api/generate", {"model": "tiny", "prompt": "A ship", "format": "yaml"})
+    assert refused.status_code == 400 and "format is neither a JSON schema nor 'json'" in refused.json()["error"]
 
 
 # Anthropic

@@ -29,7 +29,9 @@ def write(folder: Path) -> Path:
     """Each token's row is what the head wants after the token before it; blocks add nothing to it."""
     backend = toy_tokenizers.byte_level()
     backend.add_tokens([AddedToken(piece, normalized=False) for piece in PIECES[:-1]])
-    model = checkpoints.make("mixtral", vocab_size=backend.get_vocab_size(), eos_token_id=None)
+    model = checkpoints.make(
+        "mixtral", vocab_size=backend.get_vocab_size(), eos_token_id=None, max_position_embeddings=2048
+    )
     ids = [backend.token_to_id(piece) for piece in PIECES]
     with torch.no_grad():
         for name, value in model.named_parameters():
