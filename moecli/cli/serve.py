@@ -91,8 +91,9 @@ def serve(
 ) -> None:  # fmt: skip
     """Answer the clients of OpenAI, Ollama and Anthropic on this machine.
 
-    A model is loaded when it is first asked for, beside others while they fit. Requests for it are generated side by
-    side, each expert read once for all; one that begins like an earlier one reads only what is new. No answer depends on the others.
+    A model is loaded when it is first asked for, beside others while they fit. Requests for one are generated side by
+    side, each expert read once for all; one that begins like an earlier one reads only what is new. No answer depends
+    on the others.
     """
     running.check(dtype, policy, device)
     _require()

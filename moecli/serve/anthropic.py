@@ -18,8 +18,7 @@ from moecli.errors import MoecliError
 from moecli.serve.asked import Call, CalledFunction, ChatOptions, Function, Tool, ToolName, tools_of, turn
 from moecli.serve.http import Body, Refused, Stream, event, explained, read, status_of, told
 from moecli.serve.parts import Content, Part, TopK, Unit, nucleus, sampled_from, text_of
-from moecli.serve.reply import Called, Ended
-from moecli.serve.reply import Part as ReplyPart
+from moecli.serve.reply import AnswerEvent, Called, Ended
 from moecli.serve.route import Route
 from moecli.serve.service import Answer, AnswerOptions, Prompt, Service, begun, merged, whole
 from moecli.text.chat import Message
@@ -179,7 +178,7 @@ def _use(called: Called, given: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _events(
-    message: dict[str, Any], events: AsyncIterator[tuple[int, ReplyPart]], path: str
+    message: dict[str, Any], events: AsyncIterator[tuple[int, AnswerEvent]], path: str
 ) -> AsyncIterator[bytes]:
     blocks = _OpenBlock()
     called = False

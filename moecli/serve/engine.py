@@ -278,8 +278,15 @@ class Engine:
             self.metrics.failures += 1
             self._close(text)
             return
+        try:
+            goes_on = text.accept(logits)
+        except MoecliError as error:  # its grammar's, and nobody else's
+            text.reply.put(error)
+            self.metrics.failures += 1
+            self._close(text)
+            return
         self.metrics.tokens += 1
-        if not text.accept(logits):
+        if not goes_on:
             self.metrics.answers += 1
             self._close(text)
 

@@ -21,7 +21,7 @@ from moecli.serve.asked import ChatOptions, form_of, tools_of
 from moecli.serve.http import Refused, Stream, explained, line, read
 from moecli.serve.models import ServedModel
 from moecli.serve.ollama_bodies import ChatRequest, CommonFields, GenerateRequest, ModelRequest
-from moecli.serve.reply import Called, Ended, Part, Reply
+from moecli.serve.reply import AnswerEvent, Called, Ended, Reply
 from moecli.serve.route import Route
 from moecli.serve.service import Service, begun, merged, whole
 from moecli.text.chat import Message
@@ -106,7 +106,7 @@ async def _answer(request: Request, body: CommonFields, reply: Reply, fill: Fill
     return Stream(_lines(body.model, merged([reply]), fill), "application/x-ndjson", [reply])
 
 
-async def _lines(name: str, events: AsyncIterator[tuple[int, Part]], fill: Fill) -> AsyncIterator[bytes]:
+async def _lines(name: str, events: AsyncIterator[tuple[int, AnswerEvent]], fill: Fill) -> AsyncIterator[bytes]:
     try:
         async for _, each in events:
             if isinstance(each, Ended):

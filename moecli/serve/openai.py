@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from moecli.errors import MoecliError
 from moecli.serve.http import Stream, event, explained, read, status_of, told
 from moecli.serve.openai_bodies import ChatRequest, CommonFields, CompletionRequest
-from moecli.serve.reply import Called, Ended, Part, Piece, Scored
+from moecli.serve.reply import AnswerEvent, Called, Ended, Piece, Scored
 from moecli.serve.route import Route
 from moecli.serve.service import Answer, Service, begun, merged, whole
 
@@ -76,7 +76,7 @@ async def _chat(service: Service, request: Request) -> Response:
 
     called = [0] * len(replies)  # tools, by each choice
 
-    def choice(number: int, each: Part) -> dict[str, Any]:
+    def choice(number: int, each: AnswerEvent) -> dict[str, Any]:
         delta: dict[str, Any] = {}
         scores, reason = None, None
         if isinstance(each, Ended):
@@ -120,7 +120,7 @@ async def _complete(service: Service, request: Request) -> Response:
     await begun(request, replies)
     lengths = [0] * len(replies)
 
-    def choice(number: int, each: Part) -> dict[str, Any]:
+    def choice(number: int, each: AnswerEvent) -> dict[str, Any]:
         if isinstance(each, Called):
             raise AssertionError("a text calls no tools")
         if isinstance(each, Ended):
@@ -148,8 +148,8 @@ def _wants_usage(body: CommonFields) -> bool:
 async def _chunks(
     frame: dict[str, Any],
     first: Sequence[dict[str, Any]],
-    choice: Callable[[int, Part], dict[str, Any]],
-    events: AsyncIterator[tuple[int, Part]],
+    choice: Callable[[int, AnswerEvent], dict[str, Any]],
+    events: AsyncIterator[tuple[int, AnswerEvent]],
     with_usage: bool,
     same: int,
     path: str,

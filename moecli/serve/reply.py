@@ -83,8 +83,8 @@ class Ended:
     decode_s: float
 
 
-Part = Piece | Called | Ended
-Event = Started | Part
+AnswerEvent = Piece | Called | Ended
+Event = Started | AnswerEvent
 
 
 class Reply:
@@ -111,7 +111,7 @@ class Reply:
         assert isinstance(event, Started)
         return event
 
-    async def __aiter__(self) -> AsyncIterator[Part]:
+    async def __aiter__(self) -> AsyncIterator[AnswerEvent]:
         """The events after `started`, up to Ended. MoecliError where the answer fails."""
         while True:
             event = await self._next()

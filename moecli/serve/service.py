@@ -20,7 +20,7 @@ from moecli.serve.asked import ChatOptions
 from moecli.serve.engine import Engine
 from moecli.serve.http import Refused, while_there
 from moecli.serve.models import ServedModel, ServedModels, context_of
-from moecli.serve.reply import Called, Ended, Job, Part, Piece, Reply
+from moecli.serve.reply import AnswerEvent, Called, Ended, Job, Piece, Reply
 from moecli.text.answers import PLAIN, AnswerStyle, behind_reasoning, style_after
 from moecli.text.chat import Message
 from moecli.text.grammar import Grammar, marks
@@ -195,9 +195,9 @@ async def whole(request: Request, replies: Sequence[Reply]) -> list[Answer]:
     return await _kept(request, replies, collect())
 
 
-async def merged(replies: Sequence[Reply]) -> AsyncIterator[tuple[int, Part]]:
+async def merged(replies: Sequence[Reply]) -> AsyncIterator[tuple[int, AnswerEvent]]:
     """Numbered events of several answers as they come; the first reply has begun."""
-    events: asyncio.Queue[tuple[int, Part | BaseException]] = asyncio.Queue()
+    events: asyncio.Queue[tuple[int, AnswerEvent | BaseException]] = asyncio.Queue()
 
     async def follow(number: int, reply: Reply) -> None:
         try:
