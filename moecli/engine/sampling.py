@@ -34,7 +34,7 @@ class Sampling:
             ("--top-k", self.top_k, self.top_k >= 0, "0 (off) or more"),
             ("--top-p", self.top_p, 0 < self.top_p <= 1, "more than 0, up to 1"),
             ("--min-p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
-            ("--repeat-penalty", self.repeat_penalty, 0 < self.repeat_penalty <= 100, "more than 0, up to 100"),
+            ("--repeat-penalty", self.repeat_penalty, 0.01 <= self.repeat_penalty <= 100, "0.01 to 100"),
         )
         for option, value, good, meaning in ranges:
             if not good:

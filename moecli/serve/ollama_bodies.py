@@ -21,7 +21,7 @@ class Options(Body):
     top_k: TopK | None = None
     top_p: Unit | None = None
     min_p: Unit | None = None
-    repeat_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repeat_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     seed: int | None = None
     num_predict: int | None = None  # negative: as many as fit
     stop: str | list[str] | None = None

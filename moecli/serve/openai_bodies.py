@@ -73,7 +73,7 @@ class CommonFields(Body):
     top_p: Unit | None = None
     top_k: TopK | None = None
     min_p: Unit | None = None
-    repeat_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repeat_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None

@@ -24,7 +24,7 @@ POSTED = (
 )  # fmt: skip
 ASKED = ("/v1/models", "/v1/models/{name}", "/api/tags", "/api/ps", "/health", "/metrics")
 OPERATIONS = [*(("POST", path) for path in POSTED), *(("GET", path) for path in ASKED)]
-EXAMPLES = 10  # of each operation, right ones and wrong ones
+EXAMPLES = 12  # of each operation, right ones and wrong ones
 MIB = 2**20
 
 
