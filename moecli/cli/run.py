@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moecli.engine.chat import ChatSession
     from moecli.engine.loaded import OpenedModel
     from moecli.routing.builder import TraceBuilder
+    from moecli.text.grammar import Grammar
 
 EXAMPLES = """Examples:
 
@@ -64,6 +65,12 @@ def run(
     ] = None,
     system: options.System = None,
     raw: options.Raw = False,
+    template_option: Annotated[
+        list[str] | None,
+        options.option(
+            metavar="NAME=VALUE", help="Option of the chat template, e.g. enable_thinking=false; may be repeated."
+        ),
+    ] = None,
     tokenizer: options.Tokenizer = None,
     max_tokens: Annotated[
         int | None,
@@ -99,6 +106,20 @@ def run(
     ] = None,
     repeat_penalty: Annotated[
         float | None, options.option(metavar="X", panel=_SAMPLING, help="Repetition penalty; 1 disables it.")
+    ] = None,
+    json_schema: Annotated[
+        Path | None,
+        options.option(
+            "--json-schema", metavar="FILE", panel=_SAMPLING, help="Answer in JSON that obeys the schema in this file."
+        ),
+    ] = None,
+    grammar: Annotated[
+        Path | None,
+        options.option(
+            metavar="FILE",
+            panel=_SAMPLING,
+            help="Answer as the grammar in this file allows: Lark, or by its name .gbnf or .regex.",
+        ),
     ] = None,
     seed: running.Seed = None,
     draft: Annotated[
@@ -163,6 +184,11 @@ def run(
     options.check_output("--session", session)
     if session is not None and trace is not None:
         raise UsageError("--trace records what is read, and --session reads nothing twice", "leave one of them out")
+    if json_schema is not None and grammar is not None:
+        raise UsageError("--json-schema and --grammar cannot both be meant", "leave one of them out")
+    held_to, asked = _grammar(json_schema, grammar), dict(map(_template_option, template_option or ()))
+    if asked and raw:
+        raise UsageError("--raw uses no chat template, and so no --template-option", "leave one of them out")
     if logprobs is not None and not json:
         raise UsageError("--logprobs stands in the document of --json alone", "add --json")
     if echo and logprobs is None:
@@ -184,10 +210,12 @@ def run(
     with terminal.status("loading ...", quiet):
         from moecli.engine import fallback
         from moecli.engine.chat import ChatSession, GenerationConfig, RecordedSession, plan_for
+        from moecli.engine.constraint import constrain
         from moecli.engine.loaded import open_for_run
         from moecli.engine.sampling import SamplingOptions, new_seed
         from moecli.engine.sessions import open_session
         from moecli.output.answer import gaps
+        from moecli.text import template_options
 
         opened = open_for_run(ref, placing.load_options(ref.dtype, expert_capacity))
         sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty).resolve(opened.defaults)
@@ -195,8 +223,11 @@ def run(
         config = GenerationConfig(
             sampling, new_seed() if seed is None else seed, longest, tuple(map(terminal.clean, stop or ())),
             system=system and terminal.clean(system), raw=raw, lookup=draft == "lookup", top_logprobs=logprobs,
-            echo=echo,
+            echo=echo, grammar=held_to, template_options=asked,
         )  # fmt: skip
+        template_options.check(opened.tokenizer, asked)
+        if held_to is not None:
+            constrain(opened, held_to)  # is refused before anything is loaded
         if echo and opened.spec.encoder:
             raise UsageError(
                 f"{opened.name} reads its prompt all at once: no token of it follows another", "leave --echo out"
@@ -284,6 +315,29 @@ def _talk(session: ChatSession, text: str | None, json: bool, quiet: bool) -> No
             from moecli.output.profile import table
 
             terminal.say(table(profile))
+
+
+def _template_option(text: str) -> tuple[str, object]:
+    """Name and value: JSON, else the text itself."""
+    name, found, value = text.partition("=")
+    if not found or not name.strip():
+        hint = "it takes NAME=VALUE, such as enable_thinking=false"
+        raise UsageError(f"--template-option '{printable(text, 60)}' has no value", hint)
+    from json import loads
+
+    try:
+        return name.strip(), loads(value)
+    except (ValueError, RecursionError):
+        return name.strip(), value
+
+
+def _grammar(schema: Path | None, grammar: Path | None) -> Grammar | None:
+    """What the answer has to be. UsageError if that cannot be read."""
+    if schema is None and grammar is None:
+        return None
+    from moecli.text.grammar import of_grammar_file, of_schema_file
+
+    return of_grammar_file(grammar) if grammar is not None else of_schema_file(schema) if schema is not None else None
 
 
 def _read_prompt(model: str, argument: str | None, option: str | None, file: Path | None) -> str | None:

@@ -85,8 +85,9 @@ def serve(
 ) -> None:  # fmt: skip
     """Answer the clients of OpenAI, Ollama and Anthropic on this machine.
 
-    A model is loaded when it is first asked for, one at a time. Requests for it are generated side by side, each expert
-    read once for all; one that begins like an earlier one reads only what is new. No answer depends on the others.
+    A model is loaded when it is first asked for, beside others while they fit. Requests for one are generated side by
+    side, each expert read once for all; one that begins like an earlier one reads only what is new. No answer depends
+    on the others.
     """
     placing.check()
     options.check_output("--session", session)

@@ -9,11 +9,13 @@ from typing import Literal
 from torch import Tensor
 
 from moecli.engine.block import RoutingObserver
+from moecli.engine.constraint import Constraint
 from moecli.engine.decoder import Look
 from moecli.engine.generate import Session, Timing
 from moecli.engine.sampling import Sampler, Sampling, ScoringSampler, TokenScore, score
 from moecli.planning.memory import scored_at_once
 from moecli.store.progress import Progress, silent
+from moecli.text.answers import PLAIN, AnswerStyle
 from moecli.text.spans import SpanStream
 from moecli.text.stream import TextStream
 from moecli.text.tokenizer import Tokenizer
@@ -36,14 +38,21 @@ class Request:
     watch: Progress = silent  # of the prompt's tokens
     continues: bool = False  # the answer goes on in the prompt's own text: a space before its first word counts
     fills: bool = False  # the answer is what is missing in the prompt
+    style: AnswerStyle = PLAIN
+    constraint: Constraint | None = None  # what the answer has to be
     top_logprobs: int | None = None  # alternatives that are scored beside each token; None: no token is
     echo: bool = False  # the prompt's tokens are scored, too
 
     def sampler(self, answer: Answer) -> Sampler:
         """What chooses the tokens of `answer`, and scores them there if they are to be."""
         if self.top_logprobs is None:
-            return Sampler(self.sampling, self.seed)
-        return ScoringSampler(self.sampling, self.seed, self.top_logprobs, answer.scores)
+            return Sampler(self.sampling, self.seed, self.constraint)
+        return ScoringSampler(self.sampling, self.seed, self.top_logprobs, answer.scores, self.constraint)
+
+    @property
+    def keeps_space(self) -> bool:
+        """Whether a space before the first word is shown: where the text goes on, or a grammar has counted it."""
+        return self.continues or self.constraint is not None
 
 
 @dataclass(slots=True)
@@ -55,6 +64,7 @@ class Answer:
     finish_reason: FinishReason = "interrupt"  # until it ends by itself
     timing: Timing = field(default_factory=Timing)
     prompt: str = ""  # what it answers
+    style: AnswerStyle = PLAIN  # how reasoning is told apart in its text
     scores: list[TokenScore] = field(default_factory=list)  # of `token_ids`, where they are wanted; perhaps of one more
     prompt_ids: Sequence[int] = ()
     prompt_scores: list[TokenScore] = field(default_factory=list)  # of all but the first, where they are wanted
@@ -68,7 +78,9 @@ class Writer:
         self._stream = (
             SpanStream(tokenizer, request.prompt, request.stops)
             if request.fills
-            else TextStream(tokenizer, request.stops, prompt_ids=request.prompt if request.continues else ())
+            else TextStream(
+                tokenizer, request.stops, request.prompt if request.keeps_space else (), marks=request.style.marks
+            )
         )
 
     def add(self, token: int) -> str | None:
@@ -82,8 +94,9 @@ class Writer:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop text has come."""
-        return self._stream.stopped
+        """Whether a stop text has come, or the answer is all that its grammar allows."""
+        rule = self._request.constraint
+        return self._stream.stopped or (rule is not None and rule.length == len(self._answer.token_ids))
 
     def end(self, reason: FinishReason) -> str:
         """What was held back, now that nothing more comes; `reason` unless a stop text says why."""

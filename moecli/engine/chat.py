@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from moecli.engine import fallback
 from moecli.engine.answer import Answer, Request, pieces
 from moecli.engine.block import RoutingObserver
 from moecli.engine.cache import Cache
+from moecli.engine.constraint import constrain
 from moecli.engine.decoder import Decoder
 from moecli.engine.generate import Session
 from moecli.engine.loaded import LoadedModel, OpenedModel
@@ -24,7 +26,9 @@ from moecli.planning.placement import Plan
 from moecli.routing.builder import TraceBuilder
 from moecli.routing.trace import RoutingTrace
 from moecli.store.progress import Progress, silent
+from moecli.text.answers import PLAIN, behind_reasoning, style_after
 from moecli.text.chat import Message
+from moecli.text.grammar import Grammar, marks
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,6 +46,8 @@ class GenerationConfig:
     lookup: bool = True  # guess ahead where the text repeats itself
     top_logprobs: int | None = None  # alternatives that are scored beside each token; None: no token is
     echo: bool = False  # the prompt's tokens are scored, too
+    grammar: Grammar | None = None  # what each answer has to be
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Conversation:
@@ -49,6 +55,7 @@ class Conversation:
 
     def __init__(self, opened: OpenedModel, config: GenerationConfig) -> None:
         self._opened, self._tokenizer, self._vocab_size = opened, opened.tokenizer, opened.spec.vocab_size
+        self._options = config.template_options
         self.system = config.system  # what a chat begins with
         self.reads_apart = bool(opened.spec.encoder)  # an encoder reads each prompt alone
         self.is_chat = opened.tokenizer.chat_template is not None and not (config.raw or self.reads_apart)
@@ -69,7 +76,7 @@ class Conversation:
         if self.is_chat:
             said = turns or (Message("user", text),)
             system = [Message("system", self.system)] if self.system else []
-            ids = self._tokenizer.encode_chat([*system, *self._messages, *said])
+            ids = self._tokenizer.encode_chat([*system, *self._messages, *said], self._options)
         elif self.reads_apart:
             ids = self._tokenizer.encode(text)
         else:
@@ -85,6 +92,10 @@ class Conversation:
 
     def request(self, prompt: Sequence[int], config: GenerationConfig, watch: Progress = silent) -> Request:
         """The answer that is wanted after a prompt's ids."""
+        style, constraint = style_after(self._tokenizer, prompt) if self.is_chat else PLAIN, None
+        if config.grammar is not None:
+            known = marks(self._tokenizer, self._opened.end_ids)
+            constraint = constrain(self._opened, behind_reasoning(config.grammar, style, known))
         return Request(
             prompt,
             config.sampling,
@@ -95,6 +106,8 @@ class Conversation:
             watch,
             continues=not (self.is_chat or self.reads_apart),
             fills=self.reads_apart,
+            style=style,
+            constraint=constraint,
             top_logprobs=config.top_logprobs,
             echo=config.echo,
         )
@@ -199,7 +212,7 @@ class ChatSession:
             self._session = self._begin()
         opened = self.loaded.opened
         request = self._conversation.request(prompt, self.config, watch)
-        answer.prompt = text
+        answer.prompt, answer.style = text, request.style
         kept = True
         try:
             yield from pieces(self._session, opened.tokenizer, request, answer, self._observer())

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Sampling:
             ("--top-k", self.top_k, self.top_k >= 0, "0 (off) or more"),
             ("--top-p", self.top_p, 0 < self.top_p <= 1, "more than 0, up to 1"),
             ("--min-p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
-            ("--repeat-penalty", self.repeat_penalty, 0 < self.repeat_penalty <= 100, "more than 0, up to 100"),
+            ("--repeat-penalty", self.repeat_penalty, 0.01 <= self.repeat_penalty <= 100, "0.01 to 100"),
         )
         for option, value, good, meaning in ranges:
             if not good:
@@ -71,15 +72,34 @@ def new_seed() -> int:
     return int.from_bytes(os.urandom(4), "little")
 
 
+class Rule(Protocol):
+    """What an answer has to obey, told of each token that it gets."""
+
+    def masked(self, logits: Tensor) -> Tensor:
+        """`logits` [V] with no chance left for what may not come next."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """The answer goes on with this token."""
+        ...
+
+
 class Sampler:
     """Draws tokens; the same seed and logits give the same tokens on every machine."""
 
-    def __init__(self, sampling: Sampling, seed: int) -> None:
-        self._sampling = sampling
+    def __init__(self, sampling: Sampling, seed: int, rule: Rule | None = None) -> None:
+        self._sampling, self._rule = sampling, rule
         self._random = random.Random(seed)
 
     def pick(self, logits: Tensor, seen: Collection[int]) -> int:
         """The next id from float32 `logits` [V]; `seen` are the ids that the repetition penalty touches."""
+        if self._rule is None:
+            return self._draw(logits, seen)
+        token = self._draw(self._rule.masked(logits), seen)
+        self._rule.accept(token)
+        return token
+
+    def _draw(self, logits: Tensor, seen: Collection[int]) -> int:
         options = self._sampling
         if options.repeat_penalty != 1 and seen:
             logits = _penalise(logits, seen, options.repeat_penalty)
@@ -115,8 +135,10 @@ def score(logits: Tensor, token_id: int, top: int) -> TokenScore:
 class ScoringSampler(Sampler):
     """Also keeps the score of each token that it draws, in `scores`."""
 
-    def __init__(self, sampling: Sampling, seed: int, top: int, scores: list[TokenScore]) -> None:
-        super().__init__(sampling, seed)
+    def __init__(
+        self, sampling: Sampling, seed: int, top: int, scores: list[TokenScore], rule: Rule | None = None
+    ) -> None:
+        super().__init__(sampling, seed, rule)
         self._top, self._scores = top, scores
 
     def pick(self, logits: Tensor, seen: Collection[int]) -> int:

@@ -7,21 +7,18 @@ piece, and no bit of an answer depends on who else is served.
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 import torch
 
-from moecli import settings
 from moecli.engine.finite import is_finite, not_finite
 from moecli.engine.loaded import LoadOptions, OpenedModel, open_for_run
 from moecli.errors import MoecliError
@@ -29,14 +26,13 @@ from moecli.kernels.blocking import MAX_TOKENS
 from moecli.library.resolve import ModelRef
 from moecli.serve.generation import Generation
 from moecli.serve.metrics import Metrics
-from moecli.serve.models import Identity, OpenSession, ResidentModel, identity, load
+from moecli.serve.models import Identity, OpenSession, ResidentModel, identity
 from moecli.serve.reply import Job, Reply, Started
-from moecli.store.progress import Progress
+from moecli.serve.residents import Loading, Residents
 
 _LOG = logging.getLogger(__name__)
 _MOST_OPENED = 4  # models whose tokenizer and headers stay at hand
 T = TypeVar("T")
-Loading = Callable[[str], AbstractContextManager[Progress]]  # how far it is, told to whom it concerns
 
 
 class Busy(MoecliError):
@@ -63,26 +59,14 @@ class Engine:
 
     def __init__(self, options: EngineOptions, loading: Loading) -> None:
         self.options, self.metrics = options, Metrics()
-        self._loading = loading
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._waiting: deque[Reply] = deque()
         self._running: list[Generation] = []
-        self._resident: ResidentModel | None = None
+        self.residents = Residents(options.texts, loading, options.session)
         self._opened: OrderedDict[Identity, OpenedModel] = OrderedDict()
         self._lock = threading.Lock()
         self._unstarted = 0  # replies that were submitted and not begun
-        self._expires = 0.0  # when the loaded model goes, by time.monotonic()
         self._stopping = self._over = False
-
-    @property
-    def resident(self) -> ResidentModel | None:
-        """The model that is loaded."""
-        return self._resident
-
-    @property
-    def expires_s(self) -> float:
-        """Seconds until the loaded model goes, if nobody asks for it; infinite if it stays."""
-        return self._expires - time.monotonic()
 
     @property
     def running(self) -> int:
@@ -111,8 +95,8 @@ class Engine:
         return self._call(lambda: self._open(ref))
 
     def keep(self, ref: ModelRef, seconds: float) -> Future[bool]:
-        """Let the loaded model stay so long from now, if it is this one: whether it is."""
-        return self._call(lambda: self._keep(ref, seconds))
+        """Let a model stay so long from now: whether it is loaded."""
+        return self._call(lambda: self.residents.keep(ref, seconds))
 
     def stop(self) -> None:
         """Begin nothing more; answers under way go on. May be called by a signal handler."""
@@ -139,9 +123,9 @@ class Engine:
             except Exception as error:  # a bug, or a library's: those who wait are told, the next ones find a new model
                 _LOG.exception("the engine failed")
                 self._fail_all(MoecliError(f"the engine failed: {type(error).__name__}", "see the server's stderr"))
-                self._unload()
+                self.residents.unload_all()
         self._fail_all(Busy("the server has ended"))
-        self._unload()
+        self.residents.unload_all()
 
     def _call(self, action: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
@@ -157,21 +141,20 @@ class Engine:
         return future
 
     def _receive(self) -> None:
-        """Do what others ask for; with nothing else to do, wait for that, or for the loaded model's time to go."""
+        """Do what others ask for; with nothing else to do, wait for that, or for a model's time to go."""
         idle = not (self._running or self._waiting or self._over)
-        if idle and self._resident is not None and self.expires_s <= 0:
-            self._unload()
+        left = self.residents.expire(self._busy() | {identity(reply.job.ref) for reply in self._waiting})
         try:
             if idle:
-                self._inbox.get(timeout=self._patience())()
+                self._inbox.get(timeout=None if left > threading.TIMEOUT_MAX else max(0.0, left))()
             while True:
                 self._inbox.get_nowait()()
         except Empty:
             return
 
-    def _patience(self) -> float | None:
-        left = self.expires_s
-        return None if self._resident is None or left > threading.TIMEOUT_MAX else max(0.0, left)
+    def _busy(self) -> set[Identity]:
+        """The models in which texts grow."""
+        return {identity(text.model.ref) for text in self._running}
 
     def _drop_abandoned(self) -> None:
         for text in [each for each in self._running if each.reply.abandoned]:
@@ -184,7 +167,7 @@ class Engine:
             reply.put(Busy("the server is about to end", "ask again once it is back"))
 
     def _admit(self) -> None:
-        """Begin what waits, in the order of arrival, while there are free caches and the model is the same."""
+        """Begin what waits, in the order of arrival, while there are free caches and room for its model."""
         while self._waiting:
             reply = self._waiting[0]
             try:
@@ -208,7 +191,7 @@ class Engine:
                 return
             self._waiting.popleft()
             self._begun()
-            self._running.append(Generation(reply, *found, resident.loaded.opened, load_s))
+            self._running.append(Generation(reply, resident, *found, load_s))
             reply.put(Started(load_s))
 
     def _begun(self) -> None:
@@ -216,25 +199,22 @@ class Engine:
             self._unstarted -= 1
 
     def _bring(self, reply: Reply) -> tuple[ResidentModel | None, float]:
-        """The model that a reply needs, and the seconds that loading it took; None while another one is in use."""
-        if self._resident is not None and identity(self._resident.ref) == identity(reply.job.ref):
-            return self._resident, 0.0
-        if self._running:
+        """The model of a reply, and the seconds that loading it took; None while those in use leave no room."""
+        ref = reply.job.ref
+        if (found := self.residents.find(ref)) is not None:
+            return found, 0.0
+        opened, began = self._open(ref), time.perf_counter()
+
+        def told(done: int, total: int) -> None:
+            if self._stopping or reply.abandoned:
+                raise _Abandoned
+
+        loaded = self.residents.load(opened, self._busy(), told)
+        if loaded is None:
             return None, 0.0
-        self._unload()
-        opened, began = self._open(reply.job.ref), time.perf_counter()
-        with self._loading(opened.name) as progress:
-
-            def told(done: int, total: int) -> None:
-                if self._stopping or reply.abandoned:
-                    raise _Abandoned
-                progress(done, total)
-
-            torch.set_num_threads(opened.team.most)
-            self._resident = load(opened, self.options.texts, told, self.options.session)
-        self._expires = time.monotonic() + self.options.keep_alive
+        self.residents.keep(ref, self.options.keep_alive)
         self.metrics.loads += 1
-        return self._resident, time.perf_counter() - began
+        return loaded, time.perf_counter() - began
 
     def _open(self, ref: ModelRef) -> OpenedModel:
         key = identity(ref)
@@ -246,25 +226,12 @@ class Engine:
         self._opened.move_to_end(key)
         return self._opened[key]
 
-    def _keep(self, ref: ModelRef, seconds: float) -> bool:
-        if self._resident is None or identity(self._resident.ref) != identity(ref):
-            return False
-        self._expires = time.monotonic() + seconds
-        return True
-
-    def _unload(self) -> None:
-        if self._resident is not None:
-            self._resident.close()
-            self._resident = None
-            gc.collect()
-            settings.return_freed_memory()
-
     def _read_piece(self) -> None:
         """A piece of the first prompt that is not read; behind the last one stands its first token."""
         text = next((each for each in self._running if each.reading), None)
-        if text is None or self._resident is None:
+        if text is None:
             return
-        decoder, slot, piece = self._resident.loaded.decoder, text.slot, text.next_piece()
+        decoder, slot, piece = text.model.loaded.decoder, text.slot, text.next_piece()
 
         def watch(done: int, total: int) -> None:
             if self._over or text.reply.abandoned:
@@ -277,7 +244,7 @@ class Engine:
             else:
                 whole = len(text.reply.job.prompt)
                 states = decoder.forward(torch.tensor(piece), slot.cache, last_only=True, watch=watch, prompt=whole)
-                self._resident.slots.read(slot, piece)
+                text.model.slots.read(slot, piece)
         except _Abandoned:
             slot.clear()  # its layers disagree
             return
@@ -286,45 +253,53 @@ class Engine:
             self._accept(text, decoder.logits(states[-1:]).cpu()[0])
 
     def _step(self) -> None:
-        """One more token of every text that is read."""
-        texts = [each for each in self._running if not each.reading and each.made]
-        for start in range(0, len(texts), MAX_TOKENS):
-            some = texts[start : start + MAX_TOKENS]
-            for text, logits in zip(some, self._logits(some), strict=True):
-                text.slot.ids.append(text.last)
-                self._accept(text, logits)
+        """One more token of every text that is read, those of one model together."""
+        grown: dict[int, list[Generation]] = {}
+        for text in self._running:
+            if not text.reading and text.made:
+                grown.setdefault(id(text.model), []).append(text)
+        for texts in grown.values():
+            for start in range(0, len(texts), MAX_TOKENS):
+                some = texts[start : start + MAX_TOKENS]
+                for text, logits in zip(some, self._logits(some[0].model, some), strict=True):
+                    text.slot.ids.append(text.last)
+                    self._accept(text, logits)
 
-    def _logits(self, texts: list[Generation]) -> torch.Tensor:
+    def _logits(self, model: ResidentModel, texts: list[Generation]) -> torch.Tensor:
         """The scores after the newest token of each text [N, V], to the bit as for each alone."""
-        assert self._resident is not None
-        decoder = self._resident.loaded.decoder
+        decoder = model.loaded.decoder
         ids, caches = torch.tensor([text.last for text in texts]), [text.slot.cache for text in texts]
         self.metrics.steps += 1
         return decoder.next_logits(ids, caches)
 
     def _accept(self, text: Generation, logits: torch.Tensor) -> None:
-        assert self._resident is not None
         if not is_finite(logits):
-            text.reply.put(not_finite("in the logits", self._resident.loaded.decoder.dtype))
+            text.reply.put(not_finite("in the logits", text.model.loaded.decoder.dtype))
+            self.metrics.failures += 1
+            self._close(text)
+            return
+        try:
+            goes_on = text.accept(logits)
+        except MoecliError as error:  # its grammar's, and nobody else's
+            text.reply.put(error)
             self.metrics.failures += 1
             self._close(text)
             return
         self.metrics.tokens += 1
-        if not text.accept(logits):
+        if not goes_on:
             self.metrics.answers += 1
             self._close(text)
 
     def _close(self, text: Generation) -> None:
         """Its cache is free for the next one, and the model's time begins anew."""
         self._running.remove(text)
-        assert self._resident is not None
-        self._resident.slots.give_back(text.slot)
+        text.model.slots.give_back(text.slot)
         self.metrics.cached_tokens += text.cached
         self._extend(text.reply)
 
     def _extend(self, reply: Reply) -> None:
         asked = reply.job.keep_alive
-        self._expires = time.monotonic() + (self.options.keep_alive if asked is None else asked)
+        self.residents.keep(reply.job.ref, self.options.keep_alive if asked is None else asked)
 
     def _fail_all(self, error: MoecliError) -> None:
         """Every answer under way fails, and what its cache holds counts no more; those that wait go on waiting."""

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import time
+import uuid
 
 from torch import Tensor
 
-from moecli.engine.loaded import OpenedModel
 from moecli.engine.prefixes import Slot
 from moecli.engine.sampling import Sampler, TokenScore, score
-from moecli.serve.reply import Ended, Piece, Reply, Scored
+from moecli.serve.models import ResidentModel
+from moecli.serve.reply import Called, Ended, Piece, Reply, Scored
+from moecli.text.answers import AnswerParts
 from moecli.text.spans import SpanStream
 from moecli.text.stream import TextStream
+from moecli.text.tool_calls import ToolCall
 
 
 class Generation:
     """A prompt that is read piece by piece, then a token a step."""
 
-    def __init__(self, reply: Reply, slot: Slot, ends: list[int], opened: OpenedModel, load_s: float) -> None:
-        """`ends`: where the pieces of the prompt end that `slot` does not hold."""
-        self.reply, self.slot = reply, slot
+    def __init__(self, reply: Reply, model: ResidentModel, slot: Slot, ends: list[int], load_s: float) -> None:
+        """`slot`: one of the model's; `ends`: where the pieces of the prompt end that it does not hold."""
+        self.reply, self.model, self.slot = reply, model, slot
+        opened = model.loaded.opened
         job, self._tokenizer = reply.job, opened.tokenizer
         self._end_ids, self._encoder = opened.end_ids, bool(opened.spec.encoder)
         self._ends, self._cached, self._load_s = ends, len(slot.ids), load_s
         capacity = slot.cache.capacity
         most = capacity if self._encoder else capacity - len(job.prompt) + 1
         self._limit = most if job.max_tokens is None else min(most, job.max_tokens)
-        self._sampler = Sampler(job.sampling, job.seed)
+        self._rule = job.constraint
+        self._sampler = Sampler(job.sampling, job.seed, self._rule)
         self._text: list[int] = [opened.spec.start_id] if self._encoder else list(job.prompt)
         self._stream = (
             SpanStream(self._tokenizer, job.prompt, job.stops)
             if self._encoder
-            else TextStream(self._tokenizer, job.stops, prompt_ids=job.prompt if job.continues else ())
+            else TextStream(
+                self._tokenizer, job.stops, job.prompt if job.continues or self._rule else (), marks=job.style.marks
+            )
         )
+        self._parts = AnswerParts(job.style)
         self._scored: list[Scored] = []
         self._made = 0
         self._began = time.perf_counter()
@@ -74,8 +82,9 @@ class Generation:
         if self.reply.job.top_logprobs is not None:
             self._scored.append(self._named(score(logits, token, self.reply.job.top_logprobs)))
         self._show(self._stream.push(token))
-        if self._stream.stopped or self._made == self._limit:
-            return self._end(self._stream.stopped)
+        whole = self._stream.stopped or (self._rule is not None and self._rule.length == self._made)
+        if whole or self._made == self._limit:
+            return self._end(whole)
         return True
 
     def _end(self, stopped: bool) -> bool:
@@ -96,9 +105,15 @@ class Generation:
         return False
 
     def _show(self, text: str, last: bool = False) -> None:
-        if text or (last and self._scored):
-            self.reply.put(Piece(text, tuple(self._scored)))
-            self._scored.clear()
+        parts = self._parts.push(text) if text else []
+        for part in [*parts, *(self._parts.finish() if last else ())]:
+            if isinstance(part, ToolCall):
+                self.reply.put(Called(uuid.uuid4().hex[:9], part))  # as long as Mistral's templates want it
+            else:
+                self.reply.put(Piece(part.text, tuple(self._scored), part.reasoning))
+                self._scored.clear()
+        if last and self._scored:
+            self.reply.put(Piece("", tuple(self._scored)))
 
     def _named(self, score: TokenScore) -> Scored:
         top = tuple((self._name(token), logprob) for token, logprob in score.top)

@@ -17,7 +17,7 @@ class Metrics:
         self.loads = 0
 
     def text(self, running: int, waiting: int, experts: tuple[int, int, int]) -> str:
-        """`experts`: hits, misses and bytes read of the model that is loaded."""
+        """`experts`: hits, misses and bytes read of the models that are loaded."""
         hits, misses, read = experts
         rows = (
             ("answers_total", "counter", "Answers that ended by themselves.", self.answers),
@@ -30,9 +30,9 @@ class Metrics:
             ("loads_total", "counter", "Times that a model was loaded.", self.loads),
             ("running", "gauge", "Answers under way.", running),
             ("waiting", "gauge", "Requests that wait for their turn.", waiting),
-            ("expert_hits", "gauge", "Experts found in memory, of the loaded model.", hits),
-            ("expert_misses", "gauge", "Experts read from disk, of the loaded model.", misses),
-            ("expert_bytes_read", "gauge", "Bytes of experts read from disk, of the loaded model.", read),
+            ("expert_hits", "gauge", "Experts found in memory, of the loaded models.", hits),
+            ("expert_misses", "gauge", "Experts read from disk, of the loaded models.", misses),
+            ("expert_bytes_read", "gauge", "Bytes of experts read from disk, of the loaded models.", read),
         )
         lines = (
             f"# HELP moecli_{name} {help}\n# TYPE moecli_{name} {kind}\nmoecli_{name} {value}\n"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from moecli.engine.device import free_vram
 from moecli.engine.loaded import LoadedModel, OpenedModel
 from moecli.engine.prefixes import Slots, reading_of
 from moecli.engine.session_file import SessionFile
@@ -15,7 +14,6 @@ from moecli.errors import ModelNotFound, MoecliError, NotEnoughMemory, printable
 from moecli.kernels.blocking import MAX_TOKENS
 from moecli.library import listing
 from moecli.library.resolve import Kind, ModelRef, resolve
-from moecli.planning import machine
 from moecli.planning.memory import default_context
 from moecli.planning.placement import Plan
 from moecli.store.progress import Progress
@@ -109,36 +107,43 @@ def context_of(opened: OpenedModel) -> int:
     return opened.options.context or default_context(opened.spec)
 
 
-def load(
-    opened: OpenedModel, texts: int | None, progress: Progress, session: OpenSession | None = None
-) -> ResidentModel:
-    """Read a model's weights, within what is free now, for `texts` side by side (None: as many as cost little).
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A model that is not yet loaded, where it goes, and how many texts grow side by side in it."""
 
-    `session` opens what keeps what is read. NotEnoughMemory if it does not fit.
+    opened: OpenedModel
+    plan: Plan
+    texts: int
+
+
+def placed(opened: OpenedModel, texts: int | None) -> Placed:
+    """Within the budgets of `opened`, for `texts` side by side (None: as many as cost little).
+
+    More than one, unless their caches take experts' place. NotEnoughMemory if it does not fit.
     """
-    options = opened.options
-    if options.ram is None:
-        opened = replace(opened, ram=machine.free_ram())
-    if options.vram is None and opened.vram is not None:
-        opened = replace(opened, vram=free_vram(opened.asked_device))
-    plan, count = _plan(opened, texts)
-    loaded = opened.load(plan, progress)
-    decoder, first = loaded.decoder, loaded.cache
-    caches = [first, *(decoder.new_cache(first.capacity, first.chunk) for _ in range(count - 1))]
-    file = None if session is None else session(loaded)
-    return ResidentModel(loaded, Slots(caches, reading_of(decoder, first, plan.fits, short=True), file))
-
-
-def _plan(opened: OpenedModel, texts: int | None) -> tuple[Plan, int]:
-    """The plan, and for how many texts it is: more than one, unless their caches take experts' place."""
     context = context_of(opened)
     if texts is not None:
-        return opened.plan(context, texts), texts
+        return Placed(opened, opened.plan(context, texts), texts)
     alone = opened.plan(context)
     for count in (MAX_TOKENS, MAX_TOKENS // 2, MAX_TOKENS // 4):
         with suppress(NotEnoughMemory):
             plan = opened.plan(context, count)
-            as_good = plan.memory.dtype == alone.memory.dtype and plan.runs_from == alone.runs_from
-            if as_good and (plan.fits or plan.memory.kv.bytes * _SMALL <= opened.ram):
-                return plan, count
-    return alone, 1
+            same = plan.memory.dtype == alone.memory.dtype and plan.runs_from == alone.runs_from
+            if same and (plan.fits or plan.memory.kv.bytes * _SMALL <= opened.ram):
+                return Placed(opened, plan, count)
+    return Placed(opened, alone, 1)
+
+
+def as_good(plan: Plan, alone: Plan) -> bool:
+    """Whether a model runs by a plan beside others as it does alone: in the same format, and not slower to speak of."""
+    same = plan.memory.dtype == alone.memory.dtype and plan.runs_from == alone.runs_from
+    return same and (plan.fits or (alone.ram_budget - plan.ram_budget) * _SMALL <= alone.ram_budget)
+
+
+def load(place: Placed, progress: Progress, session: OpenSession | None = None) -> ResidentModel:
+    """Read a model's weights, and reserve the caches of its texts; `session` opens what keeps what is read."""
+    loaded = place.opened.load(place.plan, progress)
+    decoder, first = loaded.decoder, loaded.cache
+    caches = [first, *(decoder.new_cache(first.capacity, first.chunk) for _ in range(place.texts - 1))]
+    file = None if session is None else session(loaded)
+    return ResidentModel(loaded, Slots(caches, reading_of(decoder, first, place.plan.fits, short=True), file))

@@ -5,130 +5,31 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from moecli import __version__
 from moecli.engine.loaded import OpenedModel
-from moecli.engine.sampling import SamplingOptions
 from moecli.errors import ModelNotFound, MoecliError
 from moecli.model import params
-from moecli.serve.http import Body, Refused, Stream, explained, line, read
+from moecli.serve.asked import ChatOptions, form_of, tools_of
+from moecli.serve.http import Refused, Stream, explained, line, read
 from moecli.serve.models import ServedModel
-from moecli.serve.parts import TopK, Unit, nucleus, sampled_from
-from moecli.serve.reply import Ended, Piece, Reply
+from moecli.serve.ollama_bodies import ChatRequest, CommonFields, GenerateRequest, ModelRequest
+from moecli.serve.reply import AnswerEvent, Called, Ended, Reply
 from moecli.serve.route import Route
-from moecli.serve.service import AnswerOptions, Service, begun, keep_alive_seconds, merged, whole
+from moecli.serve.service import Service, begun, merged, whole
 from moecli.text.chat import Message
+from moecli.text.template_options import calls_tools, reasons
 from moecli.units import figure
 
 _FOREVER = timedelta(days=365 * 100)  # how a time is told that never comes
-Fill = Callable[[str], dict[str, Any]]  # text in the form of an endpoint
-
-
-class Options(Body):
-    """How an answer is made; others of Ollama's options are ignored, num_ctx among them: --ctx sets it."""
-
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_k: TopK | None = None
-    top_p: Unit | None = None
-    min_p: Unit | None = None
-    repeat_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    seed: int | None = None
-    num_predict: int | None = None  # negative: as many as fit
-    stop: str | list[str] | None = None
-
-
-class CommonFields(Body):
-    """What both endpoints take."""
-
-    model: str
-    stream: bool | None = True
-    options: Options | None = None
-    keep_alive: str | float | None = None
-    format: Any = None
-    think: Any = None
-
-    def refuse(self) -> None:
-        """Refused for what would change the answer and is not done here."""
-        if self.format:
-            raise Refused(400, "format is not supported: answers are plain text")
-        if self.think:
-            raise Refused(400, "think is not supported")
-
-    @property
-    def kept(self) -> float | None:
-        return None if self.keep_alive is None else keep_alive_seconds(self.keep_alive)
-
-    def answer_options(self) -> AnswerOptions:
-        """As the options say it."""
-        options = self.options or Options()
-        stops = [options.stop] if isinstance(options.stop, str) else options.stop or ()
-        sampling = SamplingOptions(
-            options.temperature, sampled_from(options.top_k), nucleus(options.top_p), options.min_p,
-            options.repeat_penalty,
-        )  # fmt: skip
-        most = options.num_predict if options.num_predict and options.num_predict > 0 else None
-        seed = None if options.seed is None or options.seed < 0 else options.seed
-        return AnswerOptions(sampling, seed, most, stops, keep_alive=self.kept)
-
-
-class GenerateRequest(CommonFields):
-    """POST /api/generate."""
-
-    prompt: str | None = ""
-    system: str | None = None
-    raw: bool | None = False
-    suffix: str | None = None
-    template: str | None = None
-    images: list[Any] | None = None
-
-    def refuse(self) -> None:
-        super().refuse()
-        for name in ("suffix", "template", "images"):
-            if getattr(self, name):
-                raise Refused(400, f"{name} is not supported")
-
-
-class ChatMessage(Body):
-    """One turn."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str | None = ""
-    images: list[Any] | None = None
-
-
-class ChatRequest(CommonFields):
-    """POST /api/chat."""
-
-    messages: list[ChatMessage] | None = None
-    tools: list[Any] | None = None
-
-    def refuse(self) -> None:
-        super().refuse()
-        if self.tools:
-            raise Refused(400, "tools are not supported")
-        if any(each.images for each in self.messages or ()):
-            raise Refused(400, "images are not supported")
-
-
-class ModelRequest(Body):
-    """A model by either of the names that the field has had."""
-
-    model: str | None = None
-    name: str | None = None
-
-    @property
-    def word(self) -> str:
-        if not (word := self.model or self.name):
-            raise Refused(400, "model is missing")
-        return word
+Fill = Callable[[str, str, Sequence[Called]], dict[str, Any]]  # text, reasoning and calls in an endpoint's form
 
 
 def routes(service: Service) -> list[Route]:
@@ -149,29 +50,39 @@ async def _generate(service: Service, request: Request) -> Response:
     body.refuse()
     opened = await service.open(body.model)
     if not body.prompt:
-        return await _load(service, request, body, opened, lambda text: {"response": text})
+        return await _load(service, request, body, opened, _filled_text)
+    grammar = form_of(body.format)
     if body.raw:
-        prompt, continues = await service.text(opened, body.prompt)
+        prompt = await service.held(opened, await service.text(opened, body.prompt), grammar)
     else:
         system = [Message("system", body.system)] if body.system else []
-        prompt, continues = await service.chat(opened, [*system, Message("user", body.prompt)])
-    reply = service.submit(opened, prompt, continues, body.answer_options())
-    return await _answer(request, body, reply, lambda text: {"response": text})
+        asked = ChatOptions(think=body.think, grammar=grammar)
+        prompt = await service.chat(opened, [*system, Message("user", body.prompt)], asked)
+    return await _answer(request, body, service.submit(opened, prompt, body.answer_options()), _filled_text)
 
 
 async def _chat(service: Service, request: Request) -> Response:
     body = await read(request, ChatRequest)
-    body.refuse()
     opened = await service.open(body.model)
-
-    def fill(text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text}}
-
     if not body.messages:
-        return await _load(service, request, body, opened, fill)
-    messages = [Message(each.role, each.content or "") for each in body.messages]
-    prompt, continues = await service.chat(opened, messages)
-    return await _answer(request, body, service.submit(opened, prompt, continues, body.answer_options()), fill)
+        return await _load(service, request, body, opened, _filled_message)
+    asked = ChatOptions(**tools_of(body.tools, "auto", None), think=body.think, grammar=form_of(body.format))
+    prompt = await service.chat(opened, [each.said() for each in body.messages], asked)
+    return await _answer(request, body, service.submit(opened, prompt, body.answer_options()), _filled_message)
+
+
+def _filled_text(text: str, reasoning: str, calls: Sequence[Called]) -> dict[str, Any]:
+    return {"response": text} | ({"thinking": reasoning} if reasoning else {})
+
+
+def _filled_message(text: str, reasoning: str, calls: Sequence[Called]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if reasoning:
+        message["thinking"] = reasoning
+    if calls:
+        named = [{"name": each.call.name, "arguments": dict(each.call.arguments)} for each in calls]
+        message["tool_calls"] = [{"id": each.id, "function": name} for each, name in zip(calls, named, strict=True)]
+    return {"message": message}
 
 
 async def _load(service: Service, request: Request, body: CommonFields, opened: OpenedModel, fill: Fill) -> Response:
@@ -182,24 +93,30 @@ async def _load(service: Service, request: Request, body: CommonFields, opened: 
     else:
         await begun(request, [service.preload(opened, body.kept)])
         reason = "load"
-    return JSONResponse({"model": body.model, "created_at": _now()} | fill("") | {"done": True, "done_reason": reason})
+    return JSONResponse(
+        {"model": body.model, "created_at": _now()} | fill("", "", ()) | {"done": True, "done_reason": reason}
+    )
 
 
 async def _answer(request: Request, body: CommonFields, reply: Reply, fill: Fill) -> Response:
     if body.stream is False:
         (answer,) = await whole(request, [reply])
-        return JSONResponse(_closing(body.model, fill(answer.text), answer.ended))
+        return JSONResponse(_closing(body.model, fill(answer.text, answer.reasoning, answer.calls), answer.ended))
     await begun(request, [reply])
     return Stream(_lines(body.model, merged([reply]), fill), "application/x-ndjson", [reply])
 
 
-async def _lines(name: str, events: AsyncIterator[tuple[int, Piece | Ended]], fill: Fill) -> AsyncIterator[bytes]:
+async def _lines(name: str, events: AsyncIterator[tuple[int, AnswerEvent]], fill: Fill) -> AsyncIterator[bytes]:
     try:
         async for _, each in events:
-            if isinstance(each, Piece):
-                yield line({"model": name, "created_at": _now()} | fill(each.text) | {"done": False})
+            if isinstance(each, Ended):
+                yield line(_closing(name, fill("", "", ()), each))
+                continue
+            if isinstance(each, Called):
+                filled = fill("", "", (each,))
             else:
-                yield line(_closing(name, fill(""), each))
+                filled = fill("", each.text, ()) if each.reasoning else fill(each.text, "", ())
+            yield line({"model": name, "created_at": _now()} | filled | {"done": False})
     except MoecliError as error:
         yield line({"error": explained(error)})
 
@@ -262,22 +179,31 @@ async def _show(service: Service, request: Request) -> Response:
             "template": template.source if template else "",
             "details": _details(spec.family, size, format),
             "model_info": info,
-            "capabilities": ["completion"],
+            "capabilities": await asyncio.to_thread(_capabilities, opened),
         }
     )
 
 
+def _capabilities(opened: OpenedModel) -> list[str]:
+    tokenizer = opened.tokenizer
+    return [
+        "completion",
+        *(["tools"] if calls_tools(tokenizer) else []),
+        *(["thinking"] if tokenizer.chat_template and reasons(tokenizer) else []),
+    ]
+
+
 async def _ps(service: Service, request: Request) -> Response:
-    engine, models = service.engine, []
-    if (resident := engine.resident) is not None:
+    residents, models = service.engine.residents, []
+    for resident in residents:
         loaded, plan = resident.loaded, resident.loaded.plan
-        left = engine.expires_s
+        left = residents.expires_s(resident)
         until = _FOREVER if math.isinf(left) else timedelta(seconds=max(0.0, min(left, _FOREVER.total_seconds())))
         models.append(
             {
                 "name": loaded.name,
                 "model": loaded.name,
-                "size": plan.ram.total + plan.device.total,
+                "size": plan.ram.total - plan.ram.process + plan.device.total,
                 "size_vram": plan.device.total,
                 "digest": _digest(loaded.name, 0, 0),
                 "details": _details(loaded.opened.spec.family, "", loaded.dtype),

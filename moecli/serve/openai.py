@@ -2,116 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from moecli.engine.sampling import SamplingOptions
 from moecli.errors import MoecliError
-from moecli.serve.http import Body, Refused, Stream, event, explained, read, status_of, told
-from moecli.serve.parts import Content, TopK, Unit, nucleus, sampled_from, text_of
-from moecli.serve.reply import Ended, Piece, Scored
+from moecli.serve.http import Stream, event, explained, read, status_of, told
+from moecli.serve.openai_bodies import ChatRequest, CommonFields, CompletionRequest
+from moecli.serve.reply import AnswerEvent, Called, Ended, Piece, Scored
 from moecli.serve.route import Route
-from moecli.serve.service import AnswerOptions, Service, begun, merged, whole
-from moecli.text.chat import Message
-
-_SHORT = 16  # tokens of /v1/completions that nobody asked for, as the API has it
-Stops = str | Annotated[list[str], Field(max_length=16)] | None
-
-
-class StreamOptions(Body):
-    """What a stream tells besides the text."""
-
-    include_usage: bool = False
-
-
-class ResponseFormat(Body):
-    """Only plain text."""
-
-    type: str = "text"
-
-
-class CommonFields(Body):
-    """What requests for chats and for completions share, and what other servers of this API add to it."""
-
-    model: str
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=16)] | None = 1
-    stop: Stops = None
-    seed: int | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Unit | None = None
-    top_k: TopK | None = None
-    min_p: Unit | None = None
-    repeat_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    keep_alive: str | float | None = None
-
-    def refuse(self) -> None:
-        """Refused for what would change the answer and is not done here."""
-        for name in ("presence_penalty", "frequency_penalty", "logit_bias"):
-            if getattr(self, name):
-                raise Refused(400, f"{name} is not supported", "repeat_penalty is")
-
-    def answer_options(self, max_tokens: int | None, top_logprobs: int | None, number: int) -> AnswerOptions:
-        """Of the choice with this `number`."""
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or ()
-        top_k = sampled_from(self.top_k)
-        sampling = SamplingOptions(self.temperature, top_k, nucleus(self.top_p), self.min_p, self.repeat_penalty)
-        seed = None if self.seed is None else self.seed + number
-        return AnswerOptions(sampling, seed, max_tokens, stops, top_logprobs)
-
-
-class ChatMessage(Body):
-    """One turn."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content = None
-
-
-class ChatRequest(CommonFields):
-    """POST /v1/chat/completions."""
-
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool | None = False
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: ResponseFormat | None = None
-    tools: list[Any] | None = None
-    functions: list[Any] | None = None
-
-    def refuse(self) -> None:
-        super().refuse()
-        if self.tools or self.functions:
-            raise Refused(400, "tools are not supported")
-        if self.response_format is not None and self.response_format.type != "text":
-            raise Refused(400, f"response_format {self.response_format.type[:40]} is not supported", "text is")
-
-
-class CompletionRequest(CommonFields):
-    """POST /v1/completions."""
-
-    prompt: str | list[int] | Annotated[list[str] | list[list[int]], Field(min_length=1, max_length=64)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = _SHORT
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: bool | None = False
-    suffix: str | None = None
-    best_of: int | None = None
-
-    def refuse(self) -> None:
-        super().refuse()
-        if self.echo or self.suffix or (self.best_of or 1) > 1:
-            raise Refused(400, "echo, suffix and best_of are not supported")
+from moecli.serve.service import Answer, Service, begun, merged, whole
 
 
 def routes(service: Service) -> list[Route]:
@@ -143,21 +49,20 @@ async def _chat(service: Service, request: Request) -> Response:
     body = await read(request, ChatRequest)
     body.refuse()
     opened = await service.open(body.model)
-    messages = [Message(each.role, text_of(each.content)) for each in body.messages]
-    prompt, continues = await service.chat(opened, messages)
+    prompt = await service.chat(opened, body.said(), body.options())
     scored = (body.top_logprobs or 0) if body.logprobs else None
     most = body.max_completion_tokens or body.max_tokens
     wanted = [body.answer_options(most, scored, number) for number in range(body.n or 1)]
-    replies = service.submit_all([(opened, prompt, continues, options) for options in wanted])
+    replies = service.submit_all([(opened, prompt, options) for options in wanted])
     frame = _frame("chatcmpl", "chat.completion", body.model)
     if not body.stream:
         answers = await whole(request, replies)
         choices = [
             {
                 "index": number,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None},
+                "message": _message(answer),
                 "logprobs": _chat_scores(answer.pieces) if scored is not None else None,
-                "finish_reason": answer.ended.reason,
+                "finish_reason": _reason(answer.ended, bool(answer.calls)),
             }
             for number, answer in enumerate(answers)
         ]
@@ -169,11 +74,20 @@ async def _chat(service: Service, request: Request) -> Response:
     def opening(number: int) -> dict[str, Any]:
         return {"index": number, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
-    def choice(number: int, each: Piece | Ended) -> dict[str, Any]:
+    called = [0] * len(replies)  # tools, by each choice
+
+    def choice(number: int, each: AnswerEvent) -> dict[str, Any]:
+        delta: dict[str, Any] = {}
+        scores, reason = None, None
         if isinstance(each, Ended):
-            return {"index": number, "delta": {}, "logprobs": None, "finish_reason": each.reason}
-        scores = _chat_scores([each]) if scored is not None else None
-        return {"index": number, "delta": {"content": each.text}, "logprobs": scores, "finish_reason": None}
+            reason = _reason(each, called[number] > 0)
+        elif isinstance(each, Called):
+            delta = {"tool_calls": [{"index": called[number]} | _call(each)]}
+            called[number] += 1
+        else:
+            delta = {"reasoning_content" if each.reasoning else "content": each.text}
+            scores = _chat_scores([each]) if scored is not None else None
+        return {"index": number, "delta": delta, "logprobs": scores, "finish_reason": reason}
 
     frame["object"] = "chat.completion.chunk"
     first = [opening(number) for number in range(len(replies))]
@@ -185,10 +99,11 @@ async def _complete(service: Service, request: Request) -> Response:
     body = await read(request, CompletionRequest)
     body.refuse()
     opened = await service.open(body.model)
-    prompts = [await service.any(opened, each) for each in _prompts(body.prompt)]
+    plain = [await service.any(opened, each) for each in _prompts(body.prompt)]
+    prompts = [await service.held(opened, each, body.grammar) for each in plain]
     count = body.n or 1
     wanted = [body.answer_options(body.max_tokens, body.logprobs, number) for number in range(count)]
-    replies = service.submit_all([(opened, *prompt, options) for prompt in prompts for options in wanted])
+    replies = service.submit_all([(opened, prompt, options) for prompt in prompts for options in wanted])
     frame = _frame("cmpl", "text_completion", body.model)
     if not body.stream:
         answers = await whole(request, replies)
@@ -205,7 +120,9 @@ async def _complete(service: Service, request: Request) -> Response:
     await begun(request, replies)
     lengths = [0] * len(replies)
 
-    def choice(number: int, each: Piece | Ended) -> dict[str, Any]:
+    def choice(number: int, each: AnswerEvent) -> dict[str, Any]:
+        if isinstance(each, Called):
+            raise AssertionError("a text calls no tools")
         if isinstance(each, Ended):
             return {"index": number, "text": "", "logprobs": None, "finish_reason": each.reason}
         scores = _text_scores([each], lengths[number]) if body.logprobs is not None else None
@@ -231,8 +148,8 @@ def _wants_usage(body: CommonFields) -> bool:
 async def _chunks(
     frame: dict[str, Any],
     first: Sequence[dict[str, Any]],
-    choice: Callable[[int, Piece | Ended], dict[str, Any]],
-    events: AsyncIterator[tuple[int, Piece | Ended]],
+    choice: Callable[[int, AnswerEvent], dict[str, Any]],
+    events: AsyncIterator[tuple[int, AnswerEvent]],
     with_usage: bool,
     same: int,
     path: str,
@@ -251,6 +168,25 @@ async def _chunks(
         yield event("[DONE]")
     except MoecliError as error:
         yield event(told(path, status_of(error), explained(error)))
+
+
+def _message(answer: Answer) -> dict[str, Any]:
+    """What was said; no content where tools are called and nothing was said."""
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.calls:
+        message |= {"content": answer.text or None, "tool_calls": [_call(each) for each in answer.calls]}
+    return message
+
+
+def _call(called: Called) -> dict[str, Any]:
+    arguments = json.dumps(called.call.arguments, ensure_ascii=False)
+    return {"id": called.id, "type": "function", "function": {"name": called.call.name, "arguments": arguments}}
+
+
+def _reason(ended: Ended, called: bool) -> str:
+    return "tool_calls" if called and ended.reason == "stop" else ended.reason
 
 
 def _frame(prefix: str, kind: str, name: str) -> dict[str, Any]:

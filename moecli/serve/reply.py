@@ -8,9 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from moecli.engine.constraint import Constraint
 from moecli.engine.sampling import Sampling
 from moecli.errors import MoecliError
 from moecli.library.resolve import ModelRef
+from moecli.text.answers import PLAIN, AnswerStyle
+from moecli.text.tool_calls import ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,8 @@ class Job:
     max_tokens: int | None = None  # None: as many as the context takes
     stops: Sequence[str] = ()
     continues: bool = False  # in the prompt's own text: a space before the first word counts
+    style: AnswerStyle = PLAIN  # how reasoning and calls are told apart
+    constraint: Constraint | None = None  # what the answer has to be; its own
     top_logprobs: int | None = None  # alternatives that are told of each token; None: no probabilities at all
     keep_alive: float | None = None  # seconds that the model stays after the answer; None: as the server is set
 
@@ -53,6 +58,15 @@ class Piece:
 
     text: str
     tokens: Sequence[Scored] = ()
+    reasoning: bool = False  # before the answer itself
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A tool that is to be called, as the last text wants it."""
+
+    id: str
+    call: ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +83,8 @@ class Ended:
     decode_s: float
 
 
-Event = Started | Piece | Ended
+AnswerEvent = Piece | Called | Ended
+Event = Started | AnswerEvent
 
 
 class Reply:
@@ -96,7 +111,7 @@ class Reply:
         assert isinstance(event, Started)
         return event
 
-    async def __aiter__(self) -> AsyncIterator[Piece | Ended]:
+    async def __aiter__(self) -> AsyncIterator[AnswerEvent]:
         """The events after `started`, up to Ended. MoecliError where the answer fails."""
         while True:
             event = await self._next()

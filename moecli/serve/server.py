@@ -141,9 +141,9 @@ async def _health(request: Request) -> Response:
 
 
 async def _metrics(service: Service) -> Response:
-    engine, experts = service.engine, (0, 0, 0)
-    if (resident := engine.resident) is not None:
-        statistics = resident.loaded.decoder.experts.statistics
-        experts = statistics.hits, statistics.misses, statistics.bytes_read
+    engine = service.engine
+    statistics = [model.loaded.decoder.experts.statistics for model in engine.residents]
+    hits, misses = sum(each.hits for each in statistics), sum(each.misses for each in statistics)
+    experts = hits, misses, sum(each.bytes_read for each in statistics)
     text = engine.metrics.text(engine.running, engine.waiting, experts)
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4")

@@ -6,20 +6,25 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from moecli.engine.constraint import Constraint, constrain
 from moecli.engine.loaded import OpenedModel
 from moecli.engine.sampling import SamplingOptions, new_seed
 from moecli.errors import MoecliError
 from moecli.library.resolve import ModelRef
+from moecli.serve.asked import ChatOptions
 from moecli.serve.engine import Engine
 from moecli.serve.http import Refused, while_there
 from moecli.serve.models import ServedModel, ServedModels, context_of
-from moecli.serve.reply import Ended, Job, Piece, Reply
+from moecli.serve.reply import AnswerEvent, Called, Ended, Job, Piece, Reply
+from moecli.text.answers import PLAIN, AnswerStyle, behind_reasoning, style_after
 from moecli.text.chat import Message
+from moecli.text.grammar import Grammar, marks
+from moecli.text.tool_calls import required
 
 T = TypeVar("T")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -39,15 +44,32 @@ class AnswerOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model reads, and how its answer goes on: in the same text, parted, held to a grammar."""
+
+    ids: Sequence[int]
+    continues: bool = False
+    style: AnswerStyle = PLAIN
+    constraint: Constraint | None = None  # of an answer that is new
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A reply that is complete."""
 
     pieces: Sequence[Piece]
     ended: Ended
 
+    calls: Sequence[Called] = ()
+
     @property
     def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
+        """What is said; the reasoning before it is apart."""
+        return "".join(piece.text for piece in self.pieces if not piece.reasoning)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(piece.text for piece in self.pieces if piece.reasoning)
 
 
 class Service:
@@ -68,39 +90,67 @@ class Service:
         """The same, with its tokenizer and headers read. MoecliError if they are unfit."""
         return await asyncio.wrap_future(self.engine.open(await self.find(name)))
 
-    async def chat(self, opened: OpenedModel, messages: Sequence[Message]) -> tuple[list[int], bool]:
-        """The ids of a conversation, and whether the answer goes on in its own text.
+    async def chat(self, opened: OpenedModel, messages: Sequence[Message], asked: ChatOptions) -> Prompt:
+        """A conversation as the model reads it, and what its answer has to be.
 
-        A model without a chat template continues the messages, blank lines between them.
+        A model without a chat template continues the messages, blank lines between them. Refused for what it cannot do.
         """
-        said = [Message(_ROLES.get(each.role, each.role), each.content) for each in messages]
-        if opened.tokenizer.chat_template is None or opened.spec.encoder:
-            return await self.text(opened, "\n\n".join(each.content for each in said if each.content))
-        return self._checked(opened, await asyncio.to_thread(opened.tokenizer.encode_chat, said)), False
+        said = [replace(each, role=_ROLES.get(each.role, each.role)) for each in messages]
+        tokenizer = opened.tokenizer
+        if tokenizer.chat_template is None or opened.spec.encoder:
+            asked.refuse_without_template(opened, said)
+            text = "\n\n".join(each.content for each in said if each.content)
+            return await self.held(opened, await self.text(opened, text), asked.grammar)
 
-    async def text(self, opened: OpenedModel, text: str) -> tuple[list[int], bool]:
-        """The ids of a text, and that the answer goes on in it."""
+        def encoded() -> Prompt:
+            given = asked.given(opened, said)
+            ids = self._checked(opened, tokenizer.encode_chat(said, given))
+            return Prompt(ids, style=style_after(tokenizer, ids, given.get("tools") or ()))
+
+        prompt = await asyncio.to_thread(encoded)
+        grammar = asked.grammar
+        if asked.must_call and prompt.style.calls is not None:
+            known = await asyncio.to_thread(marks, tokenizer, opened.end_ids)
+            grammar = required(prompt.style.calls, asked.must_call, known)
+            if grammar is None:
+                raise Refused(400, f"{opened.name} cannot be made to call a tool", 'tool_choice "auto" leaves it to it')
+        return await self.held(opened, prompt, grammar)
+
+    async def held(self, opened: OpenedModel, prompt: Prompt, grammar: Grammar | None) -> Prompt:
+        """The same, its answer held to a grammar. GrammarError if it cannot be."""
+        if grammar is None:
+            return prompt
+
+        def held() -> Constraint:
+            known = marks(opened.tokenizer, opened.end_ids)
+            return constrain(opened, behind_reasoning(grammar, prompt.style, known))
+
+        return replace(prompt, constraint=await asyncio.to_thread(held))
+
+    async def text(self, opened: OpenedModel, text: str) -> Prompt:
+        """A text that the answer goes on in."""
         ids = await asyncio.to_thread(opened.tokenizer.encode, text)
-        return self._checked(opened, ids), not opened.spec.encoder
+        return Prompt(self._checked(opened, ids), not opened.spec.encoder)
 
-    async def any(self, opened: OpenedModel, prompt: str | Sequence[int]) -> tuple[list[int], bool]:
+    async def any(self, opened: OpenedModel, prompt: str | Sequence[int]) -> Prompt:
         """The same of a text, or of ids that a client has made."""
         if isinstance(prompt, str):
             return await self.text(opened, prompt)
-        return self._checked(opened, list(prompt)), not opened.spec.encoder
+        return Prompt(self._checked(opened, list(prompt)), not opened.spec.encoder)
 
-    def submit(self, opened: OpenedModel, prompt: Sequence[int], continues: bool, options: AnswerOptions) -> Reply:
+    def submit(self, opened: OpenedModel, prompt: Prompt, options: AnswerOptions) -> Reply:
         """The reply to come. Busy if too many wait."""
         seed = new_seed() if options.seed is None else options.seed & (2**64 - 1)
         sampling = options.sampling.resolve(opened.defaults)
         return self.engine.submit(
             Job(
-                opened.ref, prompt, sampling, seed, options.max_tokens, tuple(filter(None, options.stops)), continues,
-                options.top_logprobs, options.keep_alive,
+                opened.ref, prompt.ids, sampling, seed, options.max_tokens, tuple(filter(None, options.stops)),
+                prompt.continues, prompt.style, prompt.constraint and prompt.constraint.copy(), options.top_logprobs,
+                options.keep_alive,
             )
         )  # fmt: skip
 
-    def submit_all(self, wanted: Sequence[tuple[OpenedModel, Sequence[int], bool, AnswerOptions]]) -> list[Reply]:
+    def submit_all(self, wanted: Sequence[tuple[OpenedModel, Prompt, AnswerOptions]]) -> list[Reply]:
         """The replies to several at once; none if one is refused."""
         replies: list[Reply] = []
         try:
@@ -114,7 +164,7 @@ class Service:
 
     def preload(self, opened: OpenedModel, keep_alive: float | None) -> Reply:
         """A reply that is over once the model is loaded."""
-        return self.submit(opened, (), False, AnswerOptions(SamplingOptions(), keep_alive=keep_alive))
+        return self.submit(opened, Prompt(()), AnswerOptions(SamplingOptions(), keep_alive=keep_alive))
 
     def _checked(self, opened: OpenedModel, ids: list[int]) -> list[int]:
         if not ids:
@@ -145,9 +195,9 @@ async def whole(request: Request, replies: Sequence[Reply]) -> list[Answer]:
     return await _kept(request, replies, collect())
 
 
-async def merged(replies: Sequence[Reply]) -> AsyncIterator[tuple[int, Piece | Ended]]:
+async def merged(replies: Sequence[Reply]) -> AsyncIterator[tuple[int, AnswerEvent]]:
     """Numbered events of several answers as they come; the first reply has begun."""
-    events: asyncio.Queue[tuple[int, Piece | Ended | BaseException]] = asyncio.Queue()
+    events: asyncio.Queue[tuple[int, AnswerEvent | BaseException]] = asyncio.Queue()
 
     async def follow(number: int, reply: Reply) -> None:
         try:
@@ -189,10 +239,14 @@ def keep_alive_seconds(value: str | float) -> float:
 async def _answer(reply: Reply) -> Answer:
     await reply.started()
     pieces: list[Piece] = []
+    calls: list[Called] = []
     async for event in reply:
         if isinstance(event, Ended):
-            return Answer(pieces, event)
-        pieces.append(event)
+            return Answer(pieces, event, calls)
+        if isinstance(event, Called):
+            calls.append(event)
+        else:
+            pieces.append(event)
     raise AssertionError("an answer ends with Ended")
 
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,11 @@ _LIMITS = {"memory": "needs too much memory", "output": "writes more than 1 MiB 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: who speaks (`system`, `user`, `assistant`) and what."""
+    """One turn: who speaks (`system`, `user`, `assistant`, `tool`), what, and what else templates read of it."""
 
     role: str
     content: str
+    more: Mapping[str, Any] = field(default_factory=dict)  # tool_calls, reasoning_content, name, ...
 
 
 class TemplateRefusal(TextError):
@@ -49,31 +50,50 @@ class ChatTemplate:
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The prompt text. A template that raises on a system message is asked again with it folded away."""
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        given: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt text, with what else is `given` to the template by name: options, or `tools`.
+
+        A template that raises on a system message is asked again with it folded away.
+        """
         try:
-            return self._render(messages, add_generation_prompt)
+            return self._render(messages, add_generation_prompt, given or {})
         except TemplateRefusal:
             folded = fold_system(messages)
             if folded == list(messages):
                 raise
-            return self._render(folded, add_generation_prompt)
+            return self._render(folded, add_generation_prompt, given or {})
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+    @property
+    def names(self) -> frozenset[str]:
+        """What the template reads and does not set itself, `messages` and special tokens among it."""
+        with self._lock:
+            return self._started().names
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, given: Mapping[str, Any]) -> str:
+        turns = [{"role": each.role, "content": each.content, **each.more} for each in messages]
         if not turns:
             raise TextError("a chat needs at least one message")
-        if len(self.source) > MOST_SOURCE:
-            raise TextError(f"the chat template is longer than {MOST_SOURCE} characters", _HINT)
+        request = {**given, "messages": turns, "add_generation_prompt": add_generation_prompt}
         with self._lock:
-            if self._worker is None or self._worker.gone():
-                self._worker = _Worker.start(self.source, self.variables)
+            worker = self._started()
             try:
-                reply = self._worker.ask({"messages": turns, "add_generation_prompt": add_generation_prompt})
+                reply = worker.ask(request)
             except BaseException:  # an interrupt included: the answer still to come would be the next one's
                 self.close()
                 raise
         return _text(reply)
+
+    def _started(self) -> _Worker:
+        if len(self.source) > MOST_SOURCE:
+            raise TextError(f"the chat template is longer than {MOST_SOURCE} characters", _HINT)
+        if self._worker is None or self._worker.gone():
+            self._worker = _Worker.start(self.source, self.variables)
+        return self._worker
 
     def close(self) -> None:
         """End the worker; the next `render` starts another."""
@@ -91,7 +111,7 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
     system = "\n\n".join(texts)
     for place, message in enumerate(rest):
         if message.role == "user":
-            rest[place] = Message("user", f"{system}\n\n{message.content}")
+            rest[place] = replace(message, content=f"{system}\n\n{message.content}")
             return rest
     return [Message("user", system), *rest]
 
@@ -101,6 +121,7 @@ class _Worker:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
+        self.names: frozenset[str] = frozenset()  # that the template reads
         self.stop = weakref.finalize(self, _end, process)
 
     @classmethod
@@ -117,7 +138,8 @@ class _Worker:
         try:
             if worker._read() is None:
                 raise TextError(f"jinja2 does not start in {sys.executable}", f"is it installed? {_HINT}")
-            _text(worker.ask({"source": source, "variables": dict(variables)}, "1 s to compile"))
+            compiled = _text(worker.ask({"source": source, "variables": dict(variables)}, "1 s to compile"))
+            worker.names = frozenset(json.loads(compiled))
         except BaseException:
             worker.stop()
             raise

@@ -21,7 +21,15 @@ class TextStream:
     can differ: decoding the whole takes back even the good characters of such a run, printed by then.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), prompt_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stops: Sequence[str] = (),
+        prompt_ids: Sequence[int] = (),
+        marks: Sequence[str] = (),
+    ) -> None:
+        """`marks`: texts that are shown even where they are special tokens."""
+        self._marks = {tokenizer.added_texts[mark]: mark for mark in marks if mark in tokenizer.added_texts}
         self.stop: str | None = None  # the stop string that ended the text
         self._tokenizer = tokenizer
         self._stops = [stop for stop in stops if stop]
@@ -51,8 +59,10 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """The text that can be printed now that this token is known."""
-        if self.stopped or token_id in self._tokenizer.special_ids:
+        if self.stopped:
             return ""
+        if token_id in self._tokenizer.special_ids:
+            return self._mark(self._marks[token_id]) if token_id in self._marks else ""
         self._window.append(token_id)
         ready = self._window[: len(self._window) - self._inside_character()]
         text = self._decode(ready)
@@ -79,6 +89,12 @@ class TextStream:
         rest, self._held = self._held, ""
         self._pieces.append(rest)
         return piece + rest
+
+    def _mark(self, mark: str) -> str:
+        """What was held back, and a mark behind it."""
+        new = self._decode(self._window)[self._shown :]
+        self._restart([])
+        return self._release(new + mark)
 
     def _decode(self, window: list[int]) -> str:
         return self._tokenizer.decode(self._anchor + window)[self._anchor_length :]
@@ -109,14 +125,14 @@ class TextStream:
             _, kept, self.stop = min(ends)
             piece, self._held = self._held[:kept], ""
         else:
-            kept = min((_possible_start(self._held, stop) for stop in self._stops), default=len(self._held))
+            kept = min((possible_start(self._held, stop) for stop in self._stops), default=len(self._held))
             piece, self._held = self._held[:kept], self._held[kept:]
         if piece:
             self._pieces.append(piece)
         return piece
 
 
-def _possible_start(text: str, stop: str) -> int:
+def possible_start(text: str, stop: str) -> int:
     """Where the longest end of `text` begins that is a start of `stop`; its length if there is none."""
     place = max(0, len(text) - len(stop) + 1)
     while (place := text.find(stop[0], place)) >= 0:

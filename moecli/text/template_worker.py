@@ -2,9 +2,10 @@
 
 `moecli.text.chat` runs this file as a script: `python -I -S template_worker.py FOLDER...`, where the folders
 hold jinja2 and markupsafe. One JSON document a line. The first line of stdin is {source, variables}, every
-other one is {messages, add_generation_prompt}; every answer is {ok: text}, {raised: reason}, {failed: reason}
-or {limit: what}. A limit that no Python code can notice (time inside one C call, memory the system refuses)
-ends the process, which the parent sees as the end of stdout.
+other one is {messages, add_generation_prompt, ...}; every answer is {ok: text}, {raised: reason}, {failed: reason}
+or {limit: what}; the text after the first line is a list of the names that the template reads. A limit that no Python
+code can notice (time inside one C call, memory the system refuses) ends the process, which the parent sees as the end
+of stdout.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if __name__ == "__main__":
     sys.path += sys.argv[1:]
 
 import jinja2
+from jinja2 import meta
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -182,8 +184,9 @@ def main() -> None:
     compiled: list[jinja2.Template] = []
 
     def compile_source() -> dict[str, str]:
-        compiled.append(compile_template(opening["source"]))
-        return {"ok": "compiled"}
+        template = compile_template(opening["source"])
+        compiled.append(template)
+        return {"ok": json.dumps(sorted(meta.find_undeclared_variables(template.environment.parse(opening["source"]))))}
 
     write(answer(compile_source, COMPILE_SECONDS))
     for line in sys.stdin.buffer:

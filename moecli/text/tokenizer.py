@@ -17,6 +17,7 @@ from moecli.text.chat import MOST_SOURCE, ChatTemplate, Message
 from moecli.text.files import read_bytes, read_object, read_text, texts_in, tokenizer_among, unread_tokenizers
 
 if TYPE_CHECKING:
+    from llguidance import LLTokenizer
     from tokenizers import Encoding
     from tokenizers import Tokenizer as Backend
 
@@ -45,7 +46,9 @@ class Tokenizer:
         self.special_ids = frozenset(
             number for number, token in backend.get_added_tokens_decoder().items() if token.special
         )
+        self.added_texts = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
         self.chat_template = None if template is None else ChatTemplate(template, tokens)
+        self._guides: dict[frozenset[int], LLTokenizer] = {}
         self._before, after = self._additions(config.get("add_bos_token") is True)
         self._after = after if keeps_eos else []
 
@@ -83,11 +86,11 @@ class Tokenizer:
             before = before[:-1]
         return before + ids + self._after
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a conversation up to where the assistant speaks."""
+    def encode_chat(self, messages: Sequence[Message], given: Mapping[str, Any] | None = None) -> list[int]:
+        """The ids of a conversation up to where the assistant speaks; `given`: see `ChatTemplate.render`."""
         if self.chat_template is None:
             raise TextError("the model has no chat template", "--raw sends the prompt as it is")
-        return self.encode(self.chat_template.render(messages), special=False)
+        return self.encode(self.chat_template.render(messages, given=given), special=False)
 
     @property
     def before(self) -> tuple[int, ...]:
@@ -100,6 +103,17 @@ class Tokenizer:
 
     def id_of(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
+
+    def guide(self, end_ids: frozenset[int]) -> LLTokenizer:
+        """The vocabulary as llguidance walks it, which takes up to seconds once. TextError if it cannot."""
+        from llguidance import LLTokenizer
+
+        if end_ids not in self._guides:
+            try:
+                self._guides[end_ids] = LLTokenizer(self._backend.to_str(), eos_token=sorted(end_ids) or None)
+            except ValueError as problem:
+                raise TextError(f"the tokenizer cannot be held to a grammar: {problem}") from None
+        return self._guides[end_ids]
 
     @cached_property
     def size(self) -> int:

@@ -128,7 +128,7 @@ def test_a_penalty_shifts_the_distribution() -> None:
         ({"top_k": -1}, "--top-k"), ({"top_p": 0.0}, "--top-p"), ({"top_p": 1.01}, "--top-p"),
         ({"top_p": math.nan}, "--top-p"), ({"min_p": -0.1}, "--min-p"), ({"min_p": 1.1}, "--min-p"),
         ({"repeat_penalty": 0.0}, "--repeat-penalty"), ({"repeat_penalty": -1.0}, "--repeat-penalty"),
-        ({"repeat_penalty": math.inf}, "--repeat-penalty"),
+        ({"repeat_penalty": math.inf}, "--repeat-penalty"), ({"repeat_penalty": 5e-324}, "--repeat-penalty"),
     ],
 )  # fmt: skip
 def test_values_that_cannot_be_meant_are_refused(options: dict[str, float], said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
 import anthropic
@@ -10,6 +11,7 @@ import ollama
 import openai
 import pytest
 
+from tests.support.processes import wait_for
 from tests.support.server import Server, add_dbrx, said, serving
 
 pytestmark = pytest.mark.slow
@@ -137,7 +139,7 @@ def test_openai_is_told_what_is_wrong(by_openai: openai.OpenAI) -> None:
         by_openai.completions.create(model="gpt-4", prompt=PROMPT)
     with pytest.raises(openai.BadRequestError, match="temperature: Input should be"):
         by_openai.completions.create(model="tiny", prompt=PROMPT, temperature=-1)
-    with pytest.raises(openai.BadRequestError, match="tools are not supported"):
+    with pytest.raises(openai.BadRequestError, match="tiny has no chat template, and so no tools"):
         tool: list = [{"type": "function", "function": {"name": "f"}}]
         by_openai.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "a"}], tools=tool)
     with pytest.raises(openai.BadRequestError, match=r"the prompt is .* tokens and the context 1024"):
@@ -173,10 +175,17 @@ def test_ollama_asks_about_models(by_ollama: ollama.Client) -> None:
     assert shown.details and shown.details.family == "dbrx" and shown.details.quantization_level == "q8"
     assert shown.modelinfo and shown.modelinfo["dbrx.expert_used_count"] == 3 and "im_start" in (shown.template or "")
     by_ollama.generate("tiny", "", keep_alive="1h")  # loads it
-    (loaded,) = by_ollama.ps().models
-    assert loaded.model == "tiny" and loaded.size and loaded.context_length == 1024
+    by_ollama.generate("dbrx", "", keep_alive=-1)
+    loaded = {each.model: each for each in by_ollama.ps().models}
+    assert loaded.keys() == {"tiny", "dbrx"} and loaded["tiny"].context_length == 1024
+    assert all(each.size and each.size > 2**20 and each.size_vram == 0 for each in loaded.values())
+    now = datetime.now(timezone.utc)
+    left = {name: (each.expires_at - now).total_seconds() for name, each in loaded.items() if each.expires_at}
+    assert left["tiny"] == pytest.approx(3600, abs=60) and left["dbrx"] > 10 * 365 * 86400
     by_ollama.generate("tiny", "", keep_alive=0)
-    assert by_ollama.ps().models == []
+    assert [each.model for each in by_ollama.ps().models] == ["dbrx"]
+    by_ollama.generate("dbrx", "hello", keep_alive=0, options={"num_predict": 1})
+    wait_for(lambda: not by_ollama.ps().models, 10)  # once its answer is over
 
 
 def test_ollama_pulls_nothing(by_ollama: ollama.Client) -> None:

@@ -95,6 +95,7 @@ def test_what_is_no_request_is_refused_in_words(server: Server, path: str, conte
 @pytest.mark.parametrize(
     "body",
     [
+        {"repeat_penalty": 5e-324},
         {"temperature": "NaN"}, {"top_p": 1.1}, {"top_k": -2}, {"max_tokens": 0}, {"n": 100}, {"stop": ["x"] * 99},
         {"seed": 1.5}, {"prompt": []}, {"prompt": [-1]}, {"prompt": [10**9]}, {"prompt": None},
         {"prompt": {"a": 1}}, {"echo": True}, {"logit_bias": {"1": 5}}, {"keep_alive": []}, {"logprobs": 99},

@@ -10,6 +10,7 @@ from moecli.engine.sampling import TokenScore
 from moecli.output.json import SCHEMA_VERSION
 from moecli.output.json.shared import planned_bytes
 from moecli.planning import machine
+from moecli.text.answers import parted
 from moecli.text.spans import filled, spans
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def document(session: ChatSession, answer: Answer) -> dict[str, Any]:
         "device": str(loaded.device),
         "context": loaded.plan.memory.context,
         "seed": session.config.seed,
-        "text": answer.text,
+        **_texts(answer),
         "token_ids": answer.token_ids,
         **_scored(session, answer),
         "prompt_tokens": timing.prompt_tokens,
@@ -44,6 +45,14 @@ def document(session: ChatSession, answer: Answer) -> dict[str, Any]:
         "expert_cache": asdict(loaded.decoder.experts.statistics),
         **_filled(session, answer),
     }
+
+
+def _texts(answer: Answer) -> dict[str, Any]:
+    """The answer and, where the model reasons before it, that apart."""
+    if answer.style.reasoning is None:
+        return {"text": answer.text}
+    reasoning, said = parted(answer.style, answer.text)
+    return {"text": said, "reasoning": reasoning}
 
 
 def _scored(session: ChatSession, answer: Answer) -> dict[str, Any]:
