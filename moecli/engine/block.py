@@ -121,7 +121,7 @@ class Block:
             if not self._ffn.intermediate_size:
                 return
             for part, source in zip(x.split(CHUNK), read.split(CHUNK), strict=True):
-                part.add_(self._branch("ffn", self._mlp("", self._norm(norm, source), self._ffn)))
+                self._add(part, self._branch("ffn", self._mlp("", self._norm(norm, source), self._ffn)))
             return
         normed = torch.empty_like(x)
         for part, out in zip(read.split(CHUNK), normed.split(CHUNK), strict=True):
@@ -136,16 +136,20 @@ class Block:
             if self._ffn.shared is not None:
                 out += self.shared_forward(tokens, self._ffn, self._ffn.shared)
             if self._parallel is None:
-                part.add_(self._branch("ffn", out))
+                self._add(part, self._branch("ffn", out))
                 continue
             beside = self._mlp("parallel_", self._norm("parallel_norm", part), self._parallel)
             if self._layer.parallel_norms:
                 out = self._norm("post_mixture_norm", out) + self._norm("post_parallel_norm", beside)
-                part.add_(self._branch("ffn", out))
+                self._add(part, self._branch("ffn", out))
             else:
-                part.add_(self._branch("ffn", out) + beside)
-            if self._layer.output_scale:
-                part.mul_(self._weights["output_scale"])
+                self._add(part, self._branch("ffn", out) + beside)
+
+    def _add(self, x: Tensor, out: Tensor) -> None:
+        """The layer's last addition, in place."""
+        x.add_(out)
+        if self._layer.output_scale:
+            x.mul_(self._weights["output_scale"])
 
     def route(self, x: Tensor, mixture: Mixture) -> Routing:
         """The experts that each token takes, of what their router reads of them [T, D], and their weights."""

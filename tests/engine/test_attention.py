@@ -70,6 +70,27 @@ def test_a_cap_bends_scores_before_the_mask(scores: int, monkeypatch: pytest.Mon
     assert torch.allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("size", [1, 5, 8, 100])
+@pytest.mark.parametrize(("queries", "start", "first"), [(1, 0, 0), (13, 0, 0), (13, 20, 0), (3, 63, 55), (9, 16, 12)])
+def test_chunks_begin_anew_and_sinks_take_their_part(queries: int, start: int, first: int, size: int) -> None:
+    q, k, v = tensors(2, 3, queries, start + queries)
+    sinks = torch.randn(6)
+    found = attend(
+        q, k[:, first:], v[:, first:], scratch=attention.Scratch(), scale=0.7, start=start, first=first, window=size,
+        chunked=True, sinks=sinks,
+    )  # fmt: skip
+    positions = torch.arange(start + queries)
+    seen = visible(queries, start + queries, start, None) & (positions[start:, None] // size == positions // size)
+    seen &= positions >= first
+    scores = torch.einsum("kgtd,knd->kgtn", by_heads(q, 2), k) * 0.7
+    with_sinks = torch.cat(
+        (scores.masked_fill(~seen, -torch.inf), sinks.view(2, 3, 1, 1).expand(-1, -1, queries, 1)), -1
+    )
+    expected = torch.einsum("kgtn,knw->tkgw", with_sinks.softmax(-1)[..., :-1], v).flatten(1)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
 def test_latents_give_the_same_absorbed_and_expanded(
     family: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch

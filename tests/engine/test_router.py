@@ -107,6 +107,27 @@ def test_by_hand_the_bias_picks_and_does_not_weigh() -> None:
     assert routed([2.0, 0.0, 1.0], router, [0.0, 5.0, 0.0]) == ([1], pytest.approx([0.5]))
 
 
+def test_by_hand_sparsemixer() -> None:
+    """A rival is no further from the best than 2 x 0.1 of the larger of both; the first is out when the second is."""
+    router = Router(4, 2, Scoring.SPARSEMIXER, jitter=0.1)
+    e = math.exp
+    first, second = e(2.0) / (e(2.0) + e(1.7)), e(1.7) / (e(1.7) + e(1.5))
+    assert routed([1.7, 1.0, 2.0, 1.5], router) == ([2, 0], pytest.approx([first, second]))
+    assert routed([1.7, 1.0, 2.0, 1.5], Router(4, 2, Scoring.SPARSEMIXER)) == ([2, 0], [1.0, 1.0])
+    assert routed([-1.0, -1.1, -3.0], router)[0] == [0, 1]  # the size of a negative logit counts
+
+
+def test_large_logits_are_told_apart_where_their_sigmoids_are_not() -> None:
+    for scoring in (Scoring.SIGMOID, Scoring.SIGMOID_INPUT):
+        assert routed([40.0, 60.0, 50.0], Router(3, 2, scoring)) == ([1, 2], [1.0, 1.0])
+
+
+def test_a_cap_bends_the_logits_before_all_else() -> None:
+    capped = [2 * math.tanh(x / 2) for x in LN]
+    expected = [1 / (1 + math.exp(-x)) for x in capped[:2]]
+    assert routed(LN, Router(4, 2, Scoring.SIGMOID, softcap=2.0)) == ([0, 1], pytest.approx(expected))
+
+
 def test_dropped_groups_stay_out_when_every_biased_score_is_negative() -> None:
     router = Router(4, 2, Scoring.SIGMOID, n_group=2, topk_group=1, correction_bias=True)
     assert routed([3.0, -3.0, 0.0, 0.0], router, [-5.0] * 4)[0] == [0, 1]

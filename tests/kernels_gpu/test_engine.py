@@ -52,6 +52,19 @@ def test_a_prompt_says_the_same(
     assert len(shared) == -(-len(ids) // chunk)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["cohere2_moe", "gemma4", "llama4", "mimo_v2_flash", "phimoe", "step3p7"])
+def test_what_the_kernels_lack_is_torchs(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt and single tokens of models whose attention, norms or routing no kernel of a card has."""
+    folder, ids = write(make(family), tmp_path), prompt(20)
+    monkeypatch.setenv("MOECLI_KERNEL", "torch")
+    wanted = score(load(folder), ids)
+    monkeypatch.setenv("MOECLI_KERNEL", "triton")
+    served = load(folder)
+    assert torch.allclose(score(served, ids, 10), wanted, atol=1e-4)
+    assert torch.allclose(score(served, ids[:4], 1), wanted[:4], atol=1e-4)
+
+
 @pytest.mark.parametrize("expand", [False, True])
 def test_latents_are_met_either_way(
     expand: bool, shared: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
