@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from moecli.kernels import decode_step, linear, prompt_attention
+from moecli.kernels import decode_step, linear, prompt_attention, recurrent
 from tests.support.grok import Grok
 from tests.support.running import load
 
@@ -50,7 +50,8 @@ def test_logits_are_those_of_the_reference(
     name: str, chunk: int, native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not native:
-        monkeypatch.setattr(prompt_attention, "serves", lambda queries: False)
+        for module in (prompt_attention, recurrent):
+            monkeypatch.setattr(module, "serves", lambda numbers: False)
         for module in (linear, decode_step):
             monkeypatch.setattr(module, "native_bytes", lambda dtype, matrices: None)
     decoder = load(fixture(name, tmp_path), positions=48)

@@ -371,7 +371,7 @@ def test_a_shard_that_is_none_is_named_before_its_bytes(server, checkpoint, clai
 
 def test_what_cannot_be_run_is_refused_before_the_headers(server, checkpoint):
     publish(server, checkpoint)
-    server.put(f"{REPO}/config.json", json.dumps(catalog.find("jamba").config()).encode())
+    server.put(f"{REPO}/config.json", json.dumps(catalog.find("jetmoe-8b").config()).encode())
     with pytest.raises(ConfigError, match="cannot be run yet"):
         pull()
     assert not shard_bytes(server) and not settings.home().exists()

@@ -265,7 +265,10 @@ static void do_tasks(void *argument) {
 static void do_all(struct recurrent_job *job, void (*task)(const struct recurrent_job *, size_t), size_t count) {
     job->task = task, job->workers = 0;
     job->tasks = (struct tasks){.count = count};
-    run(job->pool, do_tasks, job);
+    if (count == 1)
+        task(job, 0); /* of one token: sooner done than another thread is awake */
+    else
+        run(job->pool, do_tasks, job);
 }
 
 /* The past of the convolution and the new tokens' channels side by side, and the past that they leave. */
