@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moecli.checkpoint.binding import Slice, Weights, format_of
+from moecli.checkpoint.decoding import decoded
+from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.headers import read_header
 from moecli.checkpoint.reading import read_rows, read_slice
 from moecli.errors import CheckpointError
@@ -23,6 +25,7 @@ from moecli.store.incremental import packing_shards
 from moecli.store.layout import choose_layout
 from moecli.store.manifest import Origin
 from moecli.store.source import announced, open_source
+from tests.support import library_goldens
 from tests.support.checkpoints import prompt
 from tests.support.encodings import CASES, Encoded, float4, fp8
 from tests.support.in_process import moecli
@@ -123,6 +126,18 @@ def test_blocks_of_gpt_oss_are_decoded_as_by_transformers() -> None:
 
     parts, numbers = float4(32)(torch.randn(3, 64, 40))
     assert torch.equal(convert_moe_packed_tensors(parts["_blocks"], parts["_scales"]), numbers)
+
+
+@pytest.mark.parametrize("name", library_goldens.CASES)
+def test_numbers_are_those_of_the_library(name: str, tmp_path: Path) -> None:
+    """Of mlx and of compressed-tensors, as stored."""
+    stored = load_file(library_goldens.FILE)
+    parts = {key.partition("/")[2]: value for key, value in stored.items() if key.startswith(f"{name}/")}
+    save_file({f"x{ending}": part for ending, part in parts.items()}, tmp_path / "x.safetensors")
+    tensors = read_header(tmp_path / "x.safetensors")
+    matrix = decoded(tensors, library_goldens.CASES[name][1], "bf16", dict)["x.weight"]
+    assert matrix.encoding is not None and matrix.shape == (16, 128) and len(parts) > 1
+    assert torch.equal(matrix.encoding.rows(Checkpoint(tensors), 0, 16), stored[name])
 
 
 def broken(change: Callable[[dict[str, torch.Tensor], dict[str, Any]], object], name: str, folder: Path) -> str:
