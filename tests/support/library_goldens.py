@@ -1,4 +1,4 @@
-"""What mlx and compressed-tensors themselves make of quantised matrices, stored: neither is needed to test against them.
+"""What mlx and compressed-tensors themselves make of quantised matrices, stored: no test needs either.
 
 `python -m tests.support.library_goldens` writes `tests/data/encodings.safetensors` anew, where both can be imported.
 """
