@@ -33,7 +33,6 @@ class Unsupported(Enum):
     SPARSEMIXER = "sparsemixer routing"
     INPUT_WEIGHTS = "weights on the experts' input"
     MIXTURE_BIAS = "a bias on the mixture"
-    EXPERT_BIAS = "experts with biases"
     UNGATED_EXPERTS = "experts with two matrices"
     LATENT_EXPERTS = "experts in a narrower space"
     CLAMPED_SWIGLU = "the clamped SwiGLU activation"
