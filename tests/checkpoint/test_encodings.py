@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moecli.checkpoint.binding import Slice, Weights, format_of
+from moecli.checkpoint.decoding import decoded
+from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.headers import read_header
 from moecli.checkpoint.reading import read_rows, read_slice
 from moecli.errors import CheckpointError
@@ -23,7 +25,8 @@ from moecli.store.incremental import packing_shards
 from moecli.store.layout import choose_layout
 from moecli.store.manifest import Origin
 from moecli.store.source import announced, open_source
-from tests.support.checkpoints import prompt
+from tests.support import library_goldens
+from tests.support.checkpoints import make, prompt, write
 from tests.support.encodings import CASES, Encoded, float4, fp8
 from tests.support.in_process import moecli
 from tests.support.running import greedy, load, score
@@ -123,6 +126,47 @@ def test_blocks_of_gpt_oss_are_decoded_as_by_transformers() -> None:
 
     parts, numbers = float4(32)(torch.randn(3, 64, 40))
     assert torch.equal(convert_moe_packed_tensors(parts["_blocks"], parts["_scales"]), numbers)
+
+
+def test_experts_are_read_as_mlx_lm_stacks_them(tmp_path: Path) -> None:
+    """One tensor for each matrix of all experts; of gpt-oss gate and up apart, in the order of [out, in]."""
+    encoded = CASES["MLX, 4 bits"].make()
+    dealt: dict[str, list[torch.Tensor]] = {}
+    for name in sorted(encoded.stored, key=lambda name: [int(n) for n in re.findall(r"\d+", name)]):
+        dealt.setdefault(re.sub(r"experts\.\d+", "switch_mlp", name), []).append(encoded.stored[name])
+    stacked = {name: torch.stack(each) if "switch_mlp" in name else each[0] for name, each in dealt.items()}
+    folders = Encoded(stacked, encoded.plain, encoded.config).write(tmp_path / "qwen3")
+    one, other = (load(folder, "bf16") for folder in folders)
+    assert torch.equal(score(one, prompt(20)), score(other, prompt(20)))
+    plain = write(make("gpt_oss"), tmp_path / "gpt_oss")
+    apart: dict[str, torch.Tensor] = {}
+    for name, each in load_file(plain / "model.safetensors").items():
+        bias, ending = name.endswith("_bias"), "bias" if name.endswith("_bias") else "weight"
+        turned = each if bias or each.dim() < 3 else each.transpose(1, 2)
+        stem = name.removesuffix("_bias")
+        if stem.endswith("gate_up_proj"):
+            for half, part in enumerate(("gate_proj", "up_proj")):
+                apart[f"{stem.removesuffix('gate_up_proj')}{part}.{ending}"] = turned[:, half::2].contiguous()
+        elif stem.endswith("experts.down_proj"):
+            apart[f"{stem}.{ending}"] = turned.contiguous()
+        else:
+            apart[name] = each
+    (mine := tmp_path / "mlx").mkdir()
+    (mine / "config.json").write_text((plain / "config.json").read_text())
+    save_file(apart, mine / "model.safetensors")
+    assert torch.allclose(score(load(mine), prompt(20)), score(load(plain), prompt(20)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", library_goldens.CASES)
+def test_numbers_are_those_of_the_library(name: str, tmp_path: Path) -> None:
+    """Of mlx and of compressed-tensors, as stored."""
+    stored = load_file(library_goldens.FILE)
+    parts = {key.partition("/")[2]: value for key, value in stored.items() if key.startswith(f"{name}/")}
+    save_file({f"x{ending}": part for ending, part in parts.items()}, tmp_path / "x.safetensors")
+    tensors = read_header(tmp_path / "x.safetensors")
+    matrix = decoded(tensors, library_goldens.CASES[name][1], "bf16", dict)["x.weight"]
+    assert matrix.encoding is not None and matrix.shape == (16, 128) and len(parts) > 1
+    assert torch.equal(matrix.encoding.rows(Checkpoint(tensors), 0, 16), stored[name])
 
 
 def broken(change: Callable[[dict[str, torch.Tensor], dict[str, Any]], object], name: str, folder: Path) -> str:

@@ -259,7 +259,8 @@ COMPRESSED = {
 }  # fmt: skip
 
 
-def _compressed(**weights: Any) -> dict[str, Any]:
+def compressed(**weights: Any) -> dict[str, Any]:
+    """The quantization_config of compressed-tensors, alike for all matrices."""
     return {
         "quant_method": "compressed-tensors", "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}
     }  # fmt: skip
@@ -308,7 +309,7 @@ CASES: dict[str, Case] = {
     **{
         f"compressed-tensors, 8 bits, {kind}": Case(
             pack_quantized(group, zeros, bits=8, one=kind == "one scale"),
-            _compressed(num_bits=8, type="int", group_size=group or None, strategy=strategy),
+            compressed(num_bits=8, type="int", group_size=group or None, strategy=strategy),
             "compressed-tensors 8-bit", "qwen3_moe", _MLA,
         )
         for kind, group, zeros, strategy in (
@@ -316,15 +317,15 @@ CASES: dict[str, Case] = {
         )
     },
     "compressed-tensors, nvfp4": Case(
-        float4(16, ".weight_global_scale"), _compressed(num_bits=4, type="float", group_size=16),
+        float4(16, ".weight_global_scale"), compressed(num_bits=4, type="float", group_size=16),
         "compressed-tensors fp4", "qwen3_moe", _MLA,
     ),
     "compressed-tensors, mxfp4": Case(
-        float4(32), _compressed(num_bits=4, type="float", group_size=32), "compressed-tensors fp4", "deepseek_v3",
+        float4(32), compressed(num_bits=4, type="float", group_size=32), "compressed-tensors fp4", "deepseek_v3",
         _MLA | {"moe_intermediate_size": 64}, ".experts.",
     ),
     "compressed-tensors, fp8, groups": Case(
-        fp8(1, 16, "_scale"), _compressed(num_bits=8, type="float", group_size=16, strategy="group"), "fp8"
+        fp8(1, 16, "_scale"), compressed(num_bits=8, type="float", group_size=16, strategy="group"), "fp8"
     ),
     "ModelOpt, nvfp4": Case(
         float4(16, ".weight_scale_2"), {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "ModelOpt nvfp4"
