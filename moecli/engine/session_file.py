@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from moecli.checkpoint.safetensors import header_tensors, parse_header
+from moecli.checkpoint.safetensors import parse_header
 from moecli.engine.cache import Cache
 from moecli.errors import DiskError, MoecliError, printable
 from moecli.store.filesystem import FULL
@@ -53,10 +53,11 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a block lies in the file, in bytes, and when it was used last."""
+    """Where a block lies in the file, in bytes, the checksum of its data, and when it was used last."""
 
     offset: int
     size: int
+    sha256: str
     used: int = 0
 
 
@@ -92,7 +93,7 @@ class SessionFile:
             if end > held:
                 if place is None or start != held:
                     break
-                block = self._load(place, key, cache)
+                block = self._load(place, cache)
                 if block is None or not cache.put(block, self._block):
                     self._warn(f"{self._shown}: a block of it is damaged, and is read from the prompt again")
                     del self._blocks[key]
@@ -119,7 +120,7 @@ class SessionFile:
             return
         tensors = {f"{number}.{name}": rows for number, each in enumerate(block) for name, rows in each.items()}
         try:
-            self._append(last, _sealed(tensors, last), tick)
+            self._append(last, *_sealed(tensors, last), tick)
         except OSError as error:
             self._give_up(error)
 
@@ -189,11 +190,11 @@ class SessionFile:
         assert self._file is not None
         while offset < size:
             found = self._header(self._file, offset, size)
-            if found is None or "key" not in found[0]:
+            if found is None or found[0].keys() != {"key", "sha256"}:
                 left = format_bytes(size - offset)
                 self._warn(f"{self._shown}: its last {left} are damaged or cut off, and are left out")
                 break
-            self._blocks[found[0]["key"]] = _Place(offset, found[1] - offset)
+            self._blocks[found[0]["key"]] = _Place(offset, found[1] - offset, found[0]["sha256"])
             offset = found[1]
         self._end = offset
 
@@ -205,15 +206,19 @@ class SessionFile:
             return None
         text = file.read(length)
         try:
-            told = parse_header(self.path, text).get("__metadata__")
-            tensors = header_tensors(self.path, text, size - offset)
-        except MoecliError:
+            header = parse_header(self.path, text)
+            told = header.pop("__metadata__", None)
+            ends = [each["data_offsets"][1] for each in header.values()]
+        except (MoecliError, LookupError, TypeError):
             return None
         if not isinstance(told, dict) or not all(isinstance(each, str) for each in told.values()):
             return None
-        return told, offset + max((each.offset + each.size for each in tensors.values()), default=8 + length)
+        left = size - offset - 8 - length
+        if not all(type(end) is int and 0 <= end <= left for end in ends):
+            return None
+        return told, offset + 8 + length + max(ends, default=0)
 
-    def _load(self, place: _Place, key: str, cache: Cache) -> list[dict[str, Tensor]] | None:
+    def _load(self, place: _Place, cache: Cache) -> list[dict[str, Tensor]] | None:
         """The tensors of a block, by layer; None if they are not those that were written."""
         rows = sum(layer.row_bytes for layer in cache.layers)
         if self._file is None or place.size > rows * self._block + _LARGEST_HEADER:
@@ -221,10 +226,9 @@ class SessionFile:
         try:
             self._file.seek(place.offset)
             content = self._file.read(place.size)
-            told = self._header(self._file, place.offset, place.offset + place.size)
-            if told is None or told[0] != {"key": key, "sha256": _digest(content[_data(content) :])}:
+            if len(content) < place.size or _digest(content[_data(content) :]) != place.sha256:
                 return None
-            tensors = load(content)
+            tensors = load(content)  # which checks every shape and offset
         except (OSError, SafetensorError):
             return None
         block: list[dict[str, Tensor]] = [{} for _ in cache.layers]
@@ -235,7 +239,7 @@ class SessionFile:
             block[int(number)][role] = tensor
         return block
 
-    def _append(self, key: str, content: bytes, tick: int) -> None:
+    def _append(self, key: str, content: bytes, sha256: str, tick: int) -> None:
         most = len(content) * self._most // self._block
         if self._end + len(content) > most:
             self._begin(self._recent(most // 2))
@@ -243,7 +247,7 @@ class SessionFile:
         self._file.seek(self._end)
         self._file.truncate()  # what a kill has left
         _write(self._file, content)
-        self._blocks[key] = _Place(self._end, len(content), tick)
+        self._blocks[key] = _Place(self._end, len(content), sha256, tick)
         self._end += len(content)
 
     def _recent(self, most: int) -> list[tuple[str, _Place]]:
@@ -293,11 +297,12 @@ class SessionFile:
         self._failed(DiskError(told, hint))
 
 
-def _sealed(tensors: Mapping[str, Tensor], key: str) -> bytes:
-    """A safetensors file whose metadata have the checksum of its data."""
+def _sealed(tensors: Mapping[str, Tensor], key: str) -> tuple[bytes, str]:
+    """A safetensors file whose metadata have the checksum of its data, and that."""
     content = save({name: rows.cpu().contiguous() for name, rows in tensors.items()}, {"key": key, "sha256": _BLANK})
     begin = _data(content)
-    return content[:begin].replace(_BLANK.encode(), _digest(content[begin:]).encode(), 1) + content[begin:]
+    sha256 = _digest(content[begin:])
+    return content[:begin].replace(_BLANK.encode(), sha256.encode(), 1) + content[begin:], sha256
 
 
 def _data(content: bytes) -> int:
