@@ -8,10 +8,10 @@ from moecli.output import tables
 from moecli.output.estimates import shown
 
 
-def show(model: str, found: Likelihood, cut: Cut | None, no_color: bool) -> None:
-    """Perplexity, mean loss, and the tokens that they are over. `model`: its name and format."""
+def show(title: str, found: Likelihood, cut: Cut | None, no_color: bool) -> None:
+    """Perplexity, mean loss, and the tokens that they are over. `title`: the model's name and format."""
     facts = [
-        ("model", model),
+        ("model", title),
         ("perplexity", shown(found.perplexity)),
         ("loss", f"{shown(found.loss)} nats a token"),
         ("scored", of(found, cut)),

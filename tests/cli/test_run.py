@@ -338,7 +338,7 @@ def test_chat_knows_commands_pasted_text_and_earlier_messages(command, environme
     typed = [
         ("/foo\n", "unknown command /foo"),
         ("/claer\n", "did you mean /clear?"),
-        ("/help\n", "Ctrl-C  stops an answer"),
+        ("/help\n", "stops an answer"),
         ("\x03", "Ctrl-D or /bye leaves"),
         ("\x1b[200~one\n/two\x1b[201~\n", "tok/s"),
         ('"""a\nb\n"""\n', "cached"),
