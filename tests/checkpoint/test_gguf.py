@@ -261,6 +261,20 @@ def test_what_is_not_read_is_named(tmp_path: Path) -> None:
         assert said in refused(tmp_path / "e.gguf")
 
 
+def test_blocks_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
+    """They stand behind the others, are counted among the blocks, and change nothing."""
+    said = {"glm4moe.block_count": 3, "glm4moe.nextn_predict_layers": 1}
+    more = make(
+        "glm4_moe", tmp_path / "more", said=said,
+        tokenizer=lambda writer: writer.add_tensor("blk.2.nextn.eh_proj.weight", np.ones((32, 64), np.float32)),
+    )  # fmt: skip
+    found = moecli("inspect", more.file, "--json").json
+    assert found["layers"] == 2 and not found["differences"]
+    assert [(each["reason"], each["parameters"]) for each in found["excluded"]] == [("multi-token prediction", 2048)]
+    golden = goldens()["families"]["glm4_moe"]["tokens"]
+    assert greedy(load(unfolded(more.file), "fp32"), prompt(PROMPT), TOKENS) == golden
+
+
 def test_parts_that_are_missing_or_mixed_up(tmp_path: Path) -> None:
     made = make("olmoe", tmp_path, most=9)
     assert made.file.name == "tiny-00001-of-00003.gguf"

@@ -164,7 +164,8 @@ def gguf(folder: Path) -> Target:
     seeds = []
     for family, tokenizer in (
         ("mixtral", with_pieces(vocabularies.sentencepiece())), ("qwen3_moe", with_merges(merges, "gpt-2", "{{ x }}")),
-        ("deepseek_v3", None), ("dbrx", None),
+        ("deepseek_v3", None), ("dbrx", None), ("glm4_moe", None), ("bailing_moe", None), ("granitemoe", None),
+        ("minimax_m2", None),
     ):  # fmt: skip
         content = make(family, folder / family, "Q8_0", tokenizer=tokenizer, vocab_size=1024).file.read_bytes()
         seeds.append(content[: content.index(b"token_embd.weight") + 4096])

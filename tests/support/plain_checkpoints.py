@@ -78,7 +78,7 @@ def make(family: str, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str
 
 
 def write(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors")
     return folder
