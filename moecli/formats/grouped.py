@@ -2,8 +2,8 @@
 
     weight = codes[index] * scale        exact in fp32
 
-A strip of 16 rows is a run of tiles of 16 rows x 512 columns, the last of them as narrow as whole groups of 32 columns
-allow. A tile is, all little-endian,
+A strip of 16 rows is a run of tiles of 16 rows x 32 columns; in mxfp4 x 512, the last of them as narrow as whole groups
+of 32 columns allow. A tile is, all little-endian,
 
     scales     of each group one for each row: fp16, of either sign; in mxfp4 a byte e that stands for 2^(e - 128)
     indices    of each group, in 4 lines as those of q4
@@ -50,6 +50,8 @@ class Grouped:
         strips = len(weights) // ROWS
         scales = stored.view(strips, ROWS, -1).transpose(1, 2).contiguous().view(torch.uint8)
         lines = q4.write(indices.view(strips, ROWS, -1, _GROUP).permute(0, 2, 3, 1))
+        if self.scale_bytes == 2:
+            return torch.cat((scales, lines), 2).view(strips, -1)
         return join((scales, lines), (_GROUP, _GROUP), columns)
 
     def decode(self, packed: Tensor, columns: int) -> Tensor:
@@ -57,10 +59,13 @@ class Grouped:
         import torch
 
         strips, groups = len(packed), -(-columns // _GROUP)
-        stored, lines = split(packed, (ROWS * self.scale_bytes, 256), (_GROUP, _GROUP), columns)
-        stored = stored.view(torch.float16) if self.scale_bytes == 2 else stored
+        if self.scale_bytes == 2:
+            stored, lines = packed.view(strips, groups, -1).split((2 * ROWS, 256), 2)
+            stored = stored.contiguous().view(torch.float16)
+        else:
+            stored, lines = split(packed, (ROWS, 256), (_GROUP, _GROUP), columns)
         scales = _numbers(stored).view(strips, groups, ROWS).transpose(1, 2)
-        indices = q4.read(lines.view(strips, groups, -1)).permute(0, 3, 1, 2).int()
+        indices = q4.read(lines.reshape(strips, groups, -1)).permute(0, 3, 1, 2).int()
         weights = torch.tensor(self.codes, dtype=torch.float32).to(packed.device)[indices]  # [strips, 16, groups, 32]
         return weights.mul_(scales.unsqueeze(3)).reshape(strips * ROWS, -1)
 

@@ -105,7 +105,9 @@ def advise(
     here: bool = True,
     kept: str | None = None,
 ) -> Advice:
-    """`dtype`: the format asked for. `kept`: the quantised one that it is published in. `fetch`: the bytes that the Hub names, where it was asked.
+    """`dtype`: the format asked for. `kept`: the quantised one that it is published in.
+
+    `fetch`: the bytes that the Hub names, where it was asked.
 
     `here`: for this machine, whose disk counts; else for any with this memory.
     """

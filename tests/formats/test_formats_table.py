@@ -166,7 +166,8 @@ def test_small_weights_lose_precision_and_nothing_else(name: str, size: float) -
     assert found.isfinite().all()
     assert (found - weights).abs().max() < 0.4 * weights.abs().max() + 2**-25
     if size >= 1e-6:
-        assert relative_error(found, weights) < {"q4": 0.1, "q3": 0.17, "nf4": 0.11}.get(name, 0.012)
+        scales = {"mxfp4": 0.14, "q4_0": 0.25, "iq4_nl": 0.25}  # those of the last two fp16 as published, the coarsest
+        assert relative_error(found, weights) < ({"q4": 0.1, "q3": 0.17, "nf4": 0.11} | scales).get(name, 0.012)
 
 
 @each

@@ -53,6 +53,15 @@ INLINE size_t multiple_bytes(const int format) {
     return format == Q4_0 || format == IQ4_NL ? 2 * PANEL_ROWS : PANEL_ROWS;
 }
 
+/* From group to group: an fp16 scale of its own lies before its lines, so that memory is read in one go. */
+INLINE size_t line_stride(const int format) {
+    return index_bytes(format) + (multiple_bytes(format) > PANEL_ROWS ? multiple_bytes(format) : 0);
+}
+
+INLINE size_t multiple_stride(const int format) {
+    return multiple_bytes(format) > PANEL_ROWS ? line_stride(format) : multiple_bytes(format);
+}
+
 INLINE size_t scale_bytes(const int format, size_t groups) {
     return has_multiples(format) ? ceil_div(groups, SCALED_GROUPS) * 2 * PANEL_ROWS : 0;
 }
@@ -72,7 +81,8 @@ struct tile {
 
 INLINE struct tile tile_of(const int format, const uint8_t *packed, size_t groups) {
     const uint8_t *multiples = packed + scale_bytes(format, groups);
-    return (struct tile){packed, multiples, multiples + groups * multiple_bytes(format)};
+    size_t own = multiple_bytes(format) > PANEL_ROWS ? 1 : groups;
+    return (struct tile){packed, multiples, multiples + own * multiple_bytes(format)};
 }
 
 static size_t panel_bytes(struct shape shape) { return groups_bytes((int)shape.format, groups_across(shape)); }
@@ -291,8 +301,8 @@ INLINE void book_scaled(const int format, struct tile tile, size_t groups, const
             group_sums[v][t] = load(zeros);
     for (; groups; groups--, group += (size_t)tokens * GROUP_BYTES) {
         book_group(format, tile.lines, tile.multiples, group, group_sums, tokens);
-        tile.lines += index_bytes(format);
-        tile.multiples += multiple_bytes(format);
+        tile.lines += line_stride(format);
+        tile.multiples += multiple_stride(format);
     }
     EACH_VECTOR {
         floats scale = shared_scale(format, tile, v);
@@ -329,8 +339,8 @@ INLINE void book_tile(const int kind, const uint8_t *packed, size_t stride, size
         else
             book_scaled(kind, tile, some, group, sums, tokens);
         tile.scales += 2 * PANEL_ROWS;
-        tile.multiples += SCALED_GROUPS * multiple_bytes(kind);
-        tile.lines += SCALED_GROUPS * index_bytes(kind);
+        tile.multiples += SCALED_GROUPS * multiple_stride(kind);
+        tile.lines += SCALED_GROUPS * line_stride(kind);
         group += (size_t)tokens * SCALED_GROUPS * GROUP_BYTES;
     }
 }
@@ -339,8 +349,8 @@ INLINE void wide_tile(const uint8_t *packed, size_t groups, const uint8_t *group
     struct tile tile = tile_of(IQ4_NL, packed, groups);
     for (; groups; groups--, group += (size_t)tokens * GROUP_BYTES) {
         wide_group(tile.lines, tile.multiples, group, sums, tokens);
-        tile.lines += index_bytes(IQ4_NL);
-        tile.multiples += multiple_bytes(IQ4_NL);
+        tile.lines += line_stride(IQ4_NL);
+        tile.multiples += multiple_stride(IQ4_NL);
     }
 }
 
@@ -406,7 +416,7 @@ INLINE void unpack_book(const int format, const uint8_t *packed, size_t groups, 
             memcpy(line, ones, LINE);
     }
     for (size_t i = 0; i < groups; i++)
-        unpack_group(format, tile.lines + i * index_bytes(format), tile.multiples + i * multiple_bytes(format),
+        unpack_group(format, tile.lines + i * line_stride(format), tile.multiples + i * multiple_stride(format),
                      buffer + i * UNPACKED);
 }
 
@@ -418,11 +428,12 @@ INLINE void unpack_wide(const uint8_t *packed, size_t groups, uint8_t *buffer) {
         EACH_VECTOR {
             _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {
                 codes low, high;
-                nibble_codes(iq4_nl_table, 1, tile.lines + i * 4 * LINE + j * LINE + v * LANES * 4, &low, &high);
+                nibble_codes(iq4_nl_table, 1, tile.lines + i * line_stride(IQ4_NL) + j * LINE + v * LANES * 4, &low,
+                             &high);
                 store_codes(buffer + j * LINE + v * LANES * 4, low);
                 store_codes(buffer + (4 + j) * LINE + v * LANES * 4, high);
             }
-            floats scale = own_scale(IQ4_NL, tile.multiples + i * multiple_bytes(IQ4_NL), v);
+            floats scale = own_scale(IQ4_NL, tile.multiples + i * multiple_stride(IQ4_NL), v);
             store((float *)(buffer + 8 * LINE) + v * LANES, scale);
         }
 }
