@@ -189,7 +189,7 @@ def _capabilities(opened: OpenedModel) -> list[str]:
     return [
         "completion",
         *(["tools"] if calls_tools(tokenizer) else []),
-        *(["thinking"] if tokenizer.chat_template and reasons(tokenizer) else []),
+        *(["thinking"] if reasons(tokenizer) else []),
     ]
 
 

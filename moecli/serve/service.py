@@ -108,6 +108,8 @@ class Service:
             return Prompt(ids, style=style_after(tokenizer, ids, given.get("tools") or ()))
 
         prompt = await asyncio.to_thread(encoded)
+        if asked.think is False and prompt.style.opened:
+            raise Refused(400, f"{opened.name} reasons before each answer", "leave think out")
         grammar = asked.grammar
         if asked.must_call and prompt.style.calls is not None:
             known = await asyncio.to_thread(marks, tokenizer, opened.end_ids)

@@ -37,7 +37,7 @@ def check(tokenizer: Tokenizer, options: Mapping[str, Any]) -> None:
 def thinking(tokenizer: Tokenizer, wanted: bool | str) -> dict[str, Any]:
     """The options with which a model reasons before it answers, or does not, or how much it does ("low", "high").
 
-    UsageError where it cannot be as wanted.
+    UsageError where it cannot be as wanted; a template without a switch may still begin the reasoning in its prompt.
     """
     has = known(tokenizer.chat_template) if tokenizer.chat_template else frozenset()
     switch = next((name for name in _SWITCHES if name in has), None)
@@ -47,18 +47,19 @@ def thinking(tokenizer: Tokenizer, wanted: bool | str) -> dict[str, Any]:
         return {switch: bool(wanted)}
     if _EFFORT in has and wanted is True:
         return {}
-    always = _EFFORT in has or reasoning_tags(tokenizer) is not None
-    if wanted is True and not always:
+    if wanted is True and not reasons(tokenizer):
         raise UsageError("the model does not reason before it answers", "leave the thinking out")
-    if isinstance(wanted, str) or (wanted is False and always):
+    if isinstance(wanted, str) or (wanted is False and _EFFORT in has):
         raise UsageError(f"how much the model reasons cannot be set to '{printable(str(wanted), 20)}'", "leave it out")
     return {}
 
 
 def reasons(tokenizer: Tokenizer) -> bool:
-    """Whether the model can reason before it answers."""
-    has = known(tokenizer.chat_template) if tokenizer.chat_template else frozenset()
-    return reasoning_tags(tokenizer) is not None or not has.isdisjoint((*_SWITCHES, _EFFORT))
+    """Whether the model can reason before it answers, as far as its template tells."""
+    template, tags = tokenizer.chat_template, reasoning_tags(tokenizer)
+    if template is None:
+        return False
+    return (tags is not None and tags[1] in template.source) or not known(template).isdisjoint((*_SWITCHES, _EFFORT))
 
 
 def calls_tools(tokenizer: Tokenizer) -> bool:

@@ -41,7 +41,7 @@ def test_every_enumerated_option_offers_its_values(monkeypatch, tmp_path):
     assert words("inspect", "--against", "dtype=q") == ["dtype=q8", "dtype=q4", "dtype=q3"]
     assert words("completion", "") == ["bash", "zsh", "fish"]
     assert words("help", "v") == words("v") == ["verify"]
-    assert words("run", "tiny", "--te") == ["--temperature"]
+    assert words("run", "tiny", "--temper") == ["--temperature"]
     assert words("inspect", "tiny", "mixtral-8x22b-") == ["mixtral-8x22b-base"]  # any number of models
     assert words("run", "tiny", "") == words("run", "--", "--te") == words("nothing", "") == []
 

@@ -204,7 +204,8 @@ def test_a_template_tells_what_it_reads() -> None:
         ("<think></think>", True, {}),
         ("nothing", False, {}),
         ("nothing", True, "does not reason before it answers"),
-        ("<think></think>", False, "cannot be set to 'False'"),
+        ("<think></think>", False, {}),
+        ("{{ reasoning_effort }}", False, "cannot be set to 'False'"),
         ("nothing", "low", "cannot be set to 'low'"),
     ],
 )
