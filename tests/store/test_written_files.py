@@ -268,6 +268,20 @@ def test_ctrl_c_leaves_what_was(folder: Path, there: bool) -> None:
     assert [each.read_bytes() for each in folder.iterdir()] == [b"old and longer than the new"] * there
 
 
+def test_what_stopped_it_is_told_even_where_the_new_file_is_gone(folder: Path) -> None:
+    path = _there(folder)
+
+    def parts() -> Iterator[bytes]:
+        yield b"x" * 100_000
+        for other in set(folder.iterdir()) - {path}:
+            other.unlink()
+        yield from _fails()
+
+    with pytest.raises(KeyboardInterrupt):
+        write(path, parts())
+    assert [each.read_bytes() for each in folder.iterdir()] == [b"old and longer than the new"]
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_limit_of_size_leaves_what_was(folder: Path, there: bool) -> None:
     path = _there(folder) if there else _new(folder)
