@@ -33,11 +33,17 @@ from tests.support.running import greedy, load, score
 IDS = prompt(40)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One for all tests here: a GGUF file is known again by the folder that was made of it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MOECLI_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
+        patch.setenv("MOECLI_HOME", folder := str(tmp_path_factory.mktemp("home")))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def at_home(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOECLI_HOME", home)
 
 
 def odd(folder: Path) -> Path:
@@ -63,7 +69,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.fixture(scope="module", params=SOURCES)
-def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, home: None) -> Path:
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, home: str) -> Path:
     return SOURCES[request.param](tmp_path_factory.mktemp("source") / "model")
 
 
