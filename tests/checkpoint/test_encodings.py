@@ -283,10 +283,17 @@ def test_what_cannot_be_ends_in_one_sentence(fault: str, tmp_path: Path) -> None
     assert re.search(said, broken(change, name, tmp_path))
 
 
+@pytest.mark.parametrize("name", ["mxfp4", "compressed-tensors, mxfp4", "MLX, mxfp4"])
+def test_packed_without_a_format_mxfp4_stays_as_it_is(name: str, tmp_path: Path) -> None:
+    stored, _ = CASES[name].make().write(tmp_path)
+    found = moecli("pack", stored, "--dtype", "auto", "-o", tmp_path / "packed", "--json", "--yes").json
+    assert found["dtype"] == "mxfp4" and not found["conversion_error"]
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("fp8, rows", "q8"), ("gptq, 4 bits", "q4"), ("awq", "q4"), ("mxfp4", "q4"), ("ModelOpt, nvfp4", "q4"),
+        ("fp8, rows", "q8"), ("gptq, 4 bits", "q4"), ("awq", "q4"), ("ModelOpt, nvfp4", "q4"),
         ("compressed-tensors, 8 bits, groups", "q8"), ("MLX, 4 bits", "q4"), ("bitsandbytes, nf4 twice", "q4"),
     ],
 )  # fmt: skip

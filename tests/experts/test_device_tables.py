@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 from moecli.experts.arena import CPU
@@ -78,6 +81,23 @@ def test_so_does_an_exchange_after_a_step(stores: Stores) -> None:
     assert experts.rest_of(0, {coming: 1}, 1) == []
     statistics = experts.statistics
     assert (statistics.hits, statistics.device_hits, statistics.misses) == (steps + 1, 1, 0)
+
+
+def test_copies_wait_for_what_a_step_has_read_by_the_table(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They know of no slot that was read without asking them: an exchange first waits for all of it."""
+    experts, told = filled(stores, STAY), list[str]()
+    upload = experts._copies.upload
+
+    def uploaded(*arguments: Any) -> None:
+        told.append("copied")
+        upload(*arguments)
+
+    monkeypatch.setattr(experts._copies, "follow", lambda: told.append("waited"))
+    monkeypatch.setattr(experts._copies, "upload", uploaded)
+    coming = next(expert for expert in range(5) if expert not in tells(experts, 0))
+    while not told:
+        experts.settle(0, experts.rest_of(0, {coming: 1}, 1))
+    assert told == ["waited", "copied"]
 
 
 def test_there_is_none_where_experts_are_copied_or_on_disk(stores: Stores) -> None:

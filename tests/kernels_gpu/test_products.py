@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from moecli.experts.arena import Arena
-from moecli.formats import TILED
+from moecli.formats import SEARCHED
 from moecli.kernels import library, native
 from moecli.kernels.gpu.norms import Normed
 from moecli.kernels.gpu.products import Experts, linear
@@ -31,7 +31,7 @@ def distance(found: Tensor, wanted: Tensor) -> float:
 
 @needs_native
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", TILED)
+@pytest.mark.parametrize("dtype", SEARCHED)
 def test_a_matrix(dtype: str, shape: tuple[int, int], device: torch.device) -> None:
     """And what a token gives is the same to the bit whoever is beside it."""
     packed, x = matrix(dtype, *shape), gaussian(8, shape[1], seed=1)
@@ -70,7 +70,7 @@ class Sample:
     def wanted(self, x: Tensor, ids: list[int], top_k: int) -> Tensor:
         """By the CPU, one choice at a time."""
         tokens = [x[place // top_k, None] for place in range(len(ids))]
-        by = self._native if self.dtype in TILED else self._torch
+        by = self._native if self.dtype in SEARCHED else self._torch
         return torch.cat([by(token, self.matrices[expert]) for token, expert in zip(tokens, ids, strict=True)])
 
     def _native(self, x: Tensor, matrices: list[Tensor]) -> Tensor:
@@ -98,7 +98,7 @@ PLAIN_CASES = [(40, FeedForward(12), IDS), (24, FeedForward(18, Activation.GELU,
 
 @needs_native
 @pytest.mark.parametrize(("width", "ffn", "ids"), CASES)
-@pytest.mark.parametrize("dtype", TILED)
+@pytest.mark.parametrize("dtype", SEARCHED)
 def test_packed_experts(dtype: str, width: int, ffn: FeedForward, ids: list[int], device: torch.device) -> None:
     same_as_on_the_cpu(Sample(dtype, width, ffn, device), ids, gaussian(2, width), ROUNDING, device)
 

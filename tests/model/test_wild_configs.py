@@ -90,6 +90,7 @@ WITHOUT_EFFECT = set(
     router_aux_loss_coef router_jitter_noise router_z_loss_coef moe_jitter_eps moe_loss_weight pad_token_id
     add_router_probs dropout_rate initializer_factor input_jitter_noise rescale_prenorm_residual _is_quantized
     chunk_size mamba_chunk_size use_mamba_kernels use_mambapy use_associative_scan num_logits_to_keep
+    get_text_config
     """.split()
 )
 
@@ -143,6 +144,7 @@ def test_what_transformers_reads_is_used_or_refused(family: str) -> None:
 
 # Set by the configuration class itself, whatever a file says; start values of training, where no step is that small.
 _DERIVED = {
+    "jamba": ("layers_block_type", "layer_types"),
     "nemotron_h": ("time_step_min", "time_step_max", "time_step_floor"),
     "deepseek_v2": ("head_dim", "num_key_value_heads"),
     "deepseek_v3": ("head_dim", "num_key_value_heads"),

@@ -39,6 +39,9 @@ static size_t size_of(int format, size_t rows, size_t columns) {
     case Q3: return panels * (scales + groups * 208);
     case Q8: return panels * ((columns + 31) / 32) * 544;
     case PLAIN + FP32: return weights * 4;
+    case MXFP4: return panels * groups * 272;
+    case Q4_0:
+    case IQ4_NL: return panels * groups * 288;
     case INT8: return weights + rows * 4;
     case NF4: return (weights + 1) / 2 + (weights + 63) / 64 * 4;
     default: return weights * 2;
@@ -91,9 +94,35 @@ static uint8_t *row_major(int format, size_t rows, size_t columns) {
     return matrix;
 }
 
+static uint8_t byte(void) {
+    number();
+    return (uint8_t)(state >> 24);
+}
+
+/* Codes at random and moderate scales, as others publish them: no native code packs these. */
+static uint8_t *kept_matrix(int format, size_t rows, size_t columns) {
+    size_t bytes = size_of(format, rows, columns), groups = (columns + 31) / 32, most = format == MXFP4 ? 16 : 1;
+    uint8_t *matrix = malloc(bytes), *at = matrix;
+    for (size_t i = 0; i < bytes; i++)
+        matrix[i] = byte();
+    for (size_t strip = 0; strip < (rows + 15) / 16; strip++)
+        for (size_t group = 0, tile; group < groups; group += tile) {
+            tile = groups - group < most ? groups - group : most;
+            for (size_t i = 0; i < 16 * tile; i++)
+                if (format == MXFP4)
+                    at[i] = (uint8_t)(118 + byte() % 8);
+                else
+                    at[2 * i + 1] = (uint8_t)(0x20 | (byte() & 0x83));
+            at += tile * (format == MXFP4 ? 272 : 288);
+        }
+    return matrix;
+}
+
 static uint8_t *packed_matrix(int last, int format, size_t rows, size_t columns, int type) {
     if (format >= PLAIN)
         return row_major(format, rows, columns);
+    if (format == MXFP4 || format == Q4_0 || format == IQ4_NL)
+        return kept_matrix(format, rows, columns);
     float *weights = numbers(rows * columns);
     size_t bytes = size_of(format, rows, columns);
     void *expected = NULL, *packed = malloc(bytes);
@@ -130,7 +159,8 @@ static void try(int last, int format, size_t intermediate_size, size_t hidden_si
         moecli_linear(isa, &linear);
         check("linear", isa, format, out, &one, count * intermediate_size * sizeof *out);
         const void *const *list = (const void *const *)matrices;
-        struct feed_forward feed = {{0}, format, activation, 0, input, list, 2, (int64_t)intermediate_size, out};
+        struct feed_forward feed = {.format = format, .activation = activation, .input = input, .matrices = list};
+        feed.experts = 2, feed.intermediate_size = (int64_t)intermediate_size, feed.output = out;
         moecli_feed_forward(isa, &feed);
         check("feed_forward", isa, format, out, &layer, 2 * count * hidden_size * sizeof *out);
         feed.experts = 1;
@@ -147,6 +177,17 @@ static void step(int isa, void *x, struct block block) {
     moecli_decode_step(isa, &call);
 }
 
+static struct sublayer sublayer_of(int type, int format, int norm, float multiplier, const void *before, void *x) {
+    return (struct sublayer){.type = type,
+                             .format = format,
+                             .norm = norm,
+                             .eps = 1e-5f,
+                             .multiplier = multiplier,
+                             .scale = 1,
+                             .before = before,
+                             .x = x};
+}
+
 static void *copy(const void *from, size_t bytes) { return memcpy(malloc(bytes), from, bytes); }
 
 /* A token's attention, with every option that `variant` switches on. */
@@ -157,7 +198,8 @@ static void try_attention(int last, int format, int type, int variant) {
     uint8_t *output = packed_matrix(last, format, hidden_size, heads * dim, FP32);
     void *before = typed(type, hidden_size), *after = typed(type, hidden_size), *x = typed(type, hidden_size);
     void *bias = typed(type, all);
-    void *norm = typed(type, heads * dim);
+    void *norm = typed(type, heads * dim), *sinks = typed(type, heads);
+    uint8_t *gate = packed_matrix(last, format, heads, hidden_size, FP32);
     void *cosines = typed(type, 9 * rotary_dim + 1), *sines = typed(type, 9 * rotary_dim + 1);
     void *keys = typed(type, shared * rows * dim), *values = typed(type, shared * rows * dim);
     void *expected_x = NULL, *expected_keys = NULL, *expected_values = NULL;
@@ -166,7 +208,7 @@ static void try_attention(int last, int format, int type, int variant) {
             continue;
         void *own = copy(x, hidden_size * size);
         void *own_keys = copy(keys, shared * rows * dim * size), *own_values = copy(values, shared * rows * dim * size);
-        struct sublayer sublayer = {{0}, type, format, variant & 1 ? LAYER : RMS, 1e-5f, 0.7f, before, NULL, own, 0};
+        struct sublayer sublayer = sublayer_of(type, format, variant & 1 ? LAYER : RMS, 0.7f, before, own);
         sublayer.after = variant & 2 ? after : NULL;
         sublayer.hidden_size = (int64_t)hidden_size;
         struct attention call = {.sublayer = sublayer,
@@ -175,13 +217,18 @@ static void try_attention(int last, int format, int type, int variant) {
                                  .heads = (int64_t)heads,
                                  .kv_heads = (int64_t)shared,
                                  .head_dim = (int64_t)dim,
+                                 .value_dim = (int64_t)dim,
+                                 .value_scale = variant & 1 ? 0.8f : 1,
                                  .scale = 0.2f};
+        call.sinks = variant & 1 ? sinks : NULL, call.value_norm = variant & 4;
+        call.gate = variant & 2 ? gate : NULL, call.gate_width = variant & 2 ? (int64_t)heads : 0;
+        call.gate_kind = variant & 4 ? GATE_SOFTPLUS : GATE_SIGMOID;
         call.qkv_bias = variant & 2 ? bias : NULL, call.output_bias = variant & 4 ? after : NULL;
         call.qk_norm = variant & 3, call.q_norm = norm, call.k_norm = norm, call.interleaved = variant & 1;
         call.clip = variant & 1 ? 0.5f : 0, call.softcap = variant & 4 ? 3 : 0;
         call.rotary_dim = (int64_t)rotary_dim;
         struct place place = {cosines, sines, 8, own_keys, own_values, (int64_t)rows, variant & 1 ? 7 : 0, 200};
-        place.last = variant & 2 ? (int64_t)rows - 1 : 200;
+        place.last = variant & 2 ? (int64_t)rows - 1 : 200, place.query_scale = variant & 1 ? 1.2f : 1;
         call.places = &place;
         step(isa, own, (struct block){.attention = &call});
         check("attention", isa, format, own, &expected_x, hidden_size * size);
@@ -190,7 +237,7 @@ static void try_attention(int last, int format, int type, int variant) {
         free(own), free(own_keys), free(own_values);
     }
     free(qkv), free(output), free(before), free(after), free(x), free(bias), free(norm), free(cosines), free(sines);
-    free(keys), free(values), free(expected_x), free(expected_keys), free(expected_values);
+    free(keys), free(values), free(expected_x), free(expected_keys), free(expected_values), free(sinks), free(gate);
 }
 
 /* A token's latent attention: few heads and more than a tile of them, few keys and more than one span and block. */
@@ -210,14 +257,15 @@ static void try_latent(int last, int format, int type, int variant) {
             continue;
         void *own = copy(x, hidden_size * size), *own_latents = copy(latents, rows * width * size);
         struct latent_attention call = {.query = query, .query_down = query_down, .latent_down = latent_down};
-        call.sublayer = (struct sublayer){{0}, type, format, RMS, 1e-5f, 0.7f, norm, NULL, own, (int64_t)hidden_size};
+        call.sublayer = sublayer_of(type, format, RMS, 0.7f, norm, own);
+        call.sublayer.hidden_size = (int64_t)hidden_size;
         call.query_norm = call.latent_norm = norm, call.expansion = expansion, call.output = output;
         call.query_down_bias = call.latent_down_bias = call.output_bias = variant & 4 ? bias : NULL;
         call.heads = (int64_t)heads, call.query_rank = (int64_t)low_rank, call.rank = (int64_t)rank;
         call.nope_dim = (int64_t)nope_dim, call.rotary_dim = (int64_t)rotary_dim, call.value_dim = (int64_t)value_dim;
         call.interleaved = variant & 1, call.norm_eps = 1e-6f, call.scale = 0.2f;
         struct place place = {cosines, sines, 8, own_latents, own_latents, (int64_t)rows, variant & 1 ? 7 : 0, 5};
-        place.last = variant & 2 ? (int64_t)rows - 1 : 7 + variant;
+        place.last = variant & 2 ? (int64_t)rows - 1 : 7 + variant, place.query_scale = 1;
         call.places = &place;
         step(isa, own, (struct block){.latent_attention = &call});
         check("latent attention", isa, format, own, &expected_x, hidden_size * size);
@@ -282,8 +330,10 @@ static void try_moe(int last, int format, int type, int variant) {
             continue;
         for (int steps = 0; steps < 2; steps++) {
             void *own = copy(x, hidden_size * size);
-            struct sublayer sublayer = {{0}, type, format, RMS, 1e-5f, 1, before, NULL, own, (int64_t)hidden_size, 1};
+            struct sublayer sublayer = sublayer_of(type, format, RMS, 1, before, own);
+            sublayer.hidden_size = (int64_t)hidden_size, sublayer.tokens = 1;
             struct moe call = {.sublayer = sublayer,
+                               .shared_scale = variant & 1 ? 0.5f : 1,
                                .intermediate_size = (int64_t)intermediate_size,
                                .shared_intermediate_size = (int64_t)shared,
                                .activation = variant % 4,
@@ -308,7 +358,9 @@ static void try_moe(int last, int format, int type, int variant) {
                 for (size_t i = 0; i < 3 * top_k; i++)
                     list[i] = matrices[3 * (size_t)topk_ids[i / 3] + i % 3];
                 struct tokens input = {normed, FP32, 1, (int64_t)hidden_size};
-                struct feed_forward feed = {{0}, format, call.activation, 0, input, list, 0, 0, outputs};
+                struct feed_forward feed = {
+                    .format = format, .activation = call.activation, .input = input, .matrices = list};
+                feed.output = outputs;
                 feed.experts = (int64_t)top_k, feed.intermediate_size = (int64_t)intermediate_size;
                 moecli_feed_forward(isa, &feed);
                 moecli_combine(isa, &call);

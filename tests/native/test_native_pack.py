@@ -13,7 +13,7 @@ from torch import Tensor
 from moecli import formats
 from moecli.errors import CheckpointError
 from moecli.kernels import library, native
-from moecli.kernels.native import TILED
+from moecli.formats import SEARCHED
 from tests.support import native_samples as samples
 
 pytestmark = pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")
@@ -63,7 +63,7 @@ KINDS = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", TILED)
+@pytest.mark.parametrize("dtype", SEARCHED)
 @given(kind=st.sampled_from(KINDS), rows=st.integers(0, 40), columns=st.integers(0, 300), seed=st.integers(0, 99))
 def test_the_bytes_are_the_same(dtype: str, kind: str, rows: int, columns: int, seed: int) -> None:
     for precision in PRECISIONS:
@@ -71,7 +71,7 @@ def test_the_bytes_are_the_same(dtype: str, kind: str, rows: int, columns: int, 
         assert torch.equal(native.pack(dtype, matrix), formats.pack(dtype, matrix))
 
 
-@pytest.mark.parametrize("dtype", TILED)
+@pytest.mark.parametrize("dtype", SEARCHED)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_views_and_threads_do_not_matter(dtype: str, precision: torch.dtype) -> None:
     matrix = weights("heavy", 300, 700).to(precision)
@@ -89,7 +89,7 @@ def test_views_and_threads_do_not_matter(dtype: str, precision: torch.dtype) -> 
         torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("dtype", TILED)
+@pytest.mark.parametrize("dtype", SEARCHED)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 65536.0, -1e38])
 def test_weights_that_no_scale_reaches(dtype: str, bad: float) -> None:
     matrix = weights("gaussian", 40, 200)

@@ -311,7 +311,7 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
             elif value.dim() == 1:
                 centre = 0 if zero_centred and not name.endswith(("linear_attn.norm.weight", "dt_bias")) else 1
                 value.copy_(centre + normal(value.shape, 0.3))
-            elif re.search(r"(gate|router|router\.layer|classifier)\.weight$", name):
+            elif re.search(r"(gate|mlp\.router|router\.layer|classifier)\.weight$", name):
                 value.copy_(normal(value.shape, 0.4))
             else:
                 value.copy_(normal(value.shape, 1.0 if re.search("embed_tokens|wte|shared", name) else 0.25))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moecli.formats import TILED
+from moecli.formats import SEARCHED
 from moecli.kernels import library, native, prompt_attention
 from moecli.model.spec import Activation
 from tests.support import native_samples as samples
@@ -52,7 +52,7 @@ def everything(place: Callable[[Tensor], Tensor]) -> None:
                 for rows in (x, place(x.bfloat16()), place(x.half())):
                     native.linear(dtype, rows, experts[0][0], (inner, width))
                     native.feed_forward(dtype, rows, experts, inner, Activation.SILU)
-            for precision in (torch.float32, torch.bfloat16, torch.float16) if dtype in TILED else ():
+            for precision in (torch.float32, torch.bfloat16, torch.float16) if dtype in SEARCHED else ():
                 native.pack(dtype, place(samples.gaussian(inner, width).to(precision)))
 
 

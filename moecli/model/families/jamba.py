@@ -17,6 +17,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     c = ConfigReader(config, "jamba")
     c.alias("num_experts", "num_local_experts")
     c.ignore("use_mamba_kernels", "use_mambapy", "use_associative_scan", "num_logits_to_keep")  # how, not what
+    c.ignore("layers_block_type", "layer_types")  # which the periods say
     hidden_size, context = c.count("hidden_size", 4096), c.count("max_position_embeddings", 262_144)
     attention = grouped_query(c, hidden_size, context, heads=32, kv_heads=8, window=c.optional_count("sliding_window"))
     attention = replace(attention, rope=NO_ROPE)
