@@ -12,8 +12,8 @@ from torch import Tensor
 
 from moecli import formats
 from moecli.errors import CheckpointError
-from moecli.kernels import library, native
 from moecli.formats import SEARCHED
+from moecli.kernels import library, native
 from tests.support import native_samples as samples
 
 pytestmark = pytest.mark.skipif(not library.isas(), reason="the native kernels are not built")

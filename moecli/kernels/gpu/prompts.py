@@ -16,6 +16,7 @@ from torch import Tensor
 
 from moecli.formats import PLAIN
 from moecli.formats.plain import torch_dtype
+from moecli.kernels.gpu.activations import NUMBERS, activate
 from moecli.kernels.gpu.decode import decode_q3, decode_q4, decode_q8
 from moecli.kernels.gpu.launch import card
 from moecli.kernels.gpu.quantise import codes_and_scales, place_in_group, quantise
@@ -177,18 +178,6 @@ def _block_of(program, first, experts, TOKENS: tl.constexpr, EXPERTS: tl.constex
 
 
 @triton.jit
-def _activate(x, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
-        return tl.where(x < 0, 0.0, x)  # what is no number stays visible
-    elif ACTIVATION == "gelu":
-        return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
-    elif ACTIVATION == "gelu_pytorch_tanh":
-        return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    else:
-        return x * tl.sigmoid(x)
-
-
-@triton.jit
 def _inner(
     x, scales, order, top_k, first, experts, addresses, hidden, hidden_scales, rows, columns,
     FORMAT: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
@@ -218,9 +207,9 @@ def _inner(
     sums = _product(x, scales, token, weights, starts, along % 16, columns, FORMAT, TOKENS, MATRICES * ROWS)
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(sums, (TOKENS, 2, ROWS)), (0, 2, 1)))
-        made = _activate(gate, ACTIVATION) * up
+        made = activate(gate, ACTIVATION) * up
     else:
-        made = _activate(sums, ACTIVATION)
+        made = activate(sums, ACTIVATION)
     column = part * ROWS + tl.arange(0, ROWS)
     if FORMAT == "plain":
         inside = (place < end)[:, None] & (column < rows)[None, :]
@@ -396,7 +385,7 @@ def _outputs(
         _inner[blocks, triton.cdiv(intermediate_size, half)](
             codes, scales, order, top_k or 1, first, number, addresses, hidden, hidden_scales,
             intermediate_size, hidden_size,
-            ACTIVATION=activation.value, GATED=matrices == 3, ROWS=half, **size,
+            ACTIVATION=NUMBERS[activation], GATED=matrices == 3, ROWS=half, **size,
         )  # fmt: skip
         _down[blocks, triton.cdiv(hidden_size, cut.rows)](
             hidden, hidden_scales, order, first, number, addresses, output, hidden_size, intermediate_size,
