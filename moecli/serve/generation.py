@@ -11,7 +11,7 @@ from moecli.engine.prefixes import Slot
 from moecli.engine.sampling import Sampler, TokenScore, score
 from moecli.serve.models import ResidentModel
 from moecli.serve.reply import Called, Ended, Piece, Reply, Scored
-from moecli.text.answers import AnswerParts
+from moecli.text.answers import parts_of
 from moecli.text.spans import SpanStream
 from moecli.text.stream import TextStream
 from moecli.text.tool_calls import ToolCall
@@ -40,7 +40,7 @@ class Generation:
                 self._tokenizer, job.stops, job.prompt if job.continues or self._rule else (), marks=job.style.marks
             )
         )
-        self._parts = AnswerParts(job.style)
+        self._parts = parts_of(job.style)
         self._scored: list[Scored] = []
         self._made = 0
         self._began = time.perf_counter()

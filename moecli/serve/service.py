@@ -111,9 +111,9 @@ class Service:
         if asked.think is False and prompt.style.opened:
             raise Refused(400, f"{opened.name} reasons before each answer", "leave think out")
         grammar = asked.grammar
-        if asked.must_call and prompt.style.calls is not None:
+        if asked.must_call and (prompt.style.calls is not None or prompt.style.channels):
             known = await asyncio.to_thread(marks, tokenizer, opened.end_ids)
-            grammar = required(prompt.style.calls, asked.must_call, known)
+            grammar = required(prompt.style.calls, asked.must_call, known) if prompt.style.calls else None
             if grammar is None:
                 raise Refused(400, f"{opened.name} cannot be made to call a tool", 'tool_choice "auto" leaves it to it')
         return await self.held(opened, prompt, grammar)

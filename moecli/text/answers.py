@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from moecli.text import harmony
 from moecli.text.grammar import Grammar, literal
+from moecli.text.parts import Part, Parts, Text
 from moecli.text.stream import possible_start
 from moecli.text.tokenizer import Tokenizer
-from moecli.text.tool_calls import ToolCall, ToolStyle, parse, style_of
+from moecli.text.tool_calls import ToolStyle, parse, style_of
 
 _TAGS = (  # around a model's reasoning
     ("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"), ("◁think▷", "◁/think▷"),
@@ -19,15 +21,6 @@ _TAGS = (  # around a model's reasoning
 _TAIL = 16  # ids of a prompt whose end is looked at
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A piece of what is said, or of the reasoning before it."""
-
-    text: str
-    reasoning: bool = False
-
-
-Part = Text | ToolCall
 State = Literal["start", "reasoning", "said", "call"]
 
 
@@ -39,10 +32,18 @@ class AnswerStyle:
     opened: bool = False  # the prompt ends inside the reasoning
     calls: ToolStyle | None = None
     tools: Sequence[Mapping[str, Any]] = ()
+    channels: bool = False  # messages with headers, as Harmony has them, instead of tags and marks
+
+    @property
+    def reasons(self) -> bool:
+        """Whether reasoning may come before what is said."""
+        return self.channels or self.reasoning is not None
 
     @property
     def marks(self) -> tuple[str, ...]:
         """Texts that part an answer: they must be seen even if they are special tokens."""
+        if self.channels:
+            return harmony.MARKS
         return (*(self.reasoning or ()), *(self.calls.marks if self.calls else ()))
 
 
@@ -62,6 +63,8 @@ def reasoning_tags(tokenizer: Tokenizer) -> tuple[str, str] | None:
 def style_after(tokenizer: Tokenizer, prompt: Sequence[int], tools: Sequence[Mapping[str, Any]] = ()) -> AnswerStyle:
     """How the answer to a conversation with these ids is parted."""
     tags, template = reasoning_tags(tokenizer), tokenizer.chat_template
+    if template and harmony.writes(template.source):
+        return AnswerStyle(tools=tools, channels=True)
     end = tokenizer.decode(prompt[-_TAIL:], skip_special=False).rstrip()
     calls = style_of(template.source) if template and tools else None
     if tags is not None and end.endswith(tags[1]):  # the prompt has the reasoning, an empty one
@@ -71,7 +74,7 @@ def style_after(tokenizer: Tokenizer, prompt: Sequence[int], tools: Sequence[Map
 
 def parted(style: AnswerStyle, text: str) -> tuple[str, str]:
     """The reasoning and the rest of a whole answer."""
-    parts = AnswerParts(style)
+    parts = parts_of(style)
     texts = [part for part in (*parts.push(text), *parts.finish()) if isinstance(part, Text)]
     reasoning, said = (["".join(each.text for each in texts if each.reasoning is wanted)] for wanted in (True, False))
     return reasoning[0], said[0]
@@ -79,6 +82,8 @@ def parted(style: AnswerStyle, text: str) -> tuple[str, str]:
 
 def behind_reasoning(grammar: Grammar, style: AnswerStyle, known: Mapping[str, int]) -> Grammar:
     """A grammar of the answer alone, where the model may reason before it; `known`: marks by their ids."""
+    if style.channels:
+        return replace(grammar, opening=harmony.opening(known))
     if style.reasoning is None:
         return grammar
     opening, closing = (literal(tag, known) for tag in style.reasoning)
@@ -87,6 +92,11 @@ def behind_reasoning(grammar: Grammar, style: AnswerStyle, known: Mapping[str, i
     rule = "" if special else f"thought[suffix={closing}]: /(.|\\n)*/\n"
     before = f"{thought} SPACE?" if style.opened else f"({opening} {thought} SPACE?)?"
     return replace(grammar, opening=f"start: {before} @answer\n{rule}SPACE: /[ \\n]{{1,2}}/\n")
+
+
+def parts_of(style: AnswerStyle) -> Parts:
+    """What parts the answers of a style."""
+    return harmony.HarmonyParts() if style.channels else AnswerParts(style)
 
 
 class AnswerParts:

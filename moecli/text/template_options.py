@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.errors import UsageError, printable
+from moecli.text import harmony
 from moecli.text.answers import reasoning_tags
 from moecli.text.chat import ChatTemplate
 from moecli.text.tokenizer import Tokenizer
@@ -59,10 +60,14 @@ def reasons(tokenizer: Tokenizer) -> bool:
     template, tags = tokenizer.chat_template, reasoning_tags(tokenizer)
     if template is None:
         return False
+    if harmony.writes(template.source):
+        return True
     return (tags is not None and tags[1] in template.source) or not known(template).isdisjoint((*_SWITCHES, _EFFORT))
 
 
 def calls_tools(tokenizer: Tokenizer) -> bool:
     """Whether the template takes tools and writes calls in a way that is read."""
     template = tokenizer.chat_template
-    return template is not None and "tools" in template.names and style_of(template.source) is not None
+    if template is None or "tools" not in template.names:
+        return False
+    return harmony.writes(template.source) or style_of(template.source) is not None

@@ -134,6 +134,13 @@ def parse(style: ToolStyle, body: str, tools: Sequence[Mapping[str, Any]]) -> li
     return []
 
 
+def call_of(name: str, arguments: str) -> ToolCall | None:
+    """A tool's call with arguments as JSON; None if they cannot be read."""
+    with suppress(ValueError, TypeError, RecursionError, MoecliError):
+        return _checked(ToolCall(name, json.loads(arguments)))
+    return None
+
+
 def required(style: ToolStyle, tools: Sequence[Mapping[str, Any]], known: Mapping[str, int]) -> Grammar | None:
     """One call of one of these tools, with arguments as it declares them; None where the style has no JSON.
 

@@ -49,7 +49,7 @@ def document(session: ChatSession, answer: Answer) -> dict[str, Any]:
 
 def _texts(answer: Answer) -> dict[str, Any]:
     """The answer and, where the model reasons before it, that apart."""
-    if answer.style.reasoning is None:
+    if not answer.style.reasons:
         return {"text": answer.text}
     reasoning, said = parted(answer.style, answer.text)
     return {"text": said, "reasoning": reasoning}
