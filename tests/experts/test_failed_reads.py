@@ -204,7 +204,7 @@ def test_nothing_is_on_its_way_once_a_pass_was_left(make: Make, store: PackedSto
     """Bytes that come late would be written over those of the next pass."""
     readers = Slow()
     for room in ("offloaded", "gpu_offloaded"):
-        monkeypatch.setattr(f"moecli.experts.{room}.Readers", lambda: readers)
+        monkeypatch.setattr(f"moecli.experts.{room}.readers_of", lambda records: readers)
     ready = make(store).iter_ready(LAYER, WANTED, 1)
     next(ready)
     ready.close()
