@@ -15,6 +15,7 @@ from moecli.engine.decoder import Decoder
 from moecli.engine.prefixes import Reading, Slots
 from moecli.engine.session_file import Identity, SessionFile
 from moecli.errors import MoecliError
+from moecli.kernels.blocking import STATE_STEP
 from tests.support.checkpoints import make, prompt, write
 from tests.support.processes import in_child
 from tests.support.running import load
@@ -28,12 +29,14 @@ TURN = [*HISTORY, *prompt(17, seed=5)]
 class Session:
     """A model that reads prompts with a session file, as a process does from its start to its end."""
 
-    def __init__(self, decoder: Decoder, path: Path, identity: Identity = OURS, piece: int = BLOCK) -> None:
+    def __init__(
+        self, decoder: Decoder, path: Path, identity: Identity = OURS, piece: int = BLOCK, block: int = BLOCK
+    ) -> None:
         self.told: list[str] = []
         self.failed: list[MoecliError] = []
         self._decoder = decoder
-        self._file = SessionFile(path, identity, BLOCK, 256, self.told.append, self.failed.append)
-        reading = Reading(BLOCK, piece, decoder.absorbed_up_to)
+        self._file = SessionFile(path, identity, block, 256, self.told.append, self.failed.append)
+        reading = Reading(block, piece, decoder.absorbed_up_to)
         self._slots = Slots([decoder.new_cache(256, 256)], reading, self._file)
 
     def read(self, ids: Sequence[int]) -> tuple[int, torch.Tensor]:
@@ -98,6 +101,20 @@ def test_after_a_restart_only_what_is_new_is_read(
         fed, logits = session.read(other)
         assert fed == len(other) - 32 and torch.equal(logits, alone(decoder, other))
         assert not session.told and not session.failed
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "lfm2_moe", "nemotron_h", "jamba"])
+def test_states_are_kept_beside_keys_and_values(family: str, tmp_path: Path) -> None:
+    decoder, block = load(write(make(family), tmp_path / "model"), "q8"), STATE_STEP
+    history, turn = prompt(150), [*prompt(150), *prompt(30, seed=5)]
+    with Session(decoder, tmp_path / "session", piece=block, block=block) as session:
+        fed, first = session.read(history)
+        assert fed == 150 and torch.equal(first, alone(decoder, history))
+    for start in (history[:100], history):  # from the file what one of its blocks ends
+        with Session(decoder, tmp_path / "session", piece=block, block=block) as session:
+            fed, logits = session.read([*start, *turn[150:]])
+            assert fed == len(start) + 30 - len(start) // block * block
+            assert torch.equal(logits, alone(decoder, [*start, *turn[150:]])) and not session.told
 
 
 def test_a_damaged_file_gives_what_is_whole_and_the_same_answer(decoder: Decoder, kept: bytes, tmp_path: Path) -> None:
