@@ -27,7 +27,7 @@ from moecli.store.expert_record import PAGE, WHOLE, Record, layer_records, pages
 THREADS = 2  # that read and convert: while one does the one, another does the other
 _BOUNCE = 2**20  # bytes read at once
 _NEAR = 4 * PAGE  # a gap between two pieces that is read over rather than jumped
-_WORKING = 40  # bytes per number of a strip while it is decoded and packed: measured, the most of all encodings
+_WORKING = 40  # bytes per number of a strip while it is decoded and packed: an estimate, not measured
 _TRANSPOSED = 6  # of a matrix that is stored by columns: as stored, and turned round
 
 
