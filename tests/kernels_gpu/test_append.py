@@ -61,7 +61,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("qk_norm", QkNorm)
+@pytest.mark.parametrize("qk_norm", [each for each in QkNorm if each is not QkNorm.UNWEIGHTED])  # left to torch
 @pytest.mark.parametrize(("rope", "dtype", "clip"), CASES)
 def test_grouped_queries(
     qk_norm: QkNorm, rope: Rope, dtype: torch.dtype, clip: float | None, device: torch.device
