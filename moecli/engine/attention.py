@@ -82,7 +82,7 @@ def attend(
         return prompt_attention.grouped_query(
             q, k, v, scale=scale, start=start, first=first, window=window, softcap=softcap, sinks=sinks
         )
-    if causal and bias is None and sinks is None and _triton_serves(q) and q.shape[-1] == v.shape[-1] <= _WIDEST:
+    if causal and bias is None and sinks is None and _triton_serves(q) and max(q.shape[-1], v.shape[-1]) <= _WIDEST:
         from moecli.kernels.gpu import attention
 
         place = scratch.place(start, first, q.device)

@@ -87,7 +87,7 @@ def test_a_branch_is_added(
     is_quantised(normed)
 
 
-@pytest.mark.parametrize("kind", NormKind)
+@pytest.mark.parametrize("kind", [NormKind.RMS, NormKind.LAYER])  # the third is left to torch
 def test_without_a_branch_states_are_left_alone(kind: NormKind, device: torch.device) -> None:
     x, before = gaussian(2, 72, seed=1) + 0.5, 1 + gaussian(72, seed=2) / 3
     states = x.to(device)
