@@ -56,11 +56,11 @@ class Notes:
         self.flags: list[bool] = []
         forward = Decoder.forward
 
-        def noted(self_: Decoder, ids: torch.Tensor, cache: Cache, observer=None, last_only=False, watch=None, **more):
+        def noted(self_: Decoder, ids: torch.Tensor, cache: Cache, observer=None, last_only=False, *rest, **more):
             assert last_only
             self.fed.append(ids.tolist())
             self.flags.append(observer is not None and observer.generated)
-            return forward(self_, ids, cache, None, last_only, watch, **more)
+            return forward(self_, ids, cache, None, last_only, *rest, **more)
 
         monkeypatch.setattr(Decoder, "forward", noted)
 
@@ -225,7 +225,8 @@ def test_only_what_was_measured_well_is_remembered(
     monkeypatch.setattr(measured, "remember", lambda **each: remembered.append(each))
     monkeypatch.setattr(limits, "_linear", lambda spec, dtype: (spec, dtype))
     monkeypatch.setattr(limits.settings, "return_freed_memory", lambda: freed.append(1))
-    model = SimpleNamespace(spec=spec, measure_disk=iter(bursts or ()).__next__)
+    speeds = iter(bursts or ())
+    model = SimpleNamespace(spec=spec, measure_disk=lambda dtype: next(speeds), unpacked=lambda dtype: None)
     plan = replace(fit(spec, "bf16", 64, 2**40), disk=Tier(experts=0 if bursts is None else 3))
     found = limits.measure_bandwidths(model, plan, sample)  # type: ignore[arg-type]
     sources = Sources("measured", "measured" if kept["disk"] else "typical")
