@@ -30,7 +30,7 @@ def words(*typed: str) -> list[str]:
 def test_every_enumerated_option_offers_its_values(monkeypatch, tmp_path):
     monkeypatch.setenv("MOECLI_HOME", str(tmp_path / "moecli"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    formats = ["fp32", "bf16", "fp16", "q8", "int8", "q4", "nf4", "q3"]
+    formats = ["fp32", "bf16", "fp16", "q8", "int8", "q4", "nf4", "q3", "mxfp4", "q4_0", "iq4_nl"]
     assert words("run", "tiny", "--dtype", "") == ["auto", *formats]
     assert words("memory", "tiny", "--quant=") == [f"--quant={each}" for each in formats]
     assert words("bench", "tiny", "--policy", "l") == ["lru", "lfu"]
@@ -38,7 +38,7 @@ def test_every_enumerated_option_offers_its_values(monkeypatch, tmp_path):
     assert words("memory", "--gpu", "h") == ["h100", "h200"]
     assert {"csv", "md", "html"} < set(words("inspect", "tiny", "--format", ""))
     assert words("inspect", "tiny", "--by", "") == ["domain"]
-    assert words("inspect", "--against", "dtype=q") == ["dtype=q8", "dtype=q4", "dtype=q3"]
+    assert words("inspect", "--against", "dtype=q") == ["dtype=q8", "dtype=q4", "dtype=q3", "dtype=q4_0"]
     assert words("completion", "") == ["bash", "zsh", "fish"]
     assert words("help", "v") == words("v") == ["verify"]
     assert words("run", "tiny", "--temper") == ["--temperature"]

@@ -27,7 +27,7 @@ class Dictated:
     asked: int = 0
 
     def generate(
-        self, prompt: Sequence[int], sampler: Sampler, limit: int, timing: Timing, observer: Any, watch: Any
+        self, prompt: Sequence[int], sampler: Sampler, limit: int, timing: Timing, observer: Any, watch: Any, look: Any
     ) -> Iterator[int]:
         for number, token in enumerate(self.ids[:limit]):
             if number == self.interrupted:
