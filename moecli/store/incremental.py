@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from moecli.store.write import Writer, writing
 from moecli.text.files import texts_in
 
 _LEAST_LIVE = 0.75  # of a left-over that is not written anew
+_BATCHES = 4  # in which a shard is converted
 _LEFT_OVER = "left-over-"  # begins the name of a shard shrunk to what is still needed of it
 
 
@@ -67,13 +68,16 @@ class ShardPacker:
         here = self._announced(shard, path)
         at_hand = self._aside | here
         ready = [job for job in self._todo.values() if _needs(job) <= at_hand.keys()]
-        self._writer.convert([_located(job, at_hand) for job in ready], Checkpoint(at_hand), progress)
-        for job in ready:
-            del self._todo[job.name]
+        for batch in _batches(ready, path.stat().st_size // _BATCHES):
+            at_hand = self._aside | here  # left-overs may have shrunk
+            self._writer.convert([_located(job, at_hand) for job in batch], Checkpoint(at_hand), progress)
+            for job in batch:
+                del self._todo[job.name]
+            self._writer.sync()
+            self._drop_unneeded()  # what is put aside leaves as its records come, for the disk may be full
         self._put_aside(shard, here)
         self._writer.sync()
         self._writer.journal.add(kept=[shard])
-        self._drop_unneeded()
 
     def finish(self, folder: Path) -> PackedStore:
         """The store, with the configuration and tokenizer of `folder`, once nothing is pending."""
@@ -134,6 +138,20 @@ def _written(path: Path, tensors: list[StoredTensor]) -> dict[str, StoredTensor]
         os.fsync(file.fileno())
     growing.replace(path)
     return read_header(path)
+
+
+def _batches(ready: Iterable[Job], size: int) -> Iterator[list[Job]]:
+    """Jobs in their order, in groups that read at least `size` bytes but for the last."""
+    batch: list[Job] = []
+    read = 0
+    for job in ready:
+        batch.append(job)
+        read += job.read_size
+        if read >= size:
+            yield batch
+            batch, read = [], 0
+    if batch:
+        yield batch
 
 
 def _needs(job: Job) -> set[str]:

@@ -136,6 +136,11 @@ WHOLE_PANELS = {
     "llama4": {"intermediate_size": 32, "intermediate_size_mlp": 64},
     "mimo_v2_flash": _TWO_WIDTHS,
     "mistral4": _TWO_WIDTHS,
+    "granitemoehybrid": {"intermediate_size": 32, "shared_intermediate_size": 32},
+    "jamba": {"intermediate_size": 32},
+    "lfm2_moe": {"intermediate_size": 64},
+    "qwen3_next": {"shared_expert_intermediate_size": 32},
+    "qwen3_5_moe": {"shared_expert_intermediate_size": 32},
     "step3p7": {"text_config": _TWO_WIDTHS | {"share_expert_dim": 32}},
 }
 
