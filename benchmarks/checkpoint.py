@@ -89,8 +89,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "olmoe": _OLMOE,
     "olmoe-4-layers": _OLMOE | {"num_hidden_layers": 4},
     "mixtral-4-layers": _MIXTRAL,
+    "mixtral-2-layers": _MIXTRAL | {"num_hidden_layers": 2},
     "mistral-4-layers": _MISTRAL,  # its dense peer: as if one expert were always on
     "deepseek-v2-lite": _DEEPSEEK_V2_LITE,
+    "deepseek-v2-lite-2-layers": _DEEPSEEK_V2_LITE | {"num_hidden_layers": 2},
     "qwen3-30b-a3b": _QWEN3_30B_A3B,
     "qwen3-30b-a3b-12-layers": _QWEN3_30B_A3B | {"num_hidden_layers": 12},
     "qwen3.5-35b-a3b-8-layers": _QWEN3_5_35B_A3B | {"num_hidden_layers": 8},

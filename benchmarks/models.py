@@ -28,10 +28,10 @@ class Model:
         path = self.folder / self.shape
         return self._made(path, path / INDEX, "checkpoint")
 
-    def store(self) -> Path:
-        """Packed to q4."""
-        path = self.folder / f"{self.shape}-q4"
-        return self._made(path, path / manifest.FILE, "checkpoint", "q4")
+    def store(self, dtype: str = "q4") -> Path:
+        """Packed."""
+        path = self.folder / f"{self.shape}-{dtype}"
+        return self._made(path, path / manifest.FILE, "checkpoint", dtype)
 
     def gguf(self) -> Path:
         """Q4_0."""

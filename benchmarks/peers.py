@@ -22,7 +22,7 @@ from benchmarks.checkpoint import SHAPES
 from benchmarks.machine_name import machine_name
 from benchmarks.models import Model
 from benchmarks.ratios import Samples, ratios, shares
-from benchmarks.sides import Figures, LlamaCpp, Moecli, Side, Transformers, Work, decode, prefill
+from benchmarks.sides import Figures, IkLlamaCpp, LlamaCpp, Moecli, Side, Transformers, Work, decode, prefill
 from moecli.planning import machine
 from moecli.units import format_bytes, parse_size
 
@@ -76,6 +76,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, help="where the models are, or are written")
     parser.add_argument("--llama-bench", type=Path, help="llama.cpp's own benchmark program")
+    parser.add_argument("--ik-llama-bench", type=Path, help="that of ik_llama.cpp")
     parser.add_argument("--shapes", default=",".join(_SHAPES), help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slow-rounds", type=int, default=2, help="of transformers; 0 leaves it out")
@@ -98,6 +99,8 @@ def main() -> None:
     programs: list[Side] = [Moecli()]
     if options.llama_bench:
         programs.append(LlamaCpp(options.llama_bench))
+    if options.ik_llama_bench:
+        programs.append(IkLlamaCpp(options.ik_llama_bench))
     if options.slow_rounds and find_spec("transformers"):
         programs.append(Transformers())
     models = [Model(shape, options.folder) for shape in options.shapes.split(",")]

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from benchmarks import cgroup, gguf_file
 from benchmarks.models import Model
+from moecli.model.spec import MLA
 from moecli.planning import machine
 from moecli.planning.memory import estimate_memory, read_bytes_per_token
 
@@ -123,21 +124,43 @@ class LlamaCpp:
 
     def measure(self, model: Model, work: Work, group: Path | None) -> Figures:
         prompts, depths = (",".join(map(str, counts)) for counts in (work.prompts, work.depths))
+        where = ["--repack", "0"] if group else []  # a copy in another order would be killed
         found = []
         if prompts:
-            found += self._run(model, group, "-p", prompts, "-n", "0")
+            found += self._run(model, group, "-p", prompts, "-n", "0", *where)
         if depths:
-            found += self._run(model, group, "-p", "0", "-n", str(work.tokens), "-d", depths)
+            found += self._run(model, group, "-p", "0", "-n", str(work.tokens), "-d", depths, *where)
         names = (prefill(each["n_prompt"]) if each["n_prompt"] else decode(each["n_depth"]) for each in found)
         return {name: each["avg_ts"] for name, each in zip(names, found, strict=True)}
 
     def _run(self, model: Model, group: Path | None, *tests: str) -> list[dict[str, Any]]:
         command = [str(self.bench), "-m", str(model.gguf()), "-t", str(machine.compute_threads())]
         command += ["-r", "1", "-o", "json", *tests]
-        if group:
-            command += ["--repack", "0"]  # a copy in another order would be killed
         found: list[dict[str, Any]] = json.loads(cgroup.run(command, group))
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class IkLlamaCpp(LlamaCpp):
+    """The same of ik_llama.cpp, with what its authors advise: repacked at load, fused mixture and attention."""
+
+    name: str = "ik_llama.cpp Q4_0"
+
+    @property
+    def version(self) -> str:
+        return f"ik_{super(IkLlamaCpp, self).version}"
+
+    def measure(self, model: Model, work: Work, group: Path | None) -> Figures:
+        latent = any(isinstance(layer.attention, MLA) for layer in model.spec.layers)
+        advised = ["-rtr", "0" if group else "1", "-fmoe", "1", "-fa", "1", *(["-mla", "3"] if latent else [])]
+        figures: Figures = {}
+        if work.prompts:
+            found = self._run(model, group, "-p", ",".join(map(str, work.prompts)), "-n", "0", *advised)
+            figures |= {prefill(each["n_prompt"]): each["avg_ts"] for each in found}
+        for depth in work.depths:
+            (only,) = self._run(model, group, "-p", "0", "-n", "0", "-gp", f"{depth},{work.tokens}", *advised)
+            figures[decode(depth)] = only["avg_ts"]
+        return figures
 
 
 class Transformers:
