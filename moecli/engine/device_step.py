@@ -55,7 +55,12 @@ def _serves_layer(layer: Layer) -> bool:
     shared = ffn.shared if isinstance(ffn, Mixture) else ffn
     inner = [each for each in (shared, ffn.expert if isinstance(ffn, Mixture) else None) if each is not None]
     attention = layer.attention
-    usual = isinstance(attention, MLA) or (triton_appends(attention) and not (attention.gate_width or attention.sinks))
+    latent = isinstance(attention, MLA)
+    usual = (
+        attention.rope.dims > 0
+        if latent
+        else triton_appends(attention) and not (attention.gate_width or attention.sinks)
+    )
     return (
         layer.mixes
         and layer.feeds

@@ -211,7 +211,7 @@ class Recurrent(ctypes.Structure):
     _fields_ = (
         ("sublayer", Sublayer),
         ("kind", c_int32),
-        *((name, c_void_p) for name in ("in", "in_bias", "gates", "select", "step", "out", "out_bias")),
+        *((name, c_void_p) for name in ("in", "in_bias", "gates", "select", "step", "gate", "out", "out_bias")),
         *((name, c_void_p) for name in ("conv", "conv_bias", "decay", "step_bias", "skip", "norm")),
         *((name, c_void_p) for name in ("step_norm", "write_norm", "read_norm")),
         *((name, c_int64) for name in ("heads", "head_dim", "groups", "state_dim", "kernel", "rank")),

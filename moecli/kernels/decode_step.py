@@ -97,8 +97,10 @@ class _CachedAttention:
     call: abi.Attention | abi.LatentAttention
 
     def reserve(self, tables: tuple[Tensor, Tensor], places: Sequence[Place]) -> None:
-        """Say where the next tokens go. `tables` are the cosines and sines of all positions [P, rotary_dim]."""
-        cosines, sines = (table.data_ptr() for table in tables)
+        """Say where the next tokens go. `tables` are the cosines and sines of all positions [P, rotary_dim], empty
+        where nothing turns.
+        """
+        cosines, sines = (table.data_ptr() if table.numel() else None for table in tables)
         self._places = (abi.Place * len(places))(
             *(
                 abi.Place(

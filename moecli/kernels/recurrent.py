@@ -19,9 +19,10 @@ from moecli.model.spec import Recurrent, RecurrentKind
 # enum recurrence of c/native.h
 KINDS = {
     RecurrentKind.DELTA_NET: 0, RecurrentKind.SHORT_CONVOLUTION: 1, RecurrentKind.MAMBA: 2, RecurrentKind.MAMBA2: 3,
+    RecurrentKind.KIMI_DELTA: 4,
 }  # fmt: skip
 _FLOATS = ("conv_bias", "step_bias", "skip", "norm", "step_norm", "write_norm", "read_norm")
-_PLAIN = ("in_bias", "gates", "select", "step", "out_bias")  # in the type of the hidden state
+_PLAIN = ("in_bias", "gates", "select", "step", "gate", "out_bias")  # in the type of the hidden state
 
 
 @dataclass(frozen=True, slots=True)

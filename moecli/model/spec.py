@@ -262,7 +262,7 @@ class RecurrentKind(Enum):
     MAMBA = "mamba"  # with norms on step and maps (Jamba)
     MAMBA2 = "mamba-2"  # arXiv 2405.21060
     LIGHTNING = "lightning attention"
-    KIMI_DELTA = "kimi delta attention"
+    KIMI_DELTA = "kimi delta attention"  # a gated delta net with a decay of each row, arXiv 2510.26692
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +277,7 @@ class Recurrent:
     groups: int = 0  # of heads that share what writes and reads the state: key heads
     state_dim: int = 0  # rows of a head's state: key_dim
     kernel: int = 0  # tokens that the convolution sees
-    rank: int = 0  # of Mamba's steps
+    rank: int = 0  # of Mamba's steps; of Kimi's decays and of its gate
     norm_eps: float = 1e-6
 
     @property
@@ -288,7 +288,7 @@ class Recurrent:
     @property
     def channels(self) -> int:
         """Numbers of a token that are convolved."""
-        maps = self.kind in (RecurrentKind.DELTA_NET, RecurrentKind.MAMBA2)
+        maps = self.kind in (RecurrentKind.DELTA_NET, RecurrentKind.KIMI_DELTA, RecurrentKind.MAMBA2)
         return self.inner + (2 * self.groups * self.state_dim if maps else 0)
 
     @property
@@ -296,7 +296,10 @@ class Recurrent:
         """Numbers of a token that its recurrence computes with."""
         if self.kind is RecurrentKind.SHORT_CONVOLUTION:
             return 0
-        return 2 * (self.inner + self.state_dim) if self.kind is RecurrentKind.MAMBA else self.channels + 2 * self.heads
+        if self.kind is RecurrentKind.MAMBA:
+            return 2 * (self.inner + self.state_dim)
+        decays = self.heads * (self.state_dim if self.kind is RecurrentKind.KIMI_DELTA else 1)
+        return self.channels + decays + self.heads
 
 
 @dataclass(frozen=True, slots=True)

@@ -374,7 +374,8 @@ def _recurrent(recurrent: Recurrent, tokens: int, size: int) -> int:
     """What is projected and mixed of all tokens; of some at once, in float32, what lies between."""
     inputs = {extra.role: extra.shape[0] for extra in recurrent.tensors}
     projected = inputs.get("mixer_in", 0) + inputs.get("mixer_gates", 0)
-    between = projected + recurrent.channels + recurrent.operands + recurrent.inner
+    widened = 2 * inputs.get("mixer_gate", 0)  # and decays that come the same way
+    between = projected + recurrent.channels + recurrent.operands + recurrent.inner + widened
     return tokens * (projected + recurrent.inner) * size + 4 * min(tokens, blocking.STATE_STEP) * between
 
 

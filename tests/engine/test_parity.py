@@ -185,6 +185,13 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("mistral", "window", {"sliding_window": 16}),
     ("mistral", "wide heads, tied", {"head_dim": 12, "tie_word_embeddings": True}),
     ("mistral", "yarn, one kv head", {"rope_parameters": YARN, "num_key_value_heads": 1}),
+    ("kimi_linear", "layers by two lists, groups, query latent, weights as they are", {
+        "layer_types": None, "n_group": 4, "topk_group": 2, "q_lora_rank": 12, "norm_topk_prob": False,
+        "linear_attn_config": {
+            "full_attn_layers": [1, 4], "kda_layers": [2, 3], "num_heads": 2, "head_dim": 34,
+            "short_conv_kernel_size": 3}}),
+    ("kimi_linear", "biases, mostly dense, two shared", {
+        "attention_bias": True, "mlp_layer_types": ["sparse", "dense", "dense", "sparse"], "n_shared_experts": 2}),
     ("mistral4", "full queries, groups, biases, weights as they are", {
         "q_lora_rank": None, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 0, "norm_topk_prob": False,
         "routed_scaling_factor": 2.0, "attention_bias": True}),

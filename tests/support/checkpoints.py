@@ -219,6 +219,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_num_heads": 4, "mamba_head_dim": 10, "n_groups": 2, "head_dim": 12, "time_step_min": 1e-30,
         },
     ),
+    "kimi_linear": (
+        "KimiLinear",
+        _BASE
+        | {key: value for key, value in _LATENT.items() if key != "n_routed_experts"}
+        | {
+            "num_hidden_layers": 4, "linear_num_heads": 3, "linear_head_dim": 10, "num_local_experts": 8,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            "pad_token_id": None,
+        },
+    ),
     "llama": ("Llama", _BASE | {"intermediate_size": 40}),
     "minimax_m2": (
         "MiniMaxM2",

@@ -440,6 +440,15 @@ WILD: dict[str, Wild] = {
     "lfm2, the older name of a tie": Wild(
         _of("lfm2-8b-a1b", "tie_word_embeddings", tie_embedding=True, block_auto_adjust_ff_dim=False), 8_339_930_560
     ),
+    "kimi-linear, its sizes beside": Wild(
+        _of("kimi-linear-48b-a3b", head_dim=72, linear_head_dim=64, **_SAVER), 49_122_681_728
+    ),
+    "kimi-linear, decays with a floor": Wild(
+        _of("kimi-linear-48b-a3b", linear_attn_config={"gate_lower_bound": -5.0}), refusal="gate_lower_bound' is -5.0"
+    ),
+    "kimi-linear, layers of two minds": Wild(
+        _of("kimi-linear-48b-a3b", layer_types=["full_attention"] * 27), refusal="'layer_types' is"
+    ),
     "jamba, tuned": Wild(_of("jamba", **_SAVER, use_mamba_kernels=False), 51_570_323_328),
     "granite 4": Wild(_of("granite-4.0-h-tiny", normalization_function="rmsnorm", **_SAVER), 6_939_037_248),
     "granite 4, steps cut": Wild(_of("granite-4.0-h-tiny", time_step_limit=[0.0, 0.1]), refusal="'time_step_limit' is"),

@@ -161,6 +161,7 @@ static const struct layout layouts[] = {
     FIELD(recurrent, gates),
     FIELD(recurrent, select),
     FIELD(recurrent, step),
+    FIELD(recurrent, gate),
     FIELD(recurrent, out),
     FIELD(recurrent, out_bias),
     FIELD(recurrent, conv),

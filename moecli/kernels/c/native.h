@@ -109,7 +109,8 @@ struct sublayer {
 };
 
 /* Where a token stands: its row of the tables [positions, rotary_dim], with the signs of a rotation, and of the cache
-   [heads, rows, numbers]. The token goes to row `last`, and sees `first` to `last`; its queries are multiplied. */
+   [heads, rows, numbers]. The token goes to row `last`, and sees `first` to `last`; its queries are multiplied. Without
+   tables nothing is rotated. */
 struct place {
     const void *cosines, *sines;
     int64_t position;
@@ -163,7 +164,7 @@ struct prompt_attention {
     float scale, softcap;
 };
 
-enum recurrence { DELTA_NET, SHORT_CONVOLUTION, MAMBA, MAMBA2 };
+enum recurrence { DELTA_NET, SHORT_CONVOLUTION, MAMBA, MAMBA2, KIMI_DELTA };
 
 /* What one layer remembers of one text: what the convolution saw last [kernel - 1, channels] and the state. A step
    whose tokens may be forgotten does not `commit`: it leaves the state, and what it would have seen behind `rows` and
@@ -173,14 +174,15 @@ struct history {
     int64_t kept, commits;
 };
 
-/* A mixer with a state. `in` and `out` are in the sublayer's format, `gates` (of DELTA_NET: two numbers for each head),
-   `select` and `step` (of MAMBA) in its type, everything else in FP32. conv [kernel, channels]; decay, negative:
-   [heads], of MAMBA as the state lies; step_bias and skip [heads], of MAMBA [heads * head_dim]. Biases may be NULL, and
-   what a kind does not have. `groups` are heads that share what writes and reads the state. */
+/* A mixer with a state. `in` and `out` are in the sublayer's format, `gates` (of DELTA_NET: two numbers for each head;
+   of KIMI_DELTA one, and `rank` each for `step` and `gate`), `select` and `step` (of MAMBA and KIMI_DELTA) and `gate`
+   in its type, everything else in FP32. conv [kernel, channels]; decay, negative: [heads], of MAMBA as the state lies;
+   step_bias and skip [heads], of MAMBA and KIMI_DELTA [heads * head_dim]. Biases may be NULL, and what a kind does not
+   have. `groups` are heads that share what writes and reads the state. */
 struct recurrent {
     struct sublayer sublayer;
     int32_t kind;
-    const void *in, *in_bias, *gates, *select, *step, *out, *out_bias;
+    const void *in, *in_bias, *gates, *select, *step, *gate, *out, *out_bias;
     const float *conv, *conv_bias, *decay, *step_bias, *skip, *norm, *step_norm, *write_norm, *read_norm;
     int64_t heads, head_dim, groups, state_dim, kernel, rank;
     float norm_eps;

@@ -40,6 +40,36 @@ def gated_delta_net(c: ConfigReader, hidden_size: int, eps: float) -> Recurrent:
     )  # fmt: skip
 
 
+def kimi_delta(c: ConfigReader, linear: ConfigReader | None, hidden_size: int, eps: float) -> Recurrent:
+    """Kimi Delta Attention (arXiv 2510.26692): decays and the output's gate each pass a projection as narrow as a head.
+
+    The published file has its sizes in an object of their own, `linear`, which goes before transformers' keys.
+    """
+    keys = {"num_heads": ("linear_num_heads", 32), "head_dim": ("linear_head_dim", 128)}
+    keys["short_conv_kernel_size"] = ("linear_conv_kernel_dim", 4)
+    flat = {key: c.count(*name) for key, name in keys.items()}
+    heads, dim, kernel = (flat[key] if linear is None else linear.count(key, flat[key]) for key in keys)
+    if linear is not None:  # of Kimi-K3
+        linear.expect("use_full_rank_gate", False, None)
+        linear.expect("gate_lower_bound", None)
+    inner = heads * dim
+    shapes = {
+        "in": (3 * inner, hidden_size),
+        "gates": (heads + 2 * dim, hidden_size),
+        "conv": (3 * inner, 1, kernel),
+        "step": (inner, dim),
+        "step_bias": (inner,),
+        "decay": (heads,),
+        "gate": (inner, dim),
+        "norm": (dim,),
+        "out": (hidden_size, inner),
+    }
+    return Recurrent(
+        RecurrentKind.KIMI_DELTA, tensors(shapes), inner * dim + 3 * inner * (kernel - 1), heads, dim, heads, dim,
+        kernel, rank=dim, norm_eps=eps,
+    )  # fmt: skip
+
+
 def mamba2(
     hidden_size: int,
     *,
@@ -122,6 +152,19 @@ def delta_net_names(inputs: str, gates: str) -> dict[str, tuple[str, ...]]:
     return (
         names(prefix, mixer_in=inputs, mixer_gates=gates, mixer_conv="conv1d", mixer_norm="norm", mixer_out="out_proj")
         | names(prefix, "", mixer_step_bias="dt_bias", mixer_decay="A_log")
+    )  # fmt: skip
+
+
+def kimi_delta_names(published: bool) -> dict[str, tuple[str, ...]]:
+    """Where they lie in the published file, or as transformers 5 holds them in memory."""
+    prefix, forget = f"{_LAYER}self_attn.", "" if published else "forget_gate."
+    return (
+        names(
+            prefix, mixer_in="q_proj k_proj v_proj", mixer_gates=f"b_proj {forget}f_a_proj g_a_proj",
+            mixer_conv="q_conv1d k_conv1d v_conv1d" if published else "conv1d", mixer_step=f"{forget}f_b_proj",
+            mixer_gate="g_b_proj", mixer_norm="o_norm", mixer_out="o_proj",
+        )
+        | names(prefix, "", mixer_step_bias=f"{forget}dt_bias", mixer_decay=f"{forget}A_log")
     )  # fmt: skip
 
 

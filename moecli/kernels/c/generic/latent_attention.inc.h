@@ -171,18 +171,20 @@ static enum status project_down(const struct latent_attention *call, const void 
     return status;
 }
 
-/* A token's queries [heads, nope_dim + rotary_dim] are rotated, and its key; the key goes to the cache with the latent.
- */
+/* A token's queries [heads, nope_dim + rotary_dim] are rotated where positions turn anything, and its key; the key goes
+   to the cache with the latent. */
 static void rotate_and_cache_latent(const struct latent_attention *call, const struct place *place, float *queries,
                                     float *latent, float *angles) {
     size_t rotary_dim = (size_t)call->rotary_dim, width = (size_t)call->rank + rotary_dim;
     size_t nope_dim = (size_t)call->nope_dim, row = (size_t)place->last * width * number_size(call->sublayer.type);
-    load_angles(&call->sublayer, place, rotary_dim, angles);
-    for (size_t head = 0; head < (size_t)call->heads; head++)
+    if (place->cosines)
+        load_angles(&call->sublayer, place, rotary_dim, angles);
+    for (size_t head = 0; place->cosines && head < (size_t)call->heads; head++)
         rotate(call->interleaved, queries + head * (nope_dim + rotary_dim) + nope_dim, angles, rotary_dim);
     for (size_t i = 0; place->query_scale != 1 && i < (size_t)call->heads * (nope_dim + rotary_dim); i++)
         queries[i] *= place->query_scale;
-    rotate(call->interleaved, latent + call->rank, angles, rotary_dim);
+    if (place->cosines)
+        rotate(call->interleaved, latent + call->rank, angles, rotary_dim);
     store_numbers((char *)place->keys + row, call->sublayer.type, latent, width);
 }
 
