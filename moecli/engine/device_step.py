@@ -64,7 +64,7 @@ def _serves_layer(layer: Layer) -> bool:
     return (
         layer.mixes
         and layer.feeds
-        and not (layer.recurrent or layer.parallel or layer.ffn_reads_input or layer.cross)
+        and not (layer.recurrent or layer.parallel or layer.ffn_reads_input or layer.cross or layer.carries)
         and not attention.rope.depends_on_length
         and usual
         and not (attention.query_growth or getattr(attention, "chunked", False) or getattr(attention, "sinks", False))

@@ -75,7 +75,7 @@ def _delta_net(
     return (rms_norm(mixed, w["norm"], spec.norm_eps) * F.silu(z.unflatten(-1, (spec.heads, -1)))).flatten(1)
 
 
-def _kimi_delta(
+def _channel_delta(
     spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, gates: Tensor | None, cache: RecurrentCache
 ) -> Tensor:
     """Kimi Delta Attention (arXiv 2510.26692): a decay of each row of a head's state; it and the gate are narrow."""
@@ -123,6 +123,17 @@ def _mamba2(spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, gates: Tensor |
     return rms_norm(mixed.unflatten(-1, (spec.groups, -1)), None, spec.norm_eps).flatten(1) * w["norm"]
 
 
+def _lightning(
+    spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, gates: Tensor | None, cache: RecurrentCache
+) -> Tensor:
+    """Lightning attention (arXiv 2401.04658): one decay per head, the same for every token."""
+    mapped, z = x.split((spec.channels, spec.inner), -1)
+    q, k, v = (each.unflatten(-1, (spec.heads, -1)) for each in F.silu(mapped).chunk(3, -1))
+    total = recurrent.slopes(spec).to(x.device).expand(len(x), -1).cumsum(0)[..., None]
+    mixed = _read(q, k, v.transpose(0, 1), total, _state(spec, cache), cache).flatten(1)
+    return rms_norm(mixed, w["norm"], spec.norm_eps) * z.sigmoid()
+
+
 def _mamba(spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, gates: Tensor | None, cache: RecurrentCache) -> Tensor:
     """Mamba (arXiv 2312.00752) with norms on step and maps: a decay for each channel and row, so token by token."""
     mapped, z = x.chunk(2, -1)
@@ -157,10 +168,11 @@ _RECURRENCES: dict[
     RecurrentKind, Callable[[Recurrent, Mapping[str, Tensor], Tensor, Tensor | None, RecurrentCache], Tensor]
 ] = {
     RecurrentKind.DELTA_NET: _delta_net,
-    RecurrentKind.KIMI_DELTA: _kimi_delta,
+    RecurrentKind.CHANNEL_DELTA: _channel_delta,
     RecurrentKind.SHORT_CONVOLUTION: _short_convolution,
     RecurrentKind.MAMBA: _mamba,
     RecurrentKind.MAMBA2: _mamba2,
+    RecurrentKind.LIGHTNING: _lightning,
 }
 
 

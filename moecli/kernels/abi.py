@@ -79,6 +79,7 @@ class Sublayer(ctypes.Structure):
         ("eps", c_float),
         ("multiplier", c_float),
         ("scale", c_float),
+        ("kept", c_float),
         ("before", c_void_p),
         ("before_bias", c_void_p),
         ("after", c_void_p),

@@ -57,7 +57,10 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sublayer:
-    """What both of a block have in common: x = scale * (x + multiplier * after(something(before(x))))."""
+    """What both of a block have in common: x = scale * (x + multiplier * after(something(before(x)))).
+
+    Unless `kept` is 0, kept * before(x) stands for the x that is added to.
+    """
 
     format: str  # of matrices
     dtype: torch.dtype  # of x and of all that is no matrix
@@ -68,6 +71,7 @@ class Sublayer:
     after: Tensor | None
     before_bias: Tensor | None = None
     scale: Tensor | None = None  # [1]
+    kept: float = 0.0
 
 
 def serves(sublayer: Sublayer, matrices: Iterable[Matrix]) -> bool:
@@ -318,6 +322,7 @@ def _sublayer(sublayer: Sublayer) -> abi.Sublayer:
         eps=sublayer.eps,
         multiplier=sublayer.multiplier,
         scale=1 if sublayer.scale is None else float(sublayer.scale),
+        kept=sublayer.kept,
         before=_plain(sublayer.before, sublayer.dtype),
         before_bias=_plain(sublayer.before_bias, sublayer.dtype),
         after=_plain(sublayer.after, sublayer.dtype),

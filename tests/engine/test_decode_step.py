@@ -139,6 +139,7 @@ WHOLE_PANELS = {
     "granitemoehybrid": {"intermediate_size": 32, "shared_intermediate_size": 32},
     "jamba": {"intermediate_size": 32},
     "kimi_linear": _TWO_WIDTHS,
+    "minimax": {"intermediate_size": 32},
     "lfm2_moe": {"intermediate_size": 64},
     "qwen3_next": {"shared_expert_intermediate_size": 32},
     "qwen3_5_moe": {"shared_expert_intermediate_size": 32},

@@ -185,6 +185,9 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("mistral", "window", {"sliding_window": 16}),
     ("mistral", "wide heads, tied", {"head_dim": 12, "tie_word_embeddings": True}),
     ("mistral", "yarn, one kv head", {"rope_parameters": YARN, "num_key_value_heads": 1}),
+    ("minimax", "every other layer, windows, multi-head, tied", {
+        "layer_types": None, "head_dim": None, "sliding_window": 16, "num_key_value_heads": 8,
+        "tie_word_embeddings": True, "num_attention_heads": 8, "num_hidden_layers": 3}),
     ("kimi_linear", "layers by two lists, groups, query latent, weights as they are", {
         "layer_types": None, "n_group": 4, "topk_group": 2, "q_lora_rank": 12, "norm_topk_prob": False,
         "linear_attn_config": {

@@ -26,7 +26,16 @@ from tests.support.stores import packed
 
 pytestmark = pytest.mark.slow
 
-FAMILIES = ("granitemoehybrid", "jamba", "kimi_linear", "lfm2_moe", "nemotron_h", "qwen3_next", "qwen3_5_moe")
+FAMILIES = (
+    "granitemoehybrid",
+    "jamba",
+    "kimi_linear",
+    "lfm2_moe",
+    "minimax",
+    "nemotron_h",
+    "qwen3_next",
+    "qwen3_5_moe",
+)
 native = pytest.mark.skipif(library.library() is None, reason="the native kernels are not built")
 
 

@@ -230,6 +230,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "llama": ("Llama", _BASE | {"intermediate_size": 40}),
+    "minimax": (
+        "MiniMax",
+        _BASE
+        | {
+            "num_hidden_layers": 4, "head_dim": 12, "intermediate_size": 24, "num_local_experts": 6,
+            "num_experts_per_tok": 3, "block_size": 32, "full_attn_alpha_factor": 1.5, "full_attn_beta_factor": 0.8,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            "linear_attn_alpha_factor": 0.7, "linear_attn_beta_factor": 1.2, "mlp_alpha_factor": 2.5,
+            "mlp_beta_factor": 0.9,
+        },
+    ),
     "minimax_m2": (
         "MiniMaxM2",
         _BASE
@@ -310,7 +321,7 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
     zero_centred = model.config.model_type.startswith(("qwen3_next", "qwen3_5"))
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
-            if "inv_freq" in name or name.endswith("embed_scale"):
+            if "inv_freq" in name or name.endswith(("embed_scale", "slope_rate", "_decay")):
                 continue
             if name.endswith("A_log"):  # of states that remember some tokens
                 value.copy_(normal(value.shape, 1.0) - 1.5)

@@ -285,6 +285,8 @@ WILD: dict[str, Wild] = {
     ),
     "kimi-k2.5, nvfp4": Wild(_kimi(quantization_config=_MODELOPT), _KIMI, "ModelOpt nvfp4"),
     # MiniMax, GLM, dots
+    "minimax-m1, tuned": Wild(_of("minimax-m1", **_SAVER), 456_089_655_296),
+    "minimax-m1, another residual": Wild(_of("minimax-m1", postnorm=False), refusal="'postnorm' is false"),
     "minimax-m2 in bf16": Wild(
         _of("minimax-m2", "quantization_config", **_SAVER, sliding_window=None), 228_689_764_864
     ),

@@ -60,6 +60,7 @@ static const struct layout layouts[] = {
     FIELD(sublayer, eps),
     FIELD(sublayer, multiplier),
     FIELD(sublayer, scale),
+    FIELD(sublayer, kept),
     FIELD(sublayer, before),
     FIELD(sublayer, before_bias),
     FIELD(sublayer, after),

@@ -97,12 +97,12 @@ enum scoring { SOFTMAX, SIGMOID, SOFTMAX_OF_TOPK, SIGMOID_INPUT, SPARSEMIXER };
 enum group_score { LARGEST, SUM_OF_TWO };
 
 /* Attention or feed-forward of a block for a few tokens, each for itself: x = scale * (x + multiplier *
-   after(something(before(x)))). x [tokens, hidden_size]; `type` is that of x and of all weights that are not multiplied
-   with; `after` and the bias of `before` may be NULL. */
+   after(something(before(x)))), or, unless `kept` is 0, scale * (kept * before(x) + ...). x [tokens, hidden_size];
+   `type` is that of x and of all weights that are not multiplied with; `after` and the bias of `before` may be NULL. */
 struct sublayer {
     struct thread_pool pool;
     int32_t type, format, norm;
-    float eps, multiplier, scale;
+    float eps, multiplier, scale, kept;
     const void *before, *before_bias, *after;
     void *x;
     int64_t hidden_size, tokens;
@@ -164,7 +164,7 @@ struct prompt_attention {
     float scale, softcap;
 };
 
-enum recurrence { DELTA_NET, SHORT_CONVOLUTION, MAMBA, MAMBA2, KIMI_DELTA };
+enum recurrence { DELTA_NET, SHORT_CONVOLUTION, MAMBA, MAMBA2, CHANNEL_DELTA, LIGHTNING };
 
 /* What one layer remembers of one text: what the convolution saw last [kernel - 1, channels] and the state. A step
    whose tokens may be forgotten does not `commit`: it leaves the state, and what it would have seen behind `rows` and
@@ -175,10 +175,10 @@ struct history {
 };
 
 /* A mixer with a state. `in` and `out` are in the sublayer's format, `gates` (of DELTA_NET: two numbers for each head;
-   of KIMI_DELTA one, and `rank` each for `step` and `gate`), `select` and `step` (of MAMBA and KIMI_DELTA) and `gate`
-   in its type, everything else in FP32. conv [kernel, channels]; decay, negative: [heads], of MAMBA as the state lies;
-   step_bias and skip [heads], of MAMBA and KIMI_DELTA [heads * head_dim]. Biases may be NULL, and what a kind does not
-   have. `groups` are heads that share what writes and reads the state. */
+   of CHANNEL_DELTA one, and `rank` each for `step` and `gate`), `select` and `step` (of MAMBA and CHANNEL_DELTA) and
+   `gate` in its type, everything else in FP32. conv [kernel, channels], none of LIGHTNING; decay, negative: [heads], of
+   MAMBA as the state lies; step_bias and skip [heads], of MAMBA and CHANNEL_DELTA [heads * head_dim]. Biases may be
+   NULL, and what a kind does not have. `groups` are heads that share what writes and reads the state. */
 struct recurrent {
     struct sublayer sublayer;
     int32_t kind;

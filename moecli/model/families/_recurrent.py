@@ -65,8 +65,19 @@ def kimi_delta(c: ConfigReader, linear: ConfigReader | None, hidden_size: int, e
         "out": (hidden_size, inner),
     }
     return Recurrent(
-        RecurrentKind.KIMI_DELTA, tensors(shapes), inner * dim + 3 * inner * (kernel - 1), heads, dim, heads, dim,
+        RecurrentKind.CHANNEL_DELTA, tensors(shapes), inner * dim + 3 * inner * (kernel - 1), heads, dim, heads, dim,
         kernel, rank=dim, norm_eps=eps,
+    )  # fmt: skip
+
+
+def lightning(hidden_size: int, heads: int, head_dim: int, layer: int, layers: int) -> Recurrent:
+    """Lightning attention (arXiv 2401.04658): linear attention whose heads decay by their number and the layer's."""
+    inner = heads * head_dim
+    shapes = {"in": (4 * inner, hidden_size), "norm": (inner,), "out": (hidden_size, inner)}
+    slope = 1 - layer / (layers - 1 + 1e-5) + 1e-5
+    return Recurrent(
+        RecurrentKind.LIGHTNING, tensors(shapes), inner * head_dim, heads, head_dim, heads, head_dim, kernel=1,
+        slope=slope,
     )  # fmt: skip
 
 
@@ -166,6 +177,19 @@ def kimi_delta_names(published: bool) -> dict[str, tuple[str, ...]]:
         )
         | names(prefix, "", mixer_step_bias=f"{forget}dt_bias", mixer_decay=f"{forget}A_log")
     )  # fmt: skip
+
+
+def lightning_names() -> dict[str, tuple[str, ...]]:
+    """Where those of lightning attention lie."""
+    return names(f"{_LAYER}self_attn.", mixer_in="qkv_proj output_gate", mixer_norm="norm", mixer_out="out_proj")
+
+
+# Of each of its heads queries, keys and values lie together.
+LIGHTNING_TURNS = {
+    f"{_LAYER}self_attn.qkv_proj.weight": Interleaved(
+        lambda layer: (0 if layer.recurrent is None else layer.recurrent.head_dim,) * 3, ("mixer_in",) * 3
+    )
+}
 
 
 def mamba_names(prefix: str) -> dict[str, tuple[str, ...]]:

@@ -18,7 +18,7 @@ struct recurrent_job {
     const float *projected, *gates;
     float *rows;     /* [kernel - 1 + tokens, channels], the last of the past first */
     float *operands; /* [kept + tokens, operand_width] */
-    float *opening;  /* of KIMI_DELTA, what opens the gate: [tokens, heads * head_dim] */
+    float *opening;  /* of CHANNEL_DELTA, what opens the gate: [tokens, heads * head_dim] */
     float *spare;    /* a state for tokens that may be forgotten */
     float *mixed;    /* [tokens, heads * head_dim] */
     size_t tokens, kept, workers;
@@ -32,15 +32,15 @@ static size_t shared_width(const struct recurrent *call) { return (size_t)(call-
 
 /* What the convolution sees of a token. */
 static size_t channels_of(const struct recurrent *call) {
-    int maps = call->kind == DELTA_NET || call->kind == KIMI_DELTA || call->kind == MAMBA2;
-    return inner_width(call) + (maps ? 2 * shared_width(call) : 0);
+    int whole = call->kind == SHORT_CONVOLUTION || call->kind == MAMBA;
+    return inner_width(call) + (whole ? 0 : 2 * shared_width(call));
 }
 
 static size_t decays_of(const struct recurrent *call) {
-    return (size_t)(call->kind == KIMI_DELTA ? call->heads * call->state_dim : call->heads);
+    return (size_t)(call->kind == CHANNEL_DELTA ? call->heads * call->state_dim : call->heads);
 }
 
-/* What the recurrence sees of a token: with heads the convolved channels, then decay (of KIMI_DELTA one of each row)
+/* What the recurrence sees of a token: with heads the convolved channels, then decay (of CHANNEL_DELTA one of each row)
    and rate of each; of Mamba x and step of each channel, then what writes the state and what reads it. */
 static size_t operand_width(const struct recurrent *call) {
     if (call->kind == SHORT_CONVOLUTION)
@@ -55,9 +55,10 @@ static size_t projection_width(const struct recurrent *call) {
     switch ((enum recurrence)call->kind) {
     case SHORT_CONVOLUTION: return 3 * inner_width(call);
     case MAMBA: return 2 * inner_width(call);
-    case DELTA_NET: return channels_of(call) + inner_width(call);
+    case DELTA_NET:
+    case LIGHTNING: return channels_of(call) + inner_width(call);
     case MAMBA2: return inner_width(call) + channels_of(call) + (size_t)call->heads;
-    case KIMI_DELTA: return channels_of(call);
+    case CHANNEL_DELTA: return channels_of(call);
     }
     return 0;
 }
@@ -66,7 +67,7 @@ static size_t projection_width(const struct recurrent *call) {
 static size_t gates_width(const struct recurrent *call) {
     if (!call->gates)
         return 0;
-    return (size_t)(call->kind == KIMI_DELTA ? call->heads + 2 * call->rank : 2 * call->heads);
+    return (size_t)(call->kind == CHANNEL_DELTA ? call->heads + 2 * call->rank : 2 * call->heads);
 }
 
 static size_t tiles_of(const struct recurrent *call) {
@@ -82,8 +83,8 @@ static float logistic(float x) { return 1 / (1 + exponential(-x)); }
 static void convolve(const struct recurrent *call, const float *rows, float *restrict out) {
     size_t channels = channels_of(call);
     for (size_t i = 0; i < channels; i++)
-        out[i] = call->conv_bias ? call->conv_bias[i] : 0;
-    for (size_t back = 0; back < (size_t)call->kernel; back++) {
+        out[i] = !call->conv ? rows[i] : call->conv_bias ? call->conv_bias[i] : 0;
+    for (size_t back = 0; call->conv && back < (size_t)call->kernel; back++) {
         const float *restrict weights = call->conv + back * channels, *restrict row = rows + back * channels;
         for (size_t i = 0; i < channels; i++)
             out[i] = fmaf(weights[i], row[i], out[i]);
@@ -118,7 +119,7 @@ static void prepare(const struct recurrent_job *job, size_t token) {
     float *operands = job->operands + (job->kept + token) * operand_width(call);
     convolve(call, rows, operands);
     float *decays = operands + channels, *rates = decays + decays_of(call);
-    if (call->kind == DELTA_NET || call->kind == KIMI_DELTA) {
+    if (call->kind == DELTA_NET || call->kind == CHANNEL_DELTA) {
         const float *gates = job->gates + token * gates_width(call);
         scale_to_one(operands, (size_t)call->groups, dim, 1 / sqrtf((float)dim));
         scale_to_one(operands + shared, (size_t)call->groups, dim, 1);
@@ -127,6 +128,8 @@ static void prepare(const struct recurrent_job *job, size_t token) {
         for (size_t head = 0; call->kind == DELTA_NET && head < heads; head++)
             decays[head] = exponential(call->decay[head] * softplus(gates[heads + head] + call->step_bias[head]));
     }
+    for (size_t head = 0; call->kind == LIGHTNING && head < heads; head++)
+        decays[head] = exponential(call->decay[head]), rates[head] = 1;
     if (call->kind == MAMBA2)
         for (size_t head = 0; head < heads; head++) {
             rates[head] = softplus(projected[inner + channels + head] + call->step_bias[head]);
@@ -169,7 +172,7 @@ static enum status select_steps(const struct recurrent_job *job) {
     return status;
 }
 
-/* Kimi's decays, one of each row of a state, and what opens its gate, each through a narrow projection. */
+/* Decays, one of each row of a state, and what opens its gate, each through a narrow projection. */
 static enum status widen(const struct recurrent_job *job) {
     const struct recurrent *call = job->call;
     size_t inner = inner_width(call), rank = (size_t)call->rank, decays = decays_of(call), gates = gates_width(call);
@@ -268,8 +271,10 @@ static void scan(const struct recurrent_job *job, size_t task) {
                 advance(0, 0, state, dim, second + inner, first + inner, values, decays + head, rate, out);
             } else {
                 memcpy(values, operands + 2 * shared + column, some * sizeof *values);
-                if (call->kind == KIMI_DELTA)
+                if (call->kind == CHANNEL_DELTA)
                     advance(1, 1, state, dim, first, second, values, decays + head * dim, rate, out);
+                else if (call->kind == LIGHTNING)
+                    advance(0, 0, state, dim, first, second, values, decays + head, rate, out);
                 else
                     advance(1, 0, state, dim, first, second, values, decays + head, rate, out);
             }
@@ -286,20 +291,21 @@ static void scan(const struct recurrent_job *job, size_t task) {
 /* A token's gate, and the norm before or after it. */
 static void finish(const struct recurrent_job *job, size_t token) {
     const struct recurrent *call = job->call;
-    size_t inner = inner_width(call), parts = (size_t)(call->kind == MAMBA2 ? call->groups : call->heads);
+    enum recurrence kind = (enum recurrence)call->kind;
+    size_t inner = inner_width(call), groups = (size_t)(kind == MAMBA2 ? call->groups : call->heads);
+    size_t parts = kind == LIGHTNING ? 1 : groups, size = inner / parts;
+    int mambas = kind == MAMBA || kind == MAMBA2;
     const float *gate = job->projected + token * projection_width(call);
     float *mixed = job->mixed + token * inner;
-    gate += call->kind == MAMBA ? inner : call->kind == DELTA_NET ? channels_of(call) : 0;
-    int corrects = call->kind == DELTA_NET || call->kind == KIMI_DELTA;
-    for (size_t part = 0; corrects && part < parts; part++)
-        normalise(RMS, call->norm_eps, call->norm, FP32, mixed + part * inner / parts, inner / parts);
-    if (call->kind == KIMI_DELTA)
-        for (size_t i = 0; i < inner; i++)
-            mixed[i] *= logistic(job->opening[token * inner + i]);
-    else
-        for (size_t i = 0; i < inner; i++)
-            mixed[i] *= silu(gate[i]);
-    for (size_t part = 0, size = inner / parts; call->kind == MAMBA2 && part < parts; part++)
+    gate = kind == CHANNEL_DELTA ? job->opening + token * inner
+                                 : gate + (kind == MAMBA ? inner
+                                           : mambas      ? 0
+                                                         : channels_of(call));
+    for (size_t part = 0; !mambas && part < parts; part++)
+        normalise(RMS, call->norm_eps, call->norm, FP32, mixed + part * size, size);
+    for (size_t i = 0; i < inner; i++)
+        mixed[i] *= kind == CHANNEL_DELTA || kind == LIGHTNING ? logistic(gate[i]) : silu(gate[i]);
+    for (size_t part = 0; kind == MAMBA2 && part < parts; part++)
         normalise(RMS, call->norm_eps, call->norm + part * size, FP32, mixed + part * size, size);
 }
 
@@ -347,7 +353,7 @@ static enum status mix(const struct recurrent *call, const struct history *histo
     size_t channels = channels_of(call), width = operand_width(call), kept = (size_t)history->kept;
     size_t rows = ((size_t)call->kernel - 1 + tokens) * channels, operands = (kept + tokens) * width;
     size_t states = width && !history->commits ? tiles_of(call) * (size_t)call->state_dim * STATE_TILE : 0;
-    size_t openings = call->kind == KIMI_DELTA ? tokens * inner_width(call) : 0;
+    size_t openings = call->kind == CHANNEL_DELTA ? tokens * inner_width(call) : 0;
     struct thread_pool pool = limit_threads(&call->sublayer.pool, tokens * channels * sizeof(float) * 8);
     struct recurrent_job job = {.call = call, .history = history, .pool = &pool, .projected = projected};
     job.gates = gates, job.mixed = mixed, job.tokens = tokens, job.kept = kept;
@@ -365,7 +371,7 @@ static enum status mix(const struct recurrent *call, const struct history *histo
             memcpy(job.operands, history->record, kept * width * sizeof *job.operands);
         if (call->kind == MAMBA)
             status = select_steps(&job);
-        if (call->kind == KIMI_DELTA)
+        if (call->kind == CHANNEL_DELTA)
             status = widen(&job);
         if (status == DONE) {
             do_all(&job, scan, tiles_of(call));
