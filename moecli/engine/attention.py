@@ -344,6 +344,8 @@ class LatentAttention:
             q_rope = self._rotary.rotate(q_rope, start)
             cache.append(self._latents(low, start))
         mixed = self._attend(q_nope, q_rope, cache.buffers[0][0], start, cache.first, prompt)
+        if self._spec.gate_width:
+            mixed = gated(mixed, linear(x, self._weights.matrix("attn_gate")), Gate.SIGMOID)
         return linear(mixed, self._weights.matrix("o"), self._weights.get("o_bias"))
 
     def _attend(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, start: int, first: int, prompt: int) -> Tensor:

@@ -233,15 +233,17 @@ def _recurrent(spec: ModelSpec, index: int, recurrent: Recurrent, weights: Layer
 
 def _attention(spec: ModelSpec, index: int, weights: LayerWeights) -> AttentionSublayer | LatentSublayer | None:
     attention = spec.layers[index].attention
-    output = weights.matrix("o")
-    sublayer = _sublayer(spec, "attn", weights, format_of(output), spec.layers[index])
     if isinstance(attention, MLA):
-        query = weights.matrix("q" if attention.query_rank is None else "q_b")
-        return LatentSublayer(sublayer, attention, weights) if serves(sublayer, [query, output]) else None
-    matrices = [weights.matrix(attention.projection), output]
-    if attention.gate_width:
-        matrices.append(weights.matrix("attn_gate"))
-    return AttentionSublayer(sublayer, attention, weights) if serves(sublayer, matrices) else None
+        roles = ["o", "q" if attention.query_rank is None else "q_b"]
+    else:
+        roles = ["o", attention.projection]
+    matrices = [weights.matrix(role) for role in (*roles, *(["attn_gate"] if attention.gate_width else []))]
+    sublayer = _sublayer(spec, "attn", weights, format_of(matrices[0]), spec.layers[index])
+    if not serves(sublayer, matrices):
+        return None
+    if isinstance(attention, MLA):
+        return LatentSublayer(sublayer, attention, weights)
+    return AttentionSublayer(sublayer, attention, weights)
 
 
 def moe_sublayer(spec: ModelSpec, index: int, weights: LayerWeights, experts: ExpertStore) -> MoeSublayer | None:

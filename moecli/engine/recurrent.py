@@ -80,12 +80,19 @@ def _channel_delta(
 ) -> Tensor:
     """Kimi Delta Attention (arXiv 2510.26692): a decay of each row of a head's state; it and the gate are narrow."""
     assert gates is not None
-    rate, step, z = gates.split((spec.heads, spec.rank, spec.rank), -1)
-    step, z = (linear(low.to(w[role].dtype), w[role]).float() for role, low in (("step", step), ("gate", z)))
-    steps = F.softplus(step + w["step_bias"]).unflatten(-1, (spec.heads, -1))
-    decay = recurrent.decay_rates(spec, w["decay"])[:, None] * steps
-    mixed = _correct(spec, _convolve(spec, w, x, cache), decay, rate, cache)
-    return (rms_norm(mixed, w["norm"], spec.norm_eps) * z.unflatten(-1, (spec.heads, -1)).sigmoid()).flatten(1)
+    if spec.rank:
+        mapped, (rate, *low) = x, gates.split((spec.heads, spec.rank, spec.rank), -1)
+        step, z = (
+            linear(each.to(w[role].dtype), w[role]).float() for role, each in zip(("step", "gate"), low, strict=True)
+        )
+    else:
+        rate, (mapped, step, z) = gates, x.split((spec.channels, spec.heads * spec.state_dim, spec.inner), -1)
+    steps = (step + w["step_bias"]).unflatten(-1, (spec.heads, -1))
+    rates = recurrent.decay_rates(spec, w["decay"])[:, None]
+    decay = spec.floor * (-rates * steps).sigmoid() if spec.floor else rates * F.softplus(steps)
+    mixed = _correct(spec, _convolve(spec, w, mapped, cache), decay, rate, cache)
+    opened: Tensor = rms_norm(mixed, w["norm"], spec.norm_eps) * z.unflatten(-1, (spec.heads, -1)).sigmoid()
+    return opened.flatten(1)
 
 
 def _correct(spec: Recurrent, mapped: Tensor, decay: Tensor, rate: Tensor, cache: RecurrentCache) -> Tensor:
@@ -131,7 +138,7 @@ def _lightning(
     q, k, v = (each.unflatten(-1, (spec.heads, -1)) for each in F.silu(mapped).chunk(3, -1))
     total = recurrent.slopes(spec).to(x.device).expand(len(x), -1).cumsum(0)[..., None]
     mixed = _read(q, k, v.transpose(0, 1), total, _state(spec, cache), cache).flatten(1)
-    return rms_norm(mixed, w["norm"], spec.norm_eps) * z.sigmoid()
+    return rms_norm(mixed, w["norm"], spec.norm_eps).mul_(z.sigmoid())
 
 
 def _mamba(spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, gates: Tensor | None, cache: RecurrentCache) -> Tensor:

@@ -174,6 +174,8 @@ class LatentSublayer(_CachedAttention):
             expansion=_plain(weights.get("kv_b"), dtype),
             output=_address_of(weights.matrix("o")),
             output_bias=_plain(weights.get("o_bias"), dtype),
+            gate=_address_of(weights.matrix("attn_gate")) if spec.gate_width else None,
+            gate_width=spec.gate_width,
             heads=spec.heads,
             query_rank=spec.query_rank or 0,
             rank=spec.kv_rank,

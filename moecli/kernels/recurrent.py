@@ -71,6 +71,7 @@ class NativeMixer:
             kernel=spec.kernel,
             rank=spec.rank,
             norm_eps=spec.norm_eps,
+            floor=spec.floor,
             **{role: value.data_ptr() for role, value in self._held.items()},
         )
 

@@ -277,8 +277,9 @@ class Recurrent:
     groups: int = 0  # of heads that share what writes and reads the state: key heads
     state_dim: int = 0  # rows of a head's state: key_dim
     kernel: int = 0  # tokens that the convolution sees; 1: there is none
-    rank: int = 0  # of Mamba's steps; of Kimi's decays and of its gate
+    rank: int = 0  # of Mamba's steps; of Kimi's decays and of its gate, 0: the input projection makes them
     norm_eps: float = 1e-6
+    floor: float = 0.0  # of the logarithms of Kimi's decays: floor * sigmoid(rate * step); 0: -rate * softplus(step)
     slope: float = 0.0  # of lightning attention: head h of H decays by slope / 2^(8 h / H) a token, h from 1
 
     @property

@@ -138,6 +138,7 @@ WHOLE_PANELS = {
     "mistral4": _TWO_WIDTHS,
     "granitemoehybrid": {"intermediate_size": 32, "shared_intermediate_size": 32},
     "jamba": {"intermediate_size": 32},
+    "bailing_hybrid": _TWO_WIDTHS,
     "kimi_linear": _TWO_WIDTHS,
     "minimax": {"intermediate_size": 32},
     "lfm2_moe": {"intermediate_size": 64},

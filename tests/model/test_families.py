@@ -444,6 +444,7 @@ SPECIAL: dict[str, list[dict[str, Any]]] = {
     "hunyuan_v1_moe": [{}, {"attention_bias": True}],
     "granitemoehybrid": [{}, {"mamba_proj_bias": True, "num_local_experts": 0}],
     "jamba": [{}, {"mamba_proj_bias": True, "mamba_conv_bias": False}],
+    "bailing_hybrid": [{}, {"attention_bias": True, "short_conv_kernel_size": 2}],
     "kimi_linear": [{}, {"q_lora_rank": 12, "attention_bias": True, "linear_conv_kernel_dim": 2}],
     "lfm2_moe": [{}, {"conv_bias": True}],
     "minimax": [{}, {"layer_types": None, "head_dim": None, "tie_word_embeddings": True}],

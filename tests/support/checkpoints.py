@@ -134,6 +134,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mixtral": ("Mixtral", _BASE | {"intermediate_size": 24, "num_local_experts": 5}),
+    "bailing_hybrid": (
+        "BailingHybrid",
+        _BASE
+        | {key: value for key, value in _LATENT.items() if key != "n_routed_experts"}
+        | {
+            "num_hidden_layers": 4, "head_dim": 10, "num_local_experts": 8, "n_group": 4, "topk_group": 2,
+            "layer_group_size": 2, "pad_token_id": None, "num_mtp_layers": 0,
+            "kda_lower_bound": -1.0,  # transformers' sums of decays lose too many digits with the published one
+        },
+    ),
     "dbrx": (
         "Dbrx",
         {

@@ -451,6 +451,19 @@ WILD: dict[str, Wild] = {
     "kimi-linear, layers of two minds": Wild(
         _of("kimi-linear-48b-a3b", layer_types=["full_attention"] * 27), refusal="'layer_types' is"
     ),
+    "ling 3, by its name alone": Wild(
+        {
+            "architectures": ["BailingHybridForCausalLM"],
+            "model_type": "bailing_hybrid",
+            "model_max_length": 262_144,
+            **_SAVER,
+        },
+        124_414_211_552,
+    ),
+    "ling 2.5, another model of that type": Wild(
+        {"architectures": ["BailingMoeV2_5ForCausalLM"], "model_type": "bailing_hybrid"},
+        refusal="'BailingMoeV2_5ForCausalLM' is not supported",
+    ),
     "jamba, tuned": Wild(_of("jamba", **_SAVER, use_mamba_kernels=False), 51_570_323_328),
     "granite 4": Wild(_of("granite-4.0-h-tiny", normalization_function="rmsnorm", **_SAVER), 6_939_037_248),
     "granite 4, steps cut": Wild(_of("granite-4.0-h-tiny", time_step_limit=[0.0, 0.1]), refusal="'time_step_limit' is"),

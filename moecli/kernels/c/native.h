@@ -135,12 +135,13 @@ struct attention {
 
 /* Attention whose cache has no values, but latents of `rank` numbers and one rotating key that all heads share, as
    `keys`. `query` makes [heads, nope_dim + rotary_dim], of the hidden state or, with a query_rank, of `query_down`
-   times it; `latent_down` [rank + rotary_dim, hidden_size]. `expansion` as in prompt_attention. Biases may be NULL. */
+   times it; `latent_down` [rank + rotary_dim, hidden_size]. `expansion` as in prompt_attention. Biases may be NULL, and
+   the gate [gate_width, hidden_size], whose factors are as in attention. */
 struct latent_attention {
     struct sublayer sublayer;
     const void *query, *query_down, *query_down_bias, *query_norm;
-    const void *latent_down, *latent_down_bias, *latent_norm, *expansion, *output, *output_bias;
-    int64_t heads, query_rank, rank, nope_dim, rotary_dim, value_dim;
+    const void *latent_down, *latent_down_bias, *latent_norm, *expansion, *output, *output_bias, *gate;
+    int64_t heads, query_rank, rank, nope_dim, rotary_dim, value_dim, gate_width;
     int32_t interleaved;
     float norm_eps, scale;
     const struct place *places;
@@ -178,14 +179,16 @@ struct history {
    of CHANNEL_DELTA one, and `rank` each for `step` and `gate`), `select` and `step` (of MAMBA and CHANNEL_DELTA) and
    `gate` in its type, everything else in FP32. conv [kernel, channels], none of LIGHTNING; decay, negative: [heads], of
    MAMBA as the state lies; step_bias and skip [heads], of MAMBA and CHANNEL_DELTA [heads * head_dim]. Biases may be
-   NULL, and what a kind does not have. `groups` are heads that share what writes and reads the state. */
+   NULL, and what a kind does not have. `groups` are heads that share what writes and reads the state. Without a `rank`
+   CHANNEL_DELTA's `in` makes the inputs of `step` and `gate` too; unless 0, `floor` is the least logarithm of its
+   decays. */
 struct recurrent {
     struct sublayer sublayer;
     int32_t kind;
     const void *in, *in_bias, *gates, *select, *step, *gate, *out, *out_bias;
     const float *conv, *conv_bias, *decay, *step_bias, *skip, *norm, *step_norm, *write_norm, *read_norm;
     int64_t heads, head_dim, groups, state_dim, kernel, rank;
-    float norm_eps;
+    float norm_eps, floor;
     const struct history *histories; /* of each text, which has as many of the tokens as the others */
     int64_t texts;
     /* For whoever has projected the tokens of one text: in, gates, and what is to be multiplied by out */

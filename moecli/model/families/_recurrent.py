@@ -40,33 +40,28 @@ def gated_delta_net(c: ConfigReader, hidden_size: int, eps: float) -> Recurrent:
     )  # fmt: skip
 
 
-def kimi_delta(c: ConfigReader, linear: ConfigReader | None, hidden_size: int, eps: float) -> Recurrent:
-    """Kimi Delta Attention (arXiv 2510.26692): decays and the output's gate each pass a projection as narrow as a head.
+def kimi_delta(
+    hidden_size: int, *, heads: int, dim: int, kernel: int, eps: float, rank: int = 0, floor: float = 0.0
+) -> Recurrent:
+    """Kimi Delta Attention (arXiv 2510.26692): a gated delta net with a decay of each row of its heads' states.
 
-    The published file has its sizes in an object of their own, `linear`, which goes before transformers' keys.
+    Decays and the output's gate are projected through `rank` numbers each, or at once where that is 0. Unless `floor`
+    is 0, no decay's logarithm is less.
     """
-    keys = {"num_heads": ("linear_num_heads", 32), "head_dim": ("linear_head_dim", 128)}
-    keys["short_conv_kernel_size"] = ("linear_conv_kernel_dim", 4)
-    flat = {key: c.count(*name) for key, name in keys.items()}
-    heads, dim, kernel = (flat[key] if linear is None else linear.count(key, flat[key]) for key in keys)
-    if linear is not None:  # of Kimi-K3
-        linear.expect("use_full_rank_gate", False, None)
-        linear.expect("gate_lower_bound", None)
     inner = heads * dim
-    shapes = {
-        "in": (3 * inner, hidden_size),
-        "gates": (heads + 2 * dim, hidden_size),
+    shapes: dict[str, tuple[int, ...]] = {
+        "in": ((3 if rank else 5) * inner, hidden_size),
+        "gates": (heads + 2 * rank, hidden_size),
         "conv": (3 * inner, 1, kernel),
-        "step": (inner, dim),
         "step_bias": (inner,),
         "decay": (heads,),
-        "gate": (inner, dim),
         "norm": (dim,),
         "out": (hidden_size, inner),
     }
+    shapes |= {"step": (inner, rank), "gate": (inner, rank)} if rank else {}
     return Recurrent(
         RecurrentKind.CHANNEL_DELTA, tensors(shapes), inner * dim + 3 * inner * (kernel - 1), heads, dim, heads, dim,
-        kernel, rank=dim, norm_eps=eps,
+        kernel, rank, eps, floor,
     )  # fmt: skip
 
 

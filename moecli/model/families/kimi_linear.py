@@ -22,7 +22,7 @@ from moecli.model.families._layout import (
 from moecli.model.families._parts import biased_sigmoid, layer_count, make_spec
 from moecli.model.families._recurrent import kimi_delta, kimi_delta_names
 from moecli.model.families.deepseek_v2 import dense_then_sparse
-from moecli.model.spec import MLA, NO_ATTENTION, NO_ROPE, Layer, ModelSpec
+from moecli.model.spec import MLA, NO_ATTENTION, NO_ROPE, Layer, ModelSpec, Recurrent
 
 # The vendor's code reads them, or that of Kimi-K3, which has this model_type inside; here they are as transformers' is.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -54,7 +54,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     )  # fmt: skip
     c.expect("hidden_act", "silu", "swish")  # of the convolutions, too
     linear = c.nested("linear_attn_config")
-    delta = kimi_delta(c, linear, hidden_size, c.number("rms_norm_eps", 1e-5))
+    delta = _delta(c, linear, hidden_size)
     kinds = _kinds(c, linear, len(usual))
     if linear is not None:
         linear.finish(irrelevant=())
@@ -75,6 +75,24 @@ def _latent(c: ConfigReader) -> MLA:
         c.count("num_attention_heads", 32), c.optional_count("q_lora_rank"), c.count("kv_lora_rank", 512), nope, shared,
         c.count("v_head_dim", 128), NO_ROPE, scale=(nope + shared) ** -0.5, bias=c.flag("attention_bias", False),
     )  # fmt: skip
+
+
+def _delta(c: ConfigReader, linear: ConfigReader | None, hidden_size: int) -> Recurrent:
+    """The published file has its sizes in an object of their own, which goes before transformers' keys."""
+    found = {key: c.count(*name) for key, name in _SIZES.items()}
+    if linear is not None:
+        found = {key: linear.count(key, size) for key, size in found.items()}
+        linear.expect("use_full_rank_gate", False, None)  # as Kimi-K3 has it, and the next
+        linear.expect("gate_lower_bound", None)
+    heads, dim, kernel = found.values()
+    eps = c.number("rms_norm_eps", 1e-5)
+    return kimi_delta(hidden_size, heads=heads, dim=dim, kernel=kernel, eps=eps, rank=dim)
+
+
+_SIZES: dict[str, tuple[str, int]] = {
+    "num_heads": ("linear_num_heads", 32), "head_dim": ("linear_head_dim", 128),
+    "short_conv_kernel_size": ("linear_conv_kernel_dim", 4),
+}  # fmt: skip
 
 
 def _kinds(c: ConfigReader, linear: ConfigReader | None, count: int) -> list[str]:

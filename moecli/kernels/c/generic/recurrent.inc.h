@@ -58,7 +58,7 @@ static size_t projection_width(const struct recurrent *call) {
     case DELTA_NET:
     case LIGHTNING: return channels_of(call) + inner_width(call);
     case MAMBA2: return inner_width(call) + channels_of(call) + (size_t)call->heads;
-    case CHANNEL_DELTA: return channels_of(call);
+    case CHANNEL_DELTA: return channels_of(call) + (call->rank ? 0 : decays_of(call) + inner_width(call));
     }
     return 0;
 }
@@ -172,11 +172,27 @@ static enum status select_steps(const struct recurrent_job *job) {
     return status;
 }
 
-/* Decays, one of each row of a state, and what opens its gate, each through a narrow projection. */
+/* What is left of each row of a state, of the projections of its decays. */
+static void decay_rows(const struct recurrent *call, const float *steps, float *decays) {
+    for (size_t i = 0; i < decays_of(call); i++) {
+        float rate = call->decay[i / (size_t)call->state_dim], step = steps[i] + call->step_bias[i];
+        decays[i] = exponential(call->floor != 0 ? call->floor * logistic(-rate * step) : rate * softplus(step));
+    }
+}
+
+/* Decays, one of each row of a state, and what opens the gate: projected, or each through a narrow projection. */
 static enum status widen(const struct recurrent_job *job) {
     const struct recurrent *call = job->call;
     size_t inner = inner_width(call), rank = (size_t)call->rank, decays = decays_of(call), gates = gates_width(call);
-    size_t tokens = job->tokens, width = operand_width(call), dim = (size_t)call->state_dim;
+    size_t tokens = job->tokens, width = operand_width(call), channels = channels_of(call);
+    float *operands = job->operands + job->kept * width + channels;
+    for (size_t token = 0; !rank && token < tokens; token++) {
+        const float *projected = job->projected + token * projection_width(call) + channels;
+        decay_rows(call, projected, operands + token * width);
+        memcpy(job->opening + token * inner, projected + decays, inner * sizeof *projected);
+    }
+    if (!rank)
+        return DONE;
     struct sublayer sublayer = call->sublayer;
     sublayer.tokens = (int64_t)tokens;
     float *low = allocate(tokens * (rank + decays) * sizeof *low), *steps = low + tokens * rank;
@@ -186,9 +202,7 @@ static enum status widen(const struct recurrent_job *job) {
         memcpy(low + token * rank, job->gates + token * gates + call->heads, rank * sizeof *low);
     enum status status = multiply(&sublayer, PLAIN + sublayer.type, call->step, NULL, low, rank, steps, decays);
     for (size_t token = 0; token < tokens && status == DONE; token++) {
-        float *operands = job->operands + (job->kept + token) * width + channels_of(call);
-        for (size_t i = 0; i < decays; i++)
-            operands[i] = exponential(call->decay[i / dim] * softplus(steps[token * decays + i] + call->step_bias[i]));
+        decay_rows(call, steps + token * decays, operands + token * width);
         memcpy(low + token * rank, job->gates + token * gates + (size_t)call->heads + rank, rank * sizeof *low);
     }
     if (status == DONE)
