@@ -294,9 +294,12 @@ def _choose_layout(spec: ModelSpec, family: Family, checkpoint: Checkpoint) -> L
         if all(name.format(layer=number, expert=0) in checkpoint for name in names):
             found.append(layout)
 
+    plain = next((number for number, each in enumerate(spec.layers) if not isinstance(each.ffn, Mixture)), 0)
+
     def missing(layout: Layout) -> int:
-        """Where only norms or the head are called otherwise."""
-        return sum(name not in checkpoint for role in ("final_norm", "lm_head") for name in layout.dense.get(role, ()))
+        """Where only norms, the head or a layer without experts are called otherwise."""
+        names = (name for role in ("final_norm", "lm_head", "gate_up") for name in layout.dense.get(role, ()))
+        return sum(name.format(layer=plain) not in checkpoint for name in names)
 
     found.sort(key=missing)
     fitting = (each for each in found if _fits(each, spec, checkpoint, layer, mixture))
@@ -366,9 +369,9 @@ def _check_dense(tensor: Tensor, parts: list[Slice]) -> None:
     shapes = [part.matrix_shape for part in parts]
     for part in parts:
         _check_float(part.stored)
-    # A vector may be stored as [1, n]; a matrix may not change its columns.
+    # A vector may be stored as [1, n] or [1, 1, n, 1]; a matrix may not change its columns.
     found = sum((shape[0] if rest and shape else max(shape, default=0)) for shape in shapes)
-    same_columns = all(list(shape[1:]) == rest or (not rest and shape == (1, rows)) for shape in shapes)
+    same_columns = all(list(shape[1:]) == rest or (not rest and math.prod(shape) == rows in shape) for shape in shapes)
     if found != rows or not same_columns:
         held = " + ".join(str(list(shape)) for shape in shapes[:4]) + (" + ..." if len(shapes) > 4 else "")
         raise CheckpointError(f"{parts[0].stored.name}: {where} must be {list(tensor.shape)} but the file has {held}")

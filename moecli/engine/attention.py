@@ -338,12 +338,14 @@ class LatentAttention:
             q = (q * growth(self._spec.query_growth, positions)[:, None, None]).to(x.dtype)
         q_nope, q_rope = q.split((self._spec.nope_dim, self._spec.rope_dim), dim=-1)
         low = linear(x, self._weights["kv_a"], self._weights.get("kv_a_bias"))  # [T, rank + rope]
-        if _triton_serves(low):
+        if _triton_serves(low) and self._spec.rope.dims:
             self._append_by_triton(low, q_rope, cache)
         else:
             q_rope = self._rotary.rotate(q_rope, start)
             cache.append(self._latents(low, start))
         mixed = self._attend(q_nope, q_rope, cache.buffers[0][0], start, cache.first, prompt)
+        if self._spec.gate_width:
+            mixed = gated(mixed, linear(x, self._weights.matrix("attn_gate")), Gate.SIGMOID)
         return linear(mixed, self._weights.matrix("o"), self._weights.get("o_bias"))
 
     def _attend(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, start: int, first: int, prompt: int) -> Tensor:

@@ -92,11 +92,13 @@ class Block:
         """
         if isinstance(cache, RecurrentCache):
             assert self._recurrent is not None
-            return x + self._branch("attn", self._recurrent(self._norm("attn_norm", x), cache))
+            normed = self._norm("attn_norm", x)
+            return self._sum(0, x, normed, self._branch("attn", self._recurrent(normed, cache)))
         if self._attention is None:
             cache.skip(len(x))
             return x
-        x = x + self._branch("attn", self._attention(self._norm("attn_norm", x), cache, prompt))
+        normed = self._norm("attn_norm", x)
+        x = self._sum(0, x, normed, self._branch("attn", self._attention(normed, cache, prompt)))
         if self._cross is None or cache.cross is None:
             return x
         return x + self._cross(self._norm("cross_norm", x), cache.cross)
@@ -121,7 +123,8 @@ class Block:
             if not self._ffn.intermediate_size:
                 return
             for part, source in zip(x.split(CHUNK), read.split(CHUNK), strict=True):
-                self._add(part, self._branch("ffn", self._mlp("", self._norm(norm, source), self._ffn)))
+                tokens = self._norm(norm, source)
+                self._add(part, tokens, self._branch("ffn", self._mlp("", tokens, self._ffn)))
             return
         normed = torch.empty_like(x)
         for part, out in zip(read.split(CHUNK), normed.split(CHUNK), strict=True):
@@ -136,18 +139,28 @@ class Block:
             if self._ffn.shared is not None:
                 out += self.shared_forward(tokens, self._ffn, self._ffn.shared)
             if self._parallel is None:
-                self._add(part, self._branch("ffn", out))
+                self._add(part, tokens, self._branch("ffn", out))
                 continue
             beside = self._mlp("parallel_", self._norm("parallel_norm", part), self._parallel)
             if self._layer.parallel_norms:
                 out = self._norm("post_mixture_norm", out) + self._norm("post_parallel_norm", beside)
-                self._add(part, self._branch("ffn", out))
+                self._add(part, tokens, self._branch("ffn", out))
             else:
-                self._add(part, self._branch("ffn", out) + beside)
+                self._add(part, tokens, self._branch("ffn", out) + beside)
 
-    def _add(self, x: Tensor, out: Tensor) -> None:
+    def _sum(self, half: int, x: Tensor, normed: Tensor, out: Tensor) -> Tensor:
+        """What goes on after a half, which made `out` of `normed`."""
+        if self._layer.carries is None:
+            return x + out
+        carry = self._layer.carries[half]
+        return (normed * carry.kept).add_(out, alpha=carry.added)
+
+    def _add(self, x: Tensor, normed: Tensor, out: Tensor) -> None:
         """The layer's last addition, in place."""
-        x.add_(out)
+        if self._layer.carries is None:
+            x.add_(out)
+        else:
+            x.copy_(self._sum(1, x, normed, out))
         if self._layer.output_scale:
             x.mul_(self._weights["output_scale"])
 

@@ -220,12 +220,12 @@ def _past(cache: RecurrentCache, tokens: int) -> Past:
 def mixer_sublayer(spec: ModelSpec, index: int, weights: LayerWeights) -> Mixer | None:
     """A layer's attention, or what stands in its place, as a native call; None for other formats and devices."""
     recurrent = spec.layers[index].recurrent
-    return _attention(spec, index, weights) if recurrent is None else _recurrent(spec, recurrent, weights)
+    return _attention(spec, index, weights) if recurrent is None else _recurrent(spec, index, recurrent, weights)
 
 
-def _recurrent(spec: ModelSpec, recurrent: Recurrent, weights: LayerWeights) -> RecurrentSublayer | None:
+def _recurrent(spec: ModelSpec, index: int, recurrent: Recurrent, weights: LayerWeights) -> RecurrentSublayer | None:
     matrices = [weights.matrix("mixer_in"), weights.matrix("mixer_out")]
-    sublayer = _sublayer(spec, "attn", weights, format_of(matrices[1]))
+    sublayer = _sublayer(spec, "attn", weights, format_of(matrices[1]), spec.layers[index])
     if not serves(sublayer, matrices):
         return None
     return RecurrentSublayer(sublayer, NativeMixer(recurrent, small_weights(weights), sublayer.dtype), weights)
@@ -233,15 +233,17 @@ def _recurrent(spec: ModelSpec, recurrent: Recurrent, weights: LayerWeights) -> 
 
 def _attention(spec: ModelSpec, index: int, weights: LayerWeights) -> AttentionSublayer | LatentSublayer | None:
     attention = spec.layers[index].attention
-    output = weights.matrix("o")
-    sublayer = _sublayer(spec, "attn", weights, format_of(output))
     if isinstance(attention, MLA):
-        query = weights.matrix("q" if attention.query_rank is None else "q_b")
-        return LatentSublayer(sublayer, attention, weights) if serves(sublayer, [query, output]) else None
-    matrices = [weights.matrix(attention.projection), output]
-    if attention.gate_width:
-        matrices.append(weights.matrix("attn_gate"))
-    return AttentionSublayer(sublayer, attention, weights) if serves(sublayer, matrices) else None
+        roles = ["o", "q" if attention.query_rank is None else "q_b"]
+    else:
+        roles = ["o", attention.projection]
+    matrices = [weights.matrix(role) for role in (*roles, *(["attn_gate"] if attention.gate_width else []))]
+    sublayer = _sublayer(spec, "attn", weights, format_of(matrices[0]), spec.layers[index])
+    if not serves(sublayer, matrices):
+        return None
+    if isinstance(attention, MLA):
+        return LatentSublayer(sublayer, attention, weights)
+    return AttentionSublayer(sublayer, attention, weights)
 
 
 def moe_sublayer(spec: ModelSpec, index: int, weights: LayerWeights, experts: ExpertStore) -> MoeSublayer | None:
@@ -264,13 +266,16 @@ def moe_sublayer(spec: ModelSpec, index: int, weights: LayerWeights, experts: Ex
     return MoeSublayer(sublayer, layer, weights, addresses) if serves(sublayer, matrices) else None
 
 
-def _sublayer(spec: ModelSpec, name: str, weights: LayerWeights, dtype: str, layer: Layer | None = None) -> Sublayer:
-    """`layer`: of which this is the last one."""
-    norm = "attn_norm" if layer is not None and layer.one_norm else f"{name}_norm"
-    before, scale = weights[norm], weights.get("output_scale") if layer is not None else None
+def _sublayer(spec: ModelSpec, name: str, weights: LayerWeights, dtype: str, layer: Layer) -> Sublayer:
+    """`name`: of the half, "attn" or "ffn"."""
+    last = name == "ffn"
+    norm = "attn_norm" if last and layer.one_norm else f"{name}_norm"
+    before, carry = weights[norm], None if layer.carries is None else layer.carries[last]
     return Sublayer(
-        dtype, before.dtype, spec.norm, spec.norm_eps, spec.residual_multiplier, before,
+        dtype, before.dtype, spec.norm, spec.norm_eps, spec.residual_multiplier if carry is None else carry.added,
+        before,
         after=weights[f"post_{name}_norm"] if spec.branch_norms else None,
         before_bias=weights.get(f"{norm}_bias"),
-        scale=scale,
+        scale=weights.get("output_scale") if last else None,
+        kept=0 if carry is None else carry.kept,
     )  # fmt: skip

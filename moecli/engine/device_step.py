@@ -55,13 +55,14 @@ def _serves_layer(layer: Layer) -> bool:
     shared = ffn.shared if isinstance(ffn, Mixture) else ffn
     inner = [each for each in (shared, ffn.expert if isinstance(ffn, Mixture) else None) if each is not None]
     attention = layer.attention
-    usual = isinstance(attention, MLA) or (triton_appends(attention) and not (attention.gate_width or attention.sinks))
+    usual = attention.rope.dims > 0 if isinstance(attention, MLA) else triton_appends(attention)
     return (
         layer.mixes
         and layer.feeds
-        and not (layer.recurrent or layer.parallel or layer.ffn_reads_input or layer.cross)
+        and not (layer.recurrent or layer.parallel or layer.ffn_reads_input or layer.cross or layer.carries)
         and not attention.rope.depends_on_length
         and usual
+        and not attention.gate_width
         and not (attention.query_growth or getattr(attention, "chunked", False) or getattr(attention, "sinks", False))
         and (not isinstance(ffn, Mixture) or (router.serves(ffn.router) and ffn.shared_scale == 1))
         and all(each.activation in activations.NUMBERS and not each.bias for each in inner)

@@ -19,6 +19,7 @@ from moecli.kernels.recurrent import NativeMixer, Past
 from moecli.model.spec import Recurrent, RecurrentKind
 
 _PREFIX = "mixer_"
+_ROWS = 16  # tokens that meet all others at once where each row of a state decays by itself
 
 
 class RecurrentMixer:
@@ -57,7 +58,7 @@ def small_weights(weights: LayerWeights) -> dict[str, Tensor]:
     """All of a mixer but its two large projections, by their role without the prefix."""
     roles = (
         "conv", "conv_bias", "decay", "step_bias", "skip", "norm", "step_norm", "write_norm", "read_norm", "gates",
-        "select", "step", "in_bias", "out_bias",
+        "select", "step", "gate", "in_bias", "out_bias",
     )  # fmt: skip
     return {role: weights[_PREFIX + role] for role in roles if _PREFIX + role in weights}
 
@@ -65,25 +66,53 @@ def small_weights(weights: LayerWeights) -> dict[str, Tensor]:
 def _delta_net(
     spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, gates: Tensor | None, cache: RecurrentCache
 ) -> Tensor:
-    """Gated delta net (arXiv 2412.06464), in its chunked form: what tokens correct is one triangular system."""
+    """Gated delta net (arXiv 2412.06464): one decay for a head."""
     assert gates is not None
     mapped, z = x.split((spec.channels, spec.inner), -1)
-    shared = spec.groups * spec.state_dim
-    q, k, v = F.silu(_convolve(spec, w, mapped, cache)).split((shared, shared, spec.inner), -1)
-    q, k = (_unit(_by_head(spec, each)) for each in (q, k))
-    beta, step = gates.chunk(2, -1)
-    beta = beta.sigmoid()[..., None]  # [T, H, 1]
+    rate, step = gates.chunk(2, -1)
     decay = recurrent.decay_rates(spec, w["decay"]) * F.softplus(step + w["step_bias"])
-    v = v.unflatten(-1, (spec.heads, -1))
-    state, total = _state(spec, cache), decay.cumsum(0)
-    pairs = _decays(total)
-    known = torch.einsum("thk,hkv->thv", k * total.exp()[..., None], state)
-    system = torch.einsum("thk,shk->hts", k * beta, k) * pairs
-    written = torch.linalg.solve_triangular(
-        system.tril(-1), ((v - known) * beta).transpose(0, 1), upper=False, unitriangular=True
-    )
-    mixed = _read(q * spec.state_dim**-0.5, k, written, total, pairs, state, cache)
+    mixed = _correct(spec, _convolve(spec, w, mapped, cache), decay[..., None], rate, cache)
     return (rms_norm(mixed, w["norm"], spec.norm_eps) * F.silu(z.unflatten(-1, (spec.heads, -1)))).flatten(1)
+
+
+def _channel_delta(
+    spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, gates: Tensor | None, cache: RecurrentCache
+) -> Tensor:
+    """Kimi Delta Attention (arXiv 2510.26692): a decay of each row of a head's state; it and the gate are narrow."""
+    assert gates is not None
+    if spec.rank:
+        mapped, (rate, *low) = x, gates.split((spec.heads, spec.rank, spec.rank), -1)
+        step, z = (
+            linear(each.to(w[role].dtype), w[role]).float() for role, each in zip(("step", "gate"), low, strict=True)
+        )
+    else:
+        rate, (mapped, step, z) = gates, x.split((spec.channels, spec.heads * spec.state_dim, spec.inner), -1)
+    steps = (step + w["step_bias"]).unflatten(-1, (spec.heads, -1))
+    rates = recurrent.decay_rates(spec, w["decay"])[:, None]
+    decay = spec.floor * (-rates * steps).sigmoid() if spec.floor else rates * F.softplus(steps)
+    mixed = _correct(spec, _convolve(spec, w, mapped, cache), decay, rate, cache)
+    opened: Tensor = rms_norm(mixed, w["norm"], spec.norm_eps) * z.unflatten(-1, (spec.heads, -1)).sigmoid()
+    return opened.flatten(1)
+
+
+def _correct(spec: Recurrent, mapped: Tensor, decay: Tensor, rate: Tensor, cache: RecurrentCache) -> Tensor:
+    """The delta rule in its chunked form: what tokens correct is one triangular system. [T, H, v]
+
+    `mapped` [T, channels] are queries, keys and values; `decay` is [T, H, 1], or [T, H, k] where each row has its own.
+    """
+    shared = spec.groups * spec.state_dim
+    q, k, v = F.silu(mapped).split((shared, shared, spec.inner), -1)
+    q, k = (_unit(_by_head(spec, each)) for each in (q, k))
+    beta = rate.sigmoid()[..., None]  # [T, H, 1]
+    state, total = _state(spec, cache), decay.cumsum(0)
+    known = torch.einsum("thk,hkv->thv", k * total.exp(), state)
+    written = torch.linalg.solve_triangular(
+        _similar(k * beta, k, total).tril(-1),
+        ((v.unflatten(-1, (spec.heads, -1)) - known) * beta).transpose(0, 1),
+        upper=False,
+        unitriangular=True,
+    )
+    return _read(q * spec.state_dim**-0.5, k, written, total, state, cache)
 
 
 def _mamba2(spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, gates: Tensor | None, cache: RecurrentCache) -> Tensor:
@@ -93,12 +122,23 @@ def _mamba2(spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, gates: Tensor |
     v, write, read = F.silu(_convolve(spec, w, mapped, cache)).split((spec.inner, shared, shared), -1)
     v = v.unflatten(-1, (spec.heads, -1))
     step = F.softplus(step + w["step_bias"])
-    total = (recurrent.decay_rates(spec, w["decay"]) * step).cumsum(0)
+    total = (recurrent.decay_rates(spec, w["decay"]) * step).cumsum(0)[..., None]
     written = (v * step[..., None]).transpose(0, 1)
     write, read = (_by_head(spec, each) for each in (write, read))
-    mixed = _read(read, write, written, total, _decays(total), _state(spec, cache), cache)
+    mixed = _read(read, write, written, total, _state(spec, cache), cache)
     mixed = (mixed + v * w["skip"][:, None]).flatten(1) * F.silu(z)
     return rms_norm(mixed.unflatten(-1, (spec.groups, -1)), None, spec.norm_eps).flatten(1) * w["norm"]
+
+
+def _lightning(
+    spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, gates: Tensor | None, cache: RecurrentCache
+) -> Tensor:
+    """Lightning attention (arXiv 2401.04658): one decay per head, the same for every token."""
+    mapped, z = x.split((spec.channels, spec.inner), -1)
+    q, k, v = (each.unflatten(-1, (spec.heads, -1)) for each in F.silu(mapped).chunk(3, -1))
+    total = recurrent.slopes(spec).to(x.device).expand(len(x), -1).cumsum(0)[..., None]
+    mixed = _read(q, k, v.transpose(0, 1), total, _state(spec, cache), cache).flatten(1)
+    return rms_norm(mixed, w["norm"], spec.norm_eps).mul_(z.sigmoid())
 
 
 def _mamba(spec: Recurrent, w: Mapping[str, Tensor], x: Tensor, gates: Tensor | None, cache: RecurrentCache) -> Tensor:
@@ -135,9 +175,11 @@ _RECURRENCES: dict[
     RecurrentKind, Callable[[Recurrent, Mapping[str, Tensor], Tensor, Tensor | None, RecurrentCache], Tensor]
 ] = {
     RecurrentKind.DELTA_NET: _delta_net,
+    RecurrentKind.CHANNEL_DELTA: _channel_delta,
     RecurrentKind.SHORT_CONVOLUTION: _short_convolution,
     RecurrentKind.MAMBA: _mamba,
     RecurrentKind.MAMBA2: _mamba2,
+    RecurrentKind.LIGHTNING: _lightning,
 }
 
 
@@ -162,10 +204,22 @@ def _unit(x: Tensor) -> Tensor:
     return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
 
 
-def _decays(total: Tensor) -> Tensor:
-    """What is left at token t of what token s <= t wrote, [H, T, T]; `total`: the decays' sums [T, H]."""
-    apart = (total[:, None] - total[None]).permute(2, 0, 1)
-    return apart.masked_fill(apart.new_ones(apart.shape[1:], dtype=torch.bool).triu(1), -torch.inf).exp()
+def _similar(q: Tensor, k: Tensor, total: Tensor) -> Tensor:
+    """What queries [T, H, k] find at token t of what keys wrote at tokens s <= t, [H, T, T].
+
+    `total`: the decays' sums [T, H, 1], or [T, H, k] where each row has its own.
+    """
+    if total.shape[-1] == 1:
+        return torch.einsum("thk,shk->hts", q, k) * _decays(total, slice(None)).squeeze(-1).permute(2, 0, 1)
+    cuts = (slice(start, start + _ROWS) for start in range(0, len(q), _ROWS))
+    return torch.cat([_decays(total, some).mul_(q[some, None]).mul_(k).sum(-1) for some in cuts]).permute(2, 0, 1)
+
+
+def _decays(total: Tensor, some: slice) -> Tensor:
+    """What is left at `some` tokens t of what token s <= t wrote, [t, T, H, 1 or k]; `total`: as above."""
+    places = torch.arange(len(total), device=total.device)
+    later = places > places[some, None]
+    return (total[some, None] - total).masked_fill_(later[..., None, None], -torch.inf).exp_()
 
 
 def _state(spec: Recurrent, cache: RecurrentCache) -> Tensor:
@@ -174,14 +228,12 @@ def _state(spec: Recurrent, cache: RecurrentCache) -> Tensor:
     return tiles.transpose(1, 2).flatten(2)[..., : spec.head_dim]
 
 
-def _read(
-    q: Tensor, k: Tensor, written: Tensor, total: Tensor, pairs: Tensor, state: Tensor, cache: RecurrentCache
-) -> Tensor:
+def _read(q: Tensor, k: Tensor, written: Tensor, total: Tensor, state: Tensor, cache: RecurrentCache) -> Tensor:
     """What queries [T, H, k] read of the state and of what was written [H, T, v] since: [T, H, v]. The state is new."""
-    before = torch.einsum("thk,hkv->thv", q * total.exp()[..., None], state)
-    mixed = before + (torch.einsum("thk,shk->hts", q, k) * pairs @ written).transpose(0, 1)
-    left = k * (total[-1] - total).exp()[..., None]
-    state = state * total[-1].exp()[:, None, None] + torch.einsum("thk,htv->hkv", left, written)
+    before = torch.einsum("thk,hkv->thv", q * total.exp(), state)
+    mixed = before + (_similar(q, k, total) @ written).transpose(0, 1)
+    left = k * (total[-1] - total).exp()
+    state = state * total[-1].exp()[..., None] + torch.einsum("thk,htv->hkv", left, written)
     tile = cache.state.shape[-1]
     padded = F.pad(state, (0, -state.shape[-1] % tile))
     cache.state.copy_(padded.unflatten(-1, (-1, tile)).transpose(1, 2).flatten(0, 1))

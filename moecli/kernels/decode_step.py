@@ -57,7 +57,10 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sublayer:
-    """What both of a block have in common: x = scale * (x + multiplier * after(something(before(x))))."""
+    """What both of a block have in common: x = scale * (x + multiplier * after(something(before(x)))).
+
+    Unless `kept` is 0, kept * before(x) stands for the x that is added to.
+    """
 
     format: str  # of matrices
     dtype: torch.dtype  # of x and of all that is no matrix
@@ -68,6 +71,7 @@ class Sublayer:
     after: Tensor | None
     before_bias: Tensor | None = None
     scale: Tensor | None = None  # [1]
+    kept: float = 0.0
 
 
 def serves(sublayer: Sublayer, matrices: Iterable[Matrix]) -> bool:
@@ -97,8 +101,10 @@ class _CachedAttention:
     call: abi.Attention | abi.LatentAttention
 
     def reserve(self, tables: tuple[Tensor, Tensor], places: Sequence[Place]) -> None:
-        """Say where the next tokens go. `tables` are the cosines and sines of all positions [P, rotary_dim]."""
-        cosines, sines = (table.data_ptr() for table in tables)
+        """Say where the next tokens go. `tables` are the cosines and sines of all positions [P, rotary_dim], empty
+        where nothing turns.
+        """
+        cosines, sines = (table.data_ptr() if table.numel() else None for table in tables)
         self._places = (abi.Place * len(places))(
             *(
                 abi.Place(
@@ -168,6 +174,8 @@ class LatentSublayer(_CachedAttention):
             expansion=_plain(weights.get("kv_b"), dtype),
             output=_address_of(weights.matrix("o")),
             output_bias=_plain(weights.get("o_bias"), dtype),
+            gate=_address_of(weights.matrix("attn_gate")) if spec.gate_width else None,
+            gate_width=spec.gate_width,
             heads=spec.heads,
             query_rank=spec.query_rank or 0,
             rank=spec.kv_rank,
@@ -316,6 +324,7 @@ def _sublayer(sublayer: Sublayer) -> abi.Sublayer:
         eps=sublayer.eps,
         multiplier=sublayer.multiplier,
         scale=1 if sublayer.scale is None else float(sublayer.scale),
+        kept=sublayer.kept,
         before=_plain(sublayer.before, sublayer.dtype),
         before_bias=_plain(sublayer.before_bias, sublayer.dtype),
         after=_plain(sublayer.after, sublayer.dtype),

@@ -19,9 +19,10 @@ from moecli.model.spec import Recurrent, RecurrentKind
 # enum recurrence of c/native.h
 KINDS = {
     RecurrentKind.DELTA_NET: 0, RecurrentKind.SHORT_CONVOLUTION: 1, RecurrentKind.MAMBA: 2, RecurrentKind.MAMBA2: 3,
+    RecurrentKind.CHANNEL_DELTA: 4, RecurrentKind.LIGHTNING: 5,
 }  # fmt: skip
 _FLOATS = ("conv_bias", "step_bias", "skip", "norm", "step_norm", "write_norm", "read_norm")
-_PLAIN = ("in_bias", "gates", "select", "step", "out_bias")  # in the type of the hidden state
+_PLAIN = ("in_bias", "gates", "select", "step", "gate", "out_bias")  # in the type of the hidden state
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,12 @@ class NativeMixer:
     def __init__(self, spec: Recurrent, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
         assert all(weights[role].dtype is dtype for role in _PLAIN if role in weights)
         floats = {role: weights[role] for role in _FLOATS if role in weights}
-        floats["conv"] = weights["conv"].squeeze(1).t()  # [kernel, channels]
+        if "conv" in weights:
+            floats["conv"] = weights["conv"].squeeze(1).t()  # [kernel, channels]
         if "decay" in weights:
             floats["decay"] = decay_rates(spec, weights["decay"])
+        if spec.slope:
+            floats["decay"] = slopes(spec)
         plain = {role: weights[role] for role in _PLAIN if role in weights}
         self._held = {
             role: value.contiguous() for role, value in (floats | plain).items()
@@ -67,6 +71,7 @@ class NativeMixer:
             kernel=spec.kernel,
             rank=spec.rank,
             norm_eps=spec.norm_eps,
+            floor=spec.floor,
             **{role: value.data_ptr() for role, value in self._held.items()},
         )
 
@@ -95,6 +100,11 @@ class NativeMixer:
         self.call.gated = None if gates is None else gates.data_ptr()
         loaded().call("mix", self.call)
         return mixed
+
+
+def slopes(spec: Recurrent) -> Tensor:
+    """How fast the heads of lightning attention decay, negative: [heads]."""
+    return -spec.slope * (2 ** (-8 / spec.heads)) ** torch.arange(1, spec.heads + 1)
 
 
 def decay_rates(spec: Recurrent, logarithms: Tensor) -> Tensor:

@@ -261,8 +261,8 @@ class RecurrentKind(Enum):
     SHORT_CONVOLUTION = "short convolution"  # LFM2
     MAMBA = "mamba"  # with norms on step and maps (Jamba)
     MAMBA2 = "mamba-2"  # arXiv 2405.21060
-    LIGHTNING = "lightning attention"
-    KIMI_DELTA = "kimi delta attention"
+    LIGHTNING = "lightning attention"  # arXiv 2401.04658: a decay of each head, whatever the token
+    CHANNEL_DELTA = "kimi delta attention"  # a gated delta net with a decay of each row, arXiv 2510.26692
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,9 +276,11 @@ class Recurrent:
     head_dim: int = 0
     groups: int = 0  # of heads that share what writes and reads the state: key heads
     state_dim: int = 0  # rows of a head's state: key_dim
-    kernel: int = 0  # tokens that the convolution sees
-    rank: int = 0  # of Mamba's steps
+    kernel: int = 0  # tokens that the convolution sees; 1: there is none
+    rank: int = 0  # of Mamba's steps; of Kimi's decays and of its gate, 0: the input projection makes them
     norm_eps: float = 1e-6
+    floor: float = 0.0  # of the logarithms of Kimi's decays: floor * sigmoid(rate * step); 0: -rate * softplus(step)
+    slope: float = 0.0  # of lightning attention: head h of H decays by slope / 2^(8 h / H) a token, h from 1
 
     @property
     def inner(self) -> int:
@@ -288,15 +290,18 @@ class Recurrent:
     @property
     def channels(self) -> int:
         """Numbers of a token that are convolved."""
-        maps = self.kind in (RecurrentKind.DELTA_NET, RecurrentKind.MAMBA2)
-        return self.inner + (2 * self.groups * self.state_dim if maps else 0)
+        whole = self.kind in (RecurrentKind.SHORT_CONVOLUTION, RecurrentKind.MAMBA)
+        return self.inner + (0 if whole else 2 * self.groups * self.state_dim)
 
     @property
     def operands(self) -> int:
         """Numbers of a token that its recurrence computes with."""
         if self.kind is RecurrentKind.SHORT_CONVOLUTION:
             return 0
-        return 2 * (self.inner + self.state_dim) if self.kind is RecurrentKind.MAMBA else self.channels + 2 * self.heads
+        if self.kind is RecurrentKind.MAMBA:
+            return 2 * (self.inner + self.state_dim)
+        decays = self.heads * (self.state_dim if self.kind is RecurrentKind.CHANNEL_DELTA else 1)
+        return self.channels + decays + self.heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +354,14 @@ class Mixture:
 
 
 @dataclass(frozen=True, slots=True)
+class Carry:
+    """What a half leaves where its norm's output goes on, not what the norm read: kept * normed + added * made."""
+
+    kept: float
+    added: float
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One block: each half has a norm before it. NO_ATTENTION and NO_FFN stand for a half that is not there."""
 
@@ -361,6 +374,7 @@ class Layer:
     ffn_reads_input: bool = False  # the mixture reads what attention reads, not what comes of it (Arctic)
     one_norm: bool = False  # and with it the feed-forward reads that as attention's norm leaves it (Cohere)
     output_scale: bool = False  # a stored factor of the hidden state that the layer leaves (Gemma 4)
+    carries: tuple[Carry, Carry] | None = None  # of its halves (MiniMax)
     extra: tuple[Extra, ...] = ()
     cache_extra: int = 0  # numbers per token beside keys and values: an indexer's keys, compressed entries
 

@@ -15,10 +15,8 @@ class Unsupported(Enum):
     CROSS_LAYER_ATTENTION = "attention over earlier layers"
     ATTENTION_EXPERTS = "attention heads as experts"
     HYPER_CONNECTIONS = "hyper-connections"
-    RESIDUAL_NORMS = "norms inside the residual stream"
     TOKEN_ROUTING = "routing by token"
     MIXTURE_BIAS = "a bias on the mixture"
     LATENT_EXPERTS = "experts in a narrower space"
-    CLAMPED_SWIGLU = "the clamped SwiGLU activation"
     # evidence
     NO_WEIGHTS = "any released weights"

@@ -15,12 +15,12 @@ from moecli.model.spec import (
     MLA,
     Attention,
     FeedForward,
-    GroupedQuery,
     Layer,
     Mixture,
     ModelSpec,
     Part,
     Recurrent,
+    RecurrentKind,
     Scoring,
     alike,
 )
@@ -352,7 +352,7 @@ def _native_attention(attention: Attention, tokens: int, context: int, size: int
 def _gate(layer: Layer, tokens: int, size: int) -> int:
     """The numbers that open and close attention's heads, in float64 as well, and what they multiply."""
     attention = layer.attention
-    mixed = attention.mixed_width if isinstance(attention, GroupedQuery) else 0
+    mixed = attention.heads * attention.value_dim if isinstance(attention, MLA) else attention.mixed_width
     return tokens * (attention.gate_width * (2 * size + 16) + mixed * size) if attention.gate_width else 0
 
 
@@ -374,7 +374,8 @@ def _recurrent(recurrent: Recurrent, tokens: int, size: int) -> int:
     """What is projected and mixed of all tokens; of some at once, in float32, what lies between."""
     inputs = {extra.role: extra.shape[0] for extra in recurrent.tensors}
     projected = inputs.get("mixer_in", 0) + inputs.get("mixer_gates", 0)
-    between = projected + recurrent.channels + recurrent.operands + recurrent.inner
+    widened = 2 * recurrent.inner if recurrent.kind is RecurrentKind.CHANNEL_DELTA else 0  # decays, and the gate
+    between = projected + recurrent.channels + recurrent.operands + recurrent.inner + widened
     return tokens * (projected + recurrent.inner) * size + 4 * min(tokens, blocking.STATE_STEP) * between
 
 

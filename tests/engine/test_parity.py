@@ -185,6 +185,21 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("mistral", "window", {"sliding_window": 16}),
     ("mistral", "wide heads, tied", {"head_dim": 12, "tie_word_embeddings": True}),
     ("mistral", "yarn, one kv head", {"rope_parameters": YARN, "num_key_value_heads": 1}),
+    ("minimax", "every other layer, windows, multi-head, tied", {
+        "layer_types": None, "head_dim": None, "sliding_window": 16, "num_key_value_heads": 8,
+        "tie_word_embeddings": True, "num_attention_heads": 8, "num_hidden_layers": 3}),
+    ("bailing_hybrid", "no floor, biases, one group, two shared", {
+        "kda_safe_gate": False, "attention_bias": True, "n_group": 1, "topk_group": 1,
+        "num_shared_experts": 2, "first_k_dense_replace": 0}),
+    ("bailing_hybrid", "a near floor, short convolutions, yarn",
+     {"kda_lower_bound": -0.5, "short_conv_kernel_size": 2, "rope_parameters": MSCALE["mscale 1"]}),
+    ("kimi_linear", "layers by two lists, groups, query latent, weights as they are", {
+        "layer_types": None, "n_group": 4, "topk_group": 2, "q_lora_rank": 12, "norm_topk_prob": False,
+        "linear_attn_config": {
+            "full_attn_layers": [1, 4], "kda_layers": [2, 3], "num_heads": 2, "head_dim": 34,
+            "short_conv_kernel_size": 3}}),
+    ("kimi_linear", "biases, mostly dense, two shared", {
+        "attention_bias": True, "mlp_layer_types": ["sparse", "dense", "dense", "sparse"], "n_shared_experts": 2}),
     ("mistral4", "full queries, groups, biases, weights as they are", {
         "q_lora_rank": None, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 0, "norm_topk_prob": False,
         "routed_scaling_factor": 2.0, "attention_bias": True}),

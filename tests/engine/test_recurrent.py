@@ -26,14 +26,21 @@ from tests.support.stores import packed
 
 pytestmark = pytest.mark.slow
 
-FAMILIES = ("granitemoehybrid", "jamba", "lfm2_moe", "nemotron_h", "qwen3_next", "qwen3_5_moe")
+FAMILIES = (
+    "bailing_hybrid", "granitemoehybrid", "jamba", "kimi_linear", "lfm2_moe", "minimax", "nemotron_h", "qwen3_next",
+    "qwen3_5_moe",
+)  # fmt: skip
+LATENT = ("bailing_hybrid", "kimi_linear")  # whose attention rounds as a prompt is cut
 native = pytest.mark.skipif(library.library() is None, reason="the native kernels are not built")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     root = tmp_path_factory.mktemp("recurrent")
-    yield {family: write(make(family, seed=7), root / family) for family in FAMILIES}
+    found = {family: write(make(family, seed=7), root / family) for family in FAMILIES}
+    plain = {"layer_types": ["linear_attention"] * 4}
+    alone = {f"{each} alone": write(make(each, seed=7, **plain), root / f"{each} alone") for each in LATENT}
+    yield found | alone
 
 
 def grown(decoder: Decoder, cache: Cache, ids: list[int]) -> torch.Tensor:
@@ -41,7 +48,9 @@ def grown(decoder: Decoder, cache: Cache, ids: list[int]) -> torch.Tensor:
 
 
 @native
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [*(each for each in FAMILIES if each not in LATENT), *(f"{each} alone" for each in LATENT)]
+)
 def test_chunks_of_a_prompt_change_no_bit(family: str, folders: dict[str, Path]) -> None:
     decoder, ids = load(folders[family]), prompt(210)
     whole = score(decoder, ids)

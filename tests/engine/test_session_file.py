@@ -103,7 +103,9 @@ def test_after_a_restart_only_what_is_new_is_read(
         assert not session.told and not session.failed
 
 
-@pytest.mark.parametrize("family", ["qwen3_next", "lfm2_moe", "nemotron_h", "jamba"])
+@pytest.mark.parametrize(
+    "family", ["qwen3_next", "lfm2_moe", "nemotron_h", "jamba", "kimi_linear", "minimax", "bailing_hybrid"]
+)
 def test_states_are_kept_beside_keys_and_values(family: str, tmp_path: Path) -> None:
     decoder, block = load(write(make(family), tmp_path / "model"), "q8"), STATE_STEP
     history, turn = prompt(150), [*prompt(150), *prompt(30, seed=5)]

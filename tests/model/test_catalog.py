@@ -39,6 +39,7 @@ NAMES = {
     "deepseek-v4-flash": "deepseek-v4-flash",
     "DeepSeek-MoE-16B": "deepseek-moe-16b",
     "kimi-k2": "kimi-k2",
+    "Kimi-Linear-48B-A3B-Instruct": "kimi-linear-48b-a3b",
     "Qwen1.5-MoE-A2.7B": "qwen1.5-moe-a2.7b",
     "Qwen2-57B-A14B": "qwen2-57b-a14b",
     "Qwen3-30B-A3B": "qwen3-30b-a3b",

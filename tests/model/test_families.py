@@ -113,6 +113,23 @@ def test_what_stands_for_a_part_and_is_none_is_refused_or_read_past(entry: catal
 # The family
 
 
+def test_minimax_is_read_as_its_vendor_and_as_transformers_write_it() -> None:
+    ours = configuration("minimax").to_dict()
+    halves = {"full_attn": "full_attention", "linear_attn": "linear_attention", "mlp": "mlp"}
+    keys = {
+        f"{half}_{side}_factor": f"layernorm_{name}_{side}"
+        for half, name in halves.items()
+        for side in ("alpha", "beta")
+    }
+    vendor = {keys.get(key, key): value for key, value in ours.items() if key not in ("layer_types", "model_type")}
+    vendor |= {"architectures": ["MiniMaxM1ForCausalLM"], "attn_type_list": [0, 1, 0, 0], "postnorm": True}
+    assert read_spec(vendor) == read_spec(ours)
+    assert read_spec(vendor | {"rotary_dim": 6}).layers[1].attention.rope.dims == 6
+    for change in ({"postnorm": False}, {"layer_types": ["full_attention"] * 4}, {"num_attention_heads": 6}):
+        with pytest.raises(ConfigError, match=next(iter(change))):
+            read_spec(vendor | change)
+
+
 def test_architectures_come_before_model_types() -> None:
     assert read_spec(config("grok1", architectures=["Grok1ModelForCausalLM"], model_type="mixtral")).family == "grok-1"
     assert read_spec(config("grok1")).family == "grok-1"  # neither: by the key that only it has
@@ -427,7 +444,10 @@ SPECIAL: dict[str, list[dict[str, Any]]] = {
     "hunyuan_v1_moe": [{}, {"attention_bias": True}],
     "granitemoehybrid": [{}, {"mamba_proj_bias": True, "num_local_experts": 0}],
     "jamba": [{}, {"mamba_proj_bias": True, "mamba_conv_bias": False}],
+    "bailing_hybrid": [{}, {"attention_bias": True, "short_conv_kernel_size": 2}],
+    "kimi_linear": [{}, {"q_lora_rank": 12, "attention_bias": True, "linear_conv_kernel_dim": 2}],
     "lfm2_moe": [{}, {"conv_bias": True}],
+    "minimax": [{}, {"layer_types": None, "head_dim": None, "tie_word_embeddings": True}],
     "minimax_m2": [{}],
     "nemotron_h": [{}, {"use_conv_bias": False}],
     "olmoe": [{}, {"attention_bias": True}],
@@ -455,7 +475,9 @@ def test_a_spec_implies_exactly_the_numbers_that_are_stored(
     names = re.compile(r"correction_bias|expert_bias|scalar")
     buffers = sum(value.numel() for name, value in model.named_buffers() if names.search(name))
     assert dense + experts == sum(value.numel() for value in model.parameters()) + buffers
-    assert dense + experts == sum(math.prod(stored.shape) for stored in weights.checkpoint.tensors.values())
+    decays = re.compile(r"self_attn\.(slope_rate|\w+_decay)")  # MiniMax's, which follow from the layer's number
+    stored = {name: each for name, each in weights.checkpoint.tensors.items() if not decays.search(name)}
+    assert dense + experts == sum(math.prod(each.shape) for each in stored.values())
     norms = sum(tensor.count for tensor in dense_tensors(spec) if tensor.part is Part.NORMS)
     assert norms == sum(
         v.numel()
@@ -463,7 +485,7 @@ def test_a_spec_implies_exactly_the_numbers_that_are_stored(
         if "norm" in n
         and v.dim() == 1
         and ("bias" not in n or spec.norm_bias)
-        and not re.search(r"(linear_attn|mamba|mixer)\.\w*norm", n)
+        and not re.search(r"(linear_attn|mamba|mixer)\.\w*norm|self_attn\.(o_)?norm", n)
     )
 
 

@@ -151,6 +151,8 @@ _DERIVED = {
     "nemotron_h": ("time_step_min", "time_step_max", "time_step_floor"),
     "deepseek_v2": ("head_dim", "num_key_value_heads"),
     "deepseek_v3": ("head_dim", "num_key_value_heads"),
+    "kimi_linear": ("num_key_value_heads",),
+    "bailing_hybrid": ("head_dim", "num_key_value_heads"),
     "mistral4": ("head_dim", "num_key_value_heads"),
     "gemma4": ("vocab_size_per_layer_input",),  # read where layers have inputs of their own
     "switch_transformers": ("is_decoder",),

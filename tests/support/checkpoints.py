@@ -134,6 +134,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mixtral": ("Mixtral", _BASE | {"intermediate_size": 24, "num_local_experts": 5}),
+    "bailing_hybrid": (
+        "BailingHybrid",
+        _BASE
+        | {key: value for key, value in _LATENT.items() if key != "n_routed_experts"}
+        | {
+            "num_hidden_layers": 4, "head_dim": 10, "num_local_experts": 8, "n_group": 4, "topk_group": 2,
+            "layer_group_size": 2, "pad_token_id": None, "num_mtp_layers": 0,
+            "kda_lower_bound": -1.0,  # transformers' sums of decays lose too many digits with the published one
+        },
+    ),
     "dbrx": (
         "Dbrx",
         {
@@ -219,7 +229,28 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_num_heads": 4, "mamba_head_dim": 10, "n_groups": 2, "head_dim": 12, "time_step_min": 1e-30,
         },
     ),
+    "kimi_linear": (
+        "KimiLinear",
+        _BASE
+        | {key: value for key, value in _LATENT.items() if key != "n_routed_experts"}
+        | {
+            "num_hidden_layers": 4, "linear_num_heads": 3, "linear_head_dim": 10, "num_local_experts": 8,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            "pad_token_id": None,
+        },
+    ),
     "llama": ("Llama", _BASE | {"intermediate_size": 40}),
+    "minimax": (
+        "MiniMax",
+        _BASE
+        | {
+            "num_hidden_layers": 4, "head_dim": 12, "intermediate_size": 24, "num_local_experts": 6,
+            "num_experts_per_tok": 3, "block_size": 32, "full_attn_alpha_factor": 1.5, "full_attn_beta_factor": 0.8,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            "linear_attn_alpha_factor": 0.7, "linear_attn_beta_factor": 1.2, "mlp_alpha_factor": 2.5,
+            "mlp_beta_factor": 0.9,
+        },
+    ),
     "minimax_m2": (
         "MiniMaxM2",
         _BASE
@@ -300,7 +331,7 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
     zero_centred = model.config.model_type.startswith(("qwen3_next", "qwen3_5"))
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
-            if "inv_freq" in name or name.endswith("embed_scale"):
+            if "inv_freq" in name or name.endswith(("embed_scale", "slope_rate", "_decay")):
                 continue
             if name.endswith("A_log"):  # of states that remember some tokens
                 value.copy_(normal(value.shape, 1.0) - 1.5)

@@ -285,6 +285,8 @@ WILD: dict[str, Wild] = {
     ),
     "kimi-k2.5, nvfp4": Wild(_kimi(quantization_config=_MODELOPT), _KIMI, "ModelOpt nvfp4"),
     # MiniMax, GLM, dots
+    "minimax-m1, tuned": Wild(_of("minimax-m1", **_SAVER), 456_089_655_296),
+    "minimax-m1, another residual": Wild(_of("minimax-m1", postnorm=False), refusal="'postnorm' is false"),
     "minimax-m2 in bf16": Wild(
         _of("minimax-m2", "quantization_config", **_SAVER, sliding_window=None), 228_689_764_864
     ),
@@ -439,6 +441,28 @@ WILD: dict[str, Wild] = {
     ),
     "lfm2, the older name of a tie": Wild(
         _of("lfm2-8b-a1b", "tie_word_embeddings", tie_embedding=True, block_auto_adjust_ff_dim=False), 8_339_930_560
+    ),
+    "kimi-linear, its sizes beside": Wild(
+        _of("kimi-linear-48b-a3b", head_dim=72, linear_head_dim=64, **_SAVER), 49_122_681_728
+    ),
+    "kimi-linear, decays with a floor": Wild(
+        _of("kimi-linear-48b-a3b", linear_attn_config={"gate_lower_bound": -5.0}), refusal="gate_lower_bound' is -5.0"
+    ),
+    "kimi-linear, layers of two minds": Wild(
+        _of("kimi-linear-48b-a3b", layer_types=["full_attention"] * 27), refusal="'layer_types' is"
+    ),
+    "ling 3, by its name alone": Wild(
+        {
+            "architectures": ["BailingHybridForCausalLM"],
+            "model_type": "bailing_hybrid",
+            "model_max_length": 262_144,
+            **_SAVER,
+        },
+        124_414_211_552,
+    ),
+    "ling 2.5, another model of that type": Wild(
+        {"architectures": ["BailingMoeV2_5ForCausalLM"], "model_type": "bailing_hybrid"},
+        refusal="'BailingMoeV2_5ForCausalLM' is not supported",
     ),
     "jamba, tuned": Wild(_of("jamba", **_SAVER, use_mamba_kernels=False), 51_570_323_328),
     "granite 4": Wild(_of("granite-4.0-h-tiny", normalization_function="rmsnorm", **_SAVER), 6_939_037_248),

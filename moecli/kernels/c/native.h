@@ -97,19 +97,20 @@ enum scoring { SOFTMAX, SIGMOID, SOFTMAX_OF_TOPK, SIGMOID_INPUT, SPARSEMIXER };
 enum group_score { LARGEST, SUM_OF_TWO };
 
 /* Attention or feed-forward of a block for a few tokens, each for itself: x = scale * (x + multiplier *
-   after(something(before(x)))). x [tokens, hidden_size]; `type` is that of x and of all weights that are not multiplied
-   with; `after` and the bias of `before` may be NULL. */
+   after(something(before(x)))), or, unless `kept` is 0, scale * (kept * before(x) + ...). x [tokens, hidden_size];
+   `type` is that of x and of all weights that are not multiplied with; `after` and the bias of `before` may be NULL. */
 struct sublayer {
     struct thread_pool pool;
     int32_t type, format, norm;
-    float eps, multiplier, scale;
+    float eps, multiplier, scale, kept;
     const void *before, *before_bias, *after;
     void *x;
     int64_t hidden_size, tokens;
 };
 
 /* Where a token stands: its row of the tables [positions, rotary_dim], with the signs of a rotation, and of the cache
-   [heads, rows, numbers]. The token goes to row `last`, and sees `first` to `last`; its queries are multiplied. */
+   [heads, rows, numbers]. The token goes to row `last`, and sees `first` to `last`; its queries are multiplied. Without
+   tables nothing is rotated. */
 struct place {
     const void *cosines, *sines;
     int64_t position;
@@ -134,12 +135,13 @@ struct attention {
 
 /* Attention whose cache has no values, but latents of `rank` numbers and one rotating key that all heads share, as
    `keys`. `query` makes [heads, nope_dim + rotary_dim], of the hidden state or, with a query_rank, of `query_down`
-   times it; `latent_down` [rank + rotary_dim, hidden_size]. `expansion` as in prompt_attention. Biases may be NULL. */
+   times it; `latent_down` [rank + rotary_dim, hidden_size]. `expansion` as in prompt_attention. Biases may be NULL, and
+   the gate [gate_width, hidden_size], whose factors are as in attention. */
 struct latent_attention {
     struct sublayer sublayer;
     const void *query, *query_down, *query_down_bias, *query_norm;
-    const void *latent_down, *latent_down_bias, *latent_norm, *expansion, *output, *output_bias;
-    int64_t heads, query_rank, rank, nope_dim, rotary_dim, value_dim;
+    const void *latent_down, *latent_down_bias, *latent_norm, *expansion, *output, *output_bias, *gate;
+    int64_t heads, query_rank, rank, nope_dim, rotary_dim, value_dim, gate_width;
     int32_t interleaved;
     float norm_eps, scale;
     const struct place *places;
@@ -163,7 +165,7 @@ struct prompt_attention {
     float scale, softcap;
 };
 
-enum recurrence { DELTA_NET, SHORT_CONVOLUTION, MAMBA, MAMBA2 };
+enum recurrence { DELTA_NET, SHORT_CONVOLUTION, MAMBA, MAMBA2, CHANNEL_DELTA, LIGHTNING };
 
 /* What one layer remembers of one text: what the convolution saw last [kernel - 1, channels] and the state. A step
    whose tokens may be forgotten does not `commit`: it leaves the state, and what it would have seen behind `rows` and
@@ -173,17 +175,20 @@ struct history {
     int64_t kept, commits;
 };
 
-/* A mixer with a state. `in` and `out` are in the sublayer's format, `gates` (of DELTA_NET: two numbers for each head),
-   `select` and `step` (of MAMBA) in its type, everything else in FP32. conv [kernel, channels]; decay, negative:
-   [heads], of MAMBA as the state lies; step_bias and skip [heads], of MAMBA [heads * head_dim]. Biases may be NULL, and
-   what a kind does not have. `groups` are heads that share what writes and reads the state. */
+/* A mixer with a state. `in` and `out` are in the sublayer's format, `gates` (of DELTA_NET: two numbers for each head;
+   of CHANNEL_DELTA one, and `rank` each for `step` and `gate`), `select` and `step` (of MAMBA and CHANNEL_DELTA) and
+   `gate` in its type, everything else in FP32. conv [kernel, channels], none of LIGHTNING; decay, negative: [heads], of
+   MAMBA as the state lies; step_bias and skip [heads], of MAMBA and CHANNEL_DELTA [heads * head_dim]. Biases may be
+   NULL, and what a kind does not have. `groups` are heads that share what writes and reads the state. Without a `rank`
+   CHANNEL_DELTA's `in` makes the inputs of `step` and `gate` too; unless 0, `floor` is the least logarithm of its
+   decays. */
 struct recurrent {
     struct sublayer sublayer;
     int32_t kind;
-    const void *in, *in_bias, *gates, *select, *step, *out, *out_bias;
+    const void *in, *in_bias, *gates, *select, *step, *gate, *out, *out_bias;
     const float *conv, *conv_bias, *decay, *step_bias, *skip, *norm, *step_norm, *write_norm, *read_norm;
     int64_t heads, head_dim, groups, state_dim, kernel, rank;
-    float norm_eps;
+    float norm_eps, floor;
     const struct history *histories; /* of each text, which has as many of the tokens as the others */
     int64_t texts;
     /* For whoever has projected the tokens of one text: in, gates, and what is to be multiplied by out */

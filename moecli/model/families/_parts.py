@@ -72,6 +72,7 @@ def multi_head_latent(
     nope_dim: int = 128,
     value_dim: int = 128,
     kv_rank: int = 512,
+    theta: float = 10_000.0,
 ) -> MLA:
     """DeepSeek's multi-head latent attention; `heads` and the other numbers are the family's defaults.
 
@@ -83,7 +84,7 @@ def multi_head_latent(
     nope, rope_dim = c.count("qk_nope_head_dim", nope_dim), c.count("qk_rope_head_dim", 64)
     if rope_dim % 2:
         raise c.fail("qk_rope_head_dim", f"is {rope_dim}: rotary embedding needs an even number")
-    rope = read_rope(c, rope_dim, context, interleaved=True)
+    rope = read_rope(c, rope_dim, context, theta, interleaved=True)
     scaling = c.raw("rope_parameters", None) or c.raw("rope_scaling", None) or {}
     mscale = yarn_mscale(rope.factor, float(scaling.get("mscale_all_dim", 0)))
     return MLA(

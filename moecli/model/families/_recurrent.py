@@ -40,6 +40,42 @@ def gated_delta_net(c: ConfigReader, hidden_size: int, eps: float) -> Recurrent:
     )  # fmt: skip
 
 
+def kimi_delta(
+    hidden_size: int, *, heads: int, dim: int, kernel: int, eps: float, rank: int = 0, floor: float = 0.0
+) -> Recurrent:
+    """Kimi Delta Attention (arXiv 2510.26692): a gated delta net with a decay of each row of its heads' states.
+
+    Decays and the output's gate are projected through `rank` numbers each, or at once where that is 0. Unless `floor`
+    is 0, no decay's logarithm is less.
+    """
+    inner = heads * dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "in": ((3 if rank else 5) * inner, hidden_size),
+        "gates": (heads + 2 * rank, hidden_size),
+        "conv": (3 * inner, 1, kernel),
+        "step_bias": (inner,),
+        "decay": (heads,),
+        "norm": (dim,),
+        "out": (hidden_size, inner),
+    }
+    shapes |= {"step": (inner, rank), "gate": (inner, rank)} if rank else {}
+    return Recurrent(
+        RecurrentKind.CHANNEL_DELTA, tensors(shapes), inner * dim + 3 * inner * (kernel - 1), heads, dim, heads, dim,
+        kernel, rank, eps, floor,
+    )  # fmt: skip
+
+
+def lightning(hidden_size: int, heads: int, head_dim: int, layer: int, layers: int) -> Recurrent:
+    """Lightning attention (arXiv 2401.04658): linear attention whose heads decay by their number and the layer's."""
+    inner = heads * head_dim
+    shapes = {"in": (4 * inner, hidden_size), "norm": (inner,), "out": (hidden_size, inner)}
+    slope = 1 - layer / (layers - 1 + 1e-5) + 1e-5
+    return Recurrent(
+        RecurrentKind.LIGHTNING, tensors(shapes), inner * head_dim, heads, head_dim, heads, head_dim, kernel=1,
+        slope=slope,
+    )  # fmt: skip
+
+
 def mamba2(
     hidden_size: int,
     *,
@@ -123,6 +159,32 @@ def delta_net_names(inputs: str, gates: str) -> dict[str, tuple[str, ...]]:
         names(prefix, mixer_in=inputs, mixer_gates=gates, mixer_conv="conv1d", mixer_norm="norm", mixer_out="out_proj")
         | names(prefix, "", mixer_step_bias="dt_bias", mixer_decay="A_log")
     )  # fmt: skip
+
+
+def kimi_delta_names(published: bool) -> dict[str, tuple[str, ...]]:
+    """Where they lie in the published file, or as transformers 5 holds them in memory."""
+    prefix, forget = f"{_LAYER}self_attn.", "" if published else "forget_gate."
+    return (
+        names(
+            prefix, mixer_in="q_proj k_proj v_proj", mixer_gates=f"b_proj {forget}f_a_proj g_a_proj",
+            mixer_conv="q_conv1d k_conv1d v_conv1d" if published else "conv1d", mixer_step=f"{forget}f_b_proj",
+            mixer_gate="g_b_proj", mixer_norm="o_norm", mixer_out="o_proj",
+        )
+        | names(prefix, "", mixer_step_bias=f"{forget}dt_bias", mixer_decay=f"{forget}A_log")
+    )  # fmt: skip
+
+
+def lightning_names() -> dict[str, tuple[str, ...]]:
+    """Where those of lightning attention lie."""
+    return names(f"{_LAYER}self_attn.", mixer_in="qkv_proj output_gate", mixer_norm="norm", mixer_out="out_proj")
+
+
+# Of each of its heads queries, keys and values lie together.
+LIGHTNING_TURNS = {
+    f"{_LAYER}self_attn.qkv_proj.weight": Interleaved(
+        lambda layer: (0 if layer.recurrent is None else layer.recurrent.head_dim,) * 3, ("mixer_in",) * 3
+    )
+}
 
 
 def mamba_names(prefix: str) -> dict[str, tuple[str, ...]]:

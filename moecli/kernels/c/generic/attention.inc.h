@@ -155,14 +155,11 @@ static void rotate_and_cache(const struct attention *call, const struct place *p
     }
 }
 
-/* mixed [tokens, heads, value_dim] times the gate's factors [tokens, gate_width], of which each is for as many numbers.
- */
-static void open_gate(const struct attention *call, const float *gates, float *mixed) {
-    size_t count = (size_t)(call->sublayer.tokens * call->gate_width);
-    size_t each = (size_t)(call->heads * call->value_dim / call->gate_width);
+/* mixed [count * each] times the gate's factors [count], of which each is for as many numbers. */
+static void open_gate(int32_t kind, size_t count, size_t each, const float *gates, float *mixed) {
     for (size_t i = 0; i < count; i++, mixed += each) {
-        float gate = gates[i], power = exponential(call->gate_kind == GATE_SOFTPLUS ? gate : -gate);
-        float factor = call->gate_kind == GATE_SIGMOID ? 1 / (1 + power) : gate > 20 ? gate : log1pf(power);
+        float gate = gates[i], power = exponential(kind == GATE_SOFTPLUS ? gate : -gate);
+        float factor = kind == GATE_SIGMOID ? 1 / (1 + power) : gate > 20 ? gate : log1pf(power);
         for (size_t j = 0; j < each; j++)
             mixed[j] *= factor;
     }
@@ -203,7 +200,7 @@ static enum status attention_forward(const struct attention *call) {
         for (size_t token = 0; token < tokens; token++)
             merge(&job, token, mixed + token * mixes);
         if (call->gate)
-            open_gate(call, gate, mixed);
+            open_gate(call->gate_kind, tokens * gates, mixes / gates, gate, mixed);
         status =
             multiply(sublayer, sublayer->format, call->output, call->output_bias, mixed, mixes, hidden, hidden_size);
     }

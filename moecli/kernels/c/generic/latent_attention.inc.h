@@ -171,18 +171,20 @@ static enum status project_down(const struct latent_attention *call, const void 
     return status;
 }
 
-/* A token's queries [heads, nope_dim + rotary_dim] are rotated, and its key; the key goes to the cache with the latent.
- */
+/* A token's queries [heads, nope_dim + rotary_dim] are rotated where positions turn anything, and its key; the key goes
+   to the cache with the latent. */
 static void rotate_and_cache_latent(const struct latent_attention *call, const struct place *place, float *queries,
                                     float *latent, float *angles) {
     size_t rotary_dim = (size_t)call->rotary_dim, width = (size_t)call->rank + rotary_dim;
     size_t nope_dim = (size_t)call->nope_dim, row = (size_t)place->last * width * number_size(call->sublayer.type);
-    load_angles(&call->sublayer, place, rotary_dim, angles);
-    for (size_t head = 0; head < (size_t)call->heads; head++)
+    if (place->cosines)
+        load_angles(&call->sublayer, place, rotary_dim, angles);
+    for (size_t head = 0; place->cosines && head < (size_t)call->heads; head++)
         rotate(call->interleaved, queries + head * (nope_dim + rotary_dim) + nope_dim, angles, rotary_dim);
     for (size_t i = 0; place->query_scale != 1 && i < (size_t)call->heads * (nope_dim + rotary_dim); i++)
         queries[i] *= place->query_scale;
-    rotate(call->interleaved, latent + call->rank, angles, rotary_dim);
+    if (place->cosines)
+        rotate(call->interleaved, latent + call->rank, angles, rotary_dim);
     store_numbers((char *)place->keys + row, call->sublayer.type, latent, width);
 }
 
@@ -191,13 +193,14 @@ static enum status latent_attention_forward(const struct latent_attention *call)
     size_t hidden_size = (size_t)sublayer->hidden_size, tokens = (size_t)sublayer->tokens, heads = (size_t)call->heads;
     size_t query = heads * (size_t)(call->nope_dim + call->rotary_dim), value = heads * (size_t)call->value_dim;
     size_t width = (size_t)(call->rank + call->rotary_dim), rank = (size_t)call->query_rank;
-    size_t numbers = tokens * (hidden_size + query + value + width + rank) + 2 * (size_t)call->rotary_dim;
+    size_t gates = (size_t)call->gate_width;
+    size_t numbers = tokens * (hidden_size + query + value + width + rank + gates) + 2 * (size_t)call->rotary_dim;
     float *hidden = allocate(numbers * sizeof *hidden);
     if (!hidden)
         return NO_MEMORY;
     float *queries = hidden + tokens * hidden_size, *mixed = queries + tokens * query,
           *latents = mixed + tokens * value;
-    float *low = latents + tokens * width, *angles = low + tokens * rank;
+    float *low = latents + tokens * width, *gate = low + tokens * rank, *angles = gate + tokens * gates;
     begin_sublayer(sublayer, hidden);
     enum status status = project_down(call, call->latent_down, call->latent_down_bias, call->latent_norm, hidden,
                                       latents, width, (size_t)call->rank);
@@ -206,10 +209,14 @@ static enum status latent_attention_forward(const struct latent_attention *call)
     if (status == DONE)
         status = multiply(sublayer, sublayer->format, call->query, NULL, rank ? low : hidden, rank ? rank : hidden_size,
                           queries, query);
+    if (status == DONE && gates)
+        status = multiply(sublayer, sublayer->format, call->gate, NULL, hidden, hidden_size, gate, gates);
     for (size_t token = 0; status == DONE && token < tokens; token++)
         rotate_and_cache_latent(call, call->places + token, queries + token * query, latents + token * width, angles);
     for (size_t token = 0; status == DONE && token < tokens; token++)
         status = meet_latents(call, call->places + token, queries + token * query, mixed + token * value);
+    if (status == DONE && gates)
+        open_gate(GATE_SIGMOID, tokens * gates, value / gates, gate, mixed);
     if (status == DONE)
         status =
             multiply(sublayer, sublayer->format, call->output, call->output_bias, mixed, value, hidden, hidden_size);

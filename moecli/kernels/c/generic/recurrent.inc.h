@@ -18,6 +18,7 @@ struct recurrent_job {
     const float *projected, *gates;
     float *rows;     /* [kernel - 1 + tokens, channels], the last of the past first */
     float *operands; /* [kept + tokens, operand_width] */
+    float *opening;  /* of CHANNEL_DELTA, what opens the gate: [tokens, heads * head_dim] */
     float *spare;    /* a state for tokens that may be forgotten */
     float *mixed;    /* [tokens, heads * head_dim] */
     size_t tokens, kept, workers;
@@ -31,17 +32,22 @@ static size_t shared_width(const struct recurrent *call) { return (size_t)(call-
 
 /* What the convolution sees of a token. */
 static size_t channels_of(const struct recurrent *call) {
-    int maps = call->kind == DELTA_NET || call->kind == MAMBA2;
-    return inner_width(call) + (maps ? 2 * shared_width(call) : 0);
+    int whole = call->kind == SHORT_CONVOLUTION || call->kind == MAMBA;
+    return inner_width(call) + (whole ? 0 : 2 * shared_width(call));
 }
 
-/* What the recurrence sees of a token: with heads the convolved channels, then decay and rate of each; of Mamba x and
-   step of each channel, then what writes the state and what reads it. */
+static size_t decays_of(const struct recurrent *call) {
+    return (size_t)(call->kind == CHANNEL_DELTA ? call->heads * call->state_dim : call->heads);
+}
+
+/* What the recurrence sees of a token: with heads the convolved channels, then decay (of CHANNEL_DELTA one of each row)
+   and rate of each; of Mamba x and step of each channel, then what writes the state and what reads it. */
 static size_t operand_width(const struct recurrent *call) {
     if (call->kind == SHORT_CONVOLUTION)
         return 0;
-    return call->kind == MAMBA ? 2 * (inner_width(call) + (size_t)call->state_dim)
-                               : channels_of(call) + 2 * (size_t)call->heads;
+    if (call->kind == MAMBA)
+        return 2 * (inner_width(call) + (size_t)call->state_dim);
+    return channels_of(call) + decays_of(call) + (size_t)call->heads;
 }
 
 /* What the input projection makes of a token. */
@@ -49,10 +55,19 @@ static size_t projection_width(const struct recurrent *call) {
     switch ((enum recurrence)call->kind) {
     case SHORT_CONVOLUTION: return 3 * inner_width(call);
     case MAMBA: return 2 * inner_width(call);
-    case DELTA_NET: return channels_of(call) + inner_width(call);
+    case DELTA_NET:
+    case LIGHTNING: return channels_of(call) + inner_width(call);
     case MAMBA2: return inner_width(call) + channels_of(call) + (size_t)call->heads;
+    case CHANNEL_DELTA: return channels_of(call) + (call->rank ? 0 : decays_of(call) + inner_width(call));
     }
     return 0;
+}
+
+/* What the gates' projection makes of a token. */
+static size_t gates_width(const struct recurrent *call) {
+    if (!call->gates)
+        return 0;
+    return (size_t)(call->kind == CHANNEL_DELTA ? call->heads + 2 * call->rank : 2 * call->heads);
 }
 
 static size_t tiles_of(const struct recurrent *call) {
@@ -68,8 +83,8 @@ static float logistic(float x) { return 1 / (1 + exponential(-x)); }
 static void convolve(const struct recurrent *call, const float *rows, float *restrict out) {
     size_t channels = channels_of(call);
     for (size_t i = 0; i < channels; i++)
-        out[i] = call->conv_bias ? call->conv_bias[i] : 0;
-    for (size_t back = 0; back < (size_t)call->kernel; back++) {
+        out[i] = !call->conv ? rows[i] : call->conv_bias ? call->conv_bias[i] : 0;
+    for (size_t back = 0; call->conv && back < (size_t)call->kernel; back++) {
         const float *restrict weights = call->conv + back * channels, *restrict row = rows + back * channels;
         for (size_t i = 0; i < channels; i++)
             out[i] = fmaf(weights[i], row[i], out[i]);
@@ -103,16 +118,18 @@ static void prepare(const struct recurrent_job *job, size_t token) {
     }
     float *operands = job->operands + (job->kept + token) * operand_width(call);
     convolve(call, rows, operands);
-    float *decays = operands + channels, *rates = decays + heads;
-    if (call->kind == DELTA_NET) {
-        const float *gates = job->gates + token * 2 * heads;
+    float *decays = operands + channels, *rates = decays + decays_of(call);
+    if (call->kind == DELTA_NET || call->kind == CHANNEL_DELTA) {
+        const float *gates = job->gates + token * gates_width(call);
         scale_to_one(operands, (size_t)call->groups, dim, 1 / sqrtf((float)dim));
         scale_to_one(operands + shared, (size_t)call->groups, dim, 1);
-        for (size_t head = 0; head < heads; head++) {
-            decays[head] = exponential(call->decay[head] * softplus(gates[heads + head] + call->step_bias[head]));
+        for (size_t head = 0; head < heads; head++)
             rates[head] = logistic(gates[head]);
-        }
+        for (size_t head = 0; call->kind == DELTA_NET && head < heads; head++)
+            decays[head] = exponential(call->decay[head] * softplus(gates[heads + head] + call->step_bias[head]));
     }
+    for (size_t head = 0; call->kind == LIGHTNING && head < heads; head++)
+        decays[head] = exponential(call->decay[head]), rates[head] = 1;
     if (call->kind == MAMBA2)
         for (size_t head = 0; head < heads; head++) {
             rates[head] = softplus(projected[inner + channels + head] + call->step_bias[head]);
@@ -155,16 +172,56 @@ static enum status select_steps(const struct recurrent_job *job) {
     return status;
 }
 
+/* What is left of each row of a state, of the projections of its decays. */
+static void decay_rows(const struct recurrent *call, const float *steps, float *decays) {
+    for (size_t i = 0; i < decays_of(call); i++) {
+        float rate = call->decay[i / (size_t)call->state_dim], step = steps[i] + call->step_bias[i];
+        decays[i] = exponential(call->floor != 0 ? call->floor * logistic(-rate * step) : rate * softplus(step));
+    }
+}
+
+/* Decays, one of each row of a state, and what opens the gate: projected, or each through a narrow projection. */
+static enum status widen(const struct recurrent_job *job) {
+    const struct recurrent *call = job->call;
+    size_t inner = inner_width(call), rank = (size_t)call->rank, decays = decays_of(call), gates = gates_width(call);
+    size_t tokens = job->tokens, width = operand_width(call), channels = channels_of(call);
+    float *operands = job->operands + job->kept * width + channels;
+    for (size_t token = 0; !rank && token < tokens; token++) {
+        const float *projected = job->projected + token * projection_width(call) + channels;
+        decay_rows(call, projected, operands + token * width);
+        memcpy(job->opening + token * inner, projected + decays, inner * sizeof *projected);
+    }
+    if (!rank)
+        return DONE;
+    struct sublayer sublayer = call->sublayer;
+    sublayer.tokens = (int64_t)tokens;
+    float *low = allocate(tokens * (rank + decays) * sizeof *low), *steps = low + tokens * rank;
+    if (!low)
+        return NO_MEMORY;
+    for (size_t token = 0; token < tokens; token++)
+        memcpy(low + token * rank, job->gates + token * gates + call->heads, rank * sizeof *low);
+    enum status status = multiply(&sublayer, PLAIN + sublayer.type, call->step, NULL, low, rank, steps, decays);
+    for (size_t token = 0; token < tokens && status == DONE; token++) {
+        decay_rows(call, steps + token * decays, operands + token * width);
+        memcpy(low + token * rank, job->gates + token * gates + (size_t)call->heads + rank, rank * sizeof *low);
+    }
+    if (status == DONE)
+        status = multiply(&sublayer, PLAIN + sublayer.type, call->gate, NULL, low, rank, job->opening, inner);
+    free(low);
+    return status;
+}
+
 /* state [dim, STATE_TILE]: what it holds decays, is corrected or added to along the key, and read along the query
-   (gated delta rule, arXiv 2412.06464; Mamba-2, 2405.21060). */
-INLINE void advance(int corrects, float *restrict state, size_t dim, const float *query, const float *key,
-                    const float *values, float decay, float rate, float *restrict out) {
+   (gated delta rule, arXiv 2412.06464; Mamba-2, 2405.21060). `apart`: 1 where each row has a decay of its own (Kimi
+   Delta Attention, 2510.26692), 0 where all share one. */
+INLINE void advance(int corrects, size_t apart, float *restrict state, size_t dim, const float *query, const float *key,
+                    const float *values, const float *decays, float rate, float *restrict out) {
     float written[STATE_TILE];
     if (corrects) {
         float known[STATE_TILE] = {0};
         for (size_t row = 0; row < dim; row++)
             EACH_STATE {
-                float kept = state[row * STATE_TILE + i] * decay;
+                float kept = state[row * STATE_TILE + i] * decays[row * apart];
                 state[row * STATE_TILE + i] = kept;
                 known[i] = fmaf(key[row], kept, known[i]);
             }
@@ -175,7 +232,7 @@ INLINE void advance(int corrects, float *restrict state, size_t dim, const float
     for (size_t row = 0; row < dim; row++)
         EACH_STATE {
             float kept = state[row * STATE_TILE + i];
-            kept = fmaf(key[row], written[i], corrects ? kept : kept * decay);
+            kept = fmaf(key[row], written[i], corrects ? kept : kept * decays[row * apart]);
             state[row * STATE_TILE + i] = kept;
             sums[i] = fmaf(query[row], kept, sums[i]);
         }
@@ -221,14 +278,19 @@ static void scan(const struct recurrent_job *job, size_t task) {
             advance_channels(state, dim, call->decay + task * dim * STATE_TILE, steps, values, operands + 2 * inner,
                              operands + 2 * inner + dim, out);
         } else {
-            float decay = operands[channels + head], rate = operands[channels + (size_t)call->heads + head];
-            const float *first = operands + group * dim, *second = first + shared;
-            if (call->kind == DELTA_NET) {
-                memcpy(values, operands + 2 * shared + column, some * sizeof *values);
-                advance(1, state, dim, first, second, values, decay, rate, out);
-            } else {
+            const float *decays = operands + channels, *first = operands + group * dim, *second = first + shared;
+            float rate = decays[decays_of(call) + head];
+            if (call->kind == MAMBA2) {
                 memcpy(values, operands + column, some * sizeof *values);
-                advance(0, state, dim, second + inner, first + inner, values, decay, rate, out);
+                advance(0, 0, state, dim, second + inner, first + inner, values, decays + head, rate, out);
+            } else {
+                memcpy(values, operands + 2 * shared + column, some * sizeof *values);
+                if (call->kind == CHANNEL_DELTA)
+                    advance(1, 1, state, dim, first, second, values, decays + head * dim, rate, out);
+                else if (call->kind == LIGHTNING)
+                    advance(0, 0, state, dim, first, second, values, decays + head, rate, out);
+                else
+                    advance(1, 0, state, dim, first, second, values, decays + head, rate, out);
             }
         }
         if (token < job->kept)
@@ -243,15 +305,21 @@ static void scan(const struct recurrent_job *job, size_t task) {
 /* A token's gate, and the norm before or after it. */
 static void finish(const struct recurrent_job *job, size_t token) {
     const struct recurrent *call = job->call;
-    size_t inner = inner_width(call), parts = (size_t)(call->kind == MAMBA2 ? call->groups : call->heads);
+    enum recurrence kind = (enum recurrence)call->kind;
+    size_t inner = inner_width(call), groups = (size_t)(kind == MAMBA2 ? call->groups : call->heads);
+    size_t parts = kind == LIGHTNING ? 1 : groups, size = inner / parts;
+    int mambas = kind == MAMBA || kind == MAMBA2;
     const float *gate = job->projected + token * projection_width(call);
     float *mixed = job->mixed + token * inner;
-    gate += call->kind == MAMBA ? inner : call->kind == DELTA_NET ? channels_of(call) : 0;
-    for (size_t part = 0; call->kind == DELTA_NET && part < parts; part++)
-        normalise(RMS, call->norm_eps, call->norm, FP32, mixed + part * inner / parts, inner / parts);
+    gate = kind == CHANNEL_DELTA ? job->opening + token * inner
+                                 : gate + (kind == MAMBA ? inner
+                                           : mambas      ? 0
+                                                         : channels_of(call));
+    for (size_t part = 0; !mambas && part < parts; part++)
+        normalise(RMS, call->norm_eps, call->norm, FP32, mixed + part * size, size);
     for (size_t i = 0; i < inner; i++)
-        mixed[i] *= silu(gate[i]);
-    for (size_t part = 0, size = inner / parts; call->kind == MAMBA2 && part < parts; part++)
+        mixed[i] *= kind == CHANNEL_DELTA || kind == LIGHTNING ? logistic(gate[i]) : silu(gate[i]);
+    for (size_t part = 0; kind == MAMBA2 && part < parts; part++)
         normalise(RMS, call->norm_eps, call->norm + part * size, FP32, mixed + part * size, size);
 }
 
@@ -299,14 +367,16 @@ static enum status mix(const struct recurrent *call, const struct history *histo
     size_t channels = channels_of(call), width = operand_width(call), kept = (size_t)history->kept;
     size_t rows = ((size_t)call->kernel - 1 + tokens) * channels, operands = (kept + tokens) * width;
     size_t states = width && !history->commits ? tiles_of(call) * (size_t)call->state_dim * STATE_TILE : 0;
+    size_t openings = call->kind == CHANNEL_DELTA ? tokens * inner_width(call) : 0;
     struct thread_pool pool = limit_threads(&call->sublayer.pool, tokens * channels * sizeof(float) * 8);
     struct recurrent_job job = {.call = call, .history = history, .pool = &pool, .projected = projected};
     job.gates = gates, job.mixed = mixed, job.tokens = tokens, job.kept = kept;
-    job.rows = allocate((rows + operands + states) * sizeof *job.rows);
+    job.rows = allocate((rows + operands + openings + states) * sizeof *job.rows);
     if (!job.rows)
         return NO_MEMORY;
     job.operands = job.rows + rows;
-    job.spare = job.operands + operands;
+    job.opening = job.operands + operands;
+    job.spare = job.opening + openings;
     enum status status = DONE;
     move_rows(&job);
     do_all(&job, prepare, tokens);
@@ -315,6 +385,8 @@ static enum status mix(const struct recurrent *call, const struct history *histo
             memcpy(job.operands, history->record, kept * width * sizeof *job.operands);
         if (call->kind == MAMBA)
             status = select_steps(&job);
+        if (call->kind == CHANNEL_DELTA)
+            status = widen(&job);
         if (status == DONE) {
             do_all(&job, scan, tiles_of(call));
             do_all(&job, finish, tokens);
@@ -334,7 +406,7 @@ static enum status mix_projected(const struct recurrent *call) {
 static enum status recurrent_forward(const struct recurrent *call) {
     const struct sublayer *sublayer = &call->sublayer;
     size_t hidden_size = (size_t)sublayer->hidden_size, tokens = (size_t)sublayer->tokens, inner = inner_width(call);
-    size_t projects = projection_width(call), gates = call->gates ? 2 * (size_t)call->heads : 0;
+    size_t projects = projection_width(call), gates = gates_width(call);
     size_t each = tokens / (size_t)call->texts;
     float *hidden = allocate(tokens * (hidden_size + projects + gates + inner) * sizeof *hidden);
     if (!hidden)

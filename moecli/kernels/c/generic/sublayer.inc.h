@@ -5,7 +5,7 @@
 #include "linear.inc.h"
 #include "vectors.inc.h"
 
-/* normed [tokens, hidden_size] */
+/* normed [tokens, hidden_size]; what is `kept` of the hidden states is that, and nothing of what it was made of. */
 static void begin_sublayer(const struct sublayer *sublayer, float *normed) {
     size_t hidden_size = (size_t)sublayer->hidden_size, tokens = (size_t)sublayer->tokens;
     load_numbers(normed, sublayer->x, sublayer->type, tokens * hidden_size);
@@ -14,6 +14,8 @@ static void begin_sublayer(const struct sublayer *sublayer, float *normed) {
         if (sublayer->before_bias)
             add_to(token, 1, sublayer->before_bias, sublayer->type, hidden_size);
     }
+    if (sublayer->kept != 0)
+        store_numbers(sublayer->x, sublayer->type, normed, tokens * hidden_size);
 }
 
 /* numbers [tokens, hidden_size] normed as the sublayer's are, with other weights; NULL: left as they are */
@@ -26,9 +28,10 @@ static void normalise_tokens(const struct sublayer *sublayer, const void *norm, 
 /* Adds `out` [tokens, hidden_size] to the hidden states, and leaves it changed. */
 static void end_sublayer(const struct sublayer *sublayer, float *out) {
     size_t hidden_size = (size_t)sublayer->hidden_size, count = (size_t)sublayer->tokens * hidden_size;
+    float kept = sublayer->kept != 0 ? sublayer->kept : 1;
     normalise_tokens(sublayer, sublayer->after, out);
     for (size_t i = 0; i < count; i++)
-        out[i] = (number(sublayer->x, sublayer->type, i) + sublayer->multiplier * out[i]) * sublayer->scale;
+        out[i] = (number(sublayer->x, sublayer->type, i) * kept + sublayer->multiplier * out[i]) * sublayer->scale;
     store_numbers(sublayer->x, sublayer->type, out, count);
 }
 

@@ -134,7 +134,7 @@ def _delta(part: ConfigReader, hidden_size: int) -> Recurrent:
         "o": (hidden_size, inner),
     }
     tensors = tuple(Extra(f"linear_{role}", shape, Part.MIXER_OTHER) for role, shape in shapes.items())
-    return Recurrent(RecurrentKind.KIMI_DELTA, tensors, state=inner * dim + 3 * inner * (kernel - 1))
+    return Recurrent(RecurrentKind.CHANNEL_DELTA, tensors, state=inner * dim + 3 * inner * (kernel - 1))
 
 
 FAMILY = Family(architectures=("KimiK3ForConditionalGeneration",), model_types=("kimi_k3",), read=read)

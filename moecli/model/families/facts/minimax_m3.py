@@ -26,7 +26,9 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     c.expect("qk_norm_type", "per_head")
     c.expect("scoring_func", "sigmoid")
     c.expect("attention_output_gate", False)
-    c.ignore("swiglu_alpha", "swiglu_limit", "first_k_dense_replace", "num_nextn_predict_layers")  # mirrors
+    c.expect("swiglu_alpha", 1.702)
+    c.expect("swiglu_limit", 7.0)
+    c.ignore("first_k_dense_replace", "num_nextn_predict_layers")  # mirrors
     hidden_size, context = c.count("hidden_size", 6144), c.count("max_position_embeddings", 524_288)
     attention = grouped_query(
         c, hidden_size, context, heads=64, kv_heads=4, head_dim=128, theta=5e6, qk_norm=QkNorm.HEAD,
@@ -54,7 +56,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     return make_spec(
         c, layers, hidden_size=hidden_size, context=context, vocab=200_064,
         extra_layers=c.count("num_mtp_modules", 0, least=0),
-        unsupported=(Unsupported.INDEXER, Unsupported.CLAMPED_SWIGLU),
+        unsupported=(Unsupported.INDEXER,),
         notes=("structure inferred from config.json",),
     )  # fmt: skip
 
