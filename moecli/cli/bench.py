@@ -62,7 +62,7 @@ def bench(
 
     Exit 3: a median lies outside its forecast.
     """
-    placing.check()
+    placing = placing.checked()
     form = options.record_form(format, json, output)
     ref, agreed = placing.find(model, offline, quiet, yes)
     with terminal.status("measuring this machine ...", quiet):

@@ -11,7 +11,7 @@ from moecli import settings
 from moecli.cli import options
 from moecli.errors import UsageError, printable
 from moecli.experts.policies import DEFAULT, POLICIES
-from moecli.formats import check_dtype
+from moecli.formats.words import with_dense
 from moecli.output import terminal
 from moecli.units import parse_size
 
@@ -62,6 +62,7 @@ class Placing:
     """In what format, where and within how much memory a model runs: options of every command that runs one."""
 
     dtype: options.Dtype = "auto"
+    dense: options.Dense = None
     ctx: options.Context = None
     ram: options.Ram = None
     policy: Policy = DEFAULT
@@ -69,13 +70,14 @@ class Placing:
     vram: options.Vram = None
     threads: options.Threads = None
 
-    def check(self) -> None:
-        """UsageError for a word that is not known."""
-        check_dtype(self.dtype)
+    def checked(self) -> Placing:
+        """The same with one word for both formats. UsageError for a word that is not known."""
+        dtype = with_dense(self.dtype, self.dense)
         if self.policy not in POLICIES:
             raise UsageError.unknown("--policy", self.policy, ", ".join(POLICIES))
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
             raise UsageError.unknown("--device", self.device, "auto, cpu, cuda or cuda:N")
+        return replace(self, dtype=dtype, dense=None)
 
     def find(
         self, model: str, offline: bool, quiet: bool, yes: bool, tokenizer: str | None = None

@@ -48,7 +48,7 @@ def score(
 
     The log-probability is the sum over an answer's tokens, so that long answers have lower ones.
     """
-    placing.check()
+    placing = placing.checked()
     names = [name.strip() for name in (labels or "").split(",") if name.strip()]
     if not names or len(set(names)) < len(names):
         raise UsageError("--labels needs answers that differ", f'moecli score {model} "prompt" --labels yes,no')

@@ -59,6 +59,28 @@ def test_a_store_in_another_format_is_not_taken_for_the_one_asked(moecli: Any, s
     assert "packed to q4" in result.stderr
 
 
+def test_dense_weights_in_a_format_of_their_own(moecli: Any) -> None:
+    """By both options or by their word, packed or not: one text, one name, one size."""
+    unpacked = json.loads(moecli("run", "tiny", *QUESTION, "--dtype", "q4", "--dense", "q8").stdout)
+    assert moecli("pack", "tiny").returncode == 0
+    result = moecli("pack", "tiny", "--dense", "q8", "--json")
+    document = json.loads(result.stdout)
+    assert (document["name"], document["dtype"]) == ("tiny-q4-dense-q8", "q4-dense-q8")
+    assert {document["dtypes"][role] for role in ("qkv", "o", "embedding")} == {"q8"}
+    assert document["dtypes"]["experts"] == "q4"
+    for word in (["tiny:q4-dense-q8"], ["tiny", "--dtype", "q4", "--dense", "q8"]):
+        packed = json.loads(moecli("run", *word, *QUESTION).stdout)
+        assert (packed["model"], packed["token_ids"]) == ("tiny-q4-dense-q8", unpacked["token_ids"])
+        assert packed["dtype"] == unpacked["dtype"] == "q4-dense-q8"
+    estimate = json.loads(moecli("memory", "tiny", "--dtype", "q4", "--dense", "q8", "--json").stdout)
+    assert estimate["dtype"] == "q4-dense-q8"
+    listed = {each["name"]: each["format"] for each in json.loads(moecli("list", "--json").stdout)}
+    assert listed == {"tiny": "bf16", "tiny-q4": "q4", "tiny-q4-dense-q8": "q4-dense-q8"}
+    assert moecli("verify", "tiny-q4-dense-q8", "--against", "tiny").returncode == 0
+    refused = moecli("run", "tiny-q4", *QUESTION, "--dtype", "q4", "--dense", "q8")
+    assert refused.returncode == 2 and "does not suit a store packed to q4" in refused.stderr
+
+
 def test_verify_names_the_damaged_expert_and_rm_frees_the_store(moecli: Any, store: Path) -> None:
     assert moecli("verify", str(store), "--against", "tiny").returncode == 0
     path = store / "experts-003.safetensors"
