@@ -35,7 +35,7 @@ def perplexity(
     *,
     stride: texts.Stride = None,
     tokenizer: options.Tokenizer = None,
-    placing: running.Placing = running.Placing(),
+    placing: running.PlacingOne = running.PlacingOne(),
     json: options.Json = False,
     offline: options.Offline = False,
     yes: options.Yes = False,

@@ -134,7 +134,7 @@ def run(
     ] = _DRAFTS[0],
     session: running.Session = None,
     expert_capacity: running.ExpertCapacity = None,
-    placing: running.Placing = running.Placing(),
+    placing: running.PlacingOne = running.PlacingOne(),
     output: Annotated[
         Path | None,
         options.option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from moecli import settings
 from moecli.cli import options
@@ -57,6 +57,16 @@ ExpertCapacity = Annotated[
 ]  # fmt: skip
 
 
+Also = Annotated[
+    Path | None,
+    options.option(
+        "--also", metavar="FOLDER", panel=options.MEMORY,
+        help="A copy of the packed model on another disk: experts are read from both.",
+    ),
+]  # fmt: skip
+P = TypeVar("P", bound="Placing")
+
+
 @dataclass(frozen=True, slots=True)
 class Placing:
     """In what format, where and within how much memory a model runs: options of every command that runs one."""
@@ -70,7 +80,7 @@ class Placing:
     vram: options.Vram = None
     threads: options.Threads = None
 
-    def checked(self) -> Placing:
+    def checked(self: P) -> P:
         """The same with one word for both formats. UsageError for a word that is not known."""
         dtype = with_dense(self.dtype, self.dense)
         if self.policy not in POLICIES:
@@ -103,6 +113,16 @@ class Placing:
             device=self.device, vram=None if self.vram is None else parse_size(self.vram), threads=self.threads,
             policy=self.policy, expert_capacity=expert_capacity,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PlacingOne(Placing):
+    """The same of a command that runs one model."""
+
+    also: Also = None
+
+    def load_options(self, dtype: str, expert_capacity: int | None = None) -> LoadOptions:
+        return replace(Placing.load_options(self, dtype, expert_capacity), also=self.also)
 
 
 def read_file(path: Path, option: str = "--file") -> str:

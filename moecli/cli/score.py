@@ -36,7 +36,7 @@ def score(
     system: options.System = None,
     raw: options.Raw = False,
     tokenizer: options.Tokenizer = None,
-    placing: running.Placing = running.Placing(),
+    placing: running.PlacingOne = running.PlacingOne(),
     json: options.Json = False,
     offline: options.Offline = False,
     yes: options.Yes = False,

@@ -226,16 +226,21 @@ def _capacity(plan: Plan, dense: DenseWeights) -> Capacity:
     return Capacity(dense.device, dense.dtype, plan.device.experts, plan.ram.experts)
 
 
-def open_model(folder: Path, expert_capacity: int | None = None) -> CheckpointModel | StoreModel:
+def open_model(
+    folder: Path, expert_capacity: int | None = None, copy: Path | None = None
+) -> CheckpointModel | StoreModel:
     """Read the configuration and every header in `folder`. ConfigError or CheckpointError if they are unfit.
 
-    `expert_capacity`: see `LoadOptions`.
+    `expert_capacity` and `copy`: see `LoadOptions`.
     """
     if not (folder / manifest.FILE).is_file():
+        if copy is not None:
+            raise UsageError(f"--also {copy} goes with a packed model", f"moecli pack {folder}")
         weights = open_source(folder)
         return CheckpointModel(weights, _limited(weights.spec, expert_capacity))
     store = PackedStore.open(folder)
     check_runs(store.spec, str(folder))
+    store = store if copy is None else store.beside(copy)
     return StoreModel(store, _limited(store.spec, expert_capacity))
 
 

@@ -33,6 +33,7 @@ class PackedStore:
     manifest: StoreManifest
     layout: StoreLayout
     checkpoint: Checkpoint
+    copy: Path | None = None  # a folder on another disk that holds the same files
 
     @classmethod
     def open(cls, folder: Path) -> PackedStore:
@@ -42,6 +43,16 @@ class PackedStore:
         layout = read_layout(folder, found)
         _check_sizes(folder, found)
         return cls(folder, found, layout, _checkpoint(folder, layout))
+
+    def beside(self, copy: Path) -> PackedStore:
+        """The same, read from a copy as well. CheckpointError where that is not whole, or not one of this store."""
+        other = PackedStore.open(copy)
+        if other.manifest != self.manifest:
+            raise CheckpointError(
+                f"{copy} is no copy of {self.folder}: its {manifest.FILE} is another",
+                f"copy the folder as it is: cp -r {self.folder} {copy}",
+            )
+        return replace(self, copy=copy)
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,24 @@ def test_dense_weights_in_a_format_of_their_own(moecli: Any) -> None:
     assert moecli("verify", "tiny-q4-dense-q8", "--against", "tiny").returncode == 0
     refused = moecli("run", "tiny-q4", *QUESTION, "--dtype", "q4", "--dense", "q8")
     assert refused.returncode == 2 and "does not suit a store packed to q4" in refused.stderr
+
+
+def test_a_copy_on_another_disk_is_read_beside_the_store(moecli: Any, store: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(store, tmp_path / "copy")
+    whole = json.loads(moecli("run", str(store), *QUESTION).stdout)
+    least = moecli("run", str(store), *QUESTION, "--ram", "100MiB").stderr.split("--ram ")[1].split(";")[0]
+    result = moecli("run", str(store), *QUESTION, "--ram", least, "--also", str(copy))
+    both = json.loads(result.stdout)
+    assert both["token_ids"] == whole["token_ids"] and both["expert_cache"]["bytes_read"] > 0
+    assert "left alone" not in result.stderr
+    next(copy.glob("experts-*")).unlink()
+    for model, folder, problem in (
+        (str(store), copy, "is damaged: its experts-"),
+        (str(store), tmp_path, "is not a packed model"),
+        ("tiny", copy, "goes with a packed model"),
+    ):
+        refused = moecli("run", model, *QUESTION, "--also", str(folder))
+        assert refused.returncode in (1, 2) and problem in refused.stderr and "hint: " in refused.stderr
 
 
 def test_verify_names_the_damaged_expert_and_rm_frees_the_store(moecli: Any, store: Path) -> None:
