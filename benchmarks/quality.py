@@ -23,13 +23,14 @@ from moecli import formats
 from moecli.checkpoint.reading import read_slice
 from moecli.engine.load import CheckpointModel, open_model
 from moecli.engine.recorder import Recorder, new_builders
+from moecli.formats.words import formats_of
 from moecli.model.tensors import EXPERT_MATRICES
 from moecli.planning.placement import fit
 from moecli.routing.agreement import agreement
 from moecli.routing.trace import RoutingTrace
 from moecli.text.tokenizer import Tokenizer
 
-FORMATS = ("bf16", "q8", "int8", "q4", "nf4", "q3")
+FORMATS = ("bf16", "q8", "int8", "q4", "q4-dense-q8", "nf4", "q3", "q3-dense-q8")
 GGUF_TYPES = ("Q4_K", "Q4_0", "IQ4_XS", "Q3_K")
 RoundTrip = Callable[[Tensor], Tensor]
 WINDOW = 512  # tokens, each window read from an empty cache
@@ -116,18 +117,18 @@ def gguf_rows(model: CheckpointModel, library: Path | None) -> Iterator[tuple[st
 
 
 def rows(library: Path | None) -> Iterator[tuple[str, ...]]:
-    """Format, bits per weight, error, perplexity and by how much it grows, equal expert sets, shared experts."""
+    """Format, bits per weight and error of experts, perplexity and its growth, equal expert sets, shared experts."""
     model = open_model(TINY)
     assert isinstance(model, CheckpointModel)
     texts = windows()
     reference, trace = measure(model, FORMATS[0], texts)
     for dtype in FORMATS:
         perplexity, found = (reference, trace) if dtype == FORMATS[0] else measure(model, dtype, texts)
-        same = agreement(trace, found)
+        same, experts = agreement(trace, found), formats_of(dtype).experts
         yield (
             dtype,
-            f"{formats.FORMATS[dtype].bits:g}",
-            f"{error(model, in_format(dtype)):.4f}",
+            f"{formats.FORMATS[experts].bits:g}",
+            f"{error(model, in_format(experts)):.4f}",
             f"{perplexity:.3f}",
             f"{perplexity / reference - 1:+.2%}",
             f"{same.equal_sets:.1%}",

@@ -48,7 +48,7 @@ def bench(
         options.option(metavar="N", help="Decode N texts side by side, too.", default=True, check=options.at_least(1)),
     ] = 1,
     seed: running.Seed = 0,
-    placing: running.Placing = running.Placing(),
+    placing: running.PlacingOne = running.PlacingOne(),
     json: options.Json = False,
     format: options.Form = None,
     output: options.Output = None,
@@ -62,7 +62,7 @@ def bench(
 
     Exit 3: a median lies outside its forecast.
     """
-    placing.check()
+    placing = placing.checked()
     form = options.record_form(format, json, output)
     ref, agreed = placing.find(model, offline, quiet, yes)
     with terminal.status("measuring this machine ...", quiet):

@@ -41,10 +41,7 @@ class PlacingTwo(running.Placing):
         dtypes = [name.strip() for name in self.dtype.split(",")]
         if len(dtypes) > 2:
             raise UsageError(f"--dtype {self.dtype} names {len(dtypes)} formats", "two models have two: --dtype q8,q4")
-        found = [replace(self, dtype=name) for name in (dtypes[0], dtypes[-1])]
-        for placing in found:
-            placing.check()
-        return found
+        return [replace(self, dtype=name).checked() for name in (dtypes[0], dtypes[-1])]
 
 
 @options.with_options_of_fields

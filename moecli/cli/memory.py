@@ -11,6 +11,7 @@ import typer
 from moecli.cli import options
 from moecli.cli.inspect import Models
 from moecli.errors import NetworkError, UsageError
+from moecli.formats.words import with_dense
 from moecli.units import format_bytes
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def memory(
             help=f"Show one format in detail: {', '.join(options.DTYPES[1:])}.",
         ),
     ] = None,
+    dense: options.Dense = None,
     ctx: options.Context = None,
     batch: Annotated[
         int,
@@ -112,6 +114,8 @@ def memory(
     from moecli.planning.estimate import Budget, estimate
 
     form = options.record_form(format, json, output)
+    if dtype is not None or dense is not None:
+        dtype = with_dense(dtype or "auto", dense)
     if gpu == "list":
         show.gpus(no_color)
         return

@@ -15,6 +15,7 @@ import typer
 from moecli import settings
 from moecli.errors import UsageError
 from moecli.formats import FORMATS
+from moecli.formats.words import DENSE
 from moecli.units import parse_size
 
 DTYPES = ("auto", *FORMATS)
@@ -206,6 +207,13 @@ Dtype = Annotated[
     option(
         "--dtype", "--quant", metavar="FORMAT", panel=MEMORY, default=True, values=DTYPES,
         help=f"Format of the weights: {', '.join(DTYPES)}. auto: as stored if it fits.",
+    ),
+]  # fmt: skip
+Dense = Annotated[
+    str | None,
+    option(
+        "--dense", metavar="FORMAT", panel=MEMORY, values=DENSE,
+        help=f"Format of what every token passes, beside experts of fewer bits: {', '.join(DENSE)}.",
     ),
 ]  # fmt: skip
 Context = Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from moecli.cli import options, running
-from moecli.formats import check_dtype
+from moecli.formats.words import with_dense
 from moecli.output import terminal
 
 EXAMPLES = """Examples:
@@ -40,6 +40,7 @@ def pack(
             help=f"Format of the weights: {', '.join(options.DTYPES)}. auto: as stored, or nearest to it.",
         ),
     ] = _DTYPE,
+    dense: options.Dense = None,
     output: StoreFolder = None,
     tokenizer: options.Tokenizer = None,
     threads: options.Threads = None,
@@ -62,7 +63,7 @@ def pack(
     from moecli.store.source import open_source, origin_of
     from moecli.text.files import texts_in, tokenizer_among
 
-    check_dtype(dtype)
+    dtype = with_dense(dtype, dense)
     ref = resolve(model, dtype="auto" if dtype == _DTYPE else dtype, original=True)
     ref = running.with_tokenizer(ref, tokenizer, check=True)
     dtype = dtype if ref.dtype == "auto" else ref.dtype

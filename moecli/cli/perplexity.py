@@ -35,7 +35,7 @@ def perplexity(
     *,
     stride: texts.Stride = None,
     tokenizer: options.Tokenizer = None,
-    placing: running.Placing = running.Placing(),
+    placing: running.PlacingOne = running.PlacingOne(),
     json: options.Json = False,
     offline: options.Offline = False,
     yes: options.Yes = False,
@@ -48,7 +48,7 @@ def perplexity(
     Windows have --ctx tokens (default: 2,048, or the model's context), BOS first where the tokenizer adds one. All
     pass one layer before any passes the next, so that experts on disk are read once. The error is one standard error.
     """
-    placing.check()
+    placing = placing.checked()
     ref, _ = placing.find(model, offline, quiet, yes, tokenizer)
     with terminal.status("loading ...", quiet):
         from moecli.engine.likelihood import plan_to_score, read_text

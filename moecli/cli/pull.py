@@ -10,7 +10,7 @@ from moecli import settings
 from moecli.cli import options, running
 from moecli.cli.pack import StoreFolder
 from moecli.errors import UsageError
-from moecli.formats import check_dtype
+from moecli.formats.words import with_dense
 
 EXAMPLES = """Examples:
 
@@ -35,6 +35,7 @@ def pull(
             help=f"Pack on the way, shard by shard: {', '.join(options.DTYPES[1:])}.",
         ),
     ] = None,
+    dense: options.Dense = None,
     output: StoreFolder = None,
     keep_original: Annotated[
         bool, options.option("--keep-original", help="With --dtype: keep the downloaded files as well.")
@@ -57,8 +58,8 @@ def pull(
     from moecli.cli import fetching
     from moecli.library.resolve import resolve
 
-    if dtype is not None:
-        check_dtype(dtype)
+    if dtype is not None or dense is not None:
+        dtype = with_dense(dtype or "auto", dense)
     if offline:
         settings.forbid_network()
     ref = running.with_tokenizer(resolve(model, dtype=dtype or "auto", original=True), tokenizer, check=True)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from moecli.cli import options, running
 from moecli.cli.routing_options import RoutingOptions
 from moecli.errors import ModelNotFound, UsageError
-from moecli.formats import FORMATS, nearest
+from moecli.formats import FORMATS
+from moecli.formats.words import is_dtype, nearest
 from moecli.output import loading, terminal
 from moecli.units import parse_size
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 def show(models: Sequence[str], wanted: RoutingOptions, json: bool, no_color: bool, offline: bool, quiet: bool) -> None:
     """Record or read a trace, analyse it, and show it in the form asked for."""
+    wanted = wanted.with_formats()
     form, layers, factors = wanted.form(json), wanted.chosen_layers(), wanted.factors()
     options.check_output("--output", wanted.output)
     options.check_output("--save-trace", wanted.save_trace)
@@ -238,7 +240,7 @@ def _against(
     name = against
     if against.startswith("dtype="):
         name, wanted = without_dtype(ref.typed), replace(wanted, dtype=against.removeprefix("dtype="))
-        if wanted.dtype not in FORMATS:
+        if not is_dtype(wanted.dtype):
             raise UsageError.unknown("--against", against, f"dtype= with {', '.join(FORMATS)}")
     try:
         found = resolve(name, dtype=wanted.dtype)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from moecli.cli import options
 from moecli.errors import UsageError
-from moecli.formats import FORMATS, check_dtype
+from moecli.formats import FORMATS
+from moecli.formats.words import with_dense
 
 _MORE = ("html", "svg", "png", "pdf", "matrix")
 FORMATS_OF_OUTPUT = (*options.FORMS, *_MORE)
@@ -77,6 +78,7 @@ class RoutingOptions:
         ),
     ] = None
     dtype: options.Dtype = "auto"
+    dense: options.Dense = None
     ctx: options.Context = None
     ram: options.Ram = None
     threads: options.Threads = None
@@ -112,11 +114,14 @@ class RoutingOptions:
                 name = each.name.rstrip("_").replace("_", "-")
                 raise UsageError(f"--{name} goes with --routing", "moecli inspect MODEL --routing")
 
+    def with_formats(self) -> RoutingOptions:
+        """The same with one word for both formats. UsageError for a word that is not known."""
+        return replace(self, dtype=with_dense(self.dtype, self.dense), dense=None)
+
     def form(self, json: bool) -> str:
         """The form of the output: by --format or --json, else by the name of the file, else a table."""
         if self.by not in (None, "domain"):
             raise UsageError.unknown("--by", self.by, "domain")
-        check_dtype(self.dtype)
         form = options.form(self.format, json, self.output, FORMATS_OF_OUTPUT)
         if self.colormap not in COLORMAPS:
             raise UsageError.unknown("--colormap", self.colormap, ", ".join(COLORMAPS))

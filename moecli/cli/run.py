@@ -134,7 +134,7 @@ def run(
     ] = _DRAFTS[0],
     session: running.Session = None,
     expert_capacity: running.ExpertCapacity = None,
-    placing: running.Placing = running.Placing(),
+    placing: running.PlacingOne = running.PlacingOne(),
     output: Annotated[
         Path | None,
         options.option(
@@ -177,7 +177,7 @@ def run(
 
     Sampling options left out are the model's own (generation_config.json), else temperature 0.7.
     """
-    placing.check()
+    placing = placing.checked()
     if draft not in _DRAFTS:
         raise UsageError.unknown("--draft", draft, " or ".join(_DRAFTS))
     options.check_output("--trace", trace)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from moecli import settings
 from moecli.cli import options
 from moecli.errors import UsageError, printable
 from moecli.experts.policies import DEFAULT, POLICIES
-from moecli.formats import check_dtype
+from moecli.formats.words import with_dense
 from moecli.output import terminal
 from moecli.units import parse_size
 
@@ -57,11 +57,22 @@ ExpertCapacity = Annotated[
 ]  # fmt: skip
 
 
+Also = Annotated[
+    Path | None,
+    options.option(
+        "--also", metavar="FOLDER", panel=options.MEMORY,
+        help="A copy of the packed model on another disk: experts are read from both.",
+    ),
+]  # fmt: skip
+P = TypeVar("P", bound="Placing")
+
+
 @dataclass(frozen=True, slots=True)
 class Placing:
     """In what format, where and within how much memory a model runs: options of every command that runs one."""
 
     dtype: options.Dtype = "auto"
+    dense: options.Dense = None
     ctx: options.Context = None
     ram: options.Ram = None
     policy: Policy = DEFAULT
@@ -69,13 +80,14 @@ class Placing:
     vram: options.Vram = None
     threads: options.Threads = None
 
-    def check(self) -> None:
-        """UsageError for a word that is not known."""
-        check_dtype(self.dtype)
+    def checked(self: P) -> P:
+        """The same with one word for both formats. UsageError for a word that is not known."""
+        dtype = with_dense(self.dtype, self.dense)
         if self.policy not in POLICIES:
             raise UsageError.unknown("--policy", self.policy, ", ".join(POLICIES))
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
             raise UsageError.unknown("--device", self.device, "auto, cpu, cuda or cuda:N")
+        return replace(self, dtype=dtype, dense=None)
 
     def find(
         self, model: str, offline: bool, quiet: bool, yes: bool, tokenizer: str | None = None
@@ -101,6 +113,16 @@ class Placing:
             device=self.device, vram=None if self.vram is None else parse_size(self.vram), threads=self.threads,
             policy=self.policy, expert_capacity=expert_capacity,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PlacingOne(Placing):
+    """The same of a command that runs one model."""
+
+    also: Also = None
+
+    def load_options(self, dtype: str, expert_capacity: int | None = None) -> LoadOptions:
+        return replace(Placing.load_options(self, dtype, expert_capacity), also=self.also)
 
 
 def read_file(path: Path, option: str = "--file") -> str:

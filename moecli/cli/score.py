@@ -36,7 +36,7 @@ def score(
     system: options.System = None,
     raw: options.Raw = False,
     tokenizer: options.Tokenizer = None,
-    placing: running.Placing = running.Placing(),
+    placing: running.PlacingOne = running.PlacingOne(),
     json: options.Json = False,
     offline: options.Offline = False,
     yes: options.Yes = False,
@@ -48,7 +48,7 @@ def score(
 
     The log-probability is the sum over an answer's tokens, so that long answers have lower ones.
     """
-    placing.check()
+    placing = placing.checked()
     names = [name.strip() for name in (labels or "").split(",") if name.strip()]
     if not names or len(set(names)) < len(names):
         raise UsageError("--labels needs answers that differ", f'moecli score {model} "prompt" --labels yes,no')

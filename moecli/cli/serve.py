@@ -89,7 +89,7 @@ def serve(
     side, each expert read once for all; one that begins like an earlier one reads only what is new. No answer depends
     on the others.
     """
-    placing.check()
+    placing = placing.checked()
     options.check_output("--session", session)
     if session is not None and len(models or ()) != 1:
         raise UsageError("--session is of one model", "moecli serve MODEL --session FILE")

@@ -12,6 +12,7 @@ from moecli import settings
 from moecli.engine.load import Model
 from moecli.formats import bytes_for, stored_as
 from moecli.formats.plain import torch_dtype
+from moecli.formats.words import formats_of
 from moecli.kernels.bandwidth import read_bandwidth
 from moecli.kernels.linear import as_matrix, linear
 from moecli.model.spec import ModelSpec
@@ -56,8 +57,9 @@ def measure_bandwidths(model: Model, plan: Plan, sample: int, card: Card | None 
 def _linear(spec: ModelSpec, dtype: str) -> LinearThroughput:
     """With a matrix of a few MiB: in a smaller one the cost of the call would count as that of its bytes."""
     shape = (_WEIGHTS // spec.hidden_size, spec.hidden_size)
-    matrix = as_matrix(dtype, shape, torch.zeros(bytes_for(dtype, shape), dtype=torch.uint8))
     compute = torch_dtype(compute_dtype(dtype, stored_as(spec.stored_dtype)))
+    dtype = formats_of(dtype).experts  # where most bytes are
+    matrix = as_matrix(dtype, shape, torch.zeros(bytes_for(dtype, shape), dtype=torch.uint8))
 
     def seconds(tokens: int) -> float:
         x = torch.ones(tokens, spec.hidden_size, dtype=compute)

@@ -23,6 +23,7 @@ from moecli.experts.resident import checkpoint_experts, packed_experts, store_ex
 from moecli.experts.store import ExpertStore
 from moecli.experts.unpacked import UnpackedRecords, unpacked
 from moecli.formats import FORMATS
+from moecli.formats.words import formats_of
 from moecli.kernels.choice import serves
 from moecli.model.spec import ModelSpec
 from moecli.planning.memory import Unpacked
@@ -54,6 +55,10 @@ class Model(Protocol):
     @property
     def streams(self) -> bool:
         """Whether experts can be read from disk as they are needed."""
+        ...
+
+    def runs_in(self, dtype: str) -> bool:
+        """Whether it can run in a format that is named."""
         ...
 
     def unpacked(self, dtype: str) -> Unpacked | None:
@@ -102,6 +107,9 @@ class CheckpointModel:
     def streams(self) -> bool:
         return bool(self.spec.mixtures)
 
+    def runs_in(self, dtype: str) -> bool:
+        return formats_of(dtype).experts in self.dtypes
+
     def unpacked(self, dtype: str) -> Unpacked | None:
         return unpacked(self.weights, dtype) if self.streams else None
 
@@ -122,6 +130,7 @@ class CheckpointModel:
         compute = compute_dtype(dtype, self.weights.dtype)
         dense = checkpoint_weights(self.weights, dtype, compute, device, told, plan.disk.dense > 0)
         records = None if plan.fits else UnpackedRecords.of(self.weights, dtype)
+        routed = formats_of(dtype).experts
         settings.return_freed_memory()
         experts: ExpertStore
         if plan.device.dense and self.spec.mixtures:
@@ -134,12 +143,12 @@ class CheckpointModel:
             experts = offloaded
         elif records is not None:
             experts = OffloadedExperts(records, plan.ram.experts, policy)
-        elif self.weights.experts_are(dtype) and (
-            self.weights.experts_are_rows() or not serves("native", dtype, CPU)  # which multiplies nothing but rows
+        elif self.weights.experts_are(routed) and (
+            self.weights.experts_are_rows() or not serves("native", routed, CPU)  # which multiplies nothing but rows
         ):
             experts = checkpoint_experts(self.weights, budget, progress)
         else:
-            experts = packed_experts(self.weights, dtype, budget, progress)
+            experts = packed_experts(self.weights, routed, budget, progress)
             settings.return_freed_memory()
         return Decoder(self.spec, dense, experts, plan.memory.context, native)
 
@@ -162,6 +171,9 @@ class StoreModel:
     @property
     def streams(self) -> bool:
         return bool(self.spec.mixtures)
+
+    def runs_in(self, dtype: str) -> bool:
+        return dtype == self.store.dtype
 
     def unpacked(self, dtype: str) -> None:
         """None: they are packed."""
@@ -214,16 +226,21 @@ def _capacity(plan: Plan, dense: DenseWeights) -> Capacity:
     return Capacity(dense.device, dense.dtype, plan.device.experts, plan.ram.experts)
 
 
-def open_model(folder: Path, expert_capacity: int | None = None) -> CheckpointModel | StoreModel:
+def open_model(
+    folder: Path, expert_capacity: int | None = None, copy: Path | None = None
+) -> CheckpointModel | StoreModel:
     """Read the configuration and every header in `folder`. ConfigError or CheckpointError if they are unfit.
 
-    `expert_capacity`: see `LoadOptions`.
+    `expert_capacity` and `copy`: see `LoadOptions`.
     """
     if not (folder / manifest.FILE).is_file():
+        if copy is not None:
+            raise UsageError(f"--also {copy} goes with a packed model", f"moecli pack {folder}")
         weights = open_source(folder)
         return CheckpointModel(weights, _limited(weights.spec, expert_capacity))
     store = PackedStore.open(folder)
     check_runs(store.spec, str(folder))
+    store = store if copy is None else store.beside(copy)
     return StoreModel(store, _limited(store.spec, expert_capacity))
 
 
@@ -240,7 +257,7 @@ def _limited(spec: ModelSpec, expert_capacity: int | None) -> ModelSpec:
 
 def check_dtype(model: Model, dtype: str) -> None:
     """UsageError for a format that this model cannot run in."""
-    if dtype != "auto" and dtype not in model.dtypes:
+    if dtype != "auto" and not model.runs_in(dtype):
         raise UsageError(
             f"--dtype {dtype} does not suit a store packed to {model.dtypes[0]}",
             "leave --dtype out, or pack the original checkpoint again",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -43,6 +44,7 @@ class LoadOptions:
     threads: int | None = None
     policy: str = DEFAULT
     expert_capacity: int | None = None  # tokens that an expert takes in one pass; 0: any number
+    also: Path | None = None  # a copy of the packed model, on another disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,7 @@ def open_for_run(ref: ModelRef, options: LoadOptions) -> OpenedModel:
     if device.type == "cpu" and options.vram is not None:
         raise UsageError(f"--vram {format_bytes(options.vram)} has no GPU to bound", "leave --vram out")
     with reading(ref.weights):
-        model = open_model(ref.weights, options.expert_capacity)
+        model = open_model(ref.weights, options.expert_capacity, options.also)
         check_dtype(model, options.dtype)
         defaults = read_generation_defaults(ref.weights)
         tokenizer = Tokenizer.load(ref.weights, ref.tokenizer)

@@ -14,6 +14,7 @@ from moecli.engine.loaded import LoadedModel, OpenedModel
 from moecli.engine.prefixes import reading_of
 from moecli.engine.session_file import Failed, Identity, SessionFile, Warn
 from moecli.errors import reading
+from moecli.formats.words import formats_of
 from moecli.kernels.choice import chosen
 from moecli.store import manifest
 from moecli.store.source import fingerprint
@@ -32,7 +33,9 @@ def open_session(loaded: LoadedModel, path: Path, warn: Warn, failed: Failed) ->
 def identity(loaded: LoadedModel, block: int) -> Identity:
     """The model's files, its format, how prompts are cut, and who computes. CheckpointError if files cannot be read."""
     decoder, files = loaded.decoder, files_of(loaded.opened)
-    kernels = [chosen(each, decoder.device.type) for each in (loaded.dtype, "bf16", "fp32")]
+    formats = formats_of(loaded.dtype)
+    own = dict.fromkeys((formats.experts, formats.dense))
+    kernels = [chosen(each, decoder.device.type) for each in (*own, "bf16", "fp32")]
     told = [files, loaded.dtype, str(decoder.dtype), decoder.device.type, *kernels, block, __version__]
     text = json.dumps([*told, torch.__version__])
     return Identity(f"{loaded.name} in {loaded.dtype}", hashlib.sha256(text.encode()).hexdigest())

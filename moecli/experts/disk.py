@@ -33,7 +33,7 @@ Records = PackedStore | UnpackedRecords  # what experts are read from
 
 def readers_of(records: Records) -> Readers:
     """The threads that suit it."""
-    return Readers(unpacked.THREADS) if isinstance(records, UnpackedRecords) else Readers()
+    return Readers(unpacked.THREADS) if isinstance(records, UnpackedRecords) else Readers(copy=records.copy)
 
 
 class Disk:

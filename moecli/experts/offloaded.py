@@ -23,8 +23,8 @@ class OffloadedExperts:
 
     def __init__(self, store: Records, slots: int, policy: str, readers: Readers | None = None) -> None:
         mixtures = store.spec.mixtures
-        self.dtype = store.dtype
         self._records = {layer: store.record(layer) for layer, _ in mixtures}
+        self.dtype = next(iter(self._records.values())).dtype
         self._arena = Arena(slots, max(record.stride for record in self._records.values()))
         self.statistics = Statistics(budget_bytes=slots * self._arena.size)
         self._disk = Disk(store, self.statistics, readers or readers_of(store))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from moecli.errors import unreadable
+from moecli.experts.two_disks import TwoDisks
 from moecli.store.expert_record import PAGE
 
-THREADS = 4
+_LOG = logging.getLogger(__name__)
+THREADS = 4  # of a disk
 Work = Callable[[], None]
 _SEGMENT = 2**20  # read by one thread at once: few records on their way still keep every thread busy
 
@@ -56,16 +61,29 @@ class PendingRead:
             raise self.failure
 
 
-class Readers:
-    """A pool; its threads wait while there is nothing to read, and end with the process or when it is closed."""
+_Task = tuple[Range | Work, PendingRead]
 
-    def __init__(self, threads: int = THREADS) -> None:
-        self._tasks: queue.SimpleQueue[tuple[Range | Work, PendingRead] | None] = queue.SimpleQueue()
+
+class Readers:
+    """A pool; its threads wait while there is nothing to read, and end with the process or when it is closed.
+
+    `copy` is a folder on another disk that holds the same files, and has as many threads of its own. Where a read of it
+    fails, it is left alone from then on, and a warning says so.
+    """
+
+    def __init__(self, threads: int = THREADS, copy: Path | None = None) -> None:
+        self._tasks: queue.SimpleQueue[_Task | None] | TwoDisks[_Task] = (
+            queue.SimpleQueue() if copy is None else TwoDisks()
+        )
         self._files: dict[Path, File] = {}
         self._lock = threading.Lock()
-        self._threads = threads
-        for number in range(threads):
-            threading.Thread(target=self._work, name=f"reader-{number}", daemon=True).start()
+        self._threads = threads if copy is None else 2 * threads
+        for number in range(self._threads):
+            work: Callable[[], None] = self._work
+            if isinstance(self._tasks, TwoDisks):
+                disk = number % 2
+                work = partial(self._share, self._tasks, disk, copy if disk else None)
+            threading.Thread(target=work, name=f"reader-{number}", daemon=True).start()
 
     def close(self) -> None:
         """End the threads, after what was asked for."""
@@ -91,7 +109,29 @@ class Readers:
             self._tasks.put((work, pending))
         return pending
 
+    def _share(self, tasks: TwoDisks[_Task], disk: int, folder: Path | None) -> None:
+        """The work of a thread of one of two disks: the copy in `folder`, or the files as they are named."""
+        while (task := tasks.get(disk)) is not None:
+            work, pending = task
+            began = time.perf_counter()
+            if not isinstance(work, Range):
+                self._run(work, pending)
+            elif folder is None or pending.failure is not None:
+                self._read(work, pending)
+            else:
+                try:
+                    self._file(folder / work.path.name).read(work.offset, work.target)
+                except OSError as error:
+                    if tasks.leave(disk, task):
+                        why = error.strerror or error
+                        _LOG.warning("the copy in %s is left alone, for it cannot be read: %s", folder, why)
+                    return
+                pending.finish(None)
+            tasks.done(disk, time.perf_counter() - began)
+            del task, work, pending  # as below
+
     def _work(self) -> None:
+        assert isinstance(self._tasks, queue.SimpleQueue)
         while (task := self._tasks.get()) is not None:
             work, pending = task
             if isinstance(work, Range):

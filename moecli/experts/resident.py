@@ -15,6 +15,7 @@ from moecli.experts.arena import Arena
 from moecli.experts.pieces import as_expert, mapped_record
 from moecli.experts.store import Group, Statistics, Streamed
 from moecli.formats.plain import torch_dtype
+from moecli.formats.words import formats_of
 from moecli.kernels.linear import Expert, native_bytes, pack
 from moecli.model.spec import ModelSpec
 from moecli.store.expert_record import Record, layer_records
@@ -74,7 +75,7 @@ def store_experts(store: PackedStore, budget: int, progress: Progress) -> Reside
     store.checkpoint.populate((store.experts(layer) for layer, _ in store.spec.mixtures), progress)
     return ResidentExperts(
         store.spec,
-        store.dtype,
+        formats_of(store.dtype).experts,
         lambda layer, expert: as_expert(store.record(layer), mapped_record(store, layer, expert)),
         budget,
     )

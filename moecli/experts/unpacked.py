@@ -19,6 +19,7 @@ from moecli.experts.readers import File
 from moecli.formats import PLAIN, bytes_for
 from moecli.formats.blocks import row_blocks
 from moecli.formats.plain import torch_dtype
+from moecli.formats.words import formats_of
 from moecli.kernels.linear import pack
 from moecli.model.spec import ModelSpec
 from moecli.planning.memory import Unpacked
@@ -95,13 +96,14 @@ class UnpackedRecords:
     """What a packed store of these weights would hold, expert by expert: the same bytes, made when they are needed."""
 
     weights: Weights
-    dtype: str
+    dtype: str  # of experts
     records: Mapping[int, Record]
     checkpoint: DirectCheckpoint
 
     @classmethod
     def of(cls, weights: Weights, dtype: str) -> UnpackedRecords:
-        return cls(weights, dtype, layer_records(weights.spec, dtype), DirectCheckpoint(weights.checkpoint.tensors))
+        experts, records = formats_of(dtype).experts, layer_records(weights.spec, dtype)
+        return cls(weights, experts, records, DirectCheckpoint(weights.checkpoint.tensors))
 
     @property
     def spec(self) -> ModelSpec:
@@ -139,7 +141,7 @@ def unpacked(weights: Weights, dtype: str) -> Unpacked:
     for layer, record in layer_records(weights.spec, dtype).items():
         parts = {name: weights.expert(layer, 0, name) for name in record.fields}
         read = max(read, sum(map(_read_bytes, parts.values())))
-        most = max(most, *(_buffers(dtype, part, record.fields[name].shape) for name, part in parts.items()))
+        most = max(most, *(_buffers(record.dtype, part, record.fields[name].shape) for name, part in parts.items()))
     return Unpacked(read, THREADS * (most + _BOUNCE))
 
 

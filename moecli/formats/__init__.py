@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, cast
-
-from moecli.errors import UsageError, printable
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +23,7 @@ __all__ = [
     "Codec",
     "Format",
     "bytes_for",
-    "check_dtype",
     "matmul",
-    "nearest",
     "pack",
     "stored_as",
     "unpack",
@@ -170,28 +165,6 @@ SEARCHED = ("q4", "q3", "q8")  # moecli's own: what is packed to them is quantis
 GROUPED = ("mxfp4", "q4_0", "iq4_nl")  # those of others, kept as they are published
 TILED = (*SEARCHED, *GROUPED)  # strips of 16 rows; activations are rounded to int8
 OFFERED = tuple(name for name in FORMATS if name not in GROUPED)  # for any model
-
-
-def check_dtype(name: str) -> None:
-    """UsageError unless --dtype takes it: a format, or auto."""
-    if name != "auto" and name not in FORMATS:
-        near = nearest(name)
-        takes = f"it takes auto, {', '.join(FORMATS)}"
-        raise UsageError(
-            f"unknown --dtype '{printable(name, 40)}'", f"the nearest is {near}; {takes}" if near else takes
-        )
-
-
-def nearest(word: str) -> str | None:
-    """The format that other programs' word for one comes closest to: Q4_K_M, 4bit, int4, q5, float16, half."""
-    plain = word.lower()
-    words = {"half": "fp16", "f16": "fp16", "float16": "fp16", "float": "fp32", "full": "fp32", "fp8": "q8"}
-    found = plain if plain in FORMATS else words.get(plain)
-    if found is None and (digits := re.search(r"\d+", plain)):
-        bits = int(digits[0][:3])
-        below = {3: "q3", 5: "q4", 8: "q8"}  # 6 bits and 7 lose least in 8
-        found = next((name for most, name in below.items() if bits <= most), {16: "bf16", 32: "fp32"}.get(bits))
-    return found
 
 
 def bytes_for(dtype: str, shape: tuple[int, ...]) -> int:

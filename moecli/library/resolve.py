@@ -13,7 +13,7 @@ from pathlib import Path
 from moecli.checkpoint import gguf_names
 from moecli.checkpoint.files import RELEASE_FOLDER
 from moecli.errors import ModelNotFound, UsageError, printable
-from moecli.formats import FORMATS, nearest
+from moecli.formats.words import is_dtype, nearest
 from moecli.hub import cache as hub_cache
 from moecli.library import address, gguf, stores
 from moecli.library.stores import LocalStore
@@ -146,12 +146,12 @@ def _find(model: str, dtype: str, original: bool, own_name: bool) -> ModelRef:
 
 
 def _with_dtype(model: str) -> tuple[str, str | None]:
-    """NAME:q4 or NAME-q4 in two, where NAME is an alias; the second is None for a word that is no format."""
-    match = re.fullmatch(r"(.+)[:-](\w+)", model)
+    """NAME:q4, NAME-q4 or NAME:q4-dense-q8 in two, NAME being an alias; the second is None for what is no format."""
+    match = re.fullmatch(r"(.+?)[:-](\w+(?:-dense-\w+)?)", model)
     if match is None or not (catalog.find(match[1]) or match[1].casefold() == catalog.BUILT_IN):
         return model, None
     word = "auto" if match[2] == "latest" else match[2].lower()
-    return match[1], word if word == "auto" or word in FORMATS else None
+    return match[1], word if word == "auto" or is_dtype(word) else None
 
 
 def without_dtype(model: str) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from statistics import median
 from typing import TYPE_CHECKING
 
+from moecli.formats.words import formats_of
 from moecli.kernels.choice import chosen
 from moecli.output import tables, terminal
 from moecli.planning import machine
@@ -45,9 +46,10 @@ def screen(loaded: LoadedModel, result: Result, no_color: bool) -> None:
 
 def _title(loaded: LoadedModel, result: Result) -> RenderableType:
     work, threads = result.workload, machine.compute_threads(loaded.opened.options.threads)
+    kernel = chosen(formats_of(loaded.dtype).experts, loaded.device.type)
     return tables.title(
         f"{loaded.name} in {loaded.dtype}",
-        f"{chosen(loaded.dtype, loaded.device.type)} kernel on {loaded.device}, {threads} thread{'s' * (threads > 1)}; "
+        f"{kernel} kernel on {loaded.device}, {threads} thread{'s' * (threads > 1)}; "
         f"prompt {work.prompt_tokens:,} tokens, answer {work.max_tokens:,}",
     )
 

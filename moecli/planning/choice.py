@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moecli.formats import FORMATS, GROUPED
+from moecli.formats.words import formats_of
 from moecli.planning.placement import Plan
 
 SMALLEST = "q4"  # of those chosen for somebody: what q3 loses is for its user to weigh
@@ -14,7 +15,9 @@ DEVICE_KERNELS = ("q8", "q4", "q3")  # whose products on a device are moecli's o
 
 def unpacked_on_device(dtype: str, kernels: bool) -> bool:
     """Whether torch must unpack this format on a device for every product: moecli has, or runs, no kernels there."""
-    return dtype in GROUPED or (dtype in DEVICE_KERNELS and not kernels)
+    formats = formats_of(dtype)
+    parts = {formats.experts, formats.dense}
+    return not parts.isdisjoint(GROUPED if kernels else (*GROUPED, *DEVICE_KERNELS))
 
 
 def device_for(dtype: str, device: int | None, kernels: bool) -> int | None:
@@ -28,7 +31,8 @@ def device_for(dtype: str, device: int | None, kernels: bool) -> int | None:
 
 def automatic(stored: str) -> tuple[str, ...]:
     """What "auto" may mean for weights stored so, in the order of preference."""
-    return stored, *(name for name in _FALLBACKS if FORMATS[name].bits < FORMATS[stored].bits)
+    bits = FORMATS[formats_of(stored).experts].bits
+    return stored, *(name for name in _FALLBACKS if FORMATS[name].bits < bits)
 
 
 def best(plans: Sequence[Plan], streaming: Sequence[Plan]) -> Plan | None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from moecli.errors import UsageError
-from moecli.formats import OFFERED, check_dtype, stored_as
+from moecli.formats import OFFERED, stored_as
+from moecli.formats.words import check_dtype
 from moecli.model.spec import ModelSpec
 from moecli.planning import choice, machine, measured
 from moecli.planning.gpus import Gpu, parse_gpu

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from moecli.formats import bytes_for
 from moecli.formats.blocks import block_rows
+from moecli.formats.words import formats_of
 from moecli.kernels import blocking, built
 from moecli.kernels.blocking import BLOCK, BUCKET, CHUNK, LOGITS, SCORES
 from moecli.model.params import kv_numbers_per_token
@@ -27,7 +28,7 @@ from moecli.model.spec import (
 from moecli.model.tensors import MIXER_FLOAT32, Tensor, counted_tensors, expert_shapes
 from moecli.planning import states
 from moecli.planning.terms import Amount, Term, add, count, larger, multiply, named, under, within
-from moecli.store.expert_record import STAGING, dense_dtype, mixture_record, staging_size
+from moecli.store.expert_record import STAGING, check_dense, dense_dtype, mixture_record, staging_size
 
 # Measured with benchmarks/memory.py (torch 2.13, oneDNN): what no line of ours allocates.
 PROCESS = 272 * 2**20  # interpreter, torch and tokenizer before any weight, and the first product
@@ -102,6 +103,7 @@ def estimate_memory(
     `scored`: tokens of a text whose logits are there at once. `unpacked`: how its experts are read from disk, if they
     have to be; None: from a packed store.
     """
+    check_dense(spec, dtype)
     block = _at_once(spec, context, BLOCK) if block is None else block
     mixtures = _mixtures(spec)
     records = [mixture_record(spec, mixture, dtype) for mixture in mixtures]
@@ -193,7 +195,7 @@ def tensor_bytes(tensor: Tensor, dtype: str) -> int:
 def expert_bytes(spec: ModelSpec, mixture: Mixture, dtype: str) -> int:
     """The matrices of one routed expert of a mixture in this format."""
     shapes = expert_shapes(mixture.latent_width or spec.hidden_size, mixture.expert)
-    return sum(bytes_for(dtype, shape) for shape in shapes.values())
+    return sum(bytes_for(formats_of(dtype).experts, shape) for shape in shapes.values())
 
 
 def _mixtures(spec: ModelSpec) -> Counter[Mixture]:
@@ -278,7 +280,8 @@ def _activations(
     beside = LIBRARY_BESIDE_NATIVE, LIBRARY_CHUNK_BESIDE_NATIVE
     first, further = beside if attends_native else (LIBRARY, LIBRARY_CHUNK)
     library = int(min(1, chunks) * first + min(64, chunks) * further)
-    unpacked = UNPACKED[dtype] * _largest_block(spec, dtype) if dtype in UNPACKED and not native else 0
+    experts = formats_of(dtype).experts
+    unpacked = UNPACKED[experts] * _largest_block(spec, dtype) if experts in UNPACKED and not native else 0
     small = sum((4 - size) * times * each.count for each, times in counted_tensors(spec) if each.role in MIXER_FLOAT32)
     attend = _native_attention if attends_native else _attention
     mixers = [
@@ -324,7 +327,8 @@ def _process() -> Term:
 
 def _largest_block(spec: ModelSpec, dtype: str) -> int:
     """Weights of the largest block of rows that is unpacked at once."""
-    shapes = [tensor.shape for tensor, _ in counted_tensors(spec) if dense_dtype(tensor, dtype) == dtype]
+    experts = formats_of(dtype).experts
+    shapes = [tensor.shape for tensor, _ in counted_tensors(spec) if dense_dtype(tensor, dtype) == experts]
     shapes += [
         shape
         for mixture in _mixtures(spec)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from moecli.formats.words import formats_of
 from moecli.kernels import built
 from moecli.model.spec import Layer, Mixture, ModelSpec, alike
 from moecli.planning.choice import DEVICE_KERNELS, unpacked_on_device
@@ -90,8 +91,8 @@ class Bandwidths:
     def multiplying(self, dtype: str, case: int) -> LinearThroughput:
         """What was measured, else what is typical; of many small steps a short measurement says little."""
         typical = _TYPICAL_LINEAR[case]
-        if dtype in _UNPACKING and not built.expected():
-            return replace(typical, bytes_per_s=_UNPACKING[dtype][case])
+        if (experts := formats_of(dtype).experts) in _UNPACKING and not built.expected():
+            return replace(typical, bytes_per_s=_UNPACKING[experts][case])
         return self.linear or typical
 
     def evidence(self, places: Iterable[Place]) -> Evidence:
@@ -302,7 +303,7 @@ def _step(plan: Plan, bandwidths: Bandwidths, case: int) -> float:
     """Fixed cost of one layer of one pass."""
     if not plan.device.dense:
         return (_NATIVE_STEP_S if built.expected() else _STEP_S)[case]
-    own = plan.memory.dtype in DEVICE_KERNELS and bandwidths.kernels
+    own = formats_of(plan.memory.dtype).experts in DEVICE_KERNELS and bandwidths.kernels
     beside = _BESIDE_S[case] if plan.ram.experts or plan.disk.experts else 0
     return (_KERNEL_STEP_S if own else _DEVICE_STEP_S)[case] + beside
 

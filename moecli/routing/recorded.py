@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moecli.errors import ConfigError
-from moecli.formats import FORMATS
+from moecli.formats.words import is_dtype
 from moecli.model.spec import ModelSpec, Scoring
 from moecli.planning.memory import default_context, estimate_memory
 from moecli.planning.placement import place
@@ -33,7 +33,7 @@ def require_router(name: str, spec: ModelSpec) -> None:
 def described(trace: RoutingTrace, spec: ModelSpec) -> Recorded:
     """The trace of a model, with what that takes in memory in the trace's format."""
     context = default_context(spec)
-    plan = place(estimate_memory(spec, trace.dtype if trace.dtype in FORMATS else "bf16", context), 0)
+    plan = place(estimate_memory(spec, trace.dtype if is_dtype(trace.dtype) else "bf16", context), 0)
     memory = RunMemory(plan.least_ram, plan.memory.slot_bytes * len(spec.mixtures), plan.full_ram, context)
     routers = [mixture.router for _, mixture in spec.mixtures]
     note = None

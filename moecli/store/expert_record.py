@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from moecli.errors import UsageError
 from moecli.formats import GROUPED, PLAIN, TILED, bytes_for
 from moecli.formats.blocks import block_rows
+from moecli.formats.words import formats_of
 from moecli.model.spec import FeedForward, Mixture, ModelSpec, Part
 from moecli.model.tensors import EXPERT_MATRICES, MIXER_PROJECTIONS, Tensor, expert_shapes
 
@@ -24,10 +26,17 @@ _PRECISE_PARTS = frozenset({Part.NORMS, Part.ROUTER, Part.EMBEDDING, Part.MIXER_
 
 
 def compute_dtype(dtype: str, stored: str) -> str:
-    """What activations and unquantised tensors are in: the format itself if plain, else 16 bits as stored."""
-    if dtype in PLAIN:
-        return dtype
+    """What activations and unquantised tensors are in: as dense weights if these are plain, else 16 bits as stored."""
+    if (dense := formats_of(dtype).dense) in PLAIN:
+        return dense
     return "fp16" if stored == "fp16" else "bf16"
+
+
+def check_dense(spec: ModelSpec, dtype: str) -> None:
+    """UsageError where `dtype` names a format for dense weights apart from experts and there are none."""
+    if formats_of(dtype).mixed and not spec.mixtures:
+        dense = formats_of(dtype).dense
+        raise UsageError(f"{spec.family} models of this kind have no experts: all of it is dense", f"--dtype {dense}")
 
 
 def dense_dtype(tensor: Tensor, dtype: str, compute: str = "bf16") -> str:
@@ -37,6 +46,10 @@ def dense_dtype(tensor: Tensor, dtype: str, compute: str = "bf16") -> str:
     which loses next to nothing. Beside experts that are kept as they were published, so is the rest: in 16 bits in
     mxfp4's checkpoints, in GGUF on grids that q8 has.
     """
+    formats = formats_of(dtype)
+    if formats.mixed:
+        beside = tensor.part is Part.SHARED_EXPERTS or tensor.role.startswith("parallel_")
+        return dense_dtype(tensor, formats.experts if beside else formats.dense, compute)
     if dtype in PLAIN:
         return dtype
     if dtype == "mxfp4":
@@ -148,7 +161,8 @@ def layer_records(spec: ModelSpec, dtype: str) -> dict[int, Record]:
 
 
 def mixture_record(spec: ModelSpec, mixture: Mixture, dtype: str) -> Record:
-    return expert_record(mixture.latent_width or spec.hidden_size, mixture.expert, dtype)
+    width = mixture.latent_width or spec.hidden_size
+    return expert_record(width, mixture.expert, formats_of(dtype).experts)
 
 
 def staging_size(record: Record) -> int:

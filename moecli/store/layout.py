@@ -11,9 +11,10 @@ from functools import cached_property
 from moecli.checkpoint.binding import FLOATS, Weights, format_of
 from moecli.checkpoint.stored import ITEM_SIZES
 from moecli.formats import PLAIN, bytes_for
+from moecli.formats.words import formats_of
 from moecli.model.spec import ModelSpec, Part
 from moecli.model.tensors import Tensor, dense_tensors
-from moecli.store.expert_record import PAGE, Record, compute_dtype, dense_dtype, layer_records
+from moecli.store.expert_record import PAGE, Record, check_dense, compute_dtype, dense_dtype, layer_records
 
 DENSE = "dense.safetensors"
 EXPERTS = "experts"  # the role of the routed experts, and the one tensor of their files
@@ -111,8 +112,9 @@ class StoreLayout:
 
 def choose_layout(weights: Weights, dtype: str) -> StoreLayout:
     """The layout of a checkpoint packed to `dtype`: routers keep their precision, sensitive tensors 16 bits."""
+    check_dense(weights.spec, dtype)
     compute = compute_dtype(dtype, weights.dtype)
-    roles = {EXPERTS: dtype} if weights.spec.mixtures else {}
+    roles = {EXPERTS: formats_of(dtype).experts} if weights.spec.mixtures else {}
     for tensor in dense_tensors(weights.spec):
         if tensor.part is Part.ROUTER:
             stored = {format_of(part) for part in weights.dense(tensor)}
@@ -125,7 +127,7 @@ def choose_layout(weights: Weights, dtype: str) -> StoreLayout:
 
 def are_possible(spec: ModelSpec, dtype: str, compute: str, roles: Mapping[str, str]) -> bool:
     """Whether a store of `dtype` can have these formats by role."""
-    expected = {EXPERTS: {dtype}} if spec.mixtures else {}
+    expected = {EXPERTS: {formats_of(dtype).experts}} if spec.mixtures else {}
     for tensor in dense_tensors(spec):
         router = tensor.part is Part.ROUTER
         expected[tensor.role] = set(PLAIN) if router else {dense_dtype(tensor, dtype, compute)}

@@ -9,7 +9,8 @@ from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.headers import read_header
 from moecli.checkpoint.stored import StoredTensor
 from moecli.errors import CheckpointError, reading, unreadable
-from moecli.formats import FORMATS, PLAIN
+from moecli.formats import PLAIN
+from moecli.formats.words import is_dtype
 from moecli.model import families
 from moecli.model.spec import ModelSpec
 from moecli.model.tensors import Tensor
@@ -32,6 +33,7 @@ class PackedStore:
     manifest: StoreManifest
     layout: StoreLayout
     checkpoint: Checkpoint
+    copy: Path | None = None  # a folder on another disk that holds the same files
 
     @classmethod
     def open(cls, folder: Path) -> PackedStore:
@@ -42,6 +44,16 @@ class PackedStore:
         _check_sizes(folder, found)
         return cls(folder, found, layout, _checkpoint(folder, layout))
 
+    def beside(self, copy: Path) -> PackedStore:
+        """The same, read from a copy as well. CheckpointError where that is not whole, or not one of this store."""
+        other = PackedStore.open(copy)
+        if other.manifest != self.manifest:
+            raise CheckpointError(
+                f"{copy} is no copy of {self.folder}: its {manifest.FILE} is another",
+                f"copy the folder as it is: cp -r {self.folder} {copy}",
+            )
+        return replace(self, copy=copy)
+
     @property
     def name(self) -> str:
         """What its folder is called."""
@@ -49,6 +61,7 @@ class PackedStore:
 
     @property
     def dtype(self) -> str:
+        """The word for the formats that it is in."""
         return self.layout.dtype
 
     @property
@@ -122,7 +135,7 @@ def read_layout(folder: Path, found: StoreManifest) -> StoreLayout:
         checksums = file_checksums(folder / "config.json")
     if found.files.get("config.json") != checksums:
         raise damaged(folder, "its config.json does not match its checksum")
-    known = found.dtype in FORMATS and found.compute in PLAIN
+    known = is_dtype(found.dtype) and found.compute in PLAIN
     if not known or not are_possible(spec, found.dtype, found.compute, found.roles):
         raise damaged(folder, f"its {manifest.FILE} names formats that moecli does not give to its tensors")
     layout = StoreLayout(spec, found.dtype, found.compute, found.roles)

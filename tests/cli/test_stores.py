@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,46 @@ def test_a_store_in_another_format_is_not_taken_for_the_one_asked(moecli: Any, s
     result = moecli("run", str(store), *QUESTION, "--dtype", "q8")
     assert result.returncode == 2
     assert "packed to q4" in result.stderr
+
+
+def test_dense_weights_in_a_format_of_their_own(moecli: Any) -> None:
+    """By both options or by their word, packed or not: one text, one name, one size."""
+    unpacked = json.loads(moecli("run", "tiny", *QUESTION, "--dtype", "q4", "--dense", "q8").stdout)
+    assert moecli("pack", "tiny").returncode == 0
+    result = moecli("pack", "tiny", "--dense", "q8", "--json")
+    document = json.loads(result.stdout)
+    assert (document["name"], document["dtype"]) == ("tiny-q4-dense-q8", "q4-dense-q8")
+    assert {document["dtypes"][role] for role in ("qkv", "o", "embedding")} == {"q8"}
+    assert document["dtypes"]["experts"] == "q4"
+    for word in (["tiny:q4-dense-q8"], ["tiny", "--dtype", "q4", "--dense", "q8"]):
+        packed = json.loads(moecli("run", *word, *QUESTION).stdout)
+        assert (packed["model"], packed["token_ids"]) == ("tiny-q4-dense-q8", unpacked["token_ids"])
+        assert packed["dtype"] == unpacked["dtype"] == "q4-dense-q8"
+    estimate = json.loads(moecli("memory", "tiny", "--dtype", "q4", "--dense", "q8", "--json").stdout)
+    assert estimate["dtype"] == "q4-dense-q8"
+    listed = {each["name"]: each["format"] for each in json.loads(moecli("list", "--json").stdout)}
+    assert listed == {"tiny": "bf16", "tiny-q4": "q4", "tiny-q4-dense-q8": "q4-dense-q8"}
+    assert moecli("verify", "tiny-q4-dense-q8", "--against", "tiny").returncode == 0
+    refused = moecli("run", "tiny-q4", *QUESTION, "--dtype", "q4", "--dense", "q8")
+    assert refused.returncode == 2 and "does not suit a store packed to q4" in refused.stderr
+
+
+def test_a_copy_on_another_disk_is_read_beside_the_store(moecli: Any, store: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(store, tmp_path / "copy")
+    whole = json.loads(moecli("run", str(store), *QUESTION).stdout)
+    least = moecli("run", str(store), *QUESTION, "--ram", "100MiB").stderr.split("--ram ")[1].split(";")[0]
+    result = moecli("run", str(store), *QUESTION, "--ram", least, "--also", str(copy))
+    both = json.loads(result.stdout)
+    assert both["token_ids"] == whole["token_ids"] and both["expert_cache"]["bytes_read"] > 0
+    assert "left alone" not in result.stderr
+    next(copy.glob("experts-*")).unlink()
+    for model, folder, problem in (
+        (str(store), copy, "is damaged: its experts-"),
+        (str(store), tmp_path, "is not a packed model"),
+        ("tiny", copy, "goes with a packed model"),
+    ):
+        refused = moecli("run", model, *QUESTION, "--also", str(folder))
+        assert refused.returncode in (1, 2) and problem in refused.stderr and "hint: " in refused.stderr
 
 
 def test_verify_names_the_damaged_expert_and_rm_frees_the_store(moecli: Any, store: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from moecli.formats.words import formats_of
 from moecli.kernels.choice import chosen
 from moecli.output.json import SCHEMA_VERSION
 from moecli.output.json.shared import planned_bytes
@@ -29,7 +30,7 @@ def document(loaded: LoadedModel, result: Result) -> dict[str, Any]:
         "model": loaded.name,
         "dtype": loaded.dtype,
         "device": str(loaded.device),
-        "kernel": chosen(loaded.dtype, loaded.device.type),
+        "kernel": chosen(formats_of(loaded.dtype).experts, loaded.device.type),
         "threads": machine.compute_threads(loaded.opened.options.threads),
         "policy": loaded.opened.options.policy,
         "seed": work.seed,
