@@ -80,7 +80,8 @@ CASES = [
     ("olmoe", "Q4_0", {"most": 9}), ("qwen3_moe", "Q6_K", {}), ("deepseek_v2", "Q8_0", {"joined": True}),
     ("deepseek_v3", "Q5_K", {}), ("dbrx", "IQ4_XS", {}), ("grok-1", "Q5_0", {}), ("mixtral", "IQ2_S", {}),
     ("qwen3_moe", "TQ1_0", {"fused": True}), ("granitemoe", "F16", {}), ("ernie4_5_moe", "Q8_0", {}),
-    ("llama", "Q5_1", {"tie_word_embeddings": True}),
+    ("llama", "Q5_1", {"tie_word_embeddings": True}), ("gpt_oss", "MXFP4", {}), ("qwen3_5_moe", "F16", {}),
+    ("jamba", "F16", {}),
 ]  # fmt: skip
 
 
