@@ -86,11 +86,13 @@ def _rotated(stored: StoredTensor, heads: Any) -> StoredTensor:
 
 def _grouped(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Qwen3.5's mixers, whose value heads lie as the first of each key head, the second of each, and so on."""
-    groups, heads, inner, state = (
+    sizes: list[Any] = [
         metadata.get(f"qwen35moe.ssm.{key}") for key in ("group_count", "time_step_rank", "inner_size", "state_size")
-    )
-    numbers = (groups, heads, inner, state)
-    if any(type(each) is not int or each <= 0 for each in numbers) or heads % groups or inner % heads:
+    ]
+    if any(type(each) is not int or each <= 0 for each in sizes):
+        raise CheckpointError("the GGUF file does not say how large its mixers are")
+    groups, heads, inner, state = sizes
+    if heads % groups or inner % heads:
         raise CheckpointError(f"the GGUF file has {groups} key heads, {heads} value heads and a width of {inner}")
     found: dict[str, StoredTensor] = {}
     value = Tiles(0, groups, heads // groups, inner // heads)

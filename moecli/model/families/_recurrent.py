@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import Interleaved, names
+from moecli.model.families._layout import Interleaved, Layout, gguf_layouts, names
 from moecli.model.spec import Extra, Layer, Part, Recurrent, RecurrentKind
 
 _LAYER = "model.layers.{layer}."
@@ -170,8 +171,9 @@ def delta_net_turns() -> dict[str, Interleaved]:
     )
 
 
-# How llama.cpp's converters name the layers of Qwen's hybrids, but for the gates.
-GGUF_DELTA_NET = {
-    "mixer_in": "attn_qkv attn_gate", "attn_gate": "attn_q", "ffn_norm": "post_attention_norm",
-}  # fmt: skip
-GGUF_GATED_QUERIES = gated_queries("blk.{layer}.attn_q.weight")
+def gguf_delta_net(gates: str, turns: Mapping[str, Interleaved] = MappingProxyType({})) -> tuple[Layout, ...]:
+    """How llama.cpp's converters name Qwen's hybrids; `gates`, and what takes turns, are each release's own."""
+    return gguf_layouts(
+        interleaved={**gated_queries("blk.{layer}.attn_q.weight"), **turns}, mixer_gates=gates,
+        mixer_in="attn_qkv attn_gate", attn_gate="attn_q", ffn_norm="post_attention_norm",
+    )  # fmt: skip

@@ -6,14 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from moecli.model.families._layout import BUFFERS, Family, both_layouts, gguf_layouts
+from moecli.model.families._layout import BUFFERS, Family, both_layouts
 from moecli.model.families._parts import language_part
-from moecli.model.families._recurrent import (
-    GATED_QUERIES,
-    GGUF_DELTA_NET,
-    GGUF_GATED_QUERIES,
-    delta_net_names,
-)
+from moecli.model.families._recurrent import GATED_QUERIES, delta_net_names, gguf_delta_net
 from moecli.model.families.qwen3_next import FURTHER_TOKENS, NAMES, hybrid
 from moecli.model.spec import ModelSpec
 
@@ -41,6 +36,6 @@ FAMILY = Family(
             ignored=(*BUFFERS, *FURTHER_TOKENS),
             interleaved=GATED_QUERIES,
         ),
-        *gguf_layouts(interleaved=GGUF_GATED_QUERIES, mixer_gates="ssm_beta ssm_alpha", **GGUF_DELTA_NET),
+        *gguf_delta_net("ssm_beta ssm_alpha"),
     ),
 )
