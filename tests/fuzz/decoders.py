@@ -105,8 +105,7 @@ def blocks(folder: Path) -> Case:
     seeds = []
     for kind in sorted(TYPES.keys() - {"Q1_0", "Q2_0"}):  # which llama.cpp's package does not write
         made = gguf_files.make("mixtral", folder / kind, kind)
-        start = min(each.offset for each in read_model(made.file).tensors.values())
-        seeds.append((made.file.read_bytes(), start))
+        seeds.append((made.file.read_bytes(), _data_start(made.file)))
     file = folder / "case.gguf"
 
     def case(mutator: Mutator) -> Read:
@@ -134,12 +133,17 @@ def heads(folder: Path) -> Case:
         def read() -> None:
             opened = unfolded(file)
             open_source(opened)
-            if texts_of(read_model(file).metadata):
+            if texts_of(read_model(file).metadata).keys() & {"tokenizer.json", "tokenizer.model"}:
                 Tokenizer.load(opened)
 
         return read
 
     return case
+
+
+def _data_start(file: Path) -> int:
+    """Where the first tensor lies."""
+    return min(part.offset for each in read_model(file).tensors.values() for part in each.parts)
 
 
 def seeds_of_heads(folder: Path) -> list[bytes]:
@@ -152,8 +156,8 @@ def seeds_of_heads(folder: Path) -> list[bytes]:
     seeds = []
     for family in _FAMILIES:
         given = tokenizers.get(family)
-        content = gguf_files.make(family, folder / family, "Q8_0", tokenizer=given, vocab_size=1024).file.read_bytes()
-        seeds.append(content[: content.index(b"token_embd.weight") + 4096])
+        made = gguf_files.make(family, folder / family, "Q8_0", tokenizer=given, vocab_size=1024)
+        seeds.append(made.file.read_bytes()[: _data_start(made.file)])
     return seeds
 
 
