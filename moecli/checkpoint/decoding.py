@@ -21,6 +21,7 @@ _READERS: Mapping[str, Reader] = {  # by the name of the packing
     **{f"compressed-tensors {bits}-bit": pack_quantized.read for bits in pack_quantized.BITS},
     **{f"MLX {bits}-bit": mlx.read for bits in mlx.BITS},
     "MLX mxfp4": mlx.read_floats,
+    "MLX mxfp8": mlx.read_float8,
     "MLX nvfp4": mlx.read_floats,
     "mxfp4": float4.read_blocks,
     "ModelOpt nvfp4": float4.read_modelopt,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from moecli import settings
-from moecli.checkpoint.encodings.ggml import TYPES, Ggml, KeysAndValues
+from moecli.checkpoint.encodings.ggml import TYPES, Ggml
 from moecli.checkpoint.gguf_names import parts_of
+from moecli.checkpoint.gguf_undone import as_in_models
 from moecli.checkpoint.stored import StoredTensor, damaged, regular_size
 from moecli.errors import CheckpointError, json_object, printable, reading, unreadable
 
@@ -43,8 +43,6 @@ _OTHERS = {
     32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8",
 }  # fmt: skip
 _PLAIN = ("F32", "F16", "BF16")
-# Architectures whose queries and keys converters bring into the order of llama.cpp's rotary embedding.
-_TURNED = ("llama", "deepseek", "granitemoe", "arctic")
 
 
 Header = tuple[Mapping[str, Any], dict[str, StoredTensor]]
@@ -92,7 +90,7 @@ def assembled(parts: Mapping[Path, Header]) -> GgufModel:
     count = metadata.get("split.tensors.count")
     if len(parts) > 1 and type(count) is int and count != len(tensors):
         raise CheckpointError(f"the {len(parts)} parts hold {len(tensors)} tensors and should hold {count}")
-    return GgufModel(metadata, _as_in_models(metadata, tensors), tuple(parts))
+    return GgufModel(metadata, as_in_models(metadata, tensors), tuple(parts))
 
 
 def noted_file(folder: Path) -> Path | None:
@@ -232,57 +230,3 @@ class _Reader:
 def _moved(stored: StoredTensor, start: int) -> StoredTensor:
     """The same so many bytes later in its file."""
     return stored.located(lambda part: replace(part, offset=start + part.offset))
-
-
-def _as_in_models(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The same with what llama.cpp's converters did to single tensors undone as they are read."""
-    found = dict(tensors)
-    architecture = metadata.get("general.architecture")
-    if architecture in _TURNED:
-        heads = _one(metadata.get(f"{architecture}.attention.head_count"))
-        kv_heads = _one(metadata.get(f"{architecture}.attention.head_count_kv", heads))
-        for name, stored in tensors.items():
-            if match := re.fullmatch(r"blk\.\d+\.attn_([qk])\.(weight|bias)", name):
-                found[name] = _rotated(stored, heads if match[1] == "q" else kv_heads)
-    for name, stored in tensors.items():
-        if name.endswith(".ffn_gate_inp_shexp.weight") and len(stored.shape) == 1:
-            found[name] = replace(stored, shape=(1, *stored.shape))
-    for name, keys in tensors.items():
-        if match := re.fullmatch(r"(blk\.\d+\.attn_)k_b(\.weight)", name):
-            values = tensors.get(f"{match[1]}v_b{match[2]}")
-            if values is None or len(keys.shape) != 3 or len(values.shape) != 3:
-                raise CheckpointError(f"{printable(name, 80)} has no attn_v_b of its kind beside it")
-            found[f"{match[1]}kv_b{match[2]}"] = _joined(keys, values)
-            del found[name], found[values.name]
-    return found
-
-
-def _one(value: Any) -> Any:
-    """What a list says of every layer alike."""
-    return value[0] if isinstance(value, list) and value and all(each == value[0] for each in value) else value
-
-
-def _rotated(stored: StoredTensor, heads: Any) -> StoredTensor:
-    rows = stored.shape[0]
-    if type(heads) is not int or heads <= 0 or len(stored.shape) > 2 or rows % (2 * heads):
-        raise CheckpointError(f"{stored.name} of {list(stored.shape)} does not have {printable(str(heads), 20)} heads")
-    kind, codes = _codes(stored if len(stored.shape) == 2 else replace(stored, shape=(rows, 1)))
-    return replace(stored, encoding=Ggml((codes,), TYPES[kind].format, kind, heads))
-
-
-def _joined(keys: StoredTensor, values: StoredTensor) -> StoredTensor:
-    (heads, rank, nope), (others, height, width) = keys.shape, values.shape
-    if heads != others or rank != width:
-        raise CheckpointError(f"{keys.name} is {list(keys.shape)} and {values.name} is {list(values.shape)}")
-    (key_kind, key_codes), (value_kind, value_codes) = _codes(keys), _codes(values)
-    encoding = KeysAndValues((key_codes, value_codes), "fp32", (key_kind, rank), (value_kind, height))
-    return replace(keys, shape=(heads * (nope + height), rank), encoding=encoding)
-
-
-def _codes(stored: StoredTensor) -> tuple[str, StoredTensor]:
-    """The type of a tensor, and its bytes by rows."""
-    if isinstance(stored.encoding, Ggml):
-        return stored.encoding.kind, stored.encoding.parts[0]
-    rows = math.prod(stored.shape[:-1])
-    shape = (rows, stored.size // rows if rows else 0)
-    return stored.dtype, StoredTensor(stored.name, "U8", shape, stored.path, stored.offset, stored.size)

@@ -114,7 +114,7 @@ _Siblings = Mapping[str, Mapping[str, StoredTensor]]
 _ENDINGS = re.compile(
     r"(?P<stem>.+?)(?P<ending>"
     r"\.weight(?:\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+)|_\w+)?"
-    r"|\.(?:SCB|qweight|qzeros|scales|biases|g_idx|scale|input_scale|output_scale|input_global_scale)|_(?:blocks|scales|scale|scale_inv))"
+    r"|\.(?:SCB|qweight|qzeros|blocks|scales|biases|g_idx|scale|input_scale|output_scale|input_global_scale)|_(?:blocks|scales|scale|scale_inv))"
 )
 
 
@@ -189,13 +189,13 @@ def _mlx(bits: int) -> Callable[[StoredTensor, Sidecars, Scheme], int | None]:
     return count
 
 
-def _mlx_floats(group: int) -> Callable[[StoredTensor, Sidecars, Scheme], int | None]:
-    """4-bit floats, so many to a byte that is their scale."""
+def _mlx_floats(bits: int, group: int) -> Callable[[StoredTensor, Sidecars, Scheme], int | None]:
+    """Floats of so many bits, so many to a byte that is their scale."""
 
     def count(stored: StoredTensor, beside: Sidecars, _: Scheme) -> int | None:
         scales = beside[".scales"]
-        fits = (stored.dtype, scales.dtype) == ("U32", "U8") and 2 * stored.size == group * scales.size
-        return 2 * stored.size if fits and ".biases" not in beside else None
+        fits = (stored.dtype, scales.dtype) == ("U32", "U8") and 8 * stored.size == bits * group * scales.size
+        return 8 * stored.size // bits if fits and ".biases" not in beside else None
 
     return count
 
@@ -227,6 +227,7 @@ PACKINGS = (
     Packing("gptq", ".qweight", (r"\.qzeros", r"\.scales"), (r"\.g_idx",), _gptq, ".weight"),
     Packing("awq", ".qweight", (r"\.qzeros", r"\.scales"), (), _as_scaled, ".weight"),
     Packing("mxfp4", "_blocks", (r"_scales",), (), _two_a_byte),
+    Packing("mxfp4", ".blocks", (r"\.scales",), (), _two_a_byte),  # OpenAI's own names
     Packing("fp8", ".weight", (r"\.weight_scale(?:_inv)?|\.scale",), _SCALES, _one_each(*_FLOAT8), ".weight"),
     Packing("fp8", "", (r"_scale(?:_inv)?",), (), _one_each(*_FLOAT8)),  # experts in one tensor
     Packing(
@@ -245,8 +246,9 @@ PACKINGS = (
     ),
 )  # fmt: skip
 _MLX = (
-    Packing("MLX mxfp4", ".weight", (r"\.scales",), (r"\.biases",), _mlx_floats(32), ".weight"),
-    Packing("MLX nvfp4", ".weight", (r"\.scales",), (r"\.biases",), _mlx_floats(16), ".weight"),
+    Packing("MLX mxfp4", ".weight", (r"\.scales",), (r"\.biases",), _mlx_floats(4, 32), ".weight"),
+    Packing("MLX mxfp8", ".weight", (r"\.scales",), (r"\.biases",), _mlx_floats(8, 32), ".weight"),
+    Packing("MLX nvfp4", ".weight", (r"\.scales",), (r"\.biases",), _mlx_floats(4, 16), ".weight"),
     *(
         Packing(f"MLX {bits}-bit", ".weight", (r"\.scales",), (r"\.biases",), _mlx(bits), ".weight")
         for bits in mlx.BITS

@@ -48,7 +48,8 @@ def read_rows(target: torch.Tensor, checkpoint: Checkpoint, part: Slice, first: 
             return
         for strip in row_blocks(len(target), target.shape[1]):  # what is in between is several times as large
             height = strip.stop - strip.start
-            target[strip] = encoding.rows(checkpoint, part.first_row + first + strip.start, height)
+            found = encoding.rows(checkpoint, part.first_row + first + strip.start, height)
+            target[strip] = found.view(target[strip].shape)
     else:
         numbers = math.prod(part.shape)
         skipped = first * math.prod(target.shape[1:]) * part.size // numbers if numbers else 0

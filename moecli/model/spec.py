@@ -465,9 +465,9 @@ DECODED = frozenset(
         "fp8", "int8", "gptq", "awq", "mxfp4", "compressed-tensors 2-bit", "compressed-tensors 4-bit",
         "compressed-tensors 8-bit", "compressed-tensors fp8", "compressed-tensors fp4", "ModelOpt nvfp4",
         "ModelOpt fp8", "MLX 2-bit", "MLX 3-bit", "MLX 4-bit", "MLX 5-bit", "MLX 6-bit", "MLX 8-bit",
-        "MLX mxfp4", "MLX nvfp4", "bitsandbytes 4-bit", "bitsandbytes 8-bit", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0",
-        "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "Q1_0", "Q2_0", "IQ1_S", "IQ1_M",
-        "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "NVFP4",
+        "MLX mxfp4", "MLX mxfp8", "MLX nvfp4", "bitsandbytes 4-bit", "bitsandbytes 8-bit", "Q4_0", "Q4_1", "Q5_0",
+        "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "Q1_0", "Q2_0", "IQ1_S",
+        "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "NVFP4",
     }
 )  # fmt: skip
 

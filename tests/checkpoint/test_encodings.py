@@ -79,6 +79,51 @@ def test_it_says_what_the_plain_weights_say(folders: tuple[Path, Path]) -> None:
     assert greedy(stored, ids[:8], 24) == greedy(plain, ids[:8], 24)
 
 
+def test_openai_s_own_layout_of_gpt_oss_is_read(tmp_path: Path) -> None:
+    """Of `original/`: other names, q, k and v in one, and a configuration in other words."""
+    stored, plain = CASES["mxfp4"].make().write(tmp_path)
+    tensors = load_file(stored / "model.safetensors")
+    released = {}
+    for name in list(tensors):
+        if re.search(r"\.[qkv]_proj\.", name):
+            both = [name.replace("q_proj", f"{each}_proj") for each in "qkv"]
+            if "q_proj" in name:
+                released[_released(name)] = torch.cat([tensors[each] for each in both])
+        else:
+            released[_released(name)] = tensors[name]
+    config = json.loads((stored / "config.json").read_text())
+    kept = (
+        "num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size", "head_dim", "num_attention_heads",
+        "num_key_value_heads", "sliding_window",
+    )  # fmt: skip
+    own = {key: config[key] for key in kept} | {
+        "num_experts": config["num_local_experts"], "experts_per_token": config["num_experts_per_tok"],
+        "swiglu_limit": 7.0, "initial_context_length": 4096, "rope_theta": 150000, "rope_scaling_factor": 32.0,
+        "rope_ntk_alpha": 1, "rope_ntk_beta": 32,
+    }  # fmt: skip
+    (tmp_path / "original").mkdir()
+    (tmp_path / "original" / "config.json").write_text(json.dumps(own))
+    save_file(released, tmp_path / "original" / "model.safetensors")
+    ours, theirs = load(tmp_path / "original", "bf16"), load(plain, "bf16")
+    assert torch.equal(score(ours, prompt(40)), score(theirs, prompt(40)))
+    assert open_source(tmp_path / "original").kept_dtype == "mxfp4"
+
+
+def _released(name: str) -> str:
+    """What OpenAI calls a tensor."""
+    words = (
+        ("model.layers.", "block."), ("model.embed_tokens", "embedding"), ("lm_head", "unembedding"),
+        ("model.norm.weight", "norm.scale"), ("input_layernorm.weight", "attn.norm.scale"),
+        ("post_attention_layernorm.weight", "mlp.norm.scale"), ("self_attn.q_proj", "attn.qkv"),
+        ("self_attn.o_proj", "attn.out"), ("self_attn.", "attn."), ("mlp.router", "mlp.gate"),
+        ("experts.gate_up_proj_bias", "mlp1_bias"), ("experts.down_proj_bias", "mlp2_bias"),
+        ("experts.gate_up_proj_", "mlp1_weight."), ("experts.down_proj_", "mlp2_weight."),
+    )  # fmt: skip
+    for theirs, own in words:
+        name = name.replace(theirs, own)
+    return name
+
+
 def test_packed_it_is_what_is_packed_of_the_plain_weights(folders: tuple[Path, Path], tmp_path: Path) -> None:
     one, other = (contents(packed(folder, tmp_path / folder.name, "q8").folder) for folder in folders)
     assert one.keys() == other.keys()

@@ -80,7 +80,8 @@ CASES = [
     ("olmoe", "Q4_0", {"most": 9}), ("qwen3_moe", "Q6_K", {}), ("deepseek_v2", "Q8_0", {"joined": True}),
     ("deepseek_v3", "Q5_K", {}), ("dbrx", "IQ4_XS", {}), ("grok-1", "Q5_0", {}), ("mixtral", "IQ2_S", {}),
     ("qwen3_moe", "TQ1_0", {"fused": True}), ("granitemoe", "F16", {}), ("ernie4_5_moe", "Q8_0", {}),
-    ("llama", "Q5_1", {"tie_word_embeddings": True}),
+    ("llama", "Q5_1", {"tie_word_embeddings": True}), ("gpt_oss", "MXFP4", {}), ("qwen3_5_moe", "F16", {}),
+    ("jamba", "F16", {}),
 ]  # fmt: skip
 
 
@@ -253,6 +254,8 @@ def test_what_is_not_read_is_named(tmp_path: Path) -> None:
     assert "'llama.expert_gating_func' of the GGUF file is '2', which is not supported" in refused(
         make("mixtral", tmp_path / "g", said=sharp).file
     )
+    scaled = written(tmp_path / "i.gguf", lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(4, np.float32)))
+    assert "scales positions by the tensor 'rope_freqs.weight', which is not read" in refused(scaled)
     part = written(tmp_path / "h.gguf", lambda writer: writer.add_type("adapter"))
     assert "is a low-rank adapter, no model" in refused(part)
     assert "is no GGUF file" in refused(Path(shutil.copy(made.plain / "model.safetensors", tmp_path / "d.gguf")))

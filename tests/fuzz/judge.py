@@ -1,4 +1,4 @@
-"""Runs the program in this process and says what was wrong with how it ended."""
+"""Runs the program, or readers of it alone, in this process and says what was wrong with how that ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from types import FrameType
 import typer.main
 
 from moecli.cli import app
+from moecli.errors import MoecliError, lines_printable
 
 SECONDS = 5
 GROWTH = 500 << 20
@@ -50,8 +51,9 @@ class _Screen(io.BytesIO):
         """It outlives the streams that are laid over it."""
 
 
-def judge(arguments: Sequence[str], seconds: float = SECONDS) -> Verdict:
-    """`moecli ARGUMENTS` on a terminal without colours and an empty stdin, watched."""
+def judge(run: Sequence[str] | Callable[[], object], seconds: float = SECONDS) -> Verdict:
+    """`moecli RUN` on a terminal without colours and an empty stdin, or what only reads a file: watched."""
+    arguments = () if callable(run) else run
     told = _Screen()
     screen = io.TextIOWrapper(told, encoding="utf-8", write_through=True)
     before, kept = _resident(), (sys.argv, sys.stdin, sys.stdout, sys.stderr)
@@ -62,7 +64,7 @@ def judge(arguments: Sequence[str], seconds: float = SECONDS) -> Verdict:
     alarm = signal.signal(signal.SIGALRM, _hang)
     signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)  # again and again: somebody may catch the first
     try:
-        app.dispatch()
+        _read(run) if callable(run) else app.dispatch()
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
@@ -88,6 +90,15 @@ def judge(arguments: Sequence[str], seconds: float = SECONDS) -> Verdict:
     if strange := {letter for letter in shown if _steers(letter)}:
         faults.append(f"a terminal would obey {sorted(strange)!r}")
     return Verdict(code, took, growth, shown, tuple(faults))
+
+
+def _read(read: Callable[[], object]) -> None:
+    """End as a command would."""
+    try:
+        read()
+    except MoecliError as error:
+        print(lines_printable(f"error: {error.message}"))
+        sys.exit(1)
 
 
 def _steers(letter: str) -> bool:

@@ -1,4 +1,4 @@
-"""What is fuzzed: each target writes one changed input and says with which commands it is read."""
+"""What is fuzzed: each target writes one changed input and says with which command, or by what, it is read."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import torch
 from moecli.model import catalog
 from moecli.routing import files
 from moecli.routing.trace import LayerTrace, RoutingTrace
+from tests.fuzz import decoders
 from tests.fuzz.mutations import Mutator
 from tests.support import headers, hub_server, toy_tokenizers, vocabularies
 from tests.support.stores import packed, random_mixtral
@@ -110,32 +111,13 @@ def pickles(folder: Path) -> Target:
 
 
 def quantised(folder: Path) -> Target:
-    """A checkpoint of every encoding: its header, its numbers, and what config.json says of how it was made."""
-    from tests.support.encodings import CASES
-
-    seeds = []
-    for number, each in enumerate(CASES.values()):
-        stored, _ = each.make().write(folder / f"{number}")
-        content = (stored / "model.safetensors").read_bytes()
-        start = 8 + int.from_bytes(content[:8], "little")
-        seeds.append((json.loads((stored / "config.json").read_text()), json.loads(content[8:start]), content[start:]))
+    """A checkpoint of every encoding, inspected and packed."""
+    seeds = decoders.seeds_of_encodings(folder)
     model, store = folder / "case", folder / "packed"
     model.mkdir()
 
     def case(mutator: Mutator) -> Command:
-        config, header, data = mutator.random.choice(seeds)
-        said, start = config.get("quantization_config"), json.dumps(header).encode()
-        match mutator.random.randrange(4):
-            case 0:
-                config = config | {"quantization_config": mutator.document(said)}
-            case 1:
-                start = mutator.encoded(header)
-            case 2:
-                data = data[: mutator.random.randrange(len(data))]
-            case _:
-                data = _spoiled(mutator, header, data)
-        (model / "config.json").write_text(json.dumps(config))
-        (model / "model.safetensors").write_bytes(len(start).to_bytes(8, "little") + start + data)
+        decoders.write_damaged(mutator, mutator.random.choice(seeds), model)
         shutil.rmtree(store, ignore_errors=True)
         pack = ["pack", str(model), "--dtype", "q8", "--yes", "-o", str(store)]
         return pack if mutator.random.random() < 0.4 else [*mutator.random.choice(_LOOK), str(model)]
@@ -143,39 +125,13 @@ def quantised(folder: Path) -> Target:
     return case
 
 
-def _spoiled(mutator: Mutator, header: dict[str, Any], data: bytes) -> bytes:
-    """Some bytes of what stands beside codes: zeros, no numbers, infinite or absurd ones."""
-    beside = [each for name, each in header.items() if not name.endswith((".weight", "norm", "_blocks"))]
-    spoiled = bytearray(data)
-    for _ in range(mutator.some()):
-        first, last = mutator.random.choice(beside)["data_offsets"]
-        count = min(last - first, mutator.random.choice([1, 2, 4, 4, 64]))
-        at = mutator.random.randrange(first, last - count + 1) // 4 * 4
-        wrong = [bytes(count), b"\xff" * count, b"\x00\x00\x80\x7f" * 16, mutator.random.randbytes(count)]
-        spoiled[at : at + count] = mutator.random.choice(wrong)[:count]
-    return bytes(spoiled)
-
-
 def gguf(folder: Path) -> Target:
     """What a GGUF file says of its model and where its tensors are."""
-    from tests.support.gguf_files import make, with_merges, with_pieces
-
-    merges = json.loads(toy_tokenizers.byte_level().to_str())
-    seeds = []
-    for family, tokenizer in (
-        ("mixtral", with_pieces(vocabularies.sentencepiece())), ("qwen3_moe", with_merges(merges, "gpt-2", "{{ x }}")),
-        ("deepseek_v3", None), ("dbrx", None), ("glm4_moe", None), ("bailing_moe", None), ("granitemoe", None),
-        ("minimax_m2", None),
-    ):  # fmt: skip
-        content = make(family, folder / family, "Q8_0", tokenizer=tokenizer, vocab_size=1024).file.read_bytes()
-        seeds.append(content[: content.index(b"token_embd.weight") + 4096])
+    seeds = decoders.seeds_of_heads(folder)
     file = folder / "case.gguf"
 
     def case(mutator: Mutator) -> Command:
-        content = mutator.random.choice(seeds)
-        file.write_bytes(mutator.random.choice([mutator.damaged, mutator.nudged, mutator.nudged])(content))
-        with file.open("r+b") as written:
-            written.truncate(1 << 27)  # the tensors, as holes
+        decoders.write_damaged_head(mutator, mutator.random.choice(seeds), file)
         return [*mutator.random.choice([*_LOOK, ["verify"]]), str(file)]
 
     return case
@@ -417,13 +373,16 @@ def _tensors() -> headers.Tensors:
 
 
 # By name, with the share of all cases that each gets.
-TARGETS: dict[str, tuple[Callable[[Path], Target], float]] = {
+TARGETS: dict[str, tuple[Callable[[Path], Target | decoders.Case], float]] = {
     "configs": (configs, 0.35),
     "indexes": (indexes, 0.15),
     "headers": (shards, 0.2),
     "pickles": (pickles, 0.1),
     "quantised": (quantised, 0.08),
     "gguf": (gguf, 0.08),
+    "decoders": (decoders.quantised, 0.1),
+    "blocks": (decoders.blocks, 0.1),
+    "heads": (decoders.heads, 0.1),
     "tokenizers": (tokenizers, 0.08),
     "hub": (hub, 0.1),
     "traces": (traces, 0.05),

@@ -36,11 +36,15 @@ def after(store: PackedStore, job: Job) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [("Q4_0", "q4_0"), ("IQ4_NL", "iq4_nl"), ("MXFP4", "mxfp4"), ("Q8_0", "q8")]
-)
-def test_every_packed_weight_is_the_published_one(kind: str, dtype: str, tmp_path: Path) -> None:
+    ("family", "kind", "dtype"),
+    [
+        ("mixtral", "Q4_0", "q4_0"), ("mixtral", "IQ4_NL", "iq4_nl"), ("mixtral", "MXFP4", "mxfp4"),
+        ("gpt_oss", "MXFP4", "mxfp4"), ("mixtral", "Q8_0", "q8"),
+    ],
+)  # fmt: skip
+def test_every_packed_weight_is_the_published_one(family: str, kind: str, dtype: str, tmp_path: Path) -> None:
     """Of the whole model, but what the rest of an mxfp4 model loses in 16 bits; and its tokens are those from slots."""
-    folder = unfolded(make("mixtral", tmp_path, kind).file)
+    folder = unfolded(make(family, tmp_path, kind).file)
     weights = open_source(folder)
     assert weights.packed_dtype == dtype
     store = packed(folder, tmp_path / "store", dtype)

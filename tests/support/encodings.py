@@ -223,6 +223,15 @@ def mlx_float4(weights: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     return {".weight": words, ".scales": parts[".weight_scale"]}, numbers
 
 
+def mlx_float8(weights: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    grouped = weights.reshape(*weights.shape[:-1], -1, 32)
+    exponents = (grouped.abs().amax(-1).clamp(min=1e-6) / 448).log2().ceil()
+    codes = (grouped / exponents.exp2()[..., None]).to(torch.float8_e4m3fn)
+    numbers = (codes.float() * exponents.exp2()[..., None]).bfloat16().view(weights.shape)
+    words = torch.from_numpy(codes.view(weights.shape).view(torch.uint8).numpy().view(np.uint32))
+    return {".weight": words, ".scales": (exponents + 127).to(torch.uint8)}, numbers
+
+
 def int8(weights: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     """compressed-tensors' int-quantized: a scale for each output."""
     scales = (0.002 + 0.01 * torch.rand(len(weights), 1)).bfloat16()
@@ -354,6 +363,10 @@ CASES: dict[str, Case] = {
     },
     "MLX, mxfp4": Case(
         mlx_float4, {"group_size": 32, "bits": 4, "mode": "mxfp4"}, "MLX mxfp4",
+        changes={"hidden_size": 64, "intermediate_size": 96},
+    ),
+    "MLX, mxfp8": Case(
+        mlx_float8, {"group_size": 32, "bits": 8, "mode": "mxfp8"}, "MLX mxfp8",
         changes={"hidden_size": 64, "intermediate_size": 96},
     ),
     # with AVX-512 bitsandbytes itself takes the wrong maxima of nf4 where a block of 64 goes across rows

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from moecli.checkpoint.encodings.ggml import TYPES
 from moecli.text import sentencepiece
-from tests.support import checkpoints, plain_checkpoints
+from tests.support import checkpoints, gguf_changes, plain_checkpoints
 from tests.support.grok_replicas import CONFIG, Grok, write_v2ray
 
 Array = np.ndarray
@@ -31,7 +31,8 @@ _HALVES = {  # where the scales of a block are, which random bytes would make no
     "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,),
     "Q4_1": (0, 2), "Q5_1": (0, 2), **dict.fromkeys(("NVFP4", "IQ1_M", "MXFP4", "F32", "F16", "BF16"), ()),
 }  # fmt: skip
-_TURNED = ("llama", "deepseek", "granitemoe", "arctic")  # whose queries and keys the converter brings to another order
+# Whose queries and keys the converter brings to another order.
+_TURNED = ("llama", "deepseek", "granitemoe", "granitehybrid", "nemotron_h_moe", "arctic")
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,36 @@ FAMILIES: dict[str, Family] = {
     "hunyuan_v1_moe": Family({}, {"moe_intermediate_size": [24, 24], "num_shared_expert": [1, 1], "moe_topk": [3, 3]}),
     "bailing_moe": Family({"head_dim": 8}, {"norm_topk_prob": True, "score_function": "sigmoid"}),
     "dots1": Family({"num_key_value_heads": 4}, {"scoring_func": "sigmoid"}),
+    "gpt_oss": Family({"hidden_size": 64, "intermediate_size": 64, "sliding_window": 8}),
+    "afmoe": Family(
+        {"num_hidden_layers": 4, "layer_types": ["sliding_attention"] * 3 + ["full_attention"], "sliding_window": 8},
+        {"score_func": "sigmoid", "route_norm": True},
+    ),
+    "exaone_moe": Family({"sliding_window": 8}, {"scoring_func": "sigmoid"}),
+    "cohere2_moe": Family({"sliding_window": 8}),
+    "llama4": Family({"no_rope_layer_interval": 4, "floor_scale": 8192, "attention_chunk_size": 8192}),
+    "laguna": Family({"sliding_window": 8}),
+    "lfm2_moe": Family(),
+    "jamba": Family(),
+    "granitemoehybrid": Family(
+        {"mamba_d_head": 16, "max_position_embeddings": 2**20}, {"layer_types": ["mamba", "attention", "mamba"]}
+    ),
+    "nemotron_h": Family(
+        {
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "linear_attention", "moe"],
+            "n_group": 1, "mamba_head_dim": 16, "max_position_embeddings": 2**20,
+        }
+    ),
+    "qwen3_next": Family({"norm_topk_prob": True, "linear_value_head_dim": 12}),
+    "qwen3_5_moe": Family(
+        {
+            "linear_value_head_dim": 12,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1],
+                "mrope_interleaved": True,
+            },
+        }
+    ),
 }  # fmt: skip
 
 
@@ -149,6 +180,12 @@ def make(
     return Made(min(folder.glob("tiny*.gguf")), folder / "plain")
 
 
+def config_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that is of the language model."""
+    found: dict[str, Any] = config.get("text_config", config)
+    return found
+
+
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     kinds.get(type(value), writer.add_array)(key, value)
@@ -158,7 +195,8 @@ class _Writer:
     """Tensors of a checkpoint into one file, by the names and in the arrangement of llama.cpp."""
 
     def __init__(self, writer: gguf.GGUFWriter, architecture: str, config: dict[str, Any], kind: str) -> None:
-        arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+        known = gguf_changes.LIKE.get(architecture, architecture)
+        arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == known)
         gguf.TensorNameMap.block_mappings_cfg = dict(_MAPPINGS)  # which Arctic's map would change for all others
         self._names = gguf.get_tensor_name_map(arch, 16)
         self._writer, self._architecture, self._config, self._kind = writer, architecture, config, kind
@@ -176,6 +214,8 @@ class _Writer:
                 self._of_granite(name, each, int(match[1]))
             elif ".kv_b_proj." in name and not joined:
                 self._keys_and_values(name, each)
+            elif dealt := gguf_changes.pieces(name, each.shape, self._architecture, config_of(self._config)):
+                self._dealt(name, each, dealt)
             else:
                 self._plainly(name, each)
         if fused:
@@ -204,21 +244,42 @@ class _Writer:
         self._writer.add_tensor(name, np.ascontiguousarray(data), raw_dtype=gguf.GGMLQuantizationType[kind])
         return found
 
+    def _dealt(self, name: str, numbers: Array, dealt: list[gguf_changes.Piece]) -> None:
+        block = re.sub(r".*\.layers\.(\d+)\..*", r"blk.\1.", name)
+        self.plain[name] = numbers.copy()
+        for each in dealt:
+            plain = self.plain[name].swapaxes(1, 2) if each.turned else self.plain[name]
+            some = np.take(numbers.swapaxes(1, 2) if each.turned else numbers, each.places, each.axis)
+            some = gguf_changes.written(name, some, self._architecture, config_of(self._config))
+            found = self.add(block + each.suffix, np.ascontiguousarray(some), each.kind)
+            back = gguf_changes.read_back(name, found, self._architecture)
+            there = (slice(None),) * each.axis + (each.places,)
+            plain[there] = back.reshape(plain[there].shape)
+
     def _name(self, name: str) -> str:
-        if match := re.fullmatch(r"model\.layers\.(\d+)\..*(correction_bias|expert_bias)", name):
+        if match := re.fullmatch(r"\w+\.layers\.(\d+)\..*(correction_bias|expert_bias)", name):
             return f"blk.{match[1]}.exp_probs_b.bias"
+        if name.startswith("backbone."):
+            name = name.replace(".dt_bias", ".dt.bias").replace("mixer.experts", "mlp.experts")
+            name = name.replace("backbone", "model") if ".mlp.experts" in name else name
+        name = name.replace(".dt_bias", ".dt_proj.bias")
+        for own, called in gguf_changes.NAMES.get(self._architecture, {}).items():
+            if match := re.fullmatch(rf".*\.layers\.(\d+)\.{re.escape(own)}(\.weight)", name):
+                return f"blk.{match[1]}.{called}{match[2]}"
         found = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
         found = found or self._names.get_name(name.removeprefix("model."))
         assert found is not None, name
         return found
 
     def _plainly(self, name: str, numbers: Array) -> None:
-        target = self._name(name)
-        kind = self._kind if numbers.ndim == 2 and "gate_inp" not in target and "exp_probs" not in target else "F32"
+        target = self._name(f"{name}.weight" if name.endswith(".sinks") else name)
+        numbers_there = gguf_changes.written(name, numbers, self._architecture, config_of(self._config))
+        kind = self._kind if numbers.ndim == 2 and not re.search("gate_inp|exp_probs|ssm_a$", target) else "F32"
         heads = 0
-        if self._architecture in _TURNED and (match := re.search(r"self_attn\.([qk])_proj", name)):
+        if self._architecture in _TURNED and (match := re.search(r"(?:self_attn|mixer)\.([qk])_proj", name)):
             heads = self._config["num_attention_heads" if match[1] == "q" else "num_key_value_heads"]
-        self.plain[name] = self.add(target, numbers, kind, heads)
+        found = self.add(target, np.ascontiguousarray(numbers_there), kind, heads)
+        self.plain[name] = gguf_changes.read_back(name, found, self._architecture).reshape(numbers.shape)
 
     def _of_dbrx(self, name: str, numbers: Array, matrix: str) -> None:
         stacked = numbers.reshape(self._config["ffn_config"]["moe_num_experts"], -1, numbers.shape[-1])

@@ -85,7 +85,9 @@ def _libraries(source: Path, build: Path) -> tuple[ModuleType, Any]:
             self._set_vocab_none()
             self.gguf_writer.add_vocab_size(self.hparams["vocab_size"])
 
-        without = type(model.__name__, (model,), {"set_vocab": set_vocab, "model_arch": model.model_arch})
+        without = type(
+            model.__name__, (model,), {"set_vocab": set_vocab, "model_arch": model.model_arch, "no_mtp": True}
+        )
         with torch.inference_mode():
             without(folder, gguf.LlamaFileType.ALL_F32, file, eager=True).write()
 

@@ -109,7 +109,7 @@ class Float4(Encoding):
 
 def read_blocks(matrix: Matrix, scheme: Mapping[str, Any], format: str, read: Read | None) -> StoredTensor:
     """gpt-oss's mxfp4: a stack of experts, which stands for [E, in, out]."""
-    codes, scales = matrix.codes, matrix.beside("_scales")
+    codes, scales = matrix.codes, matrix.beside(r"[._]scales")
     *stack, outputs, groups = scales.shape or (0, 0)
     fits = codes.shape in ((*stack, outputs, groups, 16), (*stack, outputs, 16 * groups))
     if len(stack) != 1 or not fits or (codes.dtype, scales.dtype) != ("U8", "U8"):

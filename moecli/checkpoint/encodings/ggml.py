@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from moecli.checkpoint import raw
@@ -24,16 +25,57 @@ _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 _FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # e2m1, doubled
 
 
+class Change(Enum):
+    """What a converter computed of each number of a model."""
+
+    PLUS_ONE = "plus one"
+    MINUS_EXP = "minus its exponential"
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The order of llama.cpp's rotary embedding: side by side what stands half a head of `width` apart in the model."""
+
+    width: int
+
+    def places(self, model: Tensor) -> Tensor:
+        """Where those that have these places in the model lie."""
+        inside = model % self.width
+        return model - inside + 2 * (inside % (self.width // 2)) + inside // (self.width // 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Heads of `height`, after some that are `skipped`: the first of each group, the second of each ... `times`.
+
+    In the model all of a group lie together.
+    """
+
+    skipped: int
+    groups: int
+    times: int
+    height: int
+
+    def places(self, model: Tensor) -> Tensor:
+        """Where those that have these places in the model lie."""
+        behind = model - self.skipped
+        head, inside = behind // self.height, behind % self.height
+        tiled = (head % self.times * self.groups + head // self.times) * self.height + inside
+        return model.where(behind < 0, tiled + self.skipped)
+
+
 @dataclass(frozen=True, slots=True)
 class Ggml(Encoding):
     """`parts` is one run of bytes [rows, bytes of a row]; `kind` is a name in TYPES.
 
-    With `heads`, the rows of each are in the order of llama.cpp's rotary embedding: pairs side by side that stand half
-    a head apart in the model.
+    `order`: how its rows lie, `columns_order`: what is in each, where these are others than in the model; `change`:
+    what each number was before.
     """
 
     kind: str
-    heads: int = 0
+    order: Pairs | Tiles | None = None
+    columns_order: Tiles | None = None
+    change: Change | None = None
 
     @property
     def name(self) -> str:
@@ -43,18 +85,23 @@ class Ggml(Encoding):
         import torch
 
         (codes,) = self.parts
-        if not self.heads:
-            return self._decoded(raw.rows(checkpoint, codes, first, count))
-        width = codes.shape[0] // self.heads
-        row = torch.arange(first, first + count)
-        inside = row % width
-        places = row - inside + 2 * (inside % (width // 2)) + inside // (width // 2)
-        low, high = int(places.min()), int(places.max()) + 1
-        return self._decoded(raw.rows(checkpoint, codes, low, high - low)[places - low])
+        if self.order is None:
+            found = self._decoded(raw.rows(checkpoint, codes, first, count))
+        else:
+            places = self.order.places(torch.arange(first, first + count))
+            low, high = int(places.min()), int(places.max()) + 1
+            found = self._decoded(raw.rows(checkpoint, codes, low, high - low)[places - low])
+        if self.columns_order is None:
+            return found
+        return found[:, self.columns_order.places(torch.arange(found.shape[1]))]
 
     def _decoded(self, found: Tensor) -> Tensor:
         kind = TYPES[self.kind]
         numbers = kind.decode(found.view(-1, kind.size)).view(len(found), -1)
+        if self.change is Change.PLUS_ONE:
+            numbers = numbers.float() - 1
+        elif self.change is Change.MINUS_EXP:
+            numbers = (-numbers.float()).log()
         if not bool(numbers.isfinite().all()):
             raise CheckpointError(f"{self.parts[0].name} holds a scale that is infinite or no number", "fetch it again")
         return numbers

@@ -53,6 +53,29 @@ class Affine(Encoding):
         return numbers.view(count, -1)
 
 
+@dataclass(frozen=True, slots=True)
+class Float8(Encoding):
+    """`parts` are numbers in e4m3 and the exponents of their groups, plus 127. Their product is rounded once."""
+
+    groups: int
+
+    @property
+    def name(self) -> str:
+        return "MLX mxfp8"
+
+    def rows(self, checkpoint: Checkpoint, first: int, count: int) -> Tensor:
+        import torch
+
+        codes, scales = self.parts
+        width = 4 * codes.shape[-1]
+        octets = raw.octets(checkpoint, codes, first * width, count * width)
+        numbers = raw.finite(octets.view(torch.float8_e4m3fn), codes).view(count, self.groups, -1)
+        exponents = raw.octets(checkpoint, scales, first * self.groups, count * self.groups)
+        found = torch.ldexp(numbers, exponents.view(count, -1, 1).int() - 127).to(plain.torch_dtype(self.format))
+        raw.finite(found, scales)
+        return found.view(count, -1)
+
+
 def read(matrix: Matrix, scheme: Mapping[str, Any], format: str, read: Read | None) -> StoredTensor:
     """A matrix [out, in], or a stack of them, of whole numbers."""
     codes, scales, biases = matrix.codes, matrix.beside(r"\.scales"), matrix.beside(r"\.biases")
@@ -88,3 +111,16 @@ def read_floats(matrix: Matrix, scheme: Mapping[str, Any], format: str, read: Re
         raise misfit(codes, f"has a scale for {group} numbers, which mode {mode!r} has not")
     inputs = group * groups
     return matrix.stored((*rows, inputs), Float4((codes, scales), "bf16", group, inputs, math.prod(rows)))
+
+
+def read_float8(matrix: Matrix, scheme: Mapping[str, Any], format: str, read: Read | None) -> StoredTensor:
+    """A matrix [out, in], or a stack of them, in mode mxfp8."""
+    codes, scales = matrix.codes, matrix.beside(r"\.scales")
+    *rows, words = codes.shape
+    *found, groups = scales.shape or (0,)
+    if found != rows or not rows or 4 * words != 32 * groups:
+        raise misfit(codes, f"does not fit scales of {list(scales.shape)}, one for 32 numbers")
+    mode = mlx_module(scheme, matrix.name).get("mode", "affine")
+    if mode != "mxfp8":
+        raise misfit(codes, f"has 8-bit floats with a scale for 32, which mode {mode!r} has not")
+    return matrix.stored((*rows, 32 * groups), Float8((codes, scales), "bf16", groups))

@@ -147,19 +147,32 @@ _GGUF = (
         q_norm="attn_q_norm", k_norm="attn_k_norm", q="attn_q", q_a="attn_q_a", q_a_norm="attn_q_a_norm",
         q_b="attn_q_b", kv_a="attn_kv_a_mqa", kv_a_norm="attn_kv_a_norm", kv_b="attn_kv_b", router="ffn_gate_inp",
         gate_up="ffn_gate ffn_up", down="ffn_down", shared_gate_up="ffn_gate_shexp ffn_up_shexp",
-        shared_down="ffn_down_shexp", shared_gate="ffn_gate_inp_shexp",
+        up="ffn_up", shared_up="ffn_up_shexp", shared_down="ffn_down_shexp", shared_gate="ffn_gate_inp_shexp",
+        attn_gate="attn_gate", sinks="attn_sinks",
+        post_attn_norm="post_attention_norm", post_ffn_norm="post_ffw_norm", mixer_in="ssm_in", mixer_conv="ssm_conv1d",
+        mixer_select="ssm_x", mixer_step="ssm_dt", mixer_norm="ssm_norm", mixer_step_norm="ssm_dt_norm",
+        mixer_write_norm="ssm_b_norm", mixer_read_norm="ssm_c_norm", mixer_out="ssm_out",
     )
-    | names(_GGUF_BLOCK, ".bias", router_bias="exp_probs_b", qkv_bias="attn_q attn_k attn_v", o_bias="attn_output")
+    | names(_GGUF_BLOCK, "", mixer_decay="ssm_a", mixer_skip="ssm_d")
+    | names(
+        _GGUF_BLOCK, ".bias", router_bias="exp_probs_b", qkv_bias="attn_q attn_k attn_v", o_bias="attn_output",
+        router_linear_bias="ffn_gate_inp", mixer_conv_bias="ssm_conv1d", mixer_step_bias="ssm_dt",
+    )
 )  # fmt: skip
 
 
-def gguf_layouts(**roles: str) -> tuple[Layout, ...]:
+def gguf_layouts(
+    final_norm: str = "output_norm",
+    interleaved: Mapping[str, Interleaved] = MappingProxyType({}),
+    gated: bool = True,
+    **roles: str,
+) -> tuple[Layout, ...]:
     """The ways llama.cpp's converters name tensors: experts in one tensor a matrix, gate and up in one, or, in older
     files, one tensor each.
 
     `roles` are names of the family that are not those of most; those of `qkv` are of its biases as well.
     """
-    dense = _GGUF | names(_GGUF_BLOCK, **roles)
+    dense = _GGUF | names(final_norm=final_norm) | names(_GGUF_BLOCK, **roles)
     if "qkv" in roles:
         dense |= names(_GGUF_BLOCK, ".bias", qkv_bias=roles["qkv"])
     gate, up, down = (f"{_GGUF_BLOCK}ffn_{name}" for name in ("gate", "up", "down"))
@@ -173,4 +186,7 @@ def gguf_layouts(**roles: str) -> tuple[Layout, ...]:
         ),
         ExpertNames(*(NamedSlice(f"{name}.{{expert}}.weight") for name in (gate, up, down))),
     )
-    return tuple(Layout(dense, each) for each in experts)
+    if not gated:
+        return (Layout(dense, replace(experts[0], gate=None), interleaved=interleaved),)
+    biases = ExpertNames(*(NamedSlice(f"{name}_exps.bias", stacked=True) for name in (gate, up, down)))
+    return tuple(Layout(dense, each, interleaved=interleaved, biases=biases) for each in experts)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import Interleaved, names
+from moecli.model.families._layout import Interleaved, Layout, gguf_layouts, names
 from moecli.model.spec import Extra, Layer, Part, Recurrent, RecurrentKind
 
 _LAYER = "model.layers.{layer}."
@@ -200,10 +201,22 @@ def mamba_names(prefix: str) -> dict[str, tuple[str, ...]]:
     )  # fmt: skip
 
 
-# Each query head of Qwen's gated attention is followed by what its gate is made of.
-GATED_QUERIES = {
-    f"{_LAYER}self_attn.q_proj.weight": Interleaved(lambda layer: (layer.attention.head_dim,) * 2, ("qkv", "attn_gate"))
-}
+def gated_queries(name: str) -> dict[str, Interleaved]:
+    """Each query head of Qwen's gated attention is followed by what its gate is made of."""
+    return {name: Interleaved(lambda layer: (layer.attention.head_dim,) * 2, ("qkv", "attn_gate"))}
+
+
+GATED_QUERIES = gated_queries(f"{_LAYER}self_attn.q_proj.weight")
+
+
+def delta_net_gates(name: str) -> dict[str, Interleaved]:
+    """Rows of Qwen3-Next's gates: those of one key head lie together."""
+
+    def gates(layer: Layer) -> tuple[int, ...]:
+        assert layer.recurrent is not None
+        return (layer.recurrent.heads // layer.recurrent.groups,) * 2
+
+    return {name: Interleaved(gates, ("mixer_gates",) * 2)}
 
 
 def delta_net_turns() -> dict[str, Interleaved]:
@@ -214,12 +227,15 @@ def delta_net_turns() -> dict[str, Interleaved]:
         values = layer.recurrent.inner // layer.recurrent.groups
         return layer.recurrent.state_dim, layer.recurrent.state_dim, values, values
 
-    def gates(layer: Layer) -> tuple[int, ...]:
-        assert layer.recurrent is not None
-        return (layer.recurrent.heads // layer.recurrent.groups,) * 2
-
     prefix = f"{_LAYER}linear_attn."
-    return {
-        f"{prefix}in_proj_qkvz.weight": Interleaved(inputs, ("mixer_in",) * 4),
-        f"{prefix}in_proj_ba.weight": Interleaved(gates, ("mixer_gates",) * 2),
-    }
+    return {f"{prefix}in_proj_qkvz.weight": Interleaved(inputs, ("mixer_in",) * 4)} | delta_net_gates(
+        f"{prefix}in_proj_ba.weight"
+    )
+
+
+def gguf_delta_net(gates: str, turns: Mapping[str, Interleaved] = MappingProxyType({})) -> tuple[Layout, ...]:
+    """How llama.cpp's converters name Qwen's hybrids; `gates`, and what takes turns, are each release's own."""
+    return gguf_layouts(
+        interleaved={**gated_queries("blk.{layer}.attn_q.weight"), **turns}, mixer_gates=gates,
+        mixer_in="attn_qkv attn_gate", attn_gate="attn_q", ffn_norm="post_attention_norm",
+    )  # fmt: skip

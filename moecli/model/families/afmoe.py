@@ -7,7 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, SHARED_EXPERTS, Family, both_layouts, names
+from moecli.model.families._layout import (
+    BODY,
+    GROUPED_QUERY,
+    MLP,
+    SHARED_EXPERTS,
+    Family,
+    both_layouts,
+    gguf_layouts,
+    names,
+)
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
 from moecli.model.spec import NO_ROPE, FeedForward, Layer, Mixture, ModelSpec, QkNorm, Router, Scoring
 
@@ -56,15 +65,18 @@ FAMILY = Family(
     architectures=("AfmoeForCausalLM",),
     model_types=("afmoe",),
     read=read,
-    layouts=both_layouts(
-        BODY
-        | GROUPED_QUERY
-        | MLP
-        | SHARED_EXPERTS
-        | names(
-            _LAYER, post_attn_norm="post_attention_layernorm", ffn_norm="pre_mlp_layernorm",
-            post_ffn_norm="post_mlp_layernorm", attn_gate="self_attn.gate_proj", router="mlp.router.gate",
-        )
-        | names(_LAYER, "", router_bias="mlp.expert_bias")
+    layouts=(
+        *both_layouts(
+            BODY
+            | GROUPED_QUERY
+            | MLP
+            | SHARED_EXPERTS
+            | names(
+                _LAYER, post_attn_norm="post_attention_layernorm", ffn_norm="pre_mlp_layernorm",
+                post_ffn_norm="post_mlp_layernorm", attn_gate="self_attn.gate_proj", router="mlp.router.gate",
+            )
+            | names(_LAYER, "", router_bias="mlp.expert_bias")
+        ),
+        *gguf_layouts(),
     ),
 )  # fmt: skip

@@ -7,7 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, GROUPED_QUERY, MLP, SHARED_EXPERTS, Family, both_layouts
+from moecli.model.families._layout import (
+    BODY,
+    GROUPED_QUERY,
+    MLP,
+    SHARED_EXPERTS,
+    Family,
+    both_layouts,
+    gguf_layouts,
+)
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
 from moecli.model.spec import NO_ROPE, FeedForward, Layer, Mixture, ModelSpec, NormKind, Router, Scoring
 
@@ -75,5 +83,5 @@ FAMILY = Family(
     architectures=("Cohere2MoeForCausalLM",),
     model_types=("cohere2_moe",),
     read=read,
-    layouts=both_layouts(BODY | GROUPED_QUERY | MLP | SHARED_EXPERTS),
+    layouts=(*both_layouts(BODY | GROUPED_QUERY | MLP | SHARED_EXPERTS), *gguf_layouts()),
 )

@@ -15,6 +15,7 @@ from moecli.model.families._layout import (
     SHARED_EXPERTS,
     Family,
     both_layouts,
+    gguf_layouts,
     names,
 )
 from moecli.model.families._parts import biased_sigmoid, check_router, grouped_query, layer_count, make_spec
@@ -78,8 +79,11 @@ FAMILY = Family(
     architectures=("ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM"),
     model_types=("exaone_moe",),
     read=read,
-    layouts=tuple(
-        replace(layout, ignored=(*layout.ignored, _PREDICTION))
-        for layout in (both_layouts(_DENSE | _PUBLISHED)[0], both_layouts(_DENSE | CORRECTION_BIAS)[1])
+    layouts=(
+        *(
+            replace(layout, ignored=(*layout.ignored, _PREDICTION))
+            for layout in (both_layouts(_DENSE | _PUBLISHED)[0], both_layouts(_DENSE | CORRECTION_BIAS)[1])
+        ),
+        *gguf_layouts(),
     ),
 )

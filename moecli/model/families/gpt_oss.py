@@ -7,7 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, ExpertNames, Family, Layout, NamedSlice, names
+from moecli.model.families._layout import (
+    BODY,
+    BUFFERS,
+    GROUPED_QUERY,
+    ExpertNames,
+    Family,
+    Layout,
+    NamedSlice,
+    gguf_layouts,
+    names,
+)
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
 from moecli.model.spec import Activation, FeedForward, Layer, Mixture, ModelSpec, Router, Scoring
 
@@ -19,6 +29,7 @@ _YARN = {
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
+    config = _as_by_transformers(config)
     if config.get("rope_parameters") is None and config.get("rope_scaling") is None:
         config = {**config, "rope_parameters": _YARN}  # what the file does not say
     c = ConfigReader(config, "gpt_oss")
@@ -50,6 +61,21 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     )  # fmt: skip
 
 
+def _as_by_transformers(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration as OpenAI's own release has it, beside `original/model.safetensors`, in transformers' words."""
+    own = ("rope_scaling_factor", "rope_ntk_alpha", "rope_ntk_beta", "initial_context_length")
+    if "rope_ntk_alpha" not in config:
+        return config
+    c = ConfigReader({key: config[key] for key in own if key in config}, "gpt_oss")
+    factor, trained = c.number("rope_scaling_factor", 32.0), c.count("initial_context_length", 4096)
+    yarn = {
+        "rope_type": "yarn", "factor": factor, "beta_fast": c.number("rope_ntk_beta", 32.0),
+        "beta_slow": c.number("rope_ntk_alpha", 1.0), "truncate": False, "original_max_position_embeddings": trained,
+    }  # fmt: skip
+    rest = {key: value for key, value in config.items() if key not in own}
+    return {"max_position_embeddings": int(trained * factor), "torch_dtype": "bfloat16", **rest, "rope_scaling": yarn}
+
+
 _EXPERTS = "model.layers.{layer}.mlp.experts."
 
 
@@ -75,6 +101,26 @@ _DENSE = (
     | names("model.layers.{layer}.mlp.", router="router")
     | names("model.layers.{layer}.mlp.router.", "", router_linear_bias="bias")
 )
+_RELEASE = "block.{layer}."
+_RELEASED = (
+    names(embedding="embedding", lm_head="unembedding")
+    | names("", ".scale", final_norm="norm")
+    | names(_RELEASE, ".scale", attn_norm="attn.norm", ffn_norm="mlp.norm")
+    | names(_RELEASE, qkv="attn.qkv", o="attn.out", router="mlp.gate")
+    | names(_RELEASE, ".bias", qkv_bias="attn.qkv", o_bias="attn.out", router_linear_bias="mlp.gate")
+    | names(_RELEASE, "", sinks="attn.sinks")
+)
+
+
+def _released(ending: str, transposed: bool) -> ExpertNames:
+    """Of OpenAI's own release, where outputs of gate and up take turns as well."""
+    gate, up = (
+        NamedSlice(f"{_RELEASE}mlp.mlp1_{ending}", True, half, interleaved=True, transposed=transposed)
+        for half in (0, 1)
+    )
+    return ExpertNames(gate, up, NamedSlice(f"{_RELEASE}mlp.mlp2_{ending}", stacked=True, transposed=transposed))
+
+
 FAMILY = Family(
     architectures=("GptOssForCausalLM",),
     model_types=("gpt_oss",),
@@ -82,5 +128,8 @@ FAMILY = Family(
     layouts=(
         Layout(_DENSE, _stacked("", transposed=True), BUFFERS, biases=_stacked("_bias", transposed=False)),
         Layout(_DENSE, _mlx("weight"), BUFFERS, biases=_mlx("bias")),
+        Layout(_RELEASED, _released("weight", transposed=True), BUFFERS, biases=_released("bias", transposed=False)),
+        *gguf_layouts(ffn_norm="post_attention_norm"),
     ),
+    signature="rope_ntk_alpha",
 )

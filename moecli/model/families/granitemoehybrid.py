@@ -7,7 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, ExpertNames, Family, Layout, NamedSlice, names
+from moecli.model.families._layout import (
+    BODY,
+    BUFFERS,
+    GROUPED_QUERY,
+    ExpertNames,
+    Family,
+    Layout,
+    NamedSlice,
+    gguf_layouts,
+    names,
+)
 from moecli.model.families._layout import fused as fused_experts
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
 from moecli.model.families._recurrent import NO_LIMIT, mamba2, mamba_names
@@ -109,5 +119,6 @@ FAMILY = Family(
             BUFFERS,
         ),
         Layout(_NAMES | names(_BLOCK, router="router"), fused_experts("block_sparse_moe.experts"), BUFFERS),
+        *gguf_layouts(),
     ),
 )

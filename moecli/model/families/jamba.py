@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import GROUPED_QUERY, Family, both_layouts, names
+from moecli.model.families._layout import GROUPED_QUERY, Family, both_layouts, gguf_layouts, names
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
 from moecli.model.families._recurrent import mamba, mamba_names
 from moecli.model.spec import NO_ATTENTION, NO_ROPE, Activation, FeedForward, Layer, Mixture, ModelSpec, Router
@@ -65,5 +65,5 @@ FAMILY = Family(
     architectures=("JambaForCausalLM",),
     model_types=("jamba",),
     read=read,
-    layouts=both_layouts(_NAMES, "feed_forward.experts"),
+    layouts=(*both_layouts(_NAMES, "feed_forward.experts"), *gguf_layouts()),
 )

@@ -15,6 +15,7 @@ from moecli.model.families._layout import (
     SHARED_EXPERTS,
     Family,
     both_layouts,
+    gguf_layouts,
     names,
 )
 from moecli.model.families._parts import check_router, layer_count, make_spec
@@ -93,5 +94,9 @@ FAMILY = Family(
     architectures=("LagunaForCausalLM",),
     model_types=("laguna",),
     read=read,
-    layouts=(both_layouts(_DENSE | _PUBLISHED)[0], both_layouts(_DENSE | SHARED_EXPERTS | CORRECTION_BIAS)[1]),
+    layouts=(
+        both_layouts(_DENSE | _PUBLISHED)[0],
+        both_layouts(_DENSE | SHARED_EXPERTS | CORRECTION_BIAS)[1],
+        *gguf_layouts(),
+    ),
 )

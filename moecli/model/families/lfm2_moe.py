@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import Family, both_layouts, names
+from moecli.model.families._layout import Family, both_layouts, gguf_layouts, names
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
 from moecli.model.families._recurrent import short_convolution
 from moecli.model.spec import NO_ATTENTION, Activation, FeedForward, Layer, Mixture, ModelSpec, QkNorm, Router, Scoring
@@ -62,5 +62,10 @@ FAMILY = Family(
     architectures=("Lfm2MoeForCausalLM",),
     model_types=("lfm2_moe",),
     read=read,
-    layouts=both_layouts(_NAMES, "feed_forward.experts", ("w1", "w3", "w2")),
+    layouts=(
+        *both_layouts(_NAMES, "feed_forward.experts", ("w1", "w3", "w2")),
+        *gguf_layouts(
+            "token_embd_norm", mixer_in="shortconv.in_proj", mixer_conv="shortconv.conv", mixer_out="shortconv.out_proj"
+        ),
+    ),
 )

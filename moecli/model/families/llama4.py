@@ -7,7 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, Family, Layout, fused, names, per_expert
+from moecli.model.families._layout import (
+    BODY,
+    BUFFERS,
+    GROUPED_QUERY,
+    Family,
+    Layout,
+    fused,
+    gguf_layouts,
+    names,
+    per_expert,
+)
 from moecli.model.families._parts import check_router, grouped_query, language_part, layer_count, make_spec
 from moecli.model.spec import (
     NO_ROPE,
@@ -91,5 +101,6 @@ FAMILY = Family(
     layouts=(
         Layout(_DENSE, fused("feed_forward.experts", transposed=True), BUFFERS),
         Layout(_DENSE, per_expert("feed_forward.experts", "gate_proj", "up_proj", "down_proj"), BUFFERS),
+        *gguf_layouts(),
     ),
 )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from moecli.model.families._config import ConfigReader
-from moecli.model.families._layout import BUFFERS, ExpertNames, Family, Layout, NamedSlice, names
+from moecli.model.families._layout import BUFFERS, ExpertNames, Family, Layout, NamedSlice, gguf_layouts, names
 from moecli.model.families._parts import MOST_LAYERS, biased_sigmoid, check_router, grouped_query, make_spec
 from moecli.model.families._recurrent import NO_LIMIT, mamba2, mamba_names
 from moecli.model.spec import NO_ATTENTION, NO_FFN, NO_ROPE, Extra, FeedForward, Layer, Mixture, ModelSpec, Part
@@ -122,5 +122,8 @@ FAMILY = Family(
     architectures=("NemotronHForCausalLM",),
     model_types=("nemotron_h",),
     read=read,
-    layouts=tuple(_layout(prefix, fused) for prefix in ("backbone.", "model.") for fused in (False, True)),
+    layouts=(
+        *(_layout(prefix, fused) for prefix in ("backbone.", "model.") for fused in (False, True)),
+        *gguf_layouts(gated=False, ffn_norm="attn_norm"),
+    ),
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from moecli.model.families._layout import BUFFERS, Family, both_layouts
 from moecli.model.families._parts import language_part
-from moecli.model.families._recurrent import GATED_QUERIES, delta_net_names
+from moecli.model.families._recurrent import GATED_QUERIES, delta_net_names, gguf_delta_net
 from moecli.model.families.qwen3_next import FURTHER_TOKENS, NAMES, hybrid
 from moecli.model.spec import ModelSpec
 
@@ -30,9 +30,12 @@ FAMILY = Family(
     architectures=("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"),
     model_types=("qwen3_5_moe", "qwen3_5_moe_text"),
     read=read,
-    layouts=both_layouts(
-        NAMES | delta_net_names("in_proj_qkv in_proj_z", "in_proj_b in_proj_a"),
-        ignored=(*BUFFERS, *FURTHER_TOKENS),
-        interleaved=GATED_QUERIES,
+    layouts=(
+        *both_layouts(
+            NAMES | delta_net_names("in_proj_qkv in_proj_z", "in_proj_b in_proj_a"),
+            ignored=(*BUFFERS, *FURTHER_TOKENS),
+            interleaved=GATED_QUERIES,
+        ),
+        *gguf_delta_net("ssm_beta ssm_alpha"),
     ),
 )

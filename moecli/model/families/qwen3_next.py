@@ -9,7 +9,14 @@ from typing import Any
 from moecli.model.families._config import ConfigReader
 from moecli.model.families._layout import BODY, BUFFERS, GROUPED_QUERY, MLP, Family, both_layouts
 from moecli.model.families._parts import check_router, grouped_query, layer_count, make_spec
-from moecli.model.families._recurrent import GATED_QUERIES, delta_net_names, delta_net_turns, gated_delta_net
+from moecli.model.families._recurrent import (
+    GATED_QUERIES,
+    delta_net_gates,
+    delta_net_names,
+    delta_net_turns,
+    gated_delta_net,
+    gguf_delta_net,
+)
 from moecli.model.families.qwen2_moe import SHARED_EXPERT
 from moecli.model.spec import NO_ATTENTION, FeedForward, Layer, Mixture, ModelSpec, NormKind, QkNorm, Router
 
@@ -68,9 +75,12 @@ FAMILY = Family(
     architectures=("Qwen3NextForCausalLM",),
     model_types=("qwen3_next",),
     read=read,
-    layouts=both_layouts(
-        NAMES | delta_net_names("in_proj_qkvz", "in_proj_ba"),
-        ignored=(*BUFFERS, *FURTHER_TOKENS),
-        interleaved=GATED_QUERIES | delta_net_turns(),
+    layouts=(
+        *both_layouts(
+            NAMES | delta_net_names("in_proj_qkvz", "in_proj_ba"),
+            ignored=(*BUFFERS, *FURTHER_TOKENS),
+            interleaved=GATED_QUERIES | delta_net_turns(),
+        ),
+        *gguf_delta_net("ssm_ba", delta_net_gates("blk.{layer}.ssm_ba.weight")),
     ),
 )

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from moecli.errors import ConfigError, printable
-from moecli.model.gguf.architectures import READERS
+from moecli.model.gguf import architectures, recurrent, windowed
 from moecli.model.gguf.metadata import Metadata, Shapes
 
+READERS = {**architectures.READERS, **windowed.READERS, **recurrent.READERS}
 _PARTS = {"adapter": "a low-rank adapter", "mmproj": "a vision or audio tower", "imatrix": "statistics of activations"}
 
 
@@ -25,6 +26,12 @@ def config_of(metadata: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
         raise ConfigError(
             f"GGUF files of the architecture '{printable(str(architecture), 40)}' are not read",
             f"those of {', '.join(READERS)} are",
+        )
+    scaled = [name for name in shapes if name.startswith("rope_f") or ".rope_f" in name]
+    if scaled:
+        raise ConfigError(
+            f"the GGUF file scales positions by the tensor '{printable(scaled[0], 80)}', which is not read",
+            "look for the model's release as safetensors, whose config.json says them",
         )
     said = Metadata(metadata, str(architecture), shapes)
     config = {

@@ -11,7 +11,7 @@ from typing import Any
 from moecli.errors import ConfigError, printable
 
 Shapes = Mapping[str, tuple[int, ...]]  # of the tensors, by name
-SOFTMAX, SIGMOID = 1, 2  # llama.cpp's numbers of two rules of routers
+SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = 1, 2, 3  # llama.cpp's numbers of rules of routers
 _HINT = "the file is damaged, or was made by a converter that leaves this out: look for another one of the model"
 _OTHER = "the model may differ from those of its architecture that are read: look for its release as safetensors"
 # What tensors say themselves, and what changes no number.
@@ -49,6 +49,14 @@ class Metadata:
         if type(value) is not int or not 0 < value < 2**31:
             raise self._fail(key, value)
         return value
+
+    def each(self, key: str, layers: int) -> list[int]:
+        """A number that each layer may have of its own, from 0 on."""
+        value = self.need(key)
+        found = value if isinstance(value, list) else [value] * layers
+        if len(found) < layers or any(type(each) is not int or not 0 <= each < 2**31 for each in found):
+            raise self._fail(key, value)
+        return found[:layers]
 
     def expect(self, key: str, *neutral: Any) -> None:
         """ConfigError if the value is another than those at which it changes nothing."""
@@ -91,9 +99,14 @@ class Metadata:
         return self.count("attention.key_length")
 
 
-def common(said: Metadata, rotary: int | None = None) -> dict[str, Any]:
-    """What most families spell alike. `rotary`: how many numbers of a head turn; None for all of them."""
-    heads = said.need("attention.head_count")
+def common(
+    said: Metadata, rotary: int | None = None, *, heads: int | None = None, width: int | None = None
+) -> dict[str, Any]:
+    """What most families spell alike. `rotary`: how many numbers of a head turn; None for all of them.
+
+    `heads` and their `width` where layers differ.
+    """
+    heads = said.need("attention.head_count") if heads is None else heads
     config = {
         "hidden_size": said.need("embedding_length"),
         "num_hidden_layers": said.need("block_count"),
@@ -103,7 +116,7 @@ def common(said: Metadata, rotary: int | None = None) -> dict[str, Any]:
         "rms_norm_eps": said.get("attention.layer_norm_rms_epsilon", 1e-5),
         "rope_theta": said.get("rope.freq_base", 10_000.0),
     }
-    said.expect("rope.dimension_count", said.head_dim if rotary is None else rotary)
+    said.expect("rope.dimension_count", (width or said.head_dim) if rotary is None else rotary)
     said.expect("attention.causal", True)
     scaling = _scaling(said)
     return config | ({"rope_scaling": scaling} if scaling else {})
