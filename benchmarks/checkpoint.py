@@ -85,6 +85,12 @@ _QWEN3_5_35B_A3B = {
     "full_attention_interval": 4, "vocab_size": 248320, "max_position_embeddings": 262144, "dtype": "bfloat16",
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25},
 }  # fmt: skip
+_GPT_OSS = {
+    "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "hidden_size": 2880, "intermediate_size": 2880,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "num_local_experts": 32,
+    "num_experts_per_tok": 4, "sliding_window": 128, "max_position_embeddings": 131072, "dtype": "bfloat16",
+    "tie_word_embeddings": False, "quantization_config": {"quant_method": "mxfp4"},
+}  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "olmoe": _OLMOE,
     "olmoe-4-layers": _OLMOE | {"num_hidden_layers": 4},
@@ -100,6 +106,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen3.5-small": _QWEN3_5_35B_A3B | {"num_hidden_layers": 4, "num_experts": 32, "vocab_size": 32000},
     "dbrx-2-layers": _DBRX,
     "grok-1-1-layer": _GROK_1,
+    # 1.1 GB in mxfp4
+    "gpt-oss-2-layers": _GPT_OSS | {"num_hidden_layers": 2, "vocab_size": 32000},
     # 1.2 GB, little arithmetic per token: for memory measurements
     "small": _MIXTRAL
     | {
@@ -110,6 +118,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 INDEX = "model.safetensors.index.json"  # written last: a checkpoint that has it is whole
 _OUTSIDE = "model-outside.safetensors"
 
+_BYTES = ("blocks", "exponents")  # roles of what is mxfp4
 Shard = dict[str, tuple[str, tuple[int, ...]]]  # by name: role and shape of each tensor, in the order they lie
 
 
@@ -165,6 +174,9 @@ def _shards(shape: str) -> dict[str, Shard]:
         shards[_OUTSIDE if tensor.layer is None else files[tensor.layer]] |= _dense(spec, layout, tensor)
     for layer, mixture in spec.mixtures:
         shapes = expert_shapes(spec.hidden_size, mixture.expert)
+        if layout.biases is not None:
+            shards[files[layer]] |= _mxfp4(layout, layer, mixture.router.experts, shapes)
+            continue
         for expert in range(mixture.router.experts):
             for matrix in EXPERT_MATRICES:
                 named: NamedSlice = getattr(layout.experts, matrix)
@@ -174,15 +186,33 @@ def _shards(shape: str) -> dict[str, Shard]:
     return shards
 
 
+def _mxfp4(
+    layout: Layout, layer: int, experts: int, shapes: dict[str, tuple[int, int]]
+) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
+    """Experts as gpt-oss stores them, gate and up together."""
+    assert layout.experts is not None
+    for matrix in ("up", "down"):
+        (outputs, inputs), named = shapes[matrix], getattr(layout.experts, matrix)
+        outputs *= 1 + named.interleaved
+        for ending, role, numbers in (("blocks", "blocks", (16,)), ("scales", "exponents", ())):
+            name = f"{named.name.format(layer=layer)}_{ending}"
+            yield name, (role, (experts, outputs, inputs // 32, *numbers))
+
+
 def _dense(spec: ModelSpec, layout: Layout, tensor: Tensor) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
     """The stored tensors that, stacked by rows, are `tensor`."""
+    if tensor.role.startswith("experts_"):
+        named = getattr(layout.biases, tensor.role.split("_")[1])
+        width = tensor.shape[1] * (1 + named.interleaved)
+        yield named.name.format(layer=tensor.layer), (tensor.role, (tensor.shape[0], width))
+        return
     names = layout.dense[tensor.role]
     rows = [tensor.shape[0] // len(names)] * len(names)
     if tensor.role == "mixer_in" and len(names) == 2:  # what is convolved, and the gate
         mixer = spec.layers[tensor.layer or 0].recurrent
         assert mixer is not None
         rows = [mixer.channels, mixer.inner]
-    if tensor.role == "qkv" and tensor.layer is not None and len(names) == 3:
+    if tensor.role in ("qkv", "qkv_bias") and tensor.layer is not None and len(names) == 3:
         attention = spec.layers[tensor.layer].attention
         assert isinstance(attention, GroupedQuery)
         rows = [attention.query_width, attention.kv_width, attention.value_width]
@@ -197,7 +227,7 @@ def _dense(spec: ModelSpec, layout: Layout, tensor: Tensor) -> Iterator[tuple[st
 def _announce(name: str, shard: Shard) -> list[StoredTensor]:
     """The tensors of a file that is not there yet."""
     header = _header(shard)
-    size = len(header) + sum(2 * math.prod(shape) for _, shape in shard.values())
+    size = len(header) + sum(_size(role, shape) for role, shape in shard.values())
     return list(header_tensors(Path(name), header[8:], size).values())
 
 
@@ -214,15 +244,24 @@ def _header(shard: Shard) -> bytes:
     """With the format that transformers asks for, padded so that numbers are aligned."""
     described: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, (_, shape) in shard.items():
-        start, end = end, end + 2 * math.prod(shape)
-        described[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    for name, (role, shape) in shard.items():
+        start, end = end, end + _size(role, shape)
+        kind = "U8" if role in _BYTES else "BF16"
+        described[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(described).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
     return len(text).to_bytes(8, "little") + text
 
 
+def _size(role: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * (1 if role in _BYTES else 2)
+
+
 def _random(role: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    if role == "exponents":
+        return torch.full(shape, 119, dtype=torch.uint8)  # weights of about 1/80
+    if role == "blocks":
+        return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
     numbers = torch.randn(shape, generator=generator)

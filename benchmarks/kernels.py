@@ -1,7 +1,8 @@
 """The native kernels alone, on every instruction set of this processor: python -m benchmarks.kernels [FORMAT...]
 
 Decode: the experts of one layer for one token, from cold memory, beside the read bandwidth measured next to it.
-Prefill: operations per second of one expert on many tokens. Packing: weights per second. Markdown tables.
+Prefill: operations per second of one expert on many tokens. Packing: weights per second, of formats that are kept from
+their published blocks. Markdown tables.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine_name import machine_name
-from moecli.formats import SEARCHED, bytes_for
+from moecli import formats
+from moecli.formats import GROUPED, SEARCHED, bytes_for
+from moecli.formats.published import Blocks
 from moecli.kernels import library, native
 from moecli.kernels.bandwidth import read_bandwidth
 from moecli.kernels.linear import pack
@@ -117,6 +120,24 @@ def packing(dtype: str) -> Iterator[str]:
         yield f"| {dtype} | {isa} | {' | '.join(f'{rate / 1e6:,.0f}' for rate in rates)} |"
 
 
+def repacking(dtype: str) -> Iterator[str]:
+    """Millions of weights per second, in the median: of published blocks, and by torch of what they stand for."""
+    rows, columns = _PACKED
+    indices = torch.randint(256, (rows, columns // 32, 16), dtype=torch.uint8)
+    indices[..., 0] = 0x77 if dtype == "mxfp4" else 0  # a largest code in each group, as quantisers leave it
+    scales = torch.full((rows, columns // 32, 1), 120, dtype=torch.uint8)
+    if dtype != "mxfp4":
+        scales = torch.rand(rows, columns // 32, 1).half().view(torch.uint8)
+    blocks = Blocks(dtype, indices, scales, paired=dtype == "mxfp4")
+    packed = torch.empty(bytes_for(dtype, _PACKED), dtype=torch.uint8)
+    native.repack(blocks, packed)
+    numbers = formats.unpack(dtype, packed, _PACKED, torch.float32)
+    by_torch = numbers.numel() / measure(lambda: formats.pack(dtype, numbers)).median
+    for isa in _each_isa():
+        rate = numbers.numel() / measure(lambda: native.repack(blocks, packed)).median
+        yield f"| {dtype} | {isa} | {rate / 1e6:,.0f} | {by_torch / 1e6:,.1f} |"
+
+
 def _weights(dtype: str, weights: Tensor) -> float:
     return weights.numel() / measure(lambda: native.pack(dtype, weights)).median
 
@@ -148,6 +169,10 @@ def main() -> None:
     _table(
         "packing, million weights/s | isa | from bf16 | from fp32",
         (row for each in dtypes if each in SEARCHED for row in packing(each)),
+    )
+    _table(
+        "packing what is kept, million weights/s | isa | native, one core | torch",
+        (row for each in dtypes if each in GROUPED for row in repacking(each)),
     )
 
 

@@ -9,7 +9,9 @@ from moecli.checkpoint import raw
 from moecli.checkpoint.binding import Slice
 from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.stored import StoredTensor
+from moecli.formats import GROUPED
 from moecli.formats.blocks import row_blocks
+from moecli.formats.published import Blocks
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +56,22 @@ def read_rows(target: torch.Tensor, checkpoint: Checkpoint, part: Slice, first: 
         numbers = math.prod(part.shape)
         skipped = first * math.prod(target.shape[1:]) * part.size // numbers if numbers else 0
         read_into(target, checkpoint, stored, part.offset + skipped)
+
+
+def is_published_in(dtype: str, part: Slice) -> bool:
+    """Whether the blocks of a matrix are those of a format of others that is kept."""
+    encoding = part.stored.encoding
+    return encoding is not None and dtype in GROUPED and encoding.name.lower() == dtype
+
+
+def read_blocks(checkpoint: Checkpoint, part: Slice, first: int, count: int) -> Blocks | None:
+    """Rows of a matrix [out, in], from row `first` on, as they are published; None where they are no such blocks."""
+    encoding = part.stored.encoding
+    if encoding is None:
+        return None
+    if part.transposed:
+        return encoding.column_blocks(checkpoint, part.first_row, first + (part.columns or (0,))[0], count)
+    return encoding.row_blocks(checkpoint, part.first_row + first, count)
 
 
 def read_slice(checkpoint: Checkpoint, part: Slice, dtype: torch.dtype) -> torch.Tensor:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from moecli.checkpoint.folder import Checkpoint
+    from moecli.formats.published import Blocks
 
 Source = Callable[[int, int], bytes]  # offset, size -> that many bytes; fewer only where the file ends
 
@@ -86,6 +87,14 @@ class Encoding:
     def columns(self, checkpoint: Checkpoint, top: int, height: int, first: int, count: int) -> Tensor:
         """Columns of the rows from `top` on: [height, count]. A subclass whose codes lie by columns reads no others."""
         return self.rows(checkpoint, top, height)[:, first : first + count]
+
+    def row_blocks(self, checkpoint: Checkpoint, first: int, count: int) -> Blocks | None:
+        """The same rows as they lie, where they are in a format that is kept; `name` is that of the format then."""
+        return None
+
+    def column_blocks(self, checkpoint: Checkpoint, top: int, first: int, count: int) -> Blocks | None:
+        """Columns of the matrix whose first row is `top`, each as a row of what is returned."""
+        return None
 
 
 def regular_size(path: Path) -> int:

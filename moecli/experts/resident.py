@@ -8,17 +8,16 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from moecli.checkpoint.binding import Weights, format_of
-from moecli.checkpoint.reading import read_slice, stored_slice
-from moecli.errors import CheckpointError
+from moecli.checkpoint.binding import Weights
+from moecli.checkpoint.reading import stored_slice
 from moecli.experts.arena import Arena
 from moecli.experts.pieces import as_expert, mapped_record
 from moecli.experts.store import Group, Statistics, Streamed
-from moecli.formats.plain import torch_dtype
 from moecli.formats.words import formats_of
-from moecli.kernels.linear import Expert, native_bytes, pack
+from moecli.kernels.linear import Expert, native_bytes
 from moecli.model.spec import ModelSpec
 from moecli.store.expert_record import Record, layer_records
+from moecli.store.pack_rows import pack_rows
 from moecli.store.packed import PackedStore
 from moecli.store.progress import Progress
 
@@ -102,8 +101,6 @@ def write_record(weights: Weights, records: Mapping[int, Record], layer: int, ex
     record = records[layer]
     for name, field in record.fields.items():
         part = weights.expert(layer, expert, name)
-        matrix = read_slice(weights.checkpoint, part, torch_dtype(format_of(part.stored)))
-        try:
-            target[field.offset : field.offset + field.size] = pack(record.dtype, matrix)
-        except CheckpointError as error:
-            raise CheckpointError(f"{name} of expert {expert} of layer {layer}: {error.message}", error.hint) from error
+        packed = target[field.offset : field.offset + field.size]
+        what = f"{name} of expert {expert} of layer {layer}"
+        pack_rows(packed, record.dtype, weights.checkpoint, part, slice(0, field.shape[0]), what)

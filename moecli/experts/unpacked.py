@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import threading
 from collections.abc import Mapping
@@ -14,16 +15,16 @@ from moecli.checkpoint.binding import Slice, Weights, format_of
 from moecli.checkpoint.folder import Checkpoint
 from moecli.checkpoint.reading import read_rows
 from moecli.checkpoint.stored import StoredTensor, damaged
-from moecli.errors import CheckpointError, unreadable
+from moecli.errors import unreadable
 from moecli.experts.readers import File
 from moecli.formats import PLAIN, bytes_for
 from moecli.formats.blocks import row_blocks
 from moecli.formats.plain import torch_dtype
 from moecli.formats.words import formats_of
-from moecli.kernels.linear import pack
 from moecli.model.spec import ModelSpec
 from moecli.planning.memory import Unpacked
 from moecli.store.expert_record import PAGE, WHOLE, Record, layer_records, pages
+from moecli.store.pack_rows import keeps, pack_rows
 
 THREADS = 2  # that read and convert: while one does the one, another does the other
 _BOUNCE = 2**20  # bytes read at once
@@ -119,20 +120,14 @@ class UnpackedRecords:
         columns = self.records[layer].fields[matrix].shape[1]
         data = torch.frombuffer(target, dtype=torch.uint8)
         rows = _rows_in(self.dtype, self.records[layer].fields[matrix].shape, len(data))
-        stored = format_of(part.stored)
-        if self.dtype in PLAIN and self.dtype == stored:
+        if self.dtype in PLAIN and self.dtype == format_of(part.stored):
             read_rows(data.view(torch_dtype(self.dtype)).view(rows, columns), self.checkpoint, part, first)
             return
         for strip in [slice(0, rows)] if _at_once(self.dtype, part) else row_blocks(rows, columns):
-            numbers = torch.empty(strip.stop - strip.start, columns, dtype=torch_dtype(stored))
-            read_rows(numbers, self.checkpoint, part, first + strip.start)
-            begin = bytes_for(self.dtype, (strip.start, columns)) if strip.start else 0
-            try:
-                packed = pack(self.dtype, numbers)
-            except CheckpointError as error:
-                where = f"{matrix} of expert {expert} of layer {layer}"
-                raise CheckpointError(f"{where}: {error.message}", error.hint) from error
-            data[begin : begin + len(packed)] = packed
+            begin, end = (bytes_for(self.dtype, (row, columns)) if row else 0 for row in (strip.start, strip.stop))
+            taken = slice(first + strip.start, first + strip.stop)
+            what = f"{matrix} of expert {expert} of layer {layer}"
+            pack_rows(data[begin:end], self.dtype, self.checkpoint, part, taken, what)
 
 
 def unpacked(weights: Weights, dtype: str) -> Unpacked:
@@ -159,18 +154,20 @@ def _matrices_in(part: Slice) -> int:
 
 def _buffers(dtype: str, part: Slice, shape: tuple[int, int]) -> int:
     """A thread's own memory for one matrix."""
-    rows, columns = shape
-    if part.transposed:
-        return rows * columns * (_WORKING if part.stored.encoding else _TRANSPOSED)
-    if dtype in PLAIN and dtype == format_of(part.stored) and part.stored.encoding is None:
+    (rows, columns), encoding = shape, part.stored.encoding
+    if dtype in PLAIN and dtype == format_of(part.stored) and encoding is None and not part.transposed:
         return 0
-    height = rows if _at_once(dtype, part) else next(row_blocks(rows, columns)).stop
-    return height * columns * _WORKING
+    numbers = columns * (rows if _at_once(dtype, part) else next(row_blocks(rows, columns)).stop)
+    if encoding is not None and keeps(dtype, part):  # with whatever shares its tensors and takes turns there
+        return -(-numbers * sum(each.size for each in encoding.parts) // math.prod(part.stored.shape))
+    if encoding is None and part.transposed:
+        return numbers * _TRANSPOSED
+    return numbers * _WORKING
 
 
 def _at_once(dtype: str, part: Slice) -> bool:
     """Whether a matrix is not cut: its format does not allow it, or its columns lie where its rows should."""
-    return dtype in WHOLE or part.transposed
+    return dtype in WHOLE or (part.transposed and not keeps(dtype, part))
 
 
 def _rows_in(dtype: str, shape: tuple[int, int], size: int) -> int:

@@ -133,8 +133,8 @@ def _places(codes: tuple[int, ...], groups: Tensor, scales: Tensor) -> Tensor:
     import torch
 
     order, middles = _nearest(codes)
-    inverse = (1 / (scales * 2.0**64)).mul_(2.0**64).masked_fill_(scales == 0, 0.0)
-    return order[torch.bucketize(groups * inverse.unsqueeze(1), middles, out_int32=True)]
+    inverse = (1 / (scales * 2.0**64)).masked_fill_(scales == 0, 0.0)  # that of the least scale itself is no number
+    return order[torch.bucketize((groups * 2.0**64).mul_(inverse.unsqueeze(1)), middles, out_int32=True)]
 
 
 @cache

@@ -68,6 +68,24 @@ class Pack(ctypes.Structure):
     )
 
 
+class Repack(ctypes.Structure):
+    """A matrix as published blocks, and where its packed bytes go."""
+
+    _fields_ = (
+        ("format", c_int32),
+        ("paired", c_int32),
+        ("indices", c_void_p),
+        ("scales", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("row_stride", c_int64),
+        ("group_stride", c_int64),
+        ("scale_row_stride", c_int64),
+        ("scale_group_stride", c_int64),
+        ("packed", c_void_p),
+    )
+
+
 class Sublayer(ctypes.Structure):
     """What attention and feed-forward have in common: norms, residual, hidden state."""
 
@@ -303,6 +321,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "linear": Linear,
     "feed_forward": FeedForward,
     "pack": Pack,
+    "repack": Repack,
     "sublayer": Sublayer,
     "place": Place,
     "attention": Attention,

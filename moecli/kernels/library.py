@@ -19,9 +19,11 @@ from moecli.errors import UsageError
 from moecli.kernels import abi
 from moecli.kernels.built import FILE as FILE
 
-FUNCTIONS = ("linear", "feed_forward", "gated", "pack", "decode_step", "route", "combine", "prompt_attention", "mix")
+FUNCTIONS = (
+    "linear", "feed_forward", "gated", "pack", "repack", "decode_step", "route", "combine", "prompt_attention", "mix",
+)  # fmt: skip
 
-_VERSION = 7  # of what the functions do: moecli_version() of a library where they do the same
+_VERSION = 8  # of what the functions do: moecli_version() of a library where they do the same
 _NO_MEMORY = 1  # enum status of native.h
 
 

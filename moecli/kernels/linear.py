@@ -134,6 +134,11 @@ def pack(dtype: str, weights: Tensor) -> Tensor:
     return quantise(dtype, weights)
 
 
+def can_repack(dtype: str) -> bool:
+    """Whether blocks that are published in this format need not become numbers."""
+    return dtype in formats.GROUPED and serves("native", dtype, torch.device("cpu"))
+
+
 def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
     """x [T, in] times a matrix [out, in]: [T, out], in x's precision."""
     dtype = format_of(matrix)

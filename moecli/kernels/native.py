@@ -11,6 +11,7 @@ from torch import Tensor
 from moecli.errors import CheckpointError
 from moecli.formats import TILED, bytes_for
 from moecli.formats.blocks import check_finite
+from moecli.formats.published import Blocks
 from moecli.formats.tiles import LARGEST
 from moecli.kernels import abi
 from moecli.kernels.library import library, loaded
@@ -27,7 +28,8 @@ ACTIVATIONS = {
     Activation.CLAMPED_SWIGLU: 5, Activation.SILU_TO_7: 6, Activation.SILU_TO_16: 7,
 }  # fmt: skip
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_NOT_FINITE, _TOO_LARGE = 2, 3
+_DONE, _NOT_FINITE, _TOO_LARGE = 0, 2, 3
+_SCALE_BYTES = {"mxfp4": 1, "q4_0": 2, "iq4_nl": 2}
 _PANEL_ROWS = 16  # that lie together in tiled formats: where a stacked matrix may be cut
 
 
@@ -158,6 +160,32 @@ def pack(dtype: str, weights: Tensor) -> Tensor:
     if status == _TOO_LARGE:
         raise CheckpointError(f"a weight is larger than {LARGEST:.0f}: too large for fp16 scales")
     return packed
+
+
+def repack(blocks: Blocks, packed: Tensor) -> bool:
+    """Lay out blocks on the CPU as the format has them: `formats.pack` of their numbers, written to `packed`, uint8.
+
+    False if a scale is no finite number, or too large for the format: then `packed` is of no use. ValueError if these
+    are no groups of bytes on the CPU, or `packed` is not the bytes of such a matrix.
+    """
+    rows, columns = blocks.shape
+    groups = (rows, columns // 32)
+    for part, size in ((blocks.indices, 16), (blocks.scales, _SCALE_BYTES[blocks.dtype])):
+        fits = part.shape == (*groups, size) and (size == 1 or part.stride(2) == 1)
+        if not fits or part.dtype != torch.uint8 or not part.is_cpu:
+            raise ValueError(f"{part.dtype} {tuple(part.shape)} on {part.device}: not {size} bytes of each group")
+    call = abi.Repack(
+        FORMATS[blocks.dtype],
+        blocks.paired,
+        blocks.indices.data_ptr(),
+        blocks.scales.data_ptr(),
+        rows,
+        columns,
+        *blocks.indices.stride()[:2],
+        *blocks.scales.stride()[:2],
+        address(packed, bytes_for(blocks.dtype, (rows, columns))),
+    )
+    return loaded().call("repack", call) == _DONE
 
 
 def address(packed: Tensor, size: int) -> int:

@@ -15,9 +15,12 @@ from moecli.formats import bytes_for
 from moecli.formats.blocks import ROWS
 from moecli.store.expert_record import WHOLE
 from moecli.store.jobs import Job
+from moecli.store.pack_rows import read_kept
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from moecli.formats.published import Blocks
 
 _STRIP = 2**24  # numbers read at once
 
@@ -52,14 +55,14 @@ def packed_strips(todo: Iterable[Job], checkpoint: Checkpoint) -> Iterator[tuple
     CheckpointError where a file cannot be read or a weight cannot be packed.
     """
     with ThreadPoolExecutor(1, "moecli-pack-reader") as reader:
-        ahead: tuple[Strip, Future[Tensor]] | None = None
+        ahead: tuple[Strip, Future[Tensor | Blocks]] | None = None
         for strip in (strip for job in todo for strip in _strips(job)):
             reading = strip, reader.submit(_read, strip, checkpoint)
             if ahead is not None:
-                yield _packed(*ahead)
+                yield _packed(*ahead, checkpoint)
             ahead = reading
         if ahead is not None:
-            yield _packed(*ahead)
+            yield _packed(*ahead, checkpoint)
 
 
 def _strips(job: Job) -> Iterator[Strip]:
@@ -70,17 +73,36 @@ def _strips(job: Job) -> Iterator[Strip]:
         yield Strip(job, first, min(first + step, rows))
 
 
-def _packed(strip: Strip, reading: Future[Tensor]) -> tuple[Strip, memoryview]:
-    from moecli.kernels.linear import pack
+def _packed(strip: Strip, reading: Future[Tensor | Blocks], checkpoint: Checkpoint) -> tuple[Strip, memoryview]:
+    import torch
 
+    from moecli.formats.published import Blocks
+    from moecli.kernels.linear import pack
+    from moecli.kernels.native import repack
+
+    found = reading.result()
     try:
-        packed = pack(strip.job.dtype, reading.result())
+        if isinstance(found, Blocks):
+            packed = torch.empty(bytes_for(found.dtype, found.shape), dtype=torch.uint8)
+            if not repack(found, packed):
+                packed = pack(strip.job.dtype, _numbers(strip, checkpoint))  # which says what is wrong
+        else:
+            packed = pack(strip.job.dtype, found)
     except CheckpointError as error:
         raise CheckpointError(f"{strip.job.name} cannot be packed: {error.message}", error.hint) from error
     return strip, packed.numpy().data
 
 
-def _read(strip: Strip, checkpoint: Checkpoint) -> Tensor:
+def _read(strip: Strip, checkpoint: Checkpoint) -> Tensor | Blocks:
+    """Its numbers; of a matrix that is published in the format, blocks."""
+    job = strip.job
+    found = None
+    if len(job.sources) == 1 and len(job.shape) == 2:
+        found = read_kept(job.dtype, checkpoint, job.sources[0], strip.first, strip.last - strip.first)
+    return _numbers(strip, checkpoint) if found is None else found
+
+
+def _numbers(strip: Strip, checkpoint: Checkpoint) -> Tensor:
     """Rows of the stacked sources as [out, in], in the stored precision; float32 where the sources differ."""
     import torch
 

@@ -10,6 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from moecli import formats
+from moecli.checkpoint.binding import format_of
+from moecli.checkpoint.reading import read_slice
 from moecli.checkpoint.stored import StoredTensor
 from moecli.engine.decoder import Decoder
 from moecli.engine.load import open_model
@@ -19,6 +22,8 @@ from moecli.experts.arena import Arena
 from moecli.experts.readers import File
 from moecli.experts.resident import write_record
 from moecli.experts.unpacked import DirectCheckpoint, UnpackedRecords, unpacked
+from moecli.formats import GROUPED
+from moecli.formats.plain import torch_dtype
 from moecli.library.gguf import unfolded
 from moecli.planning.memory import estimate_memory
 from moecli.planning.placement import Plan, place
@@ -120,6 +125,11 @@ def test_a_record_is_that_of_a_store(source: Path) -> None:
                 records.fill(layer, 1, matrix, 0, found.memory(0)[field.offset : field.offset + field.size])
             write_record(weights, records.records, layer, 1, expected.slot(0))
             assert torch.equal(found.slot(0), expected.slot(0))
+            for matrix, field in record.fields.items() if dtype in GROUPED else ():  # whose numbers nobody has seen
+                part = weights.expert(layer, 1, matrix)
+                numbers = read_slice(weights.checkpoint, part, torch_dtype(format_of(part.stored)))
+                packed = found.slot(0)[field.offset : field.offset + field.size]
+                assert torch.equal(packed, formats.pack(dtype, numbers))
             assert records.checkpoint.bytes_read - before <= unpacked(weights, dtype).read_bytes
 
 

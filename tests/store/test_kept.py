@@ -9,7 +9,7 @@ import torch
 
 from moecli.formats import bytes_for, unpack
 from moecli.library.gguf import unfolded
-from moecli.store.convert import _read, _strips
+from moecli.store.convert import _numbers, _strips
 from moecli.store.cost import measure
 from moecli.store.jobs import Job, jobs
 from moecli.store.packed import PackedStore
@@ -49,7 +49,7 @@ def test_every_packed_weight_is_the_published_one(family: str, kind: str, dtype:
     assert weights.packed_dtype == dtype
     store = packed(folder, tmp_path / "store", dtype)
     for job in jobs(weights, store.layout):
-        (before,) = (_read(strip, weights.checkpoint).float() for strip in _strips(job))
+        (before,) = (_numbers(strip, weights.checkpoint).float() for strip in _strips(job))
         if job.dtype == "bf16":  # vectors, the rest of an mxfp4 model, and a table that 16 bits are looked up of
             before = before.bfloat16().float()
         assert torch.equal(after(store, job), before), job.name

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from moecli.checkpoint.folder import Checkpoint
+    from moecli.formats.published import Blocks
 
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _LARGEST_EXPONENT = 252  # times 6 it is still a number in bf16
@@ -73,19 +74,37 @@ class Float4(Encoding):
         numbers = self._numbers(checkpoint, matrix * self.outputs + first, count)
         return numbers[:, input_ : input_ + height].T
 
+    def row_blocks(self, checkpoint: Checkpoint, first: int, count: int) -> Blocks | None:
+        return None if self.turned else self._blocks(checkpoint, first, count)
+
+    def column_blocks(self, checkpoint: Checkpoint, top: int, first: int, count: int) -> Blocks | None:
+        return self._blocks(checkpoint, top // self.inputs * self.outputs + first, count) if self.turned else None
+
+    def _blocks(self, checkpoint: Checkpoint, first: int, count: int) -> Blocks | None:
+        from moecli.formats.published import Blocks
+
+        if self.name != "mxfp4":
+            return None
+        indices, scales = self._octets(checkpoint, first, count)
+        return Blocks("mxfp4", indices.view(count, -1, 16), scales.view(count, -1, 1), paired=True)
+
     def _numbers(self, checkpoint: Checkpoint, first: int, count: int) -> Tensor:
         """Outputs as they lie: [count, in]."""
         import torch
 
-        codes, scales, *_ = self.parts
+        octets, beside = self._octets(checkpoint, first, count)
         signed = torch.tensor([*_MAGNITUDES, *(-each for each in _MAGNITUDES)])
         pairs = torch.stack((signed.repeat(16), signed.repeat_interleave(16)), 1)  # by byte: low bits, high bits
-        width = self.inputs // 2
-        octets = raw.octets(checkpoint, codes, first * width, count * width)
         numbers = pairs[octets.int()].view(count, -1, self.group)
-        beside = raw.rows(checkpoint, scales, first, count, self.inputs // self.group)
         numbers *= self._factors(checkpoint, beside)[..., None]
         return numbers.view(count, -1).to(plain.torch_dtype(self.format))
+
+    def _octets(self, checkpoint: Checkpoint, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """Codes of outputs, two to a byte, and what their scales are stored as, [count, groups]."""
+        codes, scales, *_ = self.parts
+        width = self.inputs // 2
+        octets = raw.octets(checkpoint, codes, first * width, count * width)
+        return octets, raw.rows(checkpoint, scales, first, count, self.inputs // self.group)
 
     def _factors(self, checkpoint: Checkpoint, beside: Tensor) -> Tensor:
         """What numbers are multiplied by, from the scales of their groups: in float32."""

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from moecli.checkpoint import raw
 from moecli.checkpoint.stored import Encoding
 from moecli.errors import CheckpointError
+from moecli.formats import GROUPED
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from moecli.checkpoint.folder import Checkpoint
+    from moecli.formats.published import Blocks
 
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -94,6 +96,15 @@ class Ggml(Encoding):
         if self.columns_order is None:
             return found
         return found[:, self.columns_order.places(torch.arange(found.shape[1]))]
+
+    def row_blocks(self, checkpoint: Checkpoint, first: int, count: int) -> Blocks | None:
+        from moecli.formats.published import Blocks
+
+        kind, dtype = TYPES[self.kind], self.kind.lower()
+        if self.heads or dtype not in GROUPED:
+            return None
+        groups = raw.rows(checkpoint, self.parts[0], first, count).view(count, -1, kind.size)
+        return Blocks(dtype, groups[..., kind.size - 16 :], groups[..., : kind.size - 16], paired=False)
 
     def _decoded(self, found: Tensor) -> Tensor:
         kind = TYPES[self.kind]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from moecli.checkpoint.folder import Checkpoint
+    from moecli.formats.published import Blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,12 @@ class Interleaved(Encoding):
         else:
             both = replace(self.inner, parts=self.parts).columns(checkpoint, top, height, 2 * first, 2 * count)
         return both[:, self.half :: 2]
+
+    def column_blocks(self, checkpoint: Checkpoint, top: int, first: int, count: int) -> Blocks | None:
+        if self.inner is None:
+            return None
+        both = replace(self.inner, parts=self.parts).column_blocks(checkpoint, top, 2 * first, 2 * count)
+        return both.every_other(self.half) if both else None
 
     def _whole_rows(self, checkpoint: Checkpoint, first: int, count: int) -> Tensor:
         if self.inner is None:

@@ -56,7 +56,7 @@ static const struct {
 };
 
 /* Changes whenever a function does; of the structures `moecli_layout` tells. */
-PUBLIC int moecli_version(void) { return 7; }
+PUBLIC int moecli_version(void) { return 8; }
 
 /* A row of the table of fields; NULL past the last. */
 PUBLIC const struct layout *moecli_layout(int index) {
@@ -77,6 +77,8 @@ PUBLIC int moecli_feed_forward(int isa, const struct feed_forward *call) { retur
 PUBLIC int moecli_gated(int isa, const struct feed_forward *call) { return isas[isa].isa->gated(call); }
 
 PUBLIC int moecli_pack(int isa, const struct pack *call) { return isas[isa].isa->pack(call); }
+
+PUBLIC int moecli_repack(int isa, const struct repack *call) { return isas[isa].isa->repack(call); }
 
 PUBLIC int moecli_decode_step(int isa, const struct decode_step *call) { return isas[isa].isa->decode_step(call); }
 

@@ -90,6 +90,17 @@ struct pack {
     void *packed;
 };
 
+/* packed = the bytes of a matrix [rows, columns] of MXFP4, Q4_0 or IQ4_NL, from groups of 32 columns as these are
+   published: 16 bytes of indices, two columns to each, neighbours if `paired`, else 16 apart; and a scale, a byte or
+   fp16. Strides in bytes, from row to row and from group to group. */
+struct repack {
+    int32_t format, paired;
+    const void *indices, *scales;
+    int64_t rows, columns;
+    int64_t row_stride, group_stride, scale_row_stride, scale_group_stride;
+    void *packed;
+};
+
 enum norm { RMS, LAYER, ZERO_CENTRED }; /* the last: RMS whose weights lack 1 */
 enum qk_norm { NO_NORM, ALL_HEADS, EACH_HEAD, EACH_ROTATED_HEAD };
 enum gate { GATE_SIGMOID, GATE_SOFTPLUS };
@@ -249,6 +260,7 @@ struct isa {
     enum status (*linear)(const struct linear *);
     enum status (*feed_forward)(const struct feed_forward *), (*gated)(const struct feed_forward *);
     enum status (*pack)(const struct pack *);
+    enum status (*repack)(const struct repack *);
     enum status (*decode_step)(const struct decode_step *);
     enum status (*route)(const struct moe *), (*combine)(const struct moe *);
     enum status (*prompt_attention)(const struct prompt_attention *);
