@@ -11,19 +11,25 @@ from moecli.engine.states import RecurrentCache
 from moecli.model.spec import MLA, Attention, GroupedQuery, Layer, ModelSpec
 from moecli.planning.memory import cache_rows
 
+LATENTS, INDEX_KEYS = range(2)  # the buffers of latent attention
+
 
 class LayerCache:
-    """What one layer remembers: keys [K, rows, d] and values [K, rows, w], or latents [1, rows, rank + rope]."""
+    """What one layer remembers: keys [K, rows, d] and values [K, rows, w], or latents [1, rows, rank + rope].
+
+    Beside latents also an indexer's keys [1, rows, d].
+    """
 
     def __init__(self, attention: Attention, rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        shapes = (
-            [(1, attention.cache_width)]
-            if isinstance(attention, MLA)
-            else [(attention.kv_heads, attention.head_dim), (attention.kv_heads, attention.value_head_dim)]
-        )
+        if isinstance(attention, MLA):
+            indexed = attention.index_width > 0
+            shapes = [(1, attention.cache_width), (1, attention.index_width)][: 1 + indexed]
+            self._names = ("latents", "index_keys")[: 1 + indexed]
+        else:
+            shapes = [(attention.kv_heads, attention.head_dim), (attention.kv_heads, attention.value_head_dim)]
+            self._names = ("keys", "values")
         self._window = attention.window
         self._chunked = isinstance(attention, GroupedQuery) and attention.chunked
-        self._names = ("latents",) if isinstance(attention, MLA) else ("keys", "values")
         # Zeroed, not empty: attention reads some rows past the end, at weight 0.
         self.buffers = tuple(torch.zeros(heads, rows, width, dtype=dtype, device=device) for heads, width in shapes)
         self.first = 0  # position of row 0
@@ -80,6 +86,11 @@ class LayerCache:
         start = self.length
         end = self._grow(added) - added
         return [(start + i, range(max(0, self._seen_from(start + i) - self.first), end + i + 1)) for i in range(added)]
+
+    def fill(self, buffer: int, rows: Tensor) -> None:
+        """Write [T, heads, width] to the rows of a buffer that the last T tokens have."""
+        end = self.length - self.first
+        self.buffers[buffer][:, end - len(rows) : end] = rows.transpose(0, 1)
 
     def _seen_from(self, position: int) -> int:
         """The first position that a token at this one sees."""

@@ -45,7 +45,7 @@ class Decoder:
         self, spec: ModelSpec, dense: DenseWeights, experts: ExpertStore, positions: int, native: bool = True
     ) -> None:
         """`positions`: the longest text. Unless `native`, decode steps go through the blocks as prompts do."""
-        self.spec = spec
+        self.spec = spec = spec.within(positions)
         self.experts = experts
         self._outside, self._embedding = dense.outside, dense.embed
         self.dtype, self.device = dense.dtype, dense.device
