@@ -368,7 +368,7 @@ class LatentAttention:
         chosen = self.indexer.choose(x[whole:], low_q[whole:], keys, start + whole)
         for place, rows in enumerate(chosen, whole):
             one = slice(place, place + 1)
-            parts.append(self._attend(q_nope[one], q_rope[one], latents[rows], len(rows) - 1, 0, 1))
+            parts.append(self._attend(q_nope[one], q_rope[one], latents.index_select(0, rows), len(rows) - 1, 0, 1))
         return torch.cat(parts)
 
     def _attend(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, start: int, first: int, prompt: int) -> Tensor:

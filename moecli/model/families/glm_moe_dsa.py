@@ -26,13 +26,12 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     context = c.count("max_position_embeddings", 202_752)
     latent = multi_head_latent(c, context, heads=64, query_rank=2048, nope_dim=192, value_dim=256)
     layers = dense_then_sparse(
-        c, indexed(c, latent, heads=32, interleaved=True), biased_sigmoid(c, experts=256, top_k=8, scaling=2.5),
+        c, latent, biased_sigmoid(c, experts=256, top_k=8, scaling=2.5),
         default_layers=78, default_dense=3, default_widths=(12288, 2048, 1),
     )  # fmt: skip
-    own = _own_indexes(c, len(layers))
-    without = {id(layer): replace(layer, attention=replace(layer.attention, indexer=None)) for layer in layers}
+    own, choosing = _own_indexes(c, len(layers)), indexed(c, latent, heads=32, interleaved=True)
     return make_spec(
-        c, [layer if kept else without[id(layer)] for layer, kept in zip(layers, own, strict=True)],
+        c, [replace(layer, attention=choosing) if kept else layer for layer, kept in zip(layers, own, strict=True)],
         hidden_size=c.count("hidden_size", 6144), context=context, vocab=154_880, eps=1e-5,
         extra_layers=c.optional_count("num_nextn_predict_layers", 1, least=0) or 0,
         unsupported=() if all(own) else (Unsupported.SHARED_INDEX,),
