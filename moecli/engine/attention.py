@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -351,7 +352,8 @@ class LatentAttention:
         if self.indexer is None:
             mixed = self._attend(q_nope, q_rope, cache.buffers[0][0], start, cache.first, prompt)
         else:
-            cache.fill(INDEX_KEYS, self.indexer.keys(x, start))
+            if not self.indexer.shared:
+                cache.fill(INDEX_KEYS, self.indexer.keys(x, start))
             mixed = self._attend_chosen(x, low_q, q_nope, q_rope, cache, start, prompt)
         return linear(mixed, self._weights.matrix("o"), self._weights.get("o_bias"))
 
@@ -360,12 +362,17 @@ class LatentAttention:
     ) -> Tensor:
         """As below, over the tokens that the indexer chooses: for each query by itself, once there are more of them."""
         assert self.indexer is not None
-        latents, keys = (buffer[0] for buffer in cache.buffers)
+        latents = cache.buffers[LATENTS][0]
         whole = self.indexer.seen_whole(start, len(x))
         parts = [self._attend(q_nope[:whole], q_rope[:whole], latents, start, 0, prompt)] if whole else []
         if whole == len(x):
             return parts[0]
-        chosen = self.indexer.choose(x[whole:], low_q[whole:], keys, start + whole)
+        chosen: Iterable[Tensor]
+        if self.indexer.shared:
+            chosen = cache.choices.take(cache.texts, start + whole)
+        else:
+            chosen = self.indexer.choose(x[whole:], low_q[whole:], cache.buffers[INDEX_KEYS][0], start + whole)
+            chosen = cache.choices.keep(cache.texts, start + whole, chosen)
         for place, rows in enumerate(chosen, whole):
             one = slice(place, place + 1)
             parts.append(self._attend(q_nope[one], q_rope[one], latents.index_select(0, rows), len(rows) - 1, 0, 1))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from moecli.engine.indexer import Choices, choices_of
 from moecli.engine.states import RecurrentCache
 from moecli.model.spec import MLA, Attention, GroupedQuery, Layer, ModelSpec
 from moecli.planning.memory import cache_rows
@@ -35,6 +36,8 @@ class LayerCache:
         self.first = 0  # position of row 0
         self.length = 0  # positions seen
         self.cross: LayerCache | None = None  # of the text that an encoder read
+        self.choices = Choices()  # of its indexer, or that of the layer whose choice it shares
+        self.texts = 0  # that it was emptied of
 
     @property
     def held(self) -> tuple[Tensor, ...]:
@@ -121,6 +124,7 @@ class LayerCache:
     def clear(self) -> None:
         """Forget every position; the buffers stay."""
         self.first = self.length = 0
+        self.texts += 1
 
     def copy(self, other: MixerCache, length: int) -> None:
         """Hold what `other` does, at least its first `length` positions."""
@@ -141,6 +145,7 @@ class LayerCache:
     def rewind(self, length: int) -> None:
         """Forget all after `length` tokens, which it can `reach`."""
         self.length = length
+        self.choices.clear()
         if length == 0:
             self.first = 0
 
@@ -148,13 +153,19 @@ class LayerCache:
 MixerCache = LayerCache | RecurrentCache
 
 
-def new_cache(layer: Layer, capacity: int, chunk: int, dtype: torch.dtype, device: torch.device) -> MixerCache:
-    """What one layer remembers of a text of at most `capacity` tokens, fed at most `chunk` at a time."""
+def new_cache(
+    layer: Layer, choices: Choices, capacity: int, chunk: int, dtype: torch.dtype, device: torch.device
+) -> MixerCache:
+    """What one layer remembers of a text of at most `capacity` tokens, fed at most `chunk` at a time.
+
+    `choices`: see `choices_of`.
+    """
     if layer.recurrent is not None:
         return RecurrentCache(layer.recurrent, device)
     cache = LayerCache(layer.attention, cache_rows(layer.attention, capacity, chunk), dtype, device)
     if layer.cross is not None:
         cache.cross = LayerCache(layer.cross, capacity, dtype, device)
+    cache.choices = choices
     return cache
 
 
@@ -167,7 +178,10 @@ class Cache:
         self.capacity = capacity
         self.chunk = chunk
         device = device or torch.device("cpu")
-        self.layers = [new_cache(layer, capacity, chunk, dtype, device) for layer in spec.layers]
+        self.layers = [
+            new_cache(layer, choices, capacity, chunk, dtype, device)
+            for layer, choices in zip(spec.layers, choices_of(spec.layers), strict=True)
+        ]
 
     @property
     def length(self) -> int:

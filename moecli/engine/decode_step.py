@@ -81,6 +81,8 @@ class NativeLayer:
         assert self._indexer is not None
         each = len(x) // len(caches)
         if all(self._indexer.seen_whole(cache.length, each) == each for cache in caches):
+            if self._indexer.shared:
+                return self.attend_natively(x, caches)
             parts = x.split(each)
             keys = [self._block.index_keys(*pair) for pair in zip(parts, (c.length for c in caches), strict=True)]
             x = self.attend_natively(x, caches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,49 @@ from torch import Tensor
 from moecli.engine.layers import RotaryEmbedding
 from moecli.engine.weights import LayerWeights
 from moecli.kernels.linear import linear
-from moecli.model.spec import Indexer
+from moecli.model.spec import MLA, Indexer, Layer
 
 _EPS = 1e-6  # of the norm on keys, in every release
+
+
+class Choices:
+    """What the indexer of one layer chose for tokens that pass the layers together, until later layers have read it."""
+
+    def __init__(self) -> None:
+        self.readers = 0  # layers that share it
+        self._kept: dict[tuple[int, int], tuple[int, list[Tensor]]] = {}
+
+    def keep(self, text: int, start: int, rows: Iterable[Tensor]) -> Iterable[Tensor]:
+        """Of tokens of a text, the first at position `start`, the rows that each attends to; the same again."""
+        if not self.readers:
+            return rows
+        found = list(rows)
+        self._kept[text, start] = self.readers, found
+        return found
+
+    def take(self, text: int, start: int) -> list[Tensor]:
+        """What was kept there; the last reader leaves nothing."""
+        left, rows = self._kept.pop((text, start))
+        if left > 1:
+            self._kept[text, start] = left - 1, rows
+        return rows
+
+    def clear(self) -> None:
+        """Forget what a pass that was broken off has left."""
+        self._kept.clear()
+
+
+def choices_of(layers: Sequence[Layer]) -> list[Choices]:
+    """Where each layer puts what its indexer chooses, or takes what another one's did."""
+    found, own = list[Choices](), Choices()
+    for layer in layers:
+        indexer = layer.attention.indexer if isinstance(layer.attention, MLA) else None
+        if indexer is None or not indexer.shared:
+            own = Choices()
+        else:
+            own.readers += 1
+        found.append(own)
+    return found
 
 
 class LightningIndexer:
@@ -25,6 +65,7 @@ class LightningIndexer:
 
     def __init__(self, spec: Indexer, weights: LayerWeights, rotary: RotaryEmbedding) -> None:
         self._spec, self._weights, self._rotary = spec, weights, rotary
+        self.shared = spec.shared
 
     def keys(self, x: Tensor, start: int) -> Tensor:
         """What is kept of x [T, D], the first of it at position `start`: [T, 1, d]."""

@@ -232,6 +232,7 @@ class Indexer:
     head_dim: int  # the leading ones rotate as attention's shared key does
     top_k: int  # tokens that are attended to, the query's own among them only if its score is; of fewer, all
     interleaved: bool = False  # as of a rope, whatever attention's is
+    shared: bool = False  # it only takes what the last layer before it with one of its own chose (arXiv 2603.12201)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +262,7 @@ class MLA:
     @property
     def index_width(self) -> int:
         """Numbers that an indexer keeps per token."""
-        return 0 if self.indexer is None else self.indexer.head_dim
+        return 0 if self.indexer is None or self.indexer.shared else self.indexer.head_dim
 
     @property
     def cache_width(self) -> int:

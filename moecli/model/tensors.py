@@ -207,7 +207,7 @@ def _latent(attention: MLA, width: int, layer: int) -> Iterator[Tensor]:
     if attention.bias:
         yield Tensor("kv_a_bias", (attention.cache_width,), Part.ATTENTION, layer)
     yield Tensor("kv_a_norm", (attention.kv_rank,), Part.NORMS, layer)
-    if attention.indexer is not None:
+    if attention.indexer is not None and not attention.indexer.shared:
         yield from _indexer(attention.indexer, attention.query_rank or width, width, layer)
     expanded = attention.heads * (attention.nope_dim + attention.value_dim)
     yield Tensor("kv_b", (expanded, attention.kv_rank), Part.ATTENTION, layer)

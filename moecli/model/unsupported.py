@@ -10,7 +10,6 @@ class Unsupported(Enum):
 
     # mathematics
     INDEXER = "sparse attention with an indexer"
-    SHARED_INDEX = "an index that layers share"
     COMPRESSED_ATTENTION = "compressed attention"
     LINEAR_ATTENTION = "linear attention"
     CROSS_LAYER_ATTENTION = "attention over earlier layers"

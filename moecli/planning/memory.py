@@ -16,6 +16,7 @@ from moecli.model.spec import (
     Attention,
     FeedForward,
     GroupedQuery,
+    Indexer,
     Layer,
     Mixture,
     ModelSpec,
@@ -292,6 +293,7 @@ def _activations(
         if layer.attention.cache_width
     ]
     mixers += [_recurrent(layer.recurrent, tokens, size) for layer in kinds if layer.recurrent]
+    chosen = max((8 * block * i.top_k for i in map(_indexer_of, kinds) if i and i.shared), default=0)
     copies = 2 if any(layer.ffn_reads_input for layer in kinds) else 1
     at_once = (
         named("residual stream", (copies * block + 3 * tokens) * spec.hidden_size * size),
@@ -306,6 +308,7 @@ def _activations(
             named("rotary tables", tables),
             named("routers in float32", routers),
             *([named("indexers in float32", indexers)] if indexers else []),
+            *([named("choices that layers share", chosen)] if chosen else []),
             *([named("mixers in float32", small)] if small else []),
             named("matrix library", library),
             *([named("encoder", _encoder(spec, context, size))] if spec.encoder else []),
@@ -363,14 +366,17 @@ def _gate(layer: Layer, tokens: int, size: int) -> int:
 
 
 def _indexer(layer: Layer, tokens: int, context: int, size: int) -> int:
-    """All queries of its heads, as they are and in float32, as the keys; of one token the scores, and what it chose."""
-    attention = layer.attention
-    if not isinstance(attention, MLA) or attention.indexer is None:
+    """All queries of its heads, as they are and in float32, as the keys; of one token the scores and its latents."""
+    indexer = _indexer_of(layer)
+    if indexer is None:
         return 0
-    indexer = attention.indexer
     queries = tokens * indexer.heads * indexer.head_dim * (2 * size + 4)
     scores = context * (indexer.heads + indexer.head_dim) * 4
-    return queries + scores + indexer.top_k * attention.cache_width * size
+    return queries + scores + indexer.top_k * layer.attention.cache_width * size
+
+
+def _indexer_of(layer: Layer) -> Indexer | None:
+    return layer.attention.indexer if isinstance(layer.attention, MLA) else None
 
 
 def _attention(attention: Attention, tokens: int, context: int, size: int) -> int:

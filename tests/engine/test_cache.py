@@ -34,6 +34,7 @@ MODELS = {
         "mscale": 0.7, "mscale_all_dim": 0.7,
     }}),
     "an indexer": ("deepseek_v32", {"index_topk": 17}),
+    "a shared indexer": ("glm_moe_dsa", {"index_topk": 17, "indexer_types": ["full", "shared", "shared"]}),
     "clip": ("dbrx", {"attn_config": {"clip_qkv": 0.5}}),
     "head norms": ("qwen3_moe", {}),
     "attention in chunks": ("llama4", {"attention_chunk_size": 9}),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from moecli.engine.cache import Cache
+from moecli.engine.cache import Cache, LayerCache
 from moecli.engine.decoder import Decoder
 from moecli.engine.indexer import LightningIndexer
 from moecli.engine.layers import RotaryEmbedding
@@ -233,10 +233,58 @@ def test_what_it_cannot_be_is_refused(family: str, changes: dict[str, Any], said
 
 
 @pytest.mark.parametrize(
-    "changes", [{"indexer_types": ["full", "full", "shared"]}, {"indexer_types": None, "index_topk_freq": 2},
-                {"indexer_types": None, "index_topk_pattern": "FFS"}],
+    "changes",
+    [{"indexer_types": ["full", "full", "shared"]}, {"indexer_types": None, "index_topk_freq": 2},
+     {"indexer_types": None, "index_topk_pattern": "FFS"}],
 )  # fmt: skip
-def test_layers_that_share_a_choice_are_counted_not_run(changes: dict[str, Any]) -> None:
+def test_layers_that_share_a_choice(changes: dict[str, Any]) -> None:
     spec = read_spec(configuration("glm_moe_dsa").to_dict() | changes)
-    assert spec.lacks == ("an index that layers share",)
-    assert [layer.index_width for layer in spec.layers] == [12, 12, 0]
+    assert not spec.lacks and [layer.index_width for layer in spec.layers] == [12, 12, 0]
+
+
+SHARED = {"num_hidden_layers": 4, "indexer_types": ["full", "shared", "full", "shared"]}
+
+
+@pytest.fixture(scope="module")
+def sharing(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return load(write(make("glm_moe_dsa", **SHARED), tmp_path_factory.mktemp("sharing")))
+
+
+def kept_choices(cache: Cache) -> int:
+    """What is left for layers that have read nothing yet."""
+    assert all(isinstance(layer, LayerCache) for layer in cache.layers)
+    return sum(len(layer.choices._kept) for layer in cache.layers if isinstance(layer, LayerCache))
+
+
+def test_a_shared_choice_is_read_and_forgotten(sharing: Decoder) -> None:
+    """By chunks, in steps, side by side, and after a pass that was broken off."""
+    cache, text = sharing.new_cache(100, 16), torch.tensor(prompt(60))
+    expected = score(sharing, prompt(60))
+    assert torch.equal(sharing.logits(sharing.forward(text[:50], cache)), expected[:50])
+    assert kept_choices(cache) == 0
+    steps = torch.cat([sharing.forward(part, cache) for part in text[50:].split(3)])
+    torch.testing.assert_close(sharing.logits(steps), expected[50:], atol=1e-4, rtol=0)
+    assert kept_choices(cache) == 0
+
+    class Stopped(Exception):
+        """As by Ctrl-C."""
+
+    def stop(done: int, of: int) -> None:
+        if 0 < done < of:
+            raise Stopped
+
+    cache.rewind(0)
+    with pytest.raises(Stopped):
+        sharing.forward(text[:50], cache, watch=stop)
+    assert kept_choices(cache) > 0
+    cache.rewind(0)
+    assert kept_choices(cache) == 0
+    assert torch.equal(sharing.logits(sharing.forward(text[:50], cache)), expected[:50])
+
+
+def test_texts_that_pass_layer_by_layer_share_their_own_choices(sharing: Decoder) -> None:
+    texts = [torch.tensor(prompt(length, seed=length)) for length in (50, 27, 70)]
+    found = list(sharing.layerwise(texts, 32))[-1]
+    for text, states in zip(texts, found.split([len(text) for text in texts]), strict=True):
+        expected = sharing.forward(text, sharing.new_cache(80, 32))
+        torch.testing.assert_close(sharing.normed(states), expected, atol=1e-4, rtol=0)

@@ -141,6 +141,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
      {"attention_bias": True, "tie_word_embeddings": True, "mlp_layer_types": ["sparse", "sparse"]}),
     ("glm4_moe_lite", "weights as they are", {"norm_topk_prob": False, "routed_scaling_factor": 1.0}),
     *(("glm4_moe_lite", name, {"rope_parameters": rope}) for name, rope in MSCALE.items()),
+    ("glm_moe_dsa", "choices that layers share",
+     {"num_hidden_layers": 5, "indexer_types": ["full", "shared", "shared", "full", "shared"]}),
     ("glm_moe_dsa", "groups, all sparse, indexer keys that all rotate",
      {"n_group": 4, "topk_group": 2, "first_k_dense_replace": 0, "index_head_dim": 4}),
     ("gpt_oss", "untruncated yarn as published, a window of one", {

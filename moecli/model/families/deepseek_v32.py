@@ -52,13 +52,14 @@ def indexed_reader(config: Mapping[str, Any], family: str, neutral: Mapping[str,
     return c
 
 
-def indexed(c: ConfigReader, attention: MLA, *, heads: int, interleaved: bool = False) -> MLA:
-    """The attention with its indexer; `heads` is the family's default."""
+def indexed(c: ConfigReader, attention: MLA, *, heads: int, interleaved: bool = False, shared: bool = False) -> MLA:
+    """The attention with its indexer; `heads` is the family's default, the others are as the indexer has them."""
     if attention.query_rank is None:
         raise c.fail("q_lora_rank", "is null: the indexer reads the queries' latent")
     indexer = Indexer(
-        c.count("index_n_heads", heads), c.count("index_head_dim", 128), c.count("index_topk", 2048), interleaved
-    )
+        c.count("index_n_heads", heads), c.count("index_head_dim", 128), c.count("index_topk", 2048), interleaved,
+        shared,
+    )  # fmt: skip
     if indexer.head_dim < attention.rope_dim:
         raise c.fail("index_head_dim", f"is {indexer.head_dim}, less than the {attention.rope_dim} that rotate")
     return replace(attention, indexer=indexer)

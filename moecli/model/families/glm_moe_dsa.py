@@ -13,7 +13,6 @@ from moecli.model.families.deepseek_v2 import dense_then_sparse
 from moecli.model.families.deepseek_v32 import FAMILY as V32
 from moecli.model.families.deepseek_v32 import indexed, indexed_reader
 from moecli.model.spec import ModelSpec
-from moecli.model.unsupported import Unsupported
 
 # Other implementations read them; transformers' is written for these values.
 _NEUTRAL = {
@@ -29,17 +28,17 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         c, latent, biased_sigmoid(c, experts=256, top_k=8, scaling=2.5),
         default_layers=78, default_dense=3, default_widths=(12288, 2048, 1),
     )  # fmt: skip
-    own, choosing = _own_indexes(c, len(layers)), indexed(c, latent, heads=32, interleaved=True)
+    shared = _shared_indexes(c, len(layers))
+    attention = {each: indexed(c, latent, heads=32, interleaved=True, shared=each) for each in (False, True)}
     return make_spec(
-        c, [replace(layer, attention=choosing) if kept else layer for layer, kept in zip(layers, own, strict=True)],
+        c, [replace(layer, attention=attention[kind]) for layer, kind in zip(layers, shared, strict=True)],
         hidden_size=c.count("hidden_size", 6144), context=context, vocab=154_880, eps=1e-5,
         extra_layers=c.optional_count("num_nextn_predict_layers", 1, least=0) or 0,
-        unsupported=() if all(own) else (Unsupported.SHARED_INDEX,),
     )  # fmt: skip
 
 
-def _own_indexes(c: ConfigReader, layers: int) -> list[bool]:
-    """Whether each layer has an indexer; one without takes the choice of the layer before (arXiv 2603.12201)."""
+def _shared_indexes(c: ConfigReader, layers: int) -> list[bool]:
+    """Whether each layer has no indexer of its own, but takes the choice of one before it."""
     every, skipped = c.optional_count("index_topk_freq", 1) or 1, c.count("index_skip_topk_offset", 2, least=0)
     usual = ["full" if max(index - skipped + 1, 0) % every == 0 else "shared" for index in range(layers)]
     pattern = c.raw("index_topk_pattern", None)
@@ -50,7 +49,7 @@ def _own_indexes(c: ConfigReader, layers: int) -> list[bool]:
     kinds = c.choices("indexer_types", layers, ("full", "shared"), usual)
     if len(kinds) != layers or set(kinds) - {"full", "shared"} or kinds[0] == "shared":
         raise c.fail("index_topk_pattern", f"must say F or S of each of {layers} layers, F of the first")
-    return [kind == "full" for kind in kinds]
+    return [kind == "shared" for kind in kinds]
 
 
 FAMILY = Family(architectures=("GlmMoeDsaForCausalLM",), model_types=("glm_moe_dsa",), read=read, layouts=V32.layouts)
