@@ -260,7 +260,7 @@ def test_a_shared_choice_is_read_and_forgotten(sharing: Decoder) -> None:
     """By chunks, in steps, side by side, and after a pass that was broken off."""
     cache, text = sharing.new_cache(100, 16), torch.tensor(prompt(60))
     expected = score(sharing, prompt(60))
-    assert torch.equal(sharing.logits(sharing.forward(text[:50], cache)), expected[:50])
+    torch.testing.assert_close(sharing.logits(sharing.forward(text[:50], cache)), expected[:50], atol=1e-4, rtol=0)
     assert kept_choices(cache) == 0
     steps = torch.cat([sharing.forward(part, cache) for part in text[50:].split(3)])
     torch.testing.assert_close(sharing.logits(steps), expected[50:], atol=1e-4, rtol=0)
@@ -279,7 +279,7 @@ def test_a_shared_choice_is_read_and_forgotten(sharing: Decoder) -> None:
     assert kept_choices(cache) > 0
     cache.rewind(0)
     assert kept_choices(cache) == 0
-    assert torch.equal(sharing.logits(sharing.forward(text[:50], cache)), expected[:50])
+    torch.testing.assert_close(sharing.logits(sharing.forward(text[:50], cache)), expected[:50], atol=1e-4, rtol=0)
 
 
 def test_texts_that_pass_layer_by_layer_share_their_own_choices(sharing: Decoder) -> None:
