@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moecli.engine.cache import LayerCache
+from moecli.engine.cache import INDEX_KEYS, LATENTS, LayerCache
+from moecli.engine.indexer import LightningIndexer
 from moecli.engine.layers import RelativeBias, RotaryEmbedding, growth, rms_norm, soft_cap
 from moecli.engine.weights import LayerWeights
 from moecli.kernels import prompt_attention
@@ -328,11 +330,14 @@ class LatentAttention:
         self._weights = weights
         self._expansion = weights["kv_b"].view(spec.heads, spec.nope_dim + spec.value_dim, spec.kv_rank)
         self._expand_key, self._expand_value = self._expansion.split((spec.nope_dim, spec.value_dim), dim=1)
+        self.indexer = None if spec.indexer is None else LightningIndexer(spec.indexer, weights, rotary)
 
     def __call__(self, x: Tensor, cache: LayerCache, prompt: int) -> Tensor:
         """x [T, D] -> [T, D], of a prompt of so many tokens; their latents are appended to `cache`."""
         start = cache.length
-        q = self._queries(x).unflatten(-1, (self._spec.heads, -1))  # [T, H, nope + rope]
+        low_q = self._low_queries(x)
+        q = linear(low_q, self._weights.matrix("q" if self._spec.query_rank is None else "q_b"))
+        q = q.unflatten(-1, (self._spec.heads, -1))  # [T, H, nope + rope]
         if self._spec.query_growth is not None:
             positions = torch.arange(start, start + len(x), device=x.device)
             q = (q * growth(self._spec.query_growth, positions)[:, None, None]).to(x.dtype)
@@ -342,11 +347,38 @@ class LatentAttention:
             self._append_by_triton(low, q_rope, cache)
         else:
             q_rope = self._rotary.rotate(q_rope, start)
-            cache.append(self._latents(low, start))
-        mixed = self._attend(q_nope, q_rope, cache.buffers[0][0], start, cache.first, prompt)
+            cache.extend(len(low))
+            cache.fill(LATENTS, self._latents(low, start))
+        if self.indexer is None:
+            mixed = self._attend(q_nope, q_rope, cache.buffers[0][0], start, cache.first, prompt)
+        else:
+            if not self.indexer.shared:
+                cache.fill(INDEX_KEYS, self.indexer.keys(x, start))
+            mixed = self._attend_chosen(x, low_q, q_nope, q_rope, cache, start, prompt)
         if self._spec.gate_width:
             mixed = gated(mixed, linear(x, self._weights.matrix("attn_gate")), Gate.SIGMOID)
         return linear(mixed, self._weights.matrix("o"), self._weights.get("o_bias"))
+
+    def _attend_chosen(
+        self, x: Tensor, low_q: Tensor, q_nope: Tensor, q_rope: Tensor, cache: LayerCache, start: int, prompt: int
+    ) -> Tensor:
+        """As below, over the tokens that the indexer chooses: for each query by itself, once there are more of them."""
+        assert self.indexer is not None
+        latents = cache.buffers[LATENTS][0]
+        whole = self.indexer.seen_whole(start, len(x))
+        parts = [self._attend(q_nope[:whole], q_rope[:whole], latents, start, 0, prompt)] if whole else []
+        if whole == len(x):
+            return parts[0]
+        chosen: Iterable[Tensor]
+        if self.indexer.shared:
+            chosen = cache.choices.take(cache.texts, start + whole)
+        else:
+            chosen = self.indexer.choose(x[whole:], low_q[whole:], cache.buffers[INDEX_KEYS][0], start + whole)
+            chosen = cache.choices.keep(cache.texts, start + whole, chosen)
+        for place, rows in enumerate(chosen, whole):
+            one = slice(place, place + 1)
+            parts.append(self._attend(q_nope[one], q_rope[one], latents.index_select(0, rows), len(rows) - 1, 0, 1))
+        return torch.cat(parts)
 
     def _attend(self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, start: int, first: int, prompt: int) -> Tensor:
         """q [T, H, nope] and [T, H, rope] over latents [rows, rank + rope]: [T, H * w]."""
@@ -362,12 +394,12 @@ class LatentAttention:
         attention = self._expanded if expand else self._absorbed
         return attention(q_nope, q_rope, latents, start - first)
 
-    def _queries(self, x: Tensor) -> Tensor:
+    def _low_queries(self, x: Tensor) -> Tensor:
+        """What queries are made of: their latent [T, rank], or x itself."""
         w = self._weights
         if self._spec.query_rank is None:
-            return linear(x, w.matrix("q"))
-        low = linear(x, w["q_a"], w.get("q_a_bias"))
-        return linear(rms_norm(low, w["q_a_norm"], self._spec.norm_eps), w.matrix("q_b"))
+            return x
+        return rms_norm(linear(x, w["q_a"], w.get("q_a_bias")), w["q_a_norm"], self._spec.norm_eps)
 
     def _append_by_triton(self, low: Tensor, q_rope: Tensor, cache: LayerCache) -> None:
         """Rotate queries where they lie, and put the latents of low [T, rank + rope] into the cache, in one launch."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moecli.engine.attention import CrossAttention, GroupedQueryAttention, LatentAttention, Scratch
 from moecli.engine.cache import LayerCache, MixerCache
+from moecli.engine.indexer import LightningIndexer
 from moecli.engine.layers import RelativeBias, RotaryEmbedding, normalise, rms_norm
 from moecli.engine.recurrent import RecurrentMixer
 from moecli.engine.router import Routing, route, sigmoid
@@ -102,6 +103,16 @@ class Block:
         if self._cross is None or cache.cross is None:
             return x
         return x + self._cross(self._norm("cross_norm", x), cache.cross)
+
+    @property
+    def indexer(self) -> LightningIndexer | None:
+        """What chooses the tokens that its attention sees."""
+        return getattr(self._attention, "indexer", None)
+
+    def index_keys(self, x: Tensor, start: int) -> Tensor:
+        """What that keeps of x [T, D], the first of it at position `start`: [T, 1, d]."""
+        assert self.indexer is not None
+        return self.indexer.keys(self._norm("attn_norm", x), start)
 
     def keep(self, states: Tensor, cache: MixerCache) -> None:
         """Let coming tokens attend to the encoder's states [T, D], and to no earlier ones."""

@@ -7,28 +7,37 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from moecli.engine.indexer import Choices, choices_of
 from moecli.engine.states import RecurrentCache
 from moecli.model.spec import MLA, Attention, GroupedQuery, Layer, ModelSpec
 from moecli.planning.memory import cache_rows
 
+LATENTS, INDEX_KEYS = range(2)  # the buffers of latent attention
+
 
 class LayerCache:
-    """What one layer remembers: keys [K, rows, d] and values [K, rows, w], or latents [1, rows, rank + rope]."""
+    """What one layer remembers: keys [K, rows, d] and values [K, rows, w], or latents [1, rows, rank + rope].
+
+    Beside latents also an indexer's keys [1, rows, d].
+    """
 
     def __init__(self, attention: Attention, rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        shapes = (
-            [(1, attention.cache_width)]
-            if isinstance(attention, MLA)
-            else [(attention.kv_heads, attention.head_dim), (attention.kv_heads, attention.value_head_dim)]
-        )
+        if isinstance(attention, MLA):
+            indexed = attention.index_width > 0
+            shapes = [(1, attention.cache_width), (1, attention.index_width)][: 1 + indexed]
+            self._names = ("latents", "index_keys")[: 1 + indexed]
+        else:
+            shapes = [(attention.kv_heads, attention.head_dim), (attention.kv_heads, attention.value_head_dim)]
+            self._names = ("keys", "values")
         self._window = attention.window
         self._chunked = isinstance(attention, GroupedQuery) and attention.chunked
-        self._names = ("latents",) if isinstance(attention, MLA) else ("keys", "values")
         # Zeroed, not empty: attention reads some rows past the end, at weight 0.
         self.buffers = tuple(torch.zeros(heads, rows, width, dtype=dtype, device=device) for heads, width in shapes)
         self.first = 0  # position of row 0
         self.length = 0  # positions seen
         self.cross: LayerCache | None = None  # of the text that an encoder read
+        self.choices = Choices()  # of its indexer, or that of the layer whose choice it shares
+        self.texts = 0  # that it was emptied of
 
     @property
     def held(self) -> tuple[Tensor, ...]:
@@ -81,6 +90,11 @@ class LayerCache:
         end = self._grow(added) - added
         return [(start + i, range(max(0, self._seen_from(start + i) - self.first), end + i + 1)) for i in range(added)]
 
+    def fill(self, buffer: int, rows: Tensor) -> None:
+        """Write [T, heads, width] to the rows of a buffer that the last T tokens have."""
+        end = self.length - self.first
+        self.buffers[buffer][:, end - len(rows) : end] = rows.transpose(0, 1)
+
     def _seen_from(self, position: int) -> int:
         """The first position that a token at this one sees."""
         if self._window is None:
@@ -110,6 +124,7 @@ class LayerCache:
     def clear(self) -> None:
         """Forget every position; the buffers stay."""
         self.first = self.length = 0
+        self.texts += 1
 
     def copy(self, other: MixerCache, length: int) -> None:
         """Hold what `other` does, at least its first `length` positions."""
@@ -130,6 +145,7 @@ class LayerCache:
     def rewind(self, length: int) -> None:
         """Forget all after `length` tokens, which it can `reach`."""
         self.length = length
+        self.choices.clear()
         if length == 0:
             self.first = 0
 
@@ -137,13 +153,19 @@ class LayerCache:
 MixerCache = LayerCache | RecurrentCache
 
 
-def new_cache(layer: Layer, capacity: int, chunk: int, dtype: torch.dtype, device: torch.device) -> MixerCache:
-    """What one layer remembers of a text of at most `capacity` tokens, fed at most `chunk` at a time."""
+def new_cache(
+    layer: Layer, choices: Choices, capacity: int, chunk: int, dtype: torch.dtype, device: torch.device
+) -> MixerCache:
+    """What one layer remembers of a text of at most `capacity` tokens, fed at most `chunk` at a time.
+
+    `choices`: see `choices_of`.
+    """
     if layer.recurrent is not None:
         return RecurrentCache(layer.recurrent, device)
     cache = LayerCache(layer.attention, cache_rows(layer.attention, capacity, chunk), dtype, device)
     if layer.cross is not None:
         cache.cross = LayerCache(layer.cross, capacity, dtype, device)
+    cache.choices = choices
     return cache
 
 
@@ -156,7 +178,10 @@ class Cache:
         self.capacity = capacity
         self.chunk = chunk
         device = device or torch.device("cpu")
-        self.layers = [new_cache(layer, capacity, chunk, dtype, device) for layer in spec.layers]
+        self.layers = [
+            new_cache(layer, choices, capacity, chunk, dtype, device)
+            for layer, choices in zip(spec.layers, choices_of(spec.layers), strict=True)
+        ]
 
     @property
     def length(self) -> int:

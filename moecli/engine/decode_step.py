@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moecli.engine.block import Block, RoutingObserver
-from moecli.engine.cache import MixerCache
+from moecli.engine.cache import INDEX_KEYS, LayerCache, MixerCache
 from moecli.engine.layers import RotaryEmbedding, growth
 from moecli.engine.recurrent import small_weights
 from moecli.engine.router import Routing
@@ -49,7 +49,7 @@ class NativeLayer:
         self._index, self._rotary, self._experts, self._block = index, rotary, experts, block
         self._layer = layer = spec.layers[index]
         self._mixture = layer.ffn if isinstance(layer.ffn, Mixture) else None
-        self._mixes, self._feeds = layer.mixes, layer.feeds
+        self._mixes, self._feeds, self._indexer = layer.mixes, layer.feeds, block.indexer
         self.attention = mixer_sublayer(spec, index, weights) if layer.mixes else None
         self.moe = moe_sublayer(spec, index, weights, experts) if layer.feeds else None
         self._attention_call = DecodeStepCall([(self.attention, None)])
@@ -63,14 +63,37 @@ class NativeLayer:
     @property
     def resident(self) -> bool:
         """Whether native code alone can take a token through all of it."""
-        return self.native and (self.moe is None or self.moe.resident)
+        return self.native and self._indexer is None and (self.moe is None or self.moe.resident)
 
     def attend(self, x: Tensor, caches: Sequence[MixerCache]) -> Tensor:
         """x [T, D] -> [T, D], perhaps the same tensor: as many tokens of each text, appended to the texts' `caches`."""
         if self.attention is None and self._mixes:
             return self._block.attend(x, caches[0], 1)  # one token of one text
+        return self.attend_natively(x, caches) if self._indexer is None else self._attend_indexed(x, caches)
+
+    def attend_natively(self, x: Tensor, caches: Sequence[MixerCache]) -> Tensor:
+        """The same by one native call."""
         self.reserve(len(x), caches)
         return self._attention_call(x) if self._mixes else x
+
+    def _attend_indexed(self, x: Tensor, caches: Sequence[MixerCache]) -> Tensor:
+        """The same, natively while every token is chosen; one that can't see all before it goes through the block."""
+        assert self._indexer is not None
+        each = len(x) // len(caches)
+        if all(self._indexer.seen_whole(cache.length, each) == each for cache in caches):
+            if self._indexer.shared:
+                return self.attend_natively(x, caches)
+            parts = x.split(each)
+            keys = [self._block.index_keys(*pair) for pair in zip(parts, (c.length for c in caches), strict=True)]
+            x = self.attend_natively(x, caches)
+            for some, cache in zip(keys, caches, strict=True):
+                assert isinstance(cache, LayerCache)
+                cache.fill(INDEX_KEYS, some)
+            return x
+        if len(x) > 1:
+            tokens = zip(x.split(1), (cache for cache in caches for _ in range(each)), strict=True)
+            return torch.cat([self._attend_indexed(token, [cache]) for token, cache in tokens])
+        return self._block.attend(x, caches[0], 1)
 
     def keep(self, x: Tensor) -> Tensor | None:
         """As of its block."""

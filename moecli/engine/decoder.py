@@ -17,6 +17,7 @@ from moecli.engine.cache import Cache, new_cache
 from moecli.engine.decode_step import DecodeStep, NativeLayer
 from moecli.engine.encoder import Encoder
 from moecli.engine.finite import is_finite, not_finite
+from moecli.engine.indexer import choices_of
 from moecli.engine.layers import RelativeBias, RotaryEmbedding, normalise, soft_cap
 from moecli.engine.profile import Profile, ProfiledBlock, ProfiledLayer
 from moecli.engine.team import Team
@@ -45,7 +46,7 @@ class Decoder:
         self, spec: ModelSpec, dense: DenseWeights, experts: ExpertStore, positions: int, native: bool = True
     ) -> None:
         """`positions`: the longest text. Unless `native`, decode steps go through the blocks as prompts do."""
-        self.spec = spec
+        self.spec = spec = spec.within(positions)
         self.experts = experts
         self._outside, self._embedding = dense.outside, dense.embed
         self.dtype, self.device = dense.dtype, dense.device
@@ -285,9 +286,10 @@ class Decoder:
         longest = -(-max(lengths) // bucket) * bucket
         with torch.inference_mode():
             x = torch.cat([self._embed(text.to(self.device)) for text in texts])
-        for block, layer in zip(self._blocks, self.spec.layers, strict=True):
+        choices_of_layers = choices_of(self.spec.layers)
+        for block, layer, choices in zip(self._blocks, self.spec.layers, choices_of_layers, strict=True):
             with torch.inference_mode():
-                cache = new_cache(layer, longest, chunk, self.dtype, self.device)
+                cache = new_cache(layer, choices, longest, chunk, self.dtype, self.device)
                 kept = block.keep_input(x)
                 if observer is not None:
                     block.foresee(x, observer)

@@ -64,6 +64,7 @@ def _serves_layer(layer: Layer) -> bool:
         and usual
         and not attention.gate_width
         and not (attention.query_growth or getattr(attention, "chunked", False) or getattr(attention, "sinks", False))
+        and not getattr(attention, "indexer", None)
         and (not isinstance(ffn, Mixture) or (router.serves(ffn.router) and ffn.shared_scale == 1))
         and all(each.activation in activations.NUMBERS and not each.bias for each in inner)
         and (shared is None or (shared.gated and shared.intermediate_size % 16 == 0))  # whole strips of gate

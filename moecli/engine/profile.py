@@ -109,11 +109,9 @@ class ProfiledLayer(NativeLayer):
         super().__init__(*layer)
         self._profile = profile
 
-    def attend(self, x: Tensor, caches: Sequence[MixerCache]) -> Tensor:
-        if self.attention is None:
-            return super().attend(x, caches)
+    def attend_natively(self, x: Tensor, caches: Sequence[MixerCache]) -> Tensor:
         with self._profile.time(self._index, "attention"):
-            return super().attend(x, caches)
+            return super().attend_natively(x, caches)
 
     def feed_forward(self, x: Tensor, observer: RoutingObserver | None, kept: Tensor | None = None) -> Tensor:
         if self.moe is None:

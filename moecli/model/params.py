@@ -96,7 +96,7 @@ def _dense_block(spec: ModelSpec) -> int:
 
 def kv_numbers_per_token(spec: ModelSpec) -> int:
     """Numbers that one more token adds to the cache, however long the text: what windows keep does not grow."""
-    return sum(layer.cache_extra + _growing(layer) for layer in spec.layers)
+    return sum(layer.index_width + _growing(layer) for layer in spec.layers)
 
 
 def kv_numbers(spec: ModelSpec, tokens: int) -> int:

@@ -222,6 +222,20 @@ class GroupedQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class Indexer:
+    """What picks the tokens that a query attends to (DeepSeek-V3.2, arXiv 2512.02556): a few heads, a key per token.
+
+    A token scores the sum, over heads, of a weight that the query's token gives times relu(q.k).
+    """
+
+    heads: int
+    head_dim: int  # the leading ones rotate as attention's shared key does
+    top_k: int  # tokens that are attended to, the query's own among them only if its score is; of fewer, all
+    interleaved: bool = False  # as of a rope, whatever attention's is
+    shared: bool = False  # it only takes what the last layer before it with one of its own chose (arXiv 2603.12201)
+
+
+@dataclass(frozen=True, slots=True)
 class MLA:
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): one low-rank latent and one rotary key per token."""
 
@@ -238,11 +252,17 @@ class MLA:
     window: int | None = None
     gate_width: int = 0  # as in GroupedQuery
     query_growth: QueryGrowth | None = None
+    indexer: Indexer | None = None  # which reads the queries' latent
 
     @property
     def head_dim(self) -> int:
         """Numbers in one query or key head: those that do not rotate and those that do."""
         return self.nope_dim + self.rope_dim
+
+    @property
+    def index_width(self) -> int:
+        """Numbers that an indexer keeps per token."""
+        return 0 if self.indexer is None or self.indexer.shared else self.indexer.head_dim
 
     @property
     def cache_width(self) -> int:
@@ -376,7 +396,12 @@ class Layer:
     output_scale: bool = False  # a stored factor of the hidden state that the layer leaves (Gemma 4)
     carries: tuple[Carry, Carry] | None = None  # of its halves (MiniMax)
     extra: tuple[Extra, ...] = ()
-    cache_extra: int = 0  # numbers per token beside keys and values: an indexer's keys, compressed entries
+    cache_extra: int = 0  # numbers per token beside keys and values that are only counted: compressed entries
+
+    @property
+    def index_width(self) -> int:
+        """Numbers that the cache keeps per token beside keys and values, whatever the window."""
+        return self.cache_extra + (self.attention.index_width if isinstance(self.attention, MLA) else 0)
 
     @property
     def mixes(self) -> bool:
@@ -436,6 +461,17 @@ class ModelSpec:
             return replace(layer, ffn=replace(layer.ffn, router=replace(layer.ffn.router, capacity=tokens)))
 
         return replace(self, encoder=tuple(map(limited, self.encoder)), layers=tuple(map(limited, self.layers)))
+
+    def within(self, tokens: int) -> ModelSpec:
+        """The same model for texts of so many tokens at most: without indexers that would pick all of them."""
+
+        def plain(layer: Layer) -> Layer:
+            attention = layer.attention
+            if not isinstance(attention, MLA) or attention.indexer is None or attention.indexer.top_k < tokens:
+                return layer
+            return replace(layer, attention=replace(attention, indexer=None))
+
+        return replace(self, layers=tuple(map(plain, self.layers)))
 
     @property
     def lacks(self) -> tuple[str, ...]:

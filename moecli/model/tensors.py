@@ -6,7 +6,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from moecli.model.spec import MLA, Extra, FeedForward, GroupedQuery, Layer, Mixture, ModelSpec, Part, QkNorm, alike
+from moecli.model.spec import (
+    MLA,
+    Extra,
+    FeedForward,
+    GroupedQuery,
+    Indexer,
+    Layer,
+    Mixture,
+    ModelSpec,
+    Part,
+    QkNorm,
+    alike,
+)
 
 __all__ = [
     "EXPERT_MATRICES",
@@ -37,6 +49,11 @@ class Tensor:
         """How many numbers it holds."""
         return math.prod(self.shape)
 
+    @property
+    def chooses(self) -> bool:
+        """Whether it is part of a choice of experts or tokens, and so kept as precise as it was published."""
+        return self.part is Part.ROUTER or self.role == "index_weights"
+
 
 EXPERT_MATRICES = ("gate", "up", "down")
 # Of a mixer with a state: its two large projections, and what is computed with in float32, as the router is.
@@ -45,8 +62,10 @@ MIXER_FLOAT32 = frozenset(
     f"mixer_{role}"
     for role in ("conv", "conv_bias", "decay", "step_bias", "skip", "norm", "step_norm", "write_norm", "read_norm")
 )
-# The router's arithmetic never loses precision.
-FLOAT32 = MIXER_FLOAT32 | {"router", "router_bias", "router_linear_bias", "router_scale", "router_expert_scale"}
+# What chooses among experts or tokens never loses precision.
+FLOAT32 = MIXER_FLOAT32 | {
+    "router", "router_bias", "router_linear_bias", "router_scale", "router_expert_scale", "index_weights"
+}  # fmt: skip
 
 
 def expert_shapes(hidden_size: int, expert: FeedForward) -> dict[str, tuple[int, int]]:
@@ -188,6 +207,8 @@ def _latent(attention: MLA, width: int, layer: int) -> Iterator[Tensor]:
     if attention.bias:
         yield Tensor("kv_a_bias", (attention.cache_width,), Part.ATTENTION, layer)
     yield Tensor("kv_a_norm", (attention.kv_rank,), Part.NORMS, layer)
+    if attention.indexer is not None and not attention.indexer.shared:
+        yield from _indexer(attention.indexer, attention.query_rank or width, width, layer)
     expanded = attention.heads * (attention.nope_dim + attention.value_dim)
     yield Tensor("kv_b", (expanded, attention.kv_rank), Part.ATTENTION, layer)
     if attention.gate_width:
@@ -195,6 +216,14 @@ def _latent(attention: MLA, width: int, layer: int) -> Iterator[Tensor]:
     yield Tensor("o", (width, attention.heads * attention.value_dim), Part.ATTENTION, layer)
     if attention.bias:
         yield Tensor("o_bias", (width,), Part.ATTENTION, layer)
+
+
+def _indexer(indexer: Indexer, query_width: int, width: int, layer: int) -> Iterator[Tensor]:
+    yield Tensor("index_q", (indexer.heads * indexer.head_dim, query_width), Part.ATTENTION, layer)
+    yield Tensor("index_k", (indexer.head_dim, width), Part.ATTENTION, layer)
+    yield Tensor("index_weights", (indexer.heads, width), Part.ATTENTION, layer)
+    yield Tensor("index_k_norm", (indexer.head_dim,), Part.NORMS, layer)
+    yield Tensor("index_k_norm_bias", (indexer.head_dim,), Part.NORMS, layer)
 
 
 def _mixture(mixture: Mixture, width: int, layer: int) -> Iterator[Tensor]:

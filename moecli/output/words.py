@@ -11,6 +11,7 @@ from moecli.model.spec import (
     FeedForward,
     GroupedQuery,
     GroupScore,
+    Indexer,
     Layer,
     Mixture,
     ModelSpec,
@@ -93,7 +94,13 @@ def _latent(kind: MLA) -> list[str]:
     ranks = f"key/value latent of {kind.kv_rank} and a {key} key of {kind.rope_dim}"
     queries = "full queries" if kind.query_rank is None else f"query latent of {kind.query_rank}"
     grow = ["queries grow with the position"] if kind.query_growth else []
-    return [f"multi-head latent, {kind.heads} heads of {kind.head_dim}", ranks, queries, *grow]
+    chosen = [_chosen(kind.indexer)] if kind.indexer else []
+    return [f"multi-head latent, {kind.heads} heads of {kind.head_dim}", ranks, queries, *grow, *chosen]
+
+
+def _chosen(indexer: Indexer) -> str:
+    picks = "a layer before picks" if indexer.shared else f"an indexer of {indexer.heads} heads picks"
+    return f"{picks} {indexer.top_k:,} tokens"
 
 
 def _window(kind: Attention) -> str:

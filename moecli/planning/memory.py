@@ -16,6 +16,7 @@ from moecli.model.spec import (
     MLA,
     Attention,
     FeedForward,
+    Indexer,
     Layer,
     Mixture,
     ModelSpec,
@@ -239,9 +240,9 @@ def _kv(spec: ModelSpec, dtype: str, context: int, batch: int, chunk: int) -> Te
     """Every layer's rows as the engine allocates them, and the fixed states of layers without attention."""
     rows: Counter[tuple[int, int]] = Counter()
     kept = 0
-    for layer, times in alike(spec.layers):
+    for layer, times in alike(spec.within(context).layers):
         rows[cache_rows(layer.attention, context, chunk), layer.attention.cache_width] += times
-        rows[context, layer.cache_extra + (layer.cross.cache_width if layer.cross else 0)] += times
+        rows[context, layer.index_width + (layer.cross.cache_width if layer.cross else 0)] += times
         kept += times * states.numbers(layer.recurrent) if layer.recurrent else 0
     numbers = [
         multiply(count(layers, "layers"), count(each, "rows"), count(width, "numbers"))
@@ -273,10 +274,13 @@ def _activations(
     size = _number_bytes(dtype)
     tokens = _at_once(spec, context, chunk)
     chunks = max(context, block) / CHUNK
-    kinds = [layer for layer, _ in alike(spec.blocks)]
+    kinds = [layer for layer, _ in alike(spec.within(context).blocks)]
     attends_native = native and not spec.encoder  # no kernel has relative positions
     tables = sum(2 * context * rope.dims * size for rope in {layer.attention.rope for layer in kinds})
     routers = sum((4 - size) * times * each.count for each, times in counted_tensors(spec) if each.role == "router")
+    indexers = sum(
+        (4 - size) * times * each.count for each, times in counted_tensors(spec) if each.role == "index_weights"
+    )
     beside = LIBRARY_BESIDE_NATIVE, LIBRARY_CHUNK_BESIDE_NATIVE
     first, further = beside if attends_native else (LIBRARY, LIBRARY_CHUNK)
     library = int(min(1, chunks) * first + min(64, chunks) * further)
@@ -285,11 +289,14 @@ def _activations(
     small = sum((4 - size) * times * each.count for each, times in counted_tensors(spec) if each.role in MIXER_FLOAT32)
     attend = _native_attention if attends_native else _attention
     mixers = [
-        attend(layer.attention, tokens, context, size) + _gate(layer, tokens, size)
+        attend(layer.attention, tokens, context, size)
+        + _gate(layer, tokens, size)
+        + _indexer(layer, tokens, context, size)
         for layer in kinds
         if layer.attention.cache_width
     ]
     mixers += [_recurrent(layer.recurrent, tokens, size) for layer in kinds if layer.recurrent]
+    chosen = max((8 * block * i.top_k for i in map(_indexer_of, kinds) if i and i.shared), default=0)
     copies = 2 if any(layer.ffn_reads_input for layer in kinds) else 1
     at_once = (
         named("residual stream", (copies * block + 3 * tokens) * spec.hidden_size * size),
@@ -303,6 +310,8 @@ def _activations(
         (
             named("rotary tables", tables),
             named("routers in float32", routers),
+            *([named("indexers in float32", indexers)] if indexers else []),
+            *([named("choices that layers share", chosen)] if chosen else []),
             *([named("mixers in float32", small)] if small else []),
             named("matrix library", library),
             *([named("encoder", _encoder(spec, context, size))] if spec.encoder else []),
@@ -358,6 +367,20 @@ def _gate(layer: Layer, tokens: int, size: int) -> int:
     attention = layer.attention
     mixed = attention.heads * attention.value_dim if isinstance(attention, MLA) else attention.mixed_width
     return tokens * (attention.gate_width * (2 * size + 16) + mixed * size) if attention.gate_width else 0
+
+
+def _indexer(layer: Layer, tokens: int, context: int, size: int) -> int:
+    """All queries of its heads, as they are and in float32, as the keys; of one token the scores and its latents."""
+    indexer = _indexer_of(layer)
+    if indexer is None:
+        return 0
+    queries = tokens * indexer.heads * indexer.head_dim * (2 * size + 4)
+    scores = context * (indexer.heads + indexer.head_dim) * 4
+    return queries + scores + indexer.top_k * layer.attention.cache_width * size
+
+
+def _indexer_of(layer: Layer) -> Indexer | None:
+    return layer.attention.indexer if isinstance(layer.attention, MLA) else None
 
 
 def _attention(attention: Attention, tokens: int, context: int, size: int) -> int:

@@ -19,7 +19,7 @@ _LINE = 64  # matrices start on a cache line
 WHOLE = frozenset({"nf4", "int8"})  # scales lie apart from the codes: no run of bytes holds some rows alone
 
 # Quantised models keep these in 16 bits: small, amplified by what follows, or (kv_b) absorbed into other products.
-_PRECISE_ROLES = frozenset({"q_a", "kv_a", "kv_b", "positions", "encoder_positions"}) | {
+_PRECISE_ROLES = frozenset({"q_a", "kv_a", "kv_b", "index_k", "index_weights", "positions", "encoder_positions"}) | {
     f"experts_{name}_bias" for name in EXPERT_MATRICES
 }
 _PRECISE_PARTS = frozenset({Part.NORMS, Part.ROUTER, Part.EMBEDDING, Part.MIXER_OTHER, Part.OTHER})

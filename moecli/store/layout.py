@@ -12,7 +12,7 @@ from moecli.checkpoint.binding import FLOATS, Weights, format_of
 from moecli.checkpoint.stored import ITEM_SIZES
 from moecli.formats import PLAIN, bytes_for
 from moecli.formats.words import formats_of
-from moecli.model.spec import ModelSpec, Part
+from moecli.model.spec import ModelSpec
 from moecli.model.tensors import Tensor, dense_tensors
 from moecli.store.expert_record import PAGE, Record, check_dense, compute_dtype, dense_dtype, layer_records
 
@@ -111,12 +111,12 @@ class StoreLayout:
 
 
 def choose_layout(weights: Weights, dtype: str) -> StoreLayout:
-    """The layout of a checkpoint packed to `dtype`: routers keep their precision, sensitive tensors 16 bits."""
+    """The layout of a checkpoint packed to `dtype`: what chooses keeps its precision, sensitive tensors 16 bits."""
     check_dense(weights.spec, dtype)
     compute = compute_dtype(dtype, weights.dtype)
     roles = {EXPERTS: formats_of(dtype).experts} if weights.spec.mixtures else {}
     for tensor in dense_tensors(weights.spec):
-        if tensor.part is Part.ROUTER:
+        if tensor.chooses:
             stored = {format_of(part) for part in weights.dense(tensor)}
             stored |= {roles[tensor.role]} if tensor.role in roles else set()
             roles[tensor.role] = stored.pop() if len(stored) == 1 else "fp32"
@@ -129,8 +129,7 @@ def are_possible(spec: ModelSpec, dtype: str, compute: str, roles: Mapping[str, 
     """Whether a store of `dtype` can have these formats by role."""
     expected = {EXPERTS: {formats_of(dtype).experts}} if spec.mixtures else {}
     for tensor in dense_tensors(spec):
-        router = tensor.part is Part.ROUTER
-        expected[tensor.role] = set(PLAIN) if router else {dense_dtype(tensor, dtype, compute)}
+        expected[tensor.role] = set(PLAIN) if tensor.chooses else {dense_dtype(tensor, dtype, compute)}
     return roles.keys() == expected.keys() and all(roles[role] in formats for role, formats in expected.items())
 
 

@@ -33,6 +33,8 @@ MODELS = {
         "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16,
         "mscale": 0.7, "mscale_all_dim": 0.7,
     }}),
+    "an indexer": ("deepseek_v32", {"index_topk": 17}),
+    "a shared indexer": ("glm_moe_dsa", {"index_topk": 17, "indexer_types": ["full", "shared", "shared"]}),
     "clip": ("dbrx", {"attn_config": {"clip_qkv": 0.5}}),
     "head norms": ("qwen3_moe", {}),
     "attention in chunks": ("llama4", {"attention_chunk_size": 9}),

@@ -89,6 +89,12 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("deepseek_v3", "biases, tied", {"attention_bias": True, "tie_word_embeddings": True}),
     ("deepseek_v3", "mostly dense", {"num_hidden_layers": 3, "first_k_dense_replace": 2, "n_shared_experts": 2}),
     *(("deepseek_v3", name, {"rope_parameters": rope}) for name, rope in MSCALE.items()),
+    ("deepseek_v32", "yarn, biases, tied, one group", {
+        "rope_parameters": MSCALE["mscale 1"], "attention_bias": True, "tie_word_embeddings": True, "n_group": 1,
+        "topk_group": 1}),
+    ("deepseek_v32", "one token chosen, mostly dense",
+     {"index_topk": 1, "num_hidden_layers": 3, "first_k_dense_replace": 2}),
+    ("deepseek_v32", "every token chosen", {"index_topk": 512, "norm_topk_prob": False}),
     ("dots1", "no groups, normalised, scaled",
      {"n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.5}),
     ("dots1", "biases, tied, wide heads", {"attention_bias": True, "tie_word_embeddings": True, "head_dim": 12}),
@@ -135,6 +141,10 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
      {"attention_bias": True, "tie_word_embeddings": True, "mlp_layer_types": ["sparse", "sparse"]}),
     ("glm4_moe_lite", "weights as they are", {"norm_topk_prob": False, "routed_scaling_factor": 1.0}),
     *(("glm4_moe_lite", name, {"rope_parameters": rope}) for name, rope in MSCALE.items()),
+    ("glm_moe_dsa", "choices that layers share",
+     {"num_hidden_layers": 5, "indexer_types": ["full", "shared", "shared", "full", "shared"]}),
+    ("glm_moe_dsa", "groups, all sparse, indexer keys that all rotate",
+     {"n_group": 4, "topk_group": 2, "first_k_dense_replace": 0, "index_head_dim": 4}),
     ("gpt_oss", "untruncated yarn as published, a window of one", {
         "rope_parameters": YARN | {"truncate": False}, "sliding_window": 1, "num_hidden_layers": 3}),
     ("gpt_oss", "no windows, no biases of attention, tied, multi-head", {
@@ -301,6 +311,7 @@ def test_shards_read_as_one_file_does(family: str, tmp_path: Path) -> None:
     ("family", "keys", "name"),
     [
         ("deepseek_v3", {"num_nextn_predict_layers": 1}, "model.layers.2.enorm.weight"),
+        ("deepseek_v32", {"num_nextn_predict_layers": 1}, "model.layers.2.self_attn.indexer.wk.weight"),
         ("ernie4_5_moe", {"num_nextn_predict_layers": 1}, "model.mtp_block.0.input_layernorm.weight"),
         ("glm4_moe", {"num_nextn_predict_layers": 1}, "model.layers.2.eh_proj.weight"),
         ("glm4_moe_lite", {"num_nextn_predict_layers": 1}, "model.layers.2.shared_head.norm.weight"),

@@ -27,8 +27,8 @@ def caches_for(decoder: Decoder, texts: list[list[int]], chunk: int = 32) -> lis
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
-        ("mixtral", {"sliding_window": 24}), ("deepseek_v3", WIDE), ("qwen2_moe", {}), ("granitemoe", {}),
-        ("dbrx", {}),
+        ("mixtral", {"sliding_window": 24}), ("deepseek_v3", WIDE), ("deepseek_v32", WIDE), ("qwen2_moe", {}),
+        ("granitemoe", {}), ("dbrx", {}),
     ],
 )  # fmt: skip
 def test_prompts_that_are_read_together_are_as_each_alone(

@@ -26,6 +26,8 @@ _LATENT = {
     "num_experts_per_tok": 3, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6,
     "first_k_dense_replace": 1,
 }  # fmt: skip
+# Tokens that no head likes score alike, and then any of them may be chosen: many heads leave none of them.
+_INDEXED = {"index_n_heads": 16, "index_head_dim": 12, "index_topk": 24}
 _ROUTED = {
     "intermediate_size": 40, "moe_intermediate_size": 16, "n_routed_experts": 8, "n_shared_experts": 1,
     "num_experts_per_tok": 3, "first_k_dense_replace": 1,
@@ -154,6 +156,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "deepseek_v2": ("DeepseekV2", _BASE | _LATENT | {"q_lora_rank": 12, "n_shared_experts": 2}),
+    "deepseek_v32": (
+        "DeepseekV32",
+        _BASE | _LATENT | _INDEXED | {"q_lora_rank": 12, "n_shared_experts": 1, "n_group": 4, "topk_group": 2},
+    ),
+    "glm_moe_dsa": (
+        "GlmMoeDsa", _BASE | _LATENT | _INDEXED | {"q_lora_rank": 12, "n_shared_experts": 1, "num_hidden_layers": 3},
+    ),
     "deepseek_v3": ("DeepseekV3", _BASE | _LATENT | {"q_lora_rank": 12, "n_group": 4, "topk_group": 2}),
     "gpt_oss": (
         "GptOss",

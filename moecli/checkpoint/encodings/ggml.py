@@ -101,7 +101,7 @@ class Ggml(Encoding):
         from moecli.formats.published import Blocks
 
         kind, dtype = TYPES[self.kind], self.kind.lower()
-        if self.heads or dtype not in GROUPED:
+        if self.order or self.columns_order or self.change or dtype not in GROUPED:
             return None
         groups = raw.rows(checkpoint, self.parts[0], first, count).view(count, -1, kind.size)
         return Blocks(dtype, groups[..., kind.size - 16 :], groups[..., : kind.size - 16], paired=False)

@@ -88,6 +88,9 @@ MULTI_HEAD_LATENT = (
     )
     | names(_LAYER + "self_attn.", ".bias", q_a_bias="q_a_proj", kv_a_bias="kv_a_proj_with_mqa", o_bias="o_proj")
 )  # fmt: skip
+INDEXER = names(
+    _LAYER + "self_attn.indexer.", index_q="wq_b", index_k="wk", index_weights="weights_proj", index_k_norm="k_norm"
+) | names(_LAYER + "self_attn.indexer.", ".bias", index_k_norm_bias="k_norm")
 MLP = names(_LAYER + "mlp.", gate_up="gate_proj up_proj", down="down_proj", router="gate")
 SHARED_EXPERTS = names(_LAYER + "mlp.shared_experts.", shared_gate_up="gate_proj up_proj", shared_down="down_proj")
 CORRECTION_BIAS = names(_LAYER + "mlp.gate.", "", router_bias="e_score_correction_bias")

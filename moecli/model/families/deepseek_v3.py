@@ -31,7 +31,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     context = c.count("max_position_embeddings", 4096)
     attention = multi_head_latent(c, context, heads=128)
     layers = dense_then_sparse(
-        c, attention, _router(c), default_layers=61, default_dense=3, default_widths=(18432, 2048, 1)
+        c, attention, router(c), default_layers=61, default_dense=3, default_widths=(18432, 2048, 1)
     )
     return make_spec(
         c, layers, hidden_size=c.count("hidden_size", 7168), context=context, vocab=129280,
@@ -39,7 +39,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     )  # fmt: skip
 
 
-def _router(c: ConfigReader) -> Router:
+def router(c: ConfigReader) -> Router:
+    """Sigmoid scores, a bias for picking, the best groups by the sum of their best two."""
     return Router(
         c.count("n_routed_experts", 256),
         c.count("num_experts_per_tok", 8),

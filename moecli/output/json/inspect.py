@@ -98,6 +98,7 @@ def _latent(attention: MLA) -> dict[str, Any]:
         "kv_rank": attention.kv_rank,
         "nope_dim": attention.nope_dim,
         "value_dim": attention.value_dim,
+        **({"index_topk": attention.indexer.top_k} if attention.indexer else {}),
     }
 
 
