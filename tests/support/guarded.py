@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moecli.formats import SEARCHED
+from moecli.formats import GROUPED, SEARCHED, bytes_for
+from moecli.formats.published import Blocks
 from moecli.kernels import library, native, prompt_attention
 from moecli.model.spec import Activation
 from tests.support import native_samples as samples
@@ -56,8 +57,20 @@ def everything(place: Callable[[Tensor], Tensor]) -> None:
                 native.pack(dtype, place(samples.gaussian(inner, width).to(precision)))
 
 
+def published(place: Callable[[Tensor], Tensor]) -> None:
+    """Blocks of two rows, three groups, as they are laid out anew."""
+    for dtype in GROUPED:
+        size = 1 if dtype == "mxfp4" else 2
+        indices = place(torch.arange(96, dtype=torch.uint8) * 37).view(2, 3, 16)
+        scales = place(torch.full((6 * size,), 100 if size == 1 else 60, dtype=torch.uint8)).view(2, 3, size)
+        for paired in (False, True):
+            packed = place(torch.empty(bytes_for(dtype, (2, 96)), dtype=torch.uint8))
+            assert native.repack(Blocks(dtype, indices, scales, paired), packed)
+
+
 for name in library.isas():
     library.use_isa(name)
-    everything(lambda numbers: guarded(numbers, at_end=True))
-    everything(lambda numbers: guarded(numbers, at_end=False))
+    for call in (everything, published):
+        call(lambda numbers: guarded(numbers, at_end=True))
+        call(lambda numbers: guarded(numbers, at_end=False))
     print(name)
