@@ -111,7 +111,10 @@ def _load(path: Path) -> dict[str, Any]:
             raise damaged(path.parent, f"its {FILE} is too large")
         content = path.read_bytes()
     except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is not a packed model: it holds no {FILE}") from None
+        raise CheckpointError(
+            f"{path.parent} is not a packed model: it holds no {FILE}",
+            "moecli list shows the packed models that are here",
+        ) from None
     except OSError as error:
         raise unreadable(path, error) from error
     return json_object(content, lambda problem: damaged(path.parent, f"its {FILE} {problem}"))

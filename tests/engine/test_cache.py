@@ -17,7 +17,7 @@ from moecli.engine.generate import Timing
 from moecli.engine.router import Routing
 from moecli.engine.sampling import Sampler, Sampling
 from moecli.kernels.library import library
-from moecli.model.spec import GroupedQuery, Rope
+from moecli.model.spec import MLA, GroupedQuery, Rope
 from tests.support.checkpoints import make, prompt, write
 from tests.support.running import answer, greedy, load, score, session
 
@@ -293,4 +293,7 @@ def test_a_cache_has_the_size_that_its_spec_says(decoders: dict[str, Decoder]) -
         cache: Cache = decoder.new_cache(50, 8)
         for layer, kept in zip(decoder.spec.layers, cache.layers, strict=True):
             rows = cache_rows(layer.attention, 50, 8)
-            assert sum(buffer.numel() for buffer in kept.buffers) == rows * layer.attention.cache_width
+            width = layer.attention.cache_width
+            if isinstance(layer.attention, MLA) and layer.attention.indexer and not layer.attention.indexer.shared:
+                width += layer.attention.indexer.head_dim  # its keys
+            assert sum(buffer.numel() for buffer in kept.buffers) == rows * width

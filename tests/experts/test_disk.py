@@ -192,6 +192,7 @@ def test_a_disk_is_measured_by_records_spread_over_the_layers(
 
     class Layers:
         spec = SimpleNamespace(mixtures=tuple((layer, None) for layer in range(layers)))
+        copy = None
 
         def record(self, layer: int) -> object:
             return store.record(0)

@@ -153,6 +153,8 @@ _DERIVED = {
     "deepseek_v3": ("head_dim", "num_key_value_heads"),
     "kimi_linear": ("num_key_value_heads",),
     "bailing_hybrid": ("head_dim", "num_key_value_heads"),
+    "deepseek_v32": ("head_dim", "num_key_value_heads"),
+    "glm_moe_dsa": ("head_dim", "num_key_value_heads"),
     "mistral4": ("head_dim", "num_key_value_heads"),
     "gemma4": ("vocab_size_per_layer_input",),  # read where layers have inputs of their own
     "switch_transformers": ("is_decoder",),

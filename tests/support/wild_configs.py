@@ -278,6 +278,10 @@ WILD: dict[str, Wild] = {
         _of("deepseek-v3", "quantization_config", torch_dtype="bfloat16", mlp_bias=False, num_local_experts=256),
         _DEEPSEEK,
     ),
+    "deepseek-v3.2 in bf16": Wild(
+        _of("deepseek-v3.2", "quantization_config", torch_dtype="bfloat16", mlp_bias=False), 671_877_944_064
+    ),
+    "glm-5, tuned": Wild(_of("glm-5", **_SAVER), 743_911_218_432),
     "deepseek-r1, nvfp4": Wild(_of("deepseek-r1", quantization_config=_MODELOPT), _DEEPSEEK, "ModelOpt nvfp4"),
     "kimi-k2-thinking": Wild(_of("kimi-k2", quantization_config=_INT4), _KIMI, "compressed-tensors 4-bit"),
     "kimi-k2.5": Wild(
