@@ -22,7 +22,7 @@ from moecli.model.tensors import Tensor, dense_tensors, expert_shapes
 
 _ARCHITECTURES = {
     "olmoe": "olmoe", "mixtral": "llama", "deepseek_v2": "deepseek2", "qwen3_moe": "qwen3moe", "dbrx": "dbrx",
-    "grok-1": "grok",
+    "grok-1": "grok", "qwen3_5_moe": "qwen35moe",
 }  # fmt: skip
 _NAMES = {
     "embedding": "token_embd", "final_norm": "output_norm", "lm_head": "output",
@@ -31,7 +31,13 @@ _NAMES = {
     "post_attn_norm": "attn_output_norm", "post_ffn_norm": "layer_output_norm",
     "ffn_norm": "ffn_norm", "router": "ffn_gate_inp", "down": "ffn_down", "shared_down": "ffn_down_shexp",
 }  # fmt: skip
-_DBRX_NAMES = {"qkv": "attn_qkv", "ffn_norm": "attn_output_norm"}
+_OTHER_NAMES = {
+    "dbrx": {"qkv": "attn_qkv", "ffn_norm": "attn_output_norm"},
+    "qwen3_5_moe": {
+        "ffn_norm": "post_attention_norm", "mixer_norm": "ssm_norm", "mixer_out": "ssm_out", "mixer_decay": "ssm_a.",
+        "mixer_step_bias": "ssm_dt.bias",
+    },
+}  # fmt: skip
 _BLOCK, _BLOCK_BYTES = 32, 18  # Q4_0: an fp16 scale and 32 nibbles, each a multiple of it from -8 to 7
 _SPREAD = 4.32  # the standard deviation of nibbles from -7 to 7
 
@@ -85,8 +91,9 @@ def tensors(spec: ModelSpec) -> Iterator[Stored]:
     for tensor in dense_tensors(spec):
         prefix = "" if tensor.layer is None else f"blk.{tensor.layer}."
         for name, shape in _parts(spec, tensor):
-            quantised = len(shape) > 1 and tensor.part is not Part.ROUTER
-            yield Stored(f"{prefix}{name}.weight", shape, quantised, 0.0 if tensor.role == "embedding" else 1.0)
+            quantised = len(shape) > 1 and tensor.part is not Part.ROUTER and not shape[-1] % _BLOCK
+            whole = name.rstrip(".") if "." in name else f"{name}.weight"
+            yield Stored(f"{prefix}{whole}", shape, quantised, 0.0 if tensor.role == "embedding" else 1.0)
     for layer, mixture in spec.mixtures:
         router = mixture.router
         for matrix, shape in expert_shapes(spec.hidden_size, mixture.expert).items():
@@ -98,10 +105,22 @@ def _parts(spec: ModelSpec, tensor: Tensor) -> Iterator[tuple[str, tuple[int, ..
     """What one tensor of a spec is there: fused projections are several, kv_b is cut for its absorption."""
     rows, *rest = tensor.shape
     attention = spec.layers[tensor.layer or 0].attention
-    if spec.family == "dbrx" and tensor.role in _DBRX_NAMES:
-        yield _DBRX_NAMES[tensor.role], tensor.shape
+    if other := _OTHER_NAMES.get(spec.family, {}).get(tensor.role):
+        yield other, tensor.shape
+    elif tensor.role in ("mixer_in", "mixer_gates"):  # of a gated delta net
+        mixer = spec.layers[tensor.layer or 0].recurrent
+        assert mixer is not None
+        second = mixer.heads * (mixer.head_dim if tensor.role == "mixer_in" else 1)
+        names = ("attn_qkv", "attn_gate") if tensor.role == "mixer_in" else ("ssm_beta", "ssm_alpha")
+        yield from ((name, (height, *rest)) for name, height in zip(names, (rows - second, second), strict=True))
+    elif tensor.role == "mixer_conv":
+        yield "ssm_conv1d", (rows, rest[-1])
+    elif tensor.role == "shared_gate":
+        yield "ffn_gate_inp_shexp", tuple(rest)
+    elif tensor.role == "attn_gate":
+        return  # beside each head's query
     elif tensor.role == "qkv" and isinstance(attention, GroupedQuery):
-        widths = (attention.query_width, attention.kv_width, attention.value_width)
+        widths = (attention.query_width + attention.gate_width, attention.kv_width, attention.value_width)
         yield from ((f"attn_{name}", (width, *rest)) for name, width in zip("qkv", widths, strict=True))
     elif tensor.role == "kv_b" and isinstance(attention, MLA):
         yield "attn_k_b", (attention.heads, attention.kv_rank, attention.nope_dim)
@@ -115,7 +134,7 @@ def _parts(spec: ModelSpec, tensor: Tensor) -> Iterator[tuple[str, tuple[int, ..
 
 def _describe(writer: GGUFWriter, spec: ModelSpec) -> None:
     """The model's numbers, and a vocabulary that is nothing but its size. Rotary scaling is left out: it costs none."""
-    attention = spec.layers[0].attention
+    attention = next(layer.attention for layer in spec.layers if layer.attention.heads)
     writer.add_block_count(len(spec.layers))
     writer.add_context_length(spec.context_length)
     writer.add_embedding_length(spec.hidden_size)
@@ -137,6 +156,13 @@ def _describe(writer: GGUFWriter, spec: ModelSpec) -> None:
         writer.add_head_count_kv(attention.kv_heads)
         writer.add_key_length(attention.head_dim)
         writer.add_value_length(attention.head_dim)
+    if mixer := next((layer.recurrent for layer in spec.layers if layer.recurrent), None):
+        writer.add_ssm_conv_kernel(mixer.kernel)
+        writer.add_ssm_inner_size(mixer.heads * mixer.head_dim)
+        writer.add_ssm_state_size(mixer.state_dim)
+        writer.add_ssm_time_step_rank(mixer.heads)
+        writer.add_ssm_group_count(mixer.groups)
+        writer.add_rope_dimension_sections([attention.rope.dims // 2, 0, 0, 0])
     _describe_experts(writer, spec)
     writer.add_vocab_size(spec.vocab_size)
     writer.add_tokenizer_model("none")
@@ -153,13 +179,15 @@ def _describe_experts(writer: GGUFWriter, spec: ModelSpec) -> None:
     writer.add_expert_count(router.experts)
     writer.add_expert_used_count(router.top_k)
     writer.add_expert_shared_count(mixture.shared.intermediate_size // width if mixture.shared else 0)
+    if mixture.shared:
+        writer.add_expert_shared_feed_forward_length(mixture.shared.intermediate_size)
     writer.add_expert_weights_norm(router.norm_power is not None)
 
 
 def _random(tensor: Stored, random: np.random.Generator) -> NDArray[np.uint8] | NDArray[np.float32]:
     """Weights as wide as a trained model's, the router's twice that; the norms are 1."""
     if len(tensor.shape) == 1:
-        return np.ones(tensor.shape, np.float32)
+        return np.full(tensor.shape, -1 if tensor.name.endswith("ssm_a") else 1, np.float32)
     spread = 1.0 if tensor.name.startswith("token_embd") else tensor.shape[-1] ** -0.5
     if not tensor.quantised:
         return (2 * spread * random.standard_normal(tensor.shape)).astype(np.float32)

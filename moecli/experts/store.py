@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import repeat
 from typing import Protocol
 
 import torch
@@ -14,7 +14,15 @@ from torch import Tensor
 
 from moecli.experts.arena import CPU
 from moecli.kernels.blocking import CHUNK, GROUPED
-from moecli.kernels.linear import Biases, Expert, ExpertBiases, expert_outputs, grouped_outputs, takes_groups
+from moecli.kernels.linear import (
+    Biases,
+    Expert,
+    ExpertBiases,
+    add_weighted,
+    expert_outputs,
+    grouped_outputs,
+    takes_groups,
+)
 from moecli.model.spec import Activation
 
 
@@ -116,12 +124,22 @@ def moe_forward(
         for tokens in taken.tokens[each[0]].split(at_once):
             yield compute(rows[device][tokens.to(device)], [each], activation, biases)[0].to(x.device)
 
+    def add_those_in_turn() -> None:
+        while turns and turns[0] in waiting:
+            first = turns.popleft()
+            taken.add(first, waiting.pop(first), sums)
+
     with closing(store.iter_ready(layer, taken.counts, len(x))) as groups:
-        for number, parts in chain.from_iterable(map(outputs, groups)):
-            waiting[number] = parts if number == turns[0] else list(parts)
-            while turns and turns[0] in waiting:
-                first = turns.popleft()
-                taken.add(first, waiting.pop(first), sums)
+        for group in groups:
+            in_turn = biases is None and all(number == turn for (number, _), turn in zip(group, turns, strict=False))
+            if in_turn and taken.add_all(group, x, activation, sums):
+                for _ in group:
+                    turns.popleft()
+                add_those_in_turn()
+                continue
+            for number, parts in outputs(group):
+                waiting[number] = parts if number == turns[0] else list(parts)
+                add_those_in_turn()
     return sums
 
 
@@ -146,6 +164,15 @@ class _Taken:
             some.append(each)
             count += self.counts[each[0]]
         yield some
+
+    def add_all(self, group: Group, x: Tensor, activation: Activation, sums: Tensor) -> bool:
+        """Add what the experts of a group make of their tokens of x [T, D], by one native call if that can be."""
+        whole = [expert for _, expert in group if isinstance(expert, tuple)]
+        if not whole or len(whole) < len(group) or not x.is_cpu:
+            return False
+        numbers = [number for number, _ in group]
+        rows, weights = (torch.cat([each[number] for number in numbers]) for each in (self.tokens, self._weights))
+        return add_weighted(sums, x, whole, activation, [self.counts[number] for number in numbers], rows, weights)
 
     def add(self, expert: int, outputs: Iterable[Tensor], sums: Tensor) -> None:
         """Add what an expert made of its tokens, in parts [n, D], to the sums [T, D] in float32."""

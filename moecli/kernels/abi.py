@@ -52,6 +52,19 @@ class FeedForward(ctypes.Structure):
     )
 
 
+class WeightedSum(ctypes.Structure):
+    """Tokens, the experts that some of them take, and the sums that these are added to."""
+
+    _fields_ = (
+        ("each", FeedForward),
+        ("counts", c_void_p),
+        ("rows", c_void_p),
+        ("weights", c_void_p),
+        ("at_once", c_int64),
+        ("sums", c_void_p),
+    )
+
+
 class Pack(ctypes.Structure):
     """A plain matrix, and where its packed bytes go."""
 
@@ -320,6 +333,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "tokens": Tokens,
     "linear": Linear,
     "feed_forward": FeedForward,
+    "weighted_sum": WeightedSum,
     "pack": Pack,
     "repack": Repack,
     "sublayer": Sublayer,

@@ -20,10 +20,11 @@ from moecli.kernels import abi
 from moecli.kernels.built import FILE as FILE
 
 FUNCTIONS = (
-    "linear", "feed_forward", "gated", "pack", "repack", "decode_step", "route", "combine", "prompt_attention", "mix",
+    "linear", "feed_forward", "gated", "weighted_sum", "pack", "repack", "decode_step", "route", "combine",
+    "prompt_attention", "mix",
 )  # fmt: skip
 
-_VERSION = 8  # of what the functions do: moecli_version() of a library where they do the same
+_VERSION = 9  # of what the functions do: moecli_version() of a library where they do the same
 _NO_MEMORY = 1  # enum status of native.h
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from moecli import formats
 from moecli.formats.plain import torch_dtype
 from moecli.kernels import bnb, native
-from moecli.kernels.blocking import MAX_TOKENS
+from moecli.kernels.blocking import CHUNK, MAX_TOKENS
 from moecli.kernels.choice import Kernel, chosen, serves
 from moecli.model.spec import Activation
 
@@ -192,6 +192,27 @@ def expert_outputs(
     given = biases or [()] * len(experts)
     outputs = [_expert(rows, *each, activation)[: len(x)] for each in zip(experts, given, strict=True)]
     return outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)
+
+
+def add_weighted(
+    sums: Tensor,
+    x: Tensor,
+    experts: Sequence[Expert],
+    activation: Activation,
+    counts: Sequence[int],
+    rows: Tensor,
+    weights: Tensor,
+) -> bool:
+    """See `native.add_weighted`, CHUNK rows at once. False, and nothing is done, where native kernels do not serve."""
+    up = experts[0][-2]
+    data = (
+        native_bytes(format_of(up), chain.from_iterable(experts)) if sums.is_cpu and activation in ACTIVATIONS else None
+    )
+    if data is None:
+        return False
+    each = list(zip(*(data[place :: len(experts[0])] for place in range(len(experts[0]))), strict=True))
+    native.add_weighted(sums, format_of(up), x, each, up.shape[0], activation, counts, rows, weights, CHUNK)
+    return True
 
 
 def takes_groups(expert: Expert, activation: Activation) -> bool:

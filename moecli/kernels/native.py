@@ -88,6 +88,44 @@ def feed_forward(
     return output
 
 
+def add_weighted(
+    sums: Tensor,
+    dtype: str,
+    x: Tensor,
+    experts: Sequence[Expert],
+    intermediate_size: int,
+    activation: Activation,
+    counts: Sequence[int],
+    rows: Tensor,
+    weights: Tensor,
+    at_once: int,
+) -> None:
+    """Add to sums, float32 [T, D], what experts without biases make of those rows of x [T, D] that take them.
+
+    `counts` says how many take each expert, `rows` which, int64 [n], and `weights`, float32 [n], by how much. The same
+    bits as `feed_forward`, a product and `index_add_`, expert after expert; at most `at_once` rows are computed at
+    once. ValueError if shapes do not agree.
+    """
+    tokens = _rows(x, x.shape[-1])
+    few = sum(counts) == len(rows) == len(weights) and len(counts) == len(experts) and sums.shape == x.shape
+    if not few or rows.dtype != torch.int64 or not weights.dtype == sums.dtype == torch.float32:
+        raise ValueError(f"{len(rows)} rows and {len(weights)} weights of {len(experts)} experts: they do not agree")
+    if not (rows.is_contiguous() and weights.is_contiguous() and sums.is_contiguous()):
+        raise ValueError("rows, weights and sums have to lie in one piece")
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(x):
+        raise ValueError(f"a row that is none of {len(x)}")
+    up_bytes = bytes_for(dtype, (intermediate_size, x.shape[1]))
+    sizes = up_bytes, up_bytes, bytes_for(dtype, (x.shape[1], intermediate_size))
+    addresses = array("Q", [place for expert in experts for place in _addresses(expert, sizes)])
+    found, taken = loaded(), array("q", counts)
+    each = abi.FeedForward(
+        found.thread_pool(), FORMATS[dtype], ACTIVATIONS[activation], False, 0, _tokens(tokens),
+        addresses.buffer_info()[0], None, len(experts), intermediate_size, None,
+    )  # fmt: skip
+    call = abi.WeightedSum(each, taken.buffer_info()[0], rows.data_ptr(), weights.data_ptr(), at_once, sums.data_ptr())
+    found.call("weighted_sum", call)
+
+
 def stacked_feed_forward(
     dtype: str, x: Tensor, gate_up: Tensor, down: Tensor, intermediate_size: int, activation: Activation
 ) -> Tensor:

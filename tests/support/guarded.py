@@ -53,6 +53,19 @@ def everything(place: Callable[[Tensor], Tensor]) -> None:
                 for rows in (x, place(x.bfloat16()), place(x.half())):
                     native.linear(dtype, rows, experts[0][0], (inner, width))
                     native.feed_forward(dtype, rows, experts, inner, Activation.SILU)
+                    taken, weights = torch.arange(tokens).repeat(2), torch.ones(2 * tokens)
+                    native.add_weighted(
+                        place(torch.zeros(tokens, width)),
+                        dtype,
+                        rows,
+                        experts,
+                        inner,
+                        Activation.SILU,
+                        [tokens, tokens],
+                        place(taken),
+                        place(weights),
+                        4,
+                    )
             for precision in (torch.float32, torch.bfloat16, torch.float16) if dtype in SEARCHED else ():
                 native.pack(dtype, place(samples.gaussian(inner, width).to(precision)))
 

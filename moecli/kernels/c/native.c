@@ -56,7 +56,7 @@ static const struct {
 };
 
 /* Changes whenever a function does; of the structures `moecli_layout` tells. */
-PUBLIC int moecli_version(void) { return 8; }
+PUBLIC int moecli_version(void) { return 9; }
 
 /* A row of the table of fields; NULL past the last. */
 PUBLIC const struct layout *moecli_layout(int index) {
@@ -75,6 +75,8 @@ PUBLIC int moecli_linear(int isa, const struct linear *call) { return isas[isa].
 PUBLIC int moecli_feed_forward(int isa, const struct feed_forward *call) { return isas[isa].isa->feed_forward(call); }
 
 PUBLIC int moecli_gated(int isa, const struct feed_forward *call) { return isas[isa].isa->gated(call); }
+
+PUBLIC int moecli_weighted_sum(int isa, const struct weighted_sum *call) { return isas[isa].isa->weighted_sum(call); }
 
 PUBLIC int moecli_pack(int isa, const struct pack *call) { return isas[isa].isa->pack(call); }
 

@@ -81,6 +81,19 @@ struct feed_forward {
     float *output;
 };
 
+/* sums [tokens, hidden_size] += what each of some experts makes of the tokens that take it, times their weights.
+
+   `each` has the tokens and the experts' matrices; `counts` says how many tokens take an expert, `rows` which, and
+   `weights` by how much, those of one expert after those of the other. Expert is added after expert, a product rounded
+   before its sum; at most `at_once` rows of one are computed together. */
+struct weighted_sum {
+    struct feed_forward each;
+    const int64_t *counts, *rows;
+    const float *weights;
+    int64_t at_once;
+    float *sums;
+};
+
 /* packed = the bytes of a matrix [rows, columns]; strides in numbers */
 struct pack {
     struct thread_pool pool;
@@ -259,6 +272,7 @@ struct isa {
     const char *name;
     enum status (*linear)(const struct linear *);
     enum status (*feed_forward)(const struct feed_forward *), (*gated)(const struct feed_forward *);
+    enum status (*weighted_sum)(const struct weighted_sum *);
     enum status (*pack)(const struct pack *);
     enum status (*repack)(const struct repack *);
     enum status (*decode_step)(const struct decode_step *);

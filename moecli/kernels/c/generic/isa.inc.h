@@ -4,6 +4,7 @@
 #include "moe.inc.h"
 #include "recurrent.inc.h"
 #include "repack.inc.h"
+#include "weighted_sum.inc.h"
 
 static void take(struct sublayer *sublayer, const struct decode_step *call) {
     sublayer->x = call->x, sublayer->tokens = call->tokens, sublayer->pool.threads = call->threads;
@@ -38,5 +39,5 @@ static enum status decode_step(const struct decode_step *call) {
 #define NAMED_(name) moecli_##name
 #define TEXT(name) TEXT_(name)
 #define TEXT_(name) #name
-const struct isa NAMED(ISA) = {TEXT(ISA), linear,  feed_forward,     gated,        pack, repack, decode_step,
-                               route,     combine, prompt_attention, mix_projected};
+const struct isa NAMED(ISA) = {TEXT(ISA), linear,      feed_forward, gated,   weighted_sum,     pack,
+                               repack,    decode_step, route,        combine, prompt_attention, mix_projected};
