@@ -205,9 +205,7 @@ def add_weighted(
 ) -> bool:
     """See `native.add_weighted`, CHUNK rows at once. False, and nothing is done, where native kernels do not serve."""
     up = experts[0][-2]
-    data = (
-        native_bytes(format_of(up), chain.from_iterable(experts)) if sums.is_cpu and activation in ACTIVATIONS else None
-    )
+    data = native_bytes(format_of(up), chain.from_iterable(experts))
     if data is None:
         return False
     each = list(zip(*(data[place :: len(experts[0])] for place in range(len(experts[0]))), strict=True))
