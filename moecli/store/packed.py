@@ -47,6 +47,8 @@ class PackedStore:
     def beside(self, copy: Path) -> PackedStore:
         """The same, read from a copy as well. CheckpointError where that is not whole, or not one of this store."""
         other = PackedStore.open(copy)
+        if copy.samefile(self.folder):
+            raise CheckpointError(f"{copy} is the packed model itself", "name a folder with a copy, on another disk")
         if other.manifest != self.manifest:
             raise CheckpointError(
                 f"{copy} is no copy of {self.folder}: its {manifest.FILE} is another",

@@ -92,6 +92,7 @@ def test_a_copy_on_another_disk_is_read_beside_the_store(moecli: Any, store: Pat
     assert "left alone" not in result.stderr
     next(copy.glob("experts-*")).unlink()
     for model, folder, problem in (
+        (str(store), store, "is the packed model itself"),
         (str(store), copy, "is damaged: its experts-"),
         (str(store), tmp_path, "is not a packed model"),
         ("tiny", copy, "goes with a packed model"),
